@@ -1,0 +1,154 @@
+"""Every exception that batchray raises.
+
+    BatchrayError
+    ├── UsageError                  the caller's input cannot be used; nothing was run (exit status 2)
+    │   ├── BatchFormatError        the batch cannot be read: line or index, and the reason
+    │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
+    │   ├── UnknownJobError         no job of that id in this data directory
+    │   └── StoreLockedError        another process writes to this data directory
+    ├── StoreError                  the store cannot be read or written
+    ├── ClusterError                Ray cannot be started, reached or used any more
+    ├── WorkerDiedError             the process that ran one attempt ended without an answer
+    ├── JobInterruptedError         a wait for a job ended before the job did
+    └── RequestError                one request cannot go on; becomes its outcome, never ends a job
+        ├── ModelAPIError           the provider refused, failed or did not answer in time
+        ├── InvalidResponseError    the provider's answer is truncated, malformed or empty
+        ├── InvalidToolCallError    the model asked for a tool with arguments that cannot be read
+        └── DeadlineExceededError   the request's own deadline passed
+
+All of them survive pickling: each passes every argument to `Exception` positionally.
+"""
+
+from __future__ import annotations
+
+
+class BatchrayError(Exception):
+    """The root of the tree; catching it catches all that batchray raises on purpose."""
+
+
+class UsageError(BatchrayError):
+    """The caller's input cannot be used; nothing was run."""
+
+
+class BatchFormatError(UsageError):
+    """The input cannot be read as a batch.
+
+    `line` counts from 1 in JSON Lines, `index` from 0 in a body or an iterable; None where it is the whole input.
+    """
+
+    def __init__(self, reason: str, line: int | None = None, index: int | None = None) -> None:
+        super().__init__(reason, line, index)
+        self.reason, self.line, self.index = reason, line, index
+
+    def __str__(self) -> str:
+        if self.line is not None:
+            return f"line {self.line}: {self.reason}"
+        return self.reason if self.index is None else f"requests[{self.index}]: {self.reason}"
+
+
+class ConfigError(UsageError):
+    """Settings, agents or providers cannot be used.  `place` names the file, and the line or path in it."""
+
+    def __init__(self, reason: str, place: str = "") -> None:
+        super().__init__(reason, place)
+        self.reason, self.place = reason, place
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}" if self.place else self.reason
+
+
+class UnknownJobError(UsageError):
+    """The data directory holds no job of this id."""
+
+    def __init__(self, job_id: str, data_dir: str = "") -> None:
+        super().__init__(job_id, data_dir)
+        self.job_id, self.data_dir = job_id, data_dir
+
+    def __str__(self) -> str:
+        where = f" in {self.data_dir}" if self.data_dir else ""
+        return f"no job {self.job_id!r}{where}; `batchray status` lists the jobs of a data directory"
+
+
+class StoreLockedError(UsageError):
+    """Another process has the data directory open for writing."""
+
+    def __init__(self, data_dir: str, holder: str = "") -> None:
+        super().__init__(data_dir, holder)
+        self.data_dir, self.holder = data_dir, holder
+
+    def __str__(self) -> str:
+        who = f"process {self.holder}" if self.holder else "another process"
+        return f"{who} is writing to {self.data_dir}; wait until it ends, or use another --data-dir"
+
+
+class StoreError(BatchrayError):
+    """The store cannot be read or written."""
+
+
+class ClusterError(BatchrayError):
+    """Ray cannot be started, reached, or used any more."""
+
+
+class WorkerDiedError(BatchrayError):
+    """The process that ran one attempt ended without an answer.
+
+    `is_suspect` tells whether this request was running code of its own in that process when it died, and so may have
+    caused the death; requests that only waited for their model are not suspects.
+    """
+
+    def __init__(self, reason: str, is_suspect: bool = True) -> None:
+        super().__init__(reason, is_suspect)
+        self.reason, self.is_suspect = reason, is_suspect
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class JobInterruptedError(BatchrayError):
+    """A wait for a job ended before the job did; finished items are kept, and `batchray.resume` goes on."""
+
+    def __init__(self, job_id: str, reason: str = "interrupted") -> None:
+        super().__init__(job_id, reason)
+        self.job_id, self.reason = job_id, reason
+
+    def __str__(self) -> str:
+        return f"job {self.job_id}: {self.reason}"
+
+
+class RequestError(BatchrayError):
+    """One request cannot go on.  It becomes that request's outcome and never ends a job.
+
+    `type` is a short stable word for programs (`rate_limited`, `stream_truncated`, ...), `message` one sentence for
+    people.  `stop_reason` is Letta's word for the class of failure.
+    """
+
+    stop_reason = "error"
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(type, message)
+        self.type, self.message = type, message
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class ModelAPIError(RequestError):
+    """The provider refused, failed, or did not answer in time, and no retry is left."""
+
+    stop_reason = "llm_api_error"
+
+
+class InvalidResponseError(RequestError):
+    """The provider's answer is truncated, malformed or empty."""
+
+    stop_reason = "invalid_llm_response"
+
+
+class InvalidToolCallError(RequestError):
+    """The model asked for a tool with arguments that are not a JSON object."""
+
+    stop_reason = "invalid_tool_call"
+
+
+class DeadlineExceededError(RequestError):
+    """The request's own deadline passed."""

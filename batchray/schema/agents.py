@@ -1,0 +1,246 @@
+"""Agents, runs and responses as Letta's server shows them.  Real servers send more; what is not named here is kept."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from batchray.schema.base import OpenModel, UtcDatetime
+from batchray.schema.jobs import StopReason
+from batchray.schema.messages import LettaMessage, StopReasonMessage, UsageStatistics
+from batchray.schema.requests import MessageType
+
+
+class LLMConfig(OpenModel):
+    """Which model an agent asks, and how.  `context_window` is in tokens."""
+
+    model: str
+    model_endpoint_type: str
+    context_window: int
+    model_endpoint: str | None = None
+    provider_name: str | None = None
+    handle: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+class EmbeddingConfig(OpenModel):
+    """Which model embeds an agent's memory."""
+
+    embedding_model: str
+    embedding_endpoint_type: str
+    embedding_dim: int
+    embedding_endpoint: str | None = None
+    embedding_chunk_size: int | None = None
+    handle: str | None = None
+
+
+class Model(OpenModel):
+    """An entry of GET /v1/models/.  Windows are in tokens."""
+
+    name: str
+    model: str
+    handle: str | None = None
+    context_window: int
+    max_context_window: int
+    model_endpoint_type: str
+    provider_type: str
+    provider_name: str | None = None
+    display_name: str | None = None
+
+
+class CreateBlock(OpenModel):
+    """A memory block in a new agent.  `limit` is in characters."""
+
+    label: str
+    value: str
+    limit: int | None = None
+    description: str | None = None
+    read_only: bool | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Block(OpenModel):
+    """A memory block: a labelled text in the agent's context.  `limit` is in characters."""
+
+    id: str
+    value: str
+    label: str | None = None
+    limit: int | None = None
+    description: str | None = None
+    read_only: bool = False
+    metadata: dict[str, Any] | None = None
+    tags: list[str] | None = None
+    created_by_id: str | None = None
+    last_updated_by_id: str | None = None
+
+
+class Tool(OpenModel):
+    """A tool of an agent."""
+
+    id: str
+    name: str | None = None
+    description: str | None = None
+    tool_type: str | None = None
+    source_type: str | None = None
+    source_code: str | None = None
+    json_schema: dict[str, Any] | None = None
+    tags: list[str] | None = None
+
+
+class Source(OpenModel):
+    """A set of files that an agent may read."""
+
+    id: str
+    name: str
+    embedding_config: EmbeddingConfig
+
+
+class Memory(OpenModel):
+    """An agent's memory blocks."""
+
+    blocks: list[Block]
+    file_blocks: list[dict[str, Any]] = Field(default_factory=list)
+    prompt_template: str = ""
+    agent_type: str | None = None
+    git_enabled: bool = False
+
+
+class AgentState(OpenModel):
+    """An agent, with the 45 keys of Letta's server; those without a default are required by strict clients."""
+
+    id: str
+    agent_type: str = "letta_v1_agent"
+    name: str
+    system: str
+    llm_config: LLMConfig
+    memory: Memory
+    blocks: list[Block]
+    tools: list[Tool]
+    sources: list[Source]
+    tags: list[str]
+    created_at: UtcDatetime | None = None
+    updated_at: UtcDatetime | None = None
+    created_by_id: str | None = None
+    last_updated_by_id: str | None = None
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    model: str | None = None
+    model_settings: dict[str, Any] | None = None
+    embedding: str | None = None
+    embedding_config: EmbeddingConfig | None = None
+    compaction_settings: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    message_ids: list[str] | None = None
+    tool_rules: list[dict[str, Any]] | None = None
+    tool_exec_environment_variables: list[dict[str, Any]] = Field(default_factory=list)
+    secrets: list[dict[str, Any]] = Field(default_factory=list)
+    project_id: str | None = None
+    template_id: str | None = None
+    base_template_id: str | None = None
+    deployment_id: str | None = None
+    entity_id: str | None = None
+    identity_ids: list[str] = Field(default_factory=list)
+    identities: list[dict[str, Any]] = Field(default_factory=list)
+    pending_approval: dict[str, Any] | None = None
+    message_buffer_autoclear: bool = False
+    enable_sleeptime: bool | None = None
+    multi_agent_group: dict[str, Any] | None = None
+    managed_group: dict[str, Any] | None = None
+    last_run_completion: UtcDatetime | None = None
+    last_run_duration_ms: int | None = None
+    last_stop_reason: StopReason | None = None
+    timezone: str | None = "UTC"
+    max_files_open: int | None = None
+    per_file_view_window_char_limit: int | None = None
+    hidden: bool | None = None
+
+
+class UpdateAgent(OpenModel):
+    """The body of PATCH /v1/agents/{id}.  Only the fields that were sent count: see `model_fields_set`."""
+
+    name: str | None = None
+    system: str | None = None
+    description: str | None = None
+    model: str | None = None
+    model_settings: dict[str, Any] | None = None
+    llm_config: LLMConfig | None = None
+    context_window_limit: int | None = None
+    embedding: str | None = None
+    embedding_config: EmbeddingConfig | None = None
+    block_ids: list[str] | None = None
+    tool_ids: list[str] | None = None
+    tool_rules: list[dict[str, Any]] | None = None
+    tags: list[str] | None = None
+    metadata: dict[str, Any] | None = None
+    secrets: dict[str, str] | None = None
+    message_buffer_autoclear: bool | None = None
+    timezone: str | None = None
+
+
+class CreateAgent(UpdateAgent):
+    """The body of POST /v1/agents/.  The schema requires nothing; Letta's server needs `model` or `llm_config`."""
+
+    agent_type: str = "letta_v1_agent"
+    memory_blocks: list[CreateBlock] | None = None
+    tools: list[str] | None = None
+    include_base_tools: bool = True
+    include_base_tool_rules: bool | None = None
+    initial_message_sequence: list[dict[str, Any]] | None = None
+
+
+class LettaResponse(OpenModel):
+    """The answer of POST /v1/agents/{id}/messages: what the agent put out, in the order of time."""
+
+    messages: list[LettaMessage]
+    stop_reason: StopReasonMessage
+    usage: UsageStatistics
+    logprobs: dict[str, Any] | None = None
+    turns: list[dict[str, Any]] | None = None
+
+
+class RunStatus(StrEnum):
+    """The state of a run."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL_RUN_STATUSES = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
+"""The states that a run never leaves."""
+
+
+class RunRequestConfig(OpenModel):
+    """How the output of a run is to be shown."""
+
+    use_assistant_message: bool = True
+    assistant_message_tool_name: str = "send_message"
+    assistant_message_tool_kwarg: str = "message"
+    include_return_message_types: list[MessageType] | None = None
+
+
+class Run(OpenModel):
+    """One run of one agent on a Letta server, as GET /v1/runs/{id} shows it."""
+
+    id: str
+    agent_id: str
+    status: RunStatus = RunStatus.CREATED
+    created_at: UtcDatetime | None = None
+    completed_at: UtcDatetime | None = None
+    conversation_id: str | None = None
+    base_template_id: str | None = None
+    background: bool | None = None
+    metadata: dict[str, Any] | None = None
+    request_config: RunRequestConfig | None = None
+    stop_reason: StopReason | None = None
+    callback_url: str | None = None
+    callback_sent_at: UtcDatetime | None = None
+    callback_status_code: int | None = None
+    callback_error: str | None = None
+    ttft_ns: int | None = None
+    total_duration_ns: int | None = None

@@ -1,0 +1,40 @@
+"""What all wire models share: frozen, unknown fields ignored as Letta does, and times in UTC."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
+
+
+class WireModel(BaseModel):
+    """A frozen object of the wire.  `model_dump_json()` gives all keys, nulls included, as Letta's server does."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class OpenModel(WireModel):
+    """A wire model that keeps the fields it does not know: real servers and newer versions send more."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _as_utc(value: datetime) -> datetime:
+    # Letta's server writes some of its UTC times without a zone.
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _to_second(value: datetime) -> datetime:
+    return _as_utc(value).replace(microsecond=0)
+
+
+def _isoformat(value: datetime) -> str:
+    return value.isoformat(timespec="seconds")
+
+
+UtcDatetime = Annotated[datetime, AfterValidator(_as_utc)]
+"""An aware UTC time, written with `Z`.  A time without a zone is read as UTC."""
+
+UtcSecond = Annotated[datetime, AfterValidator(_to_second), PlainSerializer(_isoformat, when_used="json")]
+"""A UTC time cut to whole seconds, written with `+00:00`: the `date` of a LettaMessage."""

@@ -1,0 +1,182 @@
+"""The parts that the content of a message is made of.
+
+Letta's clients may leave `type` out of a part, so parts are told apart by `type` where it is given, and else by the
+keys that only one kind of part has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
+
+from batchray.schema.base import WireModel
+
+
+class UrlImage(WireModel):
+    """An image at an address."""
+
+    type: Literal["url"] = "url"
+    url: str
+
+
+class Base64Image(WireModel):
+    """An image in the request itself.  `detail` is `low`, `high` or `auto`."""
+
+    type: Literal["base64"] = "base64"
+    media_type: str
+    data: str
+    detail: str | None = None
+
+
+class LettaImage(WireModel):
+    """An image that a Letta server stored before."""
+
+    type: Literal["letta"] = "letta"
+    file_id: str
+    media_type: str | None = None
+    data: str | None = None
+    detail: str | None = None
+
+
+def tag_by_shape(what: str, shapes: Sequence[tuple[str, frozenset[str]]]) -> Discriminator:
+    """Return a discriminator that reads `type`, or else takes the first of `shapes` whose keys are all there.
+
+    `shapes` holds (tag, keys).  A value of no known tag and no known shape is one error that names the tags.
+    """
+    tags = frozenset(tag for tag, _ in shapes)
+
+    def tag_of(value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return getattr(value, "type", None)
+        tag = value.get("type")
+        if tag is None:
+            return next((tag for tag, keys in shapes if keys <= value.keys()), None)
+        return tag if isinstance(tag, str) and tag in tags else None
+
+    return _discriminator(what, tags, tag_of)
+
+
+def _discriminator(what: str, tags: frozenset[str], tag_of: Callable[[Any], str | None]) -> Discriminator:
+    return Discriminator(
+        tag_of,
+        custom_error_type=f"unknown_{what.replace(' ', '_')}",
+        custom_error_message=f"not a known {what}: give a `type` of {', '.join(sorted(tags))}, and that type's fields",
+    )
+
+
+_IMAGE_SOURCE_SHAPES = (
+    # First, because a stored image may carry `data` and `media_type` too.
+    ("letta", frozenset({"file_id"})),
+    ("base64", frozenset({"data", "media_type"})),
+    ("url", frozenset({"url"})),
+)
+
+ImageSource = Annotated[
+    Annotated[UrlImage, Tag("url")] | Annotated[Base64Image, Tag("base64")] | Annotated[LettaImage, Tag("letta")],
+    tag_by_shape("image source", _IMAGE_SOURCE_SHAPES),
+]
+"""Where an image comes from."""
+
+
+class TextContent(WireModel):
+    """Text."""
+
+    type: Literal["text"] = "text"
+    text: str
+    signature: str | None = None
+
+
+class ImageContent(WireModel):
+    """An image."""
+
+    type: Literal["image"] = "image"
+    source: ImageSource
+
+
+class ToolCallContent(WireModel):
+    """A tool call, as a part.  `input` is the arguments, parsed."""
+
+    type: Literal["tool_call"] = "tool_call"
+    id: str
+    name: str
+    input: dict[str, Any]
+    signature: str | None = None
+
+
+class ToolReturnContent(WireModel):
+    """What a tool gave back, as a part."""
+
+    type: Literal["tool_return"] = "tool_return"
+    tool_call_id: str
+    content: str
+    is_error: bool
+
+
+class ReasoningContent(WireModel):
+    """A model's reasoning.  `is_native` tells whether a reasoning model wrote it, rather than an argument of a tool."""
+
+    type: Literal["reasoning"] = "reasoning"
+    is_native: bool
+    reasoning: str
+    signature: str | None = None
+
+
+class RedactedReasoningContent(WireModel):
+    """Reasoning that the provider gives only in encrypted form."""
+
+    type: Literal["redacted_reasoning"] = "redacted_reasoning"
+    data: str
+
+
+class OmittedReasoningContent(WireModel):
+    """Reasoning known to have happened, of which the provider gives nothing."""
+
+    type: Literal["omitted_reasoning"] = "omitted_reasoning"
+    signature: str | None = None
+
+
+class SummaryPart(WireModel):
+    """One paragraph of summarised reasoning."""
+
+    index: int
+    text: str
+
+
+class SummarizedReasoningContent(WireModel):
+    """Reasoning in the style of OpenAI's Responses API."""
+
+    type: Literal["summarized_reasoning"] = "summarized_reasoning"
+    id: str
+    summary: list[SummaryPart]
+    encrypted_content: str | None = None
+
+
+_PART_SHAPES = (
+    ("tool_call", frozenset({"id", "name", "input"})),
+    ("tool_return", frozenset({"tool_call_id", "content"})),
+    ("summarized_reasoning", frozenset({"summary"})),
+    ("reasoning", frozenset({"reasoning"})),
+    ("text", frozenset({"text"})),
+    ("image", frozenset({"source"})),
+    ("redacted_reasoning", frozenset({"data"})),
+    # Last, because text and reasoning have a signature too.
+    ("omitted_reasoning", frozenset({"signature"})),
+)
+
+ContentPart = Annotated[
+    Annotated[TextContent, Tag("text")]
+    | Annotated[ImageContent, Tag("image")]
+    | Annotated[ToolCallContent, Tag("tool_call")]
+    | Annotated[ToolReturnContent, Tag("tool_return")]
+    | Annotated[ReasoningContent, Tag("reasoning")]
+    | Annotated[RedactedReasoningContent, Tag("redacted_reasoning")]
+    | Annotated[OmittedReasoningContent, Tag("omitted_reasoning")]
+    | Annotated[SummarizedReasoningContent, Tag("summarized_reasoning")],
+    tag_by_shape("content part", _PART_SHAPES),
+]
+"""One part of a message."""
+
+Content = str | list[ContentPart]
+"""The content of a message: text, or parts."""

@@ -1,0 +1,93 @@
+"""A job: the durable record of a batch, and the words for its state."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from batchray.schema.base import UtcDatetime, WireModel
+
+Count = Annotated[int, Field(ge=0)]
+"""How many: an int of 0 or more."""
+
+
+class JobStatus(StrEnum):
+    """The state of a job.  batchray never sets `pending`."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    PENDING = "pending"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL_JOB_STATUSES = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
+"""The states that a job never leaves."""
+
+
+class JobType(StrEnum):
+    """The kind of a job; batchray's are all `batch`."""
+
+    JOB = "job"
+    RUN = "run"
+    BATCH = "batch"
+
+
+class StopReason(StrEnum):
+    """Why an agent stopped.
+
+    batchray emits only the first ten, those of the documentation of the batch endpoint.  The last three are read from
+    newer Letta servers; clients of that documentation do not know them.
+    """
+
+    END_TURN = "end_turn"
+    ERROR = "error"
+    LLM_API_ERROR = "llm_api_error"
+    INVALID_LLM_RESPONSE = "invalid_llm_response"
+    INVALID_TOOL_CALL = "invalid_tool_call"
+    MAX_STEPS = "max_steps"
+    NO_TOOL_CALL = "no_tool_call"
+    TOOL_RULE = "tool_rule"
+    CANCELLED = "cancelled"
+    REQUIRES_APPROVAL = "requires_approval"
+    MAX_TOKENS_EXCEEDED = "max_tokens_exceeded"
+    INSUFFICIENT_CREDITS = "insufficient_credits"
+    CONTEXT_WINDOW_OVERFLOW_IN_SYSTEM_PROMPT = "context_window_overflow_in_system_prompt"
+
+
+class RequestCounts(WireModel):
+    """How many items of a job have which outcome; `pending` have none yet.  `total` is the sum of the others."""
+
+    total: Count = 0
+    succeeded: Count = 0
+    errored: Count = 0
+    canceled: Count = 0
+    expired: Count = 0
+    pending: Count = 0
+
+
+class BatchJob(WireModel):
+    """Letta's BatchJob, with its 18 fields.  `metadata["request_counts"]` holds a RequestCounts in batchray's jobs."""
+
+    id: str
+    status: JobStatus = JobStatus.CREATED
+    job_type: JobType = JobType.BATCH
+    created_at: UtcDatetime | None = None
+    updated_at: UtcDatetime | None = None
+    created_by_id: str | None = None
+    last_updated_by_id: str | None = None
+    completed_at: UtcDatetime | None = None
+    stop_reason: StopReason | None = None
+    metadata: dict[str, Any] | None = None
+    background: bool | None = None
+    agent_id: str | None = None
+    callback_url: str | None = None
+    callback_sent_at: UtcDatetime | None = None
+    callback_status_code: int | None = None
+    callback_error: str | None = None
+    ttft_ns: int | None = None
+    total_duration_ns: int | None = None

@@ -1,0 +1,111 @@
+"""What became of an item: its outcome inside batchray, and its line in the output."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from batchray.schema.base import WireModel
+from batchray.schema.jobs import Count, StopReason
+from batchray.schema.messages import LettaMessage, Message
+
+
+class ItemStatus(StrEnum):
+    """What became of an item, in the words of Anthropic's batches."""
+
+    SUCCEEDED = "succeeded"
+    ERRORED = "errored"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+_SUCCESSES = frozenset({StopReason.END_TURN, StopReason.MAX_STEPS, StopReason.TOOL_RULE, StopReason.REQUIRES_APPROVAL})
+
+
+def status_of(stop_reason: StopReason) -> ItemStatus:
+    """Return the status of an item whose agent stopped for this reason; never `expired`, which no agent decides."""
+    if stop_reason is StopReason.CANCELLED:
+        return ItemStatus.CANCELED
+    return ItemStatus.SUCCEEDED if stop_reason in _SUCCESSES else ItemStatus.ERRORED
+
+
+_MAX_TALLY = 2**53
+
+Tally = Annotated[int, Field(ge=0, le=_MAX_TALLY)]
+"""A number of tokens or steps that every JSON reader and the store can hold."""
+
+
+class Usage(WireModel):
+    """What an item, step or job cost.  Tokens, and `step_count` model calls.
+
+    `prompt_tokens` include `cached_input_tokens` and `cache_write_tokens`, `completion_tokens` `reasoning_tokens`.
+    """
+
+    prompt_tokens: Tally = 0
+    completion_tokens: Tally = 0
+    total_tokens: Tally = 0
+    cached_input_tokens: Tally = 0
+    cache_write_tokens: Tally = 0
+    reasoning_tokens: Tally = 0
+    step_count: Tally = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        """Return the sum, field by field; one beyond what a field can hold stays at that."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields}
+        return Usage(**{name: min(n, _MAX_TALLY) for name, n in sums.items()})
+
+
+class ErrorInfo(WireModel):
+    """Why a request failed: a short stable word for programs, and one sentence for people."""
+
+    type: str
+    message: str
+
+
+class Timing(WireModel):
+    """Durations of an item, in nanoseconds of a monotonic clock.
+
+    `queued_ns` from accepted to started, `ttft_ns` from started to the first token of the first model call (None where
+    nothing was streamed), `duration_ns` from started to ended.
+    """
+
+    queued_ns: Count
+    ttft_ns: Count | None = None
+    duration_ns: Count
+
+
+class Outcome(WireModel):
+    """What one attempt at an item came to: what a lane hands back to the driver.
+
+    `index` is the item's place in the batch, `attempt` counts from 1.  `messages` are the input and then the output.
+    """
+
+    index: Count
+    attempt: Count
+    status: ItemStatus
+    stop_reason: StopReason
+    error: ErrorInfo | None = None
+    usage: Usage
+    timing: Timing
+    messages: list[Message]
+
+
+class Result(WireModel):
+    """One line of the output: an item's outcome as the caller sees it.
+
+    `messages` are filtered by the request's `include_return_message_types`; `attempts` says how many were made.
+    """
+
+    index: Count
+    custom_id: str | None = None
+    batch_item_id: str
+    agent_id: str
+    status: ItemStatus
+    stop_reason: StopReason
+    messages: list[LettaMessage]
+    usage: Usage
+    error: ErrorInfo | None = None
+    attempts: Count
+    timing: Timing

@@ -1,0 +1,231 @@
+"""What a caller sends: the requests of a batch, and the messages in them.
+
+Source: `LettaBatchRequest` and `CreateBatch` of Letta's server 0.16.8, and "Create Batch" in Letta's API reference.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    HttpUrl,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+from pydantic_core import core_schema
+
+from batchray.schema.base import WireModel
+from batchray.schema.content import Content, ImageContent, TextContent, tag_by_shape
+
+
+class MessageType(StrEnum):
+    """The kinds of message that a request may ask to be given back.
+
+    The last two are newer than the batch endpoint; batchray accepts them and never emits them.
+    """
+
+    SYSTEM_MESSAGE = "system_message"
+    USER_MESSAGE = "user_message"
+    ASSISTANT_MESSAGE = "assistant_message"
+    REASONING_MESSAGE = "reasoning_message"
+    HIDDEN_REASONING_MESSAGE = "hidden_reasoning_message"
+    TOOL_CALL_MESSAGE = "tool_call_message"
+    TOOL_RETURN_MESSAGE = "tool_return_message"
+    APPROVAL_REQUEST_MESSAGE = "approval_request_message"
+    APPROVAL_RESPONSE_MESSAGE = "approval_response_message"
+    SUMMARY_MESSAGE = "summary_message"
+    EVENT_MESSAGE = "event_message"
+
+
+def _message_if_none(value: Any) -> Any:
+    return "message" if value is None else value
+
+
+class MessageCreate(WireModel):
+    """A message for an agent.  `batch_item_id` is set by batchray, whatever the caller sends."""
+
+    type: Annotated[Literal["message"], BeforeValidator(_message_if_none)] = "message"
+    role: Literal["user", "system", "assistant"]
+    content: Content
+    name: str | None = None
+    otid: str | None = None
+    sender_id: str | None = None
+    group_id: str | None = None
+    batch_item_id: str | None = None
+
+
+class ApprovalReturn(WireModel):
+    """A yes or no to one tool call."""
+
+    type: Literal["approval"] = "approval"
+    tool_call_id: str
+    approve: bool
+    reason: str | None = None
+
+
+ToolReturnPart = Annotated[
+    Annotated[TextContent, Tag("text")] | Annotated[ImageContent, Tag("image")],
+    tag_by_shape("tool return part", (("text", frozenset({"text"})), ("image", frozenset({"source"})))),
+]
+"""One part of what a tool gave back."""
+
+
+class ToolReturn(WireModel):
+    """What one tool call gave back, as the caller's side or a LettaMessage says it."""
+
+    type: Literal["tool"] = "tool"
+    tool_return: str | list[ToolReturnPart]
+    status: Literal["success", "error"]
+    tool_call_id: str
+    stdout: list[str] | None = None
+    stderr: list[str] | None = None
+
+
+Approval = Annotated[
+    Annotated[ApprovalReturn, Tag("approval")] | Annotated[ToolReturn, Tag("tool")],
+    tag_by_shape("approval", (("tool", frozenset({"tool_return"})), ("approval", frozenset({"approve"})))),
+]
+"""An answer to a tool call that waited for the caller."""
+
+
+class ApprovalCreate(WireModel):
+    """Answers to the tool calls that an agent stopped at.
+
+    The deprecated `approve`, `approval_request_id` and `reason` become one entry of `approvals` where that is missing.
+    """
+
+    type: Literal["approval"] = "approval"
+    approvals: list[Approval] | None = None
+    otid: str | None = None
+    group_id: str | None = None
+    approve: bool | None = None
+    approval_request_id: str | None = None
+    reason: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("approvals"):
+            return data
+        approve, call_id = data.get("approve"), data.get("approval_request_id")
+        if approve is None or call_id is None:
+            return data
+        answer = {"type": "approval", "tool_call_id": call_id, "approve": approve, "reason": data.get("reason")}
+        return {**data, "approvals": [answer]}
+
+
+class ToolReturnCreate(WireModel):
+    """What the caller's own tools gave back."""
+
+    type: Literal["tool_return"] = "tool_return"
+    tool_returns: list[ToolReturn]
+    otid: str | None = None
+    group_id: str | None = None
+
+
+_REQUEST_MESSAGE_SHAPES = (
+    ("approval", frozenset({"approvals"})),
+    ("approval", frozenset({"approval_request_id"})),
+    ("approval", frozenset({"approve"})),
+    ("tool_return", frozenset({"tool_returns"})),
+    # Last and without keys: what is nothing else is a message, and its errors are a message's.
+    ("message", frozenset[str]()),
+)
+
+RequestMessage = Annotated[
+    Annotated[MessageCreate, Tag("message")]
+    | Annotated[ApprovalCreate, Tag("approval")]
+    | Annotated[ToolReturnCreate, Tag("tool_return")],
+    tag_by_shape("message", _REQUEST_MESSAGE_SHAPES),
+]
+"""One entry of a request's `messages`."""
+
+
+class ClientTool(WireModel):
+    """A tool that the caller runs: calling it ends the run with `requires_approval`.  `parameters` is a JSON Schema."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ClientSkill(WireModel):
+    """A skill on the caller's side."""
+
+    name: str
+    description: str
+    location: str
+
+
+class LettaRequest(WireModel):
+    """What to ask of an agent: exactly one of `input` and `messages`.
+
+    `max_steps` is None where the caller leaves it to the agent (Letta's own default is 50).  The fields from
+    `client_skills` on are newer than Letta's batch endpoint.
+    """
+
+    messages: list[RequestMessage] | None = None
+    input: Content | None = None
+    max_steps: int | None = None
+    include_return_message_types: list[MessageType] | None = None
+    use_assistant_message: bool = True
+    assistant_message_tool_name: str = "send_message"
+    assistant_message_tool_kwarg: str = "message"
+    enable_thinking: str | bool = True
+    client_tools: list[ClientTool] | None = None
+    client_skills: list[ClientSkill] | None = None
+    override_model: str | None = None
+    include_compaction_messages: bool = False
+    return_logprobs: bool = False
+    top_logprobs: int | None = None
+    return_token_ids: bool = False
+    override_system: str | None = Field(default=None, validation_alias=AliasChoices("override_system", "system"))
+
+    @model_validator(mode="after")
+    def _check_one_of_input_and_messages(self) -> Self:
+        if self.input is not None and self.messages is not None:
+            raise ValueError("Cannot specify both 'input' and 'messages'. Use one or the other.")
+        if self.input is None and self.messages is None:
+            raise ValueError("Must specify either 'input' or 'messages'.")
+        return self
+
+    @property
+    def input_messages(self) -> list[RequestMessage]:
+        """The messages for the agent; `input` is one user message."""
+        if self.input is not None:
+            return [MessageCreate(role="user", content=self.input)]
+        return list(self.messages or ())
+
+
+class AgentRequest(LettaRequest):
+    """One entry of a batch: Letta's `requests[]`, and a `custom_id` of the caller's own.
+
+    The `custom_id` comes back with the result.  `agent_id` is any id of 1 to 256 characters, Letta's `agent-<uuid4>`
+    among them.
+    """
+
+    agent_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    custom_id: str | None = None
+
+
+def _http_url_as_str(_source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    as_str = core_schema.to_string_ser_schema()
+    return core_schema.no_info_after_validator_function(str, handler.generate_schema(HttpUrl), serialization=as_str)
+
+
+CallbackUrl = Annotated[str, GetPydanticSchema(_http_url_as_str)]
+"""An http or https address of 1 to 2083 characters, normalised (`http://h:9` becomes `http://h:9/`)."""
+
+
+class CreateBatch(WireModel):
+    """The body of POST /v1/messages/batches.  That `requests` is not empty is checked where the batch is read."""
+
+    requests: list[AgentRequest]
+    callback_url: CallbackUrl | None = None
