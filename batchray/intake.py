@@ -1,0 +1,366 @@
+"""Bytes, lines or Python objects -> validated requests, one at a time, with the place of an error.
+
+Nothing here holds more than one request, however large the batch: lines are read one by one, a whole body is mapped
+into memory by the kernel and cut into slices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import mmap
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader, FileIO, IOBase, TextIOBase
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Self, cast
+
+import msgspec
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from batchray.errors import BatchFormatError
+from batchray.schema import AgentRequest, CreateBatch
+
+MAX_REQUEST_BYTES = 32 * 1024 * 1024
+"""The largest request: no provider that we know of takes a larger body (Anthropic documents 32 MB)."""
+MAX_DEPTH = 64
+"""The deepest nesting of a request: the contract needs 8, a tool's arguments some more."""
+
+_MAX_INT = 2**64 - 1
+_MIN_INT = -(2**63)
+# What the fast parser lets through or reports poorly; the exact parser then tells for sure.
+_SUSPECT = re.compile(rb"\d{19}|[eE][+-]?\d{3}")
+_KEY = re.compile(rb'"\s*:')
+# What gives JSON its shape, for the places of errors in a body.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{},:]', re.DOTALL)
+
+
+class RawRequest(NamedTuple):
+    """One validated request as it came: its JSON, and what the store keeps beside it."""
+
+    agent_id: str
+    custom_id: str | None
+    body: bytes
+
+
+class Batch(NamedTuple):
+    """A batch that can be read once: its requests, and what else the caller handed in."""
+
+    requests: Iterator[RawRequest]
+    callback_url: str | None = None
+
+
+def read_batch(source: Path | BinaryIO | Iterable[Any], agents: Iterable[str]) -> Batch:
+    """Return the batch in `source`; its requests are validated while they are iterated.
+
+    `source` is a path (JSON Lines, or JSON with the whole `{"requests": [...]}` body), an open binary file, or an
+    iterable of requests (mappings or AgentRequest).  `agents` are the ids that requests may name.
+    Raises BatchFormatError here or while iterating, with the line or index.
+    """
+    known = frozenset(agents)
+    if isinstance(source, Path):
+        try:
+            stream = source.open("rb")
+        except OSError as error:
+            raise BatchFormatError(f"{source} cannot be read: {error.strerror}") from None
+        return _from_stream(stream, known, is_lines=source.suffix.lower() in (".jsonl", ".ndjson"))
+    if isinstance(source, TextIOBase):
+        raise BatchFormatError("an open file must be open in binary mode")
+    if isinstance(source, IOBase):
+        return _from_stream(cast(BinaryIO, source), known, is_lines=False)
+    return Batch(_not_empty(_from_objects(source, known)))
+
+
+def parse_request(raw: bytes | memoryview, known: frozenset[str]) -> RawRequest:
+    """Validate one request's JSON.  Raises BatchFormatError without a place; the caller knows it."""
+    if len(raw) > MAX_REQUEST_BYTES:
+        raise BatchFormatError(f"a request of more than {MAX_REQUEST_BYTES >> 20} MiB")
+    body = bytes(raw)
+    return _validated(strict_json(body), body, known)
+
+
+def strict_json(raw: bytes) -> Any:
+    """Parse JSON as RFC 8259 and I-JSON (RFC 7493) have it: UTF-8, no NaN, no duplicate keys, 64-bit integers.
+
+    Raises BatchFormatError naming what is wrong.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        _explain(raw, error)
+    n_keys = _count_keys(value)
+    if n_keys != len(_KEY.findall(raw)) or _SUSPECT.search(raw):
+        _check_exactly(raw)
+    return value
+
+
+def _from_stream(stream: BinaryIO, known: frozenset[str], *, is_lines: bool) -> Batch:
+    first = stream.readline(MAX_REQUEST_BYTES + 1)
+    if is_lines or _is_request_line(first):
+        return Batch(_not_empty(_from_lines(stream, first, known)))
+    return _from_body(stream, first, known)
+
+
+def _is_request_line(first: bytes) -> bool:
+    """Tell whether a first line stands for itself: a JSON value that is not a whole batch."""
+    try:
+        value = orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return not first.lstrip().startswith((b"{", b"[")) or (b'"agent_id"' in first and b'"requests"' not in first)
+    return not (isinstance(value, dict) and "requests" in value) and not isinstance(value, list)
+
+
+def _from_lines(stream: BinaryIO, first: bytes, known: frozenset[str]) -> Iterator[RawRequest]:
+    rest = iter(lambda: stream.readline(MAX_REQUEST_BYTES + 1), b"")
+    with stream:
+        for number, line in enumerate(itertools.chain([first] if first else [], rest), start=1):
+            if line.isspace():
+                continue
+            try:
+                yield parse_request(line.rstrip(b"\r\n"), known)
+            except BatchFormatError as error:
+                raise BatchFormatError(error.reason, line=number) from None
+
+
+class _Body(msgspec.Struct):
+    requests: list[msgspec.Raw]
+    callback_url: str | None = None
+
+
+def _from_body(stream: BinaryIO, first: bytes, known: frozenset[str]) -> Batch:
+    """Cut a whole body into its requests; the kernel pages a file in and out as it is read."""
+    with stream:
+        buffer = _mapped(stream) or first + stream.read()
+    try:
+        body = msgspec.json.decode(buffer, type=_Body)
+    except msgspec.ValidationError as error:
+        raise BatchFormatError(f"not a batch: {str(error)[0].lower()}{str(error)[1:]}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _body_error(buffer, error) from None
+    names = re.findall(rb'"(requests|callback_url)"\s*:', buffer)
+    if len(names) > len(set(names)):  # of the body, or of its requests
+        _refuse_duplicates(buffer)
+    if body.callback_url is not None:
+        check_callback_url(body.callback_url)
+    return Batch(_not_empty(_from_slices(body.requests, known)), body.callback_url)
+
+
+def _mapped(stream: BinaryIO) -> mmap.mmap | None:
+    if not (isinstance(stream, BufferedReader) and isinstance(stream.raw, FileIO)):
+        return None  # of a compressed file, say, `fileno` is that of other bytes
+    try:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # a pipe, or an empty file
+        return None
+
+
+def _body_error(buffer: mmap.mmap | bytes, error: Exception) -> BatchFormatError:
+    """Say why a body cannot be cut into requests, and in which request it cannot."""
+    byte = re.search(r"\(byte (\d+)\)$", str(error))
+    index = (
+        _index_at(buffer, int(byte[1]) if byte else len(buffer)) if byte or isinstance(error, RecursionError) else None
+    )
+    if index is None:
+        return BatchFormatError(f"neither JSON Lines nor a JSON batch: {error}")
+    if isinstance(error, RecursionError):
+        return BatchFormatError(f"nested deeper than {MAX_DEPTH} levels", index=index)
+    return BatchFormatError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}", index=index)
+
+
+def _index_at(buffer: mmap.mmap | bytes, position: int) -> int | None:
+    """Return which request of a body holds a byte, or else nests too deep before it; None outside of `requests`."""
+    index, key = None, b""
+    for start, depth, token in _tokens(buffer):
+        if start >= position or depth > MAX_DEPTH + 2:
+            break
+        if depth == 1:
+            index = 0 if token == b"[" and key == b'"requests"' else None
+            key = token if token.startswith(b'"') else key
+        elif depth == 2 and token == b"," and index is not None:
+            index += 1
+    return index
+
+
+def _refuse_duplicates(buffer: mmap.mmap | bytes) -> None:
+    """Raise where a body has two members of one name."""
+    seen: set[bytes] = set()
+    last = b""
+    for _, depth, token in _tokens(buffer):
+        if depth == 1 and token == b":":
+            if last in seen:
+                raise BatchFormatError(f"duplicate key {orjson.loads(last)!r}")
+            seen.add(last)
+        last = token
+
+
+def _tokens(buffer: mmap.mmap | bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield where the strings, brackets, colons and commas of JSON stand, and how deep."""
+    depth = 0
+    for found in _TOKEN.finditer(buffer):
+        depth -= found[0] in (b"]", b"}")
+        yield found.start(), depth, found[0]
+        depth += found[0] in (b"[", b"{")
+
+
+def _from_slices(slices: Iterable[msgspec.Raw], known: frozenset[str]) -> Iterator[RawRequest]:
+    for index, raw in enumerate(slices):
+        try:
+            yield parse_request(memoryview(raw), known)
+        except BatchFormatError as error:
+            raise BatchFormatError(error.reason, index=index) from None
+
+
+def _from_objects(requests: Iterable[Any], known: frozenset[str]) -> Iterator[RawRequest]:
+    if not isinstance(requests, Iterable):
+        raise BatchFormatError(f"a batch is a path, an open file or an iterable, not {type(requests).__name__}")
+    for index, request in enumerate(requests):
+        try:
+            yield object_request(request, known)
+        except BatchFormatError as error:
+            raise BatchFormatError(error.reason, index=index) from None
+
+
+def object_request(request: Any, known: frozenset[str]) -> RawRequest:
+    """Validate one request that is a Python object: a mapping, or an AgentRequest."""
+    if isinstance(request, BaseModel):
+        value = request.model_dump(mode="json", exclude_unset=True)
+    elif isinstance(request, Mapping):
+        value = dict(request)
+    else:
+        raise BatchFormatError(f"a request is a mapping or an AgentRequest, not {type(request).__name__}")
+    try:
+        body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    except orjson.JSONEncodeError as error:
+        raise BatchFormatError(f"cannot be written as JSON: {error}") from None
+    return parse_request(body, known)  # what is validated is what is kept
+
+
+def _validated(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
+    if not isinstance(value, dict):
+        raise BatchFormatError(f"a request is a JSON object, not {type(value).__name__}")
+    try:
+        request = AgentRequest.model_validate(value)
+    except ValidationError as error:
+        raise BatchFormatError(one_sentence(error)) from None
+    if request.agent_id not in known:
+        names = ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
+        raise BatchFormatError(f"unknown agent {request.agent_id!r}; known: {names}")
+    return RawRequest(request.agent_id, request.custom_id, body)
+
+
+def one_sentence(error: ValidationError) -> str:
+    """Say the first of pydantic's complaints about a request as one sentence, without its input."""
+    complaints = error.errors(include_url=False, include_input=False, include_context=False)
+    of_field = [each for each in complaints if each["loc"][:1] == complaints[0]["loc"][:1]]
+    # Each branch of a union complains; the one that got furthest is the one that was meant.
+    first = max(of_field, key=lambda complaint: len(complaint["loc"]))
+    path = first["loc"]
+    # Names of union branches stand in the path too; fields and positions are what the caller wrote.
+    parts = [part for before, part in zip(("", *path), path, strict=False) if not _is_branch(before, part)]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _is_branch(before: int | str, part: int | str) -> bool:
+    if isinstance(part, int):
+        return False
+    is_tag = isinstance(before, int) and part in ("message", "approval", "tool", "tool_return", "text", "image")
+    return is_tag or part in ("str", "bool") or not part.isidentifier()
+
+
+def _not_empty(requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
+    first = next(requests, None)
+    if first is None:
+        raise BatchFormatError("the batch is empty")
+    yield first
+    yield from requests
+
+
+def check_callback_url(url: str) -> None:
+    """Raise BatchFormatError for what is not an http or https address."""
+    try:
+        CreateBatch.model_validate({"requests": [], "callback_url": url})
+    except ValidationError as error:
+        raise BatchFormatError(one_sentence(error)) from None
+
+
+def _count_keys(value: Any, depth: int = 1) -> int:
+    """Count the keys of all objects in `value`; an early stop for what nests too deep."""
+    if depth > MAX_DEPTH:
+        raise BatchFormatError(f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        return len(value) + sum(_count_keys(v, depth + 1) for v in value.values() if isinstance(v, (dict, list)))
+    if isinstance(value, list):
+        return sum(_count_keys(v, depth + 1) for v in value if isinstance(v, (dict, list)))
+    return 0
+
+
+def _check_exactly(raw: bytes) -> None:
+    """Look for duplicate keys and numbers beyond 64 bits with the slow parser, which can see them."""
+
+    def integer(digits: str) -> int:
+        if len(digits) > 20 or not _MIN_INT <= int(digits) <= _MAX_INT:
+            raise BatchFormatError(f"a number beyond 64 bits: {digits[:24]}{'...' if len(digits) > 24 else ''}")
+        return int(digits)
+
+    def constant(name: str) -> NoReturn:
+        raise BatchFormatError(f"{name} is not JSON")
+
+    json.loads(raw, object_pairs_hook=_refuse_duplicate, parse_int=integer, parse_constant=constant)
+
+
+def _refuse_duplicate(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise BatchFormatError(f"duplicate key {twice!r}")
+    return value
+
+
+def _explain(raw: bytes, error: orjson.JSONDecodeError) -> NoReturn:
+    """Raise with a reason that a person can act on."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        raise BatchFormatError(f"not UTF-8: byte 0x{raw[bad.start]:02x} at column {bad.start + 1}") from None
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raise BatchFormatError("starts with a byte order mark; write UTF-8 without one") from None
+    if "depth" in error.msg or "recursion" in error.msg:
+        raise BatchFormatError(f"nested deeper than {MAX_DEPTH} levels") from None
+    with contextlib.suppress(ValueError, RecursionError):  # not JSON for the exact parser either
+        _check_exactly(raw)
+    raise BatchFormatError(f"not JSON: {error.msg} at column {error.colno}") from None
+
+
+class Spool:
+    """Validated requests in a temporary file, which is gone when the spool is closed; iterated any number of times."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  # closed with the spool
+
+    def add(self, request: RawRequest) -> None:
+        """Add a request at the end."""
+        head = orjson.dumps([request.agent_id, request.custom_id, len(request.body)])
+        self._file.write(head + b"\n" + request.body)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+    def __iter__(self) -> Iterator[RawRequest]:
+        self._file.seek(0)
+        while head := self._file.readline():
+            agent_id, custom_id, n_bytes = orjson.loads(head)
+            yield RawRequest(agent_id, custom_id, self._file.read(n_bytes))

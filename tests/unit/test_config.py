@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from batchray.agents import Clients, build_agent
+from batchray.config import (
+    Agent,
+    AgentSet,
+    Provider,
+    Settings,
+    bind_agents,
+    builtin_providers,
+    function_name,
+    load_agents,
+    load_settings,
+)
+from batchray.errors import ConfigError
+
+KEY = "sk-proj-0123456789abcdefABCDEF"
+ENVIRONMENT = {"OPENAI_API_KEY": KEY}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file of a test."""
+
+    def write(content: str | bytes, name: str = "agents.yaml") -> Path:
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return file
+
+    return write
+
+
+GOOD = """\
+providers:
+  local: {protocol: openai, base_url: "http://127.0.0.1:8000/v1", api_key_env: LOCAL_KEY, max_in_flight: 4}
+agents:
+  - id: calculator
+    model: local/my/model
+    tools: [json:loads]
+    temperature: 0
+    body: {top_p: 0.5, seed: 7}
+  - {id: echo, run: "json:dumps", placement: process, num_cpus: 2}
+  - {id: rules, model: offline/rules}
+"""
+
+
+def test_an_agents_file_is_read_whole(write: Callable[..., Path]) -> None:
+    file = write(GOOD)
+    agents = load_agents([file], {"LOCAL_KEY": KEY})
+    assert list(agents.agents) == ["calculator", "echo", "rules"]
+    calculator = agents.agents["calculator"]
+    assert (calculator.agent.provider_name, calculator.agent.model_name) == ("local", "my/model")
+    assert calculator.agent.request_body == {"top_p": 0.5, "seed": 7, "temperature": 0}
+    assert calculator.key is not None
+    assert calculator.key.get_secret_value() == KEY
+    assert calculator.import_paths == (str(file.parent), str(Path.cwd()))
+    assert agents.agents["echo"].provider is None
+    assert agents.limits() == {"local": 4}
+
+
+def test_agents_of_one_file_may_use_a_provider_of_another(write: Callable[..., Path]) -> None:
+    providers = write('{"providers": {"p": {"protocol": "openai", "base_url": "http://h"}}}', "providers.json")
+    agents = write("agents: [{id: a, model: p/m}]")
+    bound = load_agents([agents, providers], {}).agents["a"]
+    assert bound.provider is not None
+    assert bound.provider.base_url == "http://h"
+
+
+# Shared with test_cli_errors: an agents file that must be refused, and the reason.
+BAD_AGENTS_FILES: dict[str, tuple[str | bytes, str]] = {
+    "not-yaml": ("agents: [\n  {id: a", "agents.yaml, line 2: is not YAML: "),
+    "tab": ("agents:\n\t- id: a", "agents.yaml, line 2: is not YAML: "),
+    "no-such-date": ("agents: [{id: 2024-99-99}]", "agents.yaml: is not YAML: month must be in 1..12"),
+    "control-character": ("agents: \x00", "agents.yaml: is not YAML: "),
+    "not-utf8": (b"agents: \xff", "agents.yaml: is not UTF-8 text"),
+    "too-deep": ("[" * 50_000, "agents.yaml: is nested too deep"),
+    "empty": ("", "agents.yaml: must be a mapping with the keys providers and agents"),
+    "a-list": ("- id: a", "agents.yaml: must be a mapping with the keys providers and agents"),
+    "no-agents": ("providers: {}", "agents.yaml: no agents in it"),
+    "unknown-key": (
+        "agents:\n  - id: a\n    modle: offline/rules",
+        "agents.yaml, line 3, agents[0].modle: unknown key 'modle'; did you mean 'model'?",
+    ),
+    "unknown-top-key": ("agent: []", "agents.yaml, line 1, agent: unknown key 'agent'; did you mean 'agents'?"),
+    "key-like-no-other": ("agents: [{id: a, qqq: 1}]", "agents.yaml, line 1, agents[0].qqq: unknown key 'qqq'"),
+    "unknown-provider": (
+        "agents: [{id: a, model: acme/m}]",
+        "agents.yaml, line 1, agents[0]: agent 'a': unknown provider 'acme'; known: anthropic, offline, openai",
+    ),
+    "duplicate-ids": (
+        "agents:\n  - {id: a, model: offline/rules}\n  - {id: a, model: offline/rules}",
+        "agents.yaml, line 3, agents[1]: duplicate agent id 'a'",
+    ),
+    "no-id": ("agents: [{model: offline/rules}]", "agents.yaml, line 1, agents[0]: agents[0].id: Field required"),
+    "id-no-text": ("agents: [{id: 5, model: offline/rules}]", "agents[0].id: Input should be a valid string"),
+    "no-handle": ("agents: [{id: a, model: gpt}]", "agents[0].model: 'gpt' is not of the form provider/model"),
+    "neither-model-nor-run": ("agents: [{id: a}]", "agents[0]: give exactly one of model and run"),
+    "tools-of-a-function": (
+        "agents: [{id: a, run: 'json:dumps', tools: ['json:loads']}]",
+        "agents[0]: system, tools and script belong to agents with a model, not to run",
+    ),
+    "script-of-a-real-model": (
+        "agents: [{id: a, model: offline/rules, script: []}]",
+        "agents[0]: script belongs to the model offline/scripted",
+    ),
+    "cpus-in-a-lane": (
+        "agents: [{id: a, model: offline/rules, num_cpus: 1}]",
+        "agents[0]: num_cpus and num_gpus belong to placement: process",
+    ),
+    "no-steps": ("agents: [{id: a, model: offline/rules, max_steps: 0}]", "agents[0].max_steps: Input should be"),
+    "endless-deadline": ("agents: [{id: a, model: offline/rules, deadline_s: .inf}]", "agents[0].deadline_s: "),
+    "missing-key": (
+        "agents: [{id: a, model: openai/gpt}]",
+        "agent 'a': provider 'openai' needs its key in the environment variable OPENAI_API_KEY",
+    ),
+    "anthropic": (
+        "agents: [{id: a, model: anthropic/claude}]",
+        "agent 'a': this version has no client for the anthropic protocol",
+    ),
+    "unknown-offline-model": (
+        "agents: [{id: a, model: offline/gpt}]",
+        "agent 'a': no offline model 'gpt'; there are offline/rules and offline/scripted",
+    ),
+    "no-address": (
+        "providers: {p: {protocol: openai}}",
+        "agents.yaml, line 1, providers.p: providers.p: protocol openai needs a base_url",
+    ),
+    "unknown-protocol": ("providers: {p: {protocol: grpc}}", "providers.p.protocol: Input should be"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), BAD_AGENTS_FILES.values(), ids=BAD_AGENTS_FILES)
+def test_a_bad_agents_file_is_refused_with_its_place(
+    content: str | bytes, reason: str, write: Callable[..., Path]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_agents([write(content)], {})
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "agents.yaml" in str(caught.value)
+
+
+def test_an_agents_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for file in (tmp_path, tmp_path / "nowhere.yaml"):
+        with pytest.raises(ConfigError, match="cannot be read: "):
+            load_agents([file])
+    with pytest.raises(ConfigError, match="no agents in it"):
+        load_agents([])
+
+
+@given(st.text(alphabet="{}[]:,-?&*!|>'\"% \nab01.#", max_size=60))
+def test_any_text_is_an_agents_file_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.mktemp("any") / "agents.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError):
+        load_agents([file], {})
+
+
+@pytest.mark.parametrize("tool", ["nowhere_at_all:f", "json:nope", "json"])
+def test_a_tool_that_cannot_be_imported_is_refused_when_the_agent_is_built(tool: str) -> None:
+    agents = bind_agents([Agent(id="a", model="offline/rules", tools=(tool,))], environment={})
+    with pytest.raises(ConfigError, match=r"^agent 'a': "):
+        build_agent(agents.agents["a"], Clients())
+
+
+def test_no_key_is_in_a_repr_a_snapshot_an_error_or_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    agents = bind_agents([Agent(id="a", model="openai/gpt")], environment=ENVIRONMENT)
+    bound = agents.agents["a"]
+    shown = [repr(agents), str(agents), repr(bound), str(vars(bound)), json.dumps(agents.snapshot()), repr(bound.key)]
+    rebuilt = AgentSet.from_snapshot(agents.snapshot(), environment=ENVIRONMENT).agents["a"]
+    assert rebuilt.key == bound.key
+    bad = [{"id": "b", "model": "acme/m"}, {"id": "b", "model": "openai/gpt", "tools": ["x:y"]}]
+    for fields in bad:
+        with pytest.raises(ConfigError) as caught:
+            build_agent(bind_agents([Agent.model_validate(fields)], environment=ENVIRONMENT).agents["b"], Clients())
+        shown += [str(caught.value), repr(caught.value)]
+    assert KEY not in "".join(shown) + caplog.text
+    assert "sk-proj" not in "".join(shown)
+
+
+def shout(request: Any) -> str:
+    return str(request.input).upper()
+
+
+def test_a_snapshot_gives_back_the_same_agents() -> None:
+    agents = bind_agents(
+        [
+            Agent(id="a", model="openai/gpt", system="s", tools=(json.loads, "json:dumps"), body={"seed": 1}),
+            Agent(id="b", run=shout, placement="process", num_cpus=0.5),
+            Agent(id="c", model="offline/scripted", script=({"text": "hi"},)),
+        ],
+        environment=ENVIRONMENT,
+        import_paths=["/somewhere"],
+    )
+    snapshot = orjson.loads(orjson.dumps(agents.snapshot()))
+    again = AgentSet.from_snapshot(snapshot, environment=ENVIRONMENT)
+    assert again.snapshot() == agents.snapshot()
+    assert again.agents["a"].agent.tools == ("json:loads", "json:dumps")
+    assert again.agents["b"].agent.run == f"{__name__}:shout"
+    assert again.agents["c"].agent.request_body == {"script": [{"text": "hi"}]}
+    assert again.agents["a"].import_paths == ("/somewhere",)
+
+
+def test_a_function_that_has_no_name_has_to_be_given_again() -> None:
+    def local(request: Any) -> str:
+        return "x"
+
+    snapshot = bind_agents([Agent(id="a", run=local), Agent(id="b", model="offline/rules", tools=(local,))]).snapshot()
+    assert (snapshot["a"]["agent"]["run"], snapshot["b"]["agent"]["tools"]) == (None, [None])
+    for agent_id in "ab":
+        with pytest.raises(ConfigError, match=f"agent '{agent_id}' is a Python function that cannot be found by name"):
+            AgentSet.from_snapshot({agent_id: snapshot[agent_id]})
+    given = bind_agents([Agent(id="a", run=shout), Agent(id="b", run=shout)])
+    assert AgentSet.from_snapshot(snapshot, given) == given
+
+
+def test_a_resume_without_the_key_names_its_variable() -> None:
+    snapshot = bind_agents([Agent(id="a", model="openai/gpt")], environment=ENVIRONMENT).snapshot()
+    with pytest.raises(ConfigError, match=r"^the job's snapshot: .* needs its key in .* OPENAI_API_KEY$"):
+        AgentSet.from_snapshot(snapshot, environment={})
+
+
+def test_only_functions_that_can_be_imported_have_a_name() -> None:
+    assert function_name(shout) == f"{__name__}:shout"
+    assert function_name("a.b:c") == "a.b:c"
+    assert function_name(Settings.model_validate) is None  # the name would lead to the unbound method
+    assert function_name(lambda: None) is None
+
+
+def test_the_address_of_openai_comes_from_the_environment_where_it_is_set() -> None:
+    assert builtin_providers({})["openai"].base_url == "https://api.openai.com/v1"
+    assert builtin_providers({"OPENAI_BASE_URL": "http://h/v1"})["openai"].base_url == "http://h/v1"
+
+
+def test_a_file_may_put_its_own_provider_in_the_place_of_a_built_in_one() -> None:
+    own = Provider(protocol="openai", base_url="http://h", max_in_flight=2)
+    agents = bind_agents([Agent(id="a", model="openai/m")], {"openai": own}, {})
+    assert (agents.agents["a"].provider, agents.agents["a"].key, agents.limits()) == (own, None, {"openai": 2})
+
+
+def test_later_settings_win(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write("{max_in_flight: 1, lanes: 1, max_attempts: 1}", "settings.yaml")
+    monkeypatch.setenv("BATCHRAY_LANES", "2")
+    monkeypatch.setenv("BATCHRAY_MAX_ATTEMPTS", "2")
+    settings = load_settings(file, max_attempts=3, num_cpus=None)
+    assert (settings.max_in_flight, settings.lanes, settings.max_attempts, settings.num_cpus) == (1, 2, 3, None)
+    assert settings.database == Path(".batchray/batchray.db")
+    assert load_settings().max_in_flight == 256
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"max_in_flght": 1}, "settings: unknown key 'max_in_flght'; did you mean 'max_in_flight'?"),
+        ({"max_in_flight": 0}, "settings: max_in_flight: Input should be greater than or equal to 1"),
+        ({"executor": "threads"}, "settings: executor: Input should be 'ray' or 'local'"),
+        ({"deadline_grace_s": float("inf")}, "settings: deadline_grace_s: Input should be a finite number"),
+    ],
+)
+def test_bad_settings_are_refused(overrides: dict[str, Any], reason: str, write: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(**overrides)
+    assert str(caught.value) == reason
+    file = write(json.dumps(overrides).replace("Infinity", ".inf"), "settings.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file)
+    assert str(caught.value) == reason.replace("settings: ", f"{file}: ")
+
+
+def test_a_bad_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHRAY_LANES", "many")
+    with pytest.raises(ConfigError, match="lanes: Input should be a valid integer"):
+        load_settings()
+
+
+def test_settings_and_agents_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings().lanes = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        Agent(id="a", model="offline/rules").id = "b"  # type: ignore[misc]

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from batchray.errors import BatchFormatError
+from batchray.intake import MAX_DEPTH, MAX_REQUEST_BYTES, Batch, RawRequest, Spool, read_batch, strict_json
+from batchray.schema import AgentRequest
+
+AGENTS = ["a", "b"]
+GOOD = b'{"agent_id":"a","input":"x"}'
+
+
+def with_value(value: bytes) -> bytes:
+    """A request that is right but perhaps for one value deep inside."""
+    return b'{"agent_id":"a","input":"x","client_tools":[{"name":"t","parameters":{"v":%s}}]}' % value
+
+
+class Bad(NamedTuple):
+    """A request that must be refused, and a part of the reason; `in_body` where a whole body tells it otherwise."""
+
+    request: bytes
+    reason: str
+    in_body: str = ""
+
+
+# Shared with test_cli_errors.
+BAD_REQUESTS = {
+    "not-json": Bad(b"hello", "not JSON: "),
+    "cut-off": Bad(b'{"agent_id":"a",', "not JSON: "),
+    "two-on-a-line": Bad(GOOD + b" " + GOOD, "not JSON: "),
+    "a-list": Bad(b"[1]", "a request is a JSON object, not list"),
+    "a-string": Bad(b'"hello"', "a request is a JSON object, not str"),
+    "bad-input": Bad(b'{"agent_id":"a","input":5}', "input: Input should be a valid string"),
+    "bad-part": Bad(b'{"agent_id":"a","input":[{"type":"text"}]}', "input[0].text: Field required"),
+    "unknown-part": Bad(b'{"agent_id":"a","input":[{"type":"smell"}]}', "input[0]: not a known content part"),
+    "null": Bad(b"null", "a request is a JSON object, not NoneType"),
+    "no-agent": Bad(b'{"input":"x"}', "agent_id: Field required"),
+    "unknown-agent": Bad(b'{"agent_id":"nope","input":"x"}', "unknown agent 'nope'; known: a, b"),
+    "both": Bad(b'{"agent_id":"a","input":"x","messages":[]}', "Cannot specify both 'input' and 'messages'."),
+    "neither": Bad(b'{"agent_id":"a"}', "Must specify either 'input' or 'messages'."),
+    "bad-role": Bad(b'{"agent_id":"a","messages":[{"role":"x","content":""}]}', "messages[0].role: Input should be"),
+    "not-utf8": Bad(b'{"agent_id":"a","input":"\xff"}', "not UTF-8: byte 0xff at column 26"),
+    "utf16": Bad(GOOD.decode().encode("utf-16"), "not UTF-8: ", "not JSON: "),
+    "bom": Bad(b"\xef\xbb\xbf" + GOOD, "starts with a byte order mark", "not JSON: "),
+    "lone-surrogate": Bad(b'{"agent_id":"a","input":"\\ud800"}', "not JSON: "),
+    "100-deep": Bad(with_value(b"[" * 100 + b"]" * 100), "nested deeper than 64 levels"),
+    "1000-deep": Bad(with_value(b"[" * 1000 + b"]" * 1000), "nested deeper than 64 levels"),
+    "1000-deep-objects": Bad(with_value(b'{"a":' * 1000 + b"1" + b"}" * 1000), "nested deeper than 64 levels"),
+    "100000-deep": Bad(with_value(b"[" * 100_000 + b"]" * 100_000), "nested deeper than 64 levels"),
+    "nan": Bad(with_value(b"NaN"), "NaN is not JSON", "not JSON: "),
+    "infinity": Bad(with_value(b"-Infinity"), "-Infinity is not JSON", "not JSON: "),
+    "over-64-bits": Bad(with_value(b"18446744073709551616"), "a number beyond 64 bits: 18446744073709551616"),
+    "under-64-bits": Bad(with_value(b"-9223372036854775809"), "a number beyond 64 bits: -9223372036854775809"),
+    "5000-digits": Bad(with_value(b"9" * 5000), "a number beyond 64 bits: 999999999999999999999999..."),
+    "1e400": Bad(with_value(b"1e400"), "number is infinity"),
+    "-1E+400": Bad(with_value(b"-1E+400"), "number is infinity"),
+    "400-digit-float": Bad(with_value(b"1" * 400 + b".5"), "number is infinity"),
+    "duplicate-key": Bad(b'{"agent_id":"a","input":"x","input":"y"}', "duplicate key 'input'"),
+    "duplicate-escaped-key": Bad(b'{"agent_id":"a","input":"x","inp\\u0075t":"y"}', "duplicate key 'input'"),
+    "duplicate-nested-key": Bad(with_value(b'[{"q":1,"r":{"s":1,"s":2}}]'), "duplicate key 's'"),
+    "50-MB": Bad(b'{"agent_id":"a","input":"' + b"x" * 50_000_000 + b'"}', "a request of more than 32 MiB"),
+}
+
+BAD_BODIES = {
+    "two-requests-keys": (b'{"requests":[],"requests":[%s]}' % GOOD, "duplicate key 'requests'"),
+    "two-callback-urls": (
+        b'{"callback_url":"http://h","requests":[%s],"callback_url":"http://i"}' % GOOD,
+        "duplicate key 'callback_url'",
+    ),
+    "bad-callback-url": (b'{"requests":[%s],"callback_url":"ftp://h"}' % GOOD, "callback_url: URL scheme should be"),
+    "no-requests": (b'{"requests":[]}', "the batch is empty"),
+    "requests-no-list": (b'{"requests":5}', "not a batch: expected `array`, got `int`"),
+    "a-list": (b"[%s]" % GOOD, "not a batch: expected `object`, got `array`"),
+    "cut-off": (b'{"requests":[%s,' % GOOD, "neither JSON Lines nor a JSON batch: "),
+    "more-behind-it": (b'{"requests":[%s]} x' % GOOD, "neither JSON Lines nor a JSON batch: "),
+    "bom": (b'\xef\xbb\xbf{"requests":[%s]}' % GOOD, "line 1: starts with a byte order mark"),
+    "empty-file": (b"", "the batch is empty"),
+    "blank-lines": (b"\n \n\n", "the batch is empty"),
+}
+
+
+def read(source: Any) -> list[RawRequest]:
+    return list(read_batch(source, AGENTS).requests)
+
+
+def refusal(source: Any) -> BatchFormatError:
+    with pytest.raises(BatchFormatError) as caught:
+        read(source)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    return caught.value
+
+
+@pytest.mark.parametrize("bad", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_a_bad_line_is_refused_with_its_number(bad: Bad, tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_bytes(GOOD + b"\n\n" + bad.request + b"\n" + GOOD + b"\n")
+    error = refusal(file)
+    assert (error.line, error.index) == (3, None)
+    assert bad.reason in str(error)
+
+
+@pytest.mark.parametrize("bad", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_a_bad_request_of_a_body_is_refused_with_its_index(bad: Bad) -> None:
+    error = refusal(io.BytesIO(b'{"requests":[%s,%s,%s]}' % (GOOD, bad.request, GOOD)))
+    assert (error.line, error.index) == (None, 1)
+    assert (bad.in_body or bad.reason) in str(error)
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS.keys() - {"a-list"})
+def test_a_bad_first_line_of_a_stream_is_still_a_line(name: str) -> None:
+    error = refusal(io.BytesIO(BAD_REQUESTS[name].request + b"\n" + GOOD + b"\n"))
+    assert (error.line, error.index) == (1, None)
+
+
+@pytest.mark.parametrize(("body", "reason"), BAD_BODIES.values(), ids=BAD_BODIES)
+def test_a_body_that_is_no_batch_is_refused(body: bytes, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "batch.json"
+    file.write_bytes(body)
+    assert str(refusal(file)).startswith(reason)
+    assert str(refusal(io.BytesIO(body))).startswith(reason)
+
+
+def test_an_input_that_is_no_batch_at_all_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in str(refusal(tmp_path / "nowhere.jsonl"))
+    assert "cannot be read: Is a directory" in str(refusal(tmp_path))
+    assert "binary mode" in str(refusal(io.StringIO(GOOD.decode())))
+    assert "not int" in str(refusal(5))
+    assert "not NoneType" in str(refusal(None))
+    assert "the batch is empty" in str(refusal([]))
+
+
+LINES = [
+    GOOD,
+    b'  {"agent_id": "b", "custom_id": "c-1", "messages": [{"role": "user", "content": "\xc3\xa4"}]}  ',
+    with_value(b"18446744073709551615"),
+    with_value(b"[-9223372036854775808,1e-400,0.1234567890123456789]"),
+    with_value(b"[" * (MAX_DEPTH - 5) + b"]" * (MAX_DEPTH - 5)),
+    with_value(b'{"requests":1,"callback_url":"\\"q\\":"}'),
+]
+FORMS: dict[str, Callable[[list[bytes]], bytes]] = {
+    "lines": lambda lines: b"\n".join(lines),
+    "lines-with-crlf-and-blanks": lambda lines: b"\r\n\r\n".join(lines) + b"\r\n",
+    "body": lambda lines: b'{"requests":[%s],"callback_url":"http://h/"}' % b",".join(lines),
+    "body-on-lines": lambda lines: b'{\n "metadata": {},\n "requests": [\n%s\n]}\n' % b",\n".join(lines),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["file", "open-file", "bytes", "gzip"])
+def test_every_form_of_a_batch_gives_the_same_requests(form: str, kind: str, tmp_path: Path) -> None:
+    content = FORMS[form](LINES)
+    file = tmp_path / ("batch.json" if form.startswith("body") else "batch.jsonl")
+    file.write_bytes(gzip.compress(content) if kind == "gzip" else content)
+    sources: dict[str, Callable[[], Any]] = {
+        "file": lambda: file,
+        "open-file": lambda: file.open("rb"),
+        "bytes": lambda: io.BytesIO(content),
+        "gzip": lambda: gzip.open(file),  # noqa: SIM115  # closed by the reader
+    }
+    batch = read_batch(sources[kind](), AGENTS)
+    requests = list(batch.requests)
+    assert [(each.agent_id, each.custom_id) for each in requests] == [("a", None), ("b", "c-1"), *[("a", None)] * 4]
+    assert [json.loads(each.body) for each in requests] == [json.loads(line) for line in LINES]
+    assert batch.callback_url == ("http://h/" if form == "body" else None)
+
+
+def test_objects_give_the_same_requests_as_their_json() -> None:
+    objects = [json.loads(GOOD), AgentRequest(agent_id="b", input="y", custom_id="c")]
+    first, second = read(iter(objects))
+    assert first == RawRequest("a", None, GOOD)
+    assert (second.agent_id, second.custom_id) == ("b", "c")
+    assert AgentRequest.model_validate_json(second.body) == objects[1]
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ("text", "a request is a mapping or an AgentRequest, not str"),
+        ({"agent_id": "a"}, "Must specify either 'input' or 'messages'."),
+        ({"agent_id": "nope", "input": "x"}, "unknown agent 'nope'"),
+        ({"agent_id": "a", "input": object()}, "cannot be written as JSON: "),
+        ({"agent_id": "a", "input": "\ud800"}, "cannot be written as JSON: "),
+        ({"agent_id": "a", "input": "x", "max_steps": 2**70}, "cannot be written as JSON: "),
+        ({"agent_id": "a", "input": "x" * (MAX_REQUEST_BYTES + 1)}, "a request of more than 32 MiB"),
+        ({"agent_id": "a", "input": "x", "client_tools": nested(100)}, "nested deeper than 64 levels"),
+        ({1: "a"}, "cannot be written as JSON: "),
+    ],
+)
+def test_a_bad_object_is_refused_with_its_index(request_: Any, reason: str) -> None:
+    error = refusal([json.loads(GOOD), request_])
+    assert (error.line, error.index) == (None, 1)
+    assert reason in str(error)
+
+
+def test_requests_are_validated_one_at_a_time() -> None:
+    def endless() -> Iterator[dict[str, str]]:
+        while True:
+            yield {"agent_id": "a", "input": "x"}
+
+    requests = read_batch(endless(), AGENTS).requests
+    assert [next(requests).agent_id for _ in range(100)] == ["a"] * 100
+
+
+def test_the_largest_request_that_may_be_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    request = b'{"agent_id":"a","input":"%s"}' % (b"x" * (MAX_REQUEST_BYTES - len(GOOD) + 1))
+    assert len(request) == MAX_REQUEST_BYTES
+    file.write_bytes(request + b"\n" + GOOD)
+    assert [len(each.body) for each in read(file)] == [MAX_REQUEST_BYTES, len(GOOD)]
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_json_of_any_value_is_read_as_that_value(value: Any) -> None:
+    assert strict_json(json.dumps(value).encode()) == value
+    assert strict_json(json.dumps(value, ensure_ascii=False, indent=1).encode()) == value
+
+
+@given(st.binary() | st.text('{}[]":,\\ 01e-.NaN').map(str.encode))
+def test_any_bytes_are_read_as_python_reads_them_or_refused(raw: bytes) -> None:
+    try:
+        value = strict_json(raw)
+    except BatchFormatError:
+        return
+    assert value == json.loads(raw)
+
+
+@given(st.binary() | st.text('{}[]":,\\ agent_idrequests01\n').map(str.encode))
+def test_any_bytes_are_a_batch_or_refused(raw: bytes) -> None:
+    for content in (raw, b'{"requests":[' + raw, b'{"requests":[%s,%s]}' % (GOOD, raw)):
+        try:
+            batch = read_batch(io.BytesIO(content), AGENTS)
+            assert isinstance(batch, Batch)
+            assert [AgentRequest.model_validate_json(each.body).agent_id for each in batch.requests]
+        except BatchFormatError:
+            continue
+
+
+@given(st.dictionaries(st.sampled_from(list(AgentRequest.model_fields)), json_values))
+def test_what_is_accepted_is_what_the_schema_accepts(fields: dict[str, Any]) -> None:
+    raw = json.dumps({**fields, "agent_id": "a"})
+    try:
+        expected: AgentRequest | None = AgentRequest.model_validate_json(raw)
+    except ValidationError:
+        expected = None
+    try:
+        (request,) = read([json.loads(raw)])
+    except BatchFormatError:
+        assert expected is None
+    else:
+        assert expected == AgentRequest.model_validate_json(request.body)
+
+
+def test_a_spool_gives_back_what_was_added_any_number_of_times(tmp_path: Path) -> None:
+    requests = [RawRequest("a", None, GOOD), RawRequest("b\n", "c\n", b"{\n}"), RawRequest("a", "", b"")]
+    with Spool(tmp_path / "new") as spool:
+        for request in requests:
+            spool.add(request)
+        assert list(spool) == list(spool) == requests
+        spool.add(requests[0])
+        assert len(list(spool)) == 4
+    assert list((tmp_path / "new").iterdir()) == []
