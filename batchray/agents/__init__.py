@@ -1,0 +1,21 @@
+"""Agents: things that answer one request, in plain async code that has never heard of Ray."""
+
+from batchray.agents.answer import Answerer, Item, Report, encode_item, read_report
+from batchray.agents.base import AgentRunner, Run
+from batchray.agents.build import Clients, build_agent
+from batchray.agents.function import FunctionAgent
+from batchray.agents.loop import ToolLoop
+
+__all__ = [
+    "AgentRunner",
+    "Answerer",
+    "Clients",
+    "FunctionAgent",
+    "Item",
+    "Report",
+    "Run",
+    "ToolLoop",
+    "build_agent",
+    "encode_item",
+    "read_report",
+]

@@ -1,0 +1,131 @@
+"""One request in, one outcome out, as bytes: what every lane, process and the local executor calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from batchray.agents.base import AgentRunner, Guard, Run, unguarded
+from batchray.agents.build import Clients, build_agent
+from batchray.config import BoundAgent
+from batchray.errors import ConfigError, DeadlineExceededError, RequestError
+from batchray.schema import AgentRequest, ErrorInfo, Message, StopReason, status_of
+from batchray.tools import encodable, is_cancelled
+
+logger = logging.getLogger(__name__)
+
+_MESSAGES = TypeAdapter(list[Message])
+_MAX_AGENTS = 1024
+_MAX_ERROR_CHARS = 4000
+
+
+class Item(BaseModel):
+    """A request on its way to where it runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    index: int
+    attempt: int
+    request: AgentRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came back of one attempt.  `head` is small and parsed; `messages` stays a JSON array in bytes."""
+
+    index: int
+    attempt: int
+    status: str
+    stop_reason: str
+    error: dict[str, str] | None
+    usage: dict[str, int]
+    ttft_ns: int | None
+    duration_ns: int
+    messages: bytes
+
+
+def encode_item(job_id: str, index: int, attempt: int, request: bytes) -> bytes:
+    """Return an item as JSON around its request's own bytes."""
+    return orjson.dumps({"job_id": job_id, "index": index, "attempt": attempt, "request": orjson.Fragment(request)})
+
+
+def read_report(reported: bytes) -> Report:
+    """Read what `Answerer.answer` wrote: a line of JSON about the attempt, a line with its messages."""
+    head, _, messages = reported.partition(b"\n")
+    return Report(**orjson.loads(head), messages=messages)
+
+
+class Answerer:
+    """Runs requests on one event loop; agents and clients are built on first use and kept."""
+
+    def __init__(self, guard: Guard = unguarded) -> None:
+        self._clients, self._guard = Clients(), guard
+        self._agents: OrderedDict[BoundAgent, AgentRunner] = OrderedDict()
+
+    def agent(self, bound: BoundAgent) -> AgentRunner:
+        """Return the running agent for a configured one.  Raises ConfigError where it cannot be built."""
+        runner = self._agents.get(bound)
+        if runner is None:
+            runner = self._agents[bound] = build_agent(bound, self._clients)
+            if len(self._agents) > _MAX_AGENTS:
+                self._agents.popitem(last=False)
+        return runner
+
+    async def answer(self, bound: BoundAgent, item: bytes) -> bytes:
+        """Run one request: JSON in, JSON out.  Whatever goes wrong with it is an outcome; only a cancel is raised."""
+        started_ns = time.monotonic_ns()
+        parsed = Item.model_validate_json(item)
+        deadline = started_ns / 1e9 + bound.agent.deadline_s
+        run = Run(parsed.job_id, parsed.index, parsed.request, deadline, self._guard, started_ns=started_ns)
+        error: RequestError | None = None
+        try:
+            async with asyncio.timeout(bound.agent.deadline_s) as limit:
+                stop_reason = await self.agent(bound).run(run)
+        except RequestError as raised:
+            error = raised
+        except asyncio.CancelledError as raised:
+            if is_cancelled():
+                raise
+            error = _as_request_error(raised)
+        except (Exception, SystemExit) as raised:  # noqa: BLE001  # whatever an agent raises is this request's outcome
+            error = _deadline_error(bound) if limit.expired() else _as_request_error(raised)
+        if error is not None:
+            stop_reason = StopReason(error.stop_reason)
+            logger.debug("request failed: %s", error.type, extra={"job_id": parsed.job_id, "index": parsed.index})
+        return _encode_report(parsed, run, stop_reason, error)
+
+    async def close(self) -> None:
+        """Close the model clients."""
+        await self._clients.close()
+
+
+def _deadline_error(bound: BoundAgent) -> DeadlineExceededError:
+    return DeadlineExceededError("deadline_exceeded", f"not done within its deadline of {bound.agent.deadline_s:g} s")
+
+
+def _as_request_error(error: BaseException) -> RequestError:
+    kind = "config_error" if isinstance(error, ConfigError) else type(error).__name__
+    return RequestError(kind, str(error) or repr(error))
+
+
+def _encode_report(item: Item, run: Run, stop_reason: StopReason, error: RequestError | None) -> bytes:
+    failure = ErrorInfo(type=error.type, message=encodable(error.message)[:_MAX_ERROR_CHARS]) if error else None
+    head: dict[str, Any] = {
+        "index": item.index,
+        "attempt": item.attempt,
+        "status": status_of(stop_reason),
+        "stop_reason": stop_reason,
+        "error": failure.model_dump() if failure else None,
+        "usage": run.usage.model_dump(),
+        "ttft_ns": run.first_token_ns - run.started_ns if run.first_token_ns is not None else None,
+        "duration_ns": time.monotonic_ns() - run.started_ns,
+    }
+    return orjson.dumps(head) + b"\n" + _MESSAGES.dump_json(run.messages, exclude_none=True)

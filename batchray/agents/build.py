@@ -1,0 +1,56 @@
+"""Configured agents -> running ones: clients, tools and functions, built where they run and never shipped."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import SecretStr
+
+from batchray.agents.base import AgentRunner
+from batchray.agents.function import FunctionAgent
+from batchray.agents.loop import ToolLoop
+from batchray.config import BoundAgent, Provider
+from batchray.errors import ConfigError
+from batchray.models import ModelClient, RetryPolicy, Timeouts, make_client
+from batchray.tools import load_function, load_tools
+
+
+class Clients:
+    """The model clients of one event loop: one a provider, shared by all requests that run there."""
+
+    def __init__(self) -> None:
+        self._clients: dict[tuple[str, str, str | None], ModelClient] = {}
+
+    def get(self, name: str, provider: Provider, key: SecretStr | None) -> ModelClient:
+        """Return the provider's client.  Two providers of one name but other settings or keys are two."""
+        secret = key.get_secret_value() if key else None
+        identity = (name, provider.model_dump_json(), secret)
+        if identity not in self._clients:
+            self._clients[identity] = make_client(
+                name,
+                provider.protocol,
+                base_url=provider.base_url,
+                api_key=secret,
+                timeouts=Timeouts(**provider.timeouts.model_dump()),
+                retry=RetryPolicy(max_retries=provider.max_retries),
+            )
+        return self._clients[identity]
+
+    async def close(self) -> None:
+        """Close them all."""
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
+        self._clients.clear()
+
+
+def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
+    """Build what answers the agent's requests.  Raises ConfigError where its Python code cannot be imported."""
+    agent = bound.agent
+    try:
+        if agent.run is not None:
+            return FunctionAgent(load_function(agent.run, bound.import_paths))
+        tools = load_tools(agent.tools, agent.tool_timeout_s, bound.import_paths)
+    except ConfigError as error:
+        raise ConfigError(f"agent {agent.id!r}: {error.reason}") from error.__cause__
+    if bound.provider is None or agent.provider_name is None:
+        raise ConfigError(f"agent {agent.id!r} is not bound to a provider")
+    return ToolLoop(agent, clients.get(agent.provider_name, bound.provider, bound.key), tools)

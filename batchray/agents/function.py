@@ -1,0 +1,25 @@
+"""A Python callable as an agent: how a notebook tries an idea."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from batchray.agents.base import Run
+from batchray.schema import StopReason, TextContent, Usage, new_id
+from batchray.tools import as_text, call_function
+
+
+class FunctionAgent:
+    """Calls `function(request)`; a string is the answer, anything else is answered as JSON."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    async def run(self, run: Run) -> StopReason:
+        """Call the function once; what it raises becomes the outcome's error."""
+        with run.executing():
+            value = await call_function(self._function, run.request)
+        run.usage += Usage(step_count=1)
+        run.append(role="assistant", content=[TextContent(text=as_text(value))], step_id=new_id("step"))
+        return StopReason.END_TURN

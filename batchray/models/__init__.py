@@ -1,0 +1,46 @@
+"""Asking models: the ModelClient protocol and its twins, OpenAI-compatible and offline."""
+
+from __future__ import annotations
+
+from batchray.errors import ConfigError
+from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec
+from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
+from batchray.models.retry import Gate, RetryPolicy, Timeouts
+
+__all__ = [
+    "Gate",
+    "ModelCall",
+    "ModelClient",
+    "ModelReply",
+    "OfflineModels",
+    "RetryPolicy",
+    "RulesModel",
+    "ScriptedModel",
+    "Timeouts",
+    "ToolSpec",
+    "make_client",
+]
+
+
+def make_client(
+    name: str,
+    protocol: str,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    *,
+    timeouts: Timeouts | None = None,
+    retry: RetryPolicy | None = None,
+) -> ModelClient:
+    """Return a client of the provider `name`, for use on one event loop.
+
+    Raises ConfigError for a protocol without a client, or an address or key that cannot be used.
+    """
+    if protocol == "offline":
+        return OfflineModels()
+    if protocol != "openai":
+        raise ConfigError(f"provider {name!r}: there is no client for the protocol {protocol!r}")
+    if base_url is None:
+        raise ConfigError(f"provider {name!r}: the protocol openai needs a base_url")
+    from batchray.models.openai import OpenAIClient  # here, so that offline runs and `import batchray` load no aiohttp
+
+    return OpenAIClient(base_url, api_key, name=name, timeouts=timeouts, retry=retry)

@@ -1,0 +1,62 @@
+"""What an agent asks of a model, what comes back, and the one-method seam between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from batchray.schema import Message, ReasoningContent, ToolCall, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as a model sees it.  `parameters` is a JSON Schema of type object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One question to a model: the conversation so far, and what it may answer with.
+
+    `model` is the provider's own name, without the provider.  `body` holds further fields of the provider's request
+    body (`temperature`, `max_tokens`, `tool_choice`, ...), as the agent's file gives them.  `deadline` is on
+    `time.monotonic()`'s clock, in seconds: neither the call nor a retry goes on past it.
+    """
+
+    model: str
+    messages: Sequence[Message]
+    system: str | None = None
+    tools: Sequence[ToolSpec] = ()
+    body: Mapping[str, Any] = field(default_factory=dict)
+    deadline: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """One whole answer.  `first_token_ns` is on `time.monotonic_ns()`'s clock; None where nothing was streamed."""
+
+    text: str = ""
+    reasoning: Sequence[ReasoningContent] = ()
+    tool_calls: Sequence[ToolCall] = ()
+    finish_reason: str = "stop"
+    usage: Usage = field(default_factory=Usage)
+    first_token_ns: int | None = None
+
+
+class ModelClient(Protocol):
+    """Answers model calls; one a provider and event loop, shared by all requests that run there."""
+
+    async def ask(self, call: ModelCall) -> ModelReply:
+        """Return the model's whole answer, after the retries that are due.
+
+        Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connections.  Calls under way fail."""
+        ...

@@ -1,0 +1,241 @@
+"""A Python function as a tool: its schema from its signature and docstring, a call with a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
+from pydantic_core import PydanticSerializationError, to_json
+
+from batchray.errors import ConfigError
+from batchray.models import ToolSpec
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_RETURN_CHARS = 50_000
+"""A longer return is cut, so that one tool cannot fill a model's context or the store (Letta's default limit)."""
+
+
+class ToolError(Exception):
+    """A tool call did not give a value; the message goes to the model, and the run goes on."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool that an agent's model may call.  `spec` is what the model sees."""
+
+    spec: ToolSpec
+    function: Callable[..., Any]
+    arguments: type[BaseModel]
+    timeout_s: float
+
+    @property
+    def name(self) -> str:
+        """The function's own name."""
+        return self.spec.name
+
+    async def call(self, arguments: Mapping[str, Any]) -> str:
+        """Return the function's value as text: a string as it is, anything else as JSON.
+
+        Raises ToolError when the arguments do not fit, the function raises, or `timeout_s` passes.
+        """
+        try:
+            checked = self.arguments.model_validate(arguments)
+        except ValidationError as error:
+            raise ToolError(f"arguments of {self.name}: {_complaints(error)}") from None
+        fields = type(checked).model_fields.items()
+        keywords = {field.alias or name: getattr(checked, name) for name, field in fields}
+        try:
+            async with asyncio.timeout(self.timeout_s) as limit:
+                return _cut(as_text(await call_function(self.function, **keywords)))
+        except TimeoutError as error:
+            if limit.expired():
+                raise ToolError(f"{self.name} did not return within {self.timeout_s:g} s") from None
+            raise ToolError(_told(error)) from error
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            raise ToolError(_told(error)) from error
+        except (Exception, SystemExit) as error:  # whatever a tool raises is the model's to deal with
+            raise ToolError(_told(error)) from error
+
+
+def load_tools(
+    names: Iterable[str | Callable[..., Any]], timeout_s: float, import_paths: Sequence[str] = ()
+) -> dict[str, Tool]:
+    """Return the tools by name.  Raises ConfigError where one cannot be imported, or two have one name."""
+    tools: dict[str, Tool] = {}
+    for named in names:
+        tool = make_tool(load_function(named, import_paths), timeout_s)
+        if tool.name in tools:
+            raise ConfigError(f"two tools are named {tool.name!r}")
+        tools[tool.name] = tool
+    return tools
+
+
+def load_function(named: str | Callable[..., Any], import_paths: Sequence[str] = ()) -> Callable[..., Any]:
+    """Return the function named "package.module:function".  Raises ConfigError naming what cannot be found."""
+    if not isinstance(named, str):
+        return named
+    module_name, _, attribute = named.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"{named!r} is not of the form package.module:function")
+    try:
+        module = _import(module_name, import_paths)
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
+        raise ConfigError(f"{named!r} cannot be imported: {type(error).__name__}: {error}") from error
+    try:
+        function = functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        raise ConfigError(f"{named!r} cannot be imported: {module_name} has no {attribute!r}") from None
+    if not callable(function):
+        raise ConfigError(f"{named!r} is not a function")
+    return function
+
+
+def make_tool(function: Callable[..., Any], timeout_s: float) -> Tool:
+    """Build a tool from a function with annotated parameters.
+
+    The docstring's text is the description; lines `name: text` of a Google-style "Args:" section describe the
+    parameters, as `Annotated[..., Field(description=...)]` does.  Raises ConfigError for a signature without a schema.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    description, described = _read_docstring(inspect.getdoc(function) or "")
+    fields: dict[str, Any] = {}
+    try:
+        signature = inspect.signature(function, eval_str=True)
+        for position, parameter in enumerate(signature.parameters.values()):
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+                raise ConfigError(f"tool {name!r}: parameter {parameter} cannot be named by a model")
+            annotation = str if parameter.annotation is parameter.empty else parameter.annotation
+            default = ... if parameter.default is parameter.empty else parameter.default
+            described_as = described.get(parameter.name)
+            # By alias, since a model has methods of its own: a parameter may be called `schema`, `copy` or `_x`.
+            fields[f"p{position}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
+        arguments = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+        schema = arguments.model_json_schema()
+    except (PydanticUserError, NameError, TypeError, ValueError) as error:
+        raise ConfigError(f"tool {name!r} has a signature without a JSON schema: {error}") from error
+    schema.pop("title", None)
+    return Tool(ToolSpec(name, description, schema), function, arguments, timeout_s)
+
+
+async def call_function(function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
+    """Call a function, sync or async; a sync one runs in a thread of its own so that it cannot hold up the others.
+
+    A cancelled wait leaves the thread to end by itself: Python has no way to stop it.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        return await function(*args, **keywords)
+    value = await _in_thread(function, *args, **keywords)
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+    # A daemon thread a call, not a pool: a function that never returns must neither use up the pool nor hold the exit.
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)  # type: ignore[arg-type]
+        elif isinstance(error, StopIteration) or not isinstance(error, Exception | SystemExit):
+            # A future cannot carry the first, and others would end the task or the loop that waits.
+            future.set_exception(RuntimeError(_told(error)))
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        value, error = None, None
+        try:
+            value = context.run(function, *args, **keywords)
+        except BaseException as raised:  # noqa: BLE001  # handed over to whoever waits, as concurrent.futures does
+            error = raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=work, name=f"batchray-{getattr(function, '__name__', 'call')}", daemon=True).start()
+    return await future
+
+
+def _import(name: str, paths: Sequence[str]) -> ModuleType:
+    """Import a module, first from `paths` (the standard library excepted); they stay, for imports inside its functions.
+
+    A lane serves the agents files of many directories, and `tools` is a name that many give: a module of that name from
+    elsewhere makes room, while functions that were loaded from it keep what they have.
+    """
+    importlib.invalidate_caches()
+    others = [path for path in sys.path if path not in paths]
+    top = name.partition(".")[0]
+    wanted = next(filter(None, (PathFinder.find_spec(top, [path]) for path in paths)), None)
+    if wanted is None or top in sys.stdlib_module_names:
+        sys.path[:] = [*others, *paths]
+        return importlib.import_module(name)
+    known = getattr(sys.modules.get(top), "__spec__", None)
+    if known is not None and known.origin != wanted.origin:
+        for loaded in [module for module in sys.modules if module.partition(".")[0] == top]:
+            del sys.modules[loaded]
+    try:
+        sys.path[:] = [*paths, *others]
+        return importlib.import_module(name)
+    finally:
+        sys.path[:] = [*others, *paths]  # behind: a file there must not shadow what others import later
+
+
+def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
+    """Split a docstring into its text and what its "Args:" section says of each parameter."""
+    text, _, rest = doc.partition("\nArgs:\n")
+    section = re.split(r"\n(?=\S)", rest, maxsplit=1)[0]
+    entries = re.findall(r"^\s+(\w+)(?:\s*\([^)]*\))?:\s*(.*(?:\n\s{6,}.*)*)", section, flags=re.MULTILINE)
+    return text.strip(), {name: " ".join(description.split()) for name, description in entries}
+
+
+def _complaints(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems[:5])
+
+
+def is_cancelled() -> bool:
+    """Tell whether the running task was asked to end; a CancelledError without that is its own code's mistake."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def encodable(text: str) -> str:
+    """Return text that UTF-8 can hold: lone surrogates, as in undecodable file names, become `?`."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def as_text(value: Any) -> str:
+    """Return what a function gave back as text: a string as it is, anything else as JSON."""
+    try:
+        return encodable(value) if isinstance(value, str) else to_json(value).decode()
+    except PydanticSerializationError:
+        return encodable(str(value))
+
+
+def _told(error: BaseException) -> str:
+    return encodable(f"{type(error).__name__}: {error}"[:2000])
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_RETURN_CHARS:
+        return text
+    return f"{text[:MAX_RETURN_CHARS]}{os.linesep}[cut after {MAX_RETURN_CHARS:,} of {len(text):,} characters]"

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import random
+from email.utils import formatdate
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchray.models.retry import Gate, RetryPolicy, Turn, retry_after_s
+
+NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"retry-after": "120"}, 120.0),
+        ({"retry-after": " 0.05 "}, 0.05),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "1.5", "retry-after": "9"}, 0.0015),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:49:47 GMT"}, 10.0),
+        ({"retry-after": "Sunday, 06-Nov-94 08:49:47 GMT"}, 10.0),
+        ({"retry-after": "Sun Nov  6 08:49:47 1994"}, 10.0),
+    ],
+)
+def test_each_form_of_retry_after_is_read(headers: dict[str, str], expected: float) -> None:
+    assert retry_after_s(headers, NOW) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "0",
+        "-1",
+        "nan",
+        "inf",
+        "1e3",
+        "1_000",
+        "9" * 400,
+        "soon",
+        "Sun, 06 Nov 1994 08:49:37 GMT",
+        "Sun, 99 Nov 1994",
+    ],
+)
+def test_a_retry_after_of_nothing_or_nonsense_asks_for_no_wait(value: str) -> None:
+    assert retry_after_s({"retry-after": value}, NOW) is None
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10_000_000))
+def test_http_dates_come_back_as_their_distance(seconds: int) -> None:
+    headers = {"retry-after": formatdate(NOW + seconds, usegmt=True)}
+    assert retry_after_s(headers, NOW) == seconds
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_is_a_wait_or_none(text: str) -> None:
+    wait_s = retry_after_s({"retry-after": text}, NOW)
+    assert wait_s is None or wait_s > 0
+
+
+@settings(deadline=None)
+@given(st.integers(0, 5000), st.integers())
+def test_backoff_stays_below_its_cap(n_retries: int, seed: int) -> None:
+    policy = RetryPolicy(base_s=0.5, cap_s=30)
+    assert 0 <= policy.backoff_s(n_retries, random.Random(seed)) <= min(30, 0.5 * 2 ** min(n_retries, 100))
+
+
+def test_backoff_grows_with_the_retries() -> None:
+    policy, rng = RetryPolicy(), random.Random(1)
+    means = [sum(policy.backoff_s(n, rng) for _ in range(500)) / 500 for n in range(6)]
+    assert means == sorted(means)
+
+
+def test_an_open_gate_lets_everybody_through() -> None:
+    assert Gate(Clock(), random.Random(1)).wait_s(Turn()) <= 0
+
+
+def test_nobody_goes_while_the_gate_is_closed_and_the_told_call_goes_as_it_opens() -> None:
+    clock = Clock()
+    gate, told, other = Gate(clock, random.Random(1)), Turn(), Turn()
+    assert gate.close(5, told)
+    assert gate.wait_s(told) == 5
+    assert gate.wait_s(other) > 5
+    clock.now += 4.999
+    assert gate.wait_s(told) > 0
+    clock.now = 105
+    assert gate.wait_s(told) <= 0
+    assert gate.wait_s(other) > 0
+
+
+@settings(deadline=None)
+@given(st.floats(0.001, 1000), st.integers(0, 2**32))
+def test_the_others_are_spread_over_the_length_of_the_block_up_to_the_cap(wait_s: float, seed: int) -> None:
+    gate = Gate(Clock(), random.Random(seed), cap_s=30)
+    gate.close(wait_s, Turn())
+    waits = [gate.wait_s(Turn()) for _ in range(50)]
+    # To the rounding of a clock near 100 s.
+    assert wait_s - 1e-9 <= min(waits)
+    assert max(waits) <= wait_s + min(wait_s, 30) + 1e-9
+    assert len(set(waits)) > 40
+
+
+def test_a_call_that_comes_after_the_block_does_not_wait() -> None:
+    clock = Clock()
+    gate = Gate(clock, random.Random(1))
+    gate.close(5, Turn())
+    clock.now += 5.001
+    assert gate.wait_s(Turn()) <= 0
+
+
+def test_asking_again_does_not_lengthen_a_wait() -> None:
+    clock = Clock()
+    gate, turn = Gate(clock, random.Random(1)), Turn()
+    gate.close(5, Turn())
+    goes_at = clock.now + gate.wait_s(turn)
+    for _ in range(10):
+        clock.now += 0.4
+        assert clock.now + gate.wait_s(turn) == pytest.approx(goes_at)
+
+
+def test_a_longer_block_holds_back_those_who_were_told_of_a_shorter_one() -> None:
+    clock = Clock()
+    gate, first, second = Gate(clock, random.Random(1)), Turn(), Turn()
+    gate.close(5, first)
+    clock.now += 1
+    assert gate.close(10, second)
+    clock.now = 105
+    assert gate.wait_s(first) >= 6
+    assert gate.wait_s(second) == 6
+
+
+def test_a_shorter_block_changes_nothing() -> None:
+    gate, told = Gate(Clock(), random.Random(1)), Turn()
+    gate.close(5, told)
+    assert not gate.close(1, Turn())
+    assert gate.wait_s(told) == 5
+
+
+def test_when_many_are_told_at_once_one_goes_first() -> None:
+    clock = Clock()
+    gate, turns = Gate(clock, random.Random(1)), [Turn() for _ in range(100)]
+    for turn in turns:
+        gate.close(5, turn)
+        assert gate.wait_s(turn) >= 5
+    clock.now += 5
+    assert sum(gate.wait_s(turn) <= 0 for turn in turns) == 1
+
+
+def test_the_spread_ends_before_the_deadline_and_the_block_does_not() -> None:
+    clock = Clock()
+    gate = Gate(clock, random.Random(1))
+    gate.close(10, Turn())
+    assert all(gate.wait_s(Turn(), deadline=112) < 12 for _ in range(100))
+    assert gate.wait_s(Turn(), deadline=104) >= 10
