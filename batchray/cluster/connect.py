@@ -1,0 +1,113 @@
+"""The one place that starts or joins a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
+
+from batchray.config import Settings
+from batchray.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "batchray"
+# Requests and outcomes travel inside the calls; Ray's default would be 30 % of the memory.
+_OBJECT_STORE_BYTES = 128 * 1024 * 1024
+# What Ray gathers for a dashboard that a cluster of our own does not have: 5 to 8 % of the CPU of a job.
+_LEAN = {"event_stats": False, "enable_metrics_collection": False, "task_events_report_interval_ms": 0}
+_REACH_S = 10.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def connect(settings: Settings) -> bool:
+    """Connect this process to a cluster and tell whether the connection is ours, to be ended with the driver.
+
+    In this order: a connection that the process has; the address in the settings or in RAY_ADDRESS; a local cluster
+    of our own.  Raises ClusterError.
+    """
+    if ray.is_initialized():
+        return False
+    address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray").setLevel(logging.ERROR)  # Ray tells of its start before it applies the level below
+    _keep_off_stdout()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+    try:
+        if address and address != "local":
+            _reach(address)
+            with _on_loopback() if _host(address) in _LOOPBACK else contextlib.nullcontext():
+                ray.init(address=address, **quiet)
+        else:
+            _start_local(settings, quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        where = f"the cluster at {address}" if address else "a local cluster"
+        raise ClusterError(f"cannot use {where}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    return True
+
+
+def disconnect() -> None:
+    """Leave the cluster.  A local one that `connect` started ends; any other goes on without us."""
+    ray.shutdown()
+
+
+def _start_local(settings: Settings, quiet: dict[str, Any]) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs
+    with _on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=settings.num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _system_config=_LEAN,
+            **quiet,
+        )
+
+
+def _reach(address: str) -> None:
+    """Raise OSError at once where nothing listens; Ray itself would wait for minutes."""
+    _, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((_host(address), int(port)), timeout=_REACH_S).close()
+
+
+def _host(address: str) -> str:
+    return address.removeprefix("ray://").rpartition(":")[0].strip("[]")
+
+
+def _keep_off_stdout() -> None:
+    """Log what Ray has to say of dead workers and nodes; it would print it into the driver's standard output."""
+
+    def log(data: Any, ignore_prefix: bool) -> None:
+        for line in data.get("lines", ()):
+            logger.info("ray: %s", line)
+
+    ray_worker.print_to_stdstream = log
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a cluster that starts meanwhile listen on loopback only, and one that does be joined.
+
+    Undocumented; a test holds it.  The variable is for the processes that Ray starts; in this one Ray read it when it
+    was imported.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    known, before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    if before is None:  # or else the user has decided
+        os.environ[name] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
+        if before is None:
+            del os.environ[name]

@@ -1,0 +1,98 @@
+"""The seam between the driver and wherever a request runs, and the executor that needs no cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from batchray.agents import Answerer, encode_item
+from batchray.config import AgentSet, BoundAgent
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One attempt at one item, as the driver spawns it.
+
+    `is_alone` asks for a process that no other request shares: for one that may have killed the process it ran in.
+    """
+
+    agent: BoundAgent
+    job_id: str
+    index: int
+    attempt: int
+    request: bytes
+    is_alone: bool = False
+
+    def encode(self) -> bytes:
+        """Return the item as the agent's side reads it."""
+        return encode_item(self.job_id, self.index, self.attempt, self.request)
+
+
+class Link(Protocol):
+    """A way in which others watch and steer a running job."""
+
+    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+        """Hand out a snapshot; return the wishes: `is_paused`, `is_canceled`, `max_in_flight`."""
+        ...
+
+    def close(self) -> None:
+        """The job has ended, or is no longer run here."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs attempts, as many at once as the driver asks for."""
+
+    async def run(self, order: Order) -> bytes:
+        """Run one attempt and return its report.  A cancelled wait stops what runs.
+
+        Raises WorkerDiedError when the process that ran it ended, ClusterError when nothing can run any more.
+        """
+        ...
+
+
+class Host(Executor, Protocol):
+    """An executor together with what it runs on, as the one who started it sees it."""
+
+    def check(self, agents: AgentSet) -> None:
+        """Raise ConfigError where an agent could never run here."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether it can run anything any more."""
+        ...
+
+    def links(self, job_id: str) -> Sequence[Link]:
+        """Return the ways in which a job that runs here is watched and steered."""
+        ...
+
+    async def close(self) -> None:
+        """End what this executor started."""
+        ...
+
+
+class LocalExecutor:
+    """Runs every attempt on the driver's own event loop: for tests, debugging, and as the baseline of benchmarks."""
+
+    def __init__(self) -> None:
+        self._answerer = Answerer()
+
+    def check(self, agents: AgentSet) -> None:
+        """Accept all: placement means nothing in one process."""
+
+    async def run(self, order: Order) -> bytes:
+        """Run one attempt here."""
+        return await self._answerer.answer(order.agent, order.encode())
+
+    def is_alive(self) -> bool:
+        """Always."""
+        return True
+
+    def links(self, job_id: str) -> Sequence[Link]:
+        """Return none: there is nobody else in this process."""
+        return ()
+
+    async def close(self) -> None:
+        """Close the model clients."""
+        await self._answerer.close()

@@ -1,0 +1,106 @@
+"""The job actor: a job's live state, for watching and steering it from any process of the cluster.
+
+It holds no truth: its driver sends it a snapshot of fixed size a few times a second, so it can die and be replaced at
+any time, and it never grows with the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from batchray.cluster.connect import NAMESPACE, connect
+from batchray.config import Settings
+from batchray.errors import UnknownJobError
+
+_MAX_PENDING_CALLS = 1000
+
+
+class JobActor:
+    """A thin shell around the newest snapshot and the newest wishes."""
+
+    def __init__(self) -> None:
+        self._snapshot: dict[str, Any] = {}
+        self._control: dict[str, Any] = {}
+
+    def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+        """Take the driver's newest snapshot; return what was asked for so far."""
+        self._snapshot = snapshot
+        return self._control
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return counts, in-flight items, timings and newest failures, as the driver last sent them."""
+        return self._snapshot
+
+    def pause(self) -> None:
+        """Start no more items."""
+        self._control["is_paused"] = True
+
+    def resume(self) -> None:
+        """Start items again."""
+        self._control["is_paused"] = False
+
+    def cancel(self) -> None:
+        """End the job now."""
+        self._control["is_canceled"] = True
+
+    def resize(self, max_in_flight: int) -> None:
+        """Set the window."""
+        if max_in_flight < 1:
+            raise ValueError(f"need max_in_flight >= 1, got {max_in_flight!r}")
+        self._control["max_in_flight"] = max_in_flight
+
+
+_Actor = ray.remote(JobActor)
+
+
+def _name(job_id: str) -> str:
+    return f"batchray-{job_id}"
+
+
+class JobLink:
+    """The driver's end: starts the actor, feeds it, and starts it again when it is lost."""
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._actor: Any = None
+
+    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+        """Send a snapshot and return what was asked for.  A lost actor costs one update, never the job."""
+        try:
+            if self._actor is None:
+                self._actor = _Actor.options(
+                    name=_name(self._job_id),
+                    namespace=NAMESPACE,
+                    num_cpus=0,
+                    max_restarts=-1,
+                    max_pending_calls=_MAX_PENDING_CALLS,
+                    get_if_exists=True,
+                ).remote()
+            async with asyncio.timeout(10):
+                return await self._actor.update.remote(snapshot)  # type: ignore[no-any-return]
+        except (ray.exceptions.RayError, TimeoutError):
+            self._actor = None  # found or started again at the next update
+            return {}
+
+    def close(self) -> None:
+        """End the actor."""
+        if self._actor is not None and ray.is_initialized():
+            ray.kill(self._actor)
+
+
+def find_job(job_id: str, ray_address: str | None = None) -> Any:
+    """Return the handle of a running job's actor, from any process of its cluster.
+
+    A process that is not connected yet joins the cluster at `ray_address`.  The methods are JobActor's, called with
+    `.remote()`.  Raises UnknownJobError where no such job runs there, and ClusterError for a cluster that is not there.
+    """
+    if ray_address is not None:
+        connect(Settings(ray_address=ray_address))
+    try:
+        return ray.get_actor(_name(job_id), namespace=NAMESPACE)
+    except ValueError:
+        raise UnknownJobError(job_id, "this cluster") from None

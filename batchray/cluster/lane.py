@@ -1,0 +1,91 @@
+"""The two places on the cluster that run a request: a lane, which many share, and a process, which one has alone."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray._private import worker as ray_worker
+
+from batchray.agents import Answerer
+from batchray.cluster.recorder import Recorder
+from batchray.config import BoundAgent
+from batchray.errors import ConfigError
+from batchray.threads import switch_threads_often
+
+_MAX_AGENTS = 1024
+_GRACE_S = 10.0
+
+
+def pack(bound: BoundAgent) -> bytes:
+    """Return an agent as bytes, functions of a notebook included.  Raises ConfigError for one that cannot travel."""
+    try:
+        return _dumps(bound)
+    except Exception as error:  # whatever the objects that a function closes over raise
+        reason = f"its function cannot be sent to a lane: {error}"
+        raise ConfigError(f"agent {bound.agent.id!r}: {reason}") from error
+
+
+def _dumps(bound: BoundAgent) -> bytes:
+    return cloudpickle.dumps(bound)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class Lane:
+    """Runs many requests at once on one event loop.  Every call brings all it needs, so a restart loses nothing."""
+
+    def __init__(self) -> None:
+        # In the directory of Ray's session on this node, which a lane's next process there shares.
+        node: Any = ray_worker.global_worker.node
+        directory = Path(node.get_session_dir_path())
+        self._recorder = Recorder(str(ray.get_runtime_context().get_actor_id()), directory)
+        self._answerer = Answerer(self._recorder.executing)
+        self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
+        switch_threads_often()
+        gc.freeze()  # what Ray and we have imported stays; without this every full collection walks through it
+
+    async def run(self, packed: bytes, item: bytes) -> bytes:
+        """Run one request: an agent and an item in, a report out.  A request's failure is in the report."""
+        return await self._answerer.answer(self._unpacked(packed), item)
+
+    async def last_words(self) -> tuple[int, list[tuple[str, int]]]:
+        """Return this process's id, and which items the process before it was running code of when it died."""
+        return os.getpid(), self._recorder.last_words
+
+    async def close(self) -> None:
+        """Close connections and files; the actor is ended after it."""
+        await self._answerer.close()
+        self._recorder.close()
+
+    def _unpacked(self, packed: bytes) -> BoundAgent:
+        bound = self._agents.get(packed)
+        if bound is None:
+            bound = self._agents[packed] = cloudpickle.loads(packed)
+            if len(self._agents) > _MAX_AGENTS:
+                self._agents.popitem(last=False)
+        return bound
+
+
+@ray.remote(max_retries=0)  # attempts are counted in the store, never by Ray
+def run_in_process(packed: bytes, item: bytes) -> bytes:
+    """Run one request in a worker process of its own, which ends where code that blocks outlives the deadline."""
+    bound = cloudpickle.loads(packed)
+    faulthandler.dump_traceback_later(bound.agent.deadline_s + _GRACE_S, exit=True)  # from C: it needs no interpreter
+    try:
+        return asyncio.run(_run_alone(bound, item))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+async def _run_alone(bound: BoundAgent, item: bytes) -> bytes:
+    answerer = Answerer()
+    try:
+        return await answerer.answer(bound, item)
+    finally:
+        await answerer.close()

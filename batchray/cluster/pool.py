@@ -1,0 +1,255 @@
+"""The executor on Ray: one remote call a request, on a lane or in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from batchray.cluster.connect import connect, disconnect
+from batchray.cluster.executor import Link, Order
+from batchray.cluster.job_actor import JobLink
+from batchray.cluster.lane import Lane, pack, run_in_process
+from batchray.config import AgentSet, BoundAgent, Settings
+from batchray.errors import ClusterError, ConfigError, RequestError, WorkerDiedError
+from batchray.threads import DaemonThread
+
+logger = logging.getLogger(__name__)
+
+_MAX_LANES = 8
+_MAX_CONCURRENCY = 100_000  # the window bounds what is in flight; a lane takes all that it is given
+_CONNECT_S = 60.0
+_START_S = 120.0
+_RESTART_S = 60.0
+_ANSWER_S = 5.0
+
+_LaneActor = ray.remote(Lane)
+
+
+@dataclass(eq=False)
+class _LaneHandle:
+    """A lane as its driver sees it.  `life` counts its processes; a call belongs to the life that it was made in."""
+
+    actor: Any
+    pid: int = 0
+    in_flight: int = 0
+    life: int = 0
+    is_down: bool = False
+    is_probed: bool = False
+    post_mortems: dict[int, asyncio.Task[set[tuple[str, int]]]] = field(default_factory=dict)
+
+
+class RayExecutor:
+    """Lanes spread over the nodes of a cluster, kept for all jobs of one driver; and processes, on demand."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lanes: list[_LaneHandle] = []
+        self._packed: weakref.WeakKeyDictionary[BoundAgent, bytes] = weakref.WeakKeyDictionary()
+        self._owns_connection = self._is_lost = False
+        self._probes: set[asyncio.Task[None]] = set()
+        # A daemon, so that a Ray that does not answer never holds up the end of this process; and kept until the end,
+        # because the kernel kills what a thread has started (GCS, raylet) together with that thread.
+        self._thread = DaemonThread("batchray-ray")
+
+    async def start(self) -> None:
+        """Connect and start the lanes.  Raises ClusterError."""
+        try:
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(_CONNECT_S):
+                self._owns_connection = await loop.run_in_executor(self._thread, connect, self._settings)
+        except TimeoutError:
+            raise ClusterError(f"no connection to a Ray cluster within {_CONNECT_S:g} s") from None
+        nodes = _nodes()
+        n_cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
+        n_lanes = self._settings.lanes or max(len(nodes), min(n_cpus, _MAX_LANES))
+        options = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": 0,  # a lost call is a counted attempt of the driver's, not a silent one of Ray's
+            "max_concurrency": _MAX_CONCURRENCY,
+            "enable_task_events": False,
+        }
+        for node in itertools.islice(itertools.cycle(nodes), n_lanes):
+            strategy = NodeAffinitySchedulingStrategy(node.id, soft=True)  # soft: elsewhere, should the node be lost
+            actor = _LaneActor.options(**options, scheduling_strategy=strategy).remote()
+            self._lanes.append(_LaneHandle(actor))
+        try:
+            async with asyncio.timeout(_START_S):
+                for lane in self._lanes:
+                    lane.pid, _ = await lane.actor.last_words.remote()
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            raise ClusterError(f"the lanes did not start within {_START_S:g} s: {_first_line(error)}") from error
+
+    def check(self, agents: AgentSet) -> None:
+        """Raise ConfigError where an agent asks for more CPUs or GPUs than any node has."""
+        nodes = _nodes()
+        for agent_id, bound in agents.agents.items():
+            wanted = _resources(bound)
+            if not any(node.has(wanted) for node in nodes):
+                asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+                raise ConfigError(f"agent {agent_id!r} asks for {asked} a request; no node of the cluster has that")
+
+    async def run(self, order: Order) -> bytes:
+        """Run one attempt on the least busy lane, or in a process where the agent or the order asks for it."""
+        packed = self._packed.get(order.agent)
+        if packed is None:
+            packed = self._packed[order.agent] = pack(order.agent)
+        try:
+            if order.is_alone or order.agent.agent.placement == "process":
+                return await self._run_in_process(order, packed)
+            return await self._run_on_lane(order, packed)
+        except ClusterError:
+            self._is_lost = True
+            raise
+        except ray.exceptions.RayTaskError as error:  # not the agent's own failure, which is in the report
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            raise RequestError("worker_error", f"{type(cause).__name__}: {_first_line(cause)}") from error
+
+    def is_alive(self) -> bool:
+        """Whether the cluster was there when it was last needed, and the process is still connected to it."""
+        return ray.is_initialized() and not self._is_lost
+
+    def links(self, job_id: str) -> Sequence[Link]:
+        """Return the job actor."""
+        return (JobLink(job_id),)
+
+    async def close(self) -> None:
+        """End the lanes, and the connection if it is ours.  What still runs on them ends too."""
+        lanes, self._lanes = self._lanes, []
+        if not ray.is_initialized():  # somebody else has ended it; a call would start another one
+            self._thread.shutdown(wait=False)
+            return
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.gather(*(lane.actor.close.remote() for lane in lanes), return_exceptions=True)
+        except TimeoutError:
+            logger.warning("the lanes did not close in time and are killed")
+        for lane in lanes:
+            ray.kill(lane.actor)
+        if self._owns_connection:
+            disconnect()
+        self._thread.shutdown(wait=False)
+
+    async def _run_on_lane(self, order: Order, packed: bytes) -> bytes:
+        lane = min(self._lanes, key=lambda lane: (lane.is_down, lane.in_flight))
+        life = lane.life
+        lane.in_flight += 1
+        try:
+            return await _result(lane.actor.run.remote(packed, order.encode()), is_task=False)
+        except ray.exceptions.RayActorError as error:
+            suspects = await self._post_mortem(lane, life)
+            is_suspect = (order.job_id, order.index) in suspects
+            raise WorkerDiedError("its lane exited or was killed while it ran", is_suspect) from error
+        except asyncio.CancelledError:
+            self._probe(lane)
+            raise
+        finally:
+            lane.in_flight -= 1
+
+    def _probe(self, lane: _LaneHandle) -> None:
+        """Look whether a lane that has kept somebody waiting still answers; one that is blocked is started anew."""
+        if not lane.is_down and not lane.is_probed:
+            lane.is_probed = True
+            task = asyncio.ensure_future(self._restart_if_blocked(lane))
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
+
+    async def _restart_if_blocked(self, lane: _LaneHandle) -> None:
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await lane.actor.last_words.remote()
+        except TimeoutError:
+            logger.warning("a lane (process %s) is blocked by code of a request and is started anew", lane.pid)
+            ray.kill(lane.actor, no_restart=False)
+        except ray.exceptions.RayError as error:  # it died by itself, which its calls will hear of
+            logger.info("a lane did not answer: %s", error)
+        finally:
+            lane.is_probed = False
+
+    async def _run_in_process(self, order: Order, packed: bytes) -> bytes:
+        wanted = _resources(order.agent)
+        task = run_in_process.options(
+            num_cpus=wanted.get("CPU", 1), num_gpus=wanted.get("GPU", 0), enable_task_events=False
+        )
+        try:
+            return await _result(task.remote(packed, order.encode()), is_task=True)
+        except ray.exceptions.OutOfMemoryError as error:
+            raise WorkerDiedError("its process was killed by Ray's memory monitor") from error
+        except ray.exceptions.WorkerCrashedError as error:
+            raise WorkerDiedError("its process exited or was killed while it ran") from error
+
+    async def _post_mortem(self, lane: _LaneHandle, life: int) -> set[tuple[str, int]]:
+        """Return which items one life of a lane was executing when it died; asked once for all calls it took along."""
+        if life == lane.life:
+            lane.life += 1
+            lane.post_mortems = {life: asyncio.ensure_future(self._ask_last_words(lane))}
+        task = lane.post_mortems.get(life)
+        return await asyncio.shield(task) if task else set()
+
+    async def _ask_last_words(self, lane: _LaneHandle) -> set[tuple[str, int]]:
+        logger.warning("a lane died (process %s); its requests are run again", lane.pid)
+        lane.is_down = True
+        try:
+            async with asyncio.timeout(_RESTART_S):
+                while True:
+                    try:
+                        pid, words = await lane.actor.last_words.remote()
+                        break
+                    except ray.exceptions.ActorUnavailableError:
+                        await asyncio.sleep(0.2)
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            raise ClusterError(f"a lane died and did not come back: {_first_line(error)}") from error
+        was_alive, lane.pid, lane.is_down = pid == lane.pid, pid, False
+        return set() if was_alive else {(job_id, index) for job_id, index in words}
+
+
+async def _result(ref: Any, *, is_task: bool) -> bytes:
+    """Wait for a call.  A cancelled wait cancels the call; errors of the cluster itself become ours."""
+    try:
+        return await ref  # type: ignore[no-any-return]
+    except asyncio.CancelledError:
+        ray.cancel(ref, force=is_task)
+        raise
+    except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError):
+        raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+        raise
+    except (ray.exceptions.LocalRayletDiedError, ray.exceptions.RaySystemError) as error:
+        raise ClusterError(f"Ray is gone: {_first_line(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise WorkerDiedError(f"its call was lost: {_first_line(error)}", is_suspect=False) from error
+
+
+class _Node(NamedTuple):
+    id: str
+    resources: dict[str, float]
+
+    def has(self, wanted: Mapping[str, float]) -> bool:
+        return all(self.resources.get(name, 0) >= amount for name, amount in wanted.items())
+
+
+def _nodes() -> list[_Node]:
+    """Return the nodes that are alive."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [_Node(node["NodeID"], node["Resources"]) for node in nodes if node["Alive"]]
+
+
+def _resources(bound: BoundAgent) -> dict[str, float]:
+    """Return what one request of the agent occupies; nothing on a lane."""
+    agent = bound.agent
+    if agent.placement == "lane":
+        return {}
+    return {"CPU": 1.0 if agent.num_cpus is None else agent.num_cpus, "GPU": agent.num_gpus or 0.0}
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

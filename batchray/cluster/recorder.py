@@ -1,0 +1,78 @@
+"""A flight recorder: which items were running code of their own (tools, callables) when their process died.
+
+Hundreds of requests share a lane.  When one of them kills it, the others should not be suspected: nearly all of them
+only waited for their model.  So a lane notes in a memory-mapped file which items are executing; the page survives even
+SIGKILL, and the lane's next process reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_SLOT = struct.Struct("<40sq")  # a job id, and an index
+_N_SLOTS = 8192
+_NAME = "batchray-lane-{actor_id}-{pid}"
+# What has lain about for so long has no successor that could still want to read it.
+_STALE_S = 86_400
+
+
+class Recorder:
+    """The recorder of one lane.  `last_words` are the items that the lane's earlier process was executing."""
+
+    def __init__(self, actor_id: str, directory: Path | None = None) -> None:
+        directory = directory or Path(tempfile.gettempdir())
+        self.last_words = _read_predecessors(directory, actor_id)
+        _remove_stale(directory)
+        self._file = directory / _NAME.format(actor_id=actor_id, pid=os.getpid())
+        with self._file.open("xb+") as file:
+            file.truncate(_SLOT.size * _N_SLOTS)
+            self._slots = mmap.mmap(file.fileno(), 0)
+        self._free = list(range(_N_SLOTS))
+
+    @contextmanager
+    def executing(self, job_id: str, index: int) -> Iterator[None]:
+        """Note an item while its own code runs."""
+        if not self._free:  # thousands at once: the rest go unnoted, and are not suspected
+            yield
+            return
+        slot = self._free.pop()
+        _SLOT.pack_into(self._slots, slot * _SLOT.size, job_id.encode(), index)
+        try:
+            yield
+        finally:
+            _SLOT.pack_into(self._slots, slot * _SLOT.size, b"", 0)
+            self._free.append(slot)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._slots.close()
+        self._file.unlink(missing_ok=True)
+
+
+def _read_predecessors(directory: Path, actor_id: str) -> list[tuple[str, int]]:
+    words = []
+    for file in directory.glob(_NAME.format(actor_id=actor_id, pid="*")):
+        for job_id, index in _SLOT.iter_unpack(file.read_bytes()):
+            if job_id.strip(b"\0"):
+                words.append((job_id.rstrip(b"\0").decode(), index))
+        file.unlink(missing_ok=True)
+    return words
+
+
+def _remove_stale(directory: Path) -> None:
+    """Remove what lanes left behind whose whole cluster was killed."""
+    for file in directory.glob(_NAME.format(actor_id="*", pid="*")):
+        pid = re.search(r"-(\d+)$", file.name)
+        if pid and not Path(f"/proc/{pid[1]}").exists():
+            with contextlib.suppress(OSError):  # another lane was faster, or it is another user's
+                if time.time() - file.stat().st_mtime > _STALE_S:
+                    file.unlink()

@@ -1,0 +1,207 @@
+"""What all jobs of one process share: an event loop on a thread of its own, open stores, executors."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import threading
+from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from batchray.cluster import Host, LocalExecutor
+from batchray.config import AgentSet, Settings
+from batchray.control import ControlFile
+from batchray.driver import run_job, start_job
+from batchray.errors import BatchFormatError, ConfigError
+from batchray.intake import Batch, Spool, read_batch
+from batchray.job import Job
+from batchray.schema import AgentRequest, new_job_id
+from batchray.store import JobRecord, NewItem, Store
+from batchray.threads import DaemonThread, switch_threads_often
+
+T = TypeVar("T")
+
+Requests = (
+    str
+    | Path
+    | BinaryIO
+    | Iterable[Mapping[str, Any] | AgentRequest]
+    | AsyncIterable[Mapping[str, Any] | AgentRequest]
+    | Any  # a Ray Dataset, which only Ray's package could name
+)
+"""What a batch may be given as; read once, whole, and checked before anything runs."""
+
+
+class Session:
+    """What all jobs of this process share: one event loop on a thread of its own, open stores, executors."""
+
+    def __init__(self) -> None:
+        switch_threads_often()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="batchray-driver", daemon=True)
+        self._thread.start()
+        self._lock = threading.RLock()
+        self._stores: dict[Path, tuple[Store, int]] = {}
+        self._executors: dict[tuple[Any, ...], asyncio.Task[Host]] = {}
+        self._jobs: set[Job] = set()
+        atexit.register(self.close)
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the session's loop and wait for it; an interrupt of the wait cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def open_store(self, data_dir: Path) -> Store:
+        """Return the open store of a data directory; it closes when its last user releases it."""
+        path = data_dir.absolute()
+        with self._lock:
+            store, n_users = self._stores.get(path) or (Store.open(path), 0)
+            self._stores[path] = (store, n_users + 1)
+            return store
+
+    def release_store(self, store: Store) -> None:
+        """Give a store back."""
+        with self._lock:
+            path = store.data_dir
+            _, n_users = self._stores.pop(path)
+            if n_users > 1:
+                self._stores[path] = (store, n_users - 1)
+            else:
+                store.close()
+
+    def start(self, job_id: str, agents: AgentSet, store: Store, settings: Settings) -> Job:
+        """Run a job in the background.  The store is released when it stops."""
+        if job_id in {job.id for job in self._jobs}:
+            raise ConfigError(f"job {job_id} is running in this process already")
+        job = Job(job_id, store.data_dir, self._loop)
+        self._jobs.add(job)
+        ControlFile(store.data_dir, job_id).close()  # wishes of an earlier run are not for this one
+        store.announce(job_id)
+        job.runs_here(asyncio.run_coroutine_threadsafe(self._run(job, agents, store, settings), self._loop))
+        return job
+
+    async def _run(self, job: Job, agents: AgentSet, store: Store, settings: Settings) -> JobRecord:
+        """Run a job to its end: on the executor of its settings, linked to those who watch and steer it."""
+        control = ControlFile(store.data_dir, job.id)
+        try:
+            executor = await self._executor(settings)
+            executor.check(agents)
+            running = await start_job(job.id, agents, store, settings)
+            job.started(running)
+            return await run_job(running, store, executor, [control, *executor.links(job.id)])
+        finally:
+            store.withdraw(job.id)
+            self._jobs.discard(job)
+            # On a thread of its own: closing waits for the writer's thread, and this loop must not.
+            threading.Thread(target=self.release_store, args=(store,), name="batchray-release").start()
+
+    def executor(self, settings: Settings) -> Host:
+        """Return the executor of these settings, started on first use."""
+        return self.wait(self._executor(settings))
+
+    async def _executor(self, settings: Settings) -> Host:
+        key = (settings.executor, settings.ray_address, settings.lanes, settings.num_cpus)
+        task = self._executors.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception() or not task.result().is_alive())):
+            task = self._executors[key] = asyncio.ensure_future(self._new_executor(settings))
+        return await asyncio.shield(task)
+
+    async def _new_executor(self, settings: Settings) -> Host:
+        if settings.executor == "local":
+            return LocalExecutor()
+        from batchray.cluster.pool import RayExecutor
+
+        executor = RayExecutor(settings)
+        await executor.start()
+        atexit.unregister(self.close)
+        atexit.register(self.close)  # after Ray's own, so that it runs before it
+        return executor
+
+    def close(self) -> None:
+        """Interrupt the jobs, then end executors, stores and the loop.  A second call does nothing."""
+        if self._loop.is_closed():
+            return
+        for job in list(self._jobs):
+            job.stop()
+        self.wait(self._close_executors())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+        self._loop.close()
+
+    async def _close_executors(self) -> None:
+        """Close them, the newest first: the first one may own the connection to Ray that the others use."""
+        while self._executors:
+            _, task = self._executors.popitem()
+            task.cancel()  # does nothing to one that is done
+            [executor] = await asyncio.gather(task, return_exceptions=True)
+            if not isinstance(executor, BaseException):
+                await executor.close()
+
+
+async def create_job(store: Store, requests: Requests, agents: AgentSet, callback_url: str | None) -> str:
+    """Read, check and store a batch; returns its job's id."""
+    if isinstance(requests, AsyncIterable):
+        requests = await collect(requests, store.data_dir, agents)
+    if not isinstance(requests, str | Path | list | tuple | Spool):
+        # It may be slow, or wait for another job of ours: so not on the writer's thread, in an open transaction.
+        reader = DaemonThread("batchray-intake")
+        spooling = asyncio.get_running_loop().run_in_executor(reader, _spooled, requests, agents, store.data_dir)
+        try:
+            requests, found_url = await spooling
+        finally:
+            reader.shutdown(wait=False)
+        callback_url = callback_url or found_url
+    job_id = new_job_id()
+    await store.call(_create, store, job_id, requests, agents, callback_url)
+    return job_id
+
+
+def _spooled(requests: Any, agents: AgentSet, directory: Path) -> tuple[Spool, str | None]:
+    """Read and check a batch that can be read only once, or slowly."""
+    if hasattr(requests, "iter_rows"):  # a Ray Dataset
+        requests = requests.iter_rows()
+    batch = read_batch(requests, agents.agents)
+    spool = Spool(directory)
+    try:
+        for request in batch.requests:
+            spool.add(request)
+    except BaseException:
+        spool.close()
+        raise
+    return spool, batch.callback_url
+
+
+def _create(store: Store, job_id: str, requests: Requests, agents: AgentSet, callback_url: str | None) -> None:
+    with contextlib.ExitStack() as spools:
+        if isinstance(requests, Spool):
+            batch = Batch(iter(spools.enter_context(requests)))
+        else:
+            source: Any = Path(requests) if isinstance(requests, str) else requests
+            batch = read_batch(source, agents.agents)
+        items = (NewItem(*request) for request in batch.requests)
+        store.create_job(job_id, agents.snapshot(), items, callback_url or batch.callback_url)
+
+
+async def collect(requests: AsyncIterable[Any], directory: Path, agents: AgentSet) -> Spool:
+    """Read and check an async iterable of requests, on the loop that it belongs to."""
+    spool, n_requests = Spool(directory), 0
+    try:
+        async for request in requests:
+            try:
+                [raw] = read_batch([request], agents.agents).requests
+            except BatchFormatError as error:
+                raise BatchFormatError(error.reason, index=n_requests) from None
+            spool.add(raw)
+            n_requests += 1
+        if n_requests == 0:
+            raise BatchFormatError("the batch is empty")
+    except BaseException:
+        spool.close()
+        raise
+    return spool

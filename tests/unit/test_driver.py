@@ -1,0 +1,469 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from batchray.cluster import LocalExecutor, Order
+from batchray.config import Agent, AgentSet, Provider, bind_agents, load_settings
+from batchray.control import Wishes
+from batchray.driver import RunningJob, run_job, start_job
+from batchray.errors import (
+    ClusterError,
+    InvalidToolCallError,
+    JobInterruptedError,
+    StoreError,
+    WorkerDiedError,
+)
+from batchray.schema import AgentRequest, new_job_id
+from batchray.store import JobRecord, NewItem, Store
+
+
+def echo(request: AgentRequest) -> str:
+    return str(request.input)
+
+
+def fail(request: AgentRequest) -> str:
+    raise LookupError("no such thing")
+
+
+AGENTS = bind_agents([Agent(id="echo", run=echo), Agent(id="fail", run=fail)])
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    with Store.open(tmp_path / "data") as opened:
+        yield opened
+
+
+def new_job(store: Store, *agent_ids: str) -> str:
+    job_id = new_job_id()
+    bodies = [json.dumps({"agent_id": name, "input": f"text {i}"}).encode() for i, name in enumerate(agent_ids)]
+    store.create_job(job_id, {}, [NewItem(name, None, body) for name, body in zip(agent_ids, bodies, strict=True)])
+    return job_id
+
+
+async def started(store: Store, job_id: str, agents: AgentSet = AGENTS, **settings: Any) -> RunningJob:
+    return await start_job(job_id, agents, store, load_settings(executor="local", **settings))
+
+
+class Scripted:
+    """Runs attempts here like `LocalExecutor`, but for what a test lets happen before."""
+
+    def __init__(self, before: Callable[[Order], Any] = lambda order: None) -> None:
+        self._local, self._before = LocalExecutor(), before
+        self.orders: list[Order] = []
+        self.running: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.cancelled: list[int] = []
+
+    async def run(self, order: Order) -> bytes:
+        self.orders.append(order)
+        provider = order.agent.agent.provider_name or "-"
+        for name in (provider, "all"):
+            self.running[name] += 1
+            self.most[name] = max(self.most[name], self.running[name])
+        try:
+            happening = self._before(order)
+            if happening is not None:
+                await happening
+            return await self._local.run(order)
+        except asyncio.CancelledError:
+            self.cancelled.append(order.index)
+            raise
+        finally:
+            for name in (provider, "all"):
+                self.running[name] -= 1
+
+    def attempts_of(self, index: int) -> list[Order]:
+        return [order for order in self.orders if order.index == index]
+
+
+class Watcher:
+    """A link that keeps what it is told and asks for what a test wishes."""
+
+    def __init__(self, **wishes: Any) -> None:
+        self.wishes, self.snapshots, self.n_closed = wishes, list[dict[str, Any]](), 0
+
+    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+        self.snapshots.append(snapshot)
+        return dict(self.wishes)
+
+    def close(self) -> None:
+        self.n_closed += 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def statuses(store: Store, job: JobRecord) -> list[str]:
+    return [each.status for each in store.results(job)]
+
+
+async def test_every_item_gets_an_outcome_and_the_job_ends(store: Store) -> None:
+    job = await started(store, new_job(store, *["echo"] * 5, "fail"))
+    record = await run_job(job, store, LocalExecutor())
+    assert (record.status, record.stop_reason, record.is_ended) == ("completed", "end_turn", True)
+    assert record.counts == {"succeeded": 5, "errored": 1, "canceled": 0, "expired": 0}
+    assert statuses(store, record) == ["succeeded"] * 5 + ["errored"]
+    *_, failed = store.results(record)
+    assert failed.error == {"type": "LookupError", "message": "no such thing"}
+    assert {each.attempts for each in store.results(record)} == {1}
+    assert [json.loads(each.messages)[0]["content"][0]["text"] for each in store.results(record)[:2]] == [
+        "text 0",
+        "text 1",
+    ]
+    assert record.progress == job.progress
+    assert job.progress.timings["duration"].count == job.progress.timings["queued"].count == 6
+
+
+async def test_a_job_of_which_nothing_succeeded_failed(store: Store) -> None:
+    job = await started(store, new_job(store, "fail", "fail"))
+    record = await run_job(job, store, LocalExecutor())
+    assert (record.status, record.stop_reason) == ("failed", "error")
+
+
+async def test_more_items_than_a_page_are_run_within_the_window(store: Store) -> None:
+    executor = Scripted()
+    job = await started(store, new_job(store, *["echo"] * 1100), max_in_flight=100)
+    record = await run_job(job, store, executor)
+    assert record.counts["succeeded"] == 1100
+    assert sorted(order.index for order in executor.orders) == list(range(1100))
+    assert 1 < executor.most["all"] <= 100
+
+
+async def test_an_attempt_is_counted_on_disk_before_it_is_spawned(store: Store) -> None:
+    seen: list[int] = []
+
+    def look(order: Order) -> None:
+        with Store.open_for_reading(store.data_dir) as reader:
+            seen.append(reader.unfinished(reader.job(order.job_id), after=-1)[order.index].attempt)
+
+    await run_job(await started(store, new_job(store, "echo")), store, Scripted(look))
+    assert seen == [1]
+
+
+async def test_times_are_counted_from_the_first_start(store: Store) -> None:
+    agents = bind_agents([Agent(id="m", model="offline/rules")])
+    record = await run_job(await started(store, new_job(store, "m", "m"), agents), store, LocalExecutor())
+    assert record.ttft_ns is not None
+    assert record.total_duration_ns is not None
+    assert 0 <= record.ttft_ns <= record.total_duration_ns
+    assert all(each.ttft_ns is not None and each.ttft_ns <= each.duration_ns for each in store.results(record))
+
+
+# -- processes that die
+
+
+async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: Store) -> None:
+    def die(order: Order) -> None:
+        if order.index == 1:
+            raise WorkerDiedError("killed by signal 9", is_suspect=True)
+
+    executor = Scripted(die)
+    job = await started(store, new_job(store, "echo", "echo", "echo"), max_attempts=3)
+    record = await run_job(job, store, executor)
+    assert statuses(store, record) == ["succeeded", "errored", "succeeded"]
+    assert [order.is_alone for order in executor.attempts_of(1)] == [False, True, True]
+    assert [order.attempt for order in executor.attempts_of(1)] == [1, 2, 3]
+    assert [len(executor.attempts_of(index)) for index in (0, 2)] == [1, 1]
+    failed = store.results(record)[1]
+    assert (failed.error, failed.attempts, failed.stop_reason) == (
+        {"type": "worker_died", "message": "killed by signal 9"},
+        3,
+        "error",
+    )
+    assert list(job.failures) == [
+        {"index": 1, "attempt": 3, "stop_reason": "error", "type": "worker_died", "message": "killed by signal 9"}
+    ]
+
+
+async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) -> None:
+    def die(order: Order) -> None:
+        if order.attempt <= 6:
+            raise WorkerDiedError("its lane died", is_suspect=False)
+
+    executor = Scripted(die)
+    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
+    assert record.counts["succeeded"] == 1
+    assert [order.is_alone for order in executor.orders] == [False] * 7
+    assert store.results(record)[0].attempts == 7
+
+
+async def test_an_item_whose_process_always_dies_ends_in_the_end(store: Store) -> None:
+    def die(order: Order) -> None:
+        raise WorkerDiedError("its lane died", is_suspect=False)
+
+    executor = Scripted(die)
+    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
+    assert (record.status, len(executor.orders)) == ("failed", 20)
+
+
+async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None:
+    job_id = new_job(store, "echo")
+    store.begin_attempts(store.job(job_id), [(0, 2, 2)])
+
+    def die(order: Order) -> None:
+        raise WorkerDiedError("killed by signal 11")
+
+    executor = Scripted(die)
+    record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
+    assert [(order.attempt, order.is_alone) for order in executor.orders] == [(3, True)]
+    assert record.counts["errored"] == 1
+
+
+async def test_an_attempt_that_cannot_be_spawned_is_its_items_outcome(store: Store) -> None:
+    def refuse(order: Order) -> None:
+        if order.index == 0:
+            raise InvalidToolCallError("too_large", "why")
+
+    record = await run_job(await started(store, new_job(store, "echo", "echo")), store, Scripted(refuse))
+    assert statuses(store, record) == ["errored", "succeeded"]
+    assert store.results(record)[0].stop_reason == "invalid_tool_call"
+
+
+async def test_a_lane_that_never_answers_is_given_up_after_the_deadline(store: Store) -> None:
+    agents = bind_agents([Agent(id="a", run=echo, deadline_s=0.05), Agent(id="echo", run=echo)])
+    executor = Scripted(lambda order: asyncio.Event().wait() if order.index == 0 else None)
+    job = await started(store, new_job(store, "a", "echo"), agents, deadline_grace_s=0.05)
+    record = await run_job(job, store, executor)
+    assert statuses(store, record) == ["errored", "succeeded"]
+    first = store.results(record)[0]
+    assert first.error is not None
+    assert (first.error["type"], executor.cancelled) == ("deadline_exceeded", [0])
+    assert first.duration_ns >= 100_000_000
+
+
+# -- steering
+
+
+async def test_a_canceled_job_keeps_its_outcomes_and_cancels_the_rest(store: Store) -> None:
+    executor = Scripted(lambda order: asyncio.Event().wait() if order.index >= 2 else None)
+    job = await started(store, new_job(store, *["echo"] * 700), max_in_flight=4)
+    running = asyncio.create_task(run_job(job, store, executor))
+    await until(lambda: job.progress.done == 2 and executor.running["all"] == 4)
+    job.cancel()
+    record = await running
+    assert (record.status, record.stop_reason) == ("cancelled", "cancelled")
+    assert record.counts == {"succeeded": 2, "errored": 0, "canceled": 698, "expired": 0}
+    assert record.progress is not None
+    assert record.progress.counts == record.counts
+    assert sorted(executor.cancelled) == [2, 3, 4, 5]
+
+
+async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(store: Store) -> None:
+    job_id = new_job(store, *["echo"] * 40)
+    first = Scripted(lambda order: asyncio.Event().wait() if order.index >= 15 else None)
+    job = await started(store, job_id, max_in_flight=5)
+    running = asyncio.create_task(run_job(job, store, first))
+    await until(lambda: job.progress.done == 15 and first.running["all"] == 5)
+    job.interrupt()
+    with pytest.raises(JobInterruptedError, match=job_id):
+        await running
+    record = store.job(job_id)
+    assert (record.status, record.is_ended, record.done) == ("running", False, 15)
+    second = Scripted()
+    job = await started(store, job_id, max_in_flight=5)
+    assert job.progress.done == 15
+    record = await run_job(job, store, second)
+    assert (record.status, record.counts["succeeded"]) == ("completed", 40)
+    assert sorted(order.index for order in second.orders) == list(range(15, 40))
+    assert {order.index: order.attempt for order in second.orders} == {i: 2 if i < 20 else 1 for i in range(15, 40)}
+    assert record.progress is not None
+    assert record.progress.done == 40
+
+
+async def test_a_cancelled_wait_leaves_the_job_to_be_resumed(store: Store) -> None:
+    executor = Scripted(lambda order: asyncio.Event().wait())
+    watcher = Watcher()
+    job = await started(store, new_job(store, "echo", "echo"))
+    running = asyncio.create_task(run_job(job, store, executor, [watcher]))
+    await until(lambda: executor.running["all"] == 2)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (executor.running["all"], watcher.n_closed) == (0, 1)
+    assert not store.job(job.record.id).is_ended
+
+
+async def test_a_paused_job_starts_nothing_until_it_is_unpaused(store: Store) -> None:
+    gate = asyncio.Event()
+    executor = Scripted(lambda order: gate.wait() if order.index < 2 else None)
+    job = await started(store, new_job(store, *["echo"] * 6), max_in_flight=2)
+    running = asyncio.create_task(run_job(job, store, executor))
+    await until(lambda: executor.running["all"] == 2)
+    job.steer(Wishes(is_paused=True))
+    gate.set()
+    await until(lambda: job.progress.done == 2)
+    assert (len(executor.orders), job.snapshot()["is_paused"]) == (2, True)
+    job.steer(Wishes(is_paused=False))
+    assert (await running).counts["succeeded"] == 6
+
+
+async def test_the_window_can_be_set_while_a_job_runs(store: Store) -> None:
+    gate = asyncio.Event()
+    executor = Scripted(lambda order: gate.wait())
+    job = await started(store, new_job(store, *["echo"] * 9), max_in_flight=2)
+    running = asyncio.create_task(run_job(job, store, executor))
+    await until(lambda: executor.running["all"] == 2)
+    job.steer(Wishes(max_in_flight=7))
+    await until(lambda: executor.running["all"] == 7)
+    gate.set()
+    await running
+    assert executor.most["all"] == 7
+
+
+async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> None:
+    providers = {"slow": Provider(protocol="openai", base_url="http://h", max_in_flight=2)}
+    agents = bind_agents([Agent(id="s", model="slow/m"), Agent(id="m", model="offline/rules")], providers, {})
+    gate = asyncio.Event()
+
+    async def refuse_after_gate() -> None:
+        await gate.wait()
+        raise InvalidToolCallError("no_network", "this provider is not real")
+
+    executor = Scripted(lambda order: refuse_after_gate() if order.agent.agent.id == "s" else None)
+    job = await started(store, new_job(store, *["s"] * 20, *["m"] * 20), agents, max_in_flight=8)
+    running = asyncio.create_task(run_job(job, store, executor))
+    await until(lambda: job.progress.done == 20)
+    assert (executor.running["slow"], job.progress.counts["succeeded"]) == (2, 20)
+    gate.set()
+    record = await running
+    assert record.counts["errored"] == 20
+    assert (executor.most["slow"], executor.most["all"] <= 8) == (2, True)
+
+
+async def test_links_see_the_job_and_steer_it(store: Store) -> None:
+    gate = asyncio.Event()
+    executor = Scripted(lambda order: gate.wait())
+    watcher = Watcher(max_in_flight=3)
+    job = await started(store, new_job(store, *["echo"] * 5, "fail"), max_in_flight=1)
+    running = asyncio.create_task(run_job(job, store, executor, [watcher]))
+    await until(lambda: executor.running["all"] == 3)
+    await until(lambda: watcher.snapshots[-1]["n_in_flight"] == 3)
+    live = watcher.snapshots[-1]
+    assert (live["id"], live["max_in_flight"], live["is_canceled"]) == (job.record.id, 3, False)
+    assert [(each["index"], each["agent_id"], each["attempt"]) for each in live["in_flight"]] == [
+        (index, "echo", 1) for index in range(3)
+    ]
+    gate.set()
+    await running
+    last = watcher.snapshots[-1]
+    assert (last["progress"]["counts"]["succeeded"], last["n_in_flight"], last["in_flight"]) == (5, 0, [])
+    assert [failure["type"] for failure in last["failures"]] == ["LookupError"]
+    assert json.loads(json.dumps(last)) == last
+    assert watcher.n_closed == 1
+
+
+async def test_a_wish_is_heard_once(store: Store) -> None:
+    gate = asyncio.Event()
+    watcher = Watcher(max_in_flight=3)
+    job = await started(store, new_job(store, "echo"), max_in_flight=1)
+    running = asyncio.create_task(run_job(job, store, Scripted(lambda order: gate.wait()), [watcher]))
+    await until(lambda: job.window.size == 3)
+    job.steer(Wishes(max_in_flight=5))  # asked for by other means
+    n_seen = len(watcher.snapshots)
+    await until(lambda: len(watcher.snapshots) >= n_seen + 2)
+    assert job.window.size == 5
+    gate.set()
+    await running
+
+
+async def test_a_snapshot_stays_small(store: Store) -> None:
+    executor = Scripted(lambda order: asyncio.Event().wait() if order.agent.agent.id == "echo" else None)
+    job = await started(store, new_job(store, *["fail"] * 50, *["echo"] * 300), max_in_flight=300)
+    running = asyncio.create_task(run_job(job, store, executor))
+    await until(lambda: job.progress.done == 50 and executor.running["all"] == 300)
+    live = job.snapshot()
+    assert (live["n_in_flight"], len(live["in_flight"]), len(live["failures"])) == (300, 100, 20)
+    job.interrupt()
+    with pytest.raises(JobInterruptedError):
+        await running
+
+
+# -- what a job cannot survive
+
+
+async def test_a_store_that_fails_ends_the_job_cleanly(store: Store) -> None:
+    heard: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["message"]))
+
+    def break_the_store(order: Order) -> None:
+        if order.index == 20:
+            with store._transaction() as connection:
+                connection.execute(sa.text("DROP TABLE attempts"))
+
+    executor = Scripted(break_the_store)
+    watcher = Watcher()
+    job = await started(store, new_job(store, *["echo"] * 200), max_in_flight=16)
+    with pytest.raises(StoreError, match="no such table: attempts"):
+        await run_job(job, store, executor, [watcher])
+    assert executor.running["all"] == 0
+    assert watcher.n_closed == 1
+    record = store.job(job.record.id)
+    assert (record.status, record.is_ended) == ("running", False)
+    del job, executor
+    gc.collect()
+    await asyncio.sleep(0.05)
+    gc.collect()
+    assert heard == []
+
+
+async def test_a_cluster_that_is_gone_ends_the_job_and_keeps_what_was_recorded(store: Store) -> None:
+    heard: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["message"]))
+
+    def vanish(order: Order) -> None:
+        if order.index >= 20:
+            raise ClusterError("Ray is gone")
+
+    job = await started(store, new_job(store, *["echo"] * 50), max_in_flight=4)
+    with pytest.raises(ClusterError, match="Ray is gone"):
+        await run_job(job, store, Scripted(vanish))
+    gc.collect()
+    record = store.job(job.record.id)
+    assert not record.is_ended
+    assert record.done >= 17
+    record = await run_job(await started(store, record.id), store, LocalExecutor())
+    assert record.counts["succeeded"] == 50
+    assert heard == []
+
+
+async def test_a_finished_job_runs_nothing_again(store: Store) -> None:
+    job_id = new_job(store, "echo", "fail")
+    ended = await run_job(await started(store, job_id), store, LocalExecutor())
+    executor = Scripted()
+    again = await run_job(await started(store, job_id), store, executor)
+    assert (executor.orders, again) == ([], ended)
+
+
+async def test_wishes_that_make_no_sense_are_ignored_and_later_ones_heard(store: Store) -> None:
+    class Watcher:
+        """A link whose other end first asks for nonsense."""
+
+        def __init__(self) -> None:
+            self.wishes: list[dict[str, Any]] = [{"max_in_flight": 0}, {"max_in_flight": "many"}, {"is_canceled": True}]
+            self.is_closed = False
+
+        async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+            return self.wishes.pop(0) if len(self.wishes) > 1 else self.wishes[0]
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    watcher = Watcher()
+    job = await started(store, new_job(store, "echo"))
+    record = await run_job(job, store, Scripted(lambda order: asyncio.Event().wait()), [watcher])
+
+    assert record.status == "cancelled"
+    assert watcher.is_closed

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from batchray.cluster.recorder import Recorder
+from batchray.schema import new_job_id
+
+JOB = new_job_id()
+
+
+def files(directory: Path) -> list[str]:
+    return [file.name for file in directory.iterdir()]
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def killed_while(executing: str, directory: Path) -> None:
+    """Let another process die by SIGKILL in the middle of `executing`."""
+    code = f"""
+import sys
+from pathlib import Path
+from batchray.cluster.recorder import Recorder
+recorder = Recorder("actor", Path(sys.argv[1]))
+{executing}
+"""
+    die = "print('now', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code.replace("DIE", die), str(directory)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"now\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_the_next_process_reads_what_a_killed_one_was_executing(tmp_path: Path) -> None:
+    done = f"with recorder.executing({JOB!r}, 1): pass"
+    running = f"with recorder.executing({JOB!r}, 2), recorder.executing({JOB!r}, 2**27): DIE"
+    killed_while(f"{done}\n{running}", tmp_path)
+    recorder = Recorder("actor", tmp_path)
+    assert sorted(recorder.last_words) == [(JOB, 2), (JOB, 2**27)]
+    recorder.close()
+    assert files(tmp_path) == []
+
+
+def test_a_process_that_executed_nothing_has_no_last_words(tmp_path: Path) -> None:
+    killed_while("DIE", tmp_path)
+    recorder = Recorder("actor", tmp_path)
+    assert recorder.last_words == []
+    recorder.close()
+
+
+def test_last_words_are_told_once_and_only_to_the_same_lane(tmp_path: Path) -> None:
+    killed_while(f"with recorder.executing({JOB!r}, 5): DIE", tmp_path)
+    other = Recorder("another", tmp_path)
+    first = Recorder("actor", tmp_path)
+    second = Recorder("actor", tmp_path)
+    assert (other.last_words, first.last_words, second.last_words) == ([], [(JOB, 5)], [])
+    for recorder in (other, first, second):
+        recorder.close()
+
+
+def test_what_ended_is_forgotten_also_when_it_failed(tmp_path: Path) -> None:
+    recorder = Recorder("actor", tmp_path)
+    with pytest.raises(LookupError), recorder.executing(JOB, 1):
+        raise LookupError
+    with recorder.executing(JOB, 2):
+        assert Recorder("actor", tmp_path).last_words == [(JOB, 2)]
+    recorder.close()
+
+
+def test_more_at_once_than_there_are_slots_are_run_unnoted(tmp_path: Path) -> None:
+    recorder = Recorder("actor", tmp_path)
+    with ExitStack() as stack:
+        for index in range(8200):
+            stack.enter_context(recorder.executing(JOB, index))
+        assert len(Recorder("actor", tmp_path).last_words) == 8192
+    with recorder.executing(JOB, 7):
+        pass
+    recorder.close()
+
+
+def test_only_old_files_of_processes_that_are_gone_are_removed(tmp_path: Path, dead_pid: int) -> None:
+    day_ago = time.time() - 90_000
+    names = {
+        f"batchray-lane-old-{dead_pid}": day_ago,
+        f"batchray-lane-new-{dead_pid}": time.time(),  # its successor may not have read it yet
+        f"batchray-lane-alive-{os.getpid()}": day_ago,
+        "batchray-lane-strange": day_ago,
+        "another-file": day_ago,
+    }
+    for name, changed in names.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (changed, changed))
+    Recorder("actor", tmp_path).close()
+    assert sorted(files(tmp_path)) == sorted(names.keys() - {f"batchray-lane-old-{dead_pid}"})
+
+
+def test_the_recorder_needs_no_ray() -> None:
+    code = "import sys, batchray.cluster.recorder; print('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

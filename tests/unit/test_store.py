@@ -1,0 +1,565 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchray.errors import StoreError, StoreLockedError, UnknownJobError
+from batchray.progress import STATUSES, Progress
+from batchray.schema import new_job_id
+from batchray.store import JobRecord, NewItem, NewOutcome, Store, is_locked, running_jobs
+
+AGENTS = {"a": {"agent": {"id": "a"}, "provider": None}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "data") as opened:
+        yield opened
+
+
+def items(n: int, size: int = 10) -> list[NewItem]:
+    return [NewItem("a", f"c-{i}" if i % 2 else None, b"%0*d" % (size, i)) for i in range(n)]
+
+
+def new_job(store: Store, n: int = 3, size: int = 10) -> JobRecord:
+    job_id = new_job_id()
+    assert store.create_job(job_id, AGENTS, items(n, size), "http://h/") == n
+    return store.start_job(job_id)
+
+
+def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: bytes = b"[]") -> NewOutcome:
+    error = None if status == "succeeded" else {"type": "x", "message": "why"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 1}
+    return NewOutcome(index, attempt, status, "end_turn", error, usage, 5, None, 7, messages)
+
+
+def begin(store: Store, job: JobRecord, *indexes: int, attempt: int = 1) -> None:
+    store.begin_attempts(job, [(index, attempt, 0) for index in indexes])
+
+
+def test_a_job_is_read_back_as_it_was_created(store: Store) -> None:
+    job_id = new_job_id()
+    store.create_job(job_id, AGENTS, items(3), "http://h/")
+    job = store.job(job_id)
+    assert (job.status, job.total, job.done, job.callback_url) == ("created", 3, 0, "http://h/")
+    assert (job.agents, job.started_at, job.completed_at, job.progress) == (AGENTS, None, None, None)
+    assert not job.is_ended
+    pending = store.unfinished(job, after=-1)
+    assert [(each.index, each.agent_id, each.request, each.attempt, each.deaths) for each in pending] == [
+        (0, "a", b"0000000000", 0, 0),
+        (1, "a", b"0000000001", 0, 0),
+        (2, "a", b"0000000002", 0, 0),
+    ]
+    assert [each.id for each in store.jobs()] == [job_id]
+
+
+def test_what_the_items_raise_undoes_the_job(store: Store) -> None:
+    def broken() -> Iterator[NewItem]:
+        yield from items(1200)
+        raise LookupError("line 1201")
+
+    job_id = new_job_id()
+    with pytest.raises(LookupError, match="line 1201"):
+        store.create_job(job_id, AGENTS, broken())
+    assert store.jobs() == []
+    with pytest.raises(UnknownJobError, match=job_id):
+        store.job(job_id)
+    assert new_job(store).total == 3
+
+
+class Recorded(NamedTuple):
+    """What reached the store in one commit: attempts that began, then outcomes, as (index, attempt) each."""
+
+    begun: list[int]
+    outcomes: list[tuple[int, int]]
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(
+        st.builds(
+            Recorded,
+            st.lists(st.integers(0, 3), max_size=3),
+            st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), max_size=6),
+        ),
+        max_size=8,
+    )
+)
+def test_recording_in_any_order_twice_or_late_takes_one_outcome_of_the_current_attempt(commits: list[Recorded]) -> None:
+    current: dict[int, int] = {}
+    expected: dict[int, int] = {}
+    with tempfile.TemporaryDirectory() as directory, Store.open(Path(directory)) as store:
+        job = new_job(store, 4)
+        for begun, outcomes in commits:
+            attempts = []
+            for index in begun:
+                if index not in expected:  # the driver begins none of a finished item
+                    current[index] = current.get(index, 0) + 1
+                    attempts.append((index, current[index], 0))
+            taken = store.write(job, attempts, [outcome(index, attempt) for index, attempt in outcomes])
+            due = [(i, a) for i, a in dict.fromkeys(outcomes) if current.get(i) == a and i not in expected]
+            assert [(each.index, each.attempt) for each in taken] == due
+            expected.update(due)
+        results = store.results(job)
+        assert [(each.index, each.attempts) for each in results] == sorted(expected.items())
+        in_order = store.results(job, after_seq=0)
+        assert [each.seq for each in in_order] == list(range(1, len(expected) + 1))
+        assert [each.index for each in in_order] == list(expected)
+        record = store.job(job.id)
+        assert (record.counts["succeeded"], record.prompt_tokens) == (len(expected), 10 * len(expected))
+        assert {each.index for each in store.unfinished(job, after=-1)} == set(range(4)) - expected.keys()
+
+
+def test_a_taken_outcome_never_changes(store: Store) -> None:
+    job = new_job(store)
+    begin(store, job, 0)
+    assert len(store.record(job, [outcome(0, messages=b"[1]")])) == 1
+    begin(store, job, 0, attempt=2)
+    assert store.record(job, [outcome(0, 1, "errored"), outcome(0, 2, "errored")]) == []
+    (result,) = store.results(job)
+    assert (result.status, result.messages, result.error) == ("succeeded", b"[1]", None)
+
+
+def test_an_outcome_of_an_attempt_that_never_began_is_not_taken(store: Store) -> None:
+    job = new_job(store)
+    assert store.record(job, [outcome(0), outcome(99)]) == []
+    assert store.job(job.id).done == 0
+
+
+def test_outcomes_of_one_job_are_not_those_of_another(store: Store) -> None:
+    one, other = new_job(store), new_job(store)
+    begin(store, one, 0)
+    assert store.record(other, [outcome(0)]) == []
+    assert len(store.record(one, [outcome(0)])) == 1
+    assert (store.job(one.id).done, store.job(other.id).done) == (1, 0)
+
+
+def test_attempts_and_deaths_are_read_back_after_a_restart(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        job = new_job(store, 2)
+        store.begin_attempts(job, [(0, 1, 0), (1, 1, 0)])
+        store.begin_attempts(job, [(1, 2, 1)])
+    with Store.open(tmp_path) as store:
+        assert [(each.attempt, each.deaths) for each in store.unfinished(job, after=-1)] == [(1, 0), (2, 1)]
+
+
+def test_a_result_is_read_back_as_it_was_recorded(store: Store) -> None:
+    job = new_job(store)
+    begin(store, job, 1)
+    store.record(job, [replace(outcome(1, 1, "errored", b'[{"id":1}]'), ttft_ns=3)])
+    (result,) = store.results(job)
+    assert (result.seq, result.index, result.agent_id, result.custom_id) == (1, 1, "a", "c-1")
+    assert (result.request, result.attempts, result.messages) == (b"0000000001", 1, b'[{"id":1}]')
+    assert (result.error, result.usage["prompt_tokens"]) == ({"type": "x", "message": "why"}, 10)
+    assert (result.queued_ns, result.ttft_ns, result.duration_ns) == (5, 3, 7)
+    assert list(store.timings(job)) == [("errored", {"queued_ns": 5, "ttft_ns": 3, "duration_ns": 7}, result.usage)]
+
+
+def test_pages_are_cut_by_count_and_by_bytes(store: Store) -> None:
+    small, large = new_job(store, 1201), new_job(store, 30, size=1_000_000)
+    for job, sizes in ((small, [500, 500, 201]), (large, [9, 9, 9, 3])):
+        pages, last = [], -1
+        while page := store.unfinished(job, after=last):
+            pages.append([each.index for each in page])
+            last = page[-1].index
+        assert [index for page in pages for index in page] == list(range(job.total))
+        assert list(map(len, pages)) == sizes
+    begin(store, large, *range(30))
+    store.record(large, [outcome(index, messages=b"[%s]" % (b" " * 1_000_000)) for index in range(30)])
+    assert len(store.results(large)) == 5
+    assert [each.index for each in store.results(large, after_index=27)] == [28, 29]
+    assert [each.index for each in store.results(large, after_seq=28)] == [28, 29]
+
+
+def test_failed_results_can_be_asked_for_alone(store: Store) -> None:
+    job = new_job(store)
+    begin(store, job, 0, 1, 2)
+    store.record(job, [outcome(2, status="errored"), outcome(0), outcome(1, status="expired")])
+    assert [each.index for each in store.results(job, is_failed=True)] == [1, 2]
+    assert store.job(job.id).counts == {"succeeded": 1, "errored": 1, "canceled": 0, "expired": 1}
+
+
+def test_failures_are_counted_by_kind_the_most_frequent_first(store: Store) -> None:
+    job = new_job(store, 6)
+    begin(store, job, *range(6))
+    kinds = [("error", "a"), ("error", "b"), ("llm_api_error", "b"), ("error", "b")]
+    failed = [
+        replace(outcome(index, 1, "errored"), stop_reason=stop_reason, error={"type": type, "message": str(index)})
+        for index, (stop_reason, type) in enumerate(kinds)
+    ]
+    store.record(job, [*failed, outcome(4)])
+    first, *others = store.failure_kinds(job)
+    assert (first.stop_reason, first.type, first.n_items, first.example in "13") == ("error", "b", 2, True)
+    assert {(each.stop_reason, each.type, each.n_items) for each in others} == {
+        ("error", "a", 1),
+        ("llm_api_error", "b", 1),
+    }
+
+
+def test_a_job_ends_once(store: Store) -> None:
+    job = new_job(store)
+    progress = Progress(total=3)
+    progress.record("succeeded", {"duration_ns": 7}, {})
+    ended = store.end_job(job.id, "completed", "end_turn", progress, 11, 22)
+    assert (ended.status, ended.stop_reason, ended.ttft_ns, ended.total_duration_ns) == (
+        "completed",
+        "end_turn",
+        11,
+        22,
+    )
+    assert (ended.progress, ended.is_ended) == (progress, True)
+    assert store.end_job(job.id, "failed", "error", Progress(), None, 0) == ended
+    assert store.start_job(job.id) == ended
+
+
+def test_items_without_an_outcome_are_all_ended_and_the_others_stay(store: Store) -> None:
+    job = new_job(store, 1203)
+    begin(store, job, 0, 1)
+    begin(store, job, 1, attempt=2)
+    store.record(job, [outcome(0)])
+    assert store.end_unfinished(job, "canceled", "cancelled", None) == 1202
+    assert store.unfinished(job, after=-1) == []
+    assert store.job(job.id).counts == {"succeeded": 1, "errored": 0, "canceled": 1202, "expired": 0}
+    assert [(each.status, each.attempts) for each in store.results(job)[:3]] == [
+        ("succeeded", 1),
+        ("canceled", 2),
+        ("canceled", 1),
+    ]
+    assert store.end_unfinished(job, "canceled", "cancelled", None) == 0
+
+
+def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) -> None:
+    job = new_job(store)
+    store.begin_attempts(job, [(0, 1, 0), (1, 3, 3), (2, 1, 0)])
+    store.record(job, [outcome(1, 3, "errored"), outcome(0), outcome(2, 1, "canceled")])
+    store.end_job(job.id, "completed", "end_turn", Progress(), 1, 2)
+    assert store.reopen(job.id) == 2
+    again = store.job(job.id)
+    assert (again.status, again.is_ended, again.stop_reason, again.progress) == ("created", False, None, None)
+    assert again.counts == {"succeeded": 1, "errored": 0, "canceled": 0, "expired": 0}
+    assert (again.prompt_tokens, again.completion_tokens) == (10, 1)
+    assert [(each.index, each.attempt, each.deaths) for each in store.unfinished(again, after=-1)] == [
+        (1, 3, 0),
+        (2, 1, 0),
+    ]
+    begin(store, again, 1, attempt=4)
+    assert len(store.record(again, [outcome(1, 4)])) == 1
+    assert [each.index for each in store.results(again, after_seq=3)] == [1]
+
+
+# -- one writer, many readers
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from batchray.errors import BatchrayError
+from batchray.progress import Progress
+from batchray.store import NewItem, NewOutcome, Store
+
+def say(*words):
+    print(*words, flush=True)
+
+def outcome(index):
+    return NewOutcome(index, 1, "succeeded", "end_turn", None, {"prompt_tokens": 10}, 5, None, 7, b"[]")
+
+data_dir, job_id = Path(sys.argv[1]), sys.argv[2]
+"""
+
+
+@contextlib.contextmanager
+def child(code: str, data_dir: Path, job_id: str = "") -> Iterator[Callable[[], str]]:
+    """Run code in another process; yields what reads its next line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD + code, str(data_dir), job_id],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def test_a_second_writer_in_another_process_is_refused_with_the_first_ones_pid(tmp_path: Path) -> None:
+    code = "import os\nwith Store.open(data_dir):\n    say(os.getpid())\n    sys.stdin.read()"
+    with child(code, tmp_path) as line:
+        pid = line().strip()
+        with pytest.raises(StoreLockedError, match=f"^process {pid} is writing to {tmp_path}"):
+            Store.open(tmp_path)
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+    with Store.open(tmp_path):  # the lock ends with its process, however that ends
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+
+
+def test_other_processes_know_which_jobs_are_run(store: Store) -> None:
+    assert running_jobs(store.data_dir) == set()
+    jobs = [new_job(store).id for _ in range(2)]
+    for job_id in jobs:
+        store.announce(job_id)
+    assert running_jobs(store.data_dir) == set(jobs)
+    store.withdraw(jobs[0])
+    assert running_jobs(store.data_dir) == {jobs[1]}
+    with pytest.raises(StoreLockedError, match=f"process {os.getpid()} is writing"):
+        Store.open(store.data_dir)
+    store.close()
+    assert running_jobs(store.data_dir) == set()
+
+
+def test_a_second_writer_in_this_process_is_refused(store: Store) -> None:
+    with pytest.raises(StoreLockedError, match=f"process {os.getpid()} is writing"):
+        Store.open(store.data_dir)
+    new_job(store)  # the first one is not disturbed
+
+
+def test_no_data_directory_is_not_locked(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path / "nowhere")
+
+
+def test_a_reader_sees_each_commit_beside_the_writer_and_after_it(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        job = new_job(store, 3)
+        with Store.open_for_reading(tmp_path) as reader:
+            assert reader.job(job.id).done == 0
+            begin(store, job, 0)
+            store.record(job, [outcome(0)])
+            assert (reader.job(job.id).done, [each.index for each in reader.results(job)]) == (1, [0])
+            with pytest.raises(StoreError, match="attempt to write a readonly database"):
+                reader.end_unfinished(job, "canceled", "cancelled", None)
+            with Store.open_for_reading(tmp_path) as another:
+                assert another.job(job.id).done == 1
+    with Store.open_for_reading(tmp_path) as reader:
+        assert reader.job(job.id).done == 1
+
+
+def test_a_reader_does_not_wait_for_a_long_transaction(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        job = new_job(store)
+        with Store.open_for_reading(tmp_path) as reader:
+
+            def slow() -> Iterator[NewItem]:
+                yield items(1)[0]
+                assert [each.id for each in reader.jobs()] == [job.id]
+
+            store.create_job(new_job_id(), AGENTS, slow())
+            assert len(reader.jobs()) == 2
+
+
+def test_only_one_connection_ever_writes(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def on_open(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "sqlite3.connect" and is_listening and str(tmp_path) in str(arguments[0]):
+            opened.append(str(arguments[0]))
+
+    is_listening = True
+    sys.addaudithook(on_open)
+    try:
+        with Store.open(tmp_path) as store:
+            job = new_job(store, 600)
+            begin(store, job, *range(600))
+            store.record(job, [outcome(index) for index in range(600)])
+            list(store.timings(job))
+            threads = [threading.Thread(target=lambda: asyncio.run(store.call(store.jobs))) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            with Store.open_for_reading(tmp_path) as reader:
+                reader.results(job)
+    finally:
+        is_listening = False
+    assert len([uri for uri in opened if uri.endswith("?mode=rwc")]) == 1
+    assert all(uri.endswith(("?mode=rwc", "?mode=ro")) for uri in opened)
+
+
+async def test_calls_run_one_after_another_on_the_writers_thread(store: Store) -> None:
+    job = new_job(store, 50)
+    begin(store, job, *range(50))
+    await asyncio.gather(*(store.call(store.record, job, [outcome(index)]) for index in range(50)))
+    assert [each.index for each in store.results(job, after_seq=0)] == list(range(50))
+    names = await asyncio.gather(*(store.call(lambda: threading.current_thread().name) for _ in range(5)))
+    assert set(names) == {"batchray-store"}
+    with pytest.raises(UnknownJobError):
+        await store.call(store.job, "job-0")
+
+
+async def test_a_cancelled_wait_lets_the_write_finish(store: Store) -> None:
+    job = new_job(store)
+    begin(store, job, 0)
+    release = threading.Event()
+    blocking = asyncio.ensure_future(store.call(release.wait))
+    recording = asyncio.ensure_future(store.call(lambda: release.wait() and store.record(job, [outcome(0)])))
+    await asyncio.sleep(0)
+    blocking.cancel()
+    release.set()
+    await recording
+    assert store.job(job.id).done == 1
+
+
+# -- crashes
+
+
+def test_a_writer_killed_while_it_records_leaves_the_job_and_whole_commits(tmp_path: Path) -> None:
+    job_id = new_job_id()
+    code = """
+store = Store.open(data_dir)
+store.create_job(job_id, {}, (NewItem("a", None, b"{}") for _ in range(3000)))
+job = store.start_job(job_id)
+store.begin_attempts(job, [(i, 1, 0) for i in range(3000)])
+for i in range(0, 3000, 3):
+    store.record(job, [outcome(i), outcome(i + 1), outcome(i + 2)])
+    say(i + 3)
+"""
+    with child(code, tmp_path, job_id) as line:
+        for _ in range(20):
+            acknowledged = int(line())
+    with Store.open(tmp_path) as store:
+        job = store.job(job_id)
+        assert (job.status, job.total) == ("running", 3000)
+        assert job.done >= acknowledged
+        assert job.done % 3 == 0
+        assert job.prompt_tokens == 10 * job.done
+        assert sum(1 for _ in store.timings(job)) == job.done
+        assert [each.index for each in store.unfinished(job, after=-1, limit=1)] == [job.done]
+    check_integrity(tmp_path)
+
+
+def test_a_writer_killed_while_it_creates_a_job_leaves_none(tmp_path: Path) -> None:
+    code = """
+def slow():
+    for i in range(2000):
+        yield NewItem("a", None, b"x" * 10_000)
+    say("half")
+    sys.stdin.read()
+
+Store.open(data_dir).create_job(job_id, {}, slow())
+"""
+    with child(code, tmp_path, new_job_id()) as line:
+        assert line() == "half\n"
+    with Store.open(tmp_path) as store:
+        assert store.jobs() == []
+        assert new_job(store).total == 3
+    check_integrity(tmp_path)
+
+
+def check_integrity(data_dir: Path) -> None:
+    with contextlib.closing(sqlite3.connect(data_dir / "batchray.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_what_is_handed_in_is_written_before_the_store_closes(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    job = new_job(store)
+    begin(store, job, 0)
+    writing = store._writer.submit(store.record, job, [outcome(0)])
+    store.close()
+    assert writing.done()
+    with Store.open_for_reading(tmp_path) as reader:
+        assert reader.job(job.id).done == 1
+
+
+def test_a_commit_is_flushed_to_the_disk(store: Store) -> None:
+    with store._engine.connect() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2}
+
+
+# -- directories that cannot be used
+
+
+def test_a_data_directory_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    for opening in (Store.open, Store.open_for_reading):
+        with pytest.raises(StoreError, match="was written by a newer version of batchray; upgrade to read it"):
+            opening(tmp_path)
+    assert not is_locked(tmp_path)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "batchray.db").write_bytes(b"this is no database" * 100)
+    for opening in (Store.open, Store.open_for_reading):
+        with pytest.raises(StoreError, match="file is not a database"):
+            opening(tmp_path)
+    assert not is_locked(tmp_path)
+
+
+def test_a_directory_without_data_has_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"no batchray data in {tmp_path}"):
+        Store.open_for_reading(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for data_dir in (file, file / "data"):
+        with pytest.raises(StoreError, match=f"cannot write to {data_dir}"):
+            Store.open(data_dir)
+
+
+def test_a_directory_that_is_not_writable_is_refused() -> None:
+    code = """
+import os
+if os.getuid() == 0:
+    os.setuid(65534)  # nothing is forbidden to root
+try:
+    Store.open(data_dir)
+except BatchrayError as error:
+    say(type(error).__name__, error)
+"""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o555)
+        with child(code, Path(directory)) as line:
+            assert line() == f"StoreError cannot write to {directory}: Permission denied\n"
+        os.chmod(directory, 0o755)
+
+
+def test_a_store_that_fails_while_it_is_used_says_so(store: Store) -> None:
+    job = new_job(store)
+    begin(store, job, 0)
+    with store._transaction() as connection:
+        connection.execute(sa.text("DROP TABLE outcomes"))
+    with pytest.raises(StoreError, match=f"the store in {store.data_dir} failed: no such table: outcomes"):
+        store.record(job, [outcome(0)])
+
+
+def test_paths_may_hold_anything(tmp_path: Path) -> None:
+    data_dir = tmp_path / "a b?c#d%20e&mode=memory" / "ü"
+    with Store.open(data_dir) as store:
+        job = new_job(store)
+    assert (data_dir / "batchray.db").exists()
+    with Store.open_for_reading(data_dir) as reader:
+        assert reader.job(job.id).total == 3
+
+
+def test_the_statuses_of_progress_are_the_columns_of_a_job(store: Store) -> None:
+    assert tuple(new_job(store).counts) == STATUSES
