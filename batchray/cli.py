@@ -1,0 +1,374 @@
+"""The command line: batchray run | resume | retry | status | results | cancel | pause | unpause.
+
+Exit status: 0 all succeeded, 1 some item did not or the job could not go on, 2 unusable input (and nothing was run),
+130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+import click
+
+from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from batchray.job import Job
+    from batchray.store import JobRecord
+
+DEFAULT_DATA_DIR = Path(".batchray")
+
+_F = Callable[..., Any]
+
+
+def main() -> None:
+    """Run the command; the entry point `batchray`."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    logging.basicConfig(level=logging.WARNING, format="batchray: %(message)s")
+    logging.getLogger("batchray.models").setLevel(logging.ERROR)  # a line a retry would drown the progress
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        _leave(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        _leave(2)
+    except UsageError as error:
+        _complain(error)
+        _leave(2)
+    except BatchrayError as error:
+        _complain(error)
+        _leave(1)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(0)
+    except _Terminated:
+        _leave(143)
+    except (KeyboardInterrupt, click.Abort):
+        _leave(130)
+    _leave(0)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: handled as an interrupt, with its own exit status."""
+
+
+def _on_sigterm(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def _leave(status: int) -> NoReturn:
+    """End lanes and stores quietly, then exit."""
+    if "batchray.api" in sys.modules:
+        from batchray.api import shutdown
+
+        with _interruptible():
+            shutdown()
+    sys.exit(status)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A second Ctrl-C ends the process at once, what is recorded is safe already; a second SIGTERM changes nothing."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield
+
+
+def _complain(error: BatchrayError) -> None:
+    click.echo(f"batchray: {error}", err=True)
+
+
+def _data_dir(command: _F) -> _F:
+    return click.option(
+        "--data-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=DEFAULT_DATA_DIR,
+        envvar="BATCHRAY_DATA_DIR",
+        show_default=True,
+        help="Where jobs and their results are kept.",
+    )(command)
+
+
+def _run_options(command: _F) -> _F:
+    options = (
+        click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write one JSON line an item."),
+        click.option("--max-in-flight", type=click.IntRange(min=1), help="Requests in flight at once."),
+        click.option("--lanes", type=click.IntRange(min=1), help="Lanes to start; by default one a CPU, at most 8."),
+        click.option("--ray-address", help="An existing Ray cluster; by default one is started on loopback."),
+        click.option("--executor", type=click.Choice(["ray", "local"]), help="Run on Ray, or in this process."),
+        click.option(
+            "--config",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="A YAML file with settings; BATCHRAY_* variables and options win over it.",
+        ),
+        click.option("--quiet", is_flag=True, help="Show no progress and no summary."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return _data_dir(command)
+
+
+_agents_option = click.option(
+    "--agents",
+    "agents_files",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    help="A YAML or JSON file of agents and providers; may be given more than once.",
+)
+
+
+@click.group()
+@click.version_option(package_name="batchray")
+def cli() -> None:
+    """Run large batches of LLM agent requests in parallel on Ray."""
+
+
+@cli.command()
+@click.argument("requests", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True))
+@_agents_option
+@_run_options
+def run(requests: Path, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+    """Run the batch in REQUESTS and wait for it.
+
+    REQUESTS is JSON Lines with one request a line, a JSON file with a whole {"requests": [...]} body, or - for standard
+    input.
+
+    Example: batchray run requests.jsonl --agents agents.yaml --output results.jsonl
+    """
+    from batchray.api import submit
+    from batchray.config import load_agents
+
+    if not agents_files:
+        raise ConfigError("give the agents that the requests name: --agents FILE")
+    _check_output(output)
+    # A reader of our own: an interrupt may leave it waiting, and Python's own standard input would hold up the exit.
+    source = open(0, "rb", closefd=False) if str(requests) == "-" else requests  # noqa: SIM115
+    _see_through(lambda settings: submit(source, load_agents(agents_files), **settings), output, options)
+
+
+@cli.command()
+@click.argument("job_id", metavar="JOB")
+@_agents_option
+@_run_options
+def resume(job_id: str, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+    """Go on with an unfinished JOB: items that have an outcome are not run again.
+
+    Its agents come from the job itself; --agents replaces those of the same ids.
+
+    Example: batchray resume job-4f0c... --output results.jsonl
+    """
+    from batchray.api import submit_resume
+    from batchray.config import load_agents
+
+    _check_output(output)
+    agents = load_agents(agents_files) if agents_files else None
+    _see_through(lambda settings: submit_resume(job_id, agents, **settings), output, options)
+
+
+@cli.command()
+@click.argument("job_id", metavar="JOB")
+@_agents_option
+@_run_options
+def retry(job_id: str, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+    """Run the items of an ended JOB again that did not succeed, and wait for them.
+
+    Example: batchray retry job-4f0c...
+    """
+    from batchray.api import submit_retry
+    from batchray.config import load_agents
+
+    _check_output(output)
+    agents = load_agents(agents_files) if agents_files else None
+    _see_through(lambda settings: submit_retry(job_id, agents, **settings), output, options)
+
+
+@cli.command()
+@click.argument("job_id", metavar="[JOB]", required=False)
+@click.option("--json", "is_json", is_flag=True, help="Print JSON, one object a line.")
+@_data_dir
+def status(job_id: str | None, is_json: bool, data_dir: Path) -> None:
+    """Show one JOB, or all jobs of the data directory, a line each.
+
+    Example: batchray status --json
+    """
+    from batchray.store import Store, running_jobs
+
+    with Store.open_for_reading(data_dir) as store:
+        records = [store.job(job_id)] if job_id else store.jobs()
+    running = running_jobs(data_dir)
+    for record in records:
+        state = _state(record, data_dir, record.id in running)
+        click.echo(json.dumps(_plain(record, state)) if is_json else _line(record, state))
+
+
+@cli.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--failed", is_flag=True, help="Only items that did not succeed.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of standard output.")
+@_data_dir
+def results(job_id: str, failed: bool, output: Path | None, data_dir: Path) -> None:
+    """Print the outcomes of JOB as JSON Lines in index order; of a running job those that there are.
+
+    Example: batchray results job-4f0c... --failed
+    """
+    from batchray.api import attach
+
+    job = attach(job_id, data_dir)
+    _check_output(output)
+    if output is None:
+        with open(
+            sys.stdout.fileno(), "w", encoding="utf-8", closefd=False
+        ) as file:  # JSON is UTF-8, whatever the locale
+            _write(job, file, failed)
+    else:
+        _write_file(job, output, failed)
+
+
+def _steering(name: str, method: str, help: str) -> None:
+    @cli.command(name, help=f"{help}\n\nExample: batchray {name} job-4f0c...")
+    @click.argument("job_id", metavar="JOB")
+    @_data_dir
+    def steer(job_id: str, data_dir: Path) -> None:
+        from batchray.api import attach
+
+        getattr(attach(job_id, data_dir), method)()
+
+
+_steering("cancel", "cancel", "End JOB: what runs is stopped, items without an outcome are canceled.")
+_steering("pause", "pause", "Start no more items of JOB; what runs goes on.")
+_steering("unpause", "unpause", "Start items of a paused JOB again.")
+
+
+def _see_through(start: Callable[[dict[str, Any]], Job], output: Path | None, options: dict[str, Any]) -> NoReturn:
+    """Start a job, print its id, show it to its end, write its results; exits with the job's status."""
+    from batchray.config import load_settings
+    from batchray.display import show_progress
+
+    is_quiet, config = options.pop("quiet"), options.pop("config")
+    source = click.get_current_context().get_parameter_source("data_dir")
+    if source is click.core.ParameterSource.DEFAULT:
+        del options["data_dir"]  # so that a file's wins over the default
+    settings = load_settings(config, **options)
+    job: Job | None = None
+    try:
+        job = start(settings.model_dump())
+        click.echo(job.id)
+        sys.stdout.flush()
+        if not is_quiet:
+            show_progress(job)
+        record = job.wait()
+    except KeyboardInterrupt as interrupt:
+        if job is not None:
+            _stop(job, settings.data_dir)
+        _leave(143 if isinstance(interrupt, _Terminated) else 130)
+    except JobInterruptedError:
+        raise
+    except UsageError:
+        raise
+    except BatchrayError as error:
+        _complain(error)
+        if job is not None:
+            click.echo(_how_to_resume(job, settings.data_dir), err=True)
+        _leave(1)
+    if output is not None:
+        _write_file(job, output)
+    if not is_quiet:
+        _summarize(job, record, output, settings.data_dir)
+    _leave(0 if record.counts["succeeded"] == record.total else 1)
+
+
+def _stop(job: Job, data_dir: Path) -> None:
+    with _interruptible():
+        click.echo("\nstopping; a second Ctrl-C stops at once", err=True)
+        job.stop()
+    record = job.record()
+    if not record.is_ended:
+        click.echo(f"interrupted with {record.done:,} of {record.total:,} done; all of them are kept", err=True)
+        click.echo(_how_to_resume(job, data_dir), err=True)
+
+
+def _how_to_resume(job: Job, data_dir: Path) -> str:
+    return f"go on with: batchray resume {job.id}{_data_dir_option(data_dir)}"
+
+
+def _data_dir_option(data_dir: Path) -> str:
+    return "" if data_dir == DEFAULT_DATA_DIR else f" --data-dir {data_dir}"
+
+
+def _summarize(job: Job, record: JobRecord, output: Path | None, data_dir: Path) -> None:
+    from rich.console import Console
+
+    from batchray.display import summary
+
+    console: Console = Console(highlight=False)
+    summary(record, job.timing, job.failures(), console)
+    command = f"batchray results {job.id}{_data_dir_option(data_dir)}"
+    click.echo(f"results: {output}" if output else f"results: {command}")
+    if record.counts["succeeded"] < record.total:
+        click.echo(f"failures: {command} --failed")
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse an output that cannot be written before anything runs."""
+    if output is not None and not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
+        raise ConfigError(f"--output {output} cannot be written")
+
+
+def _write_file(job: Job, output: Path, failed: bool = False) -> None:
+    file_itself = output.resolve()  # behind a link
+    draft = file_itself.with_name(f"{file_itself.name}.part")
+    try:
+        if output.exists() and not output.is_file():  # a pipe or a device is written to, never replaced
+            with output.open("w", encoding="utf-8") as file:
+                return _write(job, file, failed)
+        with draft.open("w", encoding="utf-8") as file:
+            _write(job, file, failed)
+        draft.replace(file_itself)
+    except OSError as error:
+        raise BatchrayError(f"{output} cannot be written: {error.strerror}; the results are kept in the job") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write(job: Job, file: TextIO, failed: bool) -> None:
+    for result in job.results("index", wait=False, failed=failed):
+        file.write(result.model_dump_json() + "\n")
+
+
+def _state(record: JobRecord, data_dir: Path, is_running: bool) -> str:
+    """Return the job's status, or what a status cannot say: that nobody runs it, or that it is paused."""
+    from batchray.control import ControlFile
+
+    if record.is_ended:
+        return record.status
+    if not is_running:
+        return "unfinished"
+    return "paused" if ControlFile(data_dir, record.id).read().get("is_paused") else "running"
+
+
+def _plain(record: JobRecord, state: str) -> dict[str, Any]:
+    names = ("id", "status", "created_at", "started_at", "completed_at", "stop_reason", "total")
+    more = ("prompt_tokens", "completion_tokens", "ttft_ns", "total_duration_ns")
+    return (
+        {name: getattr(record, name) for name in names}
+        | {"state": state}
+        | record.counts
+        | {n: getattr(record, n) for n in more}
+    )
+
+
+def _line(record: JobRecord, state: str) -> str:
+    failed = record.done - record.counts["succeeded"]
+    when = record.created_at[:19].replace("T", " ")
+    return f"{record.id}  {state:<10}  {record.done:,} of {record.total:,} done, {failed:,} failed  {when}"

@@ -1,0 +1,169 @@
+"""What cannot be used is refused by the command itself: exit status 2, one sentence, and no job."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from batchray.store import Store
+from tests.unit.test_config import BAD_AGENTS_FILES
+from tests.unit.test_intake import BAD_BODIES, BAD_REQUESTS, GOOD
+
+AGENTS = "agents:\n  - {id: a, model: offline/rules}\n  - {id: b, model: offline/rules}\n"
+KEY = "sk-proj-0123456789abcdefABCDEF"
+
+
+class Done(NamedTuple):
+    """What became of a command."""
+
+    status: int | None
+    out: str
+    err: str
+
+
+def _main(arguments: list[str], directory: str, out: str, err: str) -> None:
+    """Run the command in this process, which is a fork of one that has imported it."""
+    from batchray.cli import main
+
+    os.chdir(directory)
+    for name in [name for name in os.environ if name.endswith("_API_KEY")]:
+        del os.environ[name]
+    for path, stream in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv = ["batchray", *arguments]
+    main()
+
+
+@pytest.fixture(scope="module")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Return what starts processes that need not import everything again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["batchray.api", "batchray.cli", "batchray.display", __name__])
+    return context
+
+
+@pytest.fixture
+def run(processes: multiprocessing.context.ForkServerContext, tmp_path: Path) -> Callable[..., Done]:
+    """Run a command in a directory of the test's own."""
+
+    def run(*arguments: str) -> Done:
+        out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+        process = processes.Process(target=_main, args=(list(arguments), str(tmp_path), str(out), str(err)))
+        process.start()
+        process.join(60)
+        return Done(process.exitcode, out.read_text(), err.read_text())
+
+    return run
+
+
+def refused(done: Done, directory: Path) -> str:
+    """Return the one sentence of a refusal that left no job behind."""
+    assert (done.status, done.out) == (2, ""), done
+    (sentence,) = done.err.splitlines()
+    assert sentence.startswith("batchray: ")
+    if (directory / ".batchray" / "batchray.db").exists():
+        with Store.open_for_reading(directory / ".batchray") as store:
+            assert store.jobs() == []
+    return sentence.removeprefix("batchray: ")
+
+
+def local(requests: str, *options: str) -> list[str]:
+    return ["run", requests, "--agents", "agents.yaml", "--executor", "local", *options]
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_a_bad_line_is_refused(name: str, run: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "agents.yaml").write_text(AGENTS)
+    (tmp_path / "requests.jsonl").write_bytes(GOOD + b"\n" + BAD_REQUESTS[name].request + b"\n" + GOOD + b"\n")
+    sentence = refused(run(*local("requests.jsonl")), tmp_path)
+    assert sentence.startswith("line 2: ")
+    assert BAD_REQUESTS[name].reason in sentence
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_bad_body_is_refused(name: str, run: Callable[..., Done], tmp_path: Path) -> None:
+    body, reason = BAD_BODIES[name]
+    (tmp_path / "agents.yaml").write_text(AGENTS)
+    (tmp_path / "batch.json").write_bytes(body)
+    assert refused(run(*local("batch.json")), tmp_path).startswith(reason)
+
+
+@pytest.mark.parametrize("name", BAD_AGENTS_FILES)
+def test_a_bad_agents_file_is_refused(name: str, run: Callable[..., Done], tmp_path: Path) -> None:
+    content, reason = BAD_AGENTS_FILES[name]
+    (tmp_path / "agents.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "requests.jsonl").write_bytes(GOOD)
+    assert reason in refused(run(*local("requests.jsonl")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("agents", "arguments", "reason"),
+    [
+        (
+            "agents: [{id: a, model: offline/rules, tools: ['nowhere_at_all:f']}]",
+            local("requests.jsonl"),
+            "agent 'a': 'nowhere_at_all:f' cannot be imported: ModuleNotFoundError",
+        ),
+        (AGENTS, local("nowhere.jsonl"), "nowhere.jsonl cannot be read: No such file or directory"),
+        (
+            AGENTS,
+            local("requests.jsonl", "--output", "nowhere/results.jsonl"),
+            "--output nowhere/results.jsonl cannot be",
+        ),
+        (AGENTS, local("requests.jsonl", "--config", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (AGENTS, ["run", "requests.jsonl"], "give the agents that the requests name: --agents FILE"),
+    ],
+    ids=["tool", "requests", "output", "config", "agents"],
+)
+def test_what_a_command_names_and_is_not_there_is_refused(
+    agents: str, arguments: list[str], reason: str, run: Callable[..., Done], tmp_path: Path
+) -> None:
+    (tmp_path / "agents.yaml").write_text(agents)
+    (tmp_path / "requests.jsonl").write_bytes(GOOD)
+    assert reason in refused(run(*arguments), tmp_path)
+
+
+def command(tmp_path: Path, *arguments: str, given: bytes = b"", **environment: str) -> Done:
+    """Run the real command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "batchray", *arguments],
+        cwd=tmp_path,
+        input=given,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_a_bad_line_of_standard_input_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "agents.yaml").write_text(AGENTS)
+    done = command(tmp_path, *local("-"), given=GOOD + b"\nhello\n")
+    assert refused(done, tmp_path).startswith("line 2: not JSON: ")
+
+
+def test_a_good_batch_beside_the_bad_ones_is_run(tmp_path: Path) -> None:
+    (tmp_path / "agents.yaml").write_text(AGENTS)
+    done = command(tmp_path, *local("-", "--output", "results.jsonl"), given=b'{"requests":[%s,%s]}' % (GOOD, GOOD))
+    assert (done.status, done.out.startswith("job-")) == (0, True)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+
+
+def test_no_key_is_printed_or_kept(tmp_path: Path) -> None:
+    """The provider's address leads nowhere, so that its errors are seen too."""
+    (tmp_path / "agents.yaml").write_text(
+        "providers: {p: {protocol: openai, base_url: 'http://127.0.0.1:9', api_key_env: P_KEY, max_retries: 0}}\n"
+        "agents: [{id: a, model: p/m}]\n"
+    )
+    done = command(tmp_path, *local("-", "--output", "results.jsonl"), given=GOOD, P_KEY=KEY)
+    assert done.status == 1
+    kept = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert b"llm_api_error" in b"".join(kept)
+    assert KEY not in done.out + done.err
+    assert KEY.encode() not in b"".join(kept)
