@@ -1,0 +1,90 @@
+"""What the benchmarks share: a provider in a process of its own, and the CPU time and memory of process trees."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+@contextlib.contextmanager
+def provider(tokens: int = 50, latency_s: float = 0.0) -> Iterator[str]:
+    """Run the loopback provider as a process; yields its base URL."""
+    command = [sys.executable, "-m", "tests.provider_server", "--port", "0", "--tokens", str(tokens)]
+    with subprocess.Popen([*command, "--latency", str(latency_s)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def data_dir() -> Iterator[Path]:
+    """Yield a data directory that is removed afterwards, and let Ray keep its files there too."""
+    with tempfile.TemporaryDirectory(prefix="br") as directory:
+        os.environ["RAY_TMPDIR"] = directory
+        try:
+            yield Path(directory) / "data"
+        finally:
+            import batchray
+
+            batchray.shutdown()
+            del os.environ["RAY_TMPDIR"]
+
+
+class TreeCpu:
+    """CPU seconds of this process and all its descendants: driver, lanes, job actor, raylet, GCS."""
+
+    def __init__(self, *, without: int | None = None) -> None:
+        self._without = without
+        self._start = self._read()
+
+    def _read(self) -> dict[int, float]:
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        seconds = {}
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.pid != self._without and "provider_server" not in " ".join(process.cmdline()):
+                    times = process.cpu_times()
+                    seconds[process.pid] = times.user + times.system
+        return seconds
+
+    def spent(self) -> dict[str, float]:
+        """Return CPU seconds since the start, by kind of process."""
+        totals = {"driver": 0.0, "lanes": 0.0, "ray": 0.0}
+        for pid, seconds in self._read().items():
+            totals[_kind(pid)] += seconds - self._start.get(pid, 0.0)
+        return totals
+
+
+def _kind(pid: int) -> str:
+    if pid == os.getpid():
+        return "driver"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "lanes" if psutil.Process(pid).name().startswith("ray::Lane") else "ray"
+    return "ray"
+
+
+def requests(n: int, text: str = "Say something, please.") -> list[dict[str, Any]]:
+    """Return n requests to the agent `a`."""
+    return [{"agent_id": "a", "input": f"{index} {text}"} for index in range(n)]
+
+
+def agents(base_url: str, **fields: Any) -> dict[str, Any]:
+    """Return `agents=` and `providers=` for one agent `a` of the loopback provider."""
+    local = {"protocol": "openai", "base_url": base_url}
+    return {"agents": [{"id": "a", "model": "local/m", **fields}], "providers": {"local": local}}
+
+
+def report(lines: list[str], *, is_held: bool) -> None:
+    """Print a benchmark's lines; raises AssertionError where its limit is not held."""
+    print("\n".join(lines), flush=True)
+    assert is_held, lines[-1]

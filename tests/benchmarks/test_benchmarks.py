@@ -1,0 +1,15 @@
+"""The benchmarks as tests, for `python -m pytest -m benchmark -s`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
+
+
+@pytest.mark.parametrize("name", ["import_time", "cpu_per_request", "wide_window", "memory"])
+def test_limit_is_held(name: str) -> None:
+    subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=True)

@@ -1,0 +1,39 @@
+"""One real Ray cluster for the session: batchray's own, started as any user's is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchray
+
+LANES = {"lanes": 2, "num_cpus": 2}
+"""The settings that all jobs of the session share, so that they share its lanes."""
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Keep Ray's files in a directory of the session's own, and end its cluster with it."""
+    with tempfile.TemporaryDirectory(prefix="br", ignore_cleanup_errors=True) as directory:
+        os.environ["RAY_TMPDIR"] = directory  # short: Ray puts sockets there
+        yield
+        batchray.shutdown()
+        del os.environ["RAY_TMPDIR"]
+
+
+@pytest.fixture
+def options(ray_session: None, tmp_path: Path) -> dict[str, Any]:
+    """Return settings for a job on the session's cluster, with a data directory of its own."""
+    return {"data_dir": tmp_path / "data", "progress": False, **LANES}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of this directory."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)

@@ -1,0 +1,124 @@
+"""Awkward users: blocking code, generators that wait, two executors, functions that cannot travel."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchray
+from batchray import Agent, AgentRequest
+from batchray.errors import BatchFormatError, ConfigError
+from batchray.store import Store
+from tests.cluster import agents
+from tests.cluster.test_jobs import ECHO, echoes
+
+
+async def block_the_loop(request: AgentRequest) -> str:
+    """Block the whole event loop, as an async function must not."""
+    time.sleep(600)
+    return "never"
+
+
+@pytest.mark.parametrize("placement", ["lane", "process"])
+def test_code_that_blocks_its_loop_ends_at_its_limit_and_the_next_job_is_whole(
+    placement: str, options: dict[str, Any]
+) -> None:
+    blocker = Agent(id="block", run=block_the_loop, deadline_s=1, placement=placement)
+    requests = [{"agent_id": "block", "input": "?"}, *echoes(100)]
+    # A grace far beyond a test's patience is cut short here; one attempt, because each has to run into the limit.
+    limits: dict[str, Any] = {"deadline_grace_s": 2, "max_attempts": 1, "max_in_flight": 8}
+    job = batchray.run(requests, [blocker, ECHO], **limits, **options)
+
+    results = list(job.results("index"))
+    assert len(results) == 101
+    assert results[0].error is not None
+    assert results[0].error.type in ("deadline_exceeded", "worker_died")
+    again = batchray.run(list(echoes(200)), [ECHO], **options)
+    assert again.counts["succeeded"] == 200
+
+
+def test_a_generator_may_wait_for_another_job_of_the_same_directory(options: dict[str, Any]) -> None:
+    options.pop("progress")
+    first = batchray.submit(list(echoes(20)), [ECHO], **options)
+
+    def second_stage() -> Iterator[dict[str, Any]]:
+        for result in first.results():
+            yield {"agent_id": "echo", "input": batchray.text_of(result)}
+
+    second = batchray.run(second_stage(), [ECHO], progress=False, **options)
+    assert second.counts["succeeded"] == 20
+
+
+def test_two_executors_of_one_process_close_cleanly(options: dict[str, Any]) -> None:
+    batchray.run(list(echoes(2)), [ECHO], **options)
+    options["lanes"] = 1
+    assert batchray.run(list(echoes(2)), [ECHO], **options).counts["succeeded"] == 2
+    batchray.shutdown()  # the session's cluster too; the next test starts another
+
+    import ray
+
+    assert not ray.is_initialized()
+    assert batchray.run(list(echoes(2)), [ECHO], **options).counts["succeeded"] == 2
+
+
+def test_a_function_that_cannot_travel_is_refused_before_the_batch_is_accepted(options: dict[str, Any]) -> None:
+    lock = threading.Lock()
+
+    def locked(request: AgentRequest) -> str:
+        with lock:
+            return "held"
+
+    with pytest.raises(ConfigError, match="agent 'echo': its function cannot be sent to a lane"):
+        batchray.run(list(echoes(1)), [Agent(id="echo", run=locked)], **options)
+    assert not (Path(options["data_dir"]) / "batchray.db").exists()
+
+
+def test_an_async_iterable_is_refused_like_any_other(options: dict[str, Any]) -> None:
+    async def nothing() -> AsyncIterator[dict[str, Any]]:
+        for request in list[dict[str, Any]]():
+            yield request
+
+    async def bad_third() -> AsyncIterator[dict[str, Any]]:
+        for request in [*echoes(2), {"agent_id": "nobody", "input": "?"}]:
+            yield request
+
+    with pytest.raises(BatchFormatError, match="the batch is empty"):
+        batchray.run(nothing(), [ECHO], **options)
+    with pytest.raises(BatchFormatError, match=r"requests\[2\]: unknown agent 'nobody'"):
+        batchray.run(bad_third(), [ECHO], **options)
+    with Store.open_for_reading(options["data_dir"]) as store:
+        assert store.jobs() == []
+
+
+def test_a_retry_that_cannot_run_forgets_nothing(options: dict[str, Any]) -> None:
+    def never(request: AgentRequest) -> str:
+        raise ValueError("not today")
+
+    options["executor"] = "local"
+    job = batchray.run(list(echoes(3)), [Agent(id="echo", run=never)], **options)
+    options.pop("progress")
+    from batchray.api import submit_retry
+
+    with pytest.raises(ConfigError, match="pass it in agents="):
+        submit_retry(job.id, **options)
+    assert job.counts["errored"] == 3
+    assert len(list(job.results(failed=True))) == 3
+
+    again = submit_retry(job.id, [Agent(id="echo", run=agents.echo)], **options)
+    again.wait(60)
+    assert again.counts == {"succeeded": 3, "errored": 0, "canceled": 0, "expired": 0}
+    assert {result.attempts for result in again.results()} == {2}
+
+
+def test_a_job_can_be_paused_and_canceled_at_once_after_it_was_submitted(options: dict[str, Any]) -> None:
+    options.pop("progress")
+    job = batchray.submit([{"agent_id": "wait", "input": "60"}] * 4, [Agent(id="wait", run=agents.wait)], **options)
+    job.pause()
+    job.cancel()
+
+    assert job.wait(60).status == "cancelled"

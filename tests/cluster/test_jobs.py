@@ -1,0 +1,217 @@
+"""Jobs on real Ray: placements, control from outside, what survives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+import batchray
+from batchray import Agent, AgentRequest
+from batchray.errors import ConfigError, StoreError
+from batchray.store import Store
+from tests.cluster import agents
+from tests.provider_server import run_in_thread
+
+ECHO = Agent(id="echo", run=agents.echo)
+
+
+def until(is_so: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Wait until something is so, looking often."""
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def echoes(n: int) -> Iterator[dict[str, Any]]:
+    return ({"agent_id": "echo", "input": str(index)} for index in range(n))
+
+
+def test_a_batch_comes_back_whole_and_in_order(options: dict[str, Any]) -> None:
+    job = batchray.run(list(echoes(300)), [ECHO], **options)
+
+    assert job.status == "completed"
+    assert [batchray.text_of(result) for result in job.results("index")] == [f"echo {i}" for i in range(300)]
+    assert {result.attempts for result in job.results()} == {1}
+
+
+def test_a_function_of_a_notebook_travels_to_the_lanes(options: dict[str, Any]) -> None:
+    prefix = "closure over "
+    job = batchray.run(list(echoes(3)), [Agent(id="echo", run=lambda request: prefix + request.input)], **options)
+
+    assert [batchray.text_of(result) for result in job.results("index")] == [
+        "closure over 0",
+        "closure over 1",
+        "closure over 2",
+    ]
+
+
+def test_results_stream_while_the_job_runs(options: dict[str, Any]) -> None:
+    options.pop("progress")
+    job = batchray.submit(
+        [{"agent_id": "wait", "input": "0"}, {"agent_id": "wait", "input": "30"}],
+        [Agent(id="wait", run=agents.wait)],
+        **options,
+    )
+    first = next(job.results())
+
+    assert first.index == 0
+    assert not job.is_done
+    job.cancel()
+    assert job.wait(30).status == "cancelled"
+    assert [str(result.status) for result in job.results("index")] == ["succeeded", "canceled"]
+
+
+def test_lanes_are_kept_for_the_next_job(options: dict[str, Any]) -> None:
+    def pids() -> set[str]:
+        requests = [{"agent_id": "pid", "input": "?"} for _ in range(20)]
+        job = batchray.run(requests, [Agent(id="pid", run=agents.pid)], **options)
+        return {batchray.text_of(result) for result in job.results()}
+
+    assert len(pids()) == 2
+    assert pids() == pids()
+
+
+def test_process_placement_gives_each_request_a_process_without_others(options: dict[str, Any]) -> None:
+    requests = [{"agent_id": "pid", "input": "?"} for _ in range(4)]
+    lanes = batchray.run(requests, [Agent(id="pid", run=agents.pid)], **options)
+    alone = batchray.run(requests, [Agent(id="pid", run=agents.pid, placement="process", num_cpus=1)], **options)
+
+    lane_pids = {batchray.text_of(result) for result in lanes.results()}
+    assert alone.status == "completed"
+    assert not lane_pids & {batchray.text_of(result) for result in alone.results()}
+
+
+def test_resources_that_no_node_has_are_refused_before_anything_runs(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="asks for 1 CPU, 3 GPU a request; no node of the cluster has that"):
+        batchray.run(list(echoes(1)), [Agent(id="echo", run=agents.echo, placement="process", num_gpus=3)], **options)
+
+
+def test_a_blocking_function_does_not_hold_up_its_lane(options: dict[str, Any]) -> None:
+    requests = [{"agent_id": "block", "input": "1.0"} for _ in range(40)]
+    started = time.monotonic()
+    job = batchray.run(requests, [Agent(id="block", run=agents.block)], **options)
+
+    assert job.status == "completed"
+    assert time.monotonic() - started < 20  # one after another on two lanes they would take this long
+
+
+def test_an_async_generator_and_a_ray_dataset_are_batches(options: dict[str, Any]) -> None:
+    async def rows() -> AsyncIterator[dict[str, Any]]:
+        for request in echoes(5):
+            yield request
+
+    job = batchray.run(rows(), [ECHO], **options)
+    assert job.counts["succeeded"] == 5
+
+    dataset = ray.data.from_items(list(echoes(7)))
+    job = batchray.run(dataset, [ECHO], **options)
+    assert sorted(batchray.text_of(result) for result in job.results()) == [f"echo {i}" for i in range(7)]
+
+
+async def test_arun_and_run_work_inside_a_running_loop(options: dict[str, Any]) -> None:
+    assert batchray.run(list(echoes(3)), [ECHO], **options).counts["succeeded"] == 3
+    options.pop("progress")
+    assert (await batchray.arun(list(echoes(3)), [ECHO], **options)).counts["succeeded"] == 3
+
+
+async def test_a_cancelled_arun_leaves_the_job_for_a_resume(options: dict[str, Any]) -> None:
+    options.pop("progress")
+    waiting = [{"agent_id": "wait", "input": seconds} for seconds in ("0", "60")]
+    task = asyncio.create_task(batchray.arun(waiting, [Agent(id="wait", run=agents.wait)], **options))
+
+    def first_is_done() -> bool:
+        try:
+            with Store.open_for_reading(options["data_dir"]) as store:
+                return any(job.done for job in store.jobs())
+        except StoreError:  # not made yet
+            return False
+
+    await asyncio.to_thread(until, first_is_done)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with Store.open_for_reading(options["data_dir"]) as store:
+        [record] = store.jobs()
+    assert (record.status, record.done) == ("running", 1)
+
+
+def test_a_job_is_watched_and_steered_from_another_process(options: dict[str, Any]) -> None:
+    options.pop("progress")
+    requests = [{"agent_id": "wait", "input": "0.05"} for _ in range(400)]
+    job = batchray.submit(requests, [Agent(id="wait", run=agents.wait)], max_in_flight=8, **options)
+    script = f"""
+import time, ray, batchray
+actor = batchray.find_job({job.id!r}, {ray.get_runtime_context().gcs_address!r})
+ray.get(actor.pause.remote())
+while not (state := ray.get(actor.snapshot.remote())).get("is_paused") or state["n_in_flight"]:
+    time.sleep(0.05)
+done = sum(state["progress"]["counts"].values())
+ray.get(actor.resize.remote(64))
+ray.get(actor.resume.remote())
+while (state := ray.get(actor.snapshot.remote()))["max_in_flight"] != 64 or state["is_paused"]:
+    time.sleep(0.05)
+ray.get(actor.cancel.remote())
+print(done, state["progress"]["total"])
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+    assert ran.returncode == 0, ran.stderr
+    done, total = map(int, ran.stdout.split()[-2:])
+    assert 0 < done < total == 400
+    assert job.wait(30).status == "cancelled"
+
+
+def listening_on(process: psutil.Process) -> set[str]:
+    """Return the addresses that a process listens on; none for one that ends meanwhile."""
+    try:
+        return {c.laddr.ip for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def test_nothing_of_ours_listens_beyond_loopback(options: dict[str, Any]) -> None:
+    batchray.run(list(echoes(1)), [ECHO], **options)
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    addresses = {process.name(): listening_on(process) for process in ours if process.is_running()}
+
+    assert len(addresses) > 3  # driver, GCS, raylet, lanes
+    assert set().union(*addresses.values())
+    assert set().union(*addresses.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_keys_reach_the_lanes_but_no_file_of_the_job(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_KEY", "sk-very-secret-4711")
+    with run_in_thread() as server:
+        providers = {"local": {"protocol": "openai", "base_url": server.base_url, "api_key_env": "LOCAL_KEY"}}
+        requests = [{"agent_id": "a", "input": "hello"}, {"agent_id": "a", "input": "[[status:401]]"}]
+        job = batchray.run(requests, [Agent(id="a", model="local/m")], providers=providers, **options)
+
+        assert {call.authorization for call in server.calls} == {"Bearer sk-very-secret-4711"}
+    assert job.counts == {"succeeded": 1, "errored": 1, "canceled": 0, "expired": 0}
+    kept = [file.read_bytes() for file in Path(options["data_dir"]).rglob("*") if file.is_file()]
+    logged = [file.read_bytes() for file in Path(os.environ["RAY_TMPDIR"]).rglob("*") if file.is_file()]
+    assert not any(b"very-secret" in content for content in [*kept, *logged])
+
+
+def test_one_request_is_one_remote_call(options: dict[str, Any], tmp_path: Path) -> None:
+    log = tmp_path / "calls"
+
+    def note(request: AgentRequest) -> str:
+        with log.open("a") as file:
+            file.write(f"{request.input}\n")
+        return "noted"
+
+    batchray.run(list(echoes(50)), [Agent(id="echo", run=note)], **options)
+
+    assert sorted(log.read_text().split(), key=int) == [str(index) for index in range(50)]
