@@ -58,6 +58,10 @@ class Lane:
         """Return this process's id, and which items the process before it was running code of when it died."""
         return os.getpid(), self._recorder.last_words
 
+    async def node_id(self) -> str:
+        """Return the id of the node that it runs on."""
+        return str(ray.get_runtime_context().get_node_id())
+
     async def close(self) -> None:
         """Close connections and files; the actor is ended after it."""
         await self._answerer.close()

@@ -31,7 +31,16 @@ _START_S = 120.0
 _RESTART_S = 60.0
 _ANSWER_S = 5.0
 
+_PLACE_TRIES = 5
+
 _LaneActor = ray.remote(Lane)
+_LANE_OPTIONS = {
+    "num_cpus": 0,
+    "max_restarts": -1,
+    "max_task_retries": 0,  # a lost call is a counted attempt of the driver's, not a silent one of Ray's
+    "max_concurrency": _MAX_CONCURRENCY,
+    "enable_task_events": False,
+}
 
 
 @dataclass(eq=False)
@@ -71,21 +80,10 @@ class RayExecutor:
         nodes = _nodes()
         n_cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
         n_lanes = self._settings.lanes or max(len(nodes), min(n_cpus, _MAX_LANES))
-        options = {
-            "num_cpus": 0,
-            "max_restarts": -1,
-            "max_task_retries": 0,  # a lost call is a counted attempt of the driver's, not a silent one of Ray's
-            "max_concurrency": _MAX_CONCURRENCY,
-            "enable_task_events": False,
-        }
-        for node in itertools.islice(itertools.cycle(nodes), n_lanes):
-            strategy = NodeAffinitySchedulingStrategy(node.id, soft=True)  # soft: elsewhere, should the node be lost
-            actor = _LaneActor.options(**options, scheduling_strategy=strategy).remote()
-            self._lanes.append(_LaneHandle(actor))
+        places = itertools.islice(itertools.cycle(nodes), n_lanes)
         try:
             async with asyncio.timeout(_START_S):
-                for lane in self._lanes:
-                    lane.pid, _ = await lane.actor.last_words.remote()
+                self._lanes = list(await asyncio.gather(*(_start_lane(node.id) for node in places)))
         except (TimeoutError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the lanes did not start within {_START_S:g} s: {_first_line(error)}") from error
 
@@ -210,6 +208,21 @@ class RayExecutor:
             raise ClusterError(f"a lane died and did not come back: {_first_line(error)}") from error
         was_alive, lane.pid, lane.is_down = pid == lane.pid, pid, False
         return set() if was_alive else {(job_id, index) for job_id, index in words}
+
+
+async def _start_lane(node_id: str) -> _LaneHandle:
+    """Start a lane on a node and return it when it answers."""
+    n_tries = 0
+    while True:
+        # Soft: elsewhere, should the node be lost.  Ray takes that for leave to start it elsewhere at once while the
+        # news of a node has not reached all of the others; then it is started again.
+        strategy = NodeAffinitySchedulingStrategy(node_id, soft=True)
+        actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote()
+        pid, _ = await actor.last_words.remote()
+        n_tries += 1
+        if n_tries == _PLACE_TRIES or await actor.node_id.remote() == node_id:
+            return _LaneHandle(actor, pid)
+        ray.kill(actor)
 
 
 async def _result(ref: Any, *, is_task: bool) -> bytes:
