@@ -96,7 +96,8 @@ def submit_resume(job_id: str, agents: AgentsLike | None = None, *, is_retry: bo
             session.release_store(store)
             return Job(job_id, settings.data_dir)
         given = _agent_set(agents, providers) if agents is not None else None
-        bound = _checked(AgentSet.from_snapshot(record.agents, given))
+        snapshot = session.wait(store.call(store.agent_snapshot, job_id))
+        bound = _checked(AgentSet.from_snapshot(snapshot, given))
         _check_travel(bound, settings)
         if is_retry:
             session.wait(store.call(store.reopen, job_id))

@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -228,8 +228,8 @@ class AgentSet:
             if bound.agent.provider_name and bound.provider and bound.provider.max_in_flight
         }
 
-    def snapshot(self) -> dict[str, Any]:
-        """The set as plain data for the store: names of keys, never keys; names of functions, never code.
+    def snapshot(self, agent_ids: Set[str] | None = None) -> dict[str, Any]:
+        """The set, or these of it, as plain data for the store: names of keys, never keys; of functions, never code.
 
         A callable that cannot be imported by name is kept as null, and a resume has to be given it again.
         """
@@ -240,6 +240,7 @@ class AgentSet:
                 "import_paths": list(bound.import_paths),
             }
             for agent_id, bound in self.agents.items()
+            if agent_ids is None or agent_id in agent_ids
         }
 
     @classmethod

@@ -3,6 +3,8 @@
     BatchrayError
     ├── UsageError                  the caller's input cannot be used; nothing was run (exit status 2)
     │   ├── BatchFormatError        the batch cannot be read: line or index, and the reason
+    │   │   ├── EmptyBatchError     there is no request in it
+    │   │   └── UnknownAgentError   a request names an agent that there is not
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
     │   ├── UnknownJobError         no job of that id in this data directory
     │   └── StoreLockedError        another process writes to this data directory
@@ -44,6 +46,14 @@ class BatchFormatError(UsageError):
         if self.line is not None:
             return f"line {self.line}: {self.reason}"
         return self.reason if self.index is None else f"requests[{self.index}]: {self.reason}"
+
+
+class EmptyBatchError(BatchFormatError):
+    """There is no request in the batch."""
+
+
+class UnknownAgentError(BatchFormatError):
+    """A request names an agent that there is not."""
 
 
 class ConfigError(UsageError):

@@ -18,7 +18,7 @@ from batchray.errors import BatchFormatError, ConfigError
 from batchray.intake import Batch, Spool, read_batch
 from batchray.job import Job
 from batchray.schema import AgentRequest, new_job_id
-from batchray.store import JobRecord, NewItem, Store
+from batchray.store import JobRecord, NewItem, NewJob, Store
 from batchray.threads import DaemonThread, switch_threads_often
 
 T = TypeVar("T")
@@ -185,7 +185,7 @@ def _create(store: Store, job_id: str, requests: Requests, agents: AgentSet, cal
             source: Any = Path(requests) if isinstance(requests, str) else requests
             batch = read_batch(source, agents.agents)
         items = (NewItem(*request) for request in batch.requests)
-        store.create_job(job_id, agents.snapshot(), items, callback_url or batch.callback_url)
+        store.create_job(NewJob(job_id, agents.snapshot, callback_url or batch.callback_url), items)
 
 
 async def collect(requests: AsyncIterable[Any], directory: Path, agents: AgentSet) -> Spool:

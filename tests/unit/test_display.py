@@ -10,7 +10,7 @@ from rich.console import Console
 from batchray.display import View, clock, duration, share, show_progress, summary
 from batchray.progress import Percentiles, Progress
 from batchray.schema import new_job_id
-from batchray.store import FailureKind, JobRecord, NewItem, Store
+from batchray.store import FailureKind, JobRecord, NewItem, NewJob, Store
 
 
 class Watched:
@@ -123,7 +123,7 @@ def test_a_summary_tells_outcomes_durations_and_tokens(tmp_path: Path) -> None:
         progress.record("succeeded", {"queued_ns": 2_000_000, "duration_ns": 1_500_000_000}, {})
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(job_id, {}, [NewItem("a", None, b"{}")] * 4)
+        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
         job = store.start_job(job_id)
         store.end_unfinished(job, "canceled", "cancelled", None)
         ended = store.end_job(job_id, "cancelled", "cancelled", progress, None, 61_000_000_000)
@@ -146,7 +146,7 @@ def test_a_summary_tells_outcomes_durations_and_tokens(tmp_path: Path) -> None:
 def test_any_error_can_be_shown(message: str, tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(job_id, {}, [NewItem("a", None, b"{}")])
+        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")])
         job = store.job(job_id)
     timing = {name: each.percentiles() for name, each in Progress().timings.items()}
     text = printed(job, timing, FailureKind("error", "ValueError", 1, message))
@@ -159,7 +159,7 @@ def test_any_error_can_be_shown(message: str, tmp_path: Path) -> None:
 def test_a_summary_of_an_unfinished_job_says_how_much_is_not_done(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(job_id, {}, [NewItem("a", None, b"{}")] * 4)
+        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
         job = store.start_job(job_id)
     text = printed(job, {name: each.percentiles() for name, each in Progress().timings.items()})
     assert "not done 4 100.0%" in [" ".join(line.split()) for line in text.splitlines()]

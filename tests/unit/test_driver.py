@@ -23,7 +23,7 @@ from batchray.errors import (
     WorkerDiedError,
 )
 from batchray.schema import AgentRequest, new_job_id
-from batchray.store import JobRecord, NewItem, Store
+from batchray.store import JobRecord, NewItem, NewJob, Store
 
 
 def echo(request: AgentRequest) -> str:
@@ -46,7 +46,10 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 def new_job(store: Store, *agent_ids: str) -> str:
     job_id = new_job_id()
     bodies = [json.dumps({"agent_id": name, "input": f"text {i}"}).encode() for i, name in enumerate(agent_ids)]
-    store.create_job(job_id, {}, [NewItem(name, None, body) for name, body in zip(agent_ids, bodies, strict=True)])
+    store.create_job(
+        NewJob(job_id, lambda ids: {}),
+        [NewItem(name, None, body) for name, body in zip(agent_ids, bodies, strict=True)],
+    )
     return job_id
 
 

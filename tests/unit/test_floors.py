@@ -50,7 +50,7 @@ PURE = ("config", "intake", "window", "progress")
 HEAVY = {
     "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool"},
     "aiohttp": {"models.http", "models.openai"},
-    "sqlalchemy": {"store"},
+    "sqlalchemy": {f"store{part}" for part in ("", ".agents", ".database", ".items", ".jobs", ".outbox", ".tables")},
     "click": {"cli"},
     "rich": {"cli", "display"},
     "pandas": {"job", "results"},

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchray.errors import BatchFormatError
-from batchray.intake import MAX_DEPTH, MAX_REQUEST_BYTES, Batch, RawRequest, Spool, read_batch, strict_json
+from batchray.intake import (
+    MAX_DEPTH,
+    MAX_REQUEST_BYTES,
+    Batch,
+    RawRequest,
+    Spool,
+    _plain,
+    _validated,
+    read_batch,
+    strict_json,
+)
 from batchray.schema import AgentRequest
 
 AGENTS = ["a", "b"]
@@ -285,3 +295,52 @@ def test_a_spool_gives_back_what_was_added_any_number_of_times(tmp_path: Path) -
         spool.add(requests[0])
         assert len(list(spool)) == 4
     assert list((tmp_path / "new").iterdir()) == []
+
+
+# -- the fast way for plain requests
+
+_TEXTS = st.one_of(st.none(), st.text(max_size=8), st.sampled_from(["a", "b", 'x": 1', "\\", '"', "\ud83d\ude00"]))
+_ODD = st.one_of(_TEXTS, st.integers(), st.booleans(), st.floats(allow_nan=False), st.lists(_TEXTS, max_size=2))
+_NEARLY_MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "system", "assistant", "tool"]), "content": _TEXTS},
+        optional={"type": st.sampled_from(["message", "approval", None]), "name": _ODD, "otid": _ODD, "extra": _ODD},
+    ),
+    max_size=3,
+)
+_NEARLY_PLAIN = st.fixed_dictionaries(
+    {},
+    optional={
+        "agent_id": st.sampled_from(["a", "b", "c", "", 1]),
+        "custom_id": _ODD,
+        "input": _ODD,
+        "messages": st.one_of(_NEARLY_MESSAGES, st.none()),
+        "max_steps": st.one_of(st.integers(), st.integers(-(2**70), 2**70), st.none(), st.booleans()),
+        "name": _ODD,
+    },
+)
+
+
+@given(_NEARLY_PLAIN, st.booleans(), st.sampled_from([None, "agent_id", "input", "custom_id"]))
+def test_what_the_fast_way_takes_the_models_take_too_and_alike(
+    request: dict[str, Any], is_ascii: bool, repeated: str | None
+) -> None:
+    text = json.dumps(request, ensure_ascii=is_ascii)
+    if repeated in request:
+        text = text[:-1] + f", {json.dumps(repeated)}: {json.dumps(request[repeated])}}}"
+    body = text.encode("utf-8", "surrogatepass")
+    fast = _plain(body, frozenset(AGENTS))
+    if fast is not None:
+        assert fast == _validated(strict_json(body), body, frozenset(AGENTS))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        GOOD,
+        b'{"agent_id":"b","messages":[{"role":"user","content":"x"}],"custom_id":"","max_steps":3}',
+        '{"agent_id": "a", "input": "grüße"}'.encode(),
+    ],
+)
+def test_a_plain_request_goes_the_fast_way(body: bytes) -> None:
+    assert _plain(body, frozenset(AGENTS)) == _validated(strict_json(body), body, frozenset(AGENTS))

@@ -12,7 +12,7 @@ from batchray.agents import Answerer, encode_item, read_report
 from batchray.config import Agent, bind_agents
 from batchray.results import parse_time, result_of, text_of, to_frame
 from batchray.schema import AssistantMessage, ItemStatus, Result, item_id, new_job_id
-from batchray.store import JobRecord, NewItem, NewOutcome, Store, utc_now
+from batchray.store import JobRecord, NewItem, NewJob, NewOutcome, Store, utc_now
 
 
 def double(n: int) -> int:
@@ -34,7 +34,7 @@ AGENT = Agent(
 def job(tmp_path: Path) -> JobRecord:
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(job_id, {}, [NewItem("a", None, b"{}")])
+        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")])
         return store.job(job_id)
 
 
@@ -44,7 +44,7 @@ async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> lis
     answerer, bound = Answerer(), bind_agents([AGENT]).agents["a"]
     with Store.open(tmp_path / "data") as store:
         items = [NewItem("a", request.get("custom_id"), body) for request, body in zip(requests, bodies, strict=True)]
-        store.create_job(job_id, {}, items)
+        store.create_job(NewJob(job_id, lambda ids: {}), items)
         job = store.start_job(job_id)
         store.begin_attempts(job, [(index, 1, 0) for index in range(len(items))])
         for index, body in enumerate(bodies):
@@ -111,7 +111,7 @@ async def test_the_text_is_the_last_thing_that_the_agent_said(tmp_path: Path) ->
 def test_an_item_that_never_ran_has_a_result(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(job_id, {}, [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
+        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
         job = store.start_job(job_id)
         store.end_unfinished(job, "expired", "error", {"type": "expired", "message": "too late"})
         (stored,) = store.results(job)

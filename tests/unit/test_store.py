@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from batchray.errors import StoreError, StoreLockedError, UnknownJobError
 from batchray.progress import STATUSES, Progress
 from batchray.schema import new_job_id
-from batchray.store import JobRecord, NewItem, NewOutcome, Store, is_locked, running_jobs
+from batchray.store import JobRecord, NewItem, NewJob, NewOutcome, Store, is_locked, running_jobs
 
-AGENTS = {"a": {"agent": {"id": "a"}, "provider": None}}
+AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
 
 
 @pytest.fixture
@@ -33,13 +33,17 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
+def agents_of(agent_ids: Set[str]) -> dict[str, dict[str, object]]:
+    return {agent_id: AGENTS[agent_id] for agent_id in agent_ids}
+
+
 def items(n: int, size: int = 10) -> list[NewItem]:
     return [NewItem("a", f"c-{i}" if i % 2 else None, b"%0*d" % (size, i)) for i in range(n)]
 
 
 def new_job(store: Store, n: int = 3, size: int = 10) -> JobRecord:
     job_id = new_job_id()
-    assert store.create_job(job_id, AGENTS, items(n, size), "http://h/") == n
+    assert store.create_job(NewJob(job_id, agents_of, "http://h/"), items(n, size)) == n
     return store.start_job(job_id)
 
 
@@ -55,10 +59,11 @@ def begin(store: Store, job: JobRecord, *indexes: int, attempt: int = 1) -> None
 
 def test_a_job_is_read_back_as_it_was_created(store: Store) -> None:
     job_id = new_job_id()
-    store.create_job(job_id, AGENTS, items(3), "http://h/")
+    store.create_job(NewJob(job_id, agents_of, "http://h/"), items(3))
     job = store.job(job_id)
     assert (job.status, job.total, job.done, job.callback_url) == ("created", 3, 0, "http://h/")
-    assert (job.agents, job.started_at, job.completed_at, job.progress) == (AGENTS, None, None, None)
+    assert store.agent_snapshot(job_id) == AGENTS
+    assert (job.started_at, job.completed_at, job.progress) == (None, None, None)
     assert not job.is_ended
     pending = store.unfinished(job, after=-1)
     assert [(each.index, each.agent_id, each.request, each.attempt, each.deaths) for each in pending] == [
@@ -76,7 +81,7 @@ def test_what_the_items_raise_undoes_the_job(store: Store) -> None:
 
     job_id = new_job_id()
     with pytest.raises(LookupError, match="line 1201"):
-        store.create_job(job_id, AGENTS, broken())
+        store.create_job(NewJob(job_id, agents_of), broken())
     assert store.jobs() == []
     with pytest.raises(UnknownJobError, match=job_id):
         store.job(job_id)
@@ -271,7 +276,7 @@ import sys, time
 from pathlib import Path
 from batchray.errors import BatchrayError
 from batchray.progress import Progress
-from batchray.store import NewItem, NewOutcome, Store
+from batchray.store import NewItem, NewJob, NewOutcome, Store
 
 def say(*words):
     print(*words, flush=True)
@@ -365,7 +370,7 @@ def test_a_reader_does_not_wait_for_a_long_transaction(tmp_path: Path) -> None:
                 yield items(1)[0]
                 assert [each.id for each in reader.jobs()] == [job.id]
 
-            store.create_job(new_job_id(), AGENTS, slow())
+            store.create_job(NewJob(new_job_id(), agents_of), slow())
             assert len(reader.jobs()) == 2
 
 
@@ -428,7 +433,7 @@ def test_a_writer_killed_while_it_records_leaves_the_job_and_whole_commits(tmp_p
     job_id = new_job_id()
     code = """
 store = Store.open(data_dir)
-store.create_job(job_id, {}, (NewItem("a", None, b"{}") for _ in range(3000)))
+store.create_job(NewJob(job_id, lambda ids: {}), (NewItem("a", None, b"{}") for _ in range(3000)))
 job = store.start_job(job_id)
 store.begin_attempts(job, [(i, 1, 0) for i in range(3000)])
 for i in range(0, 3000, 3):
@@ -457,7 +462,7 @@ def slow():
     say("half")
     sys.stdin.read()
 
-Store.open(data_dir).create_job(job_id, {}, slow())
+Store.open(data_dir).create_job(NewJob(job_id, lambda ids: {}), slow())
 """
     with child(code, tmp_path, new_job_id()) as line:
         assert line() == "half\n"

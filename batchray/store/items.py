@@ -1,0 +1,291 @@
+"""Items in the store: attempts are counted before they are spawned, an outcome is taken once and never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from batchray.progress import STATUSES
+from batchray.store.database import CHUNK, Database, chunks
+from batchray.store.jobs import between
+from batchray.store.records import (
+    FailureKind,
+    JobRecord,
+    NewOutcome,
+    Order,
+    PendingItem,
+    StoredItem,
+    StoredResult,
+    utc_now,
+)
+from batchray.store.tables import attempts as _attempts
+from batchray.store.tables import items as _items
+from batchray.store.tables import jobs as _jobs
+from batchray.store.tables import outcomes as _outcomes
+from batchray.store.tables import same_item
+
+_OUTCOME_COLUMNS = ("attempt", "status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
+_RESULT_COLUMNS = ("status", "stop_reason", "error", "usage", "queued_ns", "ttft_ns", "duration_ns", "messages")
+
+
+class Items(Database):
+    """What the store knows of the items of a job."""
+
+    def unfinished(self, job: JobRecord, after: int, limit: int = CHUNK) -> list[PendingItem]:
+        """Return the next items without an outcome, in index order: at most `limit`, and about 8 MiB of requests."""
+        query = (
+            sa.select(
+                _items.c.idx,
+                _items.c.agent_id,
+                _items.c.request,
+                sa.func.coalesce(_attempts.c.attempt, 0),
+                sa.func.coalesce(_attempts.c.deaths, 0),
+            )
+            .outerjoin(_outcomes, same_item(_items, _outcomes))
+            .outerjoin(_attempts, same_item(_items, _attempts))
+            .where(_items.c.job == job.key, _items.c.idx > after, _outcomes.c.idx.is_(None))
+            .order_by(_items.c.idx)
+            .limit(limit)
+        )
+        return list(self._page(query, PendingItem, lambda item: len(item.request)))
+
+    def begin_attempts(self, job: JobRecord, attempts: Sequence[tuple[int, int, int]]) -> None:
+        """Count attempts before they are spawned: (index, attempt, deaths so far) each."""
+        with self._transaction() as connection:
+            self._write_attempts(connection, job, attempts)
+
+    def record(self, job: JobRecord, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
+        """Take outcomes in one transaction and return those that were taken.
+
+        Not taken: a second outcome of an item, and one from an attempt that is not the item's current one.
+        """
+        return self.write(job, [], outcomes)
+
+    def write(
+        self, job: JobRecord, attempts: Sequence[tuple[int, int, int]], outcomes: Sequence[NewOutcome]
+    ) -> list[NewOutcome]:
+        """Count attempts and take outcomes, all in one transaction; returns the outcomes that were taken."""
+        with self._transaction() as connection:
+            self._write_attempts(connection, job, attempts)
+            taken = self._current(connection, job, outcomes)
+            if taken:
+                self._insert_outcomes(connection, job, taken)
+        return taken
+
+    def failure_kinds(self, job: JobRecord) -> list[FailureKind]:
+        """Return the kinds of failures, the most frequent first, with the message of one of each."""
+        kinds: dict[tuple[str, str], FailureKind] = {}
+        query = sa.select(_outcomes.c.stop_reason, _outcomes.c.error).where(
+            _outcomes.c.job == job.key, _outcomes.c.error.is_not(None)
+        )
+        with self._reading() as connection:
+            for stop_reason, described in connection.execution_options(yield_per=CHUNK).execute(query):
+                error = orjson.loads(described)
+                key = (stop_reason, error["type"])
+                count = kinds[key].n_items if key in kinds else 0
+                kinds[key] = FailureKind(*key, count + 1, error["message"])
+        return sorted(kinds.values(), key=lambda kind: -kind.n_items)
+
+    def end_unfinished(self, job: JobRecord, status: str, stop_reason: str, error: Mapping[str, str] | None) -> int:
+        """Give every item without an outcome this one; returns how many.  In short transactions."""
+        total, last = 0, -1
+        while pending := self.unfinished(job, after=last):
+            last = pending[-1].index
+            attempts = [(item.index, max(item.attempt, 1), item.deaths) for item in pending if item.attempt == 0]
+            outcomes = [
+                NewOutcome(item.index, max(item.attempt, 1), status, stop_reason, error, {}, 0, None, 0, b"[]")
+                for item in pending
+            ]
+            total += len(self.write(job, attempts, outcomes))
+        return total
+
+    def results(
+        self,
+        job: JobRecord,
+        *,
+        after_index: int = -1,
+        after_seq: int | None = None,
+        is_failed: bool = False,
+        limit: int = CHUNK,
+    ) -> list[StoredResult]:
+        """Return a page of results: in index order, or, with `after_seq`, in finish order."""
+        query = _results_of(job).limit(limit)
+        if after_seq is None:
+            query = query.where(_outcomes.c.idx > after_index).order_by(_outcomes.c.idx)
+        else:
+            query = query.where(_outcomes.c.seq > after_seq).order_by(_outcomes.c.seq)
+        if is_failed:
+            query = query.where(_outcomes.c.status != "succeeded")
+        return list(self._page(query, _stored_result, _result_size))
+
+    def finished(
+        self,
+        job: JobRecord,
+        *,
+        order: Order = "asc",
+        since: int | None = None,
+        until: int | None = None,
+        agent_id: str | None = None,
+        limit: int = CHUNK,
+    ) -> list[StoredResult]:
+        """Return results in finish order, or the newest first; `since` and `until` are `seq`s, both included."""
+        query = _results_of(job).limit(limit)
+        query = query.order_by(_outcomes.c.seq if order == "asc" else _outcomes.c.seq.desc())
+        if order == "desc":
+            since, until = until, since
+        query = query if since is None else query.where(_outcomes.c.seq >= since)
+        query = query if until is None else query.where(_outcomes.c.seq <= until)
+        query = query if agent_id is None else query.where(_items.c.agent_id == agent_id)
+        return list(self._page(query, _stored_result, _result_size))
+
+    def result(self, job: JobRecord, index: int) -> StoredResult | None:
+        """Return one item's result, or None where it has none."""
+        with self._reading() as connection:
+            row = connection.execute(_results_of(job).where(_outcomes.c.idx == index)).first()
+        return _stored_result(*row) if row else None
+
+    def items(
+        self,
+        job: JobRecord,
+        *,
+        order: Order = "asc",
+        after: int | None = None,
+        before: int | None = None,
+        status: str | None = None,
+        stop_reason: str | None = None,
+        agent_id: str | None = None,
+        custom_id: str | None = None,
+        limit: int = CHUNK,
+    ) -> list[StoredItem]:
+        """Return a page of items in index order; `after` and `before` are indices.  `status` may be `pending`."""
+        query = (
+            sa.select(
+                _items.c.idx,
+                _items.c.agent_id,
+                _items.c.custom_id,
+                sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt, 0),
+                *(_outcomes.c[name] for name in _RESULT_COLUMNS if name != "messages"),
+            )
+            .outerjoin(_outcomes, same_item(_items, _outcomes))
+            .outerjoin(_attempts, same_item(_items, _attempts))
+            .where(_items.c.job == job.key)
+            .order_by(_items.c.idx if order == "asc" else _items.c.idx.desc())
+            .limit(limit)
+        )
+        query = between(query, _items.c.idx, order, after, before)
+        wanted = (
+            (_outcomes.c.status, None if status == "pending" else status),
+            (_outcomes.c.stop_reason, stop_reason),
+            (_items.c.agent_id, agent_id),
+            (_items.c.custom_id, custom_id),
+        )
+        for column, value in wanted:
+            query = query if value is None else query.where(column == value)
+        if status == "pending":
+            query = query.where(_outcomes.c.idx.is_(None))
+        with self._reading() as connection:
+            return [_stored_item(*row) for row in connection.execute(query)]
+
+    def timings(self, job: JobRecord) -> Iterator[tuple[str, dict[str, int | None], dict[str, int]]]:
+        """Yield status, timing and usage of every outcome: what a `Progress` is rebuilt from."""
+        names = ("queued_ns", "ttft_ns", "duration_ns")
+        columns = (_outcomes.c.idx, _outcomes.c.status, _outcomes.c.usage, *(_outcomes.c[name] for name in names))
+        after = -1
+        while True:
+            query = sa.select(*columns).where(_outcomes.c.job == job.key, _outcomes.c.idx > after)
+            with self._reading() as connection:
+                rows = connection.execute(query.order_by(_outcomes.c.idx).limit(CHUNK)).all()
+            if not rows:
+                return
+            for after, status, usage, *durations in rows:  # noqa: B007
+                yield status, dict(zip(names, durations, strict=True)), orjson.loads(usage)
+
+    def _write_attempts(
+        self, connection: sa.Connection, job: JobRecord, attempts: Sequence[tuple[int, int, int]]
+    ) -> None:
+        if not attempts:
+            return
+        statement = insert(_attempts)
+        statement = statement.on_conflict_do_update(
+            index_elements=["job", "idx"],
+            set_={"attempt": statement.excluded.attempt, "deaths": statement.excluded.deaths},
+        )
+        rows = [{"job": job.key, "idx": i, "attempt": attempt, "deaths": deaths} for i, attempt, deaths in attempts]
+        connection.execute(statement, rows)
+
+    def _current(self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
+        """Keep the outcomes that may be taken: of the current attempt, the first of its item."""
+        current: dict[int, int] = {}
+        for chunk in chunks(outcome.index for outcome in outcomes):
+            query = (
+                sa.select(_attempts.c.idx, _attempts.c.attempt)
+                .outerjoin(_outcomes, same_item(_attempts, _outcomes))
+                .where(_attempts.c.job == job.key, _attempts.c.idx.in_(chunk), _outcomes.c.idx.is_(None))
+            )
+            current.update((row.idx, row.attempt) for row in connection.execute(query))
+        taken = []
+        for outcome in outcomes:
+            if current.get(outcome.index) == outcome.attempt:
+                del current[outcome.index]
+                taken.append(outcome)
+        return taken
+
+    def _insert_outcomes(self, connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome]) -> None:
+        seq = connection.execute(sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key)).scalar_one()
+        now = utc_now()
+        rows = [
+            {
+                "job": job.key,
+                "seq": seq + n,
+                "finished_at": now,
+                "idx": outcome.index,
+                **{name: getattr(outcome, name) for name in _OUTCOME_COLUMNS},
+                "error": orjson.dumps(outcome.error) if outcome.error else None,
+                "usage": orjson.dumps(outcome.usage),
+            }
+            for n, outcome in enumerate(taken, start=1)
+        ]
+        connection.execute(sa.insert(_outcomes), rows)
+        added = {status: sum(outcome.status == status for outcome in taken) for status in STATUSES}
+        for name in ("prompt_tokens", "completion_tokens"):
+            added[name] = sum(outcome.usage.get(name, 0) for outcome in taken)
+        values: dict[str, Any] = {name: _jobs.c[name] + n for name, n in added.items() if n}
+        values["last_seq"] = seq + len(taken)
+        connection.execute(sa.update(_jobs).where(_jobs.c.job == job.key).values(updated_at=now, **values))
+
+
+def _results_of(job: JobRecord) -> sa.Select[Any]:
+    return (
+        sa.select(
+            _outcomes.c.seq,
+            _items.c.idx,
+            _items.c.agent_id,
+            _items.c.custom_id,
+            _items.c.request,
+            _outcomes.c.attempt,
+            *(_outcomes.c[name] for name in _RESULT_COLUMNS),
+        )
+        .join(_items, same_item(_items, _outcomes))
+        .where(_outcomes.c.job == job.key)
+    )
+
+
+def _result_size(result: StoredResult) -> int:
+    return len(result.request) + len(result.messages)
+
+
+def _stored_result(*columns: Any) -> StoredResult:
+    result = StoredResult(*columns)
+    error = orjson.loads(columns[8]) if columns[8] else None
+    return replace(result, error=error, usage=orjson.loads(columns[9]))
+
+
+def _stored_item(*columns: Any) -> StoredItem:
+    item = StoredItem(*columns)
+    error, usage = columns[6:8]
+    return replace(item, error=orjson.loads(error) if error else None, usage=orjson.loads(usage) if usage else {})

@@ -1,0 +1,65 @@
+"""The outbox: callbacks that are to be sent, and what became of the newest attempt at each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from batchray.store.database import Database
+from batchray.store.records import JobRecord, job_record
+from batchray.store.tables import callbacks, jobs
+
+
+class DueCallback(NamedTuple):
+    """A callback whose time has come, with its job as it is now."""
+
+    job: JobRecord
+    n_attempts: int
+
+
+class Outbox(Database):
+    """What the store knows of callbacks.  A row is written by `Jobs.end_job`."""
+
+    def due_callbacks(self, now: float, limit: int) -> list[DueCallback]:
+        """Return the callbacks whose time has come, the longest due first.  `now` is Unix time."""
+        query = (
+            sa.select(jobs, callbacks.c.n_attempts)
+            .join(callbacks, callbacks.c.job == jobs.c.job)
+            .where(callbacks.c.due_at <= now)
+            .order_by(callbacks.c.due_at)
+            .limit(limit)
+        )
+        with self._reading() as connection:
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+        return [DueCallback(n_attempts=row.pop("n_attempts"), job=job_record(row)) for row in rows]
+
+    def next_callback_at(self) -> float | None:
+        """Return when the next callback is due, in Unix time; None where there is none."""
+        with self._reading() as connection:
+            return connection.execute(sa.select(sa.func.min(callbacks.c.due_at))).scalar()
+
+    def count_callbacks(self) -> int:
+        """Return how many callbacks are still to be delivered."""
+        with self._reading() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(callbacks)).scalar_one()
+
+    def record_callback(
+        self, job_id: str, *, sent_at: str, status_code: int | None, error: str | None, next_at: float | None
+    ) -> None:
+        """Keep what became of an attempt, and when the next one is due; None: nothing more is sent."""
+        with self._transaction() as connection:
+            job = sa.select(jobs.c.job).where(jobs.c.id == job_id).scalar_subquery()
+            connection.execute(
+                sa.update(jobs)
+                .where(jobs.c.id == job_id)
+                .values(callback_sent_at=sent_at, callback_status_code=status_code, callback_error=error)
+            )
+            if next_at is None:
+                connection.execute(sa.delete(callbacks).where(callbacks.c.job == job))
+            else:
+                connection.execute(
+                    sa.update(callbacks)
+                    .where(callbacks.c.job == job)
+                    .values(due_at=next_at, n_attempts=callbacks.c.n_attempts + 1)
+                )

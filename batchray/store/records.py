@@ -1,0 +1,184 @@
+"""What goes into the store and comes out of it, as plain frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from batchray.progress import STATUSES, Progress
+
+DEFAULT_USER = "user-00000000-0000-4000-8000-000000000000"
+"""Whose jobs those are that are made without an API key; Letta's default user."""
+
+Order = Literal["asc", "desc"]
+"""Oldest first, or newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job as it is created.
+
+    `snapshot` returns the settings of the agents that it is given the ids of.  `kind` is `batch`, or `run` for one
+    request to one agent, `agent_id`.  `idempotency_key` is unique for a user; `body_digest` tells what came with it.
+    """
+
+    id: str
+    snapshot: Callable[[Set[str]], Mapping[str, Any]]
+    callback_url: str | None = None
+    kind: Literal["batch", "run"] = "batch"
+    user_id: str = DEFAULT_USER
+    agent_id: str | None = None
+    idempotency_key: str | None = None
+    body_digest: str | None = None
+
+
+class NewItem(NamedTuple):
+    """An item as it is created; its index is its position."""
+
+    agent_id: str
+    custom_id: str | None
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PendingItem:
+    """An item that has no outcome yet, with what its earlier attempts came to."""
+
+    index: int
+    agent_id: str
+    request: bytes
+    attempt: int
+    deaths: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewOutcome:
+    """What became of an item's current attempt.  `error`, `usage`: plain data; `messages`: a JSON array."""
+
+    index: int
+    attempt: int
+    status: str
+    stop_reason: str
+    error: Mapping[str, str] | None
+    usage: Mapping[str, int]
+    queued_ns: int
+    ttft_ns: int | None
+    duration_ns: int
+    messages: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """An item with its outcome, as it is read back.  `seq` counts outcomes in finish order, from 1."""
+
+    seq: int
+    index: int
+    agent_id: str
+    custom_id: str | None
+    request: bytes
+    attempts: int
+    status: str
+    stop_reason: str
+    error: dict[str, str] | None
+    usage: dict[str, int]
+    queued_ns: int
+    ttft_ns: int | None
+    duration_ns: int
+    messages: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """An item with what there is of its outcome, without its request and messages; `status` None: no outcome yet."""
+
+    index: int
+    agent_id: str
+    custom_id: str | None
+    attempts: int
+    status: str | None
+    stop_reason: str | None
+    error: dict[str, str] | None
+    usage: dict[str, int]
+    queued_ns: int | None
+    ttft_ns: int | None
+    duration_ns: int | None
+
+
+class FailureKind(NamedTuple):
+    """How many items failed in one way.  `example` is the error's message of one of them."""
+
+    stop_reason: str
+    type: str
+    n_items: int
+    example: str
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as the store holds it.  Times are ISO 8601 in UTC; counts are of the moment of reading."""
+
+    key: int
+    id: str
+    kind: str
+    user_id: str
+    agent_id: str | None
+    status: str
+    created_at: str
+    updated_at: str
+    started_at: str | None
+    completed_at: str | None
+    stop_reason: str | None
+    callback_url: str | None
+    callback_sent_at: str | None
+    callback_status_code: int | None
+    callback_error: str | None
+    body_digest: str | None
+    total: int
+    counts: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_ns: int | None
+    total_duration_ns: int | None
+    progress: Progress | None
+
+    @property
+    def done(self) -> int:
+        """Items that have an outcome."""
+        return sum(self.counts.values())
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing of it will change any more."""
+        return self.completed_at is not None
+
+
+def job_record(row: Mapping[Any, Any]) -> JobRecord:
+    """Return a job from its row, or from what a row holds beside `agents`."""
+    progress = row["progress"]
+    aside = ("job", "agents", "progress", "last_seq", "idempotency_key", *STATUSES)
+    return JobRecord(
+        key=row["job"],
+        counts={status: row[status] for status in STATUSES},
+        progress=Progress.from_dict(orjson.loads(progress)) if progress else None,
+        **{name: row[name] for name in row if name not in aside},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAgent:
+    """An agent made over HTTP.  `spec` is plain data, of the door that made it."""
+
+    id: str
+    user_id: str
+    created_at: str
+    updated_at: str
+    spec: dict[str, Any]
+
+
+def utc_now() -> str:
+    """Return the time as the store writes it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
