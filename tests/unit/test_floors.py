@@ -32,6 +32,7 @@ FLOORS = (
     "threads",
     "store",
     "control",
+    "callback",
     "cluster",
     # the story
     "driver",
@@ -49,7 +50,7 @@ PURE = ("config", "intake", "window", "progress")
 # Which modules may import what is heavy.
 HEAVY = {
     "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool"},
-    "aiohttp": {"models.http", "models.openai"},
+    "aiohttp": {"callback.transport", "models.http", "models.openai"},
     "sqlalchemy": {"store"},
     "click": {"cli"},
     "rich": {"cli", "display"},
