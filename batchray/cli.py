@@ -1,4 +1,4 @@
-"""The command line: batchray run | resume | retry | status | results | cancel | pause | unpause.
+"""The command line: batchray run | resume | retry | status | results | cancel | pause | unpause | serve | keys.
 
 Exit status: 0 all succeeded, 1 some item did not or the job could not go on, 2 unusable input (and nothing was run),
 130 interrupted, 143 terminated.
@@ -235,6 +235,86 @@ def results(job_id: str, failed: bool, output: Path | None, data_dir: Path) -> N
         _write_file(job, output, failed)
 
 
+@cli.command()
+@_agents_option
+@click.option("--host", help="Where to listen; by default 127.0.0.1.  Beyond loopback it takes API keys.")
+@click.option("--port", type=click.IntRange(0, 65535), help="By default 8283, as Letta's server; 0 takes a free one.")
+@click.option("--max-in-flight", type=click.IntRange(min=1), help="Requests in flight at once, of all jobs together.")
+@click.option("--lanes", type=click.IntRange(min=1), help="Lanes to start; by default one a CPU, at most 8.")
+@click.option("--ray-address", help="An existing Ray cluster; by default one is started on loopback.")
+@click.option("--executor", type=click.Choice(["ray", "local"]), help="Run on Ray, or in this process.")
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A YAML file with settings.")
+@_data_dir
+def serve(agents_files: tuple[Path, ...], config: Path | None, **options: Any) -> None:
+    """Serve Letta's batch API over HTTP until SIGTERM or Ctrl-C; unfinished jobs of the data directory go on.
+
+    Example: batchray serve --agents agents.yaml --port 8283
+    """
+    import asyncio
+
+    from batchray.config import load_agents, load_server_settings
+    from batchray.server.app import Running
+    from batchray.server.app import serve as serve_until_stopped
+
+    def say(running: Running) -> None:
+        who = "clients need an API key" if running.needs_key else "no API keys: for this machine only"
+        click.echo(f"batchray listens on {running.url} ({who})")
+        sys.stdout.flush()
+
+    logging.getLogger("batchray").setLevel(logging.INFO)
+    _forget_default_data_dir(options)
+    settings = load_server_settings(config, **options)
+    fleet = load_agents(agents_files, needs_agents=False)
+    try:
+        asyncio.run(serve_until_stopped(settings, fleet, say))
+    except OSError as error:
+        raise BatchrayError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+
+
+@cli.group()
+def keys() -> None:
+    """Make, list and remove the API keys of a server; a running one takes a change at once."""
+
+
+@keys.command("add")
+@click.argument("name")
+@_data_dir
+def keys_add(name: str, data_dir: Path) -> None:
+    """Make a key for a new user, and print it; it is kept as a hash and cannot be shown again.
+
+    Example: batchray keys add alice
+    """
+    from batchray.server.keys import KeyFile
+
+    click.echo(KeyFile(data_dir).add(name))
+
+
+@keys.command("list")
+@_data_dir
+def keys_list(data_dir: Path) -> None:
+    """List the names of the keys, and their users.
+
+    Example: batchray keys list
+    """
+    from batchray.server.keys import KeyFile
+
+    for key in KeyFile(data_dir).all():
+        click.echo(f"{key.name}  {key.user_id}  {key.created_at[:19].replace('T', ' ')}")
+
+
+@keys.command("remove")
+@click.argument("name")
+@_data_dir
+def keys_remove(name: str, data_dir: Path) -> None:
+    """Remove a key.  Its user's jobs stay.
+
+    Example: batchray keys remove alice
+    """
+    from batchray.server.keys import KeyFile
+
+    KeyFile(data_dir).remove(name)
+
+
 def _steering(name: str, method: str, help: str) -> None:
     @cli.command(name, help=f"{help}\n\nExample: batchray {name} job-4f0c...")
     @click.argument("job_id", metavar="JOB")
@@ -256,9 +336,7 @@ def _see_through(start: Callable[[dict[str, Any]], Job], output: Path | None, op
     from batchray.display import show_progress
 
     is_quiet, config = options.pop("quiet"), options.pop("config")
-    source = click.get_current_context().get_parameter_source("data_dir")
-    if source is click.core.ParameterSource.DEFAULT:
-        del options["data_dir"]  # so that a file's wins over the default
+    _forget_default_data_dir(options)
     settings = load_settings(config, **options)
     job: Job | None = None
     try:
@@ -286,6 +364,13 @@ def _see_through(start: Callable[[dict[str, Any]], Job], output: Path | None, op
     if not is_quiet:
         _summarize(job, record, output, settings.data_dir)
     _leave(0 if record.counts["succeeded"] == record.total else 1)
+
+
+def _forget_default_data_dir(options: dict[str, Any]) -> None:
+    """Let a config file's data directory win over the default, and an option over the file."""
+    source = click.get_current_context().get_parameter_source("data_dir")
+    if source is click.core.ParameterSource.DEFAULT:
+        del options["data_dir"]
 
 
 def _stop(job: Job, data_dir: Path) -> None:

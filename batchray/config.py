@@ -10,10 +10,10 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import orjson
 import yaml
@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """Attempts of a request whose process keeps dying under it, before it ends as errored."""
     deadline_grace_s: Positive = 30.0
     """What a lane gets beyond a request's own deadline before the driver stops waiting for its answer."""
+    min_watched_items: Count = 1
+    """Jobs of so many items have a job actor, which is a process of its own."""
 
     @classmethod
     def settings_customise_sources(
@@ -73,18 +75,57 @@ class Settings(BaseSettings):
         return self.data_dir / "batchray.db"
 
 
+class ServerSettings(Settings):
+    """How `batchray serve` runs.  `max_in_flight` is that of all its jobs together."""
+
+    host: str = "127.0.0.1"
+    """Where to listen.  Beyond loopback only with API keys."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8283
+    """Letta's default port; 0 takes a free one."""
+    min_watched_items: Count = 1000
+    """A server has many small jobs, and clients watch them over HTTP."""
+    max_running_jobs: Count = 64
+    """Jobs that share the window; later ones wait for their turn, in the order of their acceptance."""
+    max_uploads: Count = 8
+    """Bodies that are received or checked at once; each may take 256 MiB of disk."""
+    upload_idle_s: Positive = 30.0
+    """The longest silence of a sender, of headers and of a body."""
+    min_upload_bytes_per_s: Count = 16 * 1024
+    """A sender that stays below it is cut off; a phone on a bad line is faster."""
+    shutdown_grace_s: Positive = 30.0
+    """What running items get to finish after SIGTERM; the usual supervisors kill after it."""
+    callback_secret: SecretStr | None = None
+    """Signs callbacks after the Standard Webhooks scheme; several, separated by spaces, while one replaces another."""
+    callback_delays_s: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """The waits between the attempts at a callback.  None: nine, over about three days."""
+    callback_networks: tuple[str, ...] = ()
+    """Networks (CIDR) beside the public ones that callbacks may be sent to, as of a private cluster."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
 def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
     """Build the settings from an optional YAML file, the environment, and overrides that are not None.
 
     Raises ConfigError for an unreadable file, an unknown key or a bad value.
     """
+    return _load(Settings, file, overrides)
+
+
+def load_server_settings(file: Path | None = None, **overrides: Any) -> ServerSettings:
+    """Build the settings of a server; otherwise as `load_settings`."""
+    return _load(ServerSettings, file, overrides)
+
+
+def _load(kind: type[S], file: Path | None, overrides: Mapping[str, Any]) -> S:
     given = {key: value for key, value in overrides.items() if value is not None}
     from_file = _read_mapping(file).data if file else {}
-    from_env = {key for key in Settings.model_fields if f"BATCHRAY_{key.upper()}" in os.environ}
+    from_env = {key for key in kind.model_fields if f"BATCHRAY_{key.upper()}" in os.environ}
     try:
-        return Settings(**{**{key: value for key, value in from_file.items() if key not in from_env}, **given})
+        return kind(**{**{key: value for key, value in from_file.items() if key not in from_env}, **given})
     except ValidationError as error:
-        raise ConfigError(first_sentence(error, Settings), str(file or "settings")) from None
+        raise ConfigError(first_sentence(error, kind), str(file or "settings")) from None
 
 
 class Timeouts(_Strict):
@@ -198,6 +239,8 @@ class AgentsFile(_Strict):
 
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     agents: tuple[Agent, ...] = ()
+    tools: tuple[str, ...] = ()
+    """Tools that agents made over HTTP may have beside those of the file's own agents."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,9 +259,16 @@ class BoundAgent:
 
 @dataclass(frozen=True)
 class AgentSet:
-    """The agents that a job may name, by id, each bound to its provider."""
+    """The agents that a job may name, by id, each bound to its provider; and what further ones may be made of."""
 
     agents: Mapping[str, BoundAgent] = field(default_factory=dict)
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    import_paths: tuple[str, ...] = ()
+
+    def bind(self, agent: Agent, environment: Mapping[str, str] | None = None) -> BoundAgent:
+        """Return one more agent, bound to a provider of the set or a built-in one.  Raises ConfigError."""
+        return bind_agents([agent], self.providers, environment, self.import_paths).agents[agent.id]
 
     def limits(self) -> dict[str, int]:
         """`max_in_flight` of each provider that sets one."""
@@ -255,7 +305,7 @@ class AgentSet:
         for agent_id, kept in snapshot.items():
             if agent_id not in agents:
                 agents[agent_id] = _bound_again(agent_id, kept, os.environ if environment is None else environment)
-        return cls(agents)
+        return replace(replaced or cls(), agents=agents)
 
 
 def builtin_providers(environment: Mapping[str, str]) -> dict[str, Provider]:
@@ -291,16 +341,20 @@ def bind_agents(
             raise ConfigError(f"duplicate agent id {agent.id!r}", place)
         provider = _provider_of(agent, known, place) if agent.provider_name else None
         bound[agent.id] = BoundAgent(agent, provider, _key_of(agent, provider, environment, place), tuple(import_paths))
-    return AgentSet(bound)
+    return AgentSet(bound, known, import_paths=tuple(import_paths))
 
 
-def load_agents(files: Iterable[Path], environment: Mapping[str, str] | None = None) -> AgentSet:
+def load_agents(
+    files: Sequence[Path], environment: Mapping[str, str] | None = None, *, needs_agents: bool = True
+) -> AgentSet:
     """Read agents and providers from YAML or JSON files; a provider named in one serves the agents of all.
 
     Python code that an agents file names is looked for beside the file, in the working directory, and where Python
-    looks.  Raises ConfigError with the file, the line and the reason.
+    looks.  Raises ConfigError with the file, the line and the reason; also for no agents at all, unless `needs_agents`
+    is False.
     """
     providers: dict[str, Provider] = {}
+    tools: list[str] = []
     agents: list[Agent] = []
     places: list[str] = []
     paths: list[str] = []
@@ -312,12 +366,14 @@ def load_agents(files: Iterable[Path], environment: Mapping[str, str] | None = N
             place = document.place(error.errors()[0]["loc"])
             raise ConfigError(first_sentence(error, AgentsFile), place) from None
         providers.update(content.providers)
+        tools.extend(content.tools)
         agents.extend(content.agents)
         places.extend(document.place(("agents", i)) for i in range(len(content.agents)))
         paths.append(str(file.resolve().parent))
-    if not agents:
+    if needs_agents and not agents:
         raise ConfigError("no agents in it", ", ".join(str(file) for file in files) or "agents")
-    return bind_agents(agents, providers, environment, list(dict.fromkeys([*paths, str(Path.cwd())])), places)
+    bound = bind_agents(agents, providers, environment, list(dict.fromkeys([*paths, str(Path.cwd())])), places)
+    return replace(bound, tools=tuple(dict.fromkeys(tools)))
 
 
 @dataclass(frozen=True)

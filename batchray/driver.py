@@ -305,6 +305,15 @@ async def _end(job: RunningJob, store: Store) -> JobRecord:
     return await store.call(store.end_job, job.record.id, status, stop_reason, job.progress, *job.durations())
 
 
+def cancel_at_rest(store: Store, job_id: str) -> None:
+    """Cancel a job that no process runs.  One that has ended stays as it is."""
+    record = store.job(job_id)
+    if not record.is_ended:
+        store.end_unfinished(record, "canceled", "cancelled", None)
+        progress = _rebuild_progress(store, record)
+        store.end_job(job_id, "cancelled", "cancelled", progress, None, 0)
+
+
 def _rebuild_progress(store: Store, record: JobRecord) -> Progress:
     progress = Progress(total=record.total)
     for status, timing, usage in store.timings(record):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchray.control import ControlFile, Wishes
-from batchray.driver import RunningJob
+from batchray.driver import RunningJob, cancel_at_rest
 from batchray.errors import ConfigError, JobInterruptedError
 from batchray.progress import TIMINGS, Percentiles, Progress
 from batchray.results import result_of, to_frame
@@ -36,6 +36,7 @@ class Job:
         self.id, self.data_dir = job_id, data_dir
         self._loop = loop
         self._running: RunningJob | None = None
+        self._wishes: list[Wishes] = []
         self._future: concurrent.futures.Future[JobRecord] | None = None
         self._control = ControlFile(data_dir, job_id)
 
@@ -43,9 +44,23 @@ class Job:
         """Take note of what this process will know the job's end by."""
         self._future = future
 
+    def when_over(self, call: Callable[[], object]) -> None:
+        """Call a function, on some thread, when this process does not run the job any more."""
+        if self._future is not None:
+            self._future.add_done_callback(lambda _: call())
+
+    def error(self) -> BaseException | None:
+        """Return what stopped it before its end; None while it runs here, and where it ended."""
+        future = self._future
+        if future is None or not future.done():
+            return None
+        return JobInterruptedError(self.id) if future.cancelled() else future.exception()
+
     def started(self, running: RunningJob) -> None:
-        """Take note of the job's live state in this process."""
+        """Take note of the job's live state in this process, and do what was asked for before there was any."""
         self._running = running
+        while self._wishes:
+            running.steer(self._wishes.pop(0))
 
     def __repr__(self) -> str:
         record = self.record()
@@ -219,21 +234,23 @@ class Job:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *args)
 
-    def _ask(self, wishes: Wishes) -> None:
-        if self._running is not None and not self.is_done:
+    def steer(self, wishes: Wishes) -> bool:
+        """Do what is asked for, or do it as soon as the job has started; False where this process does not run it."""
+        if self._future is None or self._future.done():
+            return False
+        if self._running is not None:
             self._call(self._running.steer, wishes)
-        elif not self.is_done and self.id in running_jobs(self.data_dir):
+        else:
+            self._wishes.append(wishes)
+        return True
+
+    def _ask(self, wishes: Wishes) -> None:
+        if self.steer(wishes):
+            return
+        if not self.is_done and self.id in running_jobs(self.data_dir):
             self._control.ask(**wishes.model_dump(exclude_none=True))
         elif wishes.is_canceled:
-            _cancel_at_rest(self)
+            with Store.open(self.data_dir) as store:
+                cancel_at_rest(store, self.id)
         elif not self.record().is_ended:
             raise JobInterruptedError(self.id, "no process runs it; `batchray resume` goes on with it")
-
-
-def _cancel_at_rest(job: Job) -> None:
-    """Cancel a job that no process runs.  One that has ended stays as it is."""
-    with Store.open(job.data_dir) as store:
-        record = store.job(job.id)
-        if not record.is_ended:
-            store.end_unfinished(record, "canceled", "cancelled", None)
-            store.end_job(job.id, "cancelled", "cancelled", job.progress, None, 0)

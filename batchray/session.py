@@ -6,14 +6,14 @@ import asyncio
 import atexit
 import contextlib
 import threading
-from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from batchray.cluster import Host, LocalExecutor
+from batchray.cluster import Host, Link, LocalExecutor
 from batchray.config import AgentSet, Settings
 from batchray.control import ControlFile
-from batchray.driver import run_job, start_job
+from batchray.driver import RunningJob, run_job, start_job
 from batchray.errors import BatchFormatError, ConfigError
 from batchray.intake import Batch, Spool, read_batch
 from batchray.job import Job
@@ -34,6 +34,9 @@ Requests = (
 """What a batch may be given as; read once, whole, and checked before anything runs."""
 
 
+_DRAIN_POLL_S = 0.05
+
+
 class Session:
     """What all jobs of this process share: one event loop on a thread of its own, open stores, executors."""
 
@@ -46,7 +49,21 @@ class Session:
         self._stores: dict[Path, tuple[Store, int]] = {}
         self._executors: dict[tuple[Any, ...], asyncio.Task[Host]] = {}
         self._jobs: set[Job] = set()
+        self._sharing: dict[RunningJob, None] = {}  # in the order of their start
+        self._shared_window: int | None = None
+        self._is_draining = False
         atexit.register(self.close)
+
+    def share_window(self, size: int) -> None:
+        """Let all jobs together have `size` requests in flight, each its equal share and at least one.
+
+        A job that starts takes its share at once; the others come down to theirs as their requests finish.
+        """
+        self._shared_window = size
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the session's loop, and wait for it on another one."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the session's loop and wait for it; an interrupt of the wait cancels it."""
@@ -89,17 +106,46 @@ class Session:
     async def _run(self, job: Job, agents: AgentSet, store: Store, settings: Settings) -> JobRecord:
         """Run a job to its end: on the executor of its settings, linked to those who watch and steer it."""
         control = ControlFile(store.data_dir, job.id)
+        running: RunningJob | None = None
         try:
             executor = await self._executor(settings)
             executor.check(agents)
             running = await start_job(job.id, agents, store, settings)
             job.started(running)
-            return await run_job(running, store, executor, [control, *executor.links(job.id)])
+            self._take_share(running)
+            return await run_job(running, store, executor, _links(running, control, executor))
         finally:
+            if running is not None:
+                self._give_share_back(running)
             store.withdraw(job.id)
             self._jobs.discard(job)
             # On a thread of its own: closing waits for the writer's thread, and this loop must not.
             threading.Thread(target=self.release_store, args=(store,), name="batchray-release").start()
+
+    def _take_share(self, running: RunningJob) -> None:
+        running.window.pause(self._is_draining)
+        if running.record.kind == "batch":
+            self._sharing[running] = None
+            self._share()
+
+    def _give_share_back(self, running: RunningJob) -> None:
+        self._sharing.pop(running, None)
+        self._share()
+
+    def _share(self) -> None:
+        if self._shared_window is not None:
+            for running in self._sharing:
+                running.window.resize(max(1, self._shared_window // len(self._sharing)))
+
+    async def drain(self, grace_s: float) -> None:
+        """Start no more items, and wait for those that run, for so long at most.  On the session's loop."""
+        self._is_draining = True
+        for running in self._sharing:
+            running.window.pause()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while any(job.in_flight for job in self._jobs):  # noqa: ASYNC110  # no one event says it of all
+                    await asyncio.sleep(_DRAIN_POLL_S)
 
     def executor(self, settings: Settings) -> Host:
         """Return the executor of these settings, started on first use."""
@@ -142,6 +188,14 @@ class Session:
             [executor] = await asyncio.gather(task, return_exceptions=True)
             if not isinstance(executor, BaseException):
                 await executor.close()
+
+
+def _links(running: RunningJob, control: ControlFile, executor: Host) -> Sequence[Link]:
+    """Return the ways in which a job is watched and steered; one request alone is over too soon for any."""
+    if running.record.kind == "run":
+        return ()
+    is_watched = running.record.total >= running.settings.min_watched_items
+    return [control, *(executor.links(running.record.id) if is_watched else ())]
 
 
 async def create_job(store: Store, requests: Requests, agents: AgentSet, callback_url: str | None) -> str:

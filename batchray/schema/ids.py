@@ -40,6 +40,11 @@ def is_job_id(value: str) -> bool:
     return _JOB_ID.fullmatch(value) is not None
 
 
+def is_message_id(value: str) -> bool:
+    """Tell whether `value` is `message-<uuid4>` in lower case."""
+    return _MESSAGE_ID.fullmatch(value) is not None
+
+
 def item_id(job_id: str, index: int) -> str:
     """Return the `batch_item-` id of item `index`; ValueError unless 0 <= index < 2**28 and `job_id` is a job's."""
     return f"batch_item-{_stem(job_id, index)}00000"

@@ -9,8 +9,7 @@ import orjson
 import sqlalchemy as sa
 
 from batchray.store.database import Database
-from batchray.store.jobs import between
-from batchray.store.records import Order, StoredAgent, utc_now
+from batchray.store.records import StoredAgent, utc_now
 from batchray.store.tables import agents
 
 _COLUMNS = (agents.c.id, agents.c.user_id, agents.c.created_at, agents.c.updated_at, agents.c.spec)
@@ -47,26 +46,17 @@ class Agents(Database):
             row = connection.execute(query).first()
         return _stored_agent(*row) if row else None
 
-    def agents(
-        self,
-        user_id: str,
-        *,
-        order: Order = "asc",
-        after: str | None = None,
-        before: str | None = None,
-        limit: int | None = None,
-    ) -> list[StoredAgent]:
-        """Return a user's agents in the order of their creation; `after` and `before` are ids of agents of theirs."""
-        query = sa.select(*_COLUMNS).where(agents.c.user_id == user_id).limit(limit)
-        query = query.order_by(agents.c.agent if order == "asc" else agents.c.agent.desc())
+    def agent_of_any(self, agent_id: str) -> StoredAgent | None:
+        """Return an agent, whoever's it is."""
         with self._reading() as connection:
-            keys = {
-                agent_id: connection.execute(sa.select(agents.c.agent).where(agents.c.id == agent_id)).scalar()
-                for agent_id in (after, before)
-                if agent_id is not None
-            }
-            query = between(query, agents.c.agent, order, keys.get(after or ""), keys.get(before or ""))
-            return [_stored_agent(*row) for row in connection.execute(query)]
+            row = connection.execute(sa.select(*_COLUMNS).where(agents.c.id == agent_id)).first()
+        return _stored_agent(*row) if row else None
+
+    def agent_ids(self, user_id: str) -> list[str]:
+        """Return the ids of a user's agents, the oldest first."""
+        query = sa.select(agents.c.id).where(agents.c.user_id == user_id).order_by(agents.c.agent)
+        with self._reading() as connection:
+            return list(connection.execute(query).scalars())
 
 
 def _stored_agent(agent_id: str, user_id: str, created_at: str, updated_at: str, spec: bytes) -> StoredAgent:

@@ -77,6 +77,14 @@ class Items(Database):
                 self._insert_outcomes(connection, job, taken)
         return taken
 
+    def count_items(self) -> dict[str, int]:
+        """Return how many items of all jobs have which outcome, or are `pending`."""
+        sums = [sa.func.coalesce(sa.func.sum(_jobs.c[status]), 0).label(status) for status in STATUSES]
+        total = sa.func.coalesce(sa.func.sum(_jobs.c.total), 0).label("total")
+        with self._reading() as connection:
+            n_items, *counts = connection.execute(sa.select(total, *sums)).one()
+        return {**dict(zip(STATUSES, counts, strict=True)), "pending": n_items - sum(counts)}
+
     def failure_kinds(self, job: JobRecord) -> list[FailureKind]:
         """Return the kinds of failures, the most frequent first, with the message of one of each."""
         kinds: dict[tuple[str, str], FailureKind] = {}

@@ -143,6 +143,13 @@ class Jobs(Database):
             row = connection.execute(query).mappings().first()
         return job_record(row) if row else None
 
+    def job_like(self, stem: str, user_id: str) -> JobRecord | None:
+        """Return a user's job whose id starts so; ids derived from a job's have all but its last 12 characters."""
+        query = sa.select(*_COLUMNS).where(jobs.c.id.between(stem, f"{stem}~"), jobs.c.user_id == user_id)
+        with self._reading() as connection:
+            row = connection.execute(query).mappings().first()
+        return job_record(row) if row else None
+
     def agent_snapshot(self, job_id: str) -> dict[str, Any]:
         """Return the settings of a job's agents, as its creation kept them."""
         with self._reading() as connection:

@@ -1,0 +1,125 @@
+"""Which addresses a callback may connect to.
+
+Whoever posts a batch chooses the URL, and we sit inside a cluster: without a check, a callback is a way to its
+metadata service, its databases, and Ray itself.  A URL can spell an address in many ways, and a name can resolve to
+another address at its next look-up.  So the check looks at neither: it makes the socket of every connection, at the
+moment of connecting, and knows the numeric address that this socket is for.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from batchray.errors import ConfigError
+
+AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
+"""One entry of `socket.getaddrinfo`: family, type, protocol, canonical name, socket address."""
+
+# Sources: IANA's registries of special-purpose addresses, IPv4 and IPv6.  What is reachable only by a tunnel or for
+# protocols of the network itself is here too: no receiver of callbacks has such an address.
+_SPECIAL_V4 = tuple(
+    map(
+        IPv4Network,
+        (
+            "0.0.0.0/8",  # this host; Linux takes 0.0.0.0 for loopback
+            "10.0.0.0/8",  # private
+            "100.64.0.0/10",  # carriers' NAT; metadata at 100.100.100.200 (Alibaba)
+            "127.0.0.0/8",  # loopback
+            "168.63.129.16/32",  # Azure's host agent; a public address by all registries
+            "169.254.0.0/16",  # link-local; metadata at 169.254.169.254 (most clouds)
+            "172.16.0.0/12",  # private
+            "192.0.0.0/24",  # protocol assignments; metadata at 192.0.0.192 (Oracle)
+            "192.0.2.0/24",  # documentation
+            "192.88.99.0/24",  # 6to4 relays
+            "192.168.0.0/16",  # private
+            "198.18.0.0/15",  # benchmarking
+            "198.51.100.0/24",  # documentation
+            "203.0.113.0/24",  # documentation
+            "224.0.0.0/4",  # multicast
+            "240.0.0.0/4",  # reserved, and broadcast
+        ),
+    )
+)
+# All of IPv6 that is handed out for use on the Internet.  Loopback, mapped, private (metadata at fd00:ec2::254, AWS),
+# link-local and multicast addresses and 64:ff9b:1::/48 are outside.
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_SPECIAL_V6 = tuple(
+    map(
+        IPv6Network,
+        (
+            "2001::/23",  # protocol assignments: Teredo, benchmarking, ORCHID
+            "2001:db8::/32",  # documentation
+            "2002::/16",  # 6to4: holds an IPv4 address
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+# Where there is only IPv6, DNS64 gives an IPv4-only receiver an address in here, with the IPv4 address at its end.
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+class BlockedAddressError(OSError):
+    """The address may not be connected to.  An OSError, as aiohttp expects of a socket; it never leaves this package.
+
+    It does not say which address it was: whoever posted the batch reads it, and would learn what a name inside the
+    cluster resolves to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the receiver's address is not public, and not in an allowed network")
+
+
+class AddressGuard:
+    """Makes the sockets of callbacks, and none for an address that is not public or in `allowed_networks` (CIDRs).
+
+    `make_socket` takes family, type and protocol.  Raises ConfigError for a network that cannot be read.
+    """
+
+    def __init__(
+        self,
+        allowed_networks: Iterable[str] = (),
+        make_socket: Callable[[int, int, int], socket.socket] = socket.socket,
+    ) -> None:
+        self._allowed = tuple(map(_network, allowed_networks))
+        self._make_socket = make_socket
+
+    def allows(self, host: str) -> bool:
+        """Tell whether `host`, a numeric address, may be connected to."""
+        try:
+            address = ip_address(host)
+        except ValueError:  # a name or an odd spelling: connecting would look it up once more, behind our back
+            return False
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped  # the system connects to that one
+        return is_public(address) or any(address in network for network in self._allowed)
+
+    def open_socket(self, addr_info: AddrInfo) -> socket.socket:
+        """Make the socket for one connection, unconnected: aiohttp's `socket_factory`.  Raises BlockedAddressError."""
+        family, kind, protocol, _, address = addr_info
+        if family not in (socket.AF_INET, socket.AF_INET6) or not self.allows(address[0]):
+            raise BlockedAddressError
+        return self._make_socket(family, kind, protocol)
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Tell whether an address is one of the public Internet's.
+
+    Not `address.is_global`, which is true of NAT64 and 6to4 whatever they hold, of multicast and of some metadata
+    services, and changes between Python's patch releases.
+    """
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _SPECIAL_V4)
+    if address in _NAT64:
+        return is_public(IPv4Address(address.packed[-4:]))
+    is_special = address.scope_id is not None or any(address in network for network in _SPECIAL_V6)
+    return address in _GLOBAL_UNICAST and not is_special
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ConfigError(f"allowed network {text!r}: {error}; write it as in 10.0.0.0/8") from None

@@ -1,0 +1,148 @@
+"""The aiohttp application, and the life of the process around it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from batchray.callback import DELAYS_S, make_sender
+from batchray.config import AgentSet, ServerSettings
+from batchray.server.agents import Agents
+from batchray.server.auth import authentication, check_exposure
+from batchray.server.batches import Batches
+from batchray.server.errors import errors_as_json
+from batchray.server.fleet import Fleet
+from batchray.server.health import Health
+from batchray.server.keys import KeyFile
+from batchray.server.openapi import document
+from batchray.server.outbox import StoredOutbox
+from batchray.server.routing import ROUTES, Answer, NoQuery, Route, add_routes
+from batchray.server.runs import Runs
+from batchray.server.service import Service, check_fleet
+from batchray.server.upload import Uploads
+from batchray.session import Session
+
+logger = logging.getLogger(__name__)
+
+# Of aiohttp: the request line, one header, and how many there may be.
+_MAX_LINE_BYTES, _MAX_HEADER_BYTES, _MAX_HEADERS = 8190, 8190, 100
+# How long what is left of a refused body is thrown away, so that the client reads why before the connection closes.
+_LINGER_S = 2.0
+_UPLOADS = "uploads"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that listens: its address, and what to do to stop it."""
+
+    host: str
+    port: int
+    needs_key: bool
+    service: Service
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+@asynccontextmanager
+async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -> AsyncIterator[Running]:
+    """Listen, and go on with unfinished jobs; stops in good order at the end.
+
+    Raises ConfigError for what cannot be served, StoreLockedError for a data directory in use, ClusterError where Ray
+    cannot be had, and OSError for an address in use.
+    """
+    check_fleet(fleet)
+    keys = KeyFile(settings.data_dir)
+    needs_key = check_exposure(settings, keys)
+    choice = Fleet(fleet)
+    service = Service(settings, fleet, session)
+    sender = make_sender(
+        StoredOutbox(service),
+        secrets=settings.callback_secret.get_secret_value().split() if settings.callback_secret else (),
+        allowed_networks=settings.callback_networks,
+        delays_s=settings.callback_delays_s if settings.callback_delays_s is not None else DELAYS_S,
+    )
+    service.on_end = sender.wake
+    uploads = Uploads(_emptied_directory(settings), settings)
+    executor = await asyncio.to_thread(session.executor, settings)
+    executor.check(fleet)
+    health = Health(service, uploads, executor.is_alive)
+    routes = [
+        *Batches(service, uploads).routes(),
+        *Agents(service, choice).routes(),
+        *Runs(service).routes(),
+        *health.routes(),
+    ]
+    runner = web.AppRunner(
+        _application(routes, keys, health, needs_key=needs_key),
+        handle_signals=False,
+        access_log=None,  # it would hold what clients put into a URL
+        keepalive_timeout=settings.upload_idle_s,  # headers that stall are cut off after it, too
+        lingering_time=_LINGER_S,
+        auto_decompress=False,
+        max_line_size=_MAX_LINE_BYTES,
+        max_field_size=_MAX_HEADER_BYTES,
+        max_headers=_MAX_HEADERS,
+    )
+    sending = asyncio.create_task(sender.run())
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, settings.host, settings.port)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        await service.start()
+        yield Running(host, port, needs_key, service)
+        await service.stop()
+    finally:
+        await runner.cleanup()
+        await sender.close()
+        await sending
+        await asyncio.to_thread(session.close)
+        service.close()
+
+
+def _application(routes: Sequence[Route], keys: KeyFile, health: Health, *, needs_key: bool) -> web.Application:
+    described = document(routes)
+
+    async def openapi(request: web.Request, query: NoQuery) -> Answer:
+        return described
+
+    app = web.Application(
+        middlewares=[health.measured(), errors_as_json, authentication(keys, needs_key=needs_key)],
+        client_max_size=0,  # bodies are read by `upload`, within its limits
+    )
+    app[ROUTES] = {}
+    add_routes(app, [*routes, Route("GET", "/openapi.json", openapi, "This document", is_open=True, tag="health")])
+    return app
+
+
+def _emptied_directory(settings: ServerSettings) -> Path:
+    """Return where bodies are spooled, without what an earlier server left there."""
+    directory = settings.data_dir.absolute() / _UPLOADS
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+async def serve(settings: ServerSettings, fleet: AgentSet, on_start: Callable[[Running], None]) -> None:
+    """Serve until SIGTERM or SIGINT.  `on_start` is called when the server listens; raises as `serving` does."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    session = await asyncio.to_thread(Session)
+    async with serving(settings, fleet, session) as running:
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, stopped.set)
+        on_start(running)
+        await stopped.wait()
+        running.service.is_draining = True  # at once: whoever balances load has to know
+        logger.info("stopping: running items have %g s to finish", settings.shutdown_grace_s)

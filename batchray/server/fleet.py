@@ -1,0 +1,172 @@
+"""Agents in Letta's shape and in ours: what a client may choose of, and what it is shown."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from batchray.config import Agent, AgentSet, function_name
+from batchray.errors import ConfigError
+from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, Tool
+from batchray.server.errors import HttpError
+from batchray.store import StoredAgent
+from batchray.tools import Tool as CallableTool
+from batchray.tools import load_tools
+
+# Nobody has told us; Letta's clients need a number.
+_CONTEXT_WINDOW = 128_000
+_OFFLINE = ("offline/rules", "offline/scripted")
+# Letta's clients know a fixed list of these.
+_ENDPOINT_TYPES = {"openai": "openai", "anthropic": "anthropic", "offline": "openai"}
+
+
+class Fleet:
+    """The operator's agents, models and tools, from which clients make agents of their own."""
+
+    def __init__(self, configured: AgentSet) -> None:
+        self._configured = configured
+        names = [*configured.tools]
+        for bound in configured.agents.values():
+            names += [name for tool in bound.agent.tools if (name := function_name(tool)) and name not in names]
+        self._tools: dict[str, CallableTool] = {}
+        self._functions: dict[str, str] = {}
+        for name in names:
+            # The limit is the agent's own; here only names, descriptions and schemas count.
+            [tool] = load_tools([name], 1.0, configured.import_paths).values()
+            if tool.name in self._tools:
+                raise ConfigError(f"two tools are named {tool.name!r}: {self._functions[tool.name]} and {name}")
+            self._tools[tool.name], self._functions[tool.name] = tool, name
+        self.ids = tuple(configured.agents)
+
+    def agent(self, agent_id: str, given: Mapping[str, Any]) -> Agent:
+        """Return the agent that a client asks for.
+
+        Raises ValidationError, and HttpError for a model or a tool that there is not.
+        """
+        handle, settings = _handle(given), given.get("model_settings") or {}
+        if handle.partition("/")[0] not in self._configured.providers:
+            known = ", ".join(model.handle or "" for model in self.models())
+            raise HttpError(404, f"NOT_FOUND: Handle {handle} not found, must be one of [{known}]")
+        wanted = [*(given.get("tools") or ()), *map(self._name_of, given.get("tool_ids") or ())]
+        return Agent.model_validate(
+            {
+                "id": agent_id,
+                "model": handle,
+                "system": given.get("system"),
+                "tools": [self._function_of(name) for name in dict.fromkeys(wanted)],
+                "temperature": settings.get("temperature"),
+                "max_tokens": settings.get("max_output_tokens"),
+            }
+        )
+
+    def models(self) -> list[Model]:
+        """Return the models that the operator's agents have, and those that are built in."""
+        handles = [bound.agent.model for bound in self._configured.agents.values() if bound.agent.model]
+        return [self._model(handle) for handle in dict.fromkeys([*handles, *_OFFLINE])]
+
+    def configured_state(self, agent_id: str) -> AgentState:
+        """Return an agent of the operator's as clients see it."""
+        return self._state(self._configured.agents[agent_id].agent, {"name": agent_id})
+
+    def state(self, stored: StoredAgent) -> AgentState:
+        """Return an agent of a client's as clients see it."""
+        state = self._state(Agent.model_validate(stored.spec["agent"]), stored.spec["given"])
+        times = {"created_at": stored.created_at, "updated_at": stored.updated_at}
+        users = {"created_by_id": stored.user_id, "last_updated_by_id": stored.user_id}
+        return AgentState.model_validate({**state.model_dump(), **times, **users})
+
+    def _state(self, agent: Agent, given: Mapping[str, Any]) -> AgentState:
+        model = self._model(agent.model or "offline/function")
+        kept = ("description", "metadata", "model_settings", "timezone", "message_buffer_autoclear")
+        blocks = [
+            Block(id=f"block-{_uuid(agent.id, str(position))}", **block)
+            for position, block in enumerate(given.get("memory_blocks") or ())
+        ]
+        return AgentState(
+            id=agent.id,
+            name=given.get("name") or agent.id,
+            system=agent.system or "",
+            model=agent.model,
+            llm_config=LLMConfig(
+                model=model.model,
+                model_endpoint_type=model.model_endpoint_type,
+                context_window=given.get("context_window_limit") or _CONTEXT_WINDOW,
+                provider_name=model.provider_name,
+                handle=agent.model,
+                temperature=agent.temperature,
+                max_tokens=agent.max_tokens,
+            ),
+            blocks=blocks,
+            memory=Memory(blocks=blocks),
+            tools=[self._tool(name) for name in self._tool_names(agent)],
+            sources=[],
+            tags=list(given.get("tags") or ()),
+            message_ids=[],
+            tool_rules=[],
+            **{name: given[name] for name in kept if given.get(name) is not None},
+        )
+
+    def _model(self, handle: str) -> Model:
+        provider_name, _, name = handle.partition("/")
+        provider = self._configured.providers.get(provider_name)
+        protocol = provider.protocol if provider else "offline"
+        return Model(
+            name=name,
+            model=name,
+            handle=handle,
+            context_window=_CONTEXT_WINDOW,
+            max_context_window=_CONTEXT_WINDOW,
+            model_endpoint_type=_ENDPOINT_TYPES[protocol],
+            provider_type=_ENDPOINT_TYPES[protocol],
+            provider_name=provider_name,
+            display_name=name,
+        )
+
+    def _tool(self, name: str) -> Tool:
+        spec = self._tools[name].spec
+        schema = {"name": name, "description": spec.description, "parameters": dict(spec.parameters)}
+        return Tool(
+            id=tool_id(name),
+            name=name,
+            description=spec.description,
+            tool_type="custom",
+            source_type="python",
+            json_schema=schema,
+            tags=[],
+        )
+
+    def _tool_names(self, agent: Agent) -> list[str]:
+        by_function = {function: name for name, function in self._functions.items()}
+        functions = map(function_name, agent.tools)
+        return [by_function[function] for function in functions if function in by_function]
+
+    def _function_of(self, name: str) -> str:
+        if name not in self._functions:
+            known = ", ".join(self._functions) or "none"
+            raise HttpError(404, f"NOT_FOUND: Tool {name} not found; the operator has configured: {known}")
+        return self._functions[name]
+
+    def _name_of(self, wanted_id: str) -> str:
+        for name in self._functions:
+            if tool_id(name) == wanted_id:
+                return name
+        raise HttpError(404, f"NOT_FOUND: Tool with id {wanted_id} not found")
+
+
+def tool_id(name: str) -> str:
+    """Return a tool's id, which is the same on every server that has a tool of this name."""
+    return f"tool-{_uuid(name)}"
+
+
+def _uuid(*parts: str) -> uuid.UUID:
+    return uuid.UUID(bytes=hashlib.sha256("\0".join(parts).encode()).digest()[:16], version=4)
+
+
+def _handle(given: Mapping[str, Any]) -> str:
+    config = given.get("llm_config") or {}
+    handle = given.get("model") or config.get("handle") or config.get("model")
+    if not handle:
+        raise HttpError(400, "INVALID_ARGUMENT: Must specify either model or llm_config in request")
+    return str(handle)

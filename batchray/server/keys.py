@@ -1,0 +1,90 @@
+"""API keys: random, shown once, kept as hashes, each a user of its own.
+
+A key is 256 random bits, so one round of SHA-256 is enough at rest: there is nothing to guess that a slow hash would
+slow down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchray.errors import ConfigError
+from batchray.schema import new_id
+from batchray.store import utc_now
+
+_PREFIX = "br-"
+_FILE = "keys.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: its name, its user, and its hash."""
+
+    name: str
+    user_id: str
+    digest: str
+    created_at: str
+
+
+class KeyFile:
+    """The keys of a data directory.  A running server sees a change at once."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file = data_dir / _FILE
+        self._keys: tuple[Key, ...] = ()
+        self._stamp: tuple[int, int] | None = None
+
+    def all(self) -> tuple[Key, ...]:
+        """Return the keys that there are.  Raises ConfigError where the file cannot be read."""
+        try:
+            status = self._file.stat()
+            stamp = (status.st_mtime_ns, status.st_ino)
+            if stamp != self._stamp:
+                self._keys = tuple(Key(**entry) for entry in json.loads(self._file.read_text(encoding="utf-8")))
+                self._stamp = stamp
+        except FileNotFoundError:
+            self._keys, self._stamp = (), None
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"cannot be read: {error}", str(self._file)) from None
+        return self._keys
+
+    def user_of(self, key: str) -> str | None:
+        """Return whose key it is.  Compares with all of them, in a time that tells nothing of any."""
+        digest, found = _digest(key), None
+        for each in self.all():
+            if hmac.compare_digest(each.digest, digest):
+                found = each.user_id
+        return found
+
+    def add(self, name: str) -> str:
+        """Make a key for a new user and return it; it cannot be shown again.  Raises ConfigError for a name in use."""
+        if any(each.name == name for each in self.all()):
+            raise ConfigError(f"there is a key named {name!r} already")
+        key = _PREFIX + secrets.token_urlsafe(32)
+        self._write((*self._keys, Key(name, new_id("user"), _digest(key), utc_now())))
+        return key
+
+    def remove(self, name: str) -> None:
+        """Forget a key; its user's jobs stay.  Raises ConfigError for an unknown name."""
+        left = tuple(each for each in self.all() if each.name != name)
+        if len(left) == len(self._keys):
+            raise ConfigError(f"there is no key named {name!r}")
+        self._write(left)
+
+    def _write(self, keys: tuple[Key, ...]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._file.with_suffix(f".{os.getpid()}")
+        text = json.dumps([{name: getattr(key, name) for name in Key.__slots__} for key in keys], indent=1)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        draft.replace(self._file)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

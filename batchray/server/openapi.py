@@ -1,0 +1,111 @@
+"""The OpenAPI document, made of the routes and their models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from batchray import __version__
+from batchray.schema.base import WireModel
+from batchray.server.routing import Route
+
+_REF = "#/components/schemas/{model}"
+# What every route may answer: a query it cannot use, or a key that it does not know; and all that is not expected.
+_COMMON = (400, 422, 503)
+
+
+class ErrorBody(WireModel):
+    """What is wrong, for people; and what to quote to the operator."""
+
+    detail: str
+    trace_id: str
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """Return the document of these routes."""
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(ErrorBody, "serialization")]
+    for route in routes:
+        models += [(route.body, "validation")] if route.body else []
+        models += [(route.answer, "serialization")] if route.answer else []
+    refs, definitions = models_json_schema(list(dict.fromkeys(models)), ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "batchray", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": definitions.get("$defs", {}),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(route: Route, refs: Any) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": route.endpoint.__qualname__.replace(".", "_").lower(),
+        "summary": route.summary,
+        "tags": [route.tag],
+        "parameters": [*_path_parameters(route), *_query_parameters(route), *_header_parameters(route)],
+        "responses": {"200": _success(route, refs), **_failures(route, refs)},
+    }
+    if route.body is not None:
+        content = {"application/json": {"schema": refs[route.body, "validation"]}}
+        operation["requestBody"] = {"required": True, "content": content}
+    if not route.is_open:
+        operation["security"] = [{"key": []}, {}]
+    return operation
+
+
+def _success(route: Route, refs: Any) -> dict[str, Any]:
+    schema = refs[route.answer, "serialization"] if route.answer else {}
+    if route.media_type != "application/json":
+        schema = {"type": "string"}
+    elif route.is_list:
+        schema = {"type": "array", "items": schema}
+    return {"description": "OK", "content": {route.media_type: {"schema": schema}}}
+
+
+def _failures(route: Route, refs: Any) -> dict[str, Any]:
+    content = {"application/json": {"schema": refs[ErrorBody, "serialization"]}}
+    statuses = {*_COMMON, *route.errors, *(() if route.is_open else (401, 421))}
+    return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(statuses)}
+
+
+def _path_parameters(route: Route) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ]
+
+
+def _query_parameters(route: Route) -> list[dict[str, Any]]:
+    schema = route.query.model_json_schema(ref_template=_REF)
+    return [
+        {"name": name, "in": "query", "required": False, "schema": _inlined(field, schema.get("$defs", {}))}
+        for name, field in schema.get("properties", {}).items()
+    ]
+
+
+def _header_parameters(route: Route) -> list[dict[str, Any]]:
+    return [{"name": name, "in": "header", "required": False, "schema": {"type": "string"}} for name in route.headers]
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Return a parameter's schema without references, and without null, which a query cannot hold."""
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return definitions[schema["$ref"].rpartition("/")[2]]
+    kinds = [_inlined(kind, definitions) for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "title", "default")}
+    default = {"default": schema["default"]} if schema.get("default") is not None else {}
+    if not kinds:
+        return {**rest, **default}
+    return {**rest, **default, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}

@@ -1,0 +1,45 @@
+"""The store's outbox as the callback sender sees it."""
+
+from __future__ import annotations
+
+from batchray.callback import Attempt, Delivery, payload_of
+from batchray.results import parse_time
+from batchray.server.service import Service
+from batchray.server.views import batch_job
+from batchray.store import DueCallback
+
+
+class StoredOutbox:
+    """Reads what is due, and records what became of it.  See `callback.Outbox`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._store, self._reader = service, service.store, service.reader
+
+    async def due(self, now: float, limit: int) -> list[Delivery]:
+        """Return the callbacks whose time has come."""
+        return [_delivery(due) for due in await self._service.read(self._reader.due_callbacks, now, limit)]
+
+    async def record(self, delivery: Delivery, attempt: Attempt) -> None:
+        """Keep what became of an attempt."""
+        await self._store.call(
+            self._store.record_callback,
+            delivery.job_id,
+            sent_at=attempt.sent_at.isoformat(timespec="microseconds"),
+            status_code=attempt.status_code,
+            error=attempt.error,
+            next_at=attempt.next_at,
+        )
+
+    async def next_due_at(self) -> float | None:
+        """Return when the next one is due."""
+        return await self._service.read(self._reader.next_callback_at)
+
+
+def _delivery(due: DueCallback) -> Delivery:
+    job = due.job
+    completed_at = parse_time(job.completed_at)
+    assert completed_at is not None, "a callback is due with its job's end"
+    assert job.callback_url is not None, "and only where there is an address"
+    payload = payload_of(job.id, job.status, completed_at, batch_job(job).metadata)
+    webhook_id = f"{job.id}-{int(completed_at.timestamp())}"
+    return Delivery(job.id, webhook_id, job.callback_url, payload, due.n_attempts)

@@ -1,0 +1,194 @@
+"""The routes that ask one agent at once, and that read what was said to it so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel
+
+from batchray.schema import (
+    ErrorMessage,
+    LettaMessage,
+    LettaRequest,
+    LettaResponse,
+    Message,
+    Ping,
+    StopReason,
+    StopReasonMessage,
+    is_message_id,
+    letta_messages,
+    new_id,
+    ordinal_of,
+    run_id,
+)
+from batchray.server.auth import user_of
+from batchray.server.errors import FINAL, HttpError
+from batchray.server.pages import Page, Place, is_between, paged
+from batchray.server.routing import Answer, NoQuery, Route, encode
+from batchray.server.service import Service
+from batchray.server.stream import Events
+from batchray.server.upload import read_json
+from batchray.server.views import letta_response, messages_of, outputs_of, usage_of
+from batchray.store import JobRecord, StoredResult, utc_now
+
+_PATH = "/v1/agents/{agent_id}/messages"
+_PING_S = 15.0
+# What Letta's server calls the failures of a model, and answers them with.
+_LLM_ERRORS = {
+    "authentication_error": (401, "llm_authentication"),
+    "permission_denied": (401, "llm_authentication"),
+    "insufficient_quota": (402, "llm_insufficient_credits"),
+    "rate_limited": (429, "llm_rate_limit"),
+    "timeout": (504, "llm_timeout"),
+    "deadline_exceeded": (504, "llm_timeout"),
+}
+
+
+class AskAgent(LettaRequest):
+    """The body of POST /v1/agents/{id}/messages: a request, and how its answer is to come."""
+
+    streaming: bool = False
+    stream_tokens: bool = False
+    include_pings: bool = True
+    background: bool = False
+
+
+class Runs:
+    """The endpoints of an agent's messages."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._reader = service, service.reader
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        errors = (401, 402, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+        return [
+            Route(
+                "POST",
+                _PATH,
+                self.ask,
+                "Ask an agent and wait for its answer",
+                body=AskAgent,
+                answer=LettaResponse,
+                errors=errors,
+                tag="agents",
+            ),
+            Route(
+                "POST",
+                f"{_PATH}/stream",
+                self.stream,
+                "Ask an agent; its answer comes as server-sent events",
+                body=AskAgent,
+                media_type="text/event-stream",
+                errors=errors,
+                tag="agents",
+            ),
+            Route("GET", _PATH, self.index, "List an agent's messages", Page, errors=(404,), tag="agents"),
+        ]
+
+    async def ask(self, request: web.Request, query: NoQuery) -> Answer:
+        """Run one request at once, through the same lanes as those of batches."""
+        given = await self._read(request)
+        if given.streaming:
+            return await self._stream(request, given)
+        record, result = await self._run(request, given)
+        if result.error is not None:
+            raise _failure(result.error)
+        return letta_response(record, result)
+
+    async def stream(self, request: web.Request, query: NoQuery) -> Answer:
+        """Run one request at once, and answer with events."""
+        return await self._stream(request, await self._read(request))
+
+    async def index(self, request: web.Request, query: Page) -> Answer:
+        """List what was said in runs of the agent that were asked for one by one, input included."""
+        user_id, agent_id = user_of(request), request.match_info["agent_id"]
+        await self._service.read(self._service.agent, user_id, agent_id)
+
+        def page(query: Page) -> list[Message]:
+            after, before = self._place(user_id, query.after), self._place(user_id, query.before)
+            return list(islice(self._conversation(user_id, agent_id, query, after, before), query.limit))
+
+        messages = await self._service.read(paged, query, page)
+        return [shown for message in messages for shown in _shown(message, query.order == "desc")]
+
+    def _conversation(
+        self, user_id: str, agent_id: str, query: Page, after: Place | None, before: Place | None
+    ) -> Iterator[Message]:
+        step = 1 if query.order == "asc" else -1
+        last = after.seq - step if after else None
+        while found := self._reader.jobs(
+            user_id=user_id, kind="run", agent_id=agent_id, order=query.order, after=last, limit=100
+        ):
+            for job in found:
+                result = self._reader.result(job, 0)
+                for message in messages_of(job, result)[::step] if result else ():
+                    if is_between(Place(job.key, ordinal_of(message.id)), after, before, query.order):
+                        yield message
+            last = found[-1].key
+
+    def _place(self, user_id: str, message_id: str | None) -> Place | None:
+        if message_id is None:
+            return None
+        job = None
+        if is_message_id(message_id):
+            job = self._reader.job_like(f"job-{message_id[8:32]}", user_id)
+        if job is None:
+            raise HttpError(400, f"Message with id {message_id} not found")
+        return Place(job.key, ordinal_of(message_id))
+
+    async def _read(self, request: web.Request) -> AskAgent:
+        await self._service.read(self._service.agent, user_of(request), request.match_info["agent_id"])
+        given = await read_json(request, AskAgent, self._service.settings)
+        if given.messages is not None and not given.messages:
+            raise HttpError(422, "messages: need at least one message")
+        return given
+
+    async def _run(self, request: web.Request, given: AskAgent) -> tuple[JobRecord, StoredResult]:
+        agent_id = request.match_info["agent_id"]
+        asked = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
+        return await self._service.ask(user_of(request), agent_id, orjson.dumps({**asked, "agent_id": agent_id}))
+
+    async def _stream(self, request: web.Request, given: AskAgent) -> web.StreamResponse:
+        """Send pings while the agent works, then all that it put out."""
+        run = asyncio.create_task(self._run(request, given))
+        events = Events(request)
+        try:
+            while not (await asyncio.wait({run}, timeout=_PING_S))[0]:
+                if given.include_pings:
+                    await events.send("", encode(_ping()))
+            record, result = await run
+        finally:
+            run.cancel()
+        for message in outputs_of(result):
+            await events.send("", encode(message))
+        await events.send("", encode(StopReasonMessage(stop_reason=StopReason(result.stop_reason))))
+        if result.error is not None:
+            failed = ErrorMessage(
+                run_id=run_id(record.id, 0), error_type=result.error["type"], message=result.error["message"]
+            )
+            await events.send("error", encode(failed))
+        else:
+            await events.send("", encode(usage_of(record, result)))
+        await events.send("", b"[DONE]")
+        return await events.end()
+
+
+def _ping() -> Ping:
+    return Ping.model_validate({"id": new_id("message"), "date": utc_now()})
+
+
+def _shown(message: Message, is_newest_first: bool) -> list[BaseModel]:
+    shown: list[LettaMessage] = letta_messages(message)
+    return [*(shown[::-1] if is_newest_first else shown)]
+
+
+def _failure(error: dict[str, Any]) -> HttpError:
+    status, kind = _LLM_ERRORS.get(error["type"], (500, "llm_error"))
+    told = {"type": kind, "message": error["message"], "detail": error["type"]}
+    return HttpError(status, error["message"], FINAL, {"error": told})

@@ -1,0 +1,144 @@
+"""What the store holds, as clients see it: jobs, items, messages, runs."""
+
+from __future__ import annotations
+
+import contextlib
+
+from pydantic import TypeAdapter
+
+from batchray.agents.base import input_messages
+from batchray.errors import RequestError
+from batchray.results import parse_time
+from batchray.schema import (
+    AgentRequest,
+    BatchJob,
+    Count,
+    ErrorInfo,
+    ItemStatus,
+    JobStatus,
+    LettaMessage,
+    LettaResponse,
+    Message,
+    RequestCounts,
+    StopReason,
+    StopReasonMessage,
+    Timing,
+    Usage,
+    UsageStatistics,
+    item_id,
+    letta_messages,
+    of_types,
+    run_id,
+)
+from batchray.schema.base import WireModel
+from batchray.store import JobRecord, StoredItem, StoredResult
+
+_MESSAGES = TypeAdapter(list[Message])
+
+
+class ItemView(WireModel):
+    """A request of a job, with what there is of its outcome.  `status` is `pending` until there is one."""
+
+    id: str
+    index: Count
+    custom_id: str | None
+    agent_id: str
+    run_id: str
+    status: str
+    stop_reason: StopReason | None
+    error: ErrorInfo | None
+    usage: Usage
+    attempts: Count
+    timing: Timing | None
+
+
+class MessagesPage(WireModel):
+    """A page of a batch's messages."""
+
+    messages: list[Message]
+
+
+def batch_job(record: JobRecord) -> BatchJob:
+    """Return a job with all 18 fields of Letta's BatchJob."""
+    counts = RequestCounts(total=record.total, pending=record.total - record.done, **record.counts)
+    return BatchJob(
+        id=record.id,
+        status=JobStatus(record.status),
+        created_at=parse_time(record.created_at),
+        updated_at=parse_time(record.updated_at),
+        created_by_id=record.user_id,
+        last_updated_by_id=record.user_id,
+        completed_at=parse_time(record.completed_at),
+        stop_reason=StopReason(record.stop_reason) if record.stop_reason else None,
+        metadata={"job_type": "batch_messages", "request_counts": counts.model_dump()},
+        background=False,
+        agent_id=record.agent_id,
+        callback_url=record.callback_url,
+        callback_sent_at=parse_time(record.callback_sent_at),
+        callback_status_code=record.callback_status_code,
+        callback_error=record.callback_error,
+        ttft_ns=record.ttft_ns,
+        total_duration_ns=record.total_duration_ns,
+    )
+
+
+def item_view(job_id: str, item: StoredItem) -> ItemView:
+    """Return an item as the list of a job's items has it."""
+    timing = None
+    if item.queued_ns is not None and item.duration_ns is not None:
+        timing = Timing(queued_ns=item.queued_ns, ttft_ns=item.ttft_ns, duration_ns=item.duration_ns)
+    return ItemView(
+        id=item_id(job_id, item.index),
+        index=item.index,
+        custom_id=item.custom_id,
+        agent_id=item.agent_id,
+        run_id=run_id(job_id, item.index),
+        status=ItemStatus(item.status) if item.status else "pending",
+        stop_reason=StopReason(item.stop_reason) if item.stop_reason else None,
+        error=ErrorInfo(**item.error) if item.error else None,
+        usage=Usage(**item.usage),
+        attempts=item.attempts,
+        timing=timing,
+    )
+
+
+def wanted_messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
+    """Return an item's input and output messages, as far as its request wants to have them back.
+
+    A message is left out where nothing of it would be left as LettaMessages of the types that were asked for.
+    """
+    wanted = AgentRequest.model_validate_json(result.request).include_return_message_types
+    messages = messages_of(job, result)
+    return [message for message in messages if wanted is None or of_types(letta_messages(message), wanted)]
+
+
+def messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
+    """Return an item's input and output messages."""
+    request = AgentRequest.model_validate_json(result.request)
+    created_at = parse_time(job.created_at)
+    assert created_at is not None
+    messages = _MESSAGES.validate_json(result.messages)
+    with contextlib.suppress(RequestError):  # an approval that nothing waited for is no message of a conversation
+        messages = [*input_messages(job.id, result.index, request, created_at), *messages]
+    return messages
+
+
+def outputs_of(result: StoredResult) -> list[LettaMessage]:
+    """Return what the agent put out in one run, as LettaMessages of the types that were asked for."""
+    request = AgentRequest.model_validate_json(result.request)
+    shown = [each for message in _MESSAGES.validate_json(result.messages) for each in letta_messages(message)]
+    return of_types(shown, request.include_return_message_types)
+
+
+def letta_response(job: JobRecord, result: StoredResult) -> LettaResponse:
+    """Return a run as the answer of POST /v1/agents/{id}/messages."""
+    return LettaResponse(
+        messages=outputs_of(result),
+        stop_reason=StopReasonMessage(stop_reason=StopReason(result.stop_reason)),
+        usage=usage_of(job, result),
+    )
+
+
+def usage_of(job: JobRecord, result: StoredResult) -> UsageStatistics:
+    """Return what a run cost."""
+    return UsageStatistics(**result.usage, run_ids=[run_id(job.id, result.index)])
