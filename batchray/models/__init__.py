@@ -1,9 +1,9 @@
-"""Asking models: the ModelClient protocol and its twins, OpenAI-compatible and offline."""
+"""Asking models: the ModelClient protocol and its twins: OpenAI-compatible, Anthropic, offline."""
 
 from __future__ import annotations
 
 from batchray.errors import ConfigError
-from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec
+from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, said
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
 from batchray.models.retry import Gate, RetryPolicy, Timeouts
 
@@ -19,6 +19,7 @@ __all__ = [
     "Timeouts",
     "ToolSpec",
     "make_client",
+    "said",
 ]
 
 

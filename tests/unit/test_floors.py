@@ -49,7 +49,7 @@ PURE = ("config", "intake", "window", "progress")
 # Which modules may import what is heavy.
 HEAVY = {
     "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool"},
-    "aiohttp": {"models.http", "models.openai"},
+    "aiohttp": {"models.client", "models.http"},
     "sqlalchemy": {"store"},
     "click": {"cli"},
     "rich": {"cli", "display"},
