@@ -38,10 +38,15 @@ def make_client(
     """
     if protocol == "offline":
         return OfflineModels()
+    # The clients are imported here, so that offline runs and `import batchray` load no aiohttp.
+    if protocol == "anthropic":
+        from batchray.models.anthropic import BASE_URL, AnthropicClient
+
+        return AnthropicClient(base_url or BASE_URL, api_key, name=name, timeouts=timeouts, retry=retry)
     if protocol != "openai":
         raise ConfigError(f"provider {name!r}: there is no client for the protocol {protocol!r}")
     if base_url is None:
         raise ConfigError(f"provider {name!r}: the protocol openai needs a base_url")
-    from batchray.models.openai import OpenAIClient  # here, so that offline runs and `import batchray` load no aiohttp
+    from batchray.models.openai import OpenAIClient
 
     return OpenAIClient(base_url, api_key, name=name, timeouts=timeouts, retry=retry)
