@@ -4,8 +4,7 @@ import asyncio
 import itertools
 import logging
 import pickle
-import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +23,7 @@ from batchray.errors import (
     ModelAPIError,
     RequestError,
 )
-from batchray.models import ModelCall, RetryPolicy, Timeouts, ToolSpec, make_client
+from batchray.models import RetryPolicy, Timeouts, ToolSpec, make_client
 from batchray.models.openai import OpenAIClient, request_body
 from batchray.schema import (
     Base64Image,
@@ -33,31 +32,13 @@ from batchray.schema import (
     Message,
     MessageToolReturn,
     ReasoningContent,
-    TextContent,
     ToolCall,
     ToolCallContent,
     ToolReturnContent,
     UrlImage,
 )
+from tests.asking import KEY, PATIENT, FakeTime, always, call, eager, failure, message
 from tests.provider_server import ProviderServer, run_in_thread
-
-KEY = "sk-proj-0123456789abcdefABCDEF"
-PATIENT = Timeouts(connect_s=30, idle_s=30, call_s=30)
-
-
-class FakeTime:
-    """A clock that only sleeping moves on.  The others run meanwhile, as they do during a real sleep."""
-
-    def __init__(self) -> None:
-        self.now, self.slept = 1000.0, list[float]()
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -80,29 +61,11 @@ async def client(server: ProviderServer, time: FakeTime) -> AsyncIterator[OpenAI
 
 @asynccontextmanager
 async def opened(base_url: str, api_key: str | None = KEY, **settings: Any) -> AsyncIterator[OpenAIClient]:
-    defaults = {"name": "local", "timeouts": PATIENT, "retry": RetryPolicy(max_retries=2), "rng": random.Random(1)}
-    client = OpenAIClient(base_url, api_key, **{**defaults, **settings})
+    client = OpenAIClient(base_url, api_key, **{**eager(), **settings})
     try:
         yield client
     finally:
         await client.close()
-
-
-def message(role: Any, *content: Any, **fields: Any) -> Message:
-    parts = [TextContent(text=part) if isinstance(part, str) else part for part in content]
-    return Message(id="message-1", role=role, content=parts, created_at=datetime.now(UTC), **fields)
-
-
-def call(text: str = "hi", **fields: Any) -> ModelCall:
-    return ModelCall(**{"model": "m", "messages": [message("user", text)], **fields})
-
-
-async def failure(answer: Awaitable[object], kind: type[RequestError]) -> RequestError:
-    with pytest.raises(kind) as raised:
-        await answer
-    assert type(raised.value) is kind
-    assert KEY not in "".join(map(str, (raised.value, raised.value.__cause__, raised.value.__context__)))
-    return raised.value
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -549,20 +512,9 @@ async def test_a_broken_answer_is_not_retried(
 
 @asynccontextmanager
 async def answering(body: bytes, content_type: str = "text/event-stream") -> AsyncIterator[OpenAIClient]:
-    """A client of a server that gives this body to every call, by aiohttp's own server."""
-
-    async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
-        await request.read()
-        return aiohttp.web.Response(body=body, content_type=content_type)
-
-    runner = aiohttp.web.ServerRunner(aiohttp.web.Server(handle))
-    await runner.setup()
-    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        async with opened(f"http://127.0.0.1:{runner.addresses[0][1]}") as client:
-            yield client
-    finally:
-        await runner.cleanup()
+    """A client of a server that gives this body to every call."""
+    async with always(body, content_type) as address, opened(address) as client:
+        yield client
 
 
 def events(*chunks: Any) -> bytes:
