@@ -157,7 +157,8 @@ def _whole_block(start: Block, deltas: list[Block]) -> Block:
         for name, value in delta.items():
             if name != "type":
                 block[name] = block.get(name, "") + value
-    return {**block, "input": orjson.loads(block.pop("partial_json") or "{}")} if "partial_json" in block else block
+    arguments = block.pop("partial_json", None)
+    return block if arguments is None else {**block, "input": orjson.loads(arguments or "{}")}
 
 
 def signature(thinking: str) -> str:

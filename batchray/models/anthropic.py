@@ -59,6 +59,9 @@ _CONTINUED = {
     "input_json_delta": "partial_json",
 }
 
+# The fields of blocks that have to be texts.
+_TEXTS = ("data", "id", "name", "signature", "text", "thinking")
+
 Block = dict[str, Any]
 
 
@@ -234,22 +237,20 @@ def _tool_result(result: ToolResult) -> Block:
 class _PartialBlock:
     """A block that is still arriving: as it started, and the pieces of the fields that go on."""
 
-    __slots__ = ("pieces", "start")
+    __slots__ = ("kind", "pieces", "start")
 
     def __init__(self, start: Block) -> None:
-        self.start = start
+        self.kind, self.start = string(start["type"]), start
         self.pieces: dict[str, list[str]] = {}
-
-    @property
-    def kind(self) -> str:
-        return string(self.start["type"])
+        for field in _TEXTS:
+            string(start.get(field) or "")
 
     def add(self, delta: Mapping[str, Any]) -> None:
         if field := _CONTINUED.get(delta["type"]):
             self.pieces.setdefault(field, []).append(string(delta[field]))
 
     def text(self, field: str) -> str:
-        return string(self.start.get(field) or "") + "".join(self.pieces.get(field, ()))
+        return (self.start.get(field) or "") + "".join(self.pieces.get(field, ()))
 
     def arguments(self) -> str:
         return self.text("partial_json") or orjson.dumps(self.start.get("input") or {}).decode()
@@ -267,7 +268,7 @@ class _Answer:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._blocks: dict[int, _PartialBlock] = {}
+        self._blocks: dict[int, _PartialBlock] = {}  # by index, in the order in which they start
         self._usage: dict[str, Any] = {}
         self._details: Any = None
         self.is_done = False
@@ -293,7 +294,6 @@ class _Answer:
             self._blocks = {i: _PartialBlock(block) for i, block in enumerate(message["content"])}
             self._take_end(message)
             self._take_usage(message)
-            self.parts()
         except BAD_SHAPE as error:
             raise self._malformed("malformed_response", error) from None
         self.is_done = True
@@ -311,17 +311,17 @@ class _Answer:
     def blocks(self) -> list[Block]:
         """Return the blocks as the API takes them back."""
         try:
-            return [block.whole() for block in self._in_order()]
+            return [block.whole() for block in self._blocks.values()]
         except BAD_SHAPE as error:
             raise self._malformed("malformed_stream", error) from None
 
     def parts(self) -> list[ReplyPart]:
         """Return what was said and thought.  Blocks of kinds that a message has no part for are left out."""
-        return [part for block in self._in_order() if (part := _part(block)) is not None]
+        return [part for block in self._blocks.values() if (part := _part(block)) is not None]
 
     def calls(self) -> list[PartialCall]:
         """Return the calls of the agent's tools."""
-        asked = [block for block in self._in_order() if block.kind == "tool_use"]
+        asked = [block for block in self._blocks.values() if block.kind == "tool_use"]
         return [PartialCall(block.text("id"), block.text("name"), block.arguments()) for block in asked]
 
     def usage(self) -> Usage:
@@ -361,9 +361,6 @@ class _Answer:
     def _take_usage(self, given: Mapping[str, Any]) -> None:
         # Counts are cumulative, and a later event may leave out what does not change.
         self._usage.update((name, count) for name, count in (given.get("usage") or {}).items() if count is not None)
-
-    def _in_order(self) -> list[_PartialBlock]:
-        return [self._blocks[index] for index in sorted(self._blocks)]
 
     def _malformed(self, type: str, error: Exception) -> InvalidResponseError:
         name = self._transport.name
