@@ -39,7 +39,7 @@ MAX_TOKENS = 4096
 
 _PATH = "/v1/messages"
 _VERSION = "2023-06-01"
-_MAX_PAUSES = 16
+_MAX_PAUSES = 16  # far above what a turn takes; the request's deadline is the limit that counts
 _PLACES = Places(
     "anthropic",
     frozenset({"text", "image", "tool_call", "tool_return", "reasoning", "redacted_reasoning", "omitted_reasoning"}),
@@ -58,7 +58,6 @@ _CONTINUED = {
     "signature_delta": "signature",
     "input_json_delta": "partial_json",
 }
-
 # The fields of blocks that have to be texts.
 _TEXTS = ("data", "id", "name", "signature", "text", "thinking")
 
@@ -131,7 +130,7 @@ def request_body(call: ModelCall) -> dict[str, Any]:
 
     Tools of the agent's file, which are the provider's own, come before the agent's.  What all of an agent's requests
     begin with is marked for the prompt cache, and so is the end of a conversation that tools will continue; a
-    `cache_control` in the agent's file is sent instead of the marks, and null is neither.
+    `cache_control` in the agent's file is sent instead of the marks, and with null nothing is.
     Raises ModelAPIError (`unsupported_content`) for a part that the protocol has no place for.
     """
     marked = {} if "cache_control" in call.body else {"cache_control": {"type": "ephemeral"}}
@@ -306,7 +305,7 @@ class _Answer:
         if self.stop_reason == "refusal":
             said = self._details.get("explanation") if isinstance(self._details, dict) else None
             reason = f"{name}: the model refused to answer"
-            raise InvalidResponseError("refusal", f"{reason}: {self._transport.clean(said)}" if said else reason)
+            raise InvalidResponseError("refusal", f"{reason}: {self._transport.clean(str(said))}" if said else reason)
 
     def blocks(self) -> list[Block]:
         """Return the blocks as the API takes them back."""

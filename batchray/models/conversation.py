@@ -94,7 +94,7 @@ def calls_of(message: Message) -> list[ToolCall]:
 
 def used_ids(messages: Iterable[Message]) -> set[str]:
     """Return the ids of the tool calls so far."""
-    return {call.id for message in messages for call in message.tool_calls or ()}
+    return {call.id for message in messages for call in calls_of(message)}
 
 
 def _fits(part: ContentPart, message: Message) -> bool:

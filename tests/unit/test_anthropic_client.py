@@ -132,6 +132,12 @@ async def test_a_refusal_says_what_the_provider_said(client: AnthropicClient) ->
     assert (error.type, error.message) == ("refusal", "local: the model refused to answer: it was asked for")
 
 
+@pytest.mark.parametrize("details", [None, 1, {}, {"explanation": 1}])
+async def test_a_refusal_without_an_explanation_is_one_too(details: Any) -> None:
+    end = {"type": "message_delta", "delta": {"stop_reason": "refusal", "stop_details": details}}
+    assert (await failure(answered(events(end)), InvalidResponseError)).type == "refusal"
+
+
 async def test_a_paused_turn_is_gone_on_with(client: AnthropicClient, server: ProviderServer) -> None:
     reply = await client.ask(call("[[pause]][[reasoning:let me look]][[say:found]]"))
     first, second = (each.body["messages"] for each in server.calls)

@@ -109,8 +109,11 @@ async def test_missing_and_duplicate_tool_call_ids_are_replaced(
 
 
 async def test_an_id_of_an_earlier_turn_is_not_used_again(client: OpenAIClient) -> None:
-    earlier = message("assistant", tool_calls=[ToolCall.of("call_same", "a", "{}")])
-    reply = await client.ask(call(messages=[message("user", "[[tool:a {}]][[sameids]]"), earlier]))
+    earlier = [
+        message("assistant", tool_calls=[ToolCall.of("call_other", "a", "{}")]),
+        message("assistant", ToolCallContent(id="call_same", name="a", input={})),
+    ]
+    reply = await client.ask(call(messages=[message("user", "[[tool:a {}]][[sameids]]"), *earlier]))
     assert reply.tool_calls[0].id.startswith("call_")
     assert reply.tool_calls[0].id != "call_same"
     assert len(reply.tool_calls[0].id) == len("call_") + 24

@@ -1,5 +1,7 @@
 """What each provider is sent for each part of a message: the whole body, kept in tests/data/golden, or a refusal.
 
+One part is taken and not sent: chat completions have no place for reasoning, and runs have to go on without it.
+
 After a change that is meant, write the files anew and read the diff:
 
     REGENERATE_GOLDEN=1 python -m pytest tests/unit/test_request_bodies.py
