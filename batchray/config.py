@@ -263,20 +263,23 @@ class AgentSet:
 
 
 def builtin_providers(environment: Mapping[str, str]) -> dict[str, Provider]:
-    """The providers that need no file."""
+    """The providers that need no file.  Raises ConfigError for an address in the environment that is none."""
+    openai_url = environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    anthropic_url = environment.get("ANTHROPIC_BASE_URL") or None
+    if anthropic_url:  # some tools that share the variable have the version in it
+        anthropic_url = anthropic_url.rstrip("/").removesuffix("/v1")
     return {
         "offline": Provider(protocol="offline"),
-        "openai": Provider(
-            protocol="openai",
-            base_url=environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1",
-            api_key_env="OPENAI_API_KEY",
-        ),
-        "anthropic": Provider(
-            protocol="anthropic",
-            base_url=environment.get("ANTHROPIC_BASE_URL") or None,
-            api_key_env="ANTHROPIC_API_KEY",
-        ),
+        "openai": _builtin("OPENAI", protocol="openai", base_url=openai_url),
+        "anthropic": _builtin("ANTHROPIC", protocol="anthropic", base_url=anthropic_url),
     }
+
+
+def _builtin(prefix: str, **fields: Any) -> Provider:
+    try:
+        return Provider(**fields, api_key_env=f"{prefix}_API_KEY")
+    except ValidationError as error:
+        raise ConfigError(first_sentence(error, Provider), f"{prefix}_BASE_URL") from None
 
 
 def bind_agents(

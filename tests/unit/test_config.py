@@ -255,13 +255,20 @@ def test_the_address_of_openai_comes_from_the_environment_where_it_is_set() -> N
 
 def test_the_address_of_anthropic_is_its_own_where_none_is_set() -> None:
     assert builtin_providers({})["anthropic"].base_url is None
-    assert builtin_providers({"ANTHROPIC_BASE_URL": "http://h"})["anthropic"].base_url == "http://h"
+    for address in ("http://h", "http://h/v1/"):
+        assert builtin_providers({"ANTHROPIC_BASE_URL": address})["anthropic"].base_url == "http://h"
     agents = [Agent(id="a", model="anthropic/claude"), Agent(id="b", model="own/claude")]
     bound = bind_agents(agents, {"own": Provider(protocol="anthropic")}, {"ANTHROPIC_API_KEY": KEY})
     loops = [build_agent(bound.agents[agent_id], Clients()) for agent_id in "ab"]
     assert [repr(vars(loop)["_client"]) for loop in loops] == [
         f"AnthropicClient(Transport({name!r}, 'https://api.anthropic.com'))" for name in ("anthropic", "own")
     ]
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"])
+def test_a_variable_that_holds_no_address_is_refused_by_its_name(variable: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{variable}: protocol \w+ needs a base_url that starts with http"):
+        builtin_providers({variable: "localhost:8000"})
 
 
 def test_a_file_may_put_its_own_provider_in_the_place_of_a_built_in_one() -> None:
