@@ -144,6 +144,7 @@ class Provider(_Strict):
 
     protocol: Literal["openai", "anthropic", "offline"]
     base_url: str | None = None
+    """Where the server is.  None: Anthropic's own address for the protocol anthropic, an error for openai."""
     api_key_env: str | None = None
     max_in_flight: Count | None = None
     """Requests of one job in flight at once that use this provider.  None: the window alone decides."""
@@ -153,8 +154,12 @@ class Provider(_Strict):
 
     @model_validator(mode="after")
     def _has_an_address(self) -> Self:
-        if self.protocol == "openai" and not re.match(r"https?://[^/]", self.base_url or ""):
-            raise ValueError("protocol openai needs a base_url that starts with http:// or https://")
+        if self.protocol == "offline" or (self.protocol == "anthropic" and self.base_url is None):
+            return self
+        if not re.match(r"https?://[^/]", self.base_url or ""):
+            raise ValueError(f"protocol {self.protocol} needs a base_url that starts with http:// or https://")
+        if self.protocol == "anthropic" and str(self.base_url).rstrip("/").endswith("/v1"):
+            raise ValueError("leave /v1 out of base_url: protocol anthropic asks at base_url + /v1/messages")
         return self
 
 
@@ -309,16 +314,23 @@ class AgentSet:
 
 
 def builtin_providers(environment: Mapping[str, str]) -> dict[str, Provider]:
-    """The providers that need no file."""
+    """The providers that need no file.  Raises ConfigError for an address in the environment that is none."""
+    openai_url = environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    anthropic_url = environment.get("ANTHROPIC_BASE_URL") or None
+    if anthropic_url:  # some tools that share the variable have the version in it
+        anthropic_url = anthropic_url.rstrip("/").removesuffix("/v1")
     return {
         "offline": Provider(protocol="offline"),
-        "openai": Provider(
-            protocol="openai",
-            base_url=environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1",
-            api_key_env="OPENAI_API_KEY",
-        ),
-        "anthropic": Provider(protocol="anthropic", api_key_env="ANTHROPIC_API_KEY"),
+        "openai": _builtin("OPENAI", protocol="openai", base_url=openai_url),
+        "anthropic": _builtin("ANTHROPIC", protocol="anthropic", base_url=anthropic_url),
     }
+
+
+def _builtin(prefix: str, **fields: Any) -> Provider:
+    try:
+        return Provider(**fields, api_key_env=f"{prefix}_API_KEY")
+    except ValidationError as error:
+        raise ConfigError(first_sentence(error, Provider), f"{prefix}_BASE_URL") from None
 
 
 def bind_agents(
@@ -456,12 +468,6 @@ def _provider_of(agent: Agent, known: Mapping[str, Provider], place: str) -> Pro
     provider = known.get(name)
     if provider is None:
         raise ConfigError(f"agent {agent.id!r}: unknown provider {name!r}; known: {', '.join(sorted(known))}", place)
-    if provider.protocol == "anthropic":
-        raise ConfigError(
-            f"agent {agent.id!r}: this version has no client for the anthropic protocol; "
-            "use an OpenAI-compatible endpoint (protocol: openai, base_url: ...)",
-            place,
-        )
     if provider.protocol == "offline" and agent.model_name not in ("scripted", "rules"):
         raise ConfigError(
             f"agent {agent.id!r}: no offline model {agent.model_name!r}; there are offline/rules and offline/scripted",

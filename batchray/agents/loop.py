@@ -12,7 +12,6 @@ from batchray.config import Agent
 from batchray.errors import InvalidResponseError
 from batchray.models import ModelCall, ModelClient, ModelReply
 from batchray.schema import (
-    ContentPart,
     MessageToolReturn,
     StopReason,
     TextContent,
@@ -64,13 +63,10 @@ class ToolLoop:
         return reply
 
     def _append_reply(self, run: Run, reply: ModelReply, step_id: str) -> None:
-        content: list[ContentPart] = [*reply.reasoning]
-        if reply.text:
-            content.append(TextContent(text=reply.text))
         run.append(
             role="assistant",
             model=self._agent.model,
-            content=content,
+            content=list(reply.content),
             tool_calls=list(reply.tool_calls) or None,
             step_id=step_id,
         )

@@ -1,9 +1,9 @@
-"""Asking models: the ModelClient protocol and its twins, OpenAI-compatible and offline."""
+"""Asking models: the ModelClient protocol and its twins: OpenAI-compatible, Anthropic, offline."""
 
 from __future__ import annotations
 
 from batchray.errors import ConfigError
-from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec
+from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, said
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
 from batchray.models.retry import Gate, RetryPolicy, Timeouts
 
@@ -19,6 +19,7 @@ __all__ = [
     "Timeouts",
     "ToolSpec",
     "make_client",
+    "said",
 ]
 
 
@@ -37,10 +38,15 @@ def make_client(
     """
     if protocol == "offline":
         return OfflineModels()
+    # The clients are imported here, so that offline runs and `import batchray` load no aiohttp.
+    if protocol == "anthropic":
+        from batchray.models.anthropic import BASE_URL, AnthropicClient
+
+        return AnthropicClient(base_url or BASE_URL, api_key, name=name, timeouts=timeouts, retry=retry)
     if protocol != "openai":
         raise ConfigError(f"provider {name!r}: there is no client for the protocol {protocol!r}")
     if base_url is None:
         raise ConfigError(f"provider {name!r}: the protocol openai needs a base_url")
-    from batchray.models.openai import OpenAIClient  # here, so that offline runs and `import batchray` load no aiohttp
+    from batchray.models.openai import OpenAIClient
 
     return OpenAIClient(base_url, api_key, name=name, timeouts=timeouts, retry=retry)

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from batchray.schema import Message, ReasoningContent, ToolCall, Usage
+from batchray.schema import (
+    Message,
+    OmittedReasoningContent,
+    ReasoningContent,
+    RedactedReasoningContent,
+    TextContent,
+    ToolCall,
+    Usage,
+)
+
+ReplyPart = TextContent | ReasoningContent | RedactedReasoningContent | OmittedReasoningContent
+"""A part of what a model said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +48,34 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
-    """One whole answer.  `first_token_ns` is on `time.monotonic_ns()`'s clock; None where nothing was streamed."""
+    """One whole answer.
 
-    text: str = ""
-    reasoning: Sequence[ReasoningContent] = ()
+    `content` is what was said and thought, in its order: a provider that signs its reasoning wants it back like that.
+    `finish_reason` is in OpenAI's words.  `first_token_ns` is on `time.monotonic_ns()`'s clock; None where nothing was
+    streamed.
+    """
+
+    content: Sequence[ReplyPart] = ()
     tool_calls: Sequence[ToolCall] = ()
     finish_reason: str = "stop"
     usage: Usage = field(default_factory=Usage)
     first_token_ns: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part.text for part in self.content if isinstance(part, TextContent))
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning that can be read, joined."""
+        return "".join(part.reasoning for part in self.content if isinstance(part, ReasoningContent))
+
+
+def said(text: str, reasoning: str = "") -> list[ReplyPart]:
+    """Return the parts of a reply that thought and then spoke; what is empty is no part."""
+    thought: list[ReplyPart] = [ReasoningContent(is_native=True, reasoning=reasoning)] if reasoning else []
+    return [*thought, TextContent(text=text)] if text else thought
 
 
 class ModelClient(Protocol):

@@ -42,6 +42,8 @@ _ERROR_TYPES = {
 # Error codes of providers that say more than the status they come with.  Waiting does not fill an account, so that
 # 429 is final.
 _FINAL_CODES = {"context_length_exceeded", "insufficient_quota"}
+# How vLLM and then Anthropic say that a conversation is longer than the model's context.
+_TOO_LONG = re.compile("maximum context length|prompt is too long|exceed context limit")
 # What an error inside a stream, which has no status, is called where asking again may help.
 _PASSING_CODES = {
     "rate_limit_exceeded": 429,
@@ -54,6 +56,7 @@ _PASSING_CODES = {
     "overloaded_error": 503,
     "overloaded": 503,
     "timeout": 504,
+    "timeout_error": 504,
 }
 
 
@@ -87,7 +90,7 @@ class ProviderError(NamedTuple):
 
     @classmethod
     def of_body(cls, body: bytes) -> ProviderError:
-        """Read an error's body: the JSON of OpenAI, vLLM or FastAPI, or else text."""
+        """Read an error's body: the JSON of OpenAI, Anthropic, vLLM or FastAPI, or else text."""
         try:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -96,8 +99,8 @@ class ProviderError(NamedTuple):
 
     @property
     def is_too_long(self) -> bool:
-        """Whether the conversation is longer than the model's context; vLLM says so only in words."""
-        return "context_length_exceeded" in self.codes or "maximum context length" in self.message
+        """Whether the conversation is longer than the model's context; some say so only in words."""
+        return "context_length_exceeded" in self.codes or _TOO_LONG.search(self.message) is not None
 
 
 def is_passing(status: int) -> bool:
@@ -132,7 +135,7 @@ class Transport:
         self._headers = _checked_headers(headers, name)
         self._secrets = _secret_pattern(secrets)
         self._timeouts, self._retry = timeouts or Timeouts(), retry or RetryPolicy()
-        self._clock, self._wall_clock, self._sleep = clock, wall_clock, sleep
+        self.clock, self._wall_clock, self._sleep = clock, wall_clock, sleep
         self._rng = rng or random.Random()
         self._gate = Gate(clock, self._rng, self._retry.cap_s)
         self._closed_by: Fault | None = None
@@ -201,7 +204,7 @@ class Transport:
 
     async def _wait_for(self, turn: Turn, deadline: float) -> None:
         while (wait_s := self._gate.wait_s(turn, deadline)) > 0:
-            if self._clock() + wait_s >= deadline and self._closed_by is not None:
+            if self.clock() + wait_s >= deadline and self._closed_by is not None:
                 raise self._error(self._closed_by, f"{self._closed_by}; asks to wait {wait_s:.1f} s, past the deadline")
             await self._sleep(wait_s)
 
@@ -210,12 +213,12 @@ class Transport:
         if self._is_closed:
             raise self._closed_error() from None
         wait_s = fault.retry_after_s or self._retry.backoff_s(n_faults - 1, self._rng)
-        turn.goes_at = self._clock() + wait_s
+        turn.goes_at = self.clock() + wait_s
         if (fault.retry_after_s is not None or fault.status == 429) and self._gate.close(wait_s, turn):
             self._closed_by = fault
         if n_faults > self._retry.max_retries:
             raise self._error(fault, f"{fault} after {n_faults} attempt{'s' * (n_faults > 1)}") from None
-        if self._clock() + wait_s >= deadline:
+        if self.clock() + wait_s >= deadline:
             reason = f"{fault} at attempt {n_faults}; the next, in {wait_s:.1f} s, would be past the deadline"
             raise self._error(fault, reason) from None
         logger.warning(
@@ -231,7 +234,7 @@ class Transport:
     async def _attempt(
         self, path: str, body: bytes, read: Callable[[aiohttp.ClientResponse], Awaitable[T]], deadline: float
     ) -> T:
-        left_s = deadline - self._clock()
+        left_s = deadline - self.clock()
         if left_s <= 0:
             raise DeadlineExceededError("deadline_exceeded", f"{self.name}: the request's deadline has passed")
         limits = self._timeouts

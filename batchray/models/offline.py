@@ -17,8 +17,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from batchray.errors import DeadlineExceededError, InvalidResponseError, InvalidToolCallError, ModelAPIError
-from batchray.models.base import ModelCall, ModelClient, ModelReply
-from batchray.schema import Message, ReasoningContent, ToolCall, Usage
+from batchray.models.base import ModelCall, ModelClient, ModelReply, said
+from batchray.schema import Message, ToolCall, Usage
 
 END_OF_SCRIPT = "(end of script)"
 """What a scripted model says when its turns are used up."""
@@ -207,8 +207,7 @@ def _reply(
 ) -> ModelReply:
     calls = [_tool_call(call, i, name, arguments) for i, (name, arguments) in enumerate(asked)]
     return ModelReply(
-        text=text,
-        reasoning=[ReasoningContent(is_native=True, reasoning=reasoning)] if reasoning else (),
+        content=said(text, reasoning),
         tool_calls=calls,
         finish_reason="tool_calls" if calls else "stop",
         usage=usage or _counted_usage(call, text, reasoning, calls),

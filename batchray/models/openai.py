@@ -6,43 +6,26 @@ Source: OpenAI's API reference, "Create chat completion" and "The chat completio
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import random
 import re
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Unpack
 
-import aiohttp
 import orjson
 
-from batchray.errors import InvalidResponseError, InvalidToolCallError, ModelAPIError
-from batchray.models.base import ModelCall, ModelReply
-from batchray.models.http import MAX_ANSWER_BYTES, Transport
-from batchray.models.retry import RetryPolicy, Timeouts
-from batchray.models.sse import EventParser
-from batchray.schema import (
-    ImageContent,
-    Message,
-    MessageToolReturn,
-    ReasoningContent,
-    TextContent,
-    ToolCall,
-    ToolCallContent,
-    ToolReturnContent,
-    UrlImage,
-    Usage,
-)
+from batchray.errors import InvalidResponseError
+from batchray.models.answer import BAD_SHAPE, PartialCall, string, whole_calls
+from batchray.models.base import ModelCall, ModelReply, said
+from batchray.models.client import HttpClient, TransportSettings
+from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Places, calls_of, is_answer, used_ids
+from batchray.models.http import Transport
+from batchray.models.sse import Event
+from batchray.schema import ImageContent, Message, TextContent, ToolCall, ToolReturnContent, UrlImage, Usage
 
 _PATH = "/chat/completions"
-# How long the bytes that end a finished answer may take; longer, and the connection is given up instead of kept.
-_END_GRACE_S = 0.1
-_SECRET_HEADERS = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
 _USABLE_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-# What code that takes decoded JSON apart raises where its shape is not the protocol's.
-_BAD_SHAPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+# Reasoning is taken and left out: the conversation goes on without it, and many servers refuse to be given it back.
+_PLACES = Places("openai", frozenset({"text", "image", "tool_call", "tool_return", "reasoning"}))
 
 
 def new_tool_call_id() -> str:
@@ -50,12 +33,11 @@ def new_tool_call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-class OpenAIClient:
+class OpenAIClient(HttpClient):
     """Asks an OpenAI-compatible server; one a provider and event loop, shared by all requests that run there.
 
     `base_url` ends where `/chat/completions` begins.  `name` is the provider's, for errors and logs; `headers` are sent
-    besides.  The key is in no error, log or repr.  Retries have one gate for all calls, see `Gate`.  Give the clocks,
-    `sleep`, `rng` and `ids` (of tool calls that come without a usable one) to make it deterministic.
+    besides.  `ids` makes the ids of tool calls that come without a usable one.
     Raises ConfigError for an address or a key that HTTP cannot carry.
     """
 
@@ -65,89 +47,21 @@ class OpenAIClient:
         api_key: str | None = None,
         *,
         name: str = "openai",
-        timeouts: Timeouts | None = None,
-        retry: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        rng: random.Random | None = None,
         ids: Callable[[], str] = new_tool_call_id,
+        **settings: Unpack[TransportSettings],
     ) -> None:
-        key, given = (api_key or "").strip(), dict(headers or {})
-        sent = {
-            "Accept": "text/event-stream, application/json",
-            "Accept-Encoding": "identity",  # a compressed stream waits for its compressor
-            "Content-Type": "application/json",
-            "User-Agent": "batchray",
-            **({"Authorization": f"Bearer {key}"} if key else {}),
-            **given,
-        }
-        self._transport = Transport(
-            name,
-            base_url,
-            sent,
-            secrets=[key, *(value for header, value in given.items() if _SECRET_HEADERS.search(header))],
-            timeouts=timeouts,
-            retry=retry,
-            clock=clock,
-            wall_clock=wall_clock,
-            sleep=sleep,
-            rng=rng,
-        )
-        self._clock, self._ids = clock, ids
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._transport!r})"
+        key = (api_key or "").strip()
+        super().__init__(name, base_url, key, {"Authorization": f"Bearer {key}"} if key else {}, headers, settings)
+        self._ids = ids
 
     async def ask(self, call: ModelCall) -> ModelReply:
         """Return the model's whole answer, after the retries that are due.
 
         Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
         """
-        answer = await self._transport.post(_PATH, _encode(request_body(call)), self._read, call.deadline)
-        return answer.reply(_used_ids(call.messages), self._ids)
-
-    async def close(self) -> None:
-        """Close the connections.  Calls under way fail, and so do later ones."""
-        await self._transport.close()
-
-    async def _read(self, response: aiohttp.ClientResponse) -> _Answer:
-        answer = _Answer(self._transport, self._clock)
-        if response.content_type == "text/event-stream":
-            await self._read_stream(response.content, answer)
-        elif response.content_type == "application/json":
-            answer.add_whole(await self._read_body(response.content))
-        else:
-            reason = f"{self._transport.name}: the answer is {self._transport.clean(response.content_type)}"
-            raise InvalidResponseError("wrong_content_type", f"{reason}, not an event stream or JSON; check base_url")
-        answer.check()
-        return answer
-
-    async def _read_stream(self, content: aiohttp.StreamReader, answer: _Answer) -> None:
-        parser, n_bytes = EventParser(), 0
-        while chunk := await content.readany():
-            n_bytes += len(chunk)
-            self._check_size(n_bytes)
-            for name, data in parser.feed(chunk):
-                if data == b"[DONE]":
-                    answer.is_done = True
-                    await _read_to_end(content)
-                    return
-                if data:  # an empty event only keeps the connection alive
-                    answer.add(name, data)
-
-    async def _read_body(self, content: aiohttp.StreamReader) -> bytes:
-        body = bytearray()
-        while chunk := await content.readany():
-            body += chunk
-            self._check_size(len(body))
-        return bytes(body)
-
-    def _check_size(self, n_bytes: int) -> None:
-        if n_bytes > MAX_ANSWER_BYTES:
-            reason = f"{self._transport.name}: an answer of more than {MAX_ANSWER_BYTES:,} bytes"
-            raise InvalidResponseError("malformed_stream", reason)
+        answer = await self._post(_PATH, request_body(call), _Answer, call.deadline)
+        return answer.reply(call, self._ids)
 
 
 def request_body(call: ModelCall) -> dict[str, Any]:
@@ -173,18 +87,12 @@ def request_body(call: ModelCall) -> dict[str, Any]:
     return body
 
 
-def _encode(body: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except TypeError as error:  # lone surrogates in a text, or a value of the agent's file that JSON cannot hold
-        raise ModelAPIError("unsupported_content", f"the call cannot be written as JSON: {error}") from None
-
-
 def _chat_messages(message: Message) -> Iterator[dict[str, Any]]:
     """One message of ours can be several of OpenAI's: each tool return is one there."""
-    _check_parts(message)
-    yield from _tool_messages(message)
-    if message.role == "assistant" or (message.role == "approval" and message.tool_calls):
+    _PLACES.check(message)
+    for result in _PLACES.results(message):
+        yield {"role": "tool", "tool_call_id": result.call_id, "content": result.text}
+    if is_answer(message):
         yield _assistant_message(message)
     elif message.role == "system":
         yield {"role": "system", "content": message.text}
@@ -192,56 +100,20 @@ def _chat_messages(message: Message) -> Iterator[dict[str, Any]]:
         yield _user_message(message)
 
 
-def _check_parts(message: Message) -> None:
-    for part in message.content or ():
-        if isinstance(part, ImageContent):
-            if message.role != "user":
-                raise _unsupported(message, f"an image in a message of role {message.role}")
-            if not isinstance(part.source, UrlImage) and not part.source.data:
-                raise _unsupported(message, f"an image by file_id ({part.source.type}) without its data")
-        elif isinstance(part, ToolCallContent) and message.role not in ("assistant", "approval"):
-            raise _unsupported(message, f"a tool_call part in a message of role {message.role}")
-
-
-def _unsupported(message: Message, what: str) -> ModelAPIError:
-    return ModelAPIError("unsupported_content", f"{message.id}: the openai protocol has no place for {what}")
-
-
 def _is_only_returns(message: Message) -> bool:
     return bool(message.content) and all(isinstance(part, ToolReturnContent) for part in message.content or ())
 
 
-def _tool_messages(message: Message) -> Iterator[dict[str, Any]]:
-    given = [*(message.tool_returns or ()), *(message.approvals or ())]
-    returns = [
-        (each.tool_call_id or message.tool_call_id, each.func_response or "")
-        for each in given
-        if isinstance(each, MessageToolReturn)
-    ]
-    for part in message.content or ():
-        if isinstance(part, ToolReturnContent) and all(part.tool_call_id != call_id for call_id, _ in returns):
-            returns.append((part.tool_call_id, part.content))
-    if message.role in ("tool", "function") and not returns:
-        returns.append((message.tool_call_id, message.text))
-    for call_id, text in returns:
-        if not call_id:
-            raise _unsupported(message, "a tool return without a tool_call_id")
-        yield {"role": "tool", "tool_call_id": call_id, "content": text}
-
-
 def _assistant_message(message: Message) -> dict[str, Any]:
-    calls = [(call.id, call.name, call.arguments) for call in message.tool_calls or ()]
-    for part in message.content or ():
-        if isinstance(part, ToolCallContent) and all(part.id != call_id for call_id, _, _ in calls):
-            calls.append((part.id, part.name, orjson.dumps(part.input).decode()))
+    calls = calls_of(message)
     if not calls:
         return {"role": "assistant", "content": message.text}
     return {
         "role": "assistant",
         "content": message.text or None,
         "tool_calls": [
-            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-            for call_id, name, arguments in calls
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
         ],
     }
 
@@ -263,33 +135,8 @@ def _image_url(part: ImageContent) -> dict[str, str]:
     source = part.source
     if isinstance(source, UrlImage):
         return {"url": source.url}
-    url = f"data:{source.media_type or 'image/png'};base64,{source.data}"
+    url = f"data:{source.media_type or DEFAULT_IMAGE_TYPE};base64,{source.data}"
     return {"url": url, **({"detail": source.detail} if source.detail else {})}
-
-
-def _used_ids(messages: Iterable[Message]) -> Callable[[], set[str]]:
-    # A function, because only answers with tool calls need them.
-    return lambda: {call.id for message in messages for call in message.tool_calls or ()}
-
-
-async def _read_to_end(content: aiohttp.StreamReader) -> None:
-    """Read the bytes behind a finished answer, so that its connection can be used again; they no longer matter."""
-    if content.at_eof():
-        return
-    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        async with asyncio.timeout(_END_GRACE_S):
-            while await content.readany():
-                pass
-
-
-class _PartialCall:
-    """A tool call that is still arriving."""
-
-    __slots__ = ("arguments", "id", "name")
-
-    def __init__(self) -> None:
-        self.id, self.name = "", ""
-        self.arguments: list[str] = []
 
 
 class _Answer:
@@ -298,7 +145,6 @@ class _Answer:
     __slots__ = (
         "_at",
         "_calls",
-        "_clock",
         "_has_choice",
         "_reasoning",
         "_text",
@@ -309,29 +155,32 @@ class _Answer:
         "is_done",
     )
 
-    def __init__(self, transport: Transport, clock: Callable[[], float]) -> None:
-        self._transport, self._clock = transport, clock
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._calls: list[_PartialCall] = []
-        self._at: dict[int, _PartialCall] = {}
+        self._calls: list[PartialCall] = []
+        self._at: dict[int, PartialCall] = {}
         self._usage: Any = None
         self._has_choice = self.is_done = False
         self.finish_reason: str | None = None
         self.first_token_ns: int | None = None
 
-    def add(self, event_name: bytes, data: bytes) -> None:
+    def add(self, event: Event) -> None:
         """Take in one event of the stream."""
+        if event.data == b"[DONE]":
+            self.is_done = True
+            return
         try:
-            chunk = orjson.loads(data)
-            if event_name == b"error" or chunk.get("error"):
+            chunk = orjson.loads(event.data)
+            if event.name == b"error" or chunk.get("error"):
                 raise self._transport.error_in_answer(chunk.get("error") or chunk)
             if choices := chunk.get("choices"):
                 choice = choices[0]
                 if not choice.get("index"):
                     self._take(choice, choice.get("delta") or {})
             self._usage = chunk.get("usage") or self._usage
-        except _BAD_SHAPE as error:
+        except BAD_SHAPE as error:
             raise self._malformed("malformed_stream", error) from None
 
     def add_whole(self, body: bytes) -> None:
@@ -346,12 +195,14 @@ class _Answer:
                 self._take(choices[0], {**message, "tool_calls": numbered})
                 self.finish_reason = self.finish_reason or ("tool_calls" if self._calls else "stop")
             self._usage = answer.get("usage")
-        except _BAD_SHAPE as error:
+        except BAD_SHAPE as error:
             raise self._malformed("malformed_response", error) from None
         self.first_token_ns, self.is_done = None, True
 
     def check(self) -> None:
-        """Raise InvalidResponseError where this is not a whole answer."""
+        """Raise InvalidResponseError where this is not a whole answer, or one that a filter cut."""
+        if self.finish_reason == "content_filter":
+            raise InvalidResponseError("refusal", f"{self._transport.name}: a content filter cut the answer")
         if self.finish_reason is not None:
             return
         if self.is_done and not self._has_choice:
@@ -359,13 +210,11 @@ class _Answer:
         reason = f"{self._transport.name}: the answer ended without a finish_reason"
         raise InvalidResponseError("stream_truncated", reason)
 
-    def reply(self, used_ids: Callable[[], set[str]], ids: Callable[[], str]) -> ModelReply:
+    def reply(self, call: ModelCall, ids: Callable[[], str]) -> ModelReply:
         """Return the whole answer.  Raises InvalidToolCallError or InvalidResponseError."""
-        reasoning = "".join(self._reasoning)
         return ModelReply(
-            text="".join(self._text),
-            reasoning=[ReasoningContent(is_native=True, reasoning=reasoning)] if reasoning else (),
-            tool_calls=self._tool_calls(used_ids(), ids) if self._calls else (),
+            content=said("".join(self._text), "".join(self._reasoning)),
+            tool_calls=self._tool_calls(call, ids) if self._calls else (),
             finish_reason=self.finish_reason or "stop",
             usage=self._read_usage(),
             first_token_ns=self.first_token_ns,
@@ -377,15 +226,15 @@ class _Answer:
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
         pieces = delta.get("tool_calls")
         if text:
-            self._text.append(_string(text))
+            self._text.append(string(text))
         if reasoning:
-            self._reasoning.append(_string(reasoning))
+            self._reasoning.append(string(reasoning))
         for piece in pieces or ():
             self._take_call(piece)
         if self.first_token_ns is None and (text or reasoning or pieces):
-            self.first_token_ns = int(self._clock() * 1e9)
+            self.first_token_ns = int(self._transport.clock() * 1e9)
         if reason := choice.get("finish_reason"):
-            self.finish_reason = _string(reason)
+            self.finish_reason = string(reason)
 
     def _take_call(self, piece: dict[str, Any]) -> None:
         function = piece.get("function") or {}
@@ -395,56 +244,28 @@ class _Answer:
         call = self._at.get(index)
         # Some servers give all parallel calls one index; a new id with a name then begins the next call.
         if call is None or (call_id and name and call.id and call_id != call.id):
-            call = self._at[index] = _PartialCall()
+            call = self._at[index] = PartialCall()
             self._calls.append(call)
-        call.id = call.id or _string(call_id or "")
-        call.name = call.name or _string(name or "")
+        call.id = call.id or string(call_id or "")
+        call.name = call.name or string(name or "")
         arguments = function.get("arguments")
         if arguments:
             text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
             call.arguments.append(text)
 
-    def _tool_calls(self, used: set[str], ids: Callable[[], str]) -> list[ToolCall]:
-        calls = []
-        for call in self._calls:
-            arguments = "".join(call.arguments) or "{}"
-            if not _is_object(arguments):
-                if self.finish_reason == "length":  # cut in the middle of its arguments
-                    continue
-                reason = f"{self._transport.name}: the arguments of {call.name!r} are not a JSON object"
-                raise InvalidToolCallError("invalid_arguments", reason)
-            if not call.name:
-                reason = f"{self._transport.name}: a tool call without a name"
-                raise InvalidResponseError("malformed_stream", reason)
-            call_id = call.id
-            while not call_id or call_id in used:
-                call_id = ids()
-            used.add(call_id)
-            calls.append(ToolCall.of(call_id, call.name, arguments))
-        return calls
+    def _tool_calls(self, call: ModelCall, ids: Callable[[], str]) -> list[ToolCall]:
+        is_cut = self.finish_reason == "length"
+        return whole_calls(self._calls, self._transport.name, is_cut=is_cut, used=used_ids(call.messages), ids=ids)
 
     def _read_usage(self) -> Usage:
         try:
             return _usage(self._usage or {})
-        except _BAD_SHAPE as error:  # pydantic's ValidationError is a ValueError
+        except BAD_SHAPE as error:  # pydantic's ValidationError is a ValueError
             raise self._malformed("malformed_stream", error) from None
 
     def _malformed(self, type: str, error: Exception) -> InvalidResponseError:
         name = self._transport.name
         return InvalidResponseError(type, f"{name}: not a chat completion: {self._transport.clean(str(error))}")
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is not a string")
-    return value
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
-        return False
 
 
 def _usage(given: Mapping[str, Any]) -> Usage:

@@ -125,9 +125,9 @@ BAD_AGENTS_FILES: dict[str, tuple[str | bytes, str]] = {
         "agents: [{id: a, model: openai/gpt}]",
         "agent 'a': provider 'openai' needs its key in the environment variable OPENAI_API_KEY",
     ),
-    "anthropic": (
+    "missing-key-of-anthropic": (
         "agents: [{id: a, model: anthropic/claude}]",
-        "agent 'a': this version has no client for the anthropic protocol",
+        "agent 'a': provider 'anthropic' needs its key in the environment variable ANTHROPIC_API_KEY",
     ),
     "unknown-offline-model": (
         "agents: [{id: a, model: offline/gpt}]",
@@ -136,6 +136,14 @@ BAD_AGENTS_FILES: dict[str, tuple[str | bytes, str]] = {
     "no-address": (
         "providers: {p: {protocol: openai}}",
         "agents.yaml, line 1, providers.p: providers.p: protocol openai needs a base_url",
+    ),
+    "bad-address-of-anthropic": (
+        "providers: {p: {protocol: anthropic, base_url: 'h'}}",
+        "providers.p: protocol anthropic needs a base_url that starts with http:// or https://",
+    ),
+    "address-of-anthropic-with-its-path": (
+        "providers: {p: {protocol: anthropic, base_url: 'http://h/v1/'}}",
+        "providers.p: leave /v1 out of base_url: protocol anthropic asks at base_url + /v1/messages",
     ),
     "unknown-protocol": ("providers: {p: {protocol: grpc}}", "providers.p.protocol: Input should be"),
 }
@@ -243,6 +251,24 @@ def test_only_functions_that_can_be_imported_have_a_name() -> None:
 def test_the_address_of_openai_comes_from_the_environment_where_it_is_set() -> None:
     assert builtin_providers({})["openai"].base_url == "https://api.openai.com/v1"
     assert builtin_providers({"OPENAI_BASE_URL": "http://h/v1"})["openai"].base_url == "http://h/v1"
+
+
+def test_the_address_of_anthropic_is_its_own_where_none_is_set() -> None:
+    assert builtin_providers({})["anthropic"].base_url is None
+    for address in ("http://h", "http://h/v1/"):
+        assert builtin_providers({"ANTHROPIC_BASE_URL": address})["anthropic"].base_url == "http://h"
+    agents = [Agent(id="a", model="anthropic/claude"), Agent(id="b", model="own/claude")]
+    bound = bind_agents(agents, {"own": Provider(protocol="anthropic")}, {"ANTHROPIC_API_KEY": KEY})
+    loops = [build_agent(bound.agents[agent_id], Clients()) for agent_id in "ab"]
+    assert [repr(vars(loop)["_client"]) for loop in loops] == [
+        f"AnthropicClient(Transport({name!r}, 'https://api.anthropic.com'))" for name in ("anthropic", "own")
+    ]
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"])
+def test_a_variable_that_holds_no_address_is_refused_by_its_name(variable: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{variable}: protocol \w+ needs a base_url that starts with http"):
+        builtin_providers({variable: "localhost:8000"})
 
 
 def test_a_file_may_put_its_own_provider_in_the_place_of_a_built_in_one() -> None:

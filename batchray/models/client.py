@@ -1,0 +1,134 @@
+"""What the clients over HTTP share: one transport each, and answers read out of its responses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypedDict, TypeVar
+
+import aiohttp
+import orjson
+
+from batchray.errors import InvalidResponseError, ModelAPIError
+from batchray.models.answer import Answer
+from batchray.models.http import MAX_ANSWER_BYTES, Transport
+from batchray.models.retry import RetryPolicy, Timeouts
+from batchray.models.sse import EventParser
+
+A = TypeVar("A", bound=Answer)
+
+# How long the bytes that end a finished answer may take; longer, and the connection is given up instead of kept.
+_END_GRACE_S = 0.1
+_SECRET_HEADERS = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
+
+
+class TransportSettings(TypedDict, total=False):
+    """What a client hands on to its `Transport`.  Give the clocks, `sleep` and `rng` to make it deterministic."""
+
+    timeouts: Timeouts | None
+    retry: RetryPolicy | None
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    rng: random.Random | None
+
+
+class HttpClient:
+    """The connections of one client, and how it reads what comes back.
+
+    `name` is the provider's, for errors and logs.  `key` is in one of the protocol's `own` headers; `given` ones are
+    sent besides and win.  The key, and what looks like one in `given`, is in no error, log or repr.  Retries have one
+    gate for all calls, see `Gate`.  Raises ConfigError for an address or a key that HTTP cannot carry.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        key: str,
+        own: Mapping[str, str],
+        given: Mapping[str, str] | None,
+        settings: TransportSettings,
+    ) -> None:
+        given = given or {}
+        headers = {
+            "Accept": "text/event-stream, application/json",
+            "Accept-Encoding": "identity",  # a compressed stream waits for its compressor
+            "Content-Type": "application/json",
+            "User-Agent": "batchray",
+            **own,
+            **given,
+        }
+        secrets = [key, *(value for header, value in given.items() if _SECRET_HEADERS.search(header))]
+        self._transport = Transport(name, base_url, headers, secrets=secrets, **settings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._transport!r})"
+
+    async def close(self) -> None:
+        """Close the connections.  Calls under way fail, and so do later ones."""
+        await self._transport.close()
+
+    async def _post(self, path: str, body: Mapping[str, Any], new: Callable[[Transport], A], deadline: float) -> A:
+        """Return the whole answer to `body`, after the retries that are due; each attempt begins a `new` one."""
+
+        async def read(response: aiohttp.ClientResponse) -> A:
+            answer = new(self._transport)
+            await self._read(response, answer)
+            answer.check()
+            return answer
+
+        return await self._transport.post(path, _encode(body), read, deadline)
+
+    async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
+        if response.content_type == "text/event-stream":
+            await self._read_stream(response.content, answer)
+        elif response.content_type == "application/json":
+            answer.add_whole(await self._read_body(response.content))
+        else:
+            reason = f"{self._transport.name}: the answer is {self._transport.clean(response.content_type)}"
+            raise InvalidResponseError("wrong_content_type", f"{reason}, not an event stream or JSON; check base_url")
+
+    async def _read_stream(self, content: aiohttp.StreamReader, answer: Answer) -> None:
+        parser, n_bytes = EventParser(), 0
+        while chunk := await content.readany():
+            n_bytes += len(chunk)
+            self._check_size(n_bytes)
+            for event in parser.feed(chunk):
+                if event.data:  # an empty event only keeps the connection alive
+                    answer.add(event)
+                if answer.is_done:
+                    await _read_to_end(content)
+                    return
+
+    async def _read_body(self, content: aiohttp.StreamReader) -> bytes:
+        body = bytearray()
+        while chunk := await content.readany():
+            body += chunk
+            self._check_size(len(body))
+        return bytes(body)
+
+    def _check_size(self, n_bytes: int) -> None:
+        if n_bytes > MAX_ANSWER_BYTES:
+            reason = f"{self._transport.name}: an answer of more than {MAX_ANSWER_BYTES:,} bytes"
+            raise InvalidResponseError("malformed_stream", reason)
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:  # lone surrogates in a text, or a value of the agent's file that JSON cannot hold
+        raise ModelAPIError("unsupported_content", f"the call cannot be written as JSON: {error}") from None
+
+
+async def _read_to_end(content: aiohttp.StreamReader) -> None:
+    """Read the bytes behind a finished answer, so that its connection can be used again; they no longer matter."""
+    if content.at_eof():
+        return
+    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        async with asyncio.timeout(_END_GRACE_S):
+            while await content.readany():
+                pass

@@ -1,0 +1,74 @@
+"""What the tests of the model clients share: calls to make, time that does not pass, and servers with one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp.web
+import pytest
+
+from batchray.errors import RequestError
+from batchray.models import ModelCall, RetryPolicy, Timeouts
+from batchray.schema import Message, TextContent
+
+KEY = "sk-proj-0123456789abcdefABCDEF"
+PATIENT = Timeouts(connect_s=30, idle_s=30, call_s=30)
+
+
+class FakeTime:
+    """A clock that only sleeping moves on.  The others run meanwhile, as they do during a real sleep."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 1000.0, list[float]()
+
+    def clock(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+def eager() -> dict[str, Any]:
+    """Settings of a client that gives up after two retries, and whose waits come out the same each time."""
+    return {"name": "local", "timeouts": PATIENT, "retry": RetryPolicy(max_retries=2), "rng": random.Random(1)}
+
+
+def message(role: Any, *content: Any, **fields: Any) -> Message:
+    parts = [TextContent(text=part) if isinstance(part, str) else part for part in content]
+    return Message(id="message-1", role=role, content=parts, created_at=datetime.now(UTC), **fields)
+
+
+def call(text: str = "hi", **fields: Any) -> ModelCall:
+    return ModelCall(**{"model": "m", "messages": [message("user", text)], **fields})
+
+
+async def failure(answer: Awaitable[object], kind: type[RequestError]) -> RequestError:
+    with pytest.raises(kind) as raised:
+        await answer
+    assert type(raised.value) is kind
+    assert KEY not in "".join(map(str, (raised.value, raised.value.__cause__, raised.value.__context__)))
+    return raised.value
+
+
+@asynccontextmanager
+async def always(body: bytes, content_type: str) -> AsyncIterator[str]:
+    """The address of a server that gives this body to every call, by aiohttp's own server."""
+
+    async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        await request.read()
+        return aiohttp.web.Response(body=body, content_type=content_type)
+
+    runner = aiohttp.web.ServerRunner(aiohttp.web.Server(handle))
+    await runner.setup()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

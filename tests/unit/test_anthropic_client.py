@@ -1,0 +1,442 @@
+"""What is Anthropic's own in its client; what all clients do alike is in test_model_conformance."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+
+from batchray.agents import Run, ToolLoop
+from batchray.config import Agent
+from batchray.errors import ConfigError, InvalidResponseError, ModelAPIError
+from batchray.models import ModelCall, ModelReply, ToolSpec, make_client
+from batchray.models.anthropic import BASE_URL, MAX_TOKENS, AnthropicClient, request_body
+from batchray.schema import (
+    AgentRequest,
+    Message,
+    MessageToolReturn,
+    OmittedReasoningContent,
+    ReasoningContent,
+    RedactedReasoningContent,
+    TextContent,
+    ToolCall,
+    ToolReturnContent,
+    Usage,
+    new_id,
+)
+from batchray.tools import load_tools
+from tests.asking import KEY, always, call, eager, failure, message
+from tests.provider_messages import signature
+from tests.provider_server import ProviderServer
+
+EPHEMERAL = {"type": "ephemeral"}
+ADD = ToolSpec("add", "Adds.", {"type": "object", "properties": {}})
+LOOK = ToolSpec("look", "Looks.", {"type": "object", "properties": {}})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ProviderServer]:
+    async with ProviderServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def client(server: ProviderServer) -> AsyncIterator[AnthropicClient]:
+    async with opened(server.root_url) as client:
+        yield client
+
+
+@asynccontextmanager
+async def opened(base_url: str, api_key: str | None = KEY, **settings: Any) -> AsyncIterator[AnthropicClient]:
+    client = AnthropicClient(base_url, api_key, **{**eager(), **settings})
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_streamed_answer_comes_back_whole(client: AnthropicClient, server: ProviderServer) -> None:
+    reply = await client.ask(call())
+    assert (reply.text, reply.finish_reason) == ("tok0 tok1 tok2 tok3 tok4 ", "stop")
+    headers = server.calls[0].headers
+    assert (headers["x-api-key"], headers["anthropic-version"]) == (KEY, "2023-06-01")
+    assert "authorization" not in headers
+
+
+@pytest.mark.parametrize("variant", ["", "[[json]]"])
+async def test_prompt_tokens_include_what_the_cache_gave_and_took(client: AnthropicClient, variant: str) -> None:
+    plain = await client.ask(call(f"[[cached:0]][[written:0]]{variant}"))
+    reply = await client.ask(call(f"[[cached:7]][[written:5]]{variant}"))
+    assert reply.usage == Usage(
+        prompt_tokens=plain.usage.prompt_tokens,
+        completion_tokens=5,
+        total_tokens=plain.usage.prompt_tokens + 5,
+        cached_input_tokens=7,
+        cache_write_tokens=5,
+    )
+
+
+@pytest.mark.parametrize("variant", ["", "[[crlf]]", "[[json]]", "[[nodone]]", "[[gap:0.001]]"])
+async def test_parallel_tool_calls_are_put_together_from_their_pieces(client: AnthropicClient, variant: str) -> None:
+    text = f'[[tool:calculate {{"expression":"1 + 1"}}]][[tool:look_up {{"key":"a"}}]][[tool:now]]{variant}'
+    reply = await client.ask(call(text))
+    assert [(each.id, each.name, each.arguments) for each in reply.tool_calls] == [
+        ("call_1_0", "calculate", '{"expression":"1 + 1"}'),
+        ("call_1_1", "look_up", '{"key":"a"}'),
+        ("call_1_2", "now", "{}"),
+    ]
+    assert reply.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("variant", ["", "[[json]]"])
+async def test_thinking_is_kept_with_its_signature_and_counted(client: AnthropicClient, variant: str) -> None:
+    reply = await client.ask(call(f"[[reasoning:let me see]][[redacted:QUJD]][[say:it is so]]{variant}"))
+    assert reply.content == [
+        ReasoningContent(is_native=True, reasoning="let me see", signature=signature("let me see")),
+        RedactedReasoningContent(data="QUJD"),
+        TextContent(text="it is so"),
+    ]
+    assert reply.usage.reasoning_tokens == 3
+
+
+async def test_thinking_that_is_not_shown_is_known_to_have_happened(client: AnthropicClient) -> None:
+    reply = await client.ask(call("[[reasoning:let me see]][[omitted]][[say:it is so]]"))
+    assert reply.content == [OmittedReasoningContent(signature=signature("")), TextContent(text="it is so")]
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "finish_reason"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("one_of_tomorrow", "one_of_tomorrow"),
+    ],
+)
+async def test_a_stop_reason_becomes_a_finish_reason(
+    client: AnthropicClient, stop_reason: str, finish_reason: str
+) -> None:
+    assert (await client.ask(call(f"[[finish:{stop_reason}]]"))).finish_reason == finish_reason
+
+
+async def test_a_refusal_says_what_the_provider_said(client: AnthropicClient) -> None:
+    error = await failure(client.ask(call("[[finish:refusal]]")), InvalidResponseError)
+    assert (error.type, error.message) == ("refusal", "local: the model refused to answer: it was asked for")
+
+
+@pytest.mark.parametrize("details", [None, 1, {}, {"explanation": 1}])
+async def test_a_refusal_without_an_explanation_is_one_too(details: Any) -> None:
+    end = {"type": "message_delta", "delta": {"stop_reason": "refusal", "stop_details": details}}
+    assert (await failure(answered(events(end)), InvalidResponseError)).type == "refusal"
+
+
+async def test_a_paused_turn_is_gone_on_with(client: AnthropicClient, server: ProviderServer) -> None:
+    reply = await client.ask(call("[[pause]][[reasoning:let me look]][[say:found]]"))
+    first, second = (each.body["messages"] for each in server.calls)
+    assert second[:-1] == first
+    assert second[-1]["role"] == "assistant"
+    assert second[-1]["content"] == [
+        {"type": "thinking", "thinking": "let me look", "signature": signature("let me look")},
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "a"}},
+        {
+            "type": "web_search_tool_result",
+            "tool_use_id": "srvtoolu_1",
+            "content": [{"type": "web_search_result", "title": "A", "url": "http://h/a", "encrypted_content": "QUJD"}],
+        },
+    ]
+    assert (reply.text, reply.finish_reason) == ("found", "stop")
+    assert reply.usage.reasoning_tokens == 6  # of both answers
+
+
+async def test_a_turn_is_not_paused_for_ever(client: AnthropicClient, server: ProviderServer) -> None:
+    error = await failure(client.ask(call("[[finish:pause_turn]]")), InvalidResponseError)
+    assert (error.type, server.n_calls) == ("turn_paused", 17)
+
+
+async def test_after_its_tools_a_model_may_have_nothing_more_to_say(client: AnthropicClient) -> None:
+    asked = message("assistant", tool_calls=[ToolCall.of("call_1", "add", "{}")])
+    returned = message("tool", tool_returns=[MessageToolReturn(tool_call_id="call_1", status="success")])
+    reply = await client.ask(call(messages=[message("user", "[[nochoices]]"), asked, returned]))
+    assert (reply.content, reply.finish_reason) == ([], "stop")
+
+
+async def test_whatever_comes_first_is_the_first_token(server: ProviderServer) -> None:
+    ticks = itertools.count(1000)
+    async with opened(server.root_url, clock=lambda: float(next(ticks))) as client:
+        for text in ("hi", "[[tool:add {}]]", "[[redacted:QUJD]]", "[[reasoning:hm]]"):
+            assert (await client.ask(call(text))).first_token_ns is not None
+        assert (await client.ask(call("[[json]]"))).first_token_ns is None
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def body(*messages: Message, **fields: Any) -> dict[str, Any]:
+    return request_body(ModelCall(**{"model": "m", "messages": messages, **fields}))
+
+
+def test_the_body_holds_the_agents_fields_and_a_limit() -> None:
+    assert body(message("user", "hi"), body={"temperature": 0.5}) == {
+        "model": "m",
+        "max_tokens": MAX_TOKENS,
+        "stream": True,
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+        "temperature": 0.5,
+    }
+    given = body(message("user", "hi"), body={"max_tokens": 9, "stream": False, "model": "other", "messages": []})
+    assert (given["max_tokens"], given["stream"], given["model"], len(given["messages"])) == (9, False, "m", 1)
+
+
+def test_what_one_side_says_in_a_row_is_one_turn_with_the_results_first() -> None:
+    turns = body(
+        message("user", "a"),
+        message("summary", "b"),
+        message("assistant", "c"),
+        message("approval", tool_calls=[ToolCall.of("1", "add", '{"a": 1}'), ToolCall.of("2", "add", "")]),
+        message("approval", approvals=[MessageToolReturn(tool_call_id="1", status="success", func_response="3")]),
+        message("user", "d", ToolReturnContent(tool_call_id="2", content="", is_error=True)),
+    )["messages"]
+    assert turns == [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "text", "text": "c"},
+                {"type": "tool_use", "id": "1", "name": "add", "input": {"a": 1}},
+                {"type": "tool_use", "id": "2", "name": "add", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "1", "content": "3"},
+                {"type": "tool_result", "tool_use_id": "2", "is_error": True},
+                {"type": "text", "text": "d"},
+            ],
+        },
+    ]
+
+
+def test_system_messages_follow_the_agents_prompt_and_empty_texts_are_left_out() -> None:
+    given = body(message("system", "One."), message("user", "", "a"), message("user", " "), message("system", "Two."))
+    assert given["system"] == [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]
+    assert given["messages"] == [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    own = body(message("system", "One."), system="Zero.", body={"cache_control": None, "system": "Other."})
+    assert [block["text"] for block in own["system"]] == ["Zero.", "One."]
+    assert body(message("user", "a"), body={"system": "Other."})["system"] == "Other."
+
+
+def test_tools_of_the_providers_own_come_first() -> None:
+    search = {"type": "web_search_20250305", "name": "web_search"}
+    fields: dict[str, Any] = {"tools": [ADD], "body": {"tools": [search]}, "system": "s"}
+    assert [tool["name"] for tool in body(message("user", "a"), **fields)["tools"]] == ["web_search", "add"]
+    assert body(message("user", "a"), body={"tools": [search]})["tools"] == [search]
+
+
+def test_arguments_that_are_no_object_are_refused_by_name() -> None:
+    with pytest.raises(ModelAPIError, match="arguments of 'add' that are not a JSON object") as raised:
+        body(message("assistant", tool_calls=[ToolCall.of("1", "add", "[1]")]))
+    assert raised.value.type == "unsupported_content"
+
+
+def marks(given: dict[str, Any]) -> dict[str, list[Any]]:
+    """Where a body is marked for the cache: by place, the mark of each block or tool, or None."""
+    blocks = [block for turn in given["messages"] for block in turn["content"]]
+    places = {"system": given.get("system", []), "tools": given.get("tools", []), "messages": blocks}
+    return {place: [each.get("cache_control") for each in found] for place, found in places.items()}
+
+
+def test_what_an_agents_requests_share_is_marked_for_the_cache_and_what_tools_go_on_with() -> None:
+    asked = [message("system", "of this request"), message("user", "a", "b")]
+    assert marks(body(*asked, system="s", tools=[ADD, LOOK])) == {
+        "system": [EPHEMERAL, None],  # the cache's order is tools, system, messages: one mark holds both
+        "tools": [None, None],
+        "messages": [None, EPHEMERAL],
+    }
+    assert marks(body(*asked, tools=[ADD, LOOK])) == {
+        "system": [None],
+        "tools": [None, EPHEMERAL],
+        "messages": [None, EPHEMERAL],
+    }
+    assert marks(body(*asked, system="s"))["messages"] == [None, None]  # nothing will come after it
+
+
+def test_no_thinking_is_marked() -> None:
+    thought = message("assistant", RedactedReasoningContent(data="QUJD"))
+    assert marks(body(message("user", "a"), thought, tools=[ADD]))["messages"] == [None, None]
+
+
+@pytest.mark.parametrize(("given", "sent"), [(None, {}), (EPHEMERAL, {"cache_control": EPHEMERAL})])
+def test_an_agent_may_switch_the_marks_off_or_leave_them_to_the_api(given: Any, sent: dict[str, Any]) -> None:
+    made = body(message("user", "a"), system="s", tools=[ADD], body={"cache_control": given})
+    assert marks(made) == {"system": [None], "tools": [None], "messages": [None]}
+    assert {name: made[name] for name in made.keys() & {"cache_control"}} == sent
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def double(n: int) -> int:
+    """Double a number."""
+    return 2 * n
+
+
+@pytest.mark.parametrize(
+    "thought", ["", "[[reasoning:let me see]]", "[[reasoning:hm]][[omitted]]", "[[redacted:QUJD]]"]
+)
+async def test_a_run_with_tools_sends_back_what_was_thought_as_it_came(
+    client: AnthropicClient, server: ProviderServer, thought: str
+) -> None:
+    # The server refuses a conversation whose results are missing or whose thinking has changed.
+    text = f'{thought}[[tool:double {{"n": 2}}]][[tool:double {{"n": 3}}]][[say:done]]'
+    run = Run(new_id("job"), 0, AgentRequest(agent_id="a", input=text))
+    loop = ToolLoop(Agent(id="a", model="local/m", tools=(double,)), client, load_tools([double], 5))
+    assert await loop.run(run) == "end_turn"
+    assert [each.func_response for each in run.messages[1].tool_returns or ()] == ["4", "6"]
+    assert (run.messages[-1].text, run.usage.step_count) == ("done", 2)
+    assert "unsupported" not in str(server.calls)
+
+
+# --- odd answers -----------------------------------------------------------------------------------------------------
+
+
+def events(*given: Any) -> bytes:
+    return b"".join(b"data: " + orjson.dumps(each) + b"\n\n" for each in given)
+
+
+def started(index: Any, **block: Any) -> dict[str, Any]:
+    return {"type": "content_block_start", "index": index, "content_block": block}
+
+
+def grown(index: Any, **delta: Any) -> dict[str, Any]:
+    return {"type": "content_block_delta", "index": index, "delta": delta}
+
+
+def ended(reason: Any = "end_turn", **usage: Any) -> dict[str, Any]:
+    return {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": usage}
+
+
+async def answered(stream: bytes, content_type: str = "text/event-stream") -> ModelReply:
+    async with always(stream, content_type) as address, opened(address) as client:
+        return await client.ask(call())
+
+
+async def test_what_is_thought_between_texts_stays_between_them() -> None:
+    stream = [
+        started(0, type="text", text=""),
+        grown(0, type="text_delta", text="a"),
+        started(1, type="thinking", thinking="", signature=""),
+        grown(1, type="thinking_delta", thinking="b"),
+        grown(1, type="signature_delta", signature="c"),
+        started(2, type="text", text="d"),
+    ]
+    reply = await answered(events(*stream, ended()))
+    thought = ReasoningContent(is_native=True, reasoning="b", signature="c")
+    assert reply.content == [TextContent(text="a"), thought, TextContent(text="d")]
+    assert reply.text == "ad"
+
+
+async def test_events_blocks_and_deltas_of_unknown_kinds_are_passed_over() -> None:
+    stream = [
+        {"type": "of_tomorrow"},
+        started(0, type="of_tomorrow", text="no"),
+        started(1, type="text", text="yes"),
+        grown(1, type="citations_delta", citation={}),
+    ]
+    assert (await answered(b"data:\n\n" + events(*stream, ended()))).text == "yes"
+
+
+async def test_reasoning_of_servers_that_sign_nothing_can_be_sent_back() -> None:
+    reply = await answered(events(started(0, type="thinking", thinking="hm"), ended()))
+    (turn,) = body(message("assistant", *reply.content))["messages"]
+    assert turn["content"] == [{"type": "thinking", "thinking": "hm", "signature": ""}]
+
+
+async def test_counts_that_come_later_or_not_again_are_the_ones_that_count() -> None:
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}
+    end = ended(output_tokens=9, input_tokens=None, cache_read_input_tokens=2)
+    usage = (await answered(events(start, started(0, type="text", text="a"), end))).usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (7, 9, 16)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        [],
+        1,
+        None,
+        {},
+        {"type": "message_start"},
+        {"type": "message_start", "message": {"usage": 1}},
+        {"type": "message_delta", "delta": {"stop_reason": 1}},
+        started([], type="text"),
+        started(0),
+        {"type": "content_block_start", "index": 0, "content_block": 1},
+        grown(7, type="text_delta", text="a"),
+        started(0, type="text", text=1),
+        started(0, type="thinking", signature=1),
+        started(0, type="tool_use", name=1),
+        ended(input_tokens=-1),
+    ],
+)
+async def test_json_of_the_wrong_shape_is_a_malformed_answer(event: Any) -> None:
+    text = started(9, type="text", text="a")
+    error = await failure(answered(events(text, event, ended())), InvalidResponseError)
+    assert error.type == "malformed_stream"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"[]", b"{", b"{}", b'{"content": 1}', b'{"content": [1], "stop_reason": "end_turn"}']
+)
+async def test_an_unstreamed_answer_of_the_wrong_shape_is_a_malformed_answer(answer: bytes) -> None:
+    error = await failure(answered(answer, "application/json"), InvalidResponseError)
+    assert error.type == "malformed_response"
+
+
+# --- the address, the key, and the provider's own client -------------------------------------------------------------
+
+
+async def test_a_key_that_the_provider_repeats_is_not_passed_on(client: AnthropicClient) -> None:
+    error = await failure(client.ask(call("[[401:message=invalid x-api-key {key} {masked}]]")), ModelAPIError)
+    assert error.message == "local: status 401: invalid x-api-key *** ***"
+    assert KEY not in repr(client)
+
+
+async def test_a_client_made_by_name_has_anthropics_address_where_none_is_given(server: ProviderServer) -> None:
+    made = make_client("anthropic", "anthropic", api_key=KEY)
+    assert repr(made) == f"AnthropicClient(Transport('anthropic', '{BASE_URL}'))"
+    own = make_client("own", "anthropic", server.root_url + "/")
+    assert (await own.ask(call("[[say:a b]]"))).text == "a b"
+    assert "x-api-key" not in server.calls[0].headers
+    await own.close()
+
+
+def test_a_key_that_http_cannot_carry_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError) as raised:
+        AnthropicClient(api_key=f"{KEY}\r\nX: y", name="local")
+    assert KEY not in str(raised.value)
+
+
+async def test_anthropics_own_client_reads_the_servers_answers(server: ProviderServer) -> None:
+    anthropic: Any = pytest.importorskip("anthropic")
+    user = {"role": "user", "content": '[[reasoning:let me see]][[redacted:QUJD]][[tool:add {"a": 1}]]'}
+    asked: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [user]}
+    async with anthropic.AsyncAnthropic(base_url=server.root_url, api_key=KEY, max_retries=0) as client:
+        whole = await client.messages.create(**asked)
+        async with client.messages.stream(**asked) as stream:
+            streamed = await stream.get_final_message()
+        with pytest.raises(anthropic.RateLimitError, match="slow down"):
+            await client.messages.create(
+                **{**asked, "messages": [{"role": "user", "content": "[[429:message=slow down]]"}]}
+            )
+    assert [block.type for block in whole.content] == ["thinking", "redacted_thinking", "tool_use"]
+    assert [block.to_dict() for block in streamed.content] == [block.to_dict() for block in whole.content]
+    assert (streamed.stop_reason, streamed.usage.output_tokens) == ("tool_use", whole.usage.output_tokens)

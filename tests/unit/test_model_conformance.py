@@ -1,0 +1,259 @@
+"""What every client over HTTP makes of a provider's faults, whichever protocol it speaks.
+
+Each test runs over both.  Where a test waits, it waits on a clock that only sleeping moves on; those about Retry-After
+wait a real fraction of a second and read the server's ledger, which tells when calls really came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from batchray.errors import InvalidResponseError, InvalidToolCallError, ModelAPIError, RequestError
+from batchray.models import ModelClient, RetryPolicy, Timeouts
+from batchray.models.anthropic import AnthropicClient
+from batchray.models.openai import OpenAIClient
+from tests.asking import KEY, FakeTime, call, eager, failure
+from tests.provider_server import ProviderServer
+
+Opened = Callable[..., AbstractAsyncContextManager[ModelClient]]
+
+ANSWER = "tok0 tok1 tok2 tok3 tok4 "
+TOOLS = '[[tool:add {"a": 1}]][[tool:add {"a": 2}]]'
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ProviderServer]:
+    async with ProviderServer() as server:
+        yield server
+
+
+@pytest.fixture
+def time() -> FakeTime:
+    return FakeTime()
+
+
+@pytest.fixture(params=["openai", "anthropic"])
+def opened(request: pytest.FixtureRequest) -> Opened:
+    """Open a client of a server, in one protocol and then in the other."""
+
+    @asynccontextmanager
+    async def opened(server: ProviderServer, **settings: Any) -> AsyncIterator[ModelClient]:
+        given = {**eager(), **settings}
+        client: ModelClient
+        if request.param == "openai":
+            client = OpenAIClient(server.base_url, KEY, **given)
+        else:
+            client = AnthropicClient(server.root_url, KEY, **given)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+    return opened
+
+
+# --- faults that pass ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "[[status:429 x2]]",
+        "[[status:500 x2]]",
+        "[[html:502 x2]]",
+        "[[status:503 x2]]",
+        "[[status:529 x2]]",
+        "[[reset:start x2]]",
+        "[[reset:headers x2]]",
+        "[[reset x2]]",
+        "[[error:overloaded_error x2]]",
+        "[[error:rate_limit_error x2]]",
+        "[[error:api_error x2]][[json]]",
+    ],
+)
+async def test_a_fault_that_passes_is_retried_and_the_answer_begins_anew(
+    opened: Opened, server: ProviderServer, time: FakeTime, fault: str
+) -> None:
+    async with opened(server, clock=time.clock, sleep=time.sleep) as client:
+        assert (await client.ask(call(fault))).text == ANSWER
+    assert (server.n_calls, len(time.slept)) == (3, 2)
+    assert time.slept[0] <= 0.5
+    assert time.slept[1] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "limits"),
+    [
+        ("[[stall:start x1]]", Timeouts(idle_s=0.1)),
+        ("[[stall x1]]", Timeouts(idle_s=0.1)),
+        ("[[gap:0.02 x1]][[tokens:100 x1]]", Timeouts(call_s=0.1)),  # each byte is in time, the whole is not
+    ],
+)
+async def test_an_answer_that_stalls_or_drips_is_given_up_and_asked_for_again(
+    opened: Opened, server: ProviderServer, time: FakeTime, fault: str, limits: Timeouts
+) -> None:
+    async with opened(server, clock=time.clock, sleep=time.sleep, timeouts=limits) as client:
+        assert (await client.ask(call(fault))).text == ANSWER
+    assert (server.n_calls, len(time.slept)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "type"),
+    [
+        ("[[429:message=slow down]]", "rate_limited"),
+        ("[[529:message=slow down]]", "server_error"),
+        ("[[reset:headers]]", "connection_error"),
+    ],
+)
+async def test_a_fault_that_does_not_pass_is_what_the_caller_gets(
+    opened: Opened, server: ProviderServer, time: FakeTime, fault: str, type: str
+) -> None:
+    async with opened(server, clock=time.clock, sleep=time.sleep) as client:
+        error = await failure(client.ask(call(fault)), ModelAPIError)
+    assert (error.type, server.n_calls) == (type, 3)
+    assert "after 3 attempts" in error.message
+    assert ("slow down" in error.message) == ("slow down" in fault)
+
+
+async def test_a_refused_connection_is_retried(opened: Opened, time: FakeTime) -> None:
+    async with ProviderServer() as server:
+        pass
+    async with opened(server, clock=time.clock, sleep=time.sleep) as client:
+        error = await failure(client.ask(call()), ModelAPIError)
+    assert (error.type, len(time.slept)) == ("connection_error", 2)
+
+
+async def test_of_a_missing_end_mark_nothing_is_missed(opened: Opened, server: ProviderServer, time: FakeTime) -> None:
+    async with opened(server, clock=time.clock, sleep=time.sleep) as client:
+        reply = await client.ask(call("[[nodone]]"))
+    assert (reply.text, reply.finish_reason, reply.usage.completion_tokens) == (ANSWER, "stop", 5)
+    assert (server.n_calls, time.slept) == (1, [])
+
+
+async def test_duplicate_tool_call_ids_are_made_two(opened: Opened, server: ProviderServer) -> None:
+    fresh = (f"fresh_{i}" for i in itertools.count())
+    async with opened(server, ids=lambda: next(fresh)) as client:
+        reply = await client.ask(call(f"{TOOLS}[[sameids]]"))
+    assert [(each.id, each.arguments) for each in reply.tool_calls] == [
+        ("call_same", '{"a": 1}'),
+        ("fresh_0", '{"a": 2}'),
+    ]
+
+
+async def test_one_call_in_ten_failing_costs_at_most_a_fifth_more_calls(opened: Opened, time: FakeTime) -> None:
+    async with (
+        ProviderServer(fault_rate=0.1) as server,
+        opened(server, clock=time.clock, sleep=time.sleep, retry=RetryPolicy()) as client,
+    ):
+        replies = await asyncio.gather(*(client.ask(call(f"call {i}")) for i in range(400)))
+    assert {reply.text for reply in replies} == {ANSWER}
+    assert 400 < server.n_calls <= 1.2 * 400
+
+
+# --- waits that the provider asks for --------------------------------------------------------------------------------
+
+BEFORE = datetime(1994, 11, 6, 8, 49, 46, 850_000, tzinfo=UTC).timestamp()
+"""A sixth of a second before the date that the provider names."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "waits_s"),
+    [
+        ("[[429:retry-after=0.15 x1]]", [0.15]),
+        ("[[429:retry-after-ms=150 x1]]", [0.15]),
+        ("[[429:retry-after=Sun,_06_Nov_1994_08:49:47_GMT x1]]", [0.15]),
+        ("[[503:retry-after=0.15 x1]]", [0.15]),
+        ("[[529:retry-after=0.15 x1]]", [0.15]),
+        ("[[429:retry-after=0.1 x1]][[429:retry-after=0.2 x2]]", [0.1, 0.2]),
+    ],
+)
+async def test_no_call_comes_before_a_retry_after_ends(
+    opened: Opened, server: ProviderServer, fault: str, waits_s: list[float]
+) -> None:
+    async with opened(server, wall_clock=lambda: BEFORE) as client:
+        assert (await client.ask(call(fault))).text == ANSWER
+    came = [each.at for each in server.calls]
+    assert len(came) == len(waits_s) + 1
+    assert all(
+        later - earlier >= wait_s for (earlier, later), wait_s in zip(itertools.pairwise(came), waits_s, strict=True)
+    )
+
+
+async def test_the_others_wait_too(opened: Opened, server: ProviderServer) -> None:
+    is_told = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        is_told.set()
+        await asyncio.sleep(seconds)
+
+    async with opened(server, sleep=sleep) as client:
+        told = asyncio.create_task(client.ask(call("told [[429:retry-after=0.15 x1]]")))
+        await is_told.wait()
+        await asyncio.gather(told, *(client.ask(call(f"other {i}")) for i in range(10)))
+    refused, first, *_ = server.calls
+    assert first.text == refused.text
+    assert first.at - refused.at >= 0.15
+
+
+async def test_without_a_retry_after_the_waits_grow(opened: Opened, server: ProviderServer, time: FakeTime) -> None:
+    highest: Any = random.Random(1)
+    highest.uniform = lambda low, high: high
+    policy = RetryPolicy(max_retries=4, base_s=0.5, cap_s=3.0)
+    async with opened(server, clock=time.clock, sleep=time.sleep, rng=highest, retry=policy) as client:
+        await client.ask(call("[[status:429 x4]]"))
+    assert time.slept == [0.5, 1.0, 2.0, 3.0]
+
+
+# --- faults that stay ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "type"),
+    [
+        ("[[truncate]]", InvalidResponseError, "stream_truncated"),
+        ("[[badjson]]", InvalidResponseError, "malformed_stream"),
+        ("[[garbage]]", InvalidResponseError, "malformed_response"),
+        ("[[wrongtype]]", InvalidResponseError, "wrong_content_type"),
+        ("[[badargs]]", InvalidToolCallError, "invalid_arguments"),
+        ("[[badargs:[1, 2]]]", InvalidToolCallError, "invalid_arguments"),
+        ("[[finish:content_filter]]", InvalidResponseError, "refusal"),
+        ("[[finish:content_filter]][[json]]", InvalidResponseError, "refusal"),
+        ("[[error:invalid_request_error]]", InvalidResponseError, "stream_error"),
+        ("[[toolong]]", ModelAPIError, "context_length_exceeded"),
+        ("[[401:message=Incorrect API key: {key}]]", ModelAPIError, "authentication_error"),
+        ("[[404:message=no model m]]", ModelAPIError, "not_found"),
+        ("[[status:400]]", ModelAPIError, "bad_request"),
+        ("[[status:413]]", ModelAPIError, "request_too_large"),
+    ],
+)
+async def test_a_fault_that_stays_is_not_retried(
+    opened: Opened, server: ProviderServer, time: FakeTime, fault: str, kind: type[RequestError], type: str
+) -> None:
+    async with opened(server, clock=time.clock, sleep=time.sleep) as client:
+        error = await failure(client.ask(call(fault)), kind)
+    assert (error.type, server.n_calls, time.slept) == (type, 1, [])
+    assert error.message.startswith("local: ")
+
+
+@pytest.mark.parametrize("variant", ["", "[[json]]"])
+async def test_an_answer_without_choices_or_content_is_an_error(
+    opened: Opened, server: ProviderServer, variant: str
+) -> None:
+    async with opened(server) as client:
+        error = await failure(client.ask(call(f"[[nochoices]]{variant}")), InvalidResponseError)
+    assert error.type in ("no_choices", "no_content")
+    assert server.n_calls == 1
+
+
+async def test_arguments_that_the_token_limit_cut_are_no_call(opened: Opened, server: ProviderServer) -> None:
+    async with opened(server) as client:
+        reply = await client.ask(call(f"{TOOLS}[[badargs]][[finish:length]]"))
+    assert (reply.finish_reason, [each.arguments for each in reply.tool_calls]) == ("length", ['{"a": 1}', '{"a": 2}'])

@@ -1,0 +1,147 @@
+"""What each provider is sent for each part of a message: the whole body, kept in tests/data/golden, or a refusal.
+
+One part is taken and not sent: chat completions have no place for reasoning, and runs have to go on without it.
+
+After a change that is meant, write the files anew and read the diff:
+
+    REGENERATE_GOLDEN=1 python -m pytest tests/unit/test_request_bodies.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import orjson
+import pytest
+
+from batchray.errors import ModelAPIError
+from batchray.models import ModelCall, ToolSpec, anthropic, openai
+from batchray.schema import (
+    Base64Image,
+    ContentPart,
+    ImageContent,
+    LettaImage,
+    Message,
+    OmittedReasoningContent,
+    ReasoningContent,
+    RedactedReasoningContent,
+    SummarizedReasoningContent,
+    TextContent,
+    ToolCallContent,
+    ToolReturnContent,
+    UrlImage,
+)
+from batchray.schema.content import SummaryPart
+from tests.asking import message
+from tests.provider_messages import signature
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+BODIES: dict[str, Callable[[ModelCall], dict[str, Any]]] = {
+    "openai": openai.request_body,
+    "anthropic": anthropic.request_body,
+}
+
+ASKED = message("user", "What is 1 + 1?")
+CALLED = message("assistant", ToolCallContent(id="call_1", name="add", input={"a": 1, "b": 1}))
+RETURNED = message("user", ToolReturnContent(tool_call_id="call_1", content="2", is_error=False))
+IMAGE = ImageContent(source=UrlImage(url="http://h/a.png"))
+FAILED = message("user", ToolReturnContent(tool_call_id="call_1", content="too large", is_error=True))
+
+
+def looked_at(source: Any) -> list[Message]:
+    return [message("user", "Look.", ImageContent(source=source))]
+
+
+def after(*thoughts: Any) -> list[Message]:
+    """A conversation in which these are what the model thought before it called a tool."""
+    return [ASKED, message("assistant", *thoughts, "I add.", *CALLED.content or ()), RETURNED]
+
+
+CONVERSATIONS: dict[str, list[Message]] = {
+    "text": [message("user", TextContent(text="Say hello.", signature="c2ln"))],
+    "image_by_url": looked_at(UrlImage(url="https://example.com/a.png")),
+    "image_in_base64": looked_at(Base64Image(media_type="image/jpeg", data="QUJD", detail="low")),
+    "image_by_file_id_with_data": looked_at(LettaImage(file_id="file-1", media_type="image/gif", data="QUJD")),
+    "image_by_file_id": looked_at(LettaImage(file_id="file-1")),
+    "tool_call": [ASKED, CALLED, RETURNED],
+    "tool_return": [ASKED, CALLED, FAILED],
+    "reasoning": after(ReasoningContent(is_native=True, reasoning="One and one.", signature=signature("One and one."))),
+    "reasoning_unsigned": after(ReasoningContent(is_native=False, reasoning="One and one.")),
+    "redacted_reasoning": after(RedactedReasoningContent(data="cmVkYWN0ZWQ=")),
+    "omitted_reasoning": after(OmittedReasoningContent(signature=signature(""))),
+    "omitted_reasoning_unsigned": after(OmittedReasoningContent()),
+    "summarized_reasoning": after(SummarizedReasoningContent(id="rs_1", summary=[SummaryPart(index=0, text="I add.")])),
+}
+
+REFUSED = {
+    ("openai", "image_by_file_id"): "an image by file_id (letta) without its data",
+    ("openai", "redacted_reasoning"): "a part of type redacted_reasoning",
+    ("openai", "omitted_reasoning"): "a part of type omitted_reasoning",
+    ("openai", "omitted_reasoning_unsigned"): "a part of type omitted_reasoning",
+    ("openai", "summarized_reasoning"): "a part of type summarized_reasoning",
+    ("anthropic", "image_by_file_id"): "an image by file_id (letta) without its data",
+    ("anthropic", "reasoning_unsigned"): "a part of type reasoning without the signature that Anthropic gave it",
+    ("anthropic", "omitted_reasoning_unsigned"): (
+        "a part of type omitted_reasoning without the signature that Anthropic gave it"
+    ),
+    ("anthropic", "summarized_reasoning"): "a part of type summarized_reasoning",
+}
+MATRIX = [(protocol, name) for protocol in BODIES for name in CONVERSATIONS]
+
+
+def body_of(protocol: str, name: str) -> dict[str, Any]:
+    number = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+    tools = [ToolSpec("add", "Adds two numbers.", number)]
+    call = ModelCall("some-model", CONVERSATIONS[name], "Be brief.", tools, {"temperature": 0.5})
+    return BODIES[protocol](call)
+
+
+def test_every_kind_of_part_is_in_the_matrix() -> None:
+    kinds = {get_args(kind)[0] for kind in get_args(get_args(ContentPart)[0])}
+    tried = {type(part) for messages in CONVERSATIONS.values() for each in messages for part in each.content or ()}
+    assert tried == kinds
+
+
+@pytest.mark.parametrize(("protocol", "name"), [each for each in MATRIX if each not in REFUSED])
+def test_a_part_is_sent_as_the_golden_file_shows(protocol: str, name: str) -> None:
+    body, file = body_of(protocol, name), GOLDEN / protocol / f"{name}.json"
+    if os.environ.get("REGENERATE_GOLDEN"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    assert body == orjson.loads(file.read_bytes())
+
+
+@pytest.mark.parametrize(("protocol", "name"), REFUSED)
+def test_a_part_without_a_place_is_refused_by_name(protocol: str, name: str) -> None:
+    with pytest.raises(ModelAPIError) as raised:
+        body_of(protocol, name)
+    assert raised.value.type == "unsupported_content"
+    reason = f"message-1: the {protocol} protocol has no place for {REFUSED[protocol, name]}"
+    assert raised.value.message == reason
+
+
+def test_there_is_a_golden_file_for_each_body_and_no_other() -> None:
+    kept = {(file.parent.name, file.stem) for file in GOLDEN.glob("*/*.json")}
+    assert kept == {each for each in MATRIX if each not in REFUSED}
+
+
+@pytest.mark.parametrize("protocol", BODIES)
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (message("assistant", IMAGE), "type image in a message of role assistant"),
+        (message("system", IMAGE), "type image in a message of role system"),
+        (message("user", *CALLED.content or ()), "type tool_call in a message of role user"),
+        (message("assistant", *RETURNED.content or ()), "type tool_return in a message of role assistant"),
+        (message("user", ReasoningContent(is_native=True, reasoning="hm")), "type reasoning in a message of role user"),
+        (message("tool", "2"), "a tool return without a tool_call_id"),
+    ],
+)
+def test_a_part_in_the_wrong_message_is_refused_by_name(protocol: str, given: Message, named: str) -> None:
+    with pytest.raises(ModelAPIError, match=named) as raised:
+        BODIES[protocol](ModelCall("m", [given]))
+    assert raised.value.type == "unsupported_content"
