@@ -12,11 +12,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from batchray import __version__
 from batchray.errors import StoreError
 from batchray.schema.base import WireModel
 from batchray.server.errors import later
-from batchray.server.routing import Answer, NoQuery, Route, route_of
+from batchray.server.routing import VERSION, Answer, NoQuery, Route, route_of
 from batchray.server.service import Service
 from batchray.server.upload import Uploads
 
@@ -24,7 +23,7 @@ from batchray.server.upload import Uploads
 class HealthView(WireModel):
     """That the server answers, and which version it is."""
 
-    version: str = __version__
+    version: str = VERSION
     status: str = "ok"
 
 

@@ -10,9 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from batchray import __version__
 from batchray.schema.base import WireModel
-from batchray.server.routing import Route
+from batchray.server.routing import VERSION, Route
 
 _REF = "#/components/schemas/{model}"
 # What every route may answer: a query it cannot use, or a key that it does not know; and all that is not expected.
@@ -38,7 +37,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "batchray", "version": __version__},
+        "info": {"title": "batchray", "version": VERSION},
         "paths": paths,
         "components": {
             "schemas": definitions.get("$defs", {}),

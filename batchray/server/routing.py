@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Literal
 
 import orjson
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from batchray.config import first_sentence
 from batchray.schema.base import WireModel
 from batchray.server.errors import HttpError
+
+VERSION = version("batchray")
 
 Answer = BaseModel | Sequence[BaseModel] | Mapping[str, Any] | web.StreamResponse | None
 Endpoint = Callable[..., Awaitable[Answer]]
