@@ -1,0 +1,70 @@
+"""A live server: `batchray serve` as a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart" / "agents.yaml"
+
+
+class LiveServer:
+    """A running server.  `log` is what it wrote to standard error so far."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, data_dir: Path) -> None:
+        self.process, self.url, self.data_dir = process, url, data_dir
+        self._lines: list[str] = []
+        assert process.stderr is not None
+        self._reader = threading.Thread(target=self._lines.extend, args=(process.stderr,), daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return "".join(self._lines)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def stop(self, timeout: float = 60) -> int:
+        """Ask it to end, as a supervisor does; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return status
+
+
+@contextmanager
+def live_server(
+    data_dir: Path, *options: str, agents: Path | None = QUICKSTART, executor: str = "local", **environment: str
+) -> Iterator[LiveServer]:
+    """Start a server, yield it when it listens, and end it.  `environment` is added to this process's own."""
+    command = [sys.executable, "-m", "batchray", "serve", "--port", "0", "--data-dir", str(data_dir)]
+    command += ["--executor", executor, *(("--agents", str(agents)) if agents else ()), *options]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if " listens on " not in line:
+            process.kill()
+            assert process.stderr is not None
+            raise AssertionError(f"no server: {line}{process.stderr.read()}")
+        server = LiveServer(process, line.split()[3], data_dir)
+        try:
+            yield server
+        finally:
+            if process.poll() is None:
+                process.kill()
