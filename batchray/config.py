@@ -40,6 +40,12 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path(".batchray")
     """Where the store lives; beside the work it belongs to, so that two projects never mix."""
+    database_url: SecretStr | None = None
+    """A PostgreSQL database instead of the SQLite file: postgresql+psycopg://user:password@host/database."""
+    allow_network_fs: bool = False
+    """Whether the SQLite file may lie on a network file system, where locks and shared memory are not to be trusted."""
+    lease_s: Positive = 15.0
+    """On PostgreSQL: how long a job's leader may be silent before another server takes over."""
     max_in_flight: Count = 256
     """The window: requests in flight at once.  Most providers' limits are below it, and one lane carries it."""
     lanes: Count | None = None
@@ -74,6 +80,11 @@ class Settings(BaseSettings):
         """The SQLite file inside the data directory."""
         return self.data_dir / "batchray.db"
 
+    @property
+    def url(self) -> str | None:
+        """The URL of the database, password included; None: SQLite in the data directory."""
+        return self.database_url.get_secret_value() if self.database_url else None
+
 
 class ServerSettings(Settings):
     """How `batchray serve` runs.  `max_in_flight` is that of all its jobs together."""
@@ -92,6 +103,8 @@ class ServerSettings(Settings):
     """The longest silence of a sender, of headers and of a body."""
     min_upload_bytes_per_s: Count = 16 * 1024
     """A sender that stays below it is cut off; a phone on a bad line is faster."""
+    retention_days: Positive | None = 29.0
+    """How long an ended job is kept, as Anthropic keeps its batches' results.  None: for ever."""
     shutdown_grace_s: Positive = 30.0
     """What running items get to finish after SIGTERM; the usual supervisors kill after it."""
     callback_secret: SecretStr | None = None

@@ -19,7 +19,7 @@ from batchray.config import AgentSet, Settings
 from batchray.control import Wishes
 from batchray.errors import DeadlineExceededError, JobInterruptedError, RequestError, StoreError, WorkerDiedError
 from batchray.progress import Progress
-from batchray.store import JobRecord, NewOutcome, PendingItem, Store
+from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Store
 from batchray.window import Window
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
             raise JobInterruptedError(job.record.id)
         return await _end(job, store)
     finally:
+        job.patience.end()
         await job.ledger(store).drain()
         beats.cancel()
         with suppress(asyncio.CancelledError):
@@ -57,17 +58,24 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
 
 
 async def start_job(job_id: str, agents: AgentSet, store: Store, settings: Settings) -> RunningJob:
-    """Mark a job as running here, with its progress so far read from the store."""
-    record = await store.call(store.start_job, job_id)
-    progress = await store.call(_rebuild_progress, store, record)
-    return RunningJob(record, agents, settings, progress)
+    """Mark a job as running here, with its progress so far read from the store.
+
+    Raises LeaseLostError while another process leads it.
+    """
+    patience = Patience(store, f"job {job_id}")
+    record = await patience.call(store.start_job, job_id)
+    progress = await patience.call(_rebuild_progress, store, record)
+    return RunningJob(record, agents, settings, progress, patience)
 
 
 class RunningJob:
     """A job while this process runs it: its window, its live counts, and how it is steered."""
 
-    def __init__(self, record: JobRecord, agents: AgentSet, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self, record: JobRecord, agents: AgentSet, settings: Settings, progress: Progress, patience: Patience
+    ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
+        self.patience = patience
         self.window: Window[PendingItem, NewOutcome | None] = Window(
             settings.max_in_flight, key=self._provider_of, limits=agents.limits()
         )
@@ -82,7 +90,7 @@ class RunningJob:
 
     def ledger(self, store: Store) -> Ledger:
         """Return the job's way into the store."""
-        self._ledger = self._ledger or Ledger(store, self.record)
+        self._ledger = self._ledger or Ledger(store, self.record, self.patience)
         return self._ledger
 
     def attend(self, store: Store, executor: Executor) -> Callable[[PendingItem], Any]:
@@ -136,6 +144,7 @@ class RunningJob:
     def interrupt(self) -> None:
         """Leave the job unfinished: what runs is stopped, and items without an outcome wait for a resume."""
         self.is_interrupted = True
+        self.patience.end()
         self.window.stop()
 
     def snapshot(self) -> dict[str, Any]:
@@ -219,10 +228,14 @@ class RunningJob:
 
 
 class Ledger:
-    """Group commits: what all items ask to be written goes to disk together, at most every `interval_s`."""
+    """Group commits: what all items ask to be written goes to disk together, at most every `interval_s`.
 
-    def __init__(self, store: Store, job: JobRecord, interval_s: float = 0.02) -> None:
-        self._store, self._job, self._interval_s = store, job, interval_s
+    While the store cannot be used, outcomes are kept here, at most one for each place of the window, and no attempt
+    begins.
+    """
+
+    def __init__(self, store: Store, job: JobRecord, patience: Patience, interval_s: float = 0.02) -> None:
+        self._store, self._job, self._patience, self._interval_s = store, job, patience, interval_s
         self._attempts: list[tuple[int, int, int]] = []
         self._outcomes: list[NewOutcome] = []
         self._waiting: asyncio.Future[set[int]] | None = None
@@ -230,6 +243,7 @@ class Ledger:
 
     async def begin(self, index: int, attempt: int, deaths: int) -> None:
         """Count an attempt; on disk when this returns."""
+        await self._patience.room()
         self._attempts.append((index, attempt, deaths))
         await self._committed()
 
@@ -256,7 +270,7 @@ class Ledger:
             attempts, outcomes, waiting = self._attempts, self._outcomes, self._waiting
             self._attempts, self._outcomes, self._waiting = [], [], None
             try:
-                taken = await self._store.call(self._store.write, self._job, attempts, outcomes)
+                taken = await self._patience.call(_Write(self._store, self._job, attempts, outcomes))
             except Exception as error:  # noqa: BLE001  # every waiter has to hear of it; the job ends with it
                 waiting.set_exception(error)
                 waiting.exception()  # a waiter may be gone; that is no fault of its own
@@ -265,10 +279,24 @@ class Ledger:
             await asyncio.sleep(self._interval_s)
 
 
+class _Write:
+    """One group commit that may be called until it comes through, and that knows whether it was called before."""
+
+    def __init__(
+        self, store: Store, job: JobRecord, attempts: list[tuple[int, int, int]], outcomes: list[NewOutcome]
+    ) -> None:
+        self._store, self._job, self._attempts, self._outcomes = store, job, attempts, outcomes
+        self._is_again = False
+
+    def __call__(self) -> list[NewOutcome]:
+        is_again, self._is_again = self._is_again, True
+        return self._store.write(self._job, self._attempts, self._outcomes, is_again)
+
+
 async def _pending(job: RunningJob, store: Store) -> AsyncIterator[PendingItem]:
     """Read the items without an outcome, a page at a time."""
     last = -1
-    while page := await store.call(store.unfinished, job.record, last):
+    while page := await job.patience.call(store.unfinished, job.record, last):
         for item in page:
             yield item
         last = page[-1].index
@@ -292,8 +320,8 @@ async def _beat(job: RunningJob, links: Sequence[Link]) -> None:
 async def _end(job: RunningJob, store: Store) -> JobRecord:
     """Write the job's end: how it ended, how long it took."""
     if job.is_canceled:
-        await store.call(store.end_unfinished, job.record, "canceled", "cancelled", None)
-        job.progress = await store.call(_rebuild_progress, store, job.record)
+        await job.patience.call(store.end_unfinished, job.record, "canceled", "cancelled", None)
+        job.progress = await job.patience.call(_rebuild_progress, store, job.record)
         status, stop_reason = "cancelled", "cancelled"
     elif (left := job.record.total - job.progress.done) > 0:
         raise StoreError(f"job {job.record.id} came to its end with {left} items without an outcome")
@@ -302,12 +330,16 @@ async def _end(job: RunningJob, store: Store) -> JobRecord:
     else:
         status, stop_reason = "failed", "error"
     logger.info("job %s: %s", job.record.id, status, extra={"job_id": job.record.id})
-    return await store.call(store.end_job, job.record.id, status, stop_reason, job.progress, *job.durations())
+    ended = (status, stop_reason, job.progress, *job.durations())
+    return await job.patience.call(store.end_job, job.record.id, *ended)
 
 
 def cancel_at_rest(store: Store, job_id: str) -> None:
-    """Cancel a job that no process runs.  One that has ended stays as it is."""
-    record = store.job(job_id)
+    """Cancel a job that no process runs.  One that has ended stays as it is.
+
+    Raises LeaseLostError where another process runs it.
+    """
+    record = store.take_job(job_id)
     if not record.is_ended:
         store.end_unfinished(record, "canceled", "cancelled", None)
         progress = _rebuild_progress(store, record)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,15 +15,24 @@ from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
 from batchray.control import Wishes
 from batchray.driver import cancel_at_rest
-from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UnknownAgentError
+from batchray.errors import (
+    BatchrayError,
+    ConfigError,
+    JobInterruptedError,
+    KeyInUseError,
+    LeaseLostError,
+    StoreError,
+    UnknownAgentError,
+)
 from batchray.intake import Batch, read_body
 from batchray.job import Job
+from batchray.retention import keep_for
 from batchray.schema import new_job_id
 from batchray.server.checker import checked
 from batchray.server.errors import FINAL, HttpError, later
 from batchray.server.upload import Body
 from batchray.session import Session
-from batchray.store import JobRecord, NewItem, NewJob, Store, StoredResult
+from batchray.store import JobRecord, NewItem, NewJob, Store, StoredResult, lock
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +48,10 @@ class Service:
 
     def __init__(self, settings: ServerSettings, fleet: AgentSet, session: Session) -> None:
         self.settings, self.fleet, self.session = settings, fleet, session
-        self.store = session.open_store(settings.data_dir)
-        self.reader = Store.open_for_reading(settings.data_dir)
+        self.store = session.open_store(settings)
+        self.reader = Store.open_for_reading(settings.data_dir, settings.url)
+        # What is uploaded is spooled there, and a server empties that at its start.
+        self._directory = lock(settings.data_dir) if self.store.is_shared else None
         self.is_draining = False
         self.on_end: Callable[[], None] = lambda: None
         self._waiting: deque[str] = deque()
@@ -69,7 +81,10 @@ class Service:
                 job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest if key else None
             )
             agent_ids = {*self.fleet.agents, *await self.read(self.reader.agent_ids, user_id)}
-            await self.store.call(self._create, new, body, agent_ids)
+            try:
+                await self.store.call(self._create, new, body, agent_ids)
+            except KeyInUseError:  # another server has accepted it in this moment
+                raise later(1, "a batch with this Idempotency-Key is being accepted") from None
         self._waiting.append(job_id)
         self._start_next()
         return await self.read(self.reader.job, job_id)
@@ -81,7 +96,10 @@ class Service:
             return
         if record.id in self._waiting:
             self._waiting.remove(record.id)
-        await self.store.call(cancel_at_rest, self.store, record.id)
+        try:
+            await self.store.call(cancel_at_rest, self.store, record.id)
+        except LeaseLostError:
+            await self.store.call(self.store.ask_leader, record, is_canceled=True)
         self.on_end()
 
     async def retry(self, record: JobRecord) -> None:
@@ -143,13 +161,12 @@ class Service:
     # -- the server's life
 
     async def start(self) -> None:
-        """Go on with the jobs that an earlier server left unfinished."""
-        for record in await self.read(self.reader.unended_jobs):
-            if record.kind == "batch":
-                self._waiting.append(record.id)
-            else:  # whoever asked for it has gone
-                await self.store.call(cancel_at_rest, self.store, record.id)
-        self._start_next()
+        """Go on with the jobs that an earlier server left unfinished, and that no other one leads."""
+        await self._adopt()
+        if self.store.is_shared:
+            self._spawn(self._adopt_orphans())
+        if self.settings.retention_days is not None:
+            self._spawn(keep_for(self.store, self.settings.retention_days))
 
     async def stop(self) -> None:
         """Start nothing more, let running items finish within the grace period, leave the rest for the next start."""
@@ -163,20 +180,44 @@ class Service:
             task.cancel()
         self.reader.close()
         self.session.release_store(self.store)
+        if self._directory is not None:
+            os.close(self._directory)
 
     def in_flight(self) -> int:
         """Return how many requests are in flight."""
         return sum(job.in_flight for job in self._running.values())
 
-    def is_running(self, job_id: str) -> bool:
-        """Tell whether a job runs or waits for its turn."""
-        return job_id in self._running or job_id in self._waiting
+    async def is_over(self, job_id: str) -> bool:
+        """Tell whether nothing more will come of a job: it neither runs nor waits for its turn."""
+        if self.store.is_shared:  # it may be led elsewhere
+            return (await self.read(self.reader.job, job_id)).is_ended
+        return job_id not in self._running and job_id not in self._waiting
 
     async def read(self, query: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
         """Run a query on a thread, so that no other client waits for it."""
         return await asyncio.to_thread(query, *args, **options)
 
     # -- inside
+
+    async def _adopt(self) -> None:
+        for record in await self.read(self.reader.unended_jobs):
+            if record.id in self._running or record.id in self._waiting:
+                continue
+            if record.kind == "batch":
+                self._waiting.append(record.id)
+            else:  # whoever asked for it has gone
+                with suppress(LeaseLostError):
+                    await self.store.call(cancel_at_rest, self.store, record.id)
+        self._start_next()
+
+    async def _adopt_orphans(self) -> None:
+        """Go on with jobs whose leaders have died."""
+        while not self.is_draining:
+            await asyncio.sleep(self.settings.lease_s / 3)
+            try:
+                await self._adopt()
+            except StoreError as error:
+                logger.warning("jobs of other servers cannot be looked for: %s", error)
 
     def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
         with _batch_in(body, agent_ids) as batch:
@@ -207,7 +248,7 @@ class Service:
 
     async def _launch(self, job_id: str) -> Job:
         agents = AgentSet.from_snapshot(await self.read(self.reader.agent_snapshot, job_id))
-        store = self.session.open_store(self.settings.data_dir)
+        store = self.session.open_store(self.settings)
         try:
             job = self.session.start(job_id, agents, store, self.settings)
         except BaseException:

@@ -30,7 +30,9 @@ FLOORS = (
     "agents",
     # the outside
     "threads",
+    "crash",
     "store",
+    "retention",
     "control",
     "callback",
     "cluster",
@@ -43,6 +45,7 @@ FLOORS = (
     "api",
     # the doors
     "server",
+    "cli_db",
     "cli",
     "__main__",
 )
@@ -52,8 +55,9 @@ PURE = ("config", "intake", "window", "progress")
 HEAVY = {
     "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool"},
     "aiohttp": {"callback.transport", "models.client", "models.http", "server"},
-    "sqlalchemy": {f"store{part}" for part in ("", ".agents", ".database", ".items", ".jobs", ".outbox", ".tables")},
-    "click": {"cli"},
+    "sqlalchemy": {"store"},
+    "psycopg": set(),
+    "click": {"cli", "cli_db"},
     "rich": {"cli", "display"},
     "pandas": {"job", "results"},
     "yaml": {"config"},
