@@ -124,8 +124,8 @@ class Database:
     def _page(self, query: sa.Select[Any], build: Callable[..., T], size: Callable[[T], int]) -> Iterator[T]:
         """Yield rows until about `PAGE_BYTES` of them, so that large requests make short pages."""
         budget = PAGE_BYTES
-        with self._reading() as connection:
-            for row in connection.execution_options(yield_per=50).execute(query):
+        with self._reading() as connection, connection.execution_options(yield_per=50).execute(query) as rows:
+            for row in rows:
                 built = build(*row)
                 yield built
                 budget -= size(built)
