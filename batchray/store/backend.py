@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
-from batchray.errors import StoreError
+from batchray.errors import BatchrayError
 
 
 class Backend(Protocol):
@@ -30,7 +30,7 @@ class Backend(Protocol):
         """Return its own INSERT, which knows of conflicts."""
         ...
 
-    def failure(self, error: Exception) -> StoreError:
+    def failure(self, error: Exception) -> BatchrayError:
         """Say in our words what the driver's error means."""
         ...
 

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from batchray.errors import ConfigError, StoreError, StoreFullError, StoreUnavailableError
+from batchray.errors import (
+    BatchFormatError,
+    BatchrayError,
+    ConfigError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 
 _SCHEMA_LOCK = 0x62617463  # of pg_advisory_xact_lock: any number that is ours
 _CONNECTION = {
@@ -54,11 +61,13 @@ class Postgres:
         """Return an INSERT that knows of conflicts."""
         return postgresql.insert(table)
 
-    def failure(self, error: Exception) -> StoreError:
+    def failure(self, error: Exception) -> BatchrayError:
         """Say in our words what PostgreSQL's error means."""
         cause = getattr(error, "orig", error)
         state = getattr(cause, "sqlstate", None)
         message = f"the store in {self.name} failed: {' '.join(str(cause).split())}"
+        if isinstance(error, sa.exc.DataError):  # such as a NUL inside a text
+            return BatchFormatError(f"the database cannot hold it: {cause}")
         if state == _FULL:
             return StoreFullError(message)
         # Without a state it never came to a server's answer: the connection is lost, or there was none.

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from batchray.errors import StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
+from batchray.errors import BatchrayError, StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
 
 _BUSY_S = 10.0
 """How long a statement waits for another program's lock before it fails, and is tried again."""
@@ -53,7 +53,7 @@ class Sqlite:
         """Return an INSERT that knows of conflicts."""
         return sqlite.insert(table)
 
-    def failure(self, error: Exception) -> StoreError:
+    def failure(self, error: Exception) -> BatchrayError:
         """Say in our words what SQLite's error means."""
         cause = getattr(error, "orig", error)
         code = getattr(cause, "sqlite_errorcode", 0)
