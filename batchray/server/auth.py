@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -57,10 +58,16 @@ def _user(request: web.Request, keys: KeyFile) -> str:
 
 def _anybody(request: web.Request) -> str:
     # A page in a browser on this machine could name us by a host of its own (DNS rebinding).
-    host = request.host.rpartition(":")[0] or request.host
-    if not _is_loopback(host.strip("[]")):
+    if not _is_loopback(_host_of(request)):
         raise HttpError(421, "without API keys this server answers only to a loopback name")
     return DEFAULT_USER
+
+
+def _host_of(request: web.Request) -> str:
+    try:
+        return urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -232,7 +232,7 @@ class Batches:
     async def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[StoredResult]:
         last_index, last_seq = -1, 0
         while True:
-            is_last = not query.follow or not self._service.is_running(job.id)
+            is_last = not query.follow or not self._service.will_go_on(job.id)
             while page := await self._service.read(
                 self._reader.results,
                 job,
@@ -263,7 +263,7 @@ class Batches:
         events = Events(request)
         told: Any = None
         while True:
-            is_over = not self._service.is_running(job.id)
+            is_over = not self._service.will_go_on(job.id)
             while page := await self._service.read(self._reader.results, job, after_seq=last_seq, limit=100):
                 for stored in page:
                     last_seq = stored.seq

@@ -168,9 +168,9 @@ class Service:
         """Return how many requests are in flight."""
         return sum(job.in_flight for job in self._running.values())
 
-    def is_running(self, job_id: str) -> bool:
-        """Tell whether a job runs or waits for its turn."""
-        return job_id in self._running or job_id in self._waiting
+    def will_go_on(self, job_id: str) -> bool:
+        """Tell whether more is to come of a job as long as this server runs."""
+        return not self.is_draining and (job_id in self._running or job_id in self._waiting)
 
     async def read(self, query: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
         """Run a query on a thread, so that no other client waits for it."""
