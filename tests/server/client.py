@@ -40,7 +40,7 @@ def call(
 
 
 def _answer(status: int, headers: Mapping[str, str], text: bytes) -> Answer:
-    is_json = (headers.get("Content-Type") or "").startswith("application/json")
+    is_json = (headers.get("Content-Type") or "").partition(";")[0] == "application/json"
     return Answer(status, headers, json.loads(text) if is_json else text.decode())
 
 
