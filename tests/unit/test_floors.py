@@ -35,6 +35,7 @@ FLOORS = (
     "callback",
     "cluster",
     # the story
+    "in_flight",
     "driver",
     "results",
     "job",
