@@ -121,7 +121,7 @@ class RunningJob:
         ledger = self.ledger(store)
 
         async def attend(item: PendingItem) -> NewOutcome | None:
-            attempt, deaths = item.attempt, item.deaths
+            attempt, deaths, losses = item.attempt, item.deaths, item.deaths
             while True:
                 attempt += 1
                 await ledger.begin(item.index, attempt, deaths)  # counted before it is spawned
@@ -129,8 +129,10 @@ class RunningJob:
                 try:
                     outcome = await self._attempt(executor, item, attempt, deaths)
                 except WorkerDiedError as error:
-                    deaths += error.is_suspect
-                    if deaths < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
+                    is_proven = deaths > 0 and error.is_suspect  # it ran alone, and was suspected before
+                    deaths, losses = deaths + error.is_suspect, losses + 1
+                    n_counted = losses if is_proven else deaths
+                    if n_counted < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
                         continue
                     outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
                 finally:

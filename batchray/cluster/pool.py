@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from batchray.cluster.connect import connect, disconnect
 from batchray.cluster.executor import Link, Order
 from batchray.cluster.job_actor import JobLink
 from batchray.cluster.lane import Lane, pack, run_in_process
+from batchray.cluster.obituary import UNTOLD, Death
 from batchray.config import AgentSet, BoundAgent, Settings
 from batchray.errors import ClusterError, ConfigError, RequestError, WorkerDiedError
 from batchray.threads import DaemonThread
@@ -30,8 +32,10 @@ _CONNECT_S = 60.0
 _START_S = 120.0
 _RESTART_S = 60.0
 _ANSWER_S = 5.0
-
+_INQUEST_S = 15.0
 _PLACE_TRIES = 5
+# Of several processes that were killed for want of memory, those of this share of the largest are suspects.
+_OOM_SHARE = 0.5
 
 _LaneActor = ray.remote(Lane)
 _LANE_OPTIONS = {
@@ -41,6 +45,13 @@ _LANE_OPTIONS = {
     "max_concurrency": _MAX_CONCURRENCY,
     "enable_task_events": False,
 }
+
+
+class _PostMortem(NamedTuple):
+    """What a lane died of, and which items it was executing then."""
+
+    death: Death
+    suspects: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass(eq=False)
@@ -53,7 +64,7 @@ class _LaneHandle:
     life: int = 0
     is_down: bool = False
     is_probed: bool = False
-    post_mortems: dict[int, asyncio.Task[set[tuple[str, int]]]] = field(default_factory=dict)
+    post_mortems: dict[int, asyncio.Task[_PostMortem]] = field(default_factory=dict)
 
 
 class RayExecutor:
@@ -144,9 +155,9 @@ class RayExecutor:
         try:
             return await _result(lane.actor.run.remote(packed, order.encode()), is_task=False)
         except ray.exceptions.RayActorError as error:
-            suspects = await self._post_mortem(lane, life)
-            is_suspect = (order.job_id, order.index) in suspects
-            raise WorkerDiedError("its lane exited or was killed while it ran", is_suspect) from error
+            found = await self._post_mortem(lane, life)
+            is_suspect = (order.job_id, order.index) in found.suspects
+            raise WorkerDiedError(f"its lane died while it ran: {found.death}", is_suspect) from error
         except asyncio.CancelledError:
             self._probe(lane)
             raise
@@ -179,35 +190,73 @@ class RayExecutor:
             num_cpus=wanted.get("CPU", 1), num_gpus=wanted.get("GPU", 0), enable_task_events=False
         )
         try:
-            return await _result(task.remote(packed, order.encode()), is_task=True)
+            return await _result(task.remote(packed, order.encode(), order.key), is_task=True)
         except ray.exceptions.OutOfMemoryError as error:
-            raise WorkerDiedError("its process was killed by Ray's memory monitor") from error
+            death = await self._death_of(order.key)
+            is_suspect = death is UNTOLD or death.n_bytes >= _largest_killed(str(error)) * _OOM_SHARE
+            cause = death._replace(cause="Ray's memory monitor killed it")
+            raise WorkerDiedError(f"its process died while it ran: {cause}", is_suspect) from error
         except ray.exceptions.WorkerCrashedError as error:
-            raise WorkerDiedError("its process exited or was killed while it ran") from error
+            raise WorkerDiedError(f"its process died while it ran: {await self._death_of(order.key)}") from error
 
-    async def _post_mortem(self, lane: _LaneHandle, life: int) -> set[tuple[str, int]]:
-        """Return which items one life of a lane was executing when it died; asked once for all calls it took along."""
+    async def _death_of(self, key: str) -> Death:
+        """Ask the lanes what a process died of; one of them shares its node, but may be starting again itself."""
+
+        async def ask(lane: _LaneHandle) -> Death | None:
+            while True:
+                try:
+                    return await lane.actor.death_of.remote(key)  # type: ignore[no-any-return]
+                except ray.exceptions.ActorUnavailableError:
+                    await asyncio.sleep(0.2)
+
+        asked = [asyncio.ensure_future(ask(lane)) for lane in self._lanes]
+        try:
+            for answer in asyncio.as_completed(asked, timeout=_INQUEST_S):
+                try:
+                    if (death := await answer) is not None:
+                        return death
+                except ray.exceptions.RayError as error:  # this lane will never know
+                    logger.info("a lane cannot tell of a death: %s", _first_line(error))
+        except TimeoutError:
+            logger.info("no lane could tell of a death in time")
+        finally:
+            for task in asked:
+                task.cancel()
+        return UNTOLD
+
+    async def _post_mortem(self, lane: _LaneHandle, life: int) -> _PostMortem:
+        """Return what one life of a lane died of; asked once for all calls that it took along."""
         if life == lane.life:
             lane.life += 1
             lane.post_mortems = {life: asyncio.ensure_future(self._ask_last_words(lane))}
         task = lane.post_mortems.get(life)
-        return await asyncio.shield(task) if task else set()
+        return await asyncio.shield(task) if task else _PostMortem(UNTOLD)
 
-    async def _ask_last_words(self, lane: _LaneHandle) -> set[tuple[str, int]]:
-        logger.warning("a lane died (process %s); its requests are run again", lane.pid)
+    async def _ask_last_words(self, lane: _LaneHandle) -> _PostMortem:
+        before = lane.pid
         lane.is_down = True
         try:
             async with asyncio.timeout(_RESTART_S):
                 while True:
                     try:
-                        pid, words = await lane.actor.last_words.remote()
+                        lane.pid, words, death = await lane.actor.last_words.remote()
                         break
                     except ray.exceptions.ActorUnavailableError:
                         await asyncio.sleep(0.2)
         except (TimeoutError, ray.exceptions.RayError) as error:
             raise ClusterError(f"a lane died and did not come back: {_first_line(error)}") from error
-        was_alive, lane.pid, lane.is_down = pid == lane.pid, pid, False
-        return set() if was_alive else {(job_id, index) for job_id, index in words}
+        lane.is_down = False
+        if lane.pid == before:
+            logger.warning("the connection to a lane (process %s) broke; its requests are run again", before)
+            return _PostMortem(Death("the connection to it broke"))
+        logger.warning("a lane died (process %s); its requests are run again: %s", before, death)
+        return _PostMortem(death, frozenset((job_id, index) for job_id, index in words))
+
+
+def _largest_killed(report: str) -> float:
+    """Return the bytes of the largest process that Ray's memory monitor killed at once; it takes small ones along."""
+    held = re.findall(r"Selected to kill:.*?actual memory used=([0-9.]+)GB", report)
+    return max(map(float, held), default=0.0) * 2**30
 
 
 async def _start_lane(node_id: str) -> _LaneHandle:
@@ -218,7 +267,7 @@ async def _start_lane(node_id: str) -> _LaneHandle:
         # news of a node has not reached all of the others; then it is started again.
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=True)
         actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote()
-        pid, _ = await actor.last_words.remote()
+        pid, *_ = await actor.last_words.remote()
         n_tries += 1
         if n_tries == _PLACE_TRIES or await actor.node_id.remote() == node_id:
             return _LaneHandle(actor, pid)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,11 @@ def test_ten_killed_lanes_lose_and_repeat_nothing(options: dict[str, Any]) -> No
     assert slowest < 30  # new outcomes came soon after each death
 
 
-def run_cli(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start the command line on a cluster of its own."""
     command = [sys.executable, "-m", "batchray", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(environment or {})}
+    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def write_waiting_batch(directory: Path, n: int, seconds: float) -> None:

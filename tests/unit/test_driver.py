@@ -192,6 +192,16 @@ async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: St
     ]
 
 
+async def test_a_death_that_others_caused_counts_once_an_item_is_proven_deadly(store: Store) -> None:
+    def die(order: Order) -> None:
+        raise WorkerDiedError("its lane died", is_suspect=order.attempt > 1)
+
+    executor = Scripted(die)
+    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
+    assert [order.is_alone for order in executor.orders] == [False, False, True]
+    assert store.results(record)[0].attempts == 3
+
+
 async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) -> None:
     def die(order: Order) -> None:
         if order.attempt <= 6:
