@@ -41,6 +41,7 @@ class Obituary:
         with file.open("xb+") as opened:
             opened.truncate(_STATE.size)
             self._state = mmap.mmap(opened.fileno(), 0)
+        self._note_memory()
         self._crash = _crash_file(file).open("xb")
         faulthandler.enable(self._crash, all_threads=False)
         self._leave, os._exit = os._exit, self._exit  # type: ignore[assignment]
@@ -63,10 +64,11 @@ class Obituary:
 
     def _sample(self) -> None:
         """Note how much memory the process holds, a few times a second."""
-        while True:
-            _STATE.pack_into(self._state, 0, False, 0, _resident_bytes())
-            if self._is_closed.wait(_SAMPLE_S):
-                return
+        while not self._is_closed.wait(_SAMPLE_S):
+            self._note_memory()
+
+    def _note_memory(self) -> None:
+        _STATE.pack_into(self._state, 0, False, 0, _resident_bytes())
 
 
 def read_obituary(file: Path) -> Death | None:
