@@ -30,7 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Before a job whose driver failed, as where Ray is gone, is started again.
-_RESTART_S = 5.0
+_RESTART_S = 2.0
 # How often jobs that do not run are looked at, whether their deadline has passed.
 _EXPIRY_S = 30.0
 

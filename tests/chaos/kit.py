@@ -28,7 +28,7 @@ from tests.provider_server import ProviderServer
 from tests.server.live import LiveServer, live_server
 
 _POLL_S = 0.25
-_AGENTS = ("dashboard", "runtime_env_agent", "monitor", "log_monitor")
+_AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/")
 
 
 def until(is_so: Callable[[], bool], timeout_s: float) -> float:
@@ -93,15 +93,16 @@ class Supervised:
         psutil.Process(self.pid).kill()
         until(self._is_up.is_set, 120)
 
-    def terminate(self) -> float:
-        """Ask the server to end, wait for the next one, and return how long it took to end."""
+    def terminate(self) -> tuple[float, float]:
+        """Ask the server to end, and wait for the next one; returns when it was not ready, and when it had ended."""
         self.processes("")
         self._is_up.clear()
         n_ended = len(self.statuses)
         psutil.Process(self.pid).terminate()
-        took_s = until(lambda: len(self.statuses) > n_ended, 120)
+        unready_s = until(lambda: _answer(urllib.request.Request(f"{self.url}/readyz")) is None, 60)
+        ended_s = unready_s + until(lambda: len(self.statuses) > n_ended, 120)
         until(self._is_up.is_set, 120)
-        return took_s
+        return unready_s, ended_s
 
     def stop(self) -> int:
         """End the server for good; returns its exit status."""
@@ -170,6 +171,13 @@ class Client:
         jobs = [self.job(job_id) for job_id in self.ledger.batches]
         return all(job is not None and job["status"] not in ("created", "running") for job in jobs)
 
+    def count(self) -> int:
+        """Ask for the counts now, as soon as the server answers."""
+        while None in (jobs := [self.job(job_id) for job_id in self.ledger.batches]):
+            time.sleep(0.05)
+        counts = [job["metadata"]["request_counts"] for job in jobs if job is not None]
+        return sum(each["total"] - each["pending"] for each in counts)
+
     def keep_what_is_shown(self) -> None:
         """Write down all outcomes that are shown now; none may change or disappear."""
         for job_id in self.ledger.batches:
@@ -216,6 +224,19 @@ def questions(n: int, prefix: str) -> list[dict[str, Any]]:
         {"agent_id": "good", "custom_id": f"{prefix}-{i}", "input": f"{prefix} {i} [[say:answer to {prefix}-{i}]]"}
         for i in range(n)
     ]
+
+
+def start_server(directory: Path, base_url: str, n_in_flight: int, executor: str, **environment: str) -> Supervised:
+    """Start a server with an agent that asks a provider, and one that dies as it is told to."""
+    agents = {
+        "providers": {"local": {"protocol": "openai", "base_url": base_url}},
+        "agents": [{"id": "good", "model": "local/m"}, {"id": "deadly", "run": "tests.cluster.dying:sync_agent"}],
+    }
+    file = directory / "agents.json"
+    file.write_text(json.dumps(agents))
+    options = ("--lanes", "2", "--max-in-flight", str(n_in_flight))
+    settings = {"BATCHRAY_MIN_WATCHED_ITEMS": "1", "BATCHRAY_NUM_CPUS": "2", **environment}
+    return Supervised(directory / "data", file, *options, executor=executor, **settings)
 
 
 def judge(client: Client, provider: ProviderServer, *, bad: frozenset[str] = frozenset()) -> dict[str, Any]:
