@@ -13,9 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
 from batchray.control import Wishes
-from batchray.driver import cancel_at_rest
+from batchray.driver import cancel_at_rest, expire_at_rest
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UnknownAgentError
-from batchray.intake import Batch, read_body
+from batchray.intake import Batch, RawRequest, read_body
 from batchray.job import Job
 from batchray.schema import new_job_id
 from batchray.server.checker import checked
@@ -30,7 +30,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Before a job whose driver failed, as where Ray is gone, is started again.
-_RESTART_S = 5.0
+_RESTART_S = 2.0
+# How often jobs that do not run are looked at, whether their deadline has passed.
+_EXPIRY_S = 30.0
 
 
 class Service:
@@ -60,7 +62,7 @@ class Service:
         HttpError 422 for a key that came with another body, 503 while the server is stopping.
         """
         if self.is_draining:
-            raise later(10, "the server is stopping; come again in a moment")
+            raise _stopping()
         with self._holding(user_id, key):
             if key is not None and (known := await self.read(self.reader.job_of_key, user_id, key)) is not None:
                 if known.body_digest != body.digest:
@@ -110,7 +112,7 @@ class Service:
         Raises UnknownAgentError, and HttpError 503 while the server is stopping.
         """
         if self.is_draining:
-            raise later(10, "the server is stopping; come again in a moment")
+            raise _stopping()
         await self.read(self.agent, user_id, agent_id)
         new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
         await self.store.call(self.store.create_job, new, [NewItem(agent_id, None, request)])
@@ -161,6 +163,7 @@ class Service:
             else:  # whoever asked for it has gone
                 await self.store.call(cancel_at_rest, self.store, record.id)
         self._start_next()
+        self._spawn(self._expire_waiting())
 
     async def stop(self) -> None:
         """Start nothing more, let running items finish within the grace period, leave the rest for the next start."""
@@ -194,8 +197,15 @@ class Service:
 
     def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
         with _batch_in(body, agent_ids) as batch:
-            items = (NewItem(*request) for request in batch.requests)
+            items = (NewItem(*request) for request in self._unless_stopping(batch.requests))
             self.store.create_job(replace(new, callback_url=batch.callback_url), items)
+
+    def _unless_stopping(self, requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
+        """Yield them; a large batch that is being stored when the server has to stop is given up whole."""
+        for request in requests:
+            if self.is_draining:
+                raise _stopping()
+            yield request
 
     @contextmanager
     def _holding(self, user_id: str, key: str | None) -> Iterator[None]:
@@ -252,11 +262,30 @@ class Service:
         self._waiting.append(job_id)
         self._start_next()
 
+    async def _expire_waiting(self) -> None:
+        """End jobs whose deadline passes while they wait for their turn, or for an agent that is not there."""
+        while True:
+            await asyncio.sleep(_EXPIRY_S)
+            for record in await self.read(self.reader.unended_jobs):
+                is_at_rest = record.id not in self._running and record.id not in self._starting
+                if (
+                    is_at_rest
+                    and not self.is_draining
+                    and await self.store.call(expire_at_rest, self.store, record, self.settings)
+                ):
+                    if record.id in self._waiting:
+                        self._waiting.remove(record.id)
+                    self.on_end()
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _stopping() -> HttpError:
+    return later(10, "the server is stopping; come again in a moment")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from batchray.errors import UnknownJobError
 from batchray.progress import STATUSES, Progress
 from batchray.store.database import Database, chunks
 from batchray.store.records import JobRecord, NewItem, NewJob, Order, job_record, utc_now
-from batchray.store.tables import attempts, callbacks, jobs, outcomes
+from batchray.store.tables import attempts, callbacks, jobs, outcomes, reopenings
 
 # What a list of jobs does not need: the agents' settings may be long.
 _COLUMNS = [column for column in jobs.c if column.name != "agents"]
@@ -110,6 +110,8 @@ class Jobs(Database):
             )
             n_forgotten = connection.execute(sa.delete(outcomes).where(failed)).rowcount
             connection.execute(sa.delete(callbacks).where(callbacks.c.job == job.key))
+            connection.execute(sa.delete(reopenings).where(reopenings.c.job == job.key))
+            connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=utc_now()))
             connection.execute(
                 sa.update(jobs)
                 .where(jobs.c.job == job.key)
@@ -124,6 +126,12 @@ class Jobs(Database):
                 )
             )
         return n_forgotten
+
+    def opened_at(self, job: JobRecord) -> str:
+        """Return when the job was made or, if that was later, opened again: what its deadline counts from."""
+        query = sa.select(reopenings.c.reopened_at).where(reopenings.c.job == job.key)
+        with self._reading() as connection:
+            return connection.execute(query).scalar() or job.created_at
 
     def job(self, job_id: str, user_id: str | None = None) -> JobRecord:
         """Return a job; of this user, where one is given.  Raises UnknownJobError."""

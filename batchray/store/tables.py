@@ -93,6 +93,14 @@ callbacks = sa.Table(
     sa.Column("n_attempts", sa.Integer, nullable=False, server_default="0"),
 )
 
+# When an ended job was opened again to run what had failed; a job without a row was never.
+reopenings = sa.Table(
+    "reopenings",
+    metadata,
+    sa.Column("job", sa.Integer, primary_key=True),
+    sa.Column("reopened_at", sa.String, nullable=False),
+)
+
 agents = sa.Table(
     "agents",
     metadata,
