@@ -231,6 +231,9 @@ class Service:
             await self._launch(job_id)
         except ConfigError as error:  # an agent whose key or code is not there any more
             logger.error("job %s cannot go on: %s", job_id, error)
+        except BatchrayError as error:
+            logger.error("job %s could not be started and will be tried again: %s", job_id, error)
+            self._spawn(self._restart(job_id))
         finally:
             del self._starting[job_id]
             self._start_next()
