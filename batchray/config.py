@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     """CPUs of a cluster of our own.  None: as many as the machine has."""
     max_attempts: Count = 3
     """Attempts of a request whose process keeps dying under it, before it ends as errored."""
+    job_deadline_s: Positive = 86_400.0
+    """A whole job, from its creation, restarts included; what is not done then expires.  A day, as providers give."""
     deadline_grace_s: Positive = 30.0
     """What a lane gets beyond a request's own deadline before the driver stops waiting for its answer."""
     min_watched_items: Count = 1

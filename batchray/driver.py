@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -18,6 +18,7 @@ from batchray.cluster import Executor, Link, Order
 from batchray.config import AgentSet, Settings
 from batchray.control import Wishes
 from batchray.errors import DeadlineExceededError, JobInterruptedError, RequestError, StoreError, WorkerDiedError
+from batchray.in_flight import InFlight
 from batchray.progress import Progress
 from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Store
 from batchray.window import Window
@@ -27,8 +28,31 @@ logger = logging.getLogger(__name__)
 _BEAT_S = 0.25
 _N_SHOWN = 100  # in-flight items in a snapshot, the oldest ones
 _N_FAILURES = 20
+_WATCH_S = 1.0
+# Of an attempt's own deadline and grace, which end an attempt on a lane.
+_PATIENCE = 2.0
 # An item that is no suspect goes on after a death of its process, but not for ever.
 _MAX_LOST_ATTEMPTS = 20
+
+
+class Ending(NamedTuple):
+    """How a job ends before all of its items have an outcome.
+
+    `of_items` are status, stop reason and error of those that have none.
+    """
+
+    status: str
+    stop_reason: str
+    of_items: tuple[str, str, Mapping[str, str] | None]
+
+
+CANCELED = Ending("cancelled", "cancelled", ("canceled", "cancelled", None))
+
+
+def expired(settings: Settings) -> Ending:
+    """Return the ending of a job whose deadline has passed."""
+    message = f"not done by its job's deadline, {settings.job_deadline_s:g} s after the job was made"
+    return Ending("expired", "error", ("expired", "error", {"type": "job_expired", "message": message}))
 
 
 async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequence[Link] = ()) -> JobRecord:
@@ -37,7 +61,7 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
     Returns the ended job.  Raises JobInterruptedError when it was stopped before its end, and ClusterError or
     StoreError when it cannot go on; what is recorded stays, and a later run goes on from there.
     """
-    beats = asyncio.create_task(_beat(job, links))
+    beside = [asyncio.create_task(work) for work in (_watch(job), *(_beat(job, link) for link in links))]
     try:
         async with aclosing(job.window.run(_pending(job, store), job.attend(store, executor))) as finished:
             async for outcomes in finished:
@@ -49,9 +73,11 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
     finally:
         job.patience.end()
         await job.ledger(store).drain()
-        beats.cancel()
-        with suppress(asyncio.CancelledError):
-            await beats
+        for task in beside:
+            task.cancel()
+        for task in beside:
+            with suppress(asyncio.CancelledError):
+                await task
         for link in links:
             await link.update(job.snapshot())
             link.close()
@@ -65,27 +91,36 @@ async def start_job(job_id: str, agents: AgentSet, store: Store, settings: Setti
     patience = Patience(store, f"job {job_id}")
     record = await patience.call(store.start_job, job_id)
     progress = await patience.call(_rebuild_progress, store, record)
-    return RunningJob(record, agents, settings, progress, patience)
+    opened_at = await patience.call(store.opened_at, record)
+    return RunningJob(record, agents, settings, progress, opened_at, patience)
 
 
 class RunningJob:
     """A job while this process runs it: its window, its live counts, and how it is steered."""
 
     def __init__(
-        self, record: JobRecord, agents: AgentSet, settings: Settings, progress: Progress, patience: Patience
+        self,
+        record: JobRecord,
+        agents: AgentSet,
+        settings: Settings,
+        progress: Progress,
+        opened_at: str,
+        patience: Patience,
     ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
         self.patience = patience
         self.window: Window[PendingItem, NewOutcome | None] = Window(
             settings.max_in_flight, key=self._provider_of, limits=agents.limits()
         )
-        self.is_canceled, self.is_interrupted = False, False
+        self.left_s = settings.job_deadline_s - _age_ns(opened_at) / 1e9
+        self.ending: Ending | None = None
+        self.is_interrupted = False
+        self.in_flight = InFlight()
         self.failures: deque[dict[str, Any]] = deque(maxlen=_N_FAILURES)
         self.first_start_ns: int | None = None
         self.first_token_ns: int | None = None
         self._is_resumed = progress.done > 0
         self._accepted_ns = time.monotonic_ns() - _age_ns(record.created_at)
-        self._in_flight: dict[int, tuple[PendingItem, int, int]] = {}
         self._ledger: Ledger | None = None
 
     def ledger(self, store: Store) -> Ledger:
@@ -98,20 +133,22 @@ class RunningJob:
         ledger = self.ledger(store)
 
         async def attend(item: PendingItem) -> NewOutcome | None:
-            attempt, deaths = item.attempt, item.deaths
+            attempt, deaths, losses = item.attempt, item.deaths, item.deaths
             while True:
                 attempt += 1
                 await ledger.begin(item.index, attempt, deaths)  # counted before it is spawned
-                self._in_flight[item.index] = (item, attempt, time.monotonic_ns())
+                self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
                 try:
                     outcome = await self._attempt(executor, item, attempt, deaths)
                 except WorkerDiedError as error:
-                    deaths += error.is_suspect
-                    if deaths < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
+                    is_proven = deaths > 0 and error.is_suspect  # it ran alone, and was suspected before
+                    deaths, losses = deaths + error.is_suspect, losses + 1
+                    n_counted = losses if is_proven else deaths
+                    if n_counted < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
                         continue
-                    outcome = self._failed(item.index, attempt, RequestError("worker_died", str(error)))
+                    outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
                 finally:
-                    del self._in_flight[item.index]
+                    self.in_flight.end(item.index)
                 return outcome if await ledger.record(outcome) else None
 
         return attend
@@ -138,8 +175,11 @@ class RunningJob:
 
     def cancel(self) -> None:
         """End the job now: what runs is stopped, every item without an outcome is canceled."""
-        self.is_canceled = True
-        self.window.stop()
+        self._end_early(CANCELED)
+
+    def expire(self) -> None:
+        """End the job at its deadline: what runs is stopped, every item without an outcome is expired."""
+        self._end_early(expired(self.settings))
 
     def interrupt(self) -> None:
         """Leave the job unfinished: what runs is stopped, and items without an outcome wait for a resume."""
@@ -149,20 +189,16 @@ class RunningJob:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the live state as plain data of fixed size."""
-        now = time.monotonic_ns()
-        oldest = [
-            {"index": index, "agent_id": item.agent_id, "attempt": attempt, "age_ns": now - started_ns}
-            for (index, (item, attempt, started_ns)), _ in zip(self._in_flight.items(), range(_N_SHOWN), strict=False)
-        ]
         return {
             "id": self.record.id,
             "progress": self.progress.to_dict(),
             "n_in_flight": self.window.in_flight,
-            "in_flight": oldest,
+            "in_flight": self.in_flight.oldest(_N_SHOWN),
+            "stalled": self.in_flight.stalled(_N_FAILURES),
             "failures": list(self.failures),
             "max_in_flight": self.window.size,
             "is_paused": self.window.is_paused,
-            "is_canceled": self.is_canceled,
+            "is_canceled": self.ending is CANCELED,
         }
 
     def durations(self) -> tuple[int | None, int]:
@@ -175,6 +211,14 @@ class RunningJob:
         total = _age_ns(self.record.started_at or self.record.created_at) if self._is_resumed else now - started
         ttft = self.first_token_ns - started if self.first_token_ns is not None else None
         return ttft, total
+
+    def _end_early(self, ending: Ending) -> None:
+        self.ending = self.ending or ending
+        self.window.stop()
+
+    def _patience_s(self, item: PendingItem) -> float:
+        """Return how long an attempt may take before nothing explains it: a process may have waited for its CPUs."""
+        return _PATIENCE * (self.agents.agents[item.agent_id].agent.deadline_s + self.settings.deadline_grace_s)
 
     async def _attempt(self, executor: Executor, item: PendingItem, attempt: int, deaths: int) -> NewOutcome:
         bound = self.agents.agents[item.agent_id]
@@ -215,7 +259,7 @@ class RunningJob:
 
     def _failed(self, index: int, attempt: int, error: RequestError) -> NewOutcome:
         """Return the outcome of an item from whose attempt nothing came back."""
-        _, _, started_ns = self._in_flight[index]
+        started_ns = self.in_flight.started_ns(index)
         duration_ns = time.monotonic_ns() - started_ns
         described = {"type": error.type, "message": error.message}
         queued_ns = max(started_ns - self._accepted_ns, 0)
@@ -302,27 +346,43 @@ async def _pending(job: RunningJob, store: Store) -> AsyncIterator[PendingItem]:
         last = page[-1].index
 
 
-async def _beat(job: RunningJob, links: Sequence[Link]) -> None:
-    """Hand out snapshots and take wishes in, a few times a second."""
-    heard: dict[Link, dict[str, Any]] = {link: {} for link in links}
-    while links:
-        for link in links:
-            control = await link.update(job.snapshot())
-            news = {name: wish for name, wish in control.items() if heard[link].get(name) != wish}
-            heard[link] = control
-            try:
-                job.steer(Wishes.model_validate(news))
-            except ValidationError as error:
-                logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
+async def _beat(job: RunningJob, link: Link) -> None:
+    """Hand out snapshots and take wishes in, a few times a second; each link by itself, as one may be slow."""
+    heard: dict[str, Any] = {}
+    while True:
+        control = await link.update(job.snapshot())
+        news = {name: wish for name, wish in control.items() if heard.get(name) != wish}
+        heard = control
+        try:
+            job.steer(Wishes.model_validate(news))
+        except ValidationError as error:
+            logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
         await asyncio.sleep(_BEAT_S)
+
+
+async def _watch(job: RunningJob) -> None:
+    """End the job at its deadline; until then, name items that make no progress."""
+    expires = time.monotonic() + job.left_s
+    while (left_s := expires - time.monotonic()) > 0:
+        for flight in job.in_flight.newly_stalled():
+            facts = {"job_id": job.record.id, "index": flight.index}
+            logger.warning(
+                "job %s: item %d makes no progress (agent %r, attempt %d)",
+                *(job.record.id, flight.index, flight.agent_id, flight.attempt),
+                extra=facts,
+            )
+        await asyncio.sleep(min(left_s, _WATCH_S))
+    job.expire()
 
 
 async def _end(job: RunningJob, store: Store) -> JobRecord:
     """Write the job's end: how it ended, how long it took."""
-    if job.is_canceled:
-        await job.patience.call(store.end_unfinished, job.record, "canceled", "cancelled", None)
+    n_unfinished = 0
+    if job.ending is not None:
+        n_unfinished = await job.patience.call(store.end_unfinished, job.record, *job.ending.of_items)
         job.progress = await job.patience.call(_rebuild_progress, store, job.record)
-        status, stop_reason = "cancelled", "cancelled"
+    if job.ending is not None and (job.ending is CANCELED or n_unfinished):
+        status, stop_reason = job.ending.status, job.ending.stop_reason
     elif (left := job.record.total - job.progress.done) > 0:
         raise StoreError(f"job {job.record.id} came to its end with {left} items without an outcome")
     elif job.progress.counts["succeeded"]:
@@ -334,16 +394,29 @@ async def _end(job: RunningJob, store: Store) -> JobRecord:
     return await job.patience.call(store.end_job, job.record.id, *ended)
 
 
-def cancel_at_rest(store: Store, job_id: str) -> None:
-    """Cancel a job that no process runs.  One that has ended stays as it is.
+def end_at_rest(store: Store, job_id: str, ending: Ending) -> None:
+    """End a job that no process runs.  One that has ended stays as it is.
 
     Raises LeaseLostError where another process runs it.
     """
     record = store.take_job(job_id)
     if not record.is_ended:
-        store.end_unfinished(record, "canceled", "cancelled", None)
+        store.end_unfinished(record, *ending.of_items)
         progress = _rebuild_progress(store, record)
-        store.end_job(job_id, "cancelled", "cancelled", progress, None, 0)
+        store.end_job(job_id, ending.status, ending.stop_reason, progress, None, 0)
+
+
+def cancel_at_rest(store: Store, job_id: str) -> None:
+    """Cancel a job that no process runs.  One that has ended stays as it is."""
+    end_at_rest(store, job_id, CANCELED)
+
+
+def expire_at_rest(store: Store, record: JobRecord, settings: Settings) -> bool:
+    """End a job that no process runs where its deadline has passed; tells whether it has."""
+    if record.is_ended or _age_ns(store.opened_at(record)) / 1e9 < settings.job_deadline_s:
+        return False
+    end_at_rest(store, record.id, expired(settings))
+    return True
 
 
 def _rebuild_progress(store: Store, record: JobRecord) -> Progress:

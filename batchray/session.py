@@ -151,14 +151,25 @@ class Session:
         """Return the executor of these settings, started on first use."""
         return self.wait(self._executor(settings))
 
+    def is_ready(self, settings: Settings) -> bool:
+        """Whether there is an executor of these settings that can run requests now."""
+        task = self._executors.get(_executor_key(settings))
+        return task is not None and _is_ready(task)
+
+    async def revive(self, settings: Settings) -> Host:
+        """Return the executor of these settings, started anew where it is gone; on any loop.  Raises ClusterError."""
+        return await self.run(self._executor(settings))
+
     async def _executor(self, settings: Settings) -> Host:
-        key = (settings.executor, settings.ray_address, settings.lanes, settings.num_cpus)
+        key = _executor_key(settings)
         task = self._executors.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() or not task.result().is_alive())):
-            task = self._executors[key] = asyncio.ensure_future(self._new_executor(settings))
+        if task is None or (task.done() and not _is_ready(task)):
+            task = self._executors[key] = asyncio.ensure_future(self._new_executor(settings, task))
         return await asyncio.shield(task)
 
-    async def _new_executor(self, settings: Settings) -> Host:
+    async def _new_executor(self, settings: Settings, gone: asyncio.Task[Host] | None) -> Host:
+        if gone is not None and not gone.cancelled() and gone.exception() is None:
+            await gone.result().close()  # or Ray would take its connection for one to a living cluster
         if settings.executor == "local":
             return LocalExecutor()
         from batchray.cluster.pool import RayExecutor
@@ -197,6 +208,14 @@ def _open(settings: Settings) -> Store:
         lease_s=settings.lease_s,
         allow_network_fs=settings.allow_network_fs,
     )
+
+
+def _executor_key(settings: Settings) -> tuple[Any, ...]:
+    return (settings.executor, settings.ray_address, settings.lanes, settings.num_cpus)
+
+
+def _is_ready(task: asyncio.Task[Host]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None and task.result().is_alive()
 
 
 def _links(running: RunningJob, control: ControlFile, executor: Host, store: Store) -> Sequence[Link]:

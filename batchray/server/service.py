@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
 from batchray.control import Wishes
-from batchray.driver import cancel_at_rest
+from batchray.driver import cancel_at_rest, expire_at_rest
 from batchray.errors import (
     BatchrayError,
     ConfigError,
@@ -24,7 +24,7 @@ from batchray.errors import (
     StoreError,
     UnknownAgentError,
 )
-from batchray.intake import Batch, read_body
+from batchray.intake import Batch, RawRequest, read_body
 from batchray.job import Job
 from batchray.retention import keep_for
 from batchray.schema import new_job_id
@@ -40,7 +40,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Before a job whose driver failed, as where Ray is gone, is started again.
-_RESTART_S = 5.0
+_RESTART_S = 2.0
+# How often jobs that do not run are looked at, whether their deadline has passed.
+_EXPIRY_S = 30.0
 
 
 class Service:
@@ -55,7 +57,9 @@ class Service:
         self.is_draining = False
         self.on_end: Callable[[], None] = lambda: None
         self._waiting: deque[str] = deque()
+        self._starting: dict[str, asyncio.Task[None]] = {}  # no longer waiting, and not yet running
         self._running: dict[str, Job] = {}
+        self._reopening: set[str] = set()
         self._keys_in_use: set[tuple[str, str]] = set()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,7 +74,7 @@ class Service:
         HttpError 422 for a key that came with another body, 503 while the server is stopping.
         """
         if self.is_draining:
-            raise later(10, "the server is stopping; come again in a moment")
+            raise _stopping()
         with self._holding(user_id, key):
             if key is not None and (known := await self.read(self.reader.job_of_key, user_id, key)) is not None:
                 if known.body_digest != body.digest:
@@ -91,6 +95,8 @@ class Service:
 
     async def cancel(self, record: JobRecord) -> None:
         """Cancel a job; one that has ended stays as it is."""
+        if starting := self._starting.get(record.id):
+            await asyncio.wait({starting})
         job = self._running.get(record.id)
         if job is not None and job.steer(Wishes(is_canceled=True)):
             return
@@ -104,10 +110,17 @@ class Service:
 
     async def retry(self, record: JobRecord) -> None:
         """Run the items of an ended job again that did not succeed.  Raises HttpError 409 before its end."""
-        if not record.is_ended or record.id in self._running:
+        if record.is_ended and (job := self._running.get(record.id)):  # the store knows a moment before we do
+            with suppress(BatchrayError):
+                await job.ended()
+        if not record.is_ended or record.id in self._reopening or self._has(record.id):
             raise HttpError(409, f"job {record.id} has not ended yet", FINAL)
         if record.counts["succeeded"] < record.total:
-            await self.store.call(self.store.reopen, record.id)
+            self._reopening.add(record.id)
+            try:
+                await self.store.call(self.store.reopen, record.id)
+            finally:
+                self._reopening.discard(record.id)
             self._waiting.append(record.id)
             self._start_next()
 
@@ -117,7 +130,7 @@ class Service:
         Raises UnknownAgentError, and HttpError 503 while the server is stopping.
         """
         if self.is_draining:
-            raise later(10, "the server is stopping; come again in a moment")
+            raise _stopping()
         await self.read(self.agent, user_id, agent_id)
         new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
         await self.store.call(self.store.create_job, new, [NewItem(agent_id, None, request)])
@@ -163,6 +176,7 @@ class Service:
     async def start(self) -> None:
         """Go on with the jobs that an earlier server left unfinished, and that no other one leads."""
         await self._adopt()
+        self._spawn(self._expire_waiting())
         if self.store.is_shared:
             self._spawn(self._adopt_orphans())
         if self.settings.retention_days is not None:
@@ -188,10 +202,10 @@ class Service:
         return sum(job.in_flight for job in self._running.values())
 
     async def is_over(self, job_id: str) -> bool:
-        """Tell whether nothing more will come of a job: it neither runs nor waits for its turn."""
-        if self.store.is_shared:  # it may be led elsewhere
+        """Tell whether nothing more will come of a job as long as this server runs."""
+        if self.store.is_shared and not self.is_draining:  # it may be led elsewhere
             return (await self.read(self.reader.job, job_id)).is_ended
-        return job_id not in self._running and job_id not in self._waiting
+        return self.is_draining or not self._has(job_id)
 
     async def read(self, query: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
         """Run a query on a thread, so that no other client waits for it."""
@@ -199,9 +213,12 @@ class Service:
 
     # -- inside
 
+    def _has(self, job_id: str) -> bool:
+        return job_id in self._running or job_id in self._starting or job_id in self._waiting
+
     async def _adopt(self) -> None:
         for record in await self.read(self.reader.unended_jobs):
-            if record.id in self._running or record.id in self._waiting:
+            if self._has(record.id):
                 continue
             if record.kind == "batch":
                 self._waiting.append(record.id)
@@ -221,8 +238,15 @@ class Service:
 
     def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
         with _batch_in(body, agent_ids) as batch:
-            items = (NewItem(*request) for request in batch.requests)
+            items = (NewItem(*request) for request in self._unless_stopping(batch.requests))
             self.store.create_job(replace(new, callback_url=batch.callback_url), items)
+
+    def _unless_stopping(self, requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
+        """Yield them; a large batch that is being stored when the server has to stop is given up whole."""
+        for request in requests:
+            if self.is_draining:
+                raise _stopping()
+            yield request
 
     @contextmanager
     def _holding(self, user_id: str, key: str | None) -> Iterator[None]:
@@ -237,14 +261,23 @@ class Service:
             self._keys_in_use.discard(held)
 
     def _start_next(self) -> None:
-        while self._waiting and len(self._running) < self.settings.max_running_jobs and not self.is_draining:
-            self._spawn(self._run(self._waiting.popleft()))
+        while self._waiting and not self.is_draining:
+            if len(self._running) + len(self._starting) >= self.settings.max_running_jobs:
+                return
+            job_id = self._waiting.popleft()
+            self._starting[job_id] = self._spawn(self._start_one(job_id))
 
-    async def _run(self, job_id: str) -> None:
+    async def _start_one(self, job_id: str) -> None:
         try:
             await self._launch(job_id)
         except ConfigError as error:  # an agent whose key or code is not there any more
             logger.error("job %s cannot go on: %s", job_id, error)
+        except BatchrayError as error:
+            logger.error("job %s could not be started and will be tried again: %s", job_id, error)
+            self._spawn(self._restart(job_id))
+        finally:
+            del self._starting[job_id]
+            self._start_next()
 
     async def _launch(self, job_id: str) -> Job:
         agents = AgentSet.from_snapshot(await self.read(self.reader.agent_snapshot, job_id))
@@ -270,13 +303,41 @@ class Service:
 
     async def _restart(self, job_id: str) -> None:
         await asyncio.sleep(_RESTART_S)
+        if self._has(job_id):  # adopted meanwhile
+            return
         self._waiting.append(job_id)
         self._start_next()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _expire_waiting(self) -> None:
+        """End jobs whose deadline passes while they wait for their turn, or for an agent that is not there."""
+        while True:
+            await asyncio.sleep(_EXPIRY_S)
+            try:
+                await self._expire_at_rest()
+            except (StoreError, LeaseLostError) as error:
+                logger.warning("deadlines of waiting jobs cannot be looked at: %s", error)
+
+    async def _expire_at_rest(self) -> None:
+        for record in await self.read(self.reader.unended_jobs):
+            is_at_rest = record.id not in self._running and record.id not in self._starting
+            if (
+                is_at_rest
+                and not self.is_draining
+                and await self.store.call(expire_at_rest, self.store, record, self.settings)
+            ):
+                if record.id in self._waiting:
+                    self._waiting.remove(record.id)
+                self.on_end()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _stopping() -> HttpError:
+    return later(10, "the server is stopping; come again in a moment")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from batchray.progress import STATUSES, Progress
 from batchray.store.database import chunks
 from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, NewItem, NewJob, Order, job_record, utc_now
-from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes
+from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes, reopenings
 
 # What a list of jobs does not need: the agents' settings may be long.
 _COLUMNS = [column for column in jobs.c if column.name != "agents"]
@@ -134,6 +134,8 @@ class Jobs(Leases):
             )
             n_forgotten = connection.execute(sa.delete(outcomes).where(failed)).rowcount
             connection.execute(sa.delete(callbacks).where(callbacks.c.job == job.key))
+            connection.execute(sa.delete(reopenings).where(reopenings.c.job == job.key))
+            connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=utc_now()))
             connection.execute(
                 sa.update(jobs)
                 .where(jobs.c.job == job.key)
@@ -148,6 +150,12 @@ class Jobs(Leases):
                 )
             )
         return n_forgotten
+
+    def opened_at(self, job: JobRecord) -> str:
+        """Return when the job was made or, if that was later, opened again: what its deadline counts from."""
+        query = sa.select(reopenings.c.reopened_at).where(reopenings.c.job == job.key)
+        with self._reading() as connection:
+            return connection.execute(query).scalar() or job.created_at
 
     def job(self, job_id: str, user_id: str | None = None) -> JobRecord:
         """Return a job; of this user, where one is given.  Raises UnknownJobError."""

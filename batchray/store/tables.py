@@ -112,6 +112,14 @@ leases = sa.Table(
     sa.Column("wishes", sa.LargeBinary, nullable=False),
 )
 
+# When an ended job was opened again to run what had failed; a job without a row was never.
+reopenings = sa.Table(
+    "reopenings",
+    metadata,
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("reopened_at", _TEXT, nullable=False),
+)
+
 agents = sa.Table(
     "agents",
     metadata,

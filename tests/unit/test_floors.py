@@ -37,6 +37,7 @@ FLOORS = (
     "callback",
     "cluster",
     # the story
+    "in_flight",
     "driver",
     "results",
     "job",
@@ -53,7 +54,7 @@ PURE = ("config", "intake", "window", "progress")
 
 # Which modules may import what is heavy.
 HEAVY = {
-    "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool"},
+    "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool", "cluster.pulse"},
     "aiohttp": {"callback.transport", "models.client", "models.http", "server"},
     "sqlalchemy": {"store"},
     "psycopg": set(),
