@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.timeout(900)
-def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(tmp_path: Path, database: Database) -> None:
+def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
+    tmp_path: Path, database: Database, report: Callable[..., None]
+) -> None:
     url, rng = database.new_url(), random.Random(7)
     given: dict[str, Any] = {
         "agents": AGENTS,
@@ -51,6 +54,6 @@ def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(tmp_pat
         assert len(attempts) == 5000
         assert (one.stop(), two.stop()) == (0, 0)
     assert n_restarts > 1
-    print(f"{n_restarts} restarts, {sum(attempts)} attempts at 5000 requests")
+    report(requests=5000, restarts=n_restarts, attempts=sum(attempts), lost=0, twice=0)
     with Store.open_for_reading(tmp_path, url) as store:
         assert store.check().problems == []

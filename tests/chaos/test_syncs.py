@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.chaos
 N_ITEMS, N_COMMIT = 40, 8
 LIFE = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from batchray.progress import Progress
 from batchray.store import NewItem, NewJob, NewOutcome, Store
@@ -69,7 +71,9 @@ def live(library: Path, data_dir: Path, job_id: str, n: int) -> tuple[int, list[
 
 
 @pytest.mark.timeout(600)
-def test_a_kill_at_every_sync_leaves_what_was_told_and_nothing_by_halves(library: Path, tmp_path: Path) -> None:
+def test_a_kill_at_every_sync_leaves_what_was_told_and_nothing_by_halves(
+    library: Path, tmp_path: Path, report: Callable[..., None]
+) -> None:
     n_kills = 0
     for n in range(1, 1000):
         for sign in (-1, 1):
@@ -78,6 +82,7 @@ def test_a_kill_at_every_sync_leaves_what_was_told_and_nothing_by_halves(library
             if status == 0:
                 assert told[-1] == "closed"
                 assert n_kills > 20  # opening, creating, five commits of two each, the end, checkpoints
+                report(kills=n_kills, half=0, lost=0)
                 return
             n_kills += 1
             judge(data_dir, job_id, told)
