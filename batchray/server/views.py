@@ -26,11 +26,11 @@ from batchray.schema import (
     Usage,
     UsageStatistics,
     item_id,
-    letta_messages,
-    of_types,
     run_id,
+    shown_messages,
 )
 from batchray.schema.base import WireModel
+from batchray.schema.messages import LettaMessageBase
 from batchray.store import JobRecord, StoredItem, StoredResult
 
 _MESSAGES = TypeAdapter(list[Message])
@@ -107,9 +107,12 @@ def wanted_messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
 
     A message is left out where nothing of it would be left as LettaMessages of the types that were asked for.
     """
-    wanted = AgentRequest.model_validate_json(result.request).include_return_message_types
+    request = AgentRequest.model_validate_json(result.request)
     messages = messages_of(job, result)
-    return [message for message in messages if wanted is None or of_types(letta_messages(message), wanted)]
+    if request.include_return_message_types is None:
+        return messages
+    wanted = {shown.id for shown in shown_messages(messages, request) if isinstance(shown, LettaMessageBase)}
+    return [message for message in messages if message.id in wanted]
 
 
 def messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
@@ -126,8 +129,7 @@ def messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
 def outputs_of(result: StoredResult) -> list[LettaMessage]:
     """Return what the agent put out in one run, as LettaMessages of the types that were asked for."""
     request = AgentRequest.model_validate_json(result.request)
-    shown = [each for message in _MESSAGES.validate_json(result.messages) for each in letta_messages(message)]
-    return of_types(shown, request.include_return_message_types)
+    return shown_messages(_MESSAGES.validate_json(result.messages), request)
 
 
 def letta_response(job: JobRecord, result: StoredResult) -> LettaResponse:
