@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, first_sentence, load_agents, load_settings
 from batchray.errors import ConfigError
-from batchray.intake import check_callback_url
+from batchray.intake import read_callback_url
 from batchray.job import Job
 from batchray.session import Requests, Session, collect, create_job
 
@@ -60,7 +60,7 @@ def submit(
     bound = _agent_set(agents, providers)
     _check_travel(bound, chosen)
     if callback_url is not None:
-        check_callback_url(callback_url)
+        callback_url = read_callback_url(callback_url)
     session = _session()
     store = session.open_store(chosen.data_dir)
     try:

@@ -194,9 +194,8 @@ def _from_buffer(buffer: mmap.mmap | bytes, known: frozenset[str]) -> Batch:
     names = re.findall(rb'"(requests|callback_url)"\s*:', buffer)
     if len(names) > len(set(names)):  # of the body, or of its requests
         _refuse_duplicates(buffer)
-    if body.callback_url is not None:
-        check_callback_url(body.callback_url)
-    return Batch(_not_empty(_from_slices(body.requests, known)), body.callback_url)
+    callback_url = None if body.callback_url is None else read_callback_url(body.callback_url)
+    return Batch(_not_empty(_from_slices(body.requests, known)), callback_url)
 
 
 def _mapped(stream: BinaryIO) -> mmap.mmap | None:
@@ -331,10 +330,10 @@ def _not_empty(requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
     yield from requests
 
 
-def check_callback_url(url: str) -> None:
-    """Raise BatchFormatError for what is not an http or https address."""
+def read_callback_url(url: str) -> str:
+    """Return an http or https address in its normal form.  Raises BatchFormatError for what is none."""
     try:
-        CreateBatch.model_validate({"requests": [], "callback_url": url})
+        return CreateBatch.model_validate({"requests": [], "callback_url": url}).callback_url or url
     except ValidationError as error:
         raise BatchFormatError(one_sentence(error)) from None
 

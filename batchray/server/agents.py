@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from aiohttp import web
@@ -20,12 +22,30 @@ from batchray.server.service import Service
 from batchray.server.upload import read_json
 
 _PATH = "/v1/agents/{agent_id}"
+# What is kept of what a client gives: all that an agent is made of or shows.  Not `secrets`: no code here reads them.
+_KEPT = {
+    *("name", "description", "system", "memory_blocks", "tools", "tool_ids", "tags", "metadata", "timezone"),
+    *("model", "model_settings", "llm_config", "context_window_limit", "message_buffer_autoclear"),
+}
+# A change of the one is also one of the other, which says the same in another way.
+_SAME = {"tool_ids": "tools", "llm_config": "model", "model": "llm_config"}
 
 
 class AgentsQuery(Page):
-    """A page of agents, of one name or of all."""
+    """A page of agents: of one name, with a text in their names, with any or with all of some tags."""
 
     name: str | None = None
+    query_text: str | None = None
+    tags: tuple[str, ...] = ()
+    match_all_tags: bool = False
+
+    def wants(self, agent: AgentState) -> bool:
+        """Tell whether an agent is one of those that are asked for."""
+        matches = (
+            set(self.tags) <= set(agent.tags) if self.match_all_tags else not set(self.tags).isdisjoint(agent.tags)
+        )
+        is_named = self.name in (None, agent.name) and (self.query_text or "").lower() in agent.name.lower()
+        return is_named and (matches or not self.tags)
 
 
 class Deleted(WireModel):
@@ -75,7 +95,7 @@ class Agents:
         """Make an agent of a configured model and configured tools."""
         given = await read_json(request, CreateAgent, self._service.settings)
         agent_id = new_id("agent")
-        spec = self._checked(agent_id, {"name": agent_id, **given.model_dump(exclude_unset=True)})
+        spec = self._checked(agent_id, {"name": agent_id, **_kept(given)})
         stored = await self._store.call(self._store.create_agent, agent_id, user_of(request), spec)
         return self._fleet.state(stored)
 
@@ -88,10 +108,7 @@ class Agents:
             ids = ids if query.order == "asc" else ids[::-1]
             start = _position(ids, query.after) + 1 if query.after else 0
             end = _position(ids, query.before) if query.before else None
-            if query.name is None:
-                return [self._state(user_id, agent_id) for agent_id in ids[start:end][: query.limit]]
-            states = (self._state(user_id, agent_id) for agent_id in ids[start:end])
-            return [state for state in states if state.name == query.name][: query.limit]
+            return list(islice(filter(query.wants, self._states(user_id, ids[start:end])), query.limit))
 
         return await self._service.read(paged, query, page)
 
@@ -107,7 +124,10 @@ class Agents:
         stored = await self._service.read(self._reader.agent, agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
-        spec = self._checked(agent_id, {**stored.spec["given"], **given.model_dump(exclude_unset=True)})
+        changes = _kept(given)
+        replaced = {_SAME.get(name) for name in changes} - changes.keys()
+        before = {name: value for name, value in stored.spec["given"].items() if name not in replaced}
+        spec = self._checked(agent_id, {**before, **changes})
         await self._store.call(self._store.update_agent, agent_id, user_id, spec)
         return await self._service.read(self._state, user_id, agent_id)
 
@@ -122,6 +142,13 @@ class Agents:
     async def models(self, request: web.Request, query: NoQuery) -> Answer:
         """List the models that agents may be made of."""
         return self._fleet.models()
+
+    def _states(self, user_id: str, ids: Iterable[str]) -> Iterator[AgentState]:
+        for agent_id in ids:
+            try:
+                yield self._state(user_id, agent_id)
+            except UnknownAgentError:  # deleted a moment ago
+                continue
 
     def _state(self, user_id: str, agent_id: str) -> AgentState:
         if agent_id in self._fleet.ids:
@@ -145,6 +172,10 @@ class Agents:
     def _refuse_configured(self, agent_id: str, what: str) -> None:
         if agent_id in self._fleet.ids:
             raise HttpError(403, f"agent {agent_id} is configured by the operator and cannot be {what}")
+
+
+def _kept(given: UpdateAgent) -> dict[str, Any]:
+    return given.model_dump(exclude_unset=True, include=_KEPT & type(given).model_fields.keys())
 
 
 def _position(ids: list[str], agent_id: str) -> int:

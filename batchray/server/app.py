@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _MAX_LINE_BYTES, _MAX_HEADER_BYTES, _MAX_HEADERS = 8190, 8190, 100
 # How long what is left of a refused body is thrown away, so that the client reads why before the connection closes.
 _LINGER_S = 2.0
+# What answers that are being written get to end when the server stops; running items had their own time before.
+_FAREWELL_S = 2.0
 _UPLOADS = "uploads"
 
 
@@ -90,6 +92,7 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
         access_log=None,  # it would hold what clients put into a URL
         keepalive_timeout=settings.upload_idle_s,  # headers that stall are cut off after it, too
         lingering_time=_LINGER_S,
+        shutdown_timeout=_FAREWELL_S,
         auto_decompress=False,
         max_line_size=_MAX_LINE_BYTES,
         max_field_size=_MAX_HEADER_BYTES,

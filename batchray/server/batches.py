@@ -224,15 +224,18 @@ class Batches:
         """Stream outcomes as JSON Lines."""
         job = await self._job(request)
         lines = JsonLines(request)
-        async for stored in self._results(job, query):
-            if not query.failed or stored.status != "succeeded":
-                await lines.send(result_of(job, stored).model_dump_json().encode())
+        async for page in self._results(job, query):
+            for stored in page:
+                if not query.failed or stored.status != "succeeded":
+                    await lines.send(result_of(job, stored).model_dump_json().encode())
+            await lines.flush()  # the next page may be long in coming
         return await lines.end()
 
-    async def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[StoredResult]:
+    async def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[list[StoredResult]]:
+        """Yield results in pages, as they come; in index order each waits for those before it."""
         last_index, last_seq = -1, 0
         while True:
-            is_last = not query.follow or not self._service.is_running(job.id)
+            is_last = not query.follow or not self._service.will_go_on(job.id)
             while page := await self._service.read(
                 self._reader.results,
                 job,
@@ -240,14 +243,12 @@ class Batches:
                 after_seq=last_seq if query.order == "finish" else None,
                 limit=100,
             ):
-                for stored in page:
-                    if query.order == "index" and not is_last and stored.index != last_index + 1:
-                        break
-                    last_index, last_seq = stored.index, stored.seq
-                    yield stored
-                else:
-                    continue
-                break
+                if query.order == "index" and not is_last:
+                    page = [stored for i, stored in enumerate(page, start=last_index + 1) if stored.index == i]
+                if not page:
+                    break
+                last_index, last_seq = page[-1].index, page[-1].seq
+                yield page
             if is_last:
                 return
             await asyncio.sleep(_POLL_S)
@@ -263,7 +264,7 @@ class Batches:
         events = Events(request)
         told: Any = None
         while True:
-            is_over = not self._service.is_running(job.id)
+            is_over = not self._service.will_go_on(job.id)
             while page := await self._service.read(self._reader.results, job, after_seq=last_seq, limit=100):
                 for stored in page:
                     last_seq = stored.seq

@@ -48,7 +48,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     """Answer whatever goes wrong in the one shape.  What nobody expected is logged with its trace id."""
     trace_id = new_id("trace")
     try:
-        return await handler(request)
+        return await _answered(request, handler)
     except HttpError as error:
         told = error
     except web.HTTPException as error:
@@ -58,12 +58,27 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         told = HttpError(error.status, error.reason, allow)
     except (UsageError, StoreError) as error:
         told = _told(error)
-    except ConnectionResetError:
+    except ConnectionError:  # nobody is there to be told
         raise
     except Exception:  # a defect of ours: the client hears only that there was one
         logger.exception("%s %s failed (%s)", request.method, request.path, trace_id)
         told = HttpError(500, "An unknown error occurred", FINAL)
     return _response(told, trace_id)
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Call the handler.  An answer that fails after it has begun is cut off: it has its status already."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if request.writer.output_size == 0:
+            raise
+        logger.exception("%s: an answer was cut off", request.path)
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("an answer was cut off") from error
 
 
 def _told(error: UsageError | StoreError) -> HttpError:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from batchray.config import Agent, AgentSet, function_name
 from batchray.errors import ConfigError
-from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, Tool
+from batchray.schema import AgentState, Block, CreateBlock, LLMConfig, Memory, Model, Tool
 from batchray.server.errors import HttpError
 from batchray.store import StoredAgent
 from batchray.tools import Tool as CallableTool
@@ -54,7 +54,7 @@ class Fleet:
             {
                 "id": agent_id,
                 "model": handle,
-                "system": given.get("system"),
+                "system": _prompt(given),
                 "tools": [self._function_of(name) for name in dict.fromkeys(wanted)],
                 "temperature": settings.get("temperature"),
                 "max_tokens": settings.get("max_output_tokens"),
@@ -68,7 +68,8 @@ class Fleet:
 
     def configured_state(self, agent_id: str) -> AgentState:
         """Return an agent of the operator's as clients see it."""
-        return self._state(self._configured.agents[agent_id].agent, {"name": agent_id})
+        agent = self._configured.agents[agent_id].agent
+        return self._state(agent, {"name": agent_id, "system": agent.system})
 
     def state(self, stored: StoredAgent) -> AgentState:
         """Return an agent of a client's as clients see it."""
@@ -79,15 +80,15 @@ class Fleet:
 
     def _state(self, agent: Agent, given: Mapping[str, Any]) -> AgentState:
         model = self._model(agent.model or "offline/function")
-        kept = ("description", "metadata", "model_settings", "timezone", "message_buffer_autoclear")
+        shown = ("description", "metadata", "model_settings", "timezone", "message_buffer_autoclear")
         blocks = [
-            Block(id=f"block-{_uuid(agent.id, str(position))}", **block)
+            Block(id=f"block-{_uuid(agent.id, str(position))}", **_given(block, CreateBlock.model_fields))
             for position, block in enumerate(given.get("memory_blocks") or ())
         ]
         return AgentState(
             id=agent.id,
             name=given.get("name") or agent.id,
-            system=agent.system or "",
+            system=given.get("system") or "",
             model=agent.model,
             llm_config=LLMConfig(
                 model=model.model,
@@ -105,7 +106,7 @@ class Fleet:
             tags=list(given.get("tags") or ()),
             message_ids=[],
             tool_rules=[],
-            **{name: given[name] for name in kept if given.get(name) is not None},
+            **_given(given, shown),
         )
 
     def _model(self, handle: str) -> Model:
@@ -158,6 +159,18 @@ class Fleet:
 def tool_id(name: str) -> str:
     """Return a tool's id, which is the same on every server that has a tool of this name."""
     return f"tool-{_uuid(name)}"
+
+
+def _given(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: fields[name] for name in names if fields.get(name) is not None}
+
+
+def _prompt(given: Mapping[str, Any]) -> str | None:
+    """Return what the model is told: the system prompt, and behind it the memory blocks, each under its label."""
+    blocks = [
+        f"<{block['label']}>\n{block['value']}\n</{block['label']}>" for block in given.get("memory_blocks") or ()
+    ]
+    return "\n\n".join(filter(None, (given.get("system"), *blocks))) or None
 
 
 def _uuid(*parts: str) -> uuid.UUID:

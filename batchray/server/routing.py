@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import orjson
 from aiohttp import web
@@ -49,13 +49,18 @@ class Route:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Read the query, call the endpoint, and write what it answers as JSON."""
         try:
-            query = self.query.model_validate(dict(request.query))
+            query = self.query.model_validate({name: self._parameter(request, name) for name in request.query})
         except ValidationError as error:
             raise HttpError(422, f"query: {first_sentence(error, self.query)}") from None
         answer = await self.endpoint(request, query)
         if isinstance(answer, web.StreamResponse):
             return answer
         return web.Response(body=encode(answer), content_type="application/json")
+
+    def _parameter(self, request: web.Request, name: str) -> str | list[str]:
+        field = self.query.model_fields.get(name)
+        is_repeated = field is not None and get_origin(field.annotation) is tuple
+        return request.query.getall(name) if is_repeated else request.query[name]
 
 
 def encode(answer: Any) -> bytes:

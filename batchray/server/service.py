@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,7 +43,9 @@ class Service:
         self.is_draining = False
         self.on_end: Callable[[], None] = lambda: None
         self._waiting: deque[str] = deque()
+        self._starting: dict[str, asyncio.Task[None]] = {}  # no longer waiting, and not yet running
         self._running: dict[str, Job] = {}
+        self._reopening: set[str] = set()
         self._keys_in_use: set[tuple[str, str]] = set()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,6 +78,8 @@ class Service:
 
     async def cancel(self, record: JobRecord) -> None:
         """Cancel a job; one that has ended stays as it is."""
+        if starting := self._starting.get(record.id):
+            await asyncio.wait({starting})
         job = self._running.get(record.id)
         if job is not None and job.steer(Wishes(is_canceled=True)):
             return
@@ -86,10 +90,17 @@ class Service:
 
     async def retry(self, record: JobRecord) -> None:
         """Run the items of an ended job again that did not succeed.  Raises HttpError 409 before its end."""
-        if not record.is_ended or record.id in self._running:
+        if record.is_ended and (job := self._running.get(record.id)):  # the store knows a moment before we do
+            with suppress(BatchrayError):
+                await job.ended()
+        if not record.is_ended or record.id in self._reopening or self._has(record.id):
             raise HttpError(409, f"job {record.id} has not ended yet", FINAL)
         if record.counts["succeeded"] < record.total:
-            await self.store.call(self.store.reopen, record.id)
+            self._reopening.add(record.id)
+            try:
+                await self.store.call(self.store.reopen, record.id)
+            finally:
+                self._reopening.discard(record.id)
             self._waiting.append(record.id)
             self._start_next()
 
@@ -168,15 +179,18 @@ class Service:
         """Return how many requests are in flight."""
         return sum(job.in_flight for job in self._running.values())
 
-    def is_running(self, job_id: str) -> bool:
-        """Tell whether a job runs or waits for its turn."""
-        return job_id in self._running or job_id in self._waiting
+    def will_go_on(self, job_id: str) -> bool:
+        """Tell whether more is to come of a job as long as this server runs."""
+        return not self.is_draining and self._has(job_id)
 
     async def read(self, query: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
         """Run a query on a thread, so that no other client waits for it."""
         return await asyncio.to_thread(query, *args, **options)
 
     # -- inside
+
+    def _has(self, job_id: str) -> bool:
+        return job_id in self._running or job_id in self._starting or job_id in self._waiting
 
     def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
         with _batch_in(body, agent_ids) as batch:
@@ -196,14 +210,20 @@ class Service:
             self._keys_in_use.discard(held)
 
     def _start_next(self) -> None:
-        while self._waiting and len(self._running) < self.settings.max_running_jobs and not self.is_draining:
-            self._spawn(self._run(self._waiting.popleft()))
+        while self._waiting and not self.is_draining:
+            if len(self._running) + len(self._starting) >= self.settings.max_running_jobs:
+                return
+            job_id = self._waiting.popleft()
+            self._starting[job_id] = self._spawn(self._start_one(job_id))
 
-    async def _run(self, job_id: str) -> None:
+    async def _start_one(self, job_id: str) -> None:
         try:
             await self._launch(job_id)
         except ConfigError as error:  # an agent whose key or code is not there any more
             logger.error("job %s cannot go on: %s", job_id, error)
+        finally:
+            del self._starting[job_id]
+            self._start_next()
 
     async def _launch(self, job_id: str) -> Job:
         agents = AgentSet.from_snapshot(await self.read(self.reader.agent_snapshot, job_id))
@@ -232,10 +252,11 @@ class Service:
         self._waiting.append(job_id)
         self._start_next()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 @contextmanager

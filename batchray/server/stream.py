@@ -27,8 +27,9 @@ class JsonLines:
         """Send what is waiting."""
         if not self._response.prepared:
             await self._response.prepare(self._request)
-        await self._response.write(bytes(self._pending))
-        self._pending.clear()
+        if self._pending:
+            await self._response.write(bytes(self._pending))
+            self._pending.clear()
 
     async def end(self) -> web.StreamResponse:
         """Send the rest, and end the answer."""

@@ -5,7 +5,9 @@ Snippets that do not name Ray run with BATCHRAY_EXECUTOR=local: the first comman
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ import pytest
 
 from tests.cluster.test_quickstart import COMMAND, ROOT, run_there, user_directory
 from tests.provider_server import ProviderServer, run_in_thread
+from tests.server.live import live_server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INSTALL = re.compile(r"python3 -m venv \.venv && \.venv/bin/pip install (\S+|-e \S+) && \.venv/bin/")
@@ -55,10 +58,23 @@ def test_the_two_commands_come_first() -> None:
     assert second == TEST_COMMAND
 
 
+@contextlib.contextmanager
+def served(text: str, directory: Path) -> Iterator[str]:
+    """Yield a block's text with a free port for the documented one; a client's finds a server there."""
+    if "letta_client" in text:
+        with live_server(directory / "served") as server:
+            yield text.replace("http://localhost:8283", server.url)
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        yield text.replace("8283", port)
+
+
 @pytest.mark.parametrize("block", RUNNABLE, ids=_name)
 def test_a_block_runs(block: Block, tmp_path: Path, provider: ProviderServer) -> None:
     text = INSTALL.sub("", block.text)
-    with user_directory(tmp_path) as (directory, environment):
+    with user_directory(tmp_path) as (directory, environment), served(text, tmp_path) as text:
         environment["OPENAI_BASE_URL"] = provider.base_url  # stands in for OpenAI's
         if "import ray" not in text:
             environment["BATCHRAY_EXECUTOR"] = "local"

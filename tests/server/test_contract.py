@@ -1,0 +1,449 @@
+"""Statuses and bodies of Letta's contract, byte by byte: what its clients are told, and by which status."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.server.client import call, create, ended
+from tests.server.live import LiveServer
+
+BATCHES = "/v1/messages/batches"
+UNKNOWN_JOB = "job-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"
+SUM = {"agent_id": "calculator", "input": "What is 2 + 3?"}
+USER = {"role": "user", "content": "x"}
+
+
+def asking(**fields: Any) -> dict[str, Any]:
+    """Return a batch of one good request and one of these fields."""
+    return {"requests": [SUM, {"agent_id": "calculator", **fields}]}
+
+
+# Section 1.1 of the contract, as decided in its section 10: where the real server is broken, what is documented.
+ACCEPTED: dict[str, Any] = {
+    "one request": {"requests": [SUM]},
+    "messages": asking(messages=[{"role": "user", "content": "What is 2 + 3?"}]),
+    "no message at all": asking(messages=[]),
+    "an agent twice": {"requests": [SUM, SUM]},
+    "agents of different models": {"requests": [SUM, {"agent_id": "planner", "input": "x"}]},
+    "an approval": asking(messages=[{"type": "approval", "approvals": [{"approve": True, "tool_call_id": "call_1"}]}]),
+    "an approval of the old form": asking(messages=[{"approve": True, "approval_request_id": "message-1"}]),
+    "enable_thinking as a boolean": asking(input="x", enable_thinking=True),
+    "a content part without its type": asking(messages=[{"role": "user", "content": [{"text": "x"}]}]),
+    "an image that cannot be had": asking(
+        input=[{"type": "image", "source": {"type": "url", "url": "http://127.0.0.1:9/none.png"}}]
+    ),
+    "max_steps of 0": asking(input="x", max_steps=0),
+    "all types to be returned": asking(input="x", include_return_message_types=["assistant_message", "user_message"]),
+    "fields that nobody knows": {"requests": [{**SUM, "colour": "red"}], "priority": 7},
+    "nulls for what is left out": {"requests": [{**SUM, "messages": None, "max_steps": None}], "callback_url": None},
+    "roles of all kinds": asking(messages=[{"role": role, "content": "x"} for role in ("system", "user", "assistant")]),
+}
+
+REFUSED: dict[str, tuple[Any, int, str]] = {
+    "no requests": ({}, 422, "requests"),
+    "requests that are no list": ({"requests": {}}, 422, "requests"),
+    "an empty list": ({"requests": []}, 400, "Empty list of batch_requests passed in!"),
+    "no object": ([SUM], 422, ""),
+    "a request that is no object": ({"requests": [SUM, 7]}, 422, "requests[1]"),
+    "no agent": ({"requests": [SUM, {"input": "x"}]}, 422, "requests[1]"),
+    "an empty agent id": ({"requests": [SUM, {"agent_id": "", "input": "x"}]}, 422, "requests[1]"),
+    "an agent id without end": ({"requests": [SUM, {"agent_id": "a" * 257, "input": "x"}]}, 422, "requests[1]"),
+    "an unknown agent": (
+        {"requests": [SUM, SUM, {"agent_id": "agent-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00", "input": "x"}]},
+        404,
+        "requests[2]",
+    ),
+    "neither input nor messages": (asking(), 422, "requests[1]: Must specify either 'input' or 'messages'."),
+    "both": (
+        asking(input="x", messages=[USER]),
+        422,
+        "requests[1]: Cannot specify both 'input' and 'messages'. Use one or the other.",
+    ),
+    "a callback without a scheme": ({"requests": [SUM], "callback_url": "example.org"}, 422, "callback_url"),
+    "a callback of another scheme": ({"requests": [SUM], "callback_url": "ftp://h/x"}, 422, "callback_url"),
+    "a callback too long": ({"requests": [SUM], "callback_url": f"http://h/{'x' * 2100}"}, 422, "callback_url"),
+    "an unknown message type": (asking(input="x", include_return_message_types=["shout"]), 422, "requests[1]"),
+    "an unknown role": (asking(messages=[{"role": "robot", "content": "x"}]), 422, "requests[1]"),
+    "an unknown content part": (asking(input=[{"type": "smell", "text": "x"}]), 422, "requests[1]"),
+    "text for max_steps": (asking(input="x", max_steps="many"), 422, "requests[1]"),
+    "no JSON": (b'{"requests": [', 422, ""),
+    "nothing": (b"", 422, ""),
+    "no UTF-8": (b'{"requests": [{"agent_id": "calculator", "input": "\xff"}]}', 422, ""),
+}
+
+
+def is_error(body: Any) -> bool:
+    """Tell whether a body is of the one shape of errors."""
+    return body.keys() == {"detail", "trace_id"} and all(isinstance(part, str) and part for part in body.values())
+
+
+@pytest.mark.parametrize("body", ACCEPTED.values(), ids=ACCEPTED)
+def test_a_batch_is_accepted_and_comes_to_its_end(server: LiveServer, body: dict[str, Any]) -> None:
+    answer = call(server, "POST", BATCHES, body)
+    assert answer.status == 200, answer
+    assert answer.headers["Content-Type"].startswith("application/json")
+    job = ended(server, answer.body["id"])
+    assert job["metadata"]["request_counts"]["total"] == len(body["requests"])
+    assert job["metadata"]["request_counts"]["pending"] == 0
+    assert job["status"] == "completed"
+
+
+@pytest.mark.parametrize(("body", "status", "detail"), REFUSED.values(), ids=REFUSED)
+def test_a_batch_is_refused_with_its_place_and_nothing_of_it_is_kept(
+    server: LiveServer, body: object, status: int, detail: str
+) -> None:
+    newest = call(server, "GET", f"{BATCHES}?limit=1").body
+    answer = call(server, "POST", BATCHES, body)
+    assert answer.status == status, answer
+    assert is_error(answer.body)
+    assert detail in answer.body["detail"]
+    assert call(server, "GET", f"{BATCHES}?limit=1").body == newest
+
+
+def test_a_callback_url_is_kept_as_it_is_called(server: LiveServer) -> None:
+    job = create(server, [SUM], callback_url="http://203.0.113.7:9")
+    assert job["callback_url"] == "http://203.0.113.7:9/"
+    assert create(server, [SUM])["callback_url"] is None
+
+
+def test_every_time_of_a_job_is_in_utc_and_says_so(server: LiveServer) -> None:
+    started = datetime.now(UTC)
+    job = ended(server, create(server, [SUM])["id"])
+    for name in ("created_at", "updated_at", "completed_at"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", job[name])
+        assert started <= datetime.fromisoformat(job[name]) <= datetime.now(UTC)
+    [message, *_] = call(server, "GET", f"{BATCHES}/{job['id']}/messages").body["messages"]
+    assert message["created_at"].endswith("Z")
+
+
+def test_a_job_has_every_key_of_letta_nulls_included(server: LiveServer) -> None:
+    job = create(server, [SUM])
+    assert job.keys() == {
+        *("id", "status", "job_type", "created_at", "updated_at", "created_by_id", "last_updated_by_id"),
+        *("completed_at", "stop_reason", "metadata", "background", "agent_id", "callback_url", "callback_sent_at"),
+        *("callback_status_code", "callback_error", "ttft_ns", "total_duration_ns"),
+    }
+    assert call(server, "GET", BATCHES).body[0].keys() == job.keys()
+
+
+JOB_ROUTES = [
+    ("GET", ""),
+    ("PATCH", "/cancel"),
+    ("GET", "/messages"),
+    ("GET", "/items"),
+    ("GET", "/results"),
+    ("GET", "/events"),
+    ("POST", "/retry"),
+]
+
+
+@pytest.mark.parametrize(("method", "rest"), JOB_ROUTES)
+@pytest.mark.parametrize(
+    "job_id", ["batch-1", "job-1", UNKNOWN_JOB.upper(), "job-123e4567-e89b-12d3-a456-426614174000"]
+)
+def test_what_is_no_job_id_is_400(server: LiveServer, method: str, rest: str, job_id: str) -> None:
+    answer = call(server, method, f"{BATCHES}/{job_id}{rest}")
+    assert answer.status == 400
+    assert is_error(answer.body)
+    expected = f"INVALID_ARGUMENT: Invalid job ID format: {job_id}. Expected format: 'job-<uuid4>'"
+    assert answer.body["detail"] == expected
+
+
+@pytest.mark.parametrize(("method", "rest"), JOB_ROUTES)
+def test_an_unknown_job_is_404(server: LiveServer, method: str, rest: str) -> None:
+    answer = call(server, method, f"{BATCHES}/{UNKNOWN_JOB}{rest}")
+    assert (answer.status, answer.body["detail"]) == (404, f"Job with id {UNKNOWN_JOB} not found")
+    assert is_error(answer.body)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", BATCHES, {"GET", "HEAD", "POST"}),
+        ("DELETE", BATCHES, {"GET", "HEAD", "POST"}),
+        ("POST", f"{BATCHES}/{UNKNOWN_JOB}", {"GET", "HEAD"}),
+        ("POST", f"{BATCHES}/{UNKNOWN_JOB}/cancel", {"PATCH"}),
+        ("GET", f"{BATCHES}/{UNKNOWN_JOB}/retry", {"POST"}),
+        ("PUT", "/v1/agents/", {"GET", "HEAD", "POST"}),
+    ],
+)
+def test_another_method_is_405_and_names_those_that_there_are(
+    server: LiveServer, method: str, path: str, allowed: set[str]
+) -> None:
+    answer = call(server, method, path)
+    assert (answer.status, answer.body["detail"]) == (405, "Method Not Allowed")
+    assert is_error(answer.body)
+    assert {*re.split(r",\s*", answer.headers["Allow"])} <= allowed
+    assert allowed - {"HEAD"} <= {*re.split(r",\s*", answer.headers["Allow"])}
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/messages", "/v1/nothing", f"{BATCHES}/{UNKNOWN_JOB}/nothing"])
+def test_an_unknown_path_is_404(server: LiveServer, path: str) -> None:
+    answer = call(server, "GET", path)
+    assert (answer.status, answer.body["detail"]) == (404, "Not Found")
+    assert is_error(answer.body)
+
+
+@pytest.mark.parametrize(
+    "path", [BATCHES, "/v1/agents", "/v1/models", "/v1/health", "/readyz", "/v1/agents/calculator"]
+)
+def test_a_slash_at_the_end_of_a_path_changes_nothing(server: LiveServer, path: str) -> None:
+    without, with_slash = (call(server, "GET", path + slash) for slash in ("", "/"))
+    assert (without.status, without.body) == (with_slash.status, with_slash.body)
+    assert without.status == 200
+
+
+def test_a_batch_may_be_posted_with_a_slash_at_the_end(server: LiveServer) -> None:
+    job = call(server, "POST", f"{BATCHES}/", {"requests": [SUM]})
+    assert job.status == 200
+    assert call(server, "PATCH", f"{BATCHES}/{job.body['id']}/cancel/").body is None
+
+
+def test_cancel_answers_null_with_200(server: LiveServer) -> None:
+    job_id = create(server, [SUM])["id"]
+    ended(server, job_id)
+    answer = call(server, "PATCH", f"{BATCHES}/{job_id}/cancel")
+    assert (answer.status, answer.body, answer.headers["Content-Type"].split(";")[0]) == (200, None, "application/json")
+
+
+# -- lists
+
+
+@pytest.fixture(scope="module")
+def job_ids(server: LiveServer) -> list[str]:
+    """Return the ids of three jobs that have ended, in the order of their creation."""
+    ids = [create(server, [SUM])["id"] for _ in range(3)]
+    for job_id in ids:
+        ended(server, job_id)
+    return ids
+
+
+def test_a_list_ends_in_an_empty_page(server: LiveServer, job_ids: list[str]) -> None:
+    newest = call(server, "GET", f"{BATCHES}?limit=1").body[0]["id"]
+    assert call(server, "GET", f"{BATCHES}?after={newest}&order=asc").body == []
+    assert call(server, "GET", f"{BATCHES}?before={newest}").body == []
+    [message, *_] = call(server, "GET", f"{BATCHES}/{job_ids[0]}/messages").body["messages"]
+    path = f"{BATCHES}/{job_ids[0]}/messages?order=asc&after={message['id']}"
+    assert call(server, "GET", path).body == {"messages": []}
+
+
+def test_cursors_follow_the_order_of_the_list(server: LiveServer, job_ids: list[str]) -> None:
+    def listed(query: str) -> list[str]:
+        return [job["id"] for job in call(server, "GET", f"{BATCHES}?{query}").body]
+
+    first, second, third = job_ids
+    assert listed(f"order=asc&after={first}&limit=2") == [second, third]
+    assert listed(f"order=desc&after={third}&limit=2") == [second, first]
+    assert listed(f"order=asc&before={third}&limit=2") == [first, second]
+    assert listed(f"order=desc&before={first}&limit=2") == [third, second]
+    assert listed(f"order=asc&after={first}&before={third}") == [second]
+    assert listed(f"order=asc&after={third}&before={first}") == []
+
+
+@pytest.mark.parametrize("cursor", ["after", "before"])
+@pytest.mark.parametrize(
+    ("list_path", "unknown"),
+    [
+        (BATCHES, UNKNOWN_JOB),
+        (BATCHES, "no id at all"),
+        (f"{BATCHES}/{{job}}/messages", "message-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"),
+        (f"{BATCHES}/{{job}}/messages", "no id at all"),
+        (f"{BATCHES}/{{job}}/items", "batch_item-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"),
+        (f"{BATCHES}/{{job}}/items", "no id at all"),
+        ("/v1/agents/", "agent-of-nobody"),
+        ("/v1/agents/calculator/messages", "message-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"),
+        ("/v1/agents/calculator/messages", "no id at all"),
+    ],
+)
+def test_an_unknown_cursor_is_400_and_named(
+    server: LiveServer, job_ids: list[str], list_path: str, cursor: str, unknown: str
+) -> None:
+    path = list_path.format(job=job_ids[0])
+    answer = call(server, "GET", f"{path}?{cursor}={unknown.replace(' ', '%20')}")
+    assert answer.status == 400
+    assert is_error(answer.body)
+    assert f"{unknown} not found" in answer.body["detail"]
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=-1", "limit=abc", "limit=1001", "order=up", "order_by=colour", "limit="]
+)
+@pytest.mark.parametrize("path", [BATCHES, "/v1/agents/", "/v1/agents/calculator/messages"])
+def test_a_query_that_cannot_be_used_is_422_and_names_what(server: LiveServer, path: str, query: str) -> None:
+    answer = call(server, "GET", f"{path}?{query}")
+    assert answer.status == 422
+    assert is_error(answer.body)
+    assert query.partition("=")[0] in answer.body["detail"]
+
+
+def test_parameters_that_nobody_knows_are_ignored(server: LiveServer) -> None:
+    assert call(server, "GET", f"{BATCHES}?limit=1&colour=red&colour=blue").status == 200
+
+
+def test_all_states_are_listed(server: LiveServer) -> None:
+    stopped = create(server, [{"agent_id": "slow", "input": "x"}])["id"]
+    call(server, "PATCH", f"{BATCHES}/{stopped}/cancel")
+    failed = create(server, [{"agent_id": "refused", "input": "x"}])["id"]
+    completed = create(server, [SUM])["id"]
+    for job_id in (stopped, failed, completed):
+        ended(server, job_id)
+    listed = call(server, "GET", f"{BATCHES}?limit=3").body
+    assert [job["status"] for job in listed] == ["completed", "failed", "cancelled"]
+
+
+# -- agents
+
+
+def made(server: LiveServer, **fields: Any) -> dict[str, Any]:
+    answer = call(server, "POST", "/v1/agents/", {"model": "offline/rules", **fields})
+    assert answer.status == 200, answer
+    return dict(answer.body)
+
+
+REFUSED_AGENTS: dict[str, tuple[Any, int, str]] = {
+    "no model": ({"name": "x"}, 400, "INVALID_ARGUMENT: Must specify either model or llm_config in request"),
+    "a model of nobody": ({"model": "nobody/nothing"}, 404, "NOT_FOUND: Handle nobody/nothing not found"),
+    "a tool of nobody": ({"model": "offline/rules", "tools": ["os:system"]}, 404, "NOT_FOUND: Tool os:system"),
+    "a tool id of nobody": ({"model": "offline/rules", "tool_ids": ["tool-1"]}, 404, "NOT_FOUND: Tool with id tool-1"),
+    "a name that is no text": ({"model": "offline/rules", "name": 7}, 422, "name"),
+    "a temperature that is no number": ({"model": "offline/rules", "model_settings": {"temperature": "x"}}, 422, ""),
+    "a block without a value": ({"model": "offline/rules", "memory_blocks": [{"label": "x"}]}, 422, "value"),
+    "no JSON": (b"{", 422, ""),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "detail"), REFUSED_AGENTS.values(), ids=REFUSED_AGENTS)
+def test_an_agent_that_cannot_be_is_refused(server: LiveServer, body: object, status: int, detail: str) -> None:
+    answer = call(server, "POST", "/v1/agents/", body)
+    assert answer.status == status, answer
+    assert is_error(answer.body)
+    assert detail in answer.body["detail"]
+
+
+def test_an_agent_keeps_what_it_is_made_of_and_nothing_else(server: LiveServer) -> None:
+    block = {"label": "human", "value": "Anna", "read_only": None, "id": "block-1", "tags": 7}
+    agent = made(server, memory_blocks=[block], secrets={"TOKEN": "s3cr3t-of-a-client"}, script=[{"text": "x"}])
+    assert agent["blocks"][0] == agent["memory"]["blocks"][0]
+    assert agent["blocks"][0]["id"] != "block-1"
+    assert call(server, "GET", f"/v1/agents/{agent['id']}").body == agent
+    assert "s3cr3t" not in str(agent)
+    files = [file.read_bytes() for file in server.data_dir.iterdir() if file.is_file()]
+    assert all(b"s3cr3t-of-a-client" not in text for text in files)
+    assert any(agent["id"].encode() in text for text in files)
+
+
+def test_a_change_takes_only_what_can_be_changed(server: LiveServer) -> None:
+    agent = made(server, tools=["calculate"], memory_blocks=[{"label": "human", "value": "Anna"}])
+    path = f"/v1/agents/{agent['id']}"
+    changed = call(server, "PATCH", path, {"tools": 5, "memory_blocks": 5, "id": "agent-x", "tags": ["new"]})
+    assert changed.status == 200
+    assert changed.body == {**agent, "tags": ["new"], "updated_at": changed.body["updated_at"]}
+    assert call(server, "PATCH", path, {"tool_ids": []}).body["tools"] == []
+    config = {"model": "scripted", "handle": "offline/scripted", "model_endpoint_type": "openai", "context_window": 9}
+    assert call(server, "PATCH", path, {"llm_config": config}).body["model"] == "offline/scripted"
+    assert call(server, "PATCH", path, {"model": "offline/rules"}).body["model"] == "offline/rules"
+
+
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+def test_an_agent_of_the_operators_files_is_read_only(server: LiveServer, method: str) -> None:
+    answer = call(server, method, "/v1/agents/calculator", {"name": "mine"} if method == "PATCH" else None)
+    assert answer.status == 403
+    assert is_error(answer.body)
+    assert call(server, "GET", "/v1/agents/calculator").body["name"] == "calculator"
+
+
+@pytest.mark.parametrize(
+    ("method", "rest", "body"),
+    [
+        ("GET", "", None),
+        ("PATCH", "", {"name": "x"}),
+        ("DELETE", "", None),
+        ("GET", "/messages", None),
+        ("POST", "/messages", {"input": "x"}),
+        ("POST", "/messages/stream", {"input": "x"}),
+    ],
+)
+def test_an_unknown_agent_is_404(server: LiveServer, method: str, rest: str, body: object) -> None:
+    answer = call(server, method, f"/v1/agents/agent-of-nobody{rest}", body)
+    assert (answer.status, answer.body["detail"]) == (404, "Agent with ID agent-of-nobody not found")
+    assert is_error(answer.body)
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({}, "Must specify either"),
+        ({"input": "x", "messages": [USER]}, "Cannot specify both"),
+        ({"messages": []}, "at least one message"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
+        (b"{", ""),
+    ],
+    ids=str,
+)
+def test_a_request_to_one_agent_that_cannot_be_used_is_422(server: LiveServer, body: object, detail: str) -> None:
+    answer = call(server, "POST", "/v1/agents/calculator/messages", body)
+    assert answer.status == 422
+    assert is_error(answer.body)
+    assert detail in answer.body["detail"]
+
+
+def test_what_a_model_fails_with_is_told_in_letta_s_words_and_is_final(server: LiveServer) -> None:
+    answer = call(server, "POST", "/v1/agents/refused/messages", {"input": "x"})
+    assert answer.status == 500
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.body["error"] == {
+        "type": "llm_error",
+        "message": "the provider refused this call",
+        "detail": "api_error",
+    }
+
+
+# -- HTTP itself
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/json; charset=latin-1"}, 415),
+        ({"Content-Type": "application/json; charset=UTF-8"}, 200),
+        ({"Content-Encoding": "gzip"}, 415),
+        ({"Idempotency-Key": ""}, 400),
+        ({"Idempotency-Key": "k" * 256}, 400),
+    ],
+    ids=str,
+)
+def test_a_header_that_cannot_be_used_is_refused(server: LiveServer, headers: dict[str, str], status: int) -> None:
+    answer = call(server, "POST", BATCHES, {"requests": [SUM]}, headers=headers)
+    assert answer.status == status, answer
+    assert status == 200 or is_error(answer.body)
+
+
+@pytest.fixture
+def connection(server: LiveServer) -> Iterator[socket.socket]:
+    place = urlsplit(server.url)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connected:
+        yield connected
+
+
+def test_a_body_beyond_256_mib_is_413_before_any_of_it_is_sent(connection: socket.socket) -> None:
+    head = f"POST {BATCHES} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {256 * 1024 * 1024 + 1}\r\n\r\n".encode())
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    assert answer.status == 413
+    assert b"Request too large" in answer.read()
+
+
+def test_a_host_that_is_not_this_machine_is_refused_without_keys(server: LiveServer) -> None:
+    answer = call(server, "GET", BATCHES, headers={"Host": "evil.example:80"})
+    assert answer.status == 421
+    assert is_error(answer.body)

@@ -1,0 +1,308 @@
+"""API keys: who may ask, what another user sees, and what no log and no file holds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import letta_client
+import pytest
+from click.testing import CliRunner
+
+from batchray.cli import cli
+from tests.server.client import Answer, call
+from tests.server.live import QUICKSTART, ROOT, LiveServer, live_server
+
+BATCHES = "/v1/messages/batches"
+SUM = {"agent_id": "calculator", "input": "What is 2 + 3?"}
+UNKNOWN = "1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"
+
+
+def batchray_keys(data_dir: Path, *arguments: str) -> str:
+    """Run `batchray keys`, and return what it prints."""
+    done = CliRunner().invoke(cli, ["keys", *arguments, "--data-dir", str(data_dir)])
+    assert done.exit_code == 0, done.output
+    return done.output.strip()
+
+
+def add_key(data_dir: Path, name: str) -> str:
+    return batchray_keys(data_dir, "add", name)
+
+
+class User(NamedTuple):
+    """Somebody with a key."""
+
+    server: LiveServer
+    key: str
+
+    def call(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+        return call(self.server, method, path, body, headers={"Authorization": f"Bearer {self.key}", **headers})
+
+    def ended(self, body: object) -> dict[str, Any]:
+        """Create a batch and wait for its end."""
+        job, end = self.call("POST", BATCHES, body).body, time.monotonic() + 60
+        while job["completed_at"] is None:
+            assert time.monotonic() < end, job
+            time.sleep(0.05)
+            job = self.call("GET", f"{BATCHES}/{job['id']}").body
+        return dict(job)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keyed") / "data"
+
+
+@pytest.fixture(scope="module")
+def keys(data_dir: Path) -> tuple[str, str]:
+    """Return the keys of two users."""
+    return add_key(data_dir, "alice"), add_key(data_dir, "bob")
+
+
+@pytest.fixture(scope="module")
+def keyed(data_dir: Path, keys: tuple[str, str]) -> Iterator[LiveServer]:
+    with live_server(data_dir, "--host", "0.0.0.0") as running:  # allowed: it has keys
+        running.url = running.url.replace("0.0.0.0", "127.0.0.1")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alice(keyed: LiveServer, keys: tuple[str, str]) -> User:
+    return User(keyed, keys[0])
+
+
+@pytest.fixture(scope="module")
+def bob(keyed: LiveServer, keys: tuple[str, str]) -> User:
+    return User(keyed, keys[1])
+
+
+ROUTES = [
+    ("POST", BATCHES),
+    ("GET", BATCHES),
+    *[("GET", f"{BATCHES}/job-{UNKNOWN}{rest}") for rest in ("", "/messages", "/items", "/results", "/events")],
+    ("PATCH", f"{BATCHES}/job-{UNKNOWN}/cancel"),
+    ("POST", f"{BATCHES}/job-{UNKNOWN}/retry"),
+    *[(method, "/v1/agents/") for method in ("POST", "GET")],
+    *[(method, "/v1/agents/calculator") for method in ("GET", "PATCH", "DELETE")],
+    *[(method, "/v1/agents/calculator/messages") for method in ("POST", "GET")],
+    ("POST", "/v1/agents/calculator/messages/stream"),
+    ("GET", "/v1/models/"),
+    ("GET", "/metrics"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_without_a_key_every_route_is_401(keyed: LiveServer, keys: tuple[str, str], method: str, path: str) -> None:
+    wrong = ["", "Bearer", "Bearer ", "Bearer br-wrong", f"Basic {keys[0]}", f"Bearer {keys[0]}x", keys[0]]
+    for header in wrong:
+        answer = call(keyed, method, path, headers={"Authorization": header} if header else {})
+        assert (answer.status, answer.body["detail"]) == (401, "Unauthorized")
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/v1/health/", "/livez", "/readyz", "/openapi.json"])
+def test_health_needs_no_key(keyed: LiveServer, path: str) -> None:
+    assert call(keyed, "GET", path).status == 200
+
+
+def test_every_route_of_the_openapi_document_was_tried(keyed: LiveServer) -> None:
+    paths = call(keyed, "GET", "/openapi.json").body["paths"]
+    closed = {
+        (method.upper(), path)
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+        if "security" in operation
+    }
+    names = {f"job-{UNKNOWN}": "{batch_id}", "calculator": "{agent_id}"}
+    tried = {(method, _replaced(path, names)) for method, path in ROUTES}
+    assert tried == closed
+
+
+def _replaced(text: str, names: dict[str, str]) -> str:
+    for old, new in names.items():
+        text = text.replace(old, new)
+    return text
+
+
+def test_letta_s_sdk_sends_its_key(alice: User) -> None:
+    with letta_client.Letta(base_url=alice.server.url, api_key=alice.key) as letta:
+        assert letta.agents.retrieve("calculator").id == "calculator"
+    with (
+        letta_client.Letta(base_url=alice.server.url, api_key="br-wrong") as letta,
+        pytest.raises(letta_client.AuthenticationError),
+    ):
+        letta.agents.list()
+
+
+# -- another user's things
+
+
+@pytest.fixture(scope="module")
+def her_job(alice: User) -> dict[str, Any]:
+    return alice.ended({"requests": [SUM, SUM]})
+
+
+@pytest.fixture(scope="module")
+def her_agent(alice: User) -> str:
+    agent = alice.call("POST", "/v1/agents/", {"model": "offline/rules", "name": "hers"}).body
+    assert alice.call("POST", f"/v1/agents/{agent['id']}/messages", {"input": "hello"}).status == 200
+    return str(agent["id"])
+
+
+def like_unknown(ask: Callable[[str], Answer], hers: str) -> None:
+    """Assert that a thing of hers is answered as one that there is not: status, headers, body."""
+    prefix = hers.partition("-")[0]
+    unknown = f"{prefix}-{UNKNOWN}"
+    of_hers, of_none = ask(hers), ask(unknown)
+    assert of_hers.status == of_none.status
+    assert of_hers.status in (400, 404)
+    of_hers.body.pop("trace_id")
+    of_none.body.pop("trace_id")
+    assert of_hers.body == {"detail": of_none.body["detail"].replace(unknown, hers)}
+    told = ("Content-Type", "Content-Length", "x-should-retry")
+    assert [of_hers.headers.get(name) for name in told] == [of_none.headers.get(name) for name in told]
+
+
+def test_another_users_job_is_answered_like_an_unknown_one(bob: User, her_job: dict[str, Any]) -> None:
+    for method, rest in [
+        *[("GET", rest) for rest in ("", "/messages", "/items", "/results", "/events")],
+        ("PATCH", "/cancel"),
+        ("POST", "/retry"),
+    ]:
+        like_unknown(lambda job_id: bob.call(method, f"{BATCHES}/{job_id}{rest}"), her_job["id"])  # noqa: B023
+    for cursor in ("after", "before"):
+        like_unknown(lambda job_id: bob.call("GET", f"{BATCHES}?{cursor}={job_id}"), her_job["id"])  # noqa: B023
+    assert her_job["id"] not in [job["id"] for job in bob.call("GET", BATCHES).body]
+
+
+def test_another_users_items_and_messages_are_answered_like_unknown_ones(
+    alice: User, bob: User, her_job: dict[str, Any]
+) -> None:
+    his = f"{BATCHES}/{bob.ended({'requests': [SUM]})['id']}"
+    [item, *_] = alice.call("GET", f"{BATCHES}/{her_job['id']}/items").body
+    [message, *_] = alice.call("GET", f"{BATCHES}/{her_job['id']}/messages").body["messages"]
+    for cursor in ("after", "before"):
+        like_unknown(lambda item_id: bob.call("GET", f"{his}/items?{cursor}={item_id}"), item["id"])  # noqa: B023
+        like_unknown(lambda each: bob.call("GET", f"{his}/messages?{cursor}={each}"), message["id"])  # noqa: B023
+
+
+def test_another_users_agent_is_answered_like_an_unknown_one(alice: User, bob: User, her_agent: str) -> None:
+    for method, rest, body in [
+        ("GET", "", None),
+        ("PATCH", "", {"name": "his"}),
+        ("DELETE", "", None),
+        ("GET", "/messages", None),
+        ("POST", "/messages", {"input": "x"}),
+        ("POST", "/messages/stream", {"input": "x"}),
+    ]:
+        like_unknown(lambda agent_id: bob.call(method, f"/v1/agents/{agent_id}{rest}", body), her_agent)  # noqa: B023
+    like_unknown(lambda agent_id: bob.call("GET", f"/v1/agents/?after={agent_id}"), her_agent)
+    like_unknown(
+        lambda agent_id: bob.call("POST", BATCHES, {"requests": [{"agent_id": agent_id, "input": "x"}]}), her_agent
+    )
+    [message, *_] = alice.call("GET", f"/v1/agents/{her_agent}/messages").body
+    like_unknown(
+        lambda message_id: bob.call("GET", f"/v1/agents/calculator/messages?after={message_id}"), message["id"]
+    )
+    assert her_agent not in [agent["id"] for agent in bob.call("GET", "/v1/agents/").body]
+    assert alice.call("GET", f"/v1/agents/{her_agent}").body["name"] == "hers"
+
+
+def test_what_is_said_to_a_shared_agent_is_each_users_own(alice: User, bob: User) -> None:
+    assert alice.call("POST", "/v1/agents/calculator/messages", {"input": "her words"}).status == 200
+    assert bob.call("POST", "/v1/agents/calculator/messages", {"input": "his words"}).status == 200
+    assert "her words" not in str(bob.call("GET", "/v1/agents/calculator/messages").body)
+    assert "his words" in str(bob.call("GET", "/v1/agents/calculator/messages").body)
+
+
+def test_an_idempotency_key_is_each_users_own(alice: User, bob: User) -> None:
+    header = {"Idempotency-Key": "the same"}
+    jobs = {user.call("POST", BATCHES, {"requests": [SUM]}, **header).body["id"] for user in (alice, bob, alice)}
+    assert len(jobs) == 2
+
+
+def test_a_job_says_whose_it_is(alice: User, bob: User) -> None:
+    users = [user.ended({"requests": [SUM]})["created_by_id"] for user in (alice, bob)]
+    assert users[0].startswith("user-")
+    assert users[0] != users[1]
+
+
+# -- keys come and go
+
+
+def test_a_key_counts_from_its_making_to_its_removal_and_its_jobs_stay(keyed: LiveServer, data_dir: Path) -> None:
+    carol = User(keyed, add_key(data_dir, "carol"))
+    job_id = carol.ended({"requests": [SUM]})["id"]
+    assert carol.call("GET", f"{BATCHES}/{job_id}").status == 200
+    listed = batchray_keys(data_dir, "list")
+    assert "carol" in listed
+    assert carol.key not in listed
+    batchray_keys(data_dir, "remove", "carol")
+    assert carol.call("GET", f"{BATCHES}/{job_id}").status == 401
+    assert "carol" not in batchray_keys(data_dir, "list")
+
+
+def test_keys_are_kept_as_hashes_for_the_operator_alone(keyed: LiveServer, data_dir: Path, alice: User) -> None:
+    assert alice.call("GET", BATCHES).status == 200
+    files = [file for file in data_dir.rglob("*") if file.is_file()]
+    assert data_dir / "keys.json" in files
+    secret = alice.key.removeprefix("br-").encode()
+    assert len(secret) >= 43  # 256 bits
+    assert [file for file in files if secret in file.read_bytes()] == []
+    assert (data_dir / "keys.json").stat().st_mode & 0o077 == 0
+
+
+def test_the_first_key_of_a_running_server_counts_at_once(tmp_path: Path) -> None:
+    with live_server(tmp_path / "data") as running:
+        assert call(running, "GET", BATCHES).status == 200
+        key = add_key(tmp_path / "data", "alice")
+        assert call(running, "GET", BATCHES).status == 401
+        assert User(running, key).call("GET", BATCHES).status == 200
+        (tmp_path / "data" / "keys.json").write_text("[{", encoding="utf-8")
+        answer = User(running, key).call("GET", BATCHES)
+        assert (answer.status, answer.body["detail"]) == (503, "API keys cannot be checked at the moment")
+        assert call(running, "GET", "/livez").status == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_without_keys_it_does_not_listen_beyond_this_machine(tmp_path: Path, host: str) -> None:
+    command = [sys.executable, "-m", "batchray", "serve", "--host", host, "--port", "0", "--executor", "local"]
+    command += ["--data-dir", str(tmp_path / "data"), "--agents", str(QUICKSTART)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    [sentence] = done.stderr.splitlines()
+    assert sentence.startswith("batchray: without API keys the server listens on loopback only")
+    assert host in sentence
+
+
+# -- logs
+
+
+def test_no_log_holds_a_key_a_header_or_a_text(tmp_path: Path) -> None:
+    key = add_key(tmp_path / "data", "alice")
+    with live_server(tmp_path / "data") as running:
+        alice = User(running, key)
+        agent = alice.call("POST", "/v1/agents/", {"model": "offline/rules", "system": "MARK-system"}).body["id"]
+        marked = {"agent_id": agent, "input": "MARK-input", "custom_id": "MARK-custom"}
+        spoken = '{"script": [{"fail": {"type": "api_error", "message": "MARK-failure"}}]}'
+        failing = {"agent_id": "planner", "input": spoken}
+        tool = {"agent_id": "clerk", "input": "Look up: MARK-key"}
+        alice.ended({"requests": [marked, failing, tool], "callback_url": "http://user:MARK-password@127.0.0.1:9/MARK"})
+        alice.call("POST", BATCHES, {"requests": [{"agent_id": "MARK-agent", "input": "MARK-input"}]})
+        alice.call("POST", BATCHES, b'{"requests": [{"agent_id": "MARK-broken')
+        alice.call("GET", f"{BATCHES}?after=MARK-cursor", **{"X-Marked": "MARK-header"})
+        alice.call("GET", f"{BATCHES}/MARK-path")
+        alice.call("POST", f"/v1/agents/{agent}/messages", {"input": "MARK-input"})
+        alice.call("POST", "/v1/agents/planner/messages", {"input": spoken})
+        call(running, "GET", BATCHES, headers={"Authorization": "Bearer MARK-wrong"})
+        assert running.stop() == 0
+    assert "job job-" in running.log
+    assert "MARK" not in running.log
+    assert key not in running.log
+    assert "Traceback" not in running.log
