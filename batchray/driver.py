@@ -6,27 +6,31 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
-from batchray.agents import read_report
+from batchray.agents import Report, read_report
 from batchray.cluster import Executor, Link, Order
 from batchray.config import AgentSet, Settings
+from batchray.context import Turns, context_of, with_sequel
 from batchray.control import Wishes
 from batchray.errors import DeadlineExceededError, JobInterruptedError, RequestError, StoreError, WorkerDiedError
 from batchray.progress import Progress
-from batchray.store import JobRecord, NewOutcome, PendingItem, Store
-from batchray.window import Window
+from batchray.store import JobRecord, NewOutcome, PendingItem, Sequel, Store
+from batchray.window import Keys, Window
 
 logger = logging.getLogger(__name__)
 
 _BEAT_S = 0.25
 _N_SHOWN = 100  # in-flight items in a snapshot, the oldest ones
 _N_FAILURES = 20
+# Of items that wait where their provider or their agent is at its limit; with each what it takes beside its request.
+_MAX_WAITING_BYTES = 64 * 1024 * 1024
+_ITEM_BYTES = 512
 # An item that is no suspect goes on after a death of its process, but not for ever.
 _MAX_LOST_ATTEMPTS = 20
 
@@ -56,20 +60,33 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
             link.close()
 
 
-async def start_job(job_id: str, agents: AgentSet, store: Store, settings: Settings) -> RunningJob:
-    """Mark a job as running here, with its progress so far read from the store."""
+async def start_job(
+    job_id: str, agents: AgentSet, store: Store, settings: Settings, turns: Turns | None = None
+) -> RunningJob:
+    """Mark a job as running here, with its progress so far read from the store.
+
+    `turns` are those that all jobs of this process share.
+    """
     record = await store.call(store.start_job, job_id)
     progress = await store.call(_rebuild_progress, store, record)
-    return RunningJob(record, agents, settings, progress)
+    return RunningJob(record, agents, settings, progress, turns or Turns())
 
 
 class RunningJob:
     """A job while this process runs it: its window, its live counts, and how it is steered."""
 
-    def __init__(self, record: JobRecord, agents: AgentSet, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self, record: JobRecord, agents: AgentSet, settings: Settings, progress: Progress, turns: Turns
+    ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
+        self._turns = turns
+        self._keys, limits = _limited(agents)
         self.window: Window[PendingItem, NewOutcome | None] = Window(
-            settings.max_in_flight, key=self._provider_of, limits=agents.limits()
+            settings.max_in_flight,
+            keys=lambda item: self._keys[item.agent_id],
+            limits=limits,
+            weight=lambda item: len(item.request) + _ITEM_BYTES,
+            max_waiting=_MAX_WAITING_BYTES,
         )
         self.is_canceled, self.is_interrupted = False, False
         self.failures: deque[dict[str, Any]] = deque(maxlen=_N_FAILURES)
@@ -90,13 +107,20 @@ class RunningJob:
         ledger = self.ledger(store)
 
         async def attend(item: PendingItem) -> NewOutcome | None:
+            agent = self.agents.agents[item.agent_id].agent
+            if not agent.stateful:
+                return await see_through(item)
+            async with self._turns.of((store.data_dir, self.record.user_id, agent.id)):
+                return await see_through(item)
+
+        async def see_through(item: PendingItem) -> NewOutcome | None:
             attempt, deaths = item.attempt, item.deaths
             while True:
                 attempt += 1
                 await ledger.begin(item.index, attempt, deaths)  # counted before it is spawned
                 self._in_flight[item.index] = (item, attempt, time.monotonic_ns())
                 try:
-                    outcome = await self._attempt(executor, item, attempt, deaths)
+                    outcome = await self._attempt(store, executor, item, attempt, deaths)
                 except WorkerDiedError as error:
                     deaths += error.is_suspect
                     if deaths < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
@@ -104,6 +128,7 @@ class RunningJob:
                     outcome = self._failed(item.index, attempt, RequestError("worker_died", str(error)))
                 finally:
                     del self._in_flight[item.index]
+                outcome = with_sequel(outcome, self.agents.agents[item.agent_id].agent, item)
                 return outcome if await ledger.record(outcome) else None
 
         return attend
@@ -167,9 +192,15 @@ class RunningJob:
         ttft = self.first_token_ns - started if self.first_token_ns is not None else None
         return ttft, total
 
-    async def _attempt(self, executor: Executor, item: PendingItem, attempt: int, deaths: int) -> NewOutcome:
+    async def _attempt(
+        self, store: Store, executor: Executor, item: PendingItem, attempt: int, deaths: int
+    ) -> NewOutcome:
         bound = self.agents.agents[item.agent_id]
-        order = Order(bound, self.record.id, item.index, attempt, item.request, is_alone=deaths > 0)
+        try:
+            context = await context_of(store, self.record, bound.agent, item)
+        except RequestError as error:
+            return self._failed(item.index, attempt, error)
+        order = Order(bound, self.record.id, item.index, attempt, item.request, deaths > 0, context)
         # A process may wait long for its CPUs before it starts; a lane starts at once, and answers by the deadline.
         is_queued = order.is_alone or bound.agent.placement == "process"
         limit_s = None if is_queued else bound.agent.deadline_s + self.settings.deadline_grace_s
@@ -202,6 +233,7 @@ class RunningJob:
             report.ttft_ns,
             report.duration_ns,
             report.messages,
+            _sequel_of(report),
         )
 
     def _failed(self, index: int, attempt: int, error: RequestError) -> NewOutcome:
@@ -213,9 +245,6 @@ class RunningJob:
         return NewOutcome(
             index, attempt, "errored", error.stop_reason, described, {}, queued_ns, None, duration_ns, b"[]"
         )
-
-    def _provider_of(self, item: PendingItem) -> str | None:
-        return self.agents.agents[item.agent_id].agent.provider_name
 
 
 class Ledger:
@@ -263,6 +292,26 @@ class Ledger:
             else:
                 waiting.set_result({outcome.index for outcome in taken})
             await asyncio.sleep(self._interval_s)
+
+
+def _limited(agents: AgentSet) -> tuple[dict[str, Keys], dict[Hashable, int]]:
+    """Return what limits the requests of each agent, and by how much: its provider, and itself where it is stateful."""
+    providers = agents.limits()
+    limits: dict[Hashable, int] = {("provider", name): n for name, n in providers.items()}
+    keys: dict[str, Keys] = {}
+    for agent_id, bound in agents.agents.items():
+        name, agent_key = bound.agent.provider_name, ("agent", agent_id)
+        keys[agent_id] = (("provider", name),) if name in providers else ()
+        if bound.agent.stateful:
+            keys[agent_id] += (agent_key,)
+            limits[agent_key] = 1
+    return keys, limits
+
+
+def _sequel_of(report: Report) -> Sequel | None:
+    if not report.pending and not report.memory:
+        return None
+    return Sequel("", pending=report.pending, memory=report.memory)
 
 
 async def _pending(job: RunningJob, store: Store) -> AsyncIterator[PendingItem]:

@@ -25,27 +25,34 @@ from batchray.store.records import (
     DEFAULT_USER,
     FailureKind,
     JobRecord,
+    Kept,
     NewItem,
     NewJob,
     NewOutcome,
     Order,
     PendingItem,
+    Prior,
+    Sequel,
     StoredAgent,
     StoredItem,
     StoredResult,
     utc_now,
 )
+from batchray.store.sequels import Sequels
 
 __all__ = [
     "DEFAULT_USER",
     "DueCallback",
     "FailureKind",
     "JobRecord",
+    "Kept",
     "NewItem",
     "NewJob",
     "NewOutcome",
     "Order",
     "PendingItem",
+    "Prior",
+    "Sequel",
     "Store",
     "StoredAgent",
     "StoredItem",
@@ -59,7 +66,7 @@ DATABASE = "batchray.db"
 """The SQLite file inside a data directory."""
 
 
-class Store(Jobs, Items, Outbox, Agents):
+class Store(Jobs, Items, Outbox, Agents, Sequels):
     """One data directory."""
 
     def __init__(self, data_dir: Path, lock: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The tables: jobs, items, attempts, outcomes, the outbox of callbacks, and agents made over HTTP."""
+"""The tables: jobs, items, attempts, outcomes, the outbox of callbacks, agents made over HTTP, and what agents keep."""
 
 from __future__ import annotations
 
@@ -103,6 +103,54 @@ agents = sa.Table(
     sa.Column("updated_at", sa.String, nullable=False),
     sa.Column("spec", sa.LargeBinary, nullable=False),
     sa.Index("agents_of_a_user", "user_id", "agent"),
+)
+
+
+# A row is an item whose tool calls wait for the caller; when another item has brought the answers, its claim.
+pauses = sa.Table(
+    "pauses",
+    metadata,
+    sa.Column("pause", sa.Integer, primary_key=True),
+    sa.Column("job", sa.Integer, nullable=False),
+    sa.Column("idx", sa.Integer, nullable=False),
+    sa.Column("user_id", sa.String, nullable=False),
+    sa.Column("agent_id", sa.String, nullable=False),
+    sa.Column("memory", sa.LargeBinary, nullable=False),
+    sa.Column("claimed_job", sa.Integer),
+    sa.Column("claimed_idx", sa.Integer),
+    sa.Index("one_pause_an_item", "job", "idx", unique=True),
+    sa.Index("claimed_pauses", "claimed_job", "claimed_idx"),
+)
+
+pending_calls = sa.Table(
+    "pending_calls",
+    metadata,
+    sa.Column("pause", sa.Integer, primary_key=True),
+    sa.Column("tool_call_id", sa.String, primary_key=True),
+    sa.Column("user_id", sa.String, nullable=False),
+    sa.Column("agent_id", sa.String, nullable=False),
+    sa.Index("calls_of_an_agent", "user_id", "agent_id", "tool_call_id"),
+)
+
+# A row is an item that belongs to the conversation of a stateful agent with a user.
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("user_id", sa.String, nullable=False),
+    sa.Column("agent_id", sa.String, nullable=False),
+    sa.Column("job", sa.Integer, nullable=False),
+    sa.Column("idx", sa.Integer, nullable=False),
+    sa.Index("conversation_in_order", "user_id", "agent_id", "seq"),
+)
+
+memories = sa.Table(
+    "memories",
+    metadata,
+    sa.Column("user_id", sa.String, primary_key=True),
+    sa.Column("agent_id", sa.String, primary_key=True),
+    sa.Column("label", sa.String, primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
 )
 
 

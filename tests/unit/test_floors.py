@@ -35,6 +35,7 @@ FLOORS = (
     "callback",
     "cluster",
     # the story
+    "context",
     "driver",
     "results",
     "job",
@@ -52,7 +53,9 @@ PURE = ("config", "intake", "window", "progress")
 HEAVY = {
     "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool"},
     "aiohttp": {"callback.transport", "models.client", "models.http", "server"},
-    "sqlalchemy": {f"store{part}" for part in ("", ".agents", ".database", ".items", ".jobs", ".outbox", ".tables")},
+    "sqlalchemy": {
+        f"store{part}" for part in ("", ".agents", ".database", ".items", ".jobs", ".outbox", ".sequels", ".tables")
+    },
     "click": {"cli"},
     "rich": {"cli", "display"},
     "pandas": {"job", "results"},
