@@ -180,8 +180,8 @@ class Provider(_Strict):
 class MemoryBlock(_Strict):
     """A labelled text that the agent's model sees with every request, and may edit."""
 
-    label: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]{0,63}$")]
-    """Names the block to the model, and in the tags around it."""
+    label: Annotated[str, Field(pattern=r"^\w[\w ./-]{0,127}$")]
+    """Names the block to the model."""
     value: str = ""
     limit: Count = 20_000
     """Characters; a block that grows without end would crowd out the conversation."""

@@ -80,7 +80,7 @@ class Memory:
         described = f"<description>{block.description}</description>\n" if block.description else ""
         access = ", read-only" if block.read_only else ""
         size = f"<size>{len(value):,} of {block.limit:,} characters{access}</size>"
-        return f"<{block.label}>\n{described}{size}\n<value>\n{value}\n</value>\n</{block.label}>"
+        return f'<block label="{block.label}">\n{described}{size}\n<value>\n{value}\n</value>\n</block>'
 
 
 def memory_tools(blocks: Sequence[MemoryBlock], timeout_s: float) -> dict[str, Tool]:

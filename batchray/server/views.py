@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from pydantic import TypeAdapter
 
-from batchray.agents.base import input_messages
-from batchray.errors import RequestError
+from batchray import context
 from batchray.results import parse_time
 from batchray.schema import (
     AgentRequest,
@@ -31,7 +28,7 @@ from batchray.schema import (
 )
 from batchray.schema.base import WireModel
 from batchray.schema.messages import LettaMessageBase
-from batchray.store import JobRecord, StoredItem, StoredResult
+from batchray.store import JobRecord, Prior, StoredItem, StoredResult
 
 _MESSAGES = TypeAdapter(list[Message])
 
@@ -117,13 +114,7 @@ def wanted_messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
 
 def messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
     """Return an item's input and output messages."""
-    request = AgentRequest.model_validate_json(result.request)
-    created_at = parse_time(job.created_at)
-    assert created_at is not None
-    messages = _MESSAGES.validate_json(result.messages)
-    with contextlib.suppress(RequestError):  # an approval that nothing waited for is no message of a conversation
-        messages = [*input_messages(job.id, result.index, request, created_at), *messages]
-    return messages
+    return context.messages_of(Prior(job.id, job.created_at, result.index, result.request, result.messages))
 
 
 def outputs_of(result: StoredResult) -> list[LettaMessage]:

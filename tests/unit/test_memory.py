@@ -76,9 +76,14 @@ async def test_an_edit_that_cannot_be_made_says_why_and_changes_nothing(
 
 def test_the_model_sees_each_block_with_its_value_as_it_is_now() -> None:
     prompt = memory(human="Name: Bo").prompt()
-    assert "<human>\n<description>Who it is about.</description>\n<size>8 of 60 characters</size>" in prompt
-    assert "<value>\nName: Bo\n</value>\n</human>" in prompt
-    assert "<rules>\n<size>8 of 20,000 characters, read-only</size>\n<value>\nBe kind.\n</value>\n</rules>" in prompt
+    assert prompt == (
+        "<memory_blocks>\n"
+        '<block label="human">\n<description>Who it is about.</description>\n<size>8 of 60 characters</size>\n'
+        "<value>\nName: Bo\n</value>\n</block>\n"
+        '<block label="rules">\n<size>8 of 20,000 characters, read-only</size>\n'
+        "<value>\nBe kind.\n</value>\n</block>\n"
+        "</memory_blocks>"
+    )
     assert Memory().prompt() == ""
 
 
@@ -121,7 +126,7 @@ async def test_the_models_of_two_runs_do_not_share_a_memory(answerer: Answerer) 
     ("fields", "reason"),
     [
         ({"memory_blocks": [HUMAN, HUMAN]}, "two memory blocks are labelled 'human'"),
-        ({"memory_blocks": [{"label": "a b"}]}, "String should match pattern"),
+        ({"memory_blocks": [{"label": "<a>"}]}, "String should match pattern"),
         (
             {"memory_blocks": [{"label": "a", "value": "xy", "limit": 1}]},
             "the value of block 'a' has 2 characters of 1",
