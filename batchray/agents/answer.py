@@ -45,7 +45,7 @@ class Item(BaseModel):
     index: int
     attempt: int
     request: AgentRequest
-    context: Context = Context()
+    context: Context | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,8 @@ class Answerer:
             deadline,
             self._guard,
             started_ns=started_ns,
-            history=parsed.context.history,
-            edited_memory=parsed.context.memory,
+            history=parsed.context.history if parsed.context else [],
+            edited_memory=parsed.context.memory if parsed.context else {},
         )
         error: RequestError | None = None
         try:

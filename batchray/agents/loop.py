@@ -51,7 +51,8 @@ class ToolLoop:
 
         A request that brings answers to tool calls goes on with the step that waited for them.
         """
-        run.memory = Memory(self._agent.memory_blocks, run.edited_memory)
+        if self._agent.memory_blocks:
+            run.memory = Memory(self._agent.memory_blocks, run.edited_memory)
         tools = self._tools_of(run)
         if run.brings_answers and (stop_reason := await self._go_on(run, tools)):
             return stop_reason
