@@ -62,7 +62,7 @@ def submit(
     if callback_url is not None:
         callback_url = read_callback_url(callback_url)
     session = _session()
-    store = session.open_store(chosen.data_dir)
+    store = session.open_store(chosen)
     try:
         if any(agent.agent.placement == "process" for agent in bound.agents.values()):
             session.executor(chosen).check(bound)  # what no node can run is refused before the batch is accepted
@@ -86,15 +86,15 @@ def submit_resume(job_id: str, agents: AgentsLike | None = None, *, is_retry: bo
     """Go on with an unfinished job in the background of this process; otherwise as `resume`."""
     providers = options.pop("providers", None)
     settings = _settings(options)
-    if not (settings.data_dir / "batchray.db").exists():
+    if settings.url is None and not settings.database.exists():
         raise ConfigError(f"no batchray data in {settings.data_dir}; give the --data-dir that the job was run with")
     session = _session()
-    store = session.open_store(settings.data_dir)
+    store = session.open_store(settings)
     try:
         record = session.wait(store.call(store.job, job_id))
         if record.is_ended and not is_retry:
             session.release_store(store)
-            return Job(job_id, settings.data_dir)
+            return Job(job_id, settings.data_dir, url=settings.url)
         given = _agent_set(agents, providers) if agents is not None else None
         snapshot = session.wait(store.call(store.agent_snapshot, job_id))
         bound = _checked(AgentSet.from_snapshot(snapshot, given))
@@ -112,8 +112,8 @@ def submit_retry(job_id: str, agents: AgentsLike | None = None, **options: Any) 
 
     Their failed outcomes are forgotten; those that succeeded stay as they are.
     """
-    data_dir = _settings(options).data_dir
-    job = attach(job_id, data_dir)
+    settings = _settings(options)
+    job = attach(job_id, settings.data_dir, settings.url)
     record = job.record()
     if record.counts["succeeded"] == record.total:
         return job
@@ -122,9 +122,9 @@ def submit_retry(job_id: str, agents: AgentsLike | None = None, **options: Any) 
     return submit_resume(job_id, agents, is_retry=True, **options)
 
 
-def attach(job_id: str, data_dir: str | Path = ".batchray") -> Job:
-    """Return the handle of a job of this data directory, whoever runs it.  Raises UnknownJobError."""
-    job = Job(job_id, Path(data_dir))
+def attach(job_id: str, data_dir: str | Path = ".batchray", database_url: str | None = None) -> Job:
+    """Return the handle of a job of this data directory, or this database, whoever runs it.  Raises UnknownJobError."""
+    job = Job(job_id, Path(data_dir), url=database_url)
     job.record()
     return job
 

@@ -1,4 +1,4 @@
-"""The command line: batchray run | resume | retry | status | results | cancel | pause | unpause | serve | keys.
+"""The command line: batchray run | resume | retry | status | results | cancel | pause | unpause | serve | keys | db.
 
 Exit status: 0 all succeeded, 1 some item did not or the job could not go on, 2 unusable input (and nothing was run),
 130 interrupted, 143 terminated.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
+from batchray.cli_db import DEFAULT_DATA_DIR, data_dir_option, db, store_options
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UsageError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from batchray.job import Job
     from batchray.store import JobRecord
-
-DEFAULT_DATA_DIR = Path(".batchray")
 
 _F = Callable[..., Any]
 
@@ -89,17 +88,6 @@ def _complain(error: BatchrayError) -> None:
     click.echo(f"batchray: {error}", err=True)
 
 
-def _data_dir(command: _F) -> _F:
-    return click.option(
-        "--data-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=DEFAULT_DATA_DIR,
-        envvar="BATCHRAY_DATA_DIR",
-        show_default=True,
-        help="Where jobs and their results are kept.",
-    )(command)
-
-
 def _run_options(command: _F) -> _F:
     options = (
         click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write one JSON line an item."),
@@ -116,7 +104,7 @@ def _run_options(command: _F) -> _F:
     )
     for option in reversed(options):
         command = option(command)
-    return _data_dir(command)
+    return store_options(command)
 
 
 _agents_option = click.option(
@@ -196,17 +184,17 @@ def retry(job_id: str, agents_files: tuple[Path, ...], output: Path | None, **op
 @cli.command()
 @click.argument("job_id", metavar="[JOB]", required=False)
 @click.option("--json", "is_json", is_flag=True, help="Print JSON, one object a line.")
-@_data_dir
-def status(job_id: str | None, is_json: bool, data_dir: Path) -> None:
+@store_options
+def status(job_id: str | None, is_json: bool, data_dir: Path, database_url: str | None) -> None:
     """Show one JOB, or all jobs of the data directory, a line each.
 
     Example: batchray status --json
     """
-    from batchray.store import Store, running_jobs
+    from batchray.store import Store
 
-    with Store.open_for_reading(data_dir) as store:
+    with Store.open_for_reading(data_dir, database_url) as store:
         records = [store.job(job_id)] if job_id else store.jobs()
-    running = running_jobs(data_dir)
+        running = store.running_jobs()
     for record in records:
         state = _state(record, data_dir, record.id in running)
         click.echo(json.dumps(_plain(record, state)) if is_json else _line(record, state))
@@ -216,15 +204,15 @@ def status(job_id: str | None, is_json: bool, data_dir: Path) -> None:
 @click.argument("job_id", metavar="JOB")
 @click.option("--failed", is_flag=True, help="Only items that did not succeed.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of standard output.")
-@_data_dir
-def results(job_id: str, failed: bool, output: Path | None, data_dir: Path) -> None:
+@store_options
+def results(job_id: str, failed: bool, output: Path | None, data_dir: Path, database_url: str | None) -> None:
     """Print the outcomes of JOB as JSON Lines in index order; of a running job those that there are.
 
     Example: batchray results job-4f0c... --failed
     """
     from batchray.api import attach
 
-    job = attach(job_id, data_dir)
+    job = attach(job_id, data_dir, database_url)
     _check_output(output)
     if output is None:
         with open(
@@ -244,7 +232,7 @@ def results(job_id: str, failed: bool, output: Path | None, data_dir: Path) -> N
 @click.option("--ray-address", help="An existing Ray cluster; by default one is started on loopback.")
 @click.option("--executor", type=click.Choice(["ray", "local"]), help="Run on Ray, or in this process.")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="A YAML file with settings.")
-@_data_dir
+@store_options
 def serve(agents_files: tuple[Path, ...], config: Path | None, **options: Any) -> None:
     """Serve Letta's batch API over HTTP until SIGTERM or Ctrl-C; unfinished jobs of the data directory go on.
 
@@ -278,7 +266,7 @@ def keys() -> None:
 
 @keys.command("add")
 @click.argument("name")
-@_data_dir
+@data_dir_option
 def keys_add(name: str, data_dir: Path) -> None:
     """Make a key for a new user, and print it; it is kept as a hash and cannot be shown again.
 
@@ -290,7 +278,7 @@ def keys_add(name: str, data_dir: Path) -> None:
 
 
 @keys.command("list")
-@_data_dir
+@data_dir_option
 def keys_list(data_dir: Path) -> None:
     """List the names of the keys, and their users.
 
@@ -304,7 +292,7 @@ def keys_list(data_dir: Path) -> None:
 
 @keys.command("remove")
 @click.argument("name")
-@_data_dir
+@data_dir_option
 def keys_remove(name: str, data_dir: Path) -> None:
     """Remove a key.  Its user's jobs stay.
 
@@ -315,14 +303,17 @@ def keys_remove(name: str, data_dir: Path) -> None:
     KeyFile(data_dir).remove(name)
 
 
+cli.add_command(db)
+
+
 def _steering(name: str, method: str, help: str) -> None:
     @cli.command(name, help=f"{help}\n\nExample: batchray {name} job-4f0c...")
     @click.argument("job_id", metavar="JOB")
-    @_data_dir
-    def steer(job_id: str, data_dir: Path) -> None:
+    @store_options
+    def steer(job_id: str, data_dir: Path, database_url: str | None) -> None:
         from batchray.api import attach
 
-        getattr(attach(job_id, data_dir), method)()
+        getattr(attach(job_id, data_dir, database_url), method)()
 
 
 _steering("cancel", "cancel", "End JOB: what runs is stopped, items without an outcome are canceled.")

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path(".batchray")
     """Where the store lives; beside the work it belongs to, so that two projects never mix."""
+    database_url: SecretStr | None = None
+    """A PostgreSQL database instead of the SQLite file: postgresql+psycopg://user:password@host/database."""
+    allow_network_fs: bool = False
+    """Whether the SQLite file may lie on a network file system, where locks and shared memory are not to be trusted."""
+    lease_s: Positive = 15.0
+    """On PostgreSQL: how long a job's leader may be silent before another server takes over."""
     max_in_flight: Count = 256
     """The window: requests in flight at once.  Most providers' limits are below it, and one lane carries it."""
     lanes: Count | None = None
@@ -66,6 +72,8 @@ class Settings(BaseSettings):
     """CPUs of a cluster of our own.  None: as many as the machine has."""
     max_attempts: Count = 3
     """Attempts of a request whose process keeps dying under it, before it ends as errored."""
+    job_deadline_s: Positive = 86_400.0
+    """A whole job, from its creation, restarts included; what is not done then expires.  A day, as providers give."""
     deadline_grace_s: Positive = 30.0
     """What a lane gets beyond a request's own deadline before the driver stops waiting for its answer."""
     min_watched_items: Count = 1
@@ -88,6 +96,11 @@ class Settings(BaseSettings):
         """The SQLite file inside the data directory."""
         return self.data_dir / "batchray.db"
 
+    @property
+    def url(self) -> str | None:
+        """The URL of the database, password included; None: SQLite in the data directory."""
+        return self.database_url.get_secret_value() if self.database_url else None
+
 
 class ServerSettings(Settings):
     """How `batchray serve` runs.  `max_in_flight` is that of all its jobs together."""
@@ -106,6 +119,8 @@ class ServerSettings(Settings):
     """The longest silence of a sender, of headers and of a body."""
     min_upload_bytes_per_s: Count = 16 * 1024
     """A sender that stays below it is cut off; a phone on a bad line is faster."""
+    retention_days: Positive | None = 29.0
+    """How long an ended job is kept, as Anthropic keeps its batches' results.  None: for ever."""
     shutdown_grace_s: Positive = 30.0
     """What running items get to finish after SIGTERM; the usual supervisors kill after it."""
     callback_secret: SecretStr | None = None

@@ -12,18 +12,20 @@ from datetime import datetime
 import orjson
 from pydantic import TypeAdapter
 
+from batchray.agents import Report
 from batchray.agents.approvals import answers_in, brings_answers
 from batchray.agents.base import input_messages
-from batchray.config import Agent
+from batchray.config import Agent, AgentSet
 from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
-from batchray.store import JobRecord, NewOutcome, PendingItem, Prior, Sequel, Store
+from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Prior, Sequel, Store
+from batchray.window import Keys
 
 _MESSAGES = TypeAdapter(list[Message])
 # No request answers tool calls without one of these in it; a backslash may hide one.
 _MAY_ANSWER = re.compile(rb"approv|tool_return|\\u")
 
 
-async def context_of(store: Store, job: JobRecord, agent: Agent, item: PendingItem) -> bytes:
+async def context_of(store: Store, patience: Patience, job: JobRecord, agent: Agent, item: PendingItem) -> bytes:
     """Return what an item goes on with, as its agent's side reads it; empty for one that starts anew.
 
     A run that it answers is claimed by it.  Raises ApprovalError where there is none, or its answers do not fit.
@@ -32,7 +34,7 @@ async def context_of(store: Store, job: JobRecord, agent: Agent, item: PendingIt
     if request is None and not agent.stateful:
         return b""
     answered = frozenset(answer.tool_call_id for answer in answers_in(request)) if request else None
-    kept = await store.call(
+    kept = await patience.call(
         store.go_on,
         job,
         item.index,
@@ -41,7 +43,14 @@ async def context_of(store: Store, job: JobRecord, agent: Agent, item: PendingIt
         answered=answered,
         request_id=_request_id(request) if request else None,
     )
-    return _encoded(kept.priors, kept.memory)
+    return await asyncio.to_thread(_encoded, kept.priors, kept.memory)  # a long conversation takes its time
+
+
+def sequel_of(report: Report) -> Sequel | None:
+    """Return what a report leaves for later requests, but for whose it is."""
+    if not report.pending and not report.memory:
+        return None
+    return Sequel("", pending=report.pending, memory=report.memory)
 
 
 def with_sequel(outcome: NewOutcome, agent: Agent, item: PendingItem) -> NewOutcome:
@@ -55,6 +64,20 @@ def with_sequel(outcome: NewOutcome, agent: Agent, item: PendingItem) -> NewOutc
 def messages_of(prior: Prior) -> list[Message]:
     """Return an item's input and output messages."""
     return [*_inputs(prior), *_MESSAGES.validate_json(prior.messages)]
+
+
+def limited(agents: AgentSet) -> tuple[dict[str, Keys], dict[Hashable, int]]:
+    """Return what limits the requests of each agent, and to how many: its provider, and itself where it is stateful."""
+    providers = agents.limits()
+    limits: dict[Hashable, int] = {("provider", name): n for name, n in providers.items()}
+    keys: dict[str, Keys] = {}
+    for agent_id, bound in agents.agents.items():
+        name, own = bound.agent.provider_name, ("agent", agent_id)
+        keys[agent_id] = (("provider", name),) if name in providers else ()
+        if bound.agent.stateful:
+            keys[agent_id] += (own,)
+            limits[own] = 1
+    return keys, limits
 
 
 class Turns:

@@ -1,14 +1,20 @@
-"""Wishes for a running job, left in the data directory by other processes: works with any executor."""
+"""Wishes for a running job, left by other processes in the data directory or in a shared database."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from batchray.errors import LeaseLostError, StoreError
+from batchray.store import JobRecord, Store
 
 logger = logging.getLogger(__name__)
 
@@ -54,3 +60,29 @@ class ControlFile:
         """Forget all wishes."""
         with contextlib.suppress(FileNotFoundError):
             self._file.unlink()
+
+
+class LeaseLink:
+    """Renews the lease under which this process leads a job, and hears what others ask of it.  See `driver.Link`."""
+
+    def __init__(self, store: Store, job: JobRecord, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._job, self._clock = store, job, clock
+        self._due_at = clock()
+        self._heard: dict[str, Any] = {}
+
+    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+        """Renew the lease where it is time, and return what was asked for so far."""
+        if self._clock() >= self._due_at:
+            self._due_at = self._clock() + self._store.lease_s / 3
+            try:
+                # Not on the writer's thread, where a large batch may be on its way.
+                self._heard = await asyncio.to_thread(self._store.renew_lease, self._job)
+            except LeaseLostError:
+                logger.debug("job %s: another server leads it; the next outcome ends it here", self._job.id)
+            except StoreError as error:
+                logger.warning("job %s: its lease was not renewed: %s", self._job.id, error)
+        return self._heard
+
+    def close(self) -> None:
+        """Let another server go on at once."""
+        self._store.soon(self._store.release_lease, self._job)

@@ -6,33 +6,57 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from batchray.agents import Report, read_report
+from batchray.agents import read_report
 from batchray.cluster import Executor, Link, Order
 from batchray.config import AgentSet, Settings
-from batchray.context import Turns, context_of, with_sequel
+from batchray.context import Turns, context_of, limited, sequel_of, with_sequel
 from batchray.control import Wishes
 from batchray.errors import DeadlineExceededError, JobInterruptedError, RequestError, StoreError, WorkerDiedError
+from batchray.in_flight import InFlight
 from batchray.progress import Progress
-from batchray.store import JobRecord, NewOutcome, PendingItem, Sequel, Store
-from batchray.window import Keys, Window
+from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Store
+from batchray.window import Window
 
 logger = logging.getLogger(__name__)
 
 _BEAT_S = 0.25
 _N_SHOWN = 100  # in-flight items in a snapshot, the oldest ones
 _N_FAILURES = 20
+_WATCH_S = 1.0
+# Of an attempt's own deadline and grace, which end an attempt on a lane.
+_PATIENCE = 2.0
 # Of items that wait where their provider or their agent is at its limit; with each what it takes beside its request.
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _ITEM_BYTES = 512
 # An item that is no suspect goes on after a death of its process, but not for ever.
 _MAX_LOST_ATTEMPTS = 20
+
+
+class Ending(NamedTuple):
+    """How a job ends before all of its items have an outcome.
+
+    `of_items` are status, stop reason and error of those that have none.
+    """
+
+    status: str
+    stop_reason: str
+    of_items: tuple[str, str, Mapping[str, str] | None]
+
+
+CANCELED = Ending("cancelled", "cancelled", ("canceled", "cancelled", None))
+
+
+def expired(settings: Settings) -> Ending:
+    """Return the ending of a job whose deadline has passed."""
+    message = f"not done by its job's deadline, {settings.job_deadline_s:g} s after the job was made"
+    return Ending("expired", "error", ("expired", "error", {"type": "job_expired", "message": message}))
 
 
 async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequence[Link] = ()) -> JobRecord:
@@ -41,7 +65,7 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
     Returns the ended job.  Raises JobInterruptedError when it was stopped before its end, and ClusterError or
     StoreError when it cannot go on; what is recorded stays, and a later run goes on from there.
     """
-    beats = asyncio.create_task(_beat(job, links))
+    beside = [asyncio.create_task(work) for work in (_watch(job), *(_beat(job, link) for link in links))]
     try:
         async with aclosing(job.window.run(_pending(job, store), job.attend(store, executor))) as finished:
             async for outcomes in finished:
@@ -51,10 +75,13 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
             raise JobInterruptedError(job.record.id)
         return await _end(job, store)
     finally:
+        job.patience.end()
         await job.ledger(store).drain()
-        beats.cancel()
-        with suppress(asyncio.CancelledError):
-            await beats
+        for task in beside:
+            task.cancel()
+        for task in beside:
+            with suppress(asyncio.CancelledError):
+                await task
         for link in links:
             await link.update(job.snapshot())
             link.close()
@@ -65,22 +92,31 @@ async def start_job(
 ) -> RunningJob:
     """Mark a job as running here, with its progress so far read from the store.
 
-    `turns` are those that all jobs of this process share.
+    `turns` are those that all jobs of this process share.  Raises LeaseLostError while another process leads it.
     """
-    record = await store.call(store.start_job, job_id)
-    progress = await store.call(_rebuild_progress, store, record)
-    return RunningJob(record, agents, settings, progress, turns or Turns())
+    patience = Patience(store, f"job {job_id}")
+    record = await patience.call(store.start_job, job_id)
+    progress = await patience.call(_rebuild_progress, store, record)
+    opened_at = await patience.call(store.opened_at, record)
+    return RunningJob(record, agents, settings, progress, opened_at, patience, turns or Turns())
 
 
 class RunningJob:
     """A job while this process runs it: its window, its live counts, and how it is steered."""
 
     def __init__(
-        self, record: JobRecord, agents: AgentSet, settings: Settings, progress: Progress, turns: Turns
+        self,
+        record: JobRecord,
+        agents: AgentSet,
+        settings: Settings,
+        progress: Progress,
+        opened_at: str,
+        patience: Patience,
+        turns: Turns,
     ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
-        self._turns = turns
-        self._keys, limits = _limited(agents)
+        self.patience, self._turns = patience, turns
+        self._keys, limits = limited(agents)
         self.window: Window[PendingItem, NewOutcome | None] = Window(
             settings.max_in_flight,
             keys=lambda item: self._keys[item.agent_id],
@@ -88,18 +124,20 @@ class RunningJob:
             weight=lambda item: len(item.request) + _ITEM_BYTES,
             max_waiting=_MAX_WAITING_BYTES,
         )
-        self.is_canceled, self.is_interrupted = False, False
+        self.left_s = settings.job_deadline_s - _age_ns(opened_at) / 1e9
+        self.ending: Ending | None = None
+        self.is_interrupted = False
+        self.in_flight = InFlight()
         self.failures: deque[dict[str, Any]] = deque(maxlen=_N_FAILURES)
         self.first_start_ns: int | None = None
         self.first_token_ns: int | None = None
         self._is_resumed = progress.done > 0
         self._accepted_ns = time.monotonic_ns() - _age_ns(record.created_at)
-        self._in_flight: dict[int, tuple[PendingItem, int, int]] = {}
         self._ledger: Ledger | None = None
 
     def ledger(self, store: Store) -> Ledger:
         """Return the job's way into the store."""
-        self._ledger = self._ledger or Ledger(store, self.record)
+        self._ledger = self._ledger or Ledger(store, self.record, self.patience)
         return self._ledger
 
     def attend(self, store: Store, executor: Executor) -> Callable[[PendingItem], Any]:
@@ -114,20 +152,22 @@ class RunningJob:
                 return await see_through(item)
 
         async def see_through(item: PendingItem) -> NewOutcome | None:
-            attempt, deaths = item.attempt, item.deaths
+            attempt, deaths, losses = item.attempt, item.deaths, item.deaths
             while True:
                 attempt += 1
                 await ledger.begin(item.index, attempt, deaths)  # counted before it is spawned
-                self._in_flight[item.index] = (item, attempt, time.monotonic_ns())
+                self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
                 try:
                     outcome = await self._attempt(store, executor, item, attempt, deaths)
                 except WorkerDiedError as error:
-                    deaths += error.is_suspect
-                    if deaths < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
+                    is_proven = deaths > 0 and error.is_suspect  # it ran alone, and was suspected before
+                    deaths, losses = deaths + error.is_suspect, losses + 1
+                    n_counted = losses if is_proven else deaths
+                    if n_counted < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
                         continue
-                    outcome = self._failed(item.index, attempt, RequestError("worker_died", str(error)))
+                    outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
                 finally:
-                    del self._in_flight[item.index]
+                    self.in_flight.end(item.index)
                 outcome = with_sequel(outcome, self.agents.agents[item.agent_id].agent, item)
                 return outcome if await ledger.record(outcome) else None
 
@@ -155,30 +195,30 @@ class RunningJob:
 
     def cancel(self) -> None:
         """End the job now: what runs is stopped, every item without an outcome is canceled."""
-        self.is_canceled = True
-        self.window.stop()
+        self._end_early(CANCELED)
+
+    def expire(self) -> None:
+        """End the job at its deadline: what runs is stopped, every item without an outcome is expired."""
+        self._end_early(expired(self.settings))
 
     def interrupt(self) -> None:
         """Leave the job unfinished: what runs is stopped, and items without an outcome wait for a resume."""
         self.is_interrupted = True
+        self.patience.end()
         self.window.stop()
 
     def snapshot(self) -> dict[str, Any]:
         """Return the live state as plain data of fixed size."""
-        now = time.monotonic_ns()
-        oldest = [
-            {"index": index, "agent_id": item.agent_id, "attempt": attempt, "age_ns": now - started_ns}
-            for (index, (item, attempt, started_ns)), _ in zip(self._in_flight.items(), range(_N_SHOWN), strict=False)
-        ]
         return {
             "id": self.record.id,
             "progress": self.progress.to_dict(),
             "n_in_flight": self.window.in_flight,
-            "in_flight": oldest,
+            "in_flight": self.in_flight.oldest(_N_SHOWN),
+            "stalled": self.in_flight.stalled(_N_FAILURES),
             "failures": list(self.failures),
             "max_in_flight": self.window.size,
             "is_paused": self.window.is_paused,
-            "is_canceled": self.is_canceled,
+            "is_canceled": self.ending is CANCELED,
         }
 
     def durations(self) -> tuple[int | None, int]:
@@ -192,12 +232,20 @@ class RunningJob:
         ttft = self.first_token_ns - started if self.first_token_ns is not None else None
         return ttft, total
 
+    def _end_early(self, ending: Ending) -> None:
+        self.ending = self.ending or ending
+        self.window.stop()
+
+    def _patience_s(self, item: PendingItem) -> float:
+        """Return how long an attempt may take before nothing explains it: a process may have waited for its CPUs."""
+        return _PATIENCE * (self.agents.agents[item.agent_id].agent.deadline_s + self.settings.deadline_grace_s)
+
     async def _attempt(
         self, store: Store, executor: Executor, item: PendingItem, attempt: int, deaths: int
     ) -> NewOutcome:
         bound = self.agents.agents[item.agent_id]
         try:
-            context = await context_of(store, self.record, bound.agent, item)
+            context = await context_of(store, self.patience, self.record, bound.agent, item)
         except RequestError as error:
             return self._failed(item.index, attempt, error)
         order = Order(bound, self.record.id, item.index, attempt, item.request, deaths > 0, context)
@@ -233,12 +281,12 @@ class RunningJob:
             report.ttft_ns,
             report.duration_ns,
             report.messages,
-            _sequel_of(report),
+            sequel_of(report),
         )
 
     def _failed(self, index: int, attempt: int, error: RequestError) -> NewOutcome:
         """Return the outcome of an item from whose attempt nothing came back."""
-        _, _, started_ns = self._in_flight[index]
+        started_ns = self.in_flight.started_ns(index)
         duration_ns = time.monotonic_ns() - started_ns
         described = {"type": error.type, "message": error.message}
         queued_ns = max(started_ns - self._accepted_ns, 0)
@@ -248,10 +296,14 @@ class RunningJob:
 
 
 class Ledger:
-    """Group commits: what all items ask to be written goes to disk together, at most every `interval_s`."""
+    """Group commits: what all items ask to be written goes to disk together, at most every `interval_s`.
 
-    def __init__(self, store: Store, job: JobRecord, interval_s: float = 0.02) -> None:
-        self._store, self._job, self._interval_s = store, job, interval_s
+    While the store cannot be used, outcomes are kept here, at most one for each place of the window, and no attempt
+    begins.
+    """
+
+    def __init__(self, store: Store, job: JobRecord, patience: Patience, interval_s: float = 0.02) -> None:
+        self._store, self._job, self._patience, self._interval_s = store, job, patience, interval_s
         self._attempts: list[tuple[int, int, int]] = []
         self._outcomes: list[NewOutcome] = []
         self._waiting: asyncio.Future[set[int]] | None = None
@@ -259,6 +311,7 @@ class Ledger:
 
     async def begin(self, index: int, attempt: int, deaths: int) -> None:
         """Count an attempt; on disk when this returns."""
+        await self._patience.room()
         self._attempts.append((index, attempt, deaths))
         await self._committed()
 
@@ -285,7 +338,7 @@ class Ledger:
             attempts, outcomes, waiting = self._attempts, self._outcomes, self._waiting
             self._attempts, self._outcomes, self._waiting = [], [], None
             try:
-                taken = await self._store.call(self._store.write, self._job, attempts, outcomes)
+                taken = await self._patience.call(_Write(self._store, self._job, attempts, outcomes))
             except Exception as error:  # noqa: BLE001  # every waiter has to hear of it; the job ends with it
                 waiting.set_exception(error)
                 waiting.exception()  # a waiter may be gone; that is no fault of its own
@@ -294,56 +347,66 @@ class Ledger:
             await asyncio.sleep(self._interval_s)
 
 
-def _limited(agents: AgentSet) -> tuple[dict[str, Keys], dict[Hashable, int]]:
-    """Return what limits the requests of each agent, and by how much: its provider, and itself where it is stateful."""
-    providers = agents.limits()
-    limits: dict[Hashable, int] = {("provider", name): n for name, n in providers.items()}
-    keys: dict[str, Keys] = {}
-    for agent_id, bound in agents.agents.items():
-        name, agent_key = bound.agent.provider_name, ("agent", agent_id)
-        keys[agent_id] = (("provider", name),) if name in providers else ()
-        if bound.agent.stateful:
-            keys[agent_id] += (agent_key,)
-            limits[agent_key] = 1
-    return keys, limits
+class _Write:
+    """One group commit that may be called until it comes through, and that knows whether it was called before."""
 
+    def __init__(
+        self, store: Store, job: JobRecord, attempts: list[tuple[int, int, int]], outcomes: list[NewOutcome]
+    ) -> None:
+        self._store, self._job, self._attempts, self._outcomes = store, job, attempts, outcomes
+        self._is_again = False
 
-def _sequel_of(report: Report) -> Sequel | None:
-    if not report.pending and not report.memory:
-        return None
-    return Sequel("", pending=report.pending, memory=report.memory)
+    def __call__(self) -> list[NewOutcome]:
+        is_again, self._is_again = self._is_again, True
+        return self._store.write(self._job, self._attempts, self._outcomes, is_again)
 
 
 async def _pending(job: RunningJob, store: Store) -> AsyncIterator[PendingItem]:
     """Read the items without an outcome, a page at a time."""
     last = -1
-    while page := await store.call(store.unfinished, job.record, last):
+    while page := await job.patience.call(store.unfinished, job.record, last):
         for item in page:
             yield item
         last = page[-1].index
 
 
-async def _beat(job: RunningJob, links: Sequence[Link]) -> None:
-    """Hand out snapshots and take wishes in, a few times a second."""
-    heard: dict[Link, dict[str, Any]] = {link: {} for link in links}
-    while links:
-        for link in links:
-            control = await link.update(job.snapshot())
-            news = {name: wish for name, wish in control.items() if heard[link].get(name) != wish}
-            heard[link] = control
-            try:
-                job.steer(Wishes.model_validate(news))
-            except ValidationError as error:
-                logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
+async def _beat(job: RunningJob, link: Link) -> None:
+    """Hand out snapshots and take wishes in, a few times a second; each link by itself, as one may be slow."""
+    heard: dict[str, Any] = {}
+    while True:
+        control = await link.update(job.snapshot())
+        news = {name: wish for name, wish in control.items() if heard.get(name) != wish}
+        heard = control
+        try:
+            job.steer(Wishes.model_validate(news))
+        except ValidationError as error:
+            logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
         await asyncio.sleep(_BEAT_S)
+
+
+async def _watch(job: RunningJob) -> None:
+    """End the job at its deadline; until then, name items that make no progress."""
+    expires = time.monotonic() + job.left_s
+    while (left_s := expires - time.monotonic()) > 0:
+        for flight in job.in_flight.newly_stalled():
+            facts = {"job_id": job.record.id, "index": flight.index}
+            logger.warning(
+                "job %s: item %d makes no progress (agent %r, attempt %d)",
+                *(job.record.id, flight.index, flight.agent_id, flight.attempt),
+                extra=facts,
+            )
+        await asyncio.sleep(min(left_s, _WATCH_S))
+    job.expire()
 
 
 async def _end(job: RunningJob, store: Store) -> JobRecord:
     """Write the job's end: how it ended, how long it took."""
-    if job.is_canceled:
-        await store.call(store.end_unfinished, job.record, "canceled", "cancelled", None)
-        job.progress = await store.call(_rebuild_progress, store, job.record)
-        status, stop_reason = "cancelled", "cancelled"
+    n_unfinished = 0
+    if job.ending is not None:
+        n_unfinished = await job.patience.call(store.end_unfinished, job.record, *job.ending.of_items)
+        job.progress = await job.patience.call(_rebuild_progress, store, job.record)
+    if job.ending is not None and (job.ending is CANCELED or n_unfinished):
+        status, stop_reason = job.ending.status, job.ending.stop_reason
     elif (left := job.record.total - job.progress.done) > 0:
         raise StoreError(f"job {job.record.id} came to its end with {left} items without an outcome")
     elif job.progress.counts["succeeded"]:
@@ -351,16 +414,33 @@ async def _end(job: RunningJob, store: Store) -> JobRecord:
     else:
         status, stop_reason = "failed", "error"
     logger.info("job %s: %s", job.record.id, status, extra={"job_id": job.record.id})
-    return await store.call(store.end_job, job.record.id, status, stop_reason, job.progress, *job.durations())
+    ended = (status, stop_reason, job.progress, *job.durations())
+    return await job.patience.call(store.end_job, job.record.id, *ended)
+
+
+def end_at_rest(store: Store, job_id: str, ending: Ending) -> None:
+    """End a job that no process runs.  One that has ended stays as it is.
+
+    Raises LeaseLostError where another process runs it.
+    """
+    record = store.take_job(job_id)
+    if not record.is_ended:
+        store.end_unfinished(record, *ending.of_items)
+        progress = _rebuild_progress(store, record)
+        store.end_job(job_id, ending.status, ending.stop_reason, progress, None, 0)
 
 
 def cancel_at_rest(store: Store, job_id: str) -> None:
     """Cancel a job that no process runs.  One that has ended stays as it is."""
-    record = store.job(job_id)
-    if not record.is_ended:
-        store.end_unfinished(record, "canceled", "cancelled", None)
-        progress = _rebuild_progress(store, record)
-        store.end_job(job_id, "cancelled", "cancelled", progress, None, 0)
+    end_at_rest(store, job_id, CANCELED)
+
+
+def expire_at_rest(store: Store, record: JobRecord, settings: Settings) -> bool:
+    """End a job that no process runs where its deadline has passed; tells whether it has."""
+    if record.is_ended or _age_ns(store.opened_at(record)) / 1e9 < settings.job_deadline_s:
+        return False
+    end_at_rest(store, record.id, expired(settings))
+    return True
 
 
 def _rebuild_progress(store: Store, record: JobRecord) -> Progress:

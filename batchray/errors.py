@@ -7,11 +7,16 @@
     │   │   └── UnknownAgentError   a request names an agent that there is not
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
     │   ├── UnknownJobError         no job of that id in this data directory
-    │   └── StoreLockedError        another process writes to this data directory
+    │   ├── StoreLockedError        another process writes to this data directory
+    │   └── KeyInUseError           another batch came with the same idempotency key
     ├── StoreError                  the store cannot be read or written
+    │   ├── StoreCorruptError       the database is damaged: what to do
+    │   └── StoreUnavailableError   the store cannot be used at the moment; waiting helps
+    │       └── StoreFullError      there is no room on its disk
     ├── ClusterError                Ray cannot be started, reached or used any more
     ├── WorkerDiedError             the process that ran one attempt ended without an answer
     ├── JobInterruptedError         a wait for a job ended before the job did
+    │   └── LeaseLostError          another server leads the job now
     └── RequestError                one request cannot go on; becomes its outcome, never ends a job
         ├── ModelAPIError           the provider refused, failed or did not answer in time
         ├── InvalidResponseError    the provider's answer is truncated, malformed or empty
@@ -94,8 +99,34 @@ class StoreLockedError(UsageError):
         return f"{who} is writing to {self.data_dir}; wait until it ends, or use another --data-dir"
 
 
+class KeyInUseError(UsageError):
+    """Another batch of this user came with the same idempotency key."""
+
+
 class StoreError(BatchrayError):
     """The store cannot be read or written."""
+
+
+class StoreCorruptError(StoreError):
+    """The database is damaged."""
+
+    def __init__(self, where: str, reason: str = "") -> None:
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where} is damaged ({self.reason}); `batchray db check` says how far, `batchray db export --output "
+            "FILE` saves what is readable; then go on with another --data-dir"
+        )
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be used at the moment: locked by somebody else, or its server restarts.  Waiting helps."""
+
+
+class StoreFullError(StoreUnavailableError):
+    """There is no room on the store's disk.  What runs waits, nothing new is accepted."""
 
 
 class ClusterError(BatchrayError):
@@ -126,6 +157,13 @@ class JobInterruptedError(BatchrayError):
 
     def __str__(self) -> str:
         return f"job {self.job_id}: {self.reason}"
+
+
+class LeaseLostError(JobInterruptedError):
+    """Another server leads the job now, and goes on with it."""
+
+    def __init__(self, job_id: str, reason: str = "another server leads it") -> None:
+        super().__init__(job_id, reason)
 
 
 class RequestError(BatchrayError):

@@ -32,8 +32,10 @@ class Job:
         job_id: str,
         data_dir: Path,
         loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        url: str | None = None,
     ) -> None:
-        self.id, self.data_dir = job_id, data_dir
+        self.id, self.data_dir, self._url = job_id, data_dir, url
         self._loop = loop
         self._running: RunningJob | None = None
         self._wishes: list[Wishes] = []
@@ -68,8 +70,19 @@ class Job:
 
     def record(self) -> JobRecord:
         """Return the job as the store has it now."""
-        with Store.open_for_reading(self.data_dir) as store:
+        with self._reading() as store:
             return store.job(self.id)
+
+    def _reading(self) -> Store:
+        return Store.open_for_reading(self.data_dir, self._url)
+
+    @property
+    def _is_run(self) -> bool:
+        """Whether some process runs it."""
+        if self._url is None:
+            return self.id in running_jobs(self.data_dir)
+        with self._reading() as store:
+            return self.id in store.running_jobs()
 
     @property
     def status(self) -> str:
@@ -86,7 +99,7 @@ class Job:
         """Whether nothing more will come: the job has ended, or no process runs it."""
         if self._future is not None:
             return self._future.done()
-        return self.id not in running_jobs(self.data_dir) or self.record().is_ended
+        return not self._is_run or self.record().is_ended
 
     @property
     def is_started(self) -> bool:
@@ -107,7 +120,7 @@ class Job:
         if record.progress is not None:
             return record.progress
         progress = Progress(total=record.total)
-        with Store.open_for_reading(self.data_dir) as store:
+        with self._reading() as store:
             for status, timing, usage in store.timings(record):
                 progress.record(status, timing, usage)
         return progress
@@ -120,7 +133,7 @@ class Job:
 
     def failures(self) -> list[FailureKind]:
         """Return the kinds of failures so far, the most frequent first."""
-        with Store.open_for_reading(self.data_dir) as store:
+        with self._reading() as store:
             return store.failure_kinds(self._accepted)
 
     def results(
@@ -163,7 +176,7 @@ class Job:
         while not (record := self.record()).is_ended:
             if time.monotonic() > until:
                 raise TimeoutError(f"job {self.id} has not ended after {timeout:g} s")
-            if self.id not in running_jobs(self.data_dir):
+            if not self._is_run:
                 raise JobInterruptedError(self.id, "no process runs it; `batchray resume` goes on with it")
             time.sleep(_POLL_S)
         return record
@@ -220,7 +233,7 @@ class Job:
         return self.record()
 
     def _pages(self, order: str, last_index: int, last_seq: int) -> Iterator[Any]:
-        with Store.open_for_reading(self.data_dir) as store:
+        with self._reading() as store:
             while True:
                 after_seq = last_seq if order == "finish" else None
                 page = store.results(self._accepted, after_index=last_index, after_seq=after_seq)
@@ -244,13 +257,20 @@ class Job:
             self._wishes.append(wishes)
         return True
 
+    def _ask_elsewhere(self, wishes: dict[str, Any]) -> None:
+        if self._url is None:
+            self._control.ask(**wishes)
+        else:
+            with Store.open(self.data_dir, self._url) as store:
+                store.ask_leader(store.job(self.id), **wishes)
+
     def _ask(self, wishes: Wishes) -> None:
         if self.steer(wishes):
             return
-        if not self.is_done and self.id in running_jobs(self.data_dir):
-            self._control.ask(**wishes.model_dump(exclude_none=True))
+        if not self.is_done and self._is_run:
+            self._ask_elsewhere(wishes.model_dump(exclude_none=True))
         elif wishes.is_canceled:
-            with Store.open(self.data_dir) as store:
+            with Store.open(self.data_dir, self._url) as store:
                 cancel_at_rest(store, self.id)
         elif not self.record().is_ended:
             raise JobInterruptedError(self.id, "no process runs it; `batchray resume` goes on with it")

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 from batchray.cluster import Host, Link, LocalExecutor
 from batchray.config import AgentSet, Settings
 from batchray.context import Turns
-from batchray.control import ControlFile
+from batchray.control import ControlFile, LeaseLink
 from batchray.driver import RunningJob, run_job, start_job
 from batchray.errors import BatchFormatError, ConfigError
 from batchray.intake import Batch, Spool, read_batch
@@ -47,7 +47,7 @@ class Session:
         self._thread = threading.Thread(target=self._loop.run_forever, name="batchray-driver", daemon=True)
         self._thread.start()
         self._lock = threading.RLock()
-        self._stores: dict[Path, tuple[Store, int]] = {}
+        self._stores: dict[tuple[Path, str | None], tuple[Store, int]] = {}
         self._executors: dict[tuple[Any, ...], asyncio.Task[Host]] = {}
         self._jobs: set[Job] = set()
         self._sharing: dict[RunningJob, None] = {}  # in the order of their start
@@ -76,21 +76,21 @@ class Session:
             future.cancel()
             raise
 
-    def open_store(self, data_dir: Path) -> Store:
-        """Return the open store of a data directory; it closes when its last user releases it."""
-        path = data_dir.absolute()
+    def open_store(self, settings: Settings) -> Store:
+        """Return the open store of these settings; it closes when its last user releases it."""
+        key = (settings.data_dir.absolute(), settings.url)
         with self._lock:
-            store, n_users = self._stores.get(path) or (Store.open(path), 0)
-            self._stores[path] = (store, n_users + 1)
+            store, n_users = self._stores.get(key) or (_open(settings), 0)
+            self._stores[key] = (store, n_users + 1)
             return store
 
     def release_store(self, store: Store) -> None:
         """Give a store back."""
         with self._lock:
-            path = store.data_dir
-            _, n_users = self._stores.pop(path)
+            [key] = [key for key, (opened, _) in self._stores.items() if opened is store]
+            _, n_users = self._stores.pop(key)
             if n_users > 1:
-                self._stores[path] = (store, n_users - 1)
+                self._stores[key] = (store, n_users - 1)
             else:
                 store.close()
 
@@ -98,7 +98,7 @@ class Session:
         """Run a job in the background.  The store is released when it stops."""
         if job_id in {job.id for job in self._jobs}:
             raise ConfigError(f"job {job_id} is running in this process already")
-        job = Job(job_id, store.data_dir, self._loop)
+        job = Job(job_id, store.data_dir, self._loop, url=settings.url)
         self._jobs.add(job)
         ControlFile(store.data_dir, job_id).close()  # wishes of an earlier run are not for this one
         store.announce(job_id)
@@ -115,7 +115,7 @@ class Session:
             running = await start_job(job.id, agents, store, settings, self._turns)
             job.started(running)
             self._take_share(running)
-            return await run_job(running, store, executor, _links(running, control, executor))
+            return await run_job(running, store, executor, _links(running, control, executor, store))
         finally:
             if running is not None:
                 self._give_share_back(running)
@@ -153,14 +153,25 @@ class Session:
         """Return the executor of these settings, started on first use."""
         return self.wait(self._executor(settings))
 
+    def is_ready(self, settings: Settings) -> bool:
+        """Whether there is an executor of these settings that can run requests now."""
+        task = self._executors.get(_executor_key(settings))
+        return task is not None and _is_ready(task)
+
+    async def revive(self, settings: Settings) -> Host:
+        """Return the executor of these settings, started anew where it is gone; on any loop.  Raises ClusterError."""
+        return await self.run(self._executor(settings))
+
     async def _executor(self, settings: Settings) -> Host:
-        key = (settings.executor, settings.ray_address, settings.lanes, settings.num_cpus)
+        key = _executor_key(settings)
         task = self._executors.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() or not task.result().is_alive())):
-            task = self._executors[key] = asyncio.ensure_future(self._new_executor(settings))
+        if task is None or (task.done() and not _is_ready(task)):
+            task = self._executors[key] = asyncio.ensure_future(self._new_executor(settings, task))
         return await asyncio.shield(task)
 
-    async def _new_executor(self, settings: Settings) -> Host:
+    async def _new_executor(self, settings: Settings, gone: asyncio.Task[Host] | None) -> Host:
+        if gone is not None and not gone.cancelled() and gone.exception() is None:
+            await gone.result().close()  # or Ray would take its connection for one to a living cluster
         if settings.executor == "local":
             return LocalExecutor()
         from batchray.cluster.pool import RayExecutor
@@ -192,12 +203,30 @@ class Session:
                 await executor.close()
 
 
-def _links(running: RunningJob, control: ControlFile, executor: Host) -> Sequence[Link]:
-    """Return the ways in which a job is watched and steered; one request alone is over too soon for any."""
+def _open(settings: Settings) -> Store:
+    return Store.open(
+        settings.data_dir.absolute(),
+        settings.url,
+        lease_s=settings.lease_s,
+        allow_network_fs=settings.allow_network_fs,
+    )
+
+
+def _executor_key(settings: Settings) -> tuple[Any, ...]:
+    return (settings.executor, settings.ray_address, settings.lanes, settings.num_cpus)
+
+
+def _is_ready(task: asyncio.Task[Host]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None and task.result().is_alive()
+
+
+def _links(running: RunningJob, control: ControlFile, executor: Host, store: Store) -> Sequence[Link]:
+    """Return the ways in which a job is watched and steered; one request alone is over too soon for most."""
+    leases = [LeaseLink(store, running.record)] if store.is_shared else []
     if running.record.kind == "run":
-        return ()
+        return leases
     is_watched = running.record.total >= running.settings.min_watched_items
-    return [control, *(executor.links(running.record.id) if is_watched else ())]
+    return [*leases, control, *(executor.links(running.record.id) if is_watched else ())]
 
 
 async def create_job(store: Store, requests: Requests, agents: AgentSet, callback_url: str | None) -> str:

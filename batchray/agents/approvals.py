@@ -90,7 +90,8 @@ def check_cover(answered: Iterable[str], waiting: Iterable[str]) -> None:
     """Raise ApprovalError unless the answered calls are exactly those that wait."""
     answered, waiting = set(answered), set(waiting)
     if unknown := answered - waiting:
-        raise ApprovalError("no_pending_approval", f"no tool call {min(unknown)!r} waits for an answer")
+        reason = f"no tool call {min(unknown)!r} of the same step waits for an answer"
+        raise ApprovalError("no_pending_approval", f"{reason}; answer each run in a request of its own")
     if missing := waiting - answered:
         reason = f"the tool call {min(missing)!r} of the same step waits too; answer all of them in one request"
         raise ApprovalError("incomplete_approval", reason)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +27,8 @@ _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 # What Ray gathers for a dashboard that a cluster of our own does not have: 5 to 8 % of the CPU of a job.
 _LEAN = {"event_stats": False, "enable_metrics_collection": False, "task_events_report_interval_ms": 0}
 _REACH_S = 10.0
+# More than any system's `struct sigaction` takes.
+_SIGACTION_BYTES = 256
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,12 +45,13 @@ def connect(settings: Settings) -> bool:
     _keep_off_stdout()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     try:
-        if address and address != "local":
-            _reach(address)
-            with _on_loopback() if _host(address) in _LOOPBACK else contextlib.nullcontext():
-                ray.init(address=address, **quiet)
-        else:
-            _start_local(settings, quiet)
+        with _signals_kept():
+            if address and address != "local":
+                _reach(address)
+                with _on_loopback() if _host(address) in _LOOPBACK else contextlib.nullcontext():
+                    ray.init(address=address, **quiet)
+            else:
+                _start_local(settings, quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         where = f"the cluster at {address}" if address else "a local cluster"
         raise ClusterError(f"cannot use {where}: {str(error).splitlines()[0] if str(error) else error!r}") from error
@@ -55,7 +60,8 @@ def connect(settings: Settings) -> bool:
 
 def disconnect() -> None:
     """Leave the cluster.  A local one that `connect` started ends; any other goes on without us."""
-    ray.shutdown()
+    with _signals_kept():
+        ray.shutdown()
 
 
 def _start_local(settings: Settings, quiet: dict[str, Any]) -> None:
@@ -91,6 +97,24 @@ def _keep_off_stdout() -> None:
             logger.info("ray: %s", line)
 
     ray_worker.print_to_stdstream = log
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep what this process does at signals.
+
+    Ray has handlers of its own, and takes them away again, below Python: a server's SIGTERM would then just kill it.
+    They are put back below Python too, since that lets only the main thread do it.
+    """
+    libc = ctypes.CDLL(None)
+    kept = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, action in kept.items():
+        libc.sigaction(number, None, action)
+    try:
+        yield
+    finally:
+        for number, action in kept.items():
+            libc.sigaction(number, action, None)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,11 @@ class Order:
     is_alone: bool = False
     context: bytes = b""
 
+    @property
+    def key(self) -> str:
+        """Name the attempt, as in a file's name."""
+        return f"{self.job_id}-{self.index}-{self.attempt}"
+
     def encode(self) -> bytes:
         """Return the item as the agent's side reads it."""
         return encode_item(self.job_id, self.index, self.attempt, self.request, self.context)

@@ -7,6 +7,8 @@ any time, and it never grows with the job.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import ray
@@ -17,6 +19,7 @@ from batchray.config import Settings
 from batchray.errors import UnknownJobError
 
 _MAX_PENDING_CALLS = 1000
+_ANSWER_S = 10.0
 
 
 class JobActor:
@@ -64,31 +67,37 @@ def _name(job_id: str) -> str:
 class JobLink:
     """The driver's end: starts the actor, feeds it, and starts it again when it is lost."""
 
-    def __init__(self, job_id: str) -> None:
-        self._job_id = job_id
+    def __init__(self, job_id: str, thread: Executor, is_alive: Callable[[], bool]) -> None:
+        self._job_id, self._thread, self._is_alive = job_id, thread, is_alive
         self._actor: Any = None
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
         """Send a snapshot and return what was asked for.  A lost actor costs one update, never the job."""
+        if not self._is_alive():
+            return {}
         try:
-            if self._actor is None:
-                self._actor = _Actor.options(
-                    name=_name(self._job_id),
-                    namespace=NAMESPACE,
-                    num_cpus=0,
-                    max_restarts=-1,
-                    max_pending_calls=_MAX_PENDING_CALLS,
-                    get_if_exists=True,
-                ).remote()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(_ANSWER_S):
+                if self._actor is None:  # on a thread: it waits for the GCS
+                    loop = asyncio.get_running_loop()
+                    self._actor = await loop.run_in_executor(self._thread, self._find_or_start)
                 return await self._actor.update.remote(snapshot)  # type: ignore[no-any-return]
         except (ray.exceptions.RayError, TimeoutError):
             self._actor = None  # found or started again at the next update
             return {}
 
+    def _find_or_start(self) -> Any:
+        return _Actor.options(
+            name=_name(self._job_id),
+            namespace=NAMESPACE,
+            num_cpus=0,
+            max_restarts=-1,
+            max_pending_calls=_MAX_PENDING_CALLS,
+            get_if_exists=True,
+        ).remote()
+
     def close(self) -> None:
         """End the actor."""
-        if self._actor is not None and ray.is_initialized():
+        if self._actor is not None and self._is_alive():
             ray.kill(self._actor)
 
 

@@ -15,7 +15,8 @@ from ray import cloudpickle
 from ray._private import worker as ray_worker
 
 from batchray.agents import Answerer
-from batchray.cluster.recorder import Recorder
+from batchray.cluster.obituary import Death
+from batchray.cluster.recorder import Recorder, death_of, obituary
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
 from batchray.threads import switch_threads_often
@@ -41,10 +42,7 @@ class Lane:
     """Runs many requests at once on one event loop.  Every call brings all it needs, so a restart loses nothing."""
 
     def __init__(self) -> None:
-        # In the directory of Ray's session on this node, which a lane's next process there shares.
-        node: Any = ray_worker.global_worker.node
-        directory = Path(node.get_session_dir_path())
-        self._recorder = Recorder(str(ray.get_runtime_context().get_actor_id()), directory)
+        self._recorder = Recorder(str(ray.get_runtime_context().get_actor_id()), _node_directory())
         self._answerer = Answerer(self._recorder.executing)
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
         switch_threads_often()
@@ -54,9 +52,13 @@ class Lane:
         """Run one request: an agent and an item in, a report out.  A request's failure is in the report."""
         return await self._answerer.answer(self._unpacked(packed), item)
 
-    async def last_words(self) -> tuple[int, list[tuple[str, int]]]:
-        """Return this process's id, and which items the process before it was running code of when it died."""
-        return os.getpid(), self._recorder.last_words
+    async def last_words(self) -> tuple[int, list[tuple[str, int]], Death]:
+        """Return this process's id; which items the process before it was running code of when it died; and why."""
+        return os.getpid(), self._recorder.last_words, self._recorder.death
+
+    async def death_of(self, key: str) -> Death | None:
+        """Return why a process of `run_in_process` died, if that was on this node."""
+        return death_of(_node_directory(), key)
 
     async def node_id(self) -> str:
         """Return the id of the node that it runs on."""
@@ -77,14 +79,25 @@ class Lane:
 
 
 @ray.remote(max_retries=0)  # attempts are counted in the store, never by Ray
-def run_in_process(packed: bytes, item: bytes) -> bytes:
-    """Run one request in a worker process of its own, which ends where code that blocks outlives the deadline."""
+def run_in_process(packed: bytes, item: bytes, key: str) -> bytes:
+    """Run one request in a worker process of its own, which ends where code that blocks outlives the deadline.
+
+    `key` is what the lane of its node finds the cause of its death under.
+    """
+    kept = obituary(_node_directory(), key)
     bound = cloudpickle.loads(packed)
     faulthandler.dump_traceback_later(bound.agent.deadline_s + _GRACE_S, exit=True)  # from C: it needs no interpreter
     try:
         return asyncio.run(_run_alone(bound, item))
     finally:
         faulthandler.cancel_dump_traceback_later()
+        kept.close()
+
+
+def _node_directory() -> Path:
+    """Return the directory of Ray's session on this node, which all its processes there share."""
+    node: Any = ray_worker.global_worker.node
+    return Path(node.get_session_dir_path())
 
 
 async def _run_alone(bound: BoundAgent, item: bytes) -> bytes:

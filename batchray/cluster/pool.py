@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from batchray.cluster.connect import connect, disconnect
 from batchray.cluster.executor import Link, Order
 from batchray.cluster.job_actor import JobLink
 from batchray.cluster.lane import Lane, pack, run_in_process
+from batchray.cluster.obituary import UNTOLD, Death
+from batchray.cluster.pulse import Pulse, pulse_of_cluster
 from batchray.config import AgentSet, BoundAgent, Settings
 from batchray.errors import ClusterError, ConfigError, RequestError, WorkerDiedError
 from batchray.threads import DaemonThread
@@ -30,8 +33,11 @@ _CONNECT_S = 60.0
 _START_S = 120.0
 _RESTART_S = 60.0
 _ANSWER_S = 5.0
-
+_INQUEST_S = 15.0
+_LEAVE_S = 30.0
 _PLACE_TRIES = 5
+# Of several processes that were killed for want of memory, those of this share of the largest are suspects.
+_OOM_SHARE = 0.5
 
 _LaneActor = ray.remote(Lane)
 _LANE_OPTIONS = {
@@ -41,6 +47,13 @@ _LANE_OPTIONS = {
     "max_concurrency": _MAX_CONCURRENCY,
     "enable_task_events": False,
 }
+
+
+class _PostMortem(NamedTuple):
+    """What a lane died of, and which items it was executing then."""
+
+    death: Death
+    suspects: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass(eq=False)
@@ -53,7 +66,7 @@ class _LaneHandle:
     life: int = 0
     is_down: bool = False
     is_probed: bool = False
-    post_mortems: dict[int, asyncio.Task[set[tuple[str, int]]]] = field(default_factory=dict)
+    post_mortems: dict[int, asyncio.Task[_PostMortem]] = field(default_factory=dict)
 
 
 class RayExecutor:
@@ -63,11 +76,15 @@ class RayExecutor:
         self._settings = settings
         self._lanes: list[_LaneHandle] = []
         self._packed: weakref.WeakKeyDictionary[BoundAgent, bytes] = weakref.WeakKeyDictionary()
-        self._owns_connection = self._is_lost = False
+        self._owns_connection = False
+        self._lost_by: str | None = None
+        self._running: set[asyncio.Task[Any]] = set()
+        self._watching: asyncio.Task[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
         # A daemon, so that a Ray that does not answer never holds up the end of this process; and kept until the end,
         # because the kernel kills what a thread has started (GCS, raylet) together with that thread.
         self._thread = DaemonThread("batchray-ray")
+        self._link_thread = DaemonThread("batchray-links")
 
     async def start(self) -> None:
         """Connect and start the lanes.  Raises ClusterError."""
@@ -86,12 +103,24 @@ class RayExecutor:
                 self._lanes = list(await asyncio.gather(*(_start_lane(node.id) for node in places)))
         except (TimeoutError, ray.exceptions.RayError) as error:
             raise ClusterError(f"the lanes did not start within {_START_S:g} s: {_first_line(error)}") from error
+        self._watching = asyncio.ensure_future(self._watch(pulse_of_cluster()))
+
+    async def _watch(self, pulse: Pulse) -> None:
+        self._lose(await pulse.until_gone())
+
+    def _lose(self, reason: str) -> None:
+        """Take note that the cluster is gone, and give up all that waits for it."""
+        if self._lost_by is None:
+            self._lost_by = reason
+            logger.error("Ray is gone: %s", reason)
+            for task in self._running:
+                task.cancel()
 
     def check(self, agents: AgentSet) -> None:
         """Raise ConfigError where an agent asks for more CPUs or GPUs than any node has."""
-        nodes = _nodes()
-        for agent_id, bound in agents.agents.items():
-            wanted = _resources(bound)
+        wanting = {agent_id: wanted for agent_id, bound in agents.agents.items() if (wanted := _resources(bound))}
+        nodes = _nodes() if wanting else []  # it asks the GCS
+        for agent_id, wanted in wanting.items():
             if not any(node.has(wanted) for node in nodes):
                 asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
                 raise ConfigError(f"agent {agent_id!r} asks for {asked} a request; no node of the cluster has that")
@@ -101,40 +130,54 @@ class RayExecutor:
         packed = self._packed.get(order.agent)
         if packed is None:
             packed = self._packed[order.agent] = pack(order.agent)
+        task = asyncio.current_task()
+        assert task is not None
+        n_cancels = task.cancelling()
+        self._check_alive()
+        self._running.add(task)
         try:
             if order.is_alone or order.agent.agent.placement == "process":
                 return await self._run_in_process(order, packed)
             return await self._run_on_lane(order, packed)
-        except ClusterError:
-            self._is_lost = True
+        except asyncio.CancelledError:
+            if self._lost_by is not None and task.uncancel() <= n_cancels:
+                self._check_alive()
+            raise
+        except ClusterError as error:
+            self._lose(str(error))
             raise
         except ray.exceptions.RayTaskError as error:  # not the agent's own failure, which is in the report
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise RequestError("worker_error", f"{type(cause).__name__}: {_first_line(cause)}") from error
+        finally:
+            self._running.discard(task)
+
+    def _check_alive(self) -> None:
+        if self._lost_by is not None:
+            raise ClusterError(f"Ray is gone: {self._lost_by}")
 
     def is_alive(self) -> bool:
         """Whether the cluster was there when it was last needed, and the process is still connected to it."""
-        return ray.is_initialized() and not self._is_lost
+        return ray.is_initialized() and self._lost_by is None
 
     def links(self, job_id: str) -> Sequence[Link]:
         """Return the job actor."""
-        return (JobLink(job_id),)
+        return (JobLink(job_id, self._link_thread, self.is_alive),)
 
     async def close(self) -> None:
         """End the lanes, and the connection if it is ours.  What still runs on them ends too."""
         lanes, self._lanes = self._lanes, []
-        if not ray.is_initialized():  # somebody else has ended it; a call would start another one
-            self._thread.shutdown(wait=False)
-            return
-        try:
-            async with asyncio.timeout(5):
-                await asyncio.gather(*(lane.actor.close.remote() for lane in lanes), return_exceptions=True)
-        except TimeoutError:
-            logger.warning("the lanes did not close in time and are killed")
-        for lane in lanes:
-            ray.kill(lane.actor)
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._lost_by is None and ray.is_initialized():  # or else a call would start another cluster, or hang
+            await _end_lanes(lanes)
         if self._owns_connection:
-            disconnect()
+            try:
+                async with asyncio.timeout(_LEAVE_S):
+                    await asyncio.get_running_loop().run_in_executor(self._thread, disconnect)
+            except TimeoutError:
+                logger.warning("Ray did not let go within %g s", _LEAVE_S)
+        self._link_thread.shutdown(wait=False)
         self._thread.shutdown(wait=False)
 
     async def _run_on_lane(self, order: Order, packed: bytes) -> bytes:
@@ -144,9 +187,9 @@ class RayExecutor:
         try:
             return await _result(lane.actor.run.remote(packed, order.encode()), is_task=False)
         except ray.exceptions.RayActorError as error:
-            suspects = await self._post_mortem(lane, life)
-            is_suspect = (order.job_id, order.index) in suspects
-            raise WorkerDiedError("its lane exited or was killed while it ran", is_suspect) from error
+            found = await self._post_mortem(lane, life)
+            is_suspect = (order.job_id, order.index) in found.suspects
+            raise WorkerDiedError(f"its lane died while it ran: {found.death}", is_suspect) from error
         except asyncio.CancelledError:
             self._probe(lane)
             raise
@@ -155,7 +198,7 @@ class RayExecutor:
 
     def _probe(self, lane: _LaneHandle) -> None:
         """Look whether a lane that has kept somebody waiting still answers; one that is blocked is started anew."""
-        if not lane.is_down and not lane.is_probed:
+        if not lane.is_down and not lane.is_probed and self._lost_by is None:
             lane.is_probed = True
             task = asyncio.ensure_future(self._restart_if_blocked(lane))
             self._probes.add(task)
@@ -179,35 +222,73 @@ class RayExecutor:
             num_cpus=wanted.get("CPU", 1), num_gpus=wanted.get("GPU", 0), enable_task_events=False
         )
         try:
-            return await _result(task.remote(packed, order.encode()), is_task=True)
+            return await _result(task.remote(packed, order.encode(), order.key), is_task=True)
         except ray.exceptions.OutOfMemoryError as error:
-            raise WorkerDiedError("its process was killed by Ray's memory monitor") from error
+            death = await self._death_of(order.key)
+            is_suspect = death is UNTOLD or death.n_bytes >= _largest_killed(str(error)) * _OOM_SHARE
+            cause = death._replace(cause="Ray's memory monitor killed it")
+            raise WorkerDiedError(f"its process died while it ran: {cause}", is_suspect) from error
         except ray.exceptions.WorkerCrashedError as error:
-            raise WorkerDiedError("its process exited or was killed while it ran") from error
+            raise WorkerDiedError(f"its process died while it ran: {await self._death_of(order.key)}") from error
 
-    async def _post_mortem(self, lane: _LaneHandle, life: int) -> set[tuple[str, int]]:
-        """Return which items one life of a lane was executing when it died; asked once for all calls it took along."""
+    async def _death_of(self, key: str) -> Death:
+        """Ask the lanes what a process died of; one of them shares its node, but may be starting again itself."""
+
+        async def ask(lane: _LaneHandle) -> Death | None:
+            while True:
+                try:
+                    return await lane.actor.death_of.remote(key)  # type: ignore[no-any-return]
+                except ray.exceptions.ActorUnavailableError:
+                    await asyncio.sleep(0.2)
+
+        asked = [asyncio.ensure_future(ask(lane)) for lane in self._lanes]
+        try:
+            for answer in asyncio.as_completed(asked, timeout=_INQUEST_S):
+                try:
+                    if (death := await answer) is not None:
+                        return death
+                except ray.exceptions.RayError as error:  # this lane will never know
+                    logger.info("a lane cannot tell of a death: %s", _first_line(error))
+        except TimeoutError:
+            logger.info("no lane could tell of a death in time")
+        finally:
+            for task in asked:
+                task.cancel()
+        return UNTOLD
+
+    async def _post_mortem(self, lane: _LaneHandle, life: int) -> _PostMortem:
+        """Return what one life of a lane died of; asked once for all calls that it took along."""
         if life == lane.life:
             lane.life += 1
             lane.post_mortems = {life: asyncio.ensure_future(self._ask_last_words(lane))}
         task = lane.post_mortems.get(life)
-        return await asyncio.shield(task) if task else set()
+        return await asyncio.shield(task) if task else _PostMortem(UNTOLD)
 
-    async def _ask_last_words(self, lane: _LaneHandle) -> set[tuple[str, int]]:
-        logger.warning("a lane died (process %s); its requests are run again", lane.pid)
+    async def _ask_last_words(self, lane: _LaneHandle) -> _PostMortem:
+        before = lane.pid
         lane.is_down = True
         try:
             async with asyncio.timeout(_RESTART_S):
                 while True:
                     try:
-                        pid, words = await lane.actor.last_words.remote()
+                        lane.pid, words, death = await lane.actor.last_words.remote()
                         break
                     except ray.exceptions.ActorUnavailableError:
                         await asyncio.sleep(0.2)
         except (TimeoutError, ray.exceptions.RayError) as error:
             raise ClusterError(f"a lane died and did not come back: {_first_line(error)}") from error
-        was_alive, lane.pid, lane.is_down = pid == lane.pid, pid, False
-        return set() if was_alive else {(job_id, index) for job_id, index in words}
+        lane.is_down = False
+        if lane.pid == before:
+            logger.warning("the connection to a lane (process %s) broke; its requests are run again", before)
+            return _PostMortem(Death("the connection to it broke"))
+        logger.warning("a lane died (process %s); its requests are run again: %s", before, death)
+        return _PostMortem(death, frozenset((job_id, index) for job_id, index in words))
+
+
+def _largest_killed(report: str) -> float:
+    """Return the bytes of the largest process that Ray's memory monitor killed at once; it takes small ones along."""
+    held = re.findall(r"Selected to kill:.*?actual memory used=([0-9.]+)GB", report)
+    return max(map(float, held), default=0.0) * 2**30
 
 
 async def _start_lane(node_id: str) -> _LaneHandle:
@@ -218,11 +299,21 @@ async def _start_lane(node_id: str) -> _LaneHandle:
         # news of a node has not reached all of the others; then it is started again.
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=True)
         actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote()
-        pid, _ = await actor.last_words.remote()
+        pid, *_ = await actor.last_words.remote()
         n_tries += 1
         if n_tries == _PLACE_TRIES or await actor.node_id.remote() == node_id:
             return _LaneHandle(actor, pid)
         ray.kill(actor)
+
+
+async def _end_lanes(lanes: Sequence[_LaneHandle]) -> None:
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            await asyncio.gather(*(lane.actor.close.remote() for lane in lanes), return_exceptions=True)
+    except TimeoutError:
+        logger.warning("the lanes did not close in time and are killed")
+    for lane in lanes:
+        ray.kill(lane.actor)
 
 
 async def _result(ref: Any, *, is_task: bool) -> bytes:

@@ -18,20 +18,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from batchray.cluster.obituary import UNTOLD, Death, Obituary, read_obituary
+
 _SLOT = struct.Struct("<40sq")  # a job id, and an index
 _N_SLOTS = 8192
 _NAME = "batchray-lane-{actor_id}-{pid}"
+_DEATH = "batchray-death-{key}-{pid}"
 # What has lain about for so long has no successor that could still want to read it.
 _STALE_S = 86_400
 
 
 class Recorder:
-    """The recorder of one lane.  `last_words` are the items that the lane's earlier process was executing."""
+    """The recorder of one lane.
+
+    `last_words` are the items that the lane's earlier process was executing, `death` is what it died of.
+    """
 
     def __init__(self, actor_id: str, directory: Path | None = None) -> None:
         directory = directory or Path(tempfile.gettempdir())
         self.last_words = _read_predecessors(directory, actor_id)
+        self.death = death_of(directory, actor_id) or UNTOLD
         _remove_stale(directory)
+        self._obituary = obituary(directory, actor_id)
         self._file = directory / _NAME.format(actor_id=actor_id, pid=os.getpid())
         with self._file.open("xb+") as file:
             file.truncate(_SLOT.size * _N_SLOTS)
@@ -56,6 +64,18 @@ class Recorder:
         """Remove the file."""
         self._slots.close()
         self._file.unlink(missing_ok=True)
+        self._obituary.close()
+
+
+def obituary(directory: Path, key: str) -> Obituary:
+    """Begin the obituary of this process."""
+    return Obituary(directory / _DEATH.format(key=key, pid=os.getpid()))
+
+
+def death_of(directory: Path, key: str) -> Death | None:
+    """Return what a process of this node died of, and forget it."""
+    files = [file for file in directory.glob(_DEATH.format(key=key, pid="*")) if not file.suffix]
+    return next(filter(None, map(read_obituary, files)), None)
 
 
 def _read_predecessors(directory: Path, actor_id: str) -> list[tuple[str, int]]:
@@ -69,10 +89,10 @@ def _read_predecessors(directory: Path, actor_id: str) -> list[tuple[str, int]]:
 
 
 def _remove_stale(directory: Path) -> None:
-    """Remove what lanes left behind whose whole cluster was killed."""
-    for file in directory.glob(_NAME.format(actor_id="*", pid="*")):
-        pid = re.search(r"-(\d+)$", file.name)
-        if pid and not Path(f"/proc/{pid[1]}").exists():
-            with contextlib.suppress(OSError):  # another lane was faster, or it is another user's
-                if time.time() - file.stat().st_mtime > _STALE_S:
-                    file.unlink()
+    """Remove what processes left behind whose whole cluster was killed."""
+    for file in directory.glob("batchray-*-*"):
+        with contextlib.suppress(OSError):  # another lane was faster, or it is another user's
+            pid = re.search(r"-(\d+)(\.crash)?$", file.name)
+            is_gone = pid is not None and not Path(f"/proc/{pid[1]}").exists()
+            if is_gone and time.time() - file.stat().st_mtime > _STALE_S:
+                file.unlink()

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -21,6 +22,7 @@ from batchray.server.batches import Batches
 from batchray.server.errors import errors_as_json
 from batchray.server.fleet import Fleet
 from batchray.server.health import Health
+from batchray.server.keeper import keep
 from batchray.server.keys import KeyFile
 from batchray.server.openapi import document
 from batchray.server.outbox import StoredOutbox
@@ -36,8 +38,9 @@ logger = logging.getLogger(__name__)
 _MAX_LINE_BYTES, _MAX_HEADER_BYTES, _MAX_HEADERS = 8190, 8190, 100
 # How long what is left of a refused body is thrown away, so that the client reads why before the connection closes.
 _LINGER_S = 2.0
-# What answers that are being written get to end when the server stops; running items had their own time before.
-_FAREWELL_S = 2.0
+# What answers get to be finished, when what they wait for has ended already.
+_ANSWER_S = 1.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _UPLOADS = "uploads"
 
 
@@ -49,6 +52,8 @@ class Running:
     port: int
     needs_key: bool
     service: Service
+    keeping: asyncio.Task[None]
+    """Ends, with ClusterError, where nothing can run any more."""
 
     @property
     def url(self) -> str:
@@ -68,51 +73,59 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
     keys = KeyFile(settings.data_dir)
     needs_key = check_exposure(settings, keys)
     choice = Fleet(fleet)
-    service = Service(settings, fleet, session)
-    sender = make_sender(
-        StoredOutbox(service),
-        secrets=settings.callback_secret.get_secret_value().split() if settings.callback_secret else (),
-        allowed_networks=settings.callback_networks,
-        delays_s=settings.callback_delays_s if settings.callback_delays_s is not None else DELAYS_S,
-    )
-    service.on_end = sender.wake
-    uploads = Uploads(_emptied_directory(settings), settings)
-    executor = await asyncio.to_thread(session.executor, settings)
-    executor.check(fleet)
-    health = Health(service, uploads, executor.is_alive)
-    routes = [
-        *Batches(service, uploads).routes(),
-        *Agents(service, choice).routes(),
-        *Runs(service).routes(),
-        *health.routes(),
-    ]
-    runner = web.AppRunner(
-        _application(routes, keys, health, needs_key=needs_key),
-        handle_signals=False,
-        access_log=None,  # it would hold what clients put into a URL
-        keepalive_timeout=settings.upload_idle_s,  # headers that stall are cut off after it, too
-        lingering_time=_LINGER_S,
-        shutdown_timeout=_FAREWELL_S,
-        auto_decompress=False,
-        max_line_size=_MAX_LINE_BYTES,
-        max_field_size=_MAX_HEADER_BYTES,
-        max_headers=_MAX_HEADERS,
-    )
-    sending = asyncio.create_task(sender.run())
-    try:
+    async with AsyncExitStack() as ending:  # read it from the bottom up
+        service = Service(settings, fleet, session)
+        ending.callback(service.close)
+        ending.push_async_callback(asyncio.to_thread, session.close)
+        sender = make_sender(
+            StoredOutbox(service),
+            secrets=settings.callback_secret.get_secret_value().split() if settings.callback_secret else (),
+            allowed_networks=settings.callback_networks,
+            delays_s=settings.callback_delays_s if settings.callback_delays_s is not None else DELAYS_S,
+        )
+        service.on_end = sender.wake
+        uploads = Uploads(_emptied_directory(settings), settings)
+        (await session.revive(settings)).check(fleet)
+        health = Health(service, uploads, lambda: session.is_ready(settings))
+        routes = [
+            *Batches(service, uploads).routes(),
+            *Agents(service, choice).routes(),
+            *Runs(service).routes(),
+            *health.routes(),
+        ]
+        runner = _runner(_application(routes, keys, health, needs_key=needs_key), settings)
+        sending = asyncio.create_task(sender.run())
+        ending.push_async_callback(_finished, sending)
+        ending.push_async_callback(sender.close)
+        ending.push_async_callback(runner.cleanup)
+        keeping = asyncio.create_task(keep(session, settings))
+        ending.callback(keeping.cancel)
         await runner.setup()
         site = web.TCPSite(runner, settings.host, settings.port)
         await site.start()
         host, port = runner.addresses[0][:2]
         await service.start()
-        yield Running(host, port, needs_key, service)
+        yield Running(host, port, needs_key, service, keeping)
         await service.stop()
-    finally:
-        await runner.cleanup()
-        await sender.close()
-        await sending
-        await asyncio.to_thread(session.close)
-        service.close()
+
+
+async def _finished(task: asyncio.Task[None]) -> None:
+    await task
+
+
+def _runner(application: web.Application, settings: ServerSettings) -> web.AppRunner:
+    return web.AppRunner(
+        application,
+        handle_signals=False,
+        access_log=None,  # it would hold what clients put into a URL
+        keepalive_timeout=settings.upload_idle_s,  # headers that stall are cut off after it, too
+        lingering_time=_LINGER_S,
+        shutdown_timeout=_ANSWER_S,
+        auto_decompress=False,
+        max_line_size=_MAX_LINE_BYTES,
+        max_field_size=_MAX_HEADER_BYTES,
+        max_headers=_MAX_HEADERS,
+    )
 
 
 def _application(routes: Sequence[Route], keys: KeyFile, health: Health, *, needs_key: bool) -> web.Application:
@@ -139,13 +152,41 @@ def _emptied_directory(settings: ServerSettings) -> Path:
 
 
 async def serve(settings: ServerSettings, fleet: AgentSet, on_start: Callable[[Running], None]) -> None:
-    """Serve until SIGTERM or SIGINT.  `on_start` is called when the server listens; raises as `serving` does."""
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    """Serve until SIGTERM or SIGINT, which are heard from the very beginning to the very end.
+
+    `on_start` is called when the server listens.  Raises as `serving` does, and ClusterError where nothing can run any
+    more.
+    """
+    loop, stopped, started = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    for signal_number in _SIGNALS:
+        loop.add_signal_handler(signal_number, stopped.set)
     session = await asyncio.to_thread(Session)
-    async with serving(settings, fleet, session) as running:
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signal_number, stopped.set)
-        on_start(running)
-        await stopped.wait()
-        running.service.is_draining = True  # at once: whoever balances load has to know
-        logger.info("stopping: running items have %g s to finish", settings.shutdown_grace_s)
+
+    async def live() -> None:
+        async with serving(settings, fleet, session) as running:
+            started.set()
+            on_start(running)
+            await _first_of(stopped.wait(), running.keeping)
+            running.service.is_draining = True  # at once: whoever balances load has to know
+            if running.keeping.done():
+                await running.keeping
+            logger.info("stopping: running items have %g s to finish", settings.shutdown_grace_s)
+
+    living = asyncio.create_task(live())
+    try:
+        await _first_of(stopped.wait(), living)
+        if not started.is_set():
+            living.cancel()
+        with suppress(asyncio.CancelledError):
+            await living
+    finally:
+        for signal_number in _SIGNALS:  # one that is asked twice to end has not failed
+            loop.remove_signal_handler(signal_number)
+            signal.signal(signal_number, signal.SIG_IGN)
+
+
+async def _first_of(event: Coroutine[Any, Any, object], task: asyncio.Task[None]) -> None:
+    """Wait for the first of the two; the task goes on."""
+    waiting = asyncio.ensure_future(event)
+    await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()

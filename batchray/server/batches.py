@@ -82,7 +82,7 @@ class Batches:
                 "Create a batch",
                 body=CreateBatch,
                 answer=BatchJob,
-                errors=(404, 408, 409, 413, 415, 422, 503),
+                errors=(404, 408, 409, 413, 415, 422, 503, 507),
                 headers=("Idempotency-Key",),
             ),
             Route("GET", base, self.index, "List batches", Page, answer=BatchJob, is_list=True),
@@ -134,6 +134,7 @@ class Batches:
         key = request.headers.get("Idempotency-Key")
         if key is not None and not 0 < len(key) <= _MAX_KEY_CHARS:
             raise HttpError(400, f"Idempotency-Key: need 1 to {_MAX_KEY_CHARS} characters")
+        await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
         async with self._uploads.receive(request) as body:
             return batch_job(await self._service.accept(user_of(request), body, key))
 
@@ -235,7 +236,7 @@ class Batches:
         """Yield results in pages, as they come; in index order each waits for those before it."""
         last_index, last_seq = -1, 0
         while True:
-            is_last = not query.follow or not self._service.will_go_on(job.id)
+            is_last = not query.follow or await self._service.is_over(job.id)
             while page := await self._service.read(
                 self._reader.results,
                 job,
@@ -264,7 +265,7 @@ class Batches:
         events = Events(request)
         told: Any = None
         while True:
-            is_over = not self._service.will_go_on(job.id)
+            is_over = await self._service.is_over(job.id)
             while page := await self._service.read(self._reader.results, job, after_seq=last_seq, limit=100):
                 for stored in page:
                     last_seq = stored.seq

@@ -15,6 +15,7 @@ from batchray.errors import (
     ConfigError,
     EmptyBatchError,
     StoreError,
+    StoreFullError,
     UnknownAgentError,
     UnknownJobError,
     UsageError,
@@ -93,6 +94,8 @@ def _told(error: UsageError | StoreError) -> HttpError:
             return HttpError(422, str(error))
         case ConfigError():
             return HttpError(400, str(error))
+        case StoreFullError():
+            return HttpError(507, str(error), FINAL)
         case StoreError():
             logger.error("%s", error)
             return later(5, "the store cannot be used at the moment")

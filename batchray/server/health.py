@@ -84,8 +84,11 @@ class Health:
         try:
             async with asyncio.timeout(2):
                 await self._service.read(self._service.reader.count_callbacks)
+                has_room = await self._service.read(self._service.store.has_room)
         except (StoreError, TimeoutError):
             raise later(5, "the store does not answer") from None
+        if not has_room:
+            raise later(30, "the disk is full")
         return HealthView()
 
     async def metrics(self, request: web.Request, query: NoQuery) -> Answer:

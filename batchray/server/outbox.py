@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from batchray.callback import Attempt, Delivery, payload_of
+from batchray.crash import crash_at
 from batchray.results import parse_time
 from batchray.server.service import Service
 from batchray.server.views import batch_job
@@ -17,10 +18,12 @@ class StoredOutbox:
 
     async def due(self, now: float, limit: int) -> list[Delivery]:
         """Return the callbacks whose time has come."""
-        return [_delivery(due) for due in await self._service.read(self._reader.due_callbacks, now, limit)]
+        due_callbacks = self._store.claim_callbacks if self._store.is_shared else self._reader.due_callbacks
+        return [_delivery(due) for due in await self._service.read(due_callbacks, now, limit)]
 
     async def record(self, delivery: Delivery, attempt: Attempt) -> None:
         """Keep what became of an attempt."""
+        crash_at("callback-sent")
         await self._store.call(
             self._store.record_callback,
             delivery.job_id,

@@ -77,7 +77,7 @@ class Runs:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        errors = (401, 402, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+        errors = (401, 402, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
         return [
             Route(
                 "POST",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Set
 from contextlib import contextmanager, suppress
@@ -13,16 +14,25 @@ from typing import Any, ParamSpec, TypeVar
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
 from batchray.control import Wishes
-from batchray.driver import cancel_at_rest
-from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UnknownAgentError
-from batchray.intake import Batch, read_body
+from batchray.driver import cancel_at_rest, expire_at_rest
+from batchray.errors import (
+    BatchrayError,
+    ConfigError,
+    JobInterruptedError,
+    KeyInUseError,
+    LeaseLostError,
+    StoreError,
+    UnknownAgentError,
+)
+from batchray.intake import Batch, RawRequest, read_body
 from batchray.job import Job
+from batchray.retention import keep_for
 from batchray.schema import new_job_id
 from batchray.server.checker import checked
 from batchray.server.errors import FINAL, HttpError, later
 from batchray.server.upload import Body
 from batchray.session import Session
-from batchray.store import JobRecord, NewItem, NewJob, Store, StoredResult
+from batchray.store import JobRecord, NewItem, NewJob, Store, StoredResult, lock
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +40,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Before a job whose driver failed, as where Ray is gone, is started again.
-_RESTART_S = 5.0
+_RESTART_S = 2.0
+# How often jobs that do not run are looked at, whether their deadline has passed.
+_EXPIRY_S = 30.0
 
 
 class Service:
@@ -38,8 +50,10 @@ class Service:
 
     def __init__(self, settings: ServerSettings, fleet: AgentSet, session: Session) -> None:
         self.settings, self.fleet, self.session = settings, fleet, session
-        self.store = session.open_store(settings.data_dir)
-        self.reader = Store.open_for_reading(settings.data_dir)
+        self.store = session.open_store(settings)
+        self.reader = Store.open_for_reading(settings.data_dir, settings.url)
+        # What is uploaded is spooled there, and a server empties that at its start.
+        self._directory = lock(settings.data_dir) if self.store.is_shared else None
         self.is_draining = False
         self.on_end: Callable[[], None] = lambda: None
         self._waiting: deque[str] = deque()
@@ -60,7 +74,7 @@ class Service:
         HttpError 422 for a key that came with another body, 503 while the server is stopping.
         """
         if self.is_draining:
-            raise later(10, "the server is stopping; come again in a moment")
+            raise _stopping()
         with self._holding(user_id, key):
             if key is not None and (known := await self.read(self.reader.job_of_key, user_id, key)) is not None:
                 if known.body_digest != body.digest:
@@ -71,7 +85,10 @@ class Service:
                 job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest if key else None
             )
             agent_ids = {*self.fleet.agents, *await self.read(self.reader.agent_ids, user_id)}
-            await self.store.call(self._create, new, body, agent_ids)
+            try:
+                await self.store.call(self._create, new, body, agent_ids)
+            except KeyInUseError:  # another server has accepted it in this moment
+                raise later(1, "a batch with this Idempotency-Key is being accepted") from None
         self._waiting.append(job_id)
         self._start_next()
         return await self.read(self.reader.job, job_id)
@@ -85,7 +102,10 @@ class Service:
             return
         if record.id in self._waiting:
             self._waiting.remove(record.id)
-        await self.store.call(cancel_at_rest, self.store, record.id)
+        try:
+            await self.store.call(cancel_at_rest, self.store, record.id)
+        except LeaseLostError:
+            await self.store.call(self.store.ask_leader, record, is_canceled=True)
         self.on_end()
 
     async def retry(self, record: JobRecord) -> None:
@@ -110,7 +130,7 @@ class Service:
         Raises UnknownAgentError, and HttpError 503 while the server is stopping.
         """
         if self.is_draining:
-            raise later(10, "the server is stopping; come again in a moment")
+            raise _stopping()
         await self.read(self.agent, user_id, agent_id)
         new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
         await self.store.call(self.store.create_job, new, [NewItem(agent_id, None, request)])
@@ -154,13 +174,13 @@ class Service:
     # -- the server's life
 
     async def start(self) -> None:
-        """Go on with the jobs that an earlier server left unfinished."""
-        for record in await self.read(self.reader.unended_jobs):
-            if record.kind == "batch":
-                self._waiting.append(record.id)
-            else:  # whoever asked for it has gone
-                await self.store.call(cancel_at_rest, self.store, record.id)
-        self._start_next()
+        """Go on with the jobs that an earlier server left unfinished, and that no other one leads."""
+        await self._adopt()
+        self._spawn(self._expire_waiting())
+        if self.store.is_shared:
+            self._spawn(self._adopt_orphans())
+        if self.settings.retention_days is not None:
+            self._spawn(keep_for(self.store, self.settings.retention_days))
 
     async def stop(self) -> None:
         """Start nothing more, let running items finish within the grace period, leave the rest for the next start."""
@@ -174,14 +194,18 @@ class Service:
             task.cancel()
         self.reader.close()
         self.session.release_store(self.store)
+        if self._directory is not None:
+            os.close(self._directory)
 
     def in_flight(self) -> int:
         """Return how many requests are in flight."""
         return sum(job.in_flight for job in self._running.values())
 
-    def will_go_on(self, job_id: str) -> bool:
-        """Tell whether more is to come of a job as long as this server runs."""
-        return not self.is_draining and self._has(job_id)
+    async def is_over(self, job_id: str) -> bool:
+        """Tell whether nothing more will come of a job as long as this server runs."""
+        if self.store.is_shared and not self.is_draining:  # it may be led elsewhere
+            return (await self.read(self.reader.job, job_id)).is_ended
+        return self.is_draining or not self._has(job_id)
 
     async def read(self, query: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
         """Run a query on a thread, so that no other client waits for it."""
@@ -192,10 +216,37 @@ class Service:
     def _has(self, job_id: str) -> bool:
         return job_id in self._running or job_id in self._starting or job_id in self._waiting
 
+    async def _adopt(self) -> None:
+        for record in await self.read(self.reader.unended_jobs):
+            if self._has(record.id):
+                continue
+            if record.kind == "batch":
+                self._waiting.append(record.id)
+            else:  # whoever asked for it has gone
+                with suppress(LeaseLostError):
+                    await self.store.call(cancel_at_rest, self.store, record.id)
+        self._start_next()
+
+    async def _adopt_orphans(self) -> None:
+        """Go on with jobs whose leaders have died."""
+        while not self.is_draining:
+            await asyncio.sleep(self.settings.lease_s / 3)
+            try:
+                await self._adopt()
+            except StoreError as error:
+                logger.warning("jobs of other servers cannot be looked for: %s", error)
+
     def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
         with _batch_in(body, agent_ids) as batch:
-            items = (NewItem(*request) for request in batch.requests)
+            items = (NewItem(*request) for request in self._unless_stopping(batch.requests))
             self.store.create_job(replace(new, callback_url=batch.callback_url), items)
+
+    def _unless_stopping(self, requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
+        """Yield them; a large batch that is being stored when the server has to stop is given up whole."""
+        for request in requests:
+            if self.is_draining:
+                raise _stopping()
+            yield request
 
     @contextmanager
     def _holding(self, user_id: str, key: str | None) -> Iterator[None]:
@@ -221,13 +272,16 @@ class Service:
             await self._launch(job_id)
         except ConfigError as error:  # an agent whose key or code is not there any more
             logger.error("job %s cannot go on: %s", job_id, error)
+        except BatchrayError as error:
+            logger.error("job %s could not be started and will be tried again: %s", job_id, error)
+            self._spawn(self._restart(job_id))
         finally:
             del self._starting[job_id]
             self._start_next()
 
     async def _launch(self, job_id: str) -> Job:
         agents = AgentSet.from_snapshot(await self.read(self.reader.agent_snapshot, job_id))
-        store = self.session.open_store(self.settings.data_dir)
+        store = self.session.open_store(self.settings)
         try:
             job = self.session.start(job_id, agents, store, self.settings)
         except BaseException:
@@ -249,14 +303,41 @@ class Service:
 
     async def _restart(self, job_id: str) -> None:
         await asyncio.sleep(_RESTART_S)
+        if self._has(job_id):  # adopted meanwhile
+            return
         self._waiting.append(job_id)
         self._start_next()
+
+    async def _expire_waiting(self) -> None:
+        """End jobs whose deadline passes while they wait for their turn, or for an agent that is not there."""
+        while True:
+            await asyncio.sleep(_EXPIRY_S)
+            try:
+                await self._expire_at_rest()
+            except (StoreError, LeaseLostError) as error:
+                logger.warning("deadlines of waiting jobs cannot be looked at: %s", error)
+
+    async def _expire_at_rest(self) -> None:
+        for record in await self.read(self.reader.unended_jobs):
+            is_at_rest = record.id not in self._running and record.id not in self._starting
+            if (
+                is_at_rest
+                and not self.is_draining
+                and await self.store.call(expire_at_rest, self.store, record, self.settings)
+            ):
+                if record.id in self._waiting:
+                    self._waiting.remove(record.id)
+                self.on_end()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _stopping() -> HttpError:
+    return later(10, "the server is stopping; come again in a moment")
 
 
 @contextmanager

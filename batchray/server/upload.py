@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -16,9 +16,11 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from batchray.config import ServerSettings
-from batchray.errors import BatchFormatError
+from batchray.crash import crash_at
+from batchray.errors import BatchFormatError, StoreFullError
 from batchray.intake import MAX_REQUEST_BYTES, one_sentence, strict_json
 from batchray.server.errors import HttpError, later
+from batchray.store import is_no_room
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 """The largest body of a batch, exactly: Letta's documented 256 MB."""
@@ -46,15 +48,24 @@ class Uploads:
 
     @asynccontextmanager
     async def receive(self, request: web.Request) -> AsyncIterator[Body]:
-        """Yield a request's whole body.  Raises HttpError: 408, 411 where it has none, 413, 415, 503."""
+        """Yield a request's whole body.
+
+        Raises HttpError: 408, 411 where it has none, 413, 415, 503; and StoreFullError.
+        """
         check_type(request)
         _check_length(request, MAX_BODY_BYTES)
         if self.n_open >= self._settings.max_uploads:
             raise later(5, f"{self.n_open} batches are being uploaded; come again in a moment")
         self.n_open += 1
         try:
-            with tempfile.TemporaryDirectory(dir=self._directory, prefix="upload-") as directory:
-                yield await self._spooled(request, Path(directory) / "body.json")
+            with (
+                _room(self._directory),
+                tempfile.TemporaryDirectory(dir=self._directory, prefix="upload-") as directory,
+            ):
+                crash_at("before-spool")
+                body = await self._spooled(request, Path(directory) / "body.json")
+                crash_at("after-spool")
+                yield body
         finally:
             self.n_open -= 1
 
@@ -78,6 +89,17 @@ class Uploads:
             if spool is not None:
                 spool.close()
         return Body(digest.hexdigest(), None, file)
+
+
+@contextmanager
+def _room(directory: Path) -> Iterator[None]:
+    """Say in our words that a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        raise StoreFullError(f"the disk of {directory} is full; make room there") from None
 
 
 def _write(spool: IO[bytes], pieces: list[bytes], digest: Any) -> None:

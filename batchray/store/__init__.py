@@ -1,26 +1,25 @@
-"""Jobs, items, attempts and outcomes over SQLAlchemy Core: SQLite in the data directory.
+"""Jobs, items, attempts and outcomes over SQLAlchemy Core: SQLite in the data directory, or PostgreSQL by URL.
 
 What holds here, and nowhere else: a job and its items appear together or not at all; an attempt is counted before it
 is spawned; an outcome is taken once, and only from the item's current attempt; a taken outcome never changes.
-
-One connection writes, on one thread, and it alone makes checkpoints: SQLite before 3.51.3 can lose a WAL reset when two
-connections do (sqlite.org/wal.html, "the WAL-reset bug").  Readers open the file read-only, in this process or others.
 """
 
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import Self
 
-import sqlalchemy as sa
-
-from batchray.errors import StoreError
+from batchray.errors import ConfigError, StoreError, StoreFullError
 from batchray.store.agents import Agents
+from batchray.store.backend import Backend
 from batchray.store.directory import is_locked, lock, running_jobs, write_holder
-from batchray.store.items import Items
-from batchray.store.jobs import Jobs
+from batchray.store.filesystem import network_fs
+from batchray.store.leases import LEASE_S
 from batchray.store.outbox import DueCallback, Outbox
+from batchray.store.patience import Patience
+from batchray.store.postgres import Postgres
 from batchray.store.records import (
     DEFAULT_USER,
     FailureKind,
@@ -38,9 +37,14 @@ from batchray.store.records import (
     StoredResult,
     utc_now,
 )
+from batchray.store.reserve import Reserve, is_no_room
+from batchray.store.retention import Retention
+from batchray.store.salvage import Salvage
 from batchray.store.sequels import Sequels
+from batchray.store.sqlite import Sqlite
 
 __all__ = [
+    "DATABASE",
     "DEFAULT_USER",
     "DueCallback",
     "FailureKind",
@@ -50,6 +54,7 @@ __all__ = [
     "NewJob",
     "NewOutcome",
     "Order",
+    "Patience",
     "PendingItem",
     "Prior",
     "Sequel",
@@ -58,6 +63,8 @@ __all__ = [
     "StoredItem",
     "StoredResult",
     "is_locked",
+    "is_no_room",
+    "lock",
     "running_jobs",
     "utc_now",
 ]
@@ -65,46 +72,61 @@ __all__ = [
 DATABASE = "batchray.db"
 """The SQLite file inside a data directory."""
 
+_NETWORK_FS = (
+    "{} is on a network file system ({}), where SQLite can lose data; use a local disk or PostgreSQL, or force it with "
+    "the setting allow_network_fs"
+)
 
-class Store(Jobs, Items, Outbox, Agents, Sequels):
-    """One data directory."""
 
-    def __init__(self, data_dir: Path, lock: int | None) -> None:
-        super().__init__(data_dir / DATABASE, is_writer=lock is not None)
+class Store(Salvage, Outbox, Agents, Retention, Sequels):
+    """One data directory, or one PostgreSQL database."""
+
+    def __init__(self, data_dir: Path, backend: Backend, lock: int | None = None) -> None:
+        super().__init__(data_dir, backend, Reserve(data_dir) if lock is not None else None)
+        self.leader = f"leader-{uuid.uuid4()}"
         self._lock = lock
         self._running_jobs: list[str] = []
 
     @classmethod
-    def open(cls, data_dir: Path) -> Self:
-        """Open a data directory for reading and writing; it is made where it does not exist.
+    def open(
+        cls, data_dir: Path, url: str | None = None, *, lease_s: float = LEASE_S, allow_network_fs: bool = False
+    ) -> Self:
+        """Open a store for reading and writing: the PostgreSQL database of `url`, or else the data directory.
 
-        Raises StoreLockedError while another process, or another store of this one, writes to it, and StoreError
-        where it cannot be written or was made by a newer version.
+        The directory is made where it does not exist.  Raises StoreLockedError while another process, or another
+        store of this one, writes to it; ConfigError for one on a network file system, unless that is allowed; and
+        StoreError where the store cannot be written, is damaged, or was made by a newer version.
         """
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            store = cls(data_dir, lock(data_dir))
+            if url is not None:
+                store = cls(data_dir, Postgres(url, is_writer=True))
+            else:
+                if not allow_network_fs and (kind := network_fs(data_dir)):
+                    raise ConfigError(_NETWORK_FS.format(data_dir, kind))
+                store = cls(data_dir, Sqlite(data_dir / DATABASE, is_writer=True), lock(data_dir))
         except OSError as error:
-            raise StoreError(f"cannot write to {data_dir}: {error.strerror}") from None
+            kind_of_error = StoreFullError if is_no_room(error) else StoreError
+            raise kind_of_error(f"cannot write to {data_dir}: {error.strerror}") from None
+        store.lease_s = lease_s
         try:
+            store.hold_reserve()
             store.create_schema()
-        except sa.exc.DatabaseError as error:
-            store.close()
-            raise StoreError(f"cannot use {data_dir / DATABASE}: {error.orig}") from None
         except StoreError:
             store.close()
             raise
         return store
 
     @classmethod
-    def open_for_reading(cls, data_dir: Path) -> Self:
-        """Open a data directory for reading, also while another process writes to it.
+    def open_for_reading(cls, data_dir: Path, url: str | None = None) -> Self:
+        """Open a store for reading, also while another process writes to it.
 
         Raises StoreError where there is none, or one that was made by a newer version.
         """
-        if not (data_dir / DATABASE).exists():
+        if url is None and not (data_dir / DATABASE).exists():
             raise StoreError(f"no batchray data in {data_dir}; give the --data-dir that the job was run with")
-        store = cls(data_dir, None)
+        backend = Postgres(url, is_writer=False) if url else Sqlite(data_dir / DATABASE, is_writer=False)
+        store = cls(data_dir, backend)
         try:
             store.check_version()
         except StoreError:
@@ -124,6 +146,10 @@ class Store(Jobs, Items, Outbox, Agents, Sequels):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def running_jobs(self) -> set[str]:
+        """Return the ids of the jobs that a process is running now."""
+        return self.led_jobs() if self.is_shared else running_jobs(self.data_dir)
 
     def announce(self, job_id: str) -> None:
         """Let other processes know that this one runs a job."""

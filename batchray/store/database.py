@@ -1,20 +1,25 @@
-"""The database behind the store: its connections, transactions, and the one thread that writes."""
+"""The database behind the store: its transactions, the one thread that writes, and the room that it needs."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
+import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import quote
 
 import sqlalchemy as sa
 
-from batchray.errors import StoreError
+from batchray.errors import StoreError, StoreFullError
+from batchray.store.backend import Backend
+from batchray.store.reserve import Reserve
 from batchray.store.tables import SCHEMA_VERSION, metadata
 from batchray.threads import DaemonThread
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,12 +31,16 @@ PAGE_BYTES = 8 * 1024 * 1024
 
 
 class Database:
-    """One SQLite file in a data directory.  Blocking and plain; `call` runs a method on the writer's thread."""
+    """One database.  Blocking and plain; `call` runs a method on the writer's thread.
 
-    def __init__(self, file: Path, *, is_writer: bool) -> None:
-        self.data_dir = file.parent
-        mode = "rwc" if is_writer else "ro"
-        self._engine = _engine(f"file:{quote(str(file.absolute()))}?mode={mode}", is_writer=is_writer)
+    `reserve` is the room that is released when the disk is full; None where nothing is written, or not on this disk.
+    """
+
+    def __init__(self, data_dir: Path, backend: Backend, reserve: Reserve | None = None) -> None:
+        self.data_dir, self.is_shared = data_dir, backend.is_shared
+        self._backend, self._engine, self._reserve = backend, backend.engine, reserve
+        self._room_lock = threading.Lock()
+        self._is_full = False
         self._writer = DaemonThread("batchray-store")
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
@@ -39,17 +48,26 @@ class Database:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writer, lambda: method(*args, **keywords))
 
+    def soon(self, method: Callable[P, object], /, *args: P.args, **keywords: P.kwargs) -> None:
+        """Run a blocking method on the writer's thread without waiting for it; a failure is only logged."""
+        work = self._writer.submit(method, *args, **keywords)
+        work.add_done_callback(_log_failure)
+
     def close(self) -> None:
         """Finish what is being written, then close."""
         self._writer.shutdown()
         self._engine.dispose()
 
     def create_schema(self) -> None:
-        """Create the tables that are missing.  Raises StoreError where a newer version made them."""
-        with self._engine.begin() as connection:
+        """Create the tables that are missing.
+
+        Raises StoreError where a newer version made them, and StoreCorruptError where the database is damaged.
+        """
+        with self._transaction() as connection:
+            self._backend.prepare(connection)
             self._check_version(connection)
             metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._backend.set_version(connection, SCHEMA_VERSION)
 
     def check_version(self) -> None:
         """Raise StoreError where a newer version made the tables."""
@@ -57,22 +75,57 @@ class Database:
             self._check_version(connection)
 
     def checkpoint(self) -> None:
-        """Move what is in the write-ahead log into the database file, as far as readers allow."""
-        with self._translated(), self._engine.connect() as connection:
-            cursor = connection.connection.cursor()  # outside of a transaction, where SQLAlchemy would begin one
-            cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            cursor.close()
+        """Move what is in the log into the database, as far as readers allow."""
+        with self._translated():
+            self._backend.checkpoint()
+
+    def has_room(self) -> bool:
+        """Tell whether there is room for more than what runs already.
+
+        False from the first write that found the disk full until the reserve could be made again.
+        """
+        if not self._is_full:
+            return True
+        with self._room_lock:
+            if self._is_full and self._reserve is not None and self._reserve.hold():
+                logger.info("there is room again for %s", self._backend.name)
+                self._is_full = False
+            return not self._is_full
+
+    def hold_reserve(self) -> None:
+        """Make the reserve; where there is no room for it the disk counts as full from the start."""
+        self._is_full = self._reserve is not None and not self._reserve.hold()
+        if self._is_full:
+            logger.warning("the disk of %s is full: nothing new is accepted", self._backend.name)
+
+    def check_room(self) -> None:
+        """Raise StoreFullError while nothing new may be accepted."""
+        if not self.has_room():
+            raise StoreFullError(f"the disk of {self._backend.name} is full; make room there")
+
+    def _give_way(self) -> None:
+        """The disk is full: release the reserve, and what an undone transaction has left in the log."""
+        if self._reserve is None:
+            return
+        with self._room_lock:
+            if not self._is_full:
+                logger.warning("the disk of %s is full: jobs wait until there is room", self._backend.name)
+            self._is_full = True
+            self._reserve.release()
+        try:
+            self._backend.shrink()
+        except self._backend.errors as error:
+            logger.debug("no room could be given back: %s", error)
 
     def _check_version(self, connection: sa.Connection) -> None:
-        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        if version > SCHEMA_VERSION:
-            raise StoreError(f"{self.data_dir} was written by a newer version of batchray; upgrade to read it")
+        if self._backend.version(connection) > SCHEMA_VERSION:
+            raise StoreError(f"{self._backend.name} was written by a newer version of batchray; upgrade to read it")
 
     def _page(self, query: sa.Select[Any], build: Callable[..., T], size: Callable[[T], int]) -> Iterator[T]:
         """Yield rows until about `PAGE_BYTES` of them, so that large requests make short pages."""
         budget = PAGE_BYTES
-        with self._reading() as connection:
-            for row in connection.execution_options(yield_per=50).execute(query):
+        with self._reading() as connection, connection.execution_options(yield_per=50).execute(query) as rows:
+            for row in rows:
                 built = build(*row)
                 yield built
                 budget -= size(built)
@@ -81,8 +134,12 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with self._translated(), self._engine.begin() as connection:
-            yield connection
+        try:
+            with self._translated(), self._engine.begin() as connection:
+                yield connection
+        except StoreFullError:
+            self._give_way()
+            raise
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -93,8 +150,13 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sa.exc.DatabaseError as error:
-            raise StoreError(f"the store in {self.data_dir} failed: {error.orig}") from error
+        except self._backend.errors as error:
+            raise self._backend.failure(error) from error
+
+
+def _log_failure(done: Future[Any]) -> None:
+    if error := done.exception():
+        logger.warning("%s", error)
 
 
 def chunks(rows: Iterable[T], size: Callable[[T], int] = lambda row: 0) -> Iterator[list[T]]:
@@ -109,24 +171,3 @@ def chunks(rows: Iterable[T], size: Callable[[T], int] = lambda row: 0) -> Itera
             chunk, n_bytes = [], 0
     if chunk:
         yield chunk
-
-
-def _engine(uri: str, *, is_writer: bool) -> sa.Engine:
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None, check_same_thread=False)
-        pragmas = (
-            # FULL: an acknowledged job or outcome survives a power cut, not just a crash.
-            ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 67108864", "cache_size = -8192")
-            if is_writer
-            else ("query_only = 1", "cache_size = -2048")
-        )
-        for pragma in pragmas:
-            connection.execute(f"PRAGMA {pragma}")
-        return connection
-
-    pool = sa.pool.StaticPool if is_writer else sa.pool.NullPool
-    engine = sa.create_engine("sqlite://", creator=connect, poolclass=pool)
-    # sqlite3 begins transactions by itself only before some statements; SQLAlchemy's documentation gives this remedy.
-    begin = "BEGIN IMMEDIATE" if is_writer else "BEGIN"
-    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
-    return engine

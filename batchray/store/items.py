@@ -8,11 +8,12 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from batchray.crash import crash_at
 from batchray.progress import STATUSES
-from batchray.store.database import CHUNK, Database, chunks
+from batchray.store.database import CHUNK, chunks
 from batchray.store.jobs import between
+from batchray.store.leases import Leases
 from batchray.store.records import (
     FailureKind,
     JobRecord,
@@ -24,17 +25,17 @@ from batchray.store.records import (
     utc_now,
 )
 from batchray.store.sequels import keep_sequels, release_claims
+from batchray.store.tables import DELETED, same_item
 from batchray.store.tables import attempts as _attempts
 from batchray.store.tables import items as _items
 from batchray.store.tables import jobs as _jobs
 from batchray.store.tables import outcomes as _outcomes
-from batchray.store.tables import same_item
 
 _OUTCOME_COLUMNS = ("attempt", "status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
 _RESULT_COLUMNS = ("status", "stop_reason", "error", "usage", "queued_ns", "ttft_ns", "duration_ns", "messages")
 
 
-class Items(Database):
+class Items(Leases):
     """What the store knows of the items of a job."""
 
     def unfinished(self, job: JobRecord, after: int, limit: int = CHUNK) -> list[PendingItem]:
@@ -57,8 +58,7 @@ class Items(Database):
 
     def begin_attempts(self, job: JobRecord, attempts: Sequence[tuple[int, int, int]]) -> None:
         """Count attempts before they are spawned: (index, attempt, deaths so far) each."""
-        with self._transaction() as connection:
-            self._write_attempts(connection, job, attempts)
+        self.write(job, attempts, [])
 
     def record(self, job: JobRecord, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
         """Take outcomes in one transaction and return those that were taken.
@@ -68,22 +68,34 @@ class Items(Database):
         return self.write(job, [], outcomes)
 
     def write(
-        self, job: JobRecord, attempts: Sequence[tuple[int, int, int]], outcomes: Sequence[NewOutcome]
+        self,
+        job: JobRecord,
+        attempts: Sequence[tuple[int, int, int]],
+        outcomes: Sequence[NewOutcome],
+        is_again: bool = False,
     ) -> list[NewOutcome]:
-        """Count attempts and take outcomes, all in one transaction; returns the outcomes that were taken."""
+        """Count attempts and take outcomes, all in one transaction; returns the outcomes that were taken.
+
+        With `is_again`, after a write of the same of which nobody knows whether it was committed, those that it took
+        are among them.  Raises LeaseLostError, and has written nothing, where another process leads the job now.
+        """
         with self._transaction() as connection:
+            self._check_lease(connection, job)
+            before = self._taken_before(connection, job, outcomes) if is_again else []
             self._write_attempts(connection, job, attempts)
             taken = self._current(connection, job, outcomes)
             if taken:
                 self._insert_outcomes(connection, job, taken)
-        return taken
+        if taken:
+            crash_at("outcome-committed")
+        return before + taken
 
     def count_items(self) -> dict[str, int]:
         """Return how many items of all jobs have which outcome, or are `pending`."""
         sums = [sa.func.coalesce(sa.func.sum(_jobs.c[status]), 0).label(status) for status in STATUSES]
         total = sa.func.coalesce(sa.func.sum(_jobs.c.total), 0).label("total")
         with self._reading() as connection:
-            n_items, *counts = connection.execute(sa.select(total, *sums)).one()
+            n_items, *counts = connection.execute(sa.select(total, *sums).where(_jobs.c.kind != DELETED)).one()
         return {**dict(zip(STATUSES, counts, strict=True)), "pending": n_items - sum(counts)}
 
     def failure_kinds(self, job: JobRecord) -> list[FailureKind]:
@@ -154,6 +166,12 @@ class Items(Database):
         query = query if agent_id is None else query.where(_items.c.agent_id == agent_id)
         return list(self._page(query, _stored_result, _result_size))
 
+    def results_between(self, job: JobRecord, first: int, last: int) -> list[StoredResult]:
+        """Return the results of the items from one index to another, in index order."""
+        query = _results_of(job).where(_outcomes.c.idx.between(first, last)).order_by(_outcomes.c.idx)
+        with self._reading() as connection:
+            return [_stored_result(*row) for row in connection.execute(query)]
+
     def result(self, job: JobRecord, index: int) -> StoredResult | None:
         """Return one item's result, or None where it has none."""
         with self._reading() as connection:
@@ -221,13 +239,24 @@ class Items(Database):
     ) -> None:
         if not attempts:
             return
-        statement = insert(_attempts)
+        statement = self._backend.insert(_attempts)
         statement = statement.on_conflict_do_update(
             index_elements=["job", "idx"],
             set_={"attempt": statement.excluded.attempt, "deaths": statement.excluded.deaths},
         )
         rows = [{"job": job.key, "idx": i, "attempt": attempt, "deaths": deaths} for i, attempt, deaths in attempts]
         connection.execute(statement, rows)
+
+    def _taken_before(
+        self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]
+    ) -> list[NewOutcome]:
+        """Keep the outcomes that are there, of the same attempt: an attempt has one leader and one outcome."""
+        there: set[tuple[int, int]] = set()
+        for chunk in chunks(outcome.index for outcome in outcomes):
+            query = sa.select(_outcomes.c.idx, _outcomes.c.attempt)
+            query = query.where(_outcomes.c.job == job.key, _outcomes.c.idx.in_(chunk))
+            there.update((row.idx, row.attempt) for row in connection.execute(query))
+        return [outcome for outcome in outcomes if (outcome.index, outcome.attempt) in there]
 
     def _current(self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
         """Keep the outcomes that may be taken: of the current attempt, the first of its item."""

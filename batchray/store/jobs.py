@@ -3,69 +3,92 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 
-from batchray.errors import UnknownJobError
+from batchray.crash import crash_at
+from batchray.errors import KeyInUseError, UnknownJobError
 from batchray.progress import STATUSES, Progress
-from batchray.store.database import Database, chunks
+from batchray.store.database import chunks
+from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, NewItem, NewJob, Order, job_record, utc_now
-from batchray.store.tables import attempts, callbacks, jobs, outcomes
+from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes, reopenings
 
 # What a list of jobs does not need: the agents' settings may be long.
 _COLUMNS = [column for column in jobs.c if column.name != "agents"]
-# By hand, because compiling it for each chunk, and a mapping for each row, cost as much as SQLite itself.
-_INSERT_ITEMS = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (?, ?, ?, ?, ?)"
 
 
-class Jobs(Database):
+class Jobs(Leases):
     """What the store knows of jobs as wholes."""
 
     def create_job(self, new: NewJob, new_items: Iterable[NewItem]) -> int:
         """Create a job with its items in one transaction and return how many; on disk when this returns.
 
-        What `new_items` raises undoes it all.
+        What `new_items` raises undoes it all.  Raises StoreFullError where there is no room, and KeyInUseError for a
+        second job of one idempotency key.
         """
+        self.check_room()
         now, total, agent_ids = utc_now(), 0, set[str]()
-        with self._checkpoint_later(), self._transaction() as connection:
-            job = connection.execute(
-                sa.insert(jobs).values(
-                    id=new.id,
-                    kind=new.kind,
-                    user_id=new.user_id,
-                    agent_id=new.agent_id,
-                    status="created",
-                    created_at=now,
-                    updated_at=now,
-                    callback_url=new.callback_url,
-                    idempotency_key=new.idempotency_key,
-                    body_digest=new.body_digest,
-                    agents=b"{}",
-                )
-            ).inserted_primary_key[0]  # type: ignore[index]
+        with self._translated(), self._backend.bulk(), self._transaction() as connection:
+            job = self._insert_job(connection, new, now)
             for chunk in chunks(new_items, lambda item: len(item.request)):
                 rows = [(job, total + n, *item) for n, item in enumerate(chunk)]
-                connection.exec_driver_sql(_INSERT_ITEMS, rows)
+                connection.exec_driver_sql(self._backend.insert_items, rows)
                 agent_ids.update(item.agent_id for item in chunk)
                 total += len(rows)
             snapshot = orjson.dumps(new.snapshot(agent_ids))
             connection.execute(sa.update(jobs).where(jobs.c.job == job).values(total=total, agents=snapshot))
+            crash_at("before-commit")
+        crash_at("after-commit")
         return total
 
+    def _insert_job(self, connection: sa.Connection, new: NewJob, now: str) -> int:
+        """Insert a job without items; it is ours to lead for as long as a lease."""
+        inserting = sa.insert(jobs).values(
+            id=new.id,
+            kind=new.kind,
+            user_id=new.user_id,
+            agent_id=new.agent_id,
+            status="created",
+            created_at=now,
+            updated_at=now,
+            callback_url=new.callback_url,
+            idempotency_key=new.idempotency_key,
+            body_digest=new.body_digest,
+            agents=b"{}",
+        )
+        try:
+            job = int(connection.execute(inserting).inserted_primary_key[0])  # type: ignore[index]
+        except sa.exc.IntegrityError:
+            raise KeyInUseError(f"job {new.id}: another one came with the same idempotency key") from None
+        until = self._backend.now(connection) + self.lease_s
+        lease = {"job": job, "epoch": 0, "leader": self.leader, "until": until, "wishes": b"{}"}
+        connection.execute(sa.insert(leases).values(**lease))
+        return job
+
     def start_job(self, job_id: str) -> JobRecord:
-        """Mark a job as running and return it."""
+        """Mark a job as running here and return it; from now on nobody else's attempts and outcomes are taken.
+
+        Raises UnknownJobError, and LeaseLostError while another process leads it.  One that has ended stays as it is.
+        """
+        now = utc_now()
+        values = {"status": "running", "updated_at": now, "started_at": sa.func.coalesce(jobs.c.started_at, now)}
+        return self._led(job_id, values)
+
+    def take_job(self, job_id: str) -> JobRecord:
+        """Lead a job without running it, to end it; otherwise as `start_job`."""
+        return self._led(job_id, {"updated_at": utc_now()})
+
+    def _led(self, job_id: str, values: Mapping[str, Any]) -> JobRecord:
         with self._transaction() as connection:
-            now = utc_now()
-            connection.execute(
-                sa.update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.completed_at.is_(None))
-                .values(status="running", updated_at=now, started_at=sa.func.coalesce(jobs.c.started_at, now))
-            )
-        return self.job(job_id)
+            open_job = sa.and_(jobs.c.id == job_id, jobs.c.completed_at.is_(None))
+            is_open = connection.execute(sa.update(jobs).where(open_job).values(**values)).rowcount > 0
+            job = self._job(connection, job_id)
+            return replace(job, epoch=self._take_lease(connection, job)) if is_open else job
 
     def end_job(
         self, job_id: str, status: str, stop_reason: str, progress: Progress, ttft_ns: int | None, duration_ns: int
@@ -94,6 +117,7 @@ class Jobs(Database):
                     jobs.c.id == job_id, jobs.c.callback_url.is_not(None)
                 )
                 connection.execute(sa.insert(callbacks).from_select(["job", "due_at", "n_attempts"], due))
+        crash_at("job-ended")
         return self.job(job_id)
 
     def reopen(self, job_id: str) -> int:
@@ -110,6 +134,8 @@ class Jobs(Database):
             )
             n_forgotten = connection.execute(sa.delete(outcomes).where(failed)).rowcount
             connection.execute(sa.delete(callbacks).where(callbacks.c.job == job.key))
+            connection.execute(sa.delete(reopenings).where(reopenings.c.job == job.key))
+            connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=utc_now()))
             connection.execute(
                 sa.update(jobs)
                 .where(jobs.c.job == job.key)
@@ -125,15 +151,24 @@ class Jobs(Database):
             )
         return n_forgotten
 
+    def opened_at(self, job: JobRecord) -> str:
+        """Return when the job was made or, if that was later, opened again: what its deadline counts from."""
+        query = sa.select(reopenings.c.reopened_at).where(reopenings.c.job == job.key)
+        with self._reading() as connection:
+            return connection.execute(query).scalar() or job.created_at
+
     def job(self, job_id: str, user_id: str | None = None) -> JobRecord:
         """Return a job; of this user, where one is given.  Raises UnknownJobError."""
+        with self._reading() as connection:
+            return self._job(connection, job_id, user_id)
+
+    def _job(self, connection: sa.Connection, job_id: str, user_id: str | None = None) -> JobRecord:
         query = sa.select(*_COLUMNS).where(jobs.c.id == job_id)
         if user_id is not None:
             query = query.where(jobs.c.user_id == user_id)
-        with self._reading() as connection:
-            row = connection.execute(query).mappings().first()
+        row = connection.execute(query).mappings().first()
         if row is None:
-            raise UnknownJobError(job_id, str(self.data_dir))
+            raise UnknownJobError(job_id, self._backend.name)
         return job_record(row)
 
     def job_of_key(self, user_id: str, idempotency_key: str) -> JobRecord | None:
@@ -168,7 +203,7 @@ class Jobs(Database):
         limit: int | None = None,
     ) -> list[JobRecord]:
         """Return jobs in the order of their creation; `after` and `before` are keys, in that order too."""
-        query = sa.select(*_COLUMNS).limit(limit)
+        query = sa.select(*_COLUMNS).where(jobs.c.kind != DELETED).limit(limit)
         query = query.order_by(jobs.c.job if order == "asc" else jobs.c.job.desc())
         for column, wanted in ((jobs.c.user_id, user_id), (jobs.c.kind, kind), (jobs.c.agent_id, agent_id)):
             query = query if wanted is None else query.where(column == wanted)
@@ -177,27 +212,20 @@ class Jobs(Database):
             return [job_record(row) for row in connection.execute(query).mappings()]
 
     def unended_jobs(self) -> list[JobRecord]:
-        """Return the jobs that have not ended, oldest first."""
+        """Return the jobs that have not ended and that no other process leads, oldest first."""
         query = sa.select(*_COLUMNS).where(jobs.c.completed_at.is_(None)).order_by(jobs.c.job)
         with self._reading() as connection:
+            if self.is_shared:
+                led = sa.select(leases.c.job).where(leases.c.until > self._backend.now(connection))
+                query = query.where(jobs.c.job.not_in(led))
             return [job_record(row) for row in connection.execute(query).mappings()]
 
     def count_jobs(self) -> dict[str, int]:
         """Return how many jobs there are of each status."""
-        query = sa.select(jobs.c.status, sa.func.count().label("n_jobs")).group_by(jobs.c.status)
+        query = sa.select(jobs.c.status, sa.func.count().label("n_jobs")).where(jobs.c.kind != DELETED)
+        query = query.group_by(jobs.c.status)
         with self._reading() as connection:
             return {row.status: row.n_jobs for row in connection.execute(query)}
-
-    @contextmanager
-    def _checkpoint_later(self) -> Iterator[None]:
-        """Leave the checkpoint to the next transaction: a large job is on disk before it is in the database file."""
-        with self._engine.connect() as connection:
-            cursor = connection.connection.cursor()
-            cursor.execute("PRAGMA wal_autocheckpoint = 0")
-            try:
-                yield
-            finally:
-                cursor.execute("PRAGMA wal_autocheckpoint = 1000")
 
 
 def between(

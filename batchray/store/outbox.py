@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from batchray.store.database import Database
+from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, job_record
-from batchray.store.tables import callbacks, jobs
+from batchray.store.tables import callbacks, jobs, leases
 
 
 class DueCallback(NamedTuple):
@@ -18,21 +18,20 @@ class DueCallback(NamedTuple):
     n_attempts: int
 
 
-class Outbox(Database):
+class Outbox(Leases):
     """What the store knows of callbacks.  A row is written by `Jobs.end_job`."""
 
     def due_callbacks(self, now: float, limit: int) -> list[DueCallback]:
         """Return the callbacks whose time has come, the longest due first.  `now` is Unix time."""
-        query = (
-            sa.select(jobs, callbacks.c.n_attempts)
-            .join(callbacks, callbacks.c.job == jobs.c.job)
-            .where(callbacks.c.due_at <= now)
-            .order_by(callbacks.c.due_at)
-            .limit(limit)
-        )
         with self._reading() as connection:
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-        return [DueCallback(n_attempts=row.pop("n_attempts"), job=job_record(row)) for row in rows]
+            return _due(connection, _due_query(now, limit))
+
+    def claim_callbacks(self, now: float, limit: int) -> list[DueCallback]:
+        """Return the callbacks whose time has come and that are this process's to send, on a shared database."""
+        with self._transaction() as connection:
+            ours = self._claim_callbacks(connection, now, limit)
+            query = _due_query(now, limit).join(leases, leases.c.job == jobs.c.job).where(ours)
+            return _due(connection, query)
 
     def next_callback_at(self) -> float | None:
         """Return when the next callback is due, in Unix time; None where there is none."""
@@ -63,3 +62,18 @@ class Outbox(Database):
                     .where(callbacks.c.job == job)
                     .values(due_at=next_at, n_attempts=callbacks.c.n_attempts + 1)
                 )
+
+
+def _due_query(now: float, limit: int) -> sa.Select[Any]:
+    return (
+        sa.select(jobs, callbacks.c.n_attempts)
+        .join(callbacks, callbacks.c.job == jobs.c.job)
+        .where(callbacks.c.due_at <= now)
+        .order_by(callbacks.c.due_at)
+        .limit(limit)
+    )
+
+
+def _due(connection: sa.Connection, query: sa.Select[Any]) -> list[DueCallback]:
+    rows = [dict(row) for row in connection.execute(query).mappings()]
+    return [DueCallback(n_attempts=row.pop("n_attempts"), job=job_record(row)) for row in rows]

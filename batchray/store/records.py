@@ -155,7 +155,10 @@ class FailureKind(NamedTuple):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as the store holds it.  Times are ISO 8601 in UTC; counts are of the moment of reading."""
+    """A job as the store holds it.  Times are ISO 8601 in UTC; counts are of the moment of reading.
+
+    `epoch` is that of the lease under which this process leads it; 0 where it was only read.
+    """
 
     key: int
     id: str
@@ -180,6 +183,7 @@ class JobRecord:
     ttft_ns: int | None
     total_duration_ns: int | None
     progress: Progress | None
+    epoch: int = 0
 
     @property
     def done(self) -> int:

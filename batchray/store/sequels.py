@@ -15,12 +15,22 @@ import sqlalchemy as sa
 from batchray.agents.approvals import check_cover
 from batchray.errors import ApprovalError
 from batchray.schema import index_of, is_message_id
-from batchray.store.database import Database
+from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, Kept, NewOutcome, Prior, Sequel
-from batchray.store.tables import conversations, items, jobs, memories, outcomes, pauses, pending_calls, same_item
+from batchray.store.tables import (
+    DELETED,
+    conversations,
+    items,
+    jobs,
+    memories,
+    outcomes,
+    pauses,
+    pending_calls,
+    same_item,
+)
 
 
-class Sequels(Database):
+class Sequels(Leases):
     """What the store knows of what agents keep; each user has conversations of his own."""
 
     def go_on(
@@ -37,9 +47,11 @@ class Sequels(Database):
 
         `answered` are the ids of the tool calls that it brings answers to, or that of an approval request alone;
         `request_id` tells apart runs that wait for calls of the same ids.  None: it asks anew.
-        Raises ApprovalError where no run waits for just these answers, or the agent has to be answered first.
+        Raises ApprovalError where no run waits for just these answers, or the agent has to be answered first, and
+        LeaseLostError where another process leads the job now.
         """
         with self._transaction() as connection:
+            self._check_lease(connection, job)
             pause = None
             if answered is not None:
                 pause = _claimed(connection, job, index, agent_id, answered, request_id)
@@ -103,12 +115,10 @@ def _remember(connection: sa.Connection, job: JobRecord, index: int, sequel: Seq
 
 
 def _pause(connection: sa.Connection, job: JobRecord, index: int, sequel: Sequel) -> None:
-    whose = {"user_id": job.user_id, "agent_id": sequel.agent_id}
-    row = {**whose, "job": job.key, "idx": index, "memory": orjson.dumps(dict(sequel.memory))}
-    pause = connection.execute(sa.insert(pauses).values(row)).inserted_primary_key[0]  # type: ignore[index]
-    connection.execute(
-        sa.insert(pending_calls), [{**whose, "pause": pause, "tool_call_id": each} for each in sequel.pending]
-    )
+    whose = {"job": job.key, "idx": index, "user_id": job.user_id, "agent_id": sequel.agent_id}
+    connection.execute(sa.insert(pauses).values(**whose, memory=orjson.dumps(dict(sequel.memory))))
+    rows = [{**whose, "tool_call_id": call_id.encode()} for call_id in sequel.pending]
+    connection.execute(sa.insert(pending_calls), rows)
 
 
 def _claimed(
@@ -122,43 +132,60 @@ def _claimed(
     """Find the run that these answers are for, and make it this item's."""
     if len(answered) == 1 and is_message_id(min(answered)):
         request_id, answered = min(answered), frozenset()
-    query = sa.select(pauses).where(pauses.c.user_id == job.user_id, pauses.c.agent_id == agent_id)
-    if request_id is not None:
-        of_job = sa.select(jobs.c.job).where(jobs.c.id.between(f"job-{request_id[8:32]}", f"job-{request_id[8:32]}~"))
-        query = query.where(pauses.c.job.in_(of_job), pauses.c.idx == index_of(request_id))
-    if answered:
-        known = sa.select(pending_calls.c.pause).where(
-            pending_calls.c.user_id == job.user_id,
-            pending_calls.c.agent_id == agent_id,
-            pending_calls.c.tool_call_id.in_(sorted(answered)),
-        )
-        query = query.where(pauses.c.pause.in_(known))
-    found = connection.execute(query).all()
-    mine = [pause for pause in found if (pause.claimed_job, pause.claimed_idx) == (job.key, index)]
-    waiting = mine or [pause for pause in found if pause.claimed_job is None]
-    pause = _only(waiting, found, answered or {request_id or ""})
-    if answered:
-        _check_cover(connection, pause, answered)
-    claim = {"claimed_job": job.key, "claimed_idx": index}
-    connection.execute(sa.update(pauses).where(pauses.c.pause == pause.pause).values(**claim))
-    return pause
-
-
-def _only(waiting: Sequence[sa.Row[Any]], found: Sequence[sa.Row[Any]], answered: Set[str]) -> sa.Row[Any]:
-    named = min(answered)
+    named = request_id or min(answered)
+    found = connection.execute(_pauses_of(job.user_id, agent_id, answered, request_id)).all()
     if not found:
         raise ApprovalError("no_pending_approval", f"no tool call {named!r} of this agent waits for an answer")
-    if not waiting:
-        raise ApprovalError("already_answered", f"another request has answered the tool call {named!r} already")
+    mine = [pause for pause in found if (pause.claimed_job, pause.claimed_idx) == (job.key, index)]
+    waiting = mine or [pause for pause in found if pause.claimed_job is None]
+    if answered:
+        waiting = _covered(connection, waiting, answered)
     if len(waiting) > 1:
         reason = f"{len(waiting)} runs wait for a tool call {named!r}"
         raise ApprovalError("ambiguous_approval", f"{reason}; name the approval request in approval_request_id")
+    if not waiting or not _claim(connection, waiting[0], job, index):
+        raise ApprovalError("already_answered", f"another request has answered the tool call {named!r} already")
     return waiting[0]
 
 
-def _check_cover(connection: sa.Connection, pause: sa.Row[Any], answered: Set[str]) -> None:
-    query = sa.select(pending_calls.c.tool_call_id).where(pending_calls.c.pause == pause.pause)
-    check_cover(answered, connection.execute(query).scalars())
+def _pauses_of(user_id: str, agent_id: str, answered: Set[str], request_id: str | None) -> sa.Select[Any]:
+    query = sa.select(pauses).where(pauses.c.user_id == user_id, pauses.c.agent_id == agent_id)
+    if request_id is not None:
+        stem = f"job-{request_id[8:32]}"
+        of_job = sa.select(jobs.c.job).where(jobs.c.id.between(stem, f"{stem}~"))
+        query = query.where(pauses.c.job.in_(of_job), pauses.c.idx == index_of(request_id))
+    if answered:
+        named = sa.select(pending_calls.c.job).where(
+            same_item(pending_calls, pauses),
+            pending_calls.c.user_id == user_id,
+            pending_calls.c.agent_id == agent_id,
+            pending_calls.c.tool_call_id.in_([call_id.encode() for call_id in sorted(answered)]),
+        )
+        query = query.where(named.exists())
+    return query
+
+
+def _covered(connection: sa.Connection, waiting: list[sa.Row[Any]], answered: Set[str]) -> list[sa.Row[Any]]:
+    """Keep the runs that wait for just these answers.  Raises ApprovalError where none of those that wait does."""
+    calls = [_calls_of(connection, pause) for pause in waiting]
+    exact = [pause for pause, of_pause in zip(waiting, calls, strict=True) if set(of_pause) == answered]
+    if waiting and not exact:
+        check_cover(answered, calls[0])
+    return exact
+
+
+def _calls_of(connection: sa.Connection, pause: sa.Row[Any]) -> list[str]:
+    query = sa.select(pending_calls.c.tool_call_id)
+    query = query.where(pending_calls.c.job == pause.job, pending_calls.c.idx == pause.idx)
+    return [call_id.decode() for call_id in connection.execute(query).scalars()]
+
+
+def _claim(connection: sa.Connection, pause: sa.Row[Any], job: JobRecord, index: int) -> bool:
+    """Make a run that waits this item's; False where another process was faster."""
+    this = sa.and_(pauses.c.job == pause.job, pauses.c.idx == pause.idx)
+    mine = sa.and_(pauses.c.claimed_job == job.key, pauses.c.claimed_idx == index)
+    claiming = sa.update(pauses).where(this, sa.or_(pauses.c.claimed_job.is_(None), mine))
+    return connection.execute(claiming.values(claimed_job=job.key, claimed_idx=index)).rowcount > 0
 
 
 def _check_tail(
@@ -175,7 +202,7 @@ def _check_tail(
     if pause is not None and (tail is None or tuple(tail) != (pause.job, pause.idx)):
         raise ApprovalError("no_pending_approval", "the agent's conversation has gone on since that tool call")
     if pause is None and tail is not None:
-        query = sa.select(pauses.c.pause).where(pauses.c.job == tail.job, pauses.c.idx == tail.idx)
+        query = sa.select(pauses.c.job).where(pauses.c.job == tail.job, pauses.c.idx == tail.idx)
         if connection.execute(query).first() is not None:
             reason = "the agent waits for an answer to its tool calls; answer them first"
             raise ApprovalError("pending_approval", reason)
@@ -211,4 +238,4 @@ def _memory(connection: sa.Connection, user_id: str, agent_id: str) -> dict[str,
 def _priors() -> sa.Select[Any]:
     columns = (jobs.c.id, jobs.c.created_at, outcomes.c.idx, items.c.request, outcomes.c.messages)
     joined = outcomes.join(items, same_item(items, outcomes)).join(jobs, jobs.c.job == outcomes.c.job)
-    return sa.select(*columns).select_from(joined)
+    return sa.select(*columns).select_from(joined).where(jobs.c.kind != DELETED)

@@ -1,4 +1,4 @@
-"""The tables: jobs, items, attempts, outcomes, the outbox of callbacks, agents made over HTTP, and what agents keep."""
+"""The tables: jobs, items, attempts, outcomes, callbacks, leases, agents made over HTTP, and what agents keep."""
 
 from __future__ import annotations
 
@@ -7,37 +7,44 @@ import sqlalchemy as sa
 from batchray.progress import STATUSES
 
 SCHEMA_VERSION = 1
+DELETED = "deleted"
+"""The kind of a job that retention is deleting."""
+
+# SQLite has one type of integer, and only an INTEGER key is its row's own; PostgreSQL's INTEGER ends at 2**31.
+_INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# Compared byte by byte by both, whatever the language of the database.
+_TEXT = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 
 metadata = sa.MetaData()
 
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("job", sa.Integer, primary_key=True),
-    sa.Column("id", sa.String, nullable=False, unique=True),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("user_id", sa.String, nullable=False),
-    sa.Column("agent_id", sa.String),
-    sa.Column("status", sa.String, nullable=False),
-    sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("updated_at", sa.String, nullable=False),
-    sa.Column("started_at", sa.String),
-    sa.Column("completed_at", sa.String),
-    sa.Column("stop_reason", sa.String),
-    sa.Column("callback_url", sa.String),
-    sa.Column("callback_sent_at", sa.String),
-    sa.Column("callback_status_code", sa.Integer),
-    sa.Column("callback_error", sa.String),
-    sa.Column("idempotency_key", sa.String),
-    sa.Column("body_digest", sa.String),
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("id", _TEXT, nullable=False, unique=True),
+    sa.Column("kind", _TEXT, nullable=False),
+    sa.Column("user_id", _TEXT, nullable=False),
+    sa.Column("agent_id", _TEXT),
+    sa.Column("status", _TEXT, nullable=False),
+    sa.Column("created_at", _TEXT, nullable=False),
+    sa.Column("updated_at", _TEXT, nullable=False),
+    sa.Column("started_at", _TEXT),
+    sa.Column("completed_at", _TEXT),
+    sa.Column("stop_reason", _TEXT),
+    sa.Column("callback_url", _TEXT),
+    sa.Column("callback_sent_at", _TEXT),
+    sa.Column("callback_status_code", _INTEGER),
+    sa.Column("callback_error", _TEXT),
+    sa.Column("idempotency_key", _TEXT),
+    sa.Column("body_digest", _TEXT),
     sa.Column("agents", sa.LargeBinary, nullable=False),
-    sa.Column("total", sa.Integer, nullable=False, server_default="0"),
-    *(sa.Column(status, sa.Integer, nullable=False, server_default="0") for status in STATUSES),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("completion_tokens", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("last_seq", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("ttft_ns", sa.Integer),
-    sa.Column("total_duration_ns", sa.Integer),
+    sa.Column("total", _INTEGER, nullable=False, server_default="0"),
+    *(sa.Column(status, _INTEGER, nullable=False, server_default="0") for status in STATUSES),
+    sa.Column("prompt_tokens", _INTEGER, nullable=False, server_default="0"),
+    sa.Column("completion_tokens", _INTEGER, nullable=False, server_default="0"),
+    sa.Column("last_seq", _INTEGER, nullable=False, server_default="0"),
+    sa.Column("ttft_ns", _INTEGER),
+    sa.Column("total_duration_ns", _INTEGER),
     sa.Column("progress", sa.LargeBinary),
     sa.Index("jobs_of_a_user", "user_id", "kind", "job"),
     # NULLs are all different, so jobs without a key are not in each other's way.
@@ -47,10 +54,10 @@ jobs = sa.Table(
 items = sa.Table(
     "items",
     metadata,
-    sa.Column("job", sa.Integer, primary_key=True),
-    sa.Column("idx", sa.Integer, primary_key=True),
-    sa.Column("agent_id", sa.String, nullable=False),
-    sa.Column("custom_id", sa.String),
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("agent_id", _TEXT, nullable=False),
+    sa.Column("custom_id", _TEXT),
     sa.Column("request", sa.LargeBinary, nullable=False),
 )
 
@@ -58,29 +65,29 @@ items = sa.Table(
 attempts = sa.Table(
     "attempts",
     metadata,
-    sa.Column("job", sa.Integer, primary_key=True),
-    sa.Column("idx", sa.Integer, primary_key=True),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("deaths", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("attempt", _INTEGER, nullable=False),
+    sa.Column("deaths", _INTEGER, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 
 outcomes = sa.Table(
     "outcomes",
     metadata,
-    sa.Column("job", sa.Integer, primary_key=True),
-    sa.Column("idx", sa.Integer, primary_key=True),
-    sa.Column("seq", sa.Integer, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("status", sa.String, nullable=False),
-    sa.Column("stop_reason", sa.String, nullable=False),
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("seq", _INTEGER, nullable=False),
+    sa.Column("attempt", _INTEGER, nullable=False),
+    sa.Column("status", _TEXT, nullable=False),
+    sa.Column("stop_reason", _TEXT, nullable=False),
     sa.Column("error", sa.LargeBinary),
     sa.Column("usage", sa.LargeBinary, nullable=False),
-    sa.Column("queued_ns", sa.Integer, nullable=False),
-    sa.Column("ttft_ns", sa.Integer),
-    sa.Column("duration_ns", sa.Integer, nullable=False),
+    sa.Column("queued_ns", _INTEGER, nullable=False),
+    sa.Column("ttft_ns", _INTEGER),
+    sa.Column("duration_ns", _INTEGER, nullable=False),
     sa.Column("messages", sa.LargeBinary, nullable=False),
-    sa.Column("finished_at", sa.String, nullable=False),
+    sa.Column("finished_at", _TEXT, nullable=False),
     sa.Index("outcomes_in_finish_order", "job", "seq", unique=True),
 )
 
@@ -88,19 +95,39 @@ outcomes = sa.Table(
 callbacks = sa.Table(
     "callbacks",
     metadata,
-    sa.Column("job", sa.Integer, primary_key=True),
+    sa.Column("job", _INTEGER, primary_key=True),
     sa.Column("due_at", sa.Float, nullable=False),
-    sa.Column("n_attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("n_attempts", _INTEGER, nullable=False, server_default="0"),
+)
+
+# Who may go on with a job, or send its callback, and until when.  `epoch` counts the leaders, so that what an earlier
+# one still hands in is known and refused; `wishes` is what others ask of the leader.
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("job", _INTEGER, primary_key=True, autoincrement=False),
+    sa.Column("epoch", _INTEGER, nullable=False),
+    sa.Column("leader", _TEXT, nullable=False),
+    sa.Column("until", sa.Float, nullable=False),
+    sa.Column("wishes", sa.LargeBinary, nullable=False),
+)
+
+# When an ended job was opened again to run what had failed; a job without a row was never.
+reopenings = sa.Table(
+    "reopenings",
+    metadata,
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("reopened_at", _TEXT, nullable=False),
 )
 
 agents = sa.Table(
     "agents",
     metadata,
-    sa.Column("agent", sa.Integer, primary_key=True),
-    sa.Column("id", sa.String, nullable=False, unique=True),
-    sa.Column("user_id", sa.String, nullable=False),
-    sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("updated_at", sa.String, nullable=False),
+    sa.Column("agent", _INTEGER, primary_key=True),
+    sa.Column("id", _TEXT, nullable=False, unique=True),
+    sa.Column("user_id", _TEXT, nullable=False),
+    sa.Column("created_at", _TEXT, nullable=False),
+    sa.Column("updated_at", _TEXT, nullable=False),
     sa.Column("spec", sa.LargeBinary, nullable=False),
     sa.Index("agents_of_a_user", "user_id", "agent"),
 )
@@ -110,25 +137,26 @@ agents = sa.Table(
 pauses = sa.Table(
     "pauses",
     metadata,
-    sa.Column("pause", sa.Integer, primary_key=True),
-    sa.Column("job", sa.Integer, nullable=False),
-    sa.Column("idx", sa.Integer, nullable=False),
-    sa.Column("user_id", sa.String, nullable=False),
-    sa.Column("agent_id", sa.String, nullable=False),
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("user_id", _TEXT, nullable=False),
+    sa.Column("agent_id", _TEXT, nullable=False),
     sa.Column("memory", sa.LargeBinary, nullable=False),
-    sa.Column("claimed_job", sa.Integer),
-    sa.Column("claimed_idx", sa.Integer),
-    sa.Index("one_pause_an_item", "job", "idx", unique=True),
+    sa.Column("claimed_job", _INTEGER),
+    sa.Column("claimed_idx", _INTEGER),
+    sa.Index("pauses_of_an_agent", "user_id", "agent_id"),
     sa.Index("claimed_pauses", "claimed_job", "claimed_idx"),
 )
 
+# Ids of tool calls are a provider's: in bytes, because PostgreSQL's texts cannot hold every one.
 pending_calls = sa.Table(
     "pending_calls",
     metadata,
-    sa.Column("pause", sa.Integer, primary_key=True),
-    sa.Column("tool_call_id", sa.String, primary_key=True),
-    sa.Column("user_id", sa.String, nullable=False),
-    sa.Column("agent_id", sa.String, nullable=False),
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("tool_call_id", sa.LargeBinary, primary_key=True),
+    sa.Column("user_id", _TEXT, nullable=False),
+    sa.Column("agent_id", _TEXT, nullable=False),
     sa.Index("calls_of_an_agent", "user_id", "agent_id", "tool_call_id"),
 )
 
@@ -136,20 +164,21 @@ pending_calls = sa.Table(
 conversations = sa.Table(
     "conversations",
     metadata,
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("user_id", sa.String, nullable=False),
-    sa.Column("agent_id", sa.String, nullable=False),
-    sa.Column("job", sa.Integer, nullable=False),
-    sa.Column("idx", sa.Integer, nullable=False),
+    sa.Column("seq", _INTEGER, primary_key=True),
+    sa.Column("user_id", _TEXT, nullable=False),
+    sa.Column("agent_id", _TEXT, nullable=False),
+    sa.Column("job", _INTEGER, nullable=False),
+    sa.Column("idx", _INTEGER, nullable=False),
     sa.Index("conversation_in_order", "user_id", "agent_id", "seq"),
+    sa.Index("conversations_of_a_job", "job", "idx"),
 )
 
 memories = sa.Table(
     "memories",
     metadata,
-    sa.Column("user_id", sa.String, primary_key=True),
-    sa.Column("agent_id", sa.String, primary_key=True),
-    sa.Column("label", sa.String, primary_key=True),
+    sa.Column("user_id", _TEXT, primary_key=True),
+    sa.Column("agent_id", _TEXT, primary_key=True),
+    sa.Column("label", _TEXT, primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
 

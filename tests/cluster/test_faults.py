@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,11 @@ def test_ten_killed_lanes_lose_and_repeat_nothing(options: dict[str, Any]) -> No
     assert slowest < 30  # new outcomes came soon after each death
 
 
-def run_cli(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start the command line on a cluster of its own."""
     command = [sys.executable, "-m", "batchray", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(environment or {})}
+    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def write_waiting_batch(directory: Path, n: int, seconds: float) -> None:
@@ -208,19 +206,23 @@ def test_cancel_from_another_terminal_ends_the_job(ray_session: None, tmp_path: 
     assert record.done == record.total == 200
 
 
-def test_a_dead_raylet_ends_the_run_with_a_sentence_and_a_resume(ray_session: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_dead_cluster_ends_the_run_with_a_sentence_and_a_resume(name: str, ray_session: None, tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 3000, 0.5)
     arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "8", "--lanes", "1"]
     with run_cli("run", *arguments, cwd=tmp_path) as driver:
         assert driver.stdout is not None
         job_id = driver.stdout.readline().strip()
         until(lambda: done_in(tmp_path, job_id) > 8, 60)
-        [raylet] = [process for process in descendants(driver) if process.name() == "raylet"]
-        raylet.kill()
+        [victim] = [process for process in descendants(driver) if process.name() == name]
+        victim.kill()
+        killed = time.monotonic()
         out, err = driver.communicate(timeout=120)
+        assert time.monotonic() - killed < 25
 
     assert driver.returncode == 1
     assert f"batchray resume {job_id}" in err
+    assert f"Ray is gone: its {'GCS' if name == 'gcs_server' else name} has died" in err
     assert "Traceback" not in err
     assert out == ""  # nothing but the job's id, which was read before; Ray's own report would stand here
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import pytest
 
 from tests.cluster.test_quickstart import COMMAND, ROOT, run_there, user_directory
@@ -114,9 +115,9 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 def test_the_options_are_those_of_the_command_line() -> None:
     from batchray.cli import cli
 
-    known = {
-        flag for command in cli.commands.values() for option in command.params for flag in option.opts if flag[0] == "-"
-    }
+    groups = [command for command in cli.commands.values() if isinstance(command, click.Group)]
+    commands = [*cli.commands.values(), *(command for group in groups for command in group.commands.values())]
+    known = {flag for command in commands for option in command.params for flag in option.opts if flag[0] == "-"}
     section = README.split("## Command line")[1].split("```")[0]
     assert set(re.findall(r"--[a-z][a-z-]*", section)) == known | {"--help"}
 

@@ -80,6 +80,15 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def job_ids(server: LiveServer) -> list[str]:
+    """Return the ids of three jobs that have ended, in the order of their creation."""
+    ids = [create(server, [SUM])["id"] for _ in range(3)]
+    for job_id in ids:
+        ended(server, job_id)
+    return ids
+
+
 def is_error(body: Any) -> bool:
     """Tell whether a body is of the one shape of errors."""
     return body.keys() == {"detail", "trace_id"} and all(isinstance(part, str) and part for part in body.values())
@@ -100,12 +109,15 @@ def test_a_batch_is_accepted_and_comes_to_its_end(server: LiveServer, body: dict
 def test_a_batch_is_refused_with_its_place_and_nothing_of_it_is_kept(
     server: LiveServer, body: object, status: int, detail: str
 ) -> None:
-    newest = call(server, "GET", f"{BATCHES}?limit=1").body
+    def newest() -> list[str]:
+        return [job["id"] for job in call(server, "GET", f"{BATCHES}?limit=1").body]
+
+    before = newest()
     answer = call(server, "POST", BATCHES, body)
     assert answer.status == status, answer
     assert is_error(answer.body)
     assert detail in answer.body["detail"]
-    assert call(server, "GET", f"{BATCHES}?limit=1").body == newest
+    assert newest() == before
 
 
 def test_a_callback_url_is_kept_as_it_is_called(server: LiveServer) -> None:
@@ -193,10 +205,14 @@ def test_an_unknown_path_is_404(server: LiveServer, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [BATCHES, "/v1/agents", "/v1/models", "/v1/health", "/readyz", "/v1/agents/calculator"]
+    "path",
+    [
+        *(f"{BATCHES}/{{job}}{rest}" for rest in ("", "/messages", "/items", "/results")),
+        *("/v1/agents", "/v1/agents/calculator", "/v1/models", "/v1/health", "/readyz"),
+    ],
 )
-def test_a_slash_at_the_end_of_a_path_changes_nothing(server: LiveServer, path: str) -> None:
-    without, with_slash = (call(server, "GET", path + slash) for slash in ("", "/"))
+def test_a_slash_at_the_end_of_a_path_changes_nothing(server: LiveServer, job_ids: list[str], path: str) -> None:
+    without, with_slash = (call(server, "GET", path.format(job=job_ids[0]) + slash) for slash in ("", "/"))
     assert (without.status, without.body) == (with_slash.status, with_slash.body)
     assert without.status == 200
 
@@ -204,6 +220,7 @@ def test_a_slash_at_the_end_of_a_path_changes_nothing(server: LiveServer, path: 
 def test_a_batch_may_be_posted_with_a_slash_at_the_end(server: LiveServer) -> None:
     job = call(server, "POST", f"{BATCHES}/", {"requests": [SUM]})
     assert job.status == 200
+    assert [each["id"] for each in call(server, "GET", f"{BATCHES}/?limit=1").body] == [job.body["id"]]
     assert call(server, "PATCH", f"{BATCHES}/{job.body['id']}/cancel/").body is None
 
 
@@ -215,15 +232,6 @@ def test_cancel_answers_null_with_200(server: LiveServer) -> None:
 
 
 # -- lists
-
-
-@pytest.fixture(scope="module")
-def job_ids(server: LiveServer) -> list[str]:
-    """Return the ids of three jobs that have ended, in the order of their creation."""
-    ids = [create(server, [SUM])["id"] for _ in range(3)]
-    for job_id in ids:
-        ended(server, job_id)
-    return ids
 
 
 def test_a_list_ends_in_an_empty_page(server: LiveServer, job_ids: list[str]) -> None:

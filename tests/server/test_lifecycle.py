@@ -1,20 +1,74 @@
-"""How a server starts and ends."""
+"""How a server starts and ends, and what of its jobs is there afterwards."""
 
 from __future__ import annotations
 
 import json
-import urllib.request
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from tests.server.live import LiveServer, live_server
+import psutil
+import pytest
+
+from tests.cluster.test_jobs import until
+from tests.server.live import ROOT, LiveServer, live_server
+from tests.server.talk import get, patch, post
+
+GRACE_S = 2
+BATCHES = "/v1/messages/batches"
 
 
-def get(server: LiveServer, path: str) -> tuple[int, object]:
+@pytest.fixture
+def waiting(tmp_path: Path) -> Path:
+    """Return an agents file with an agent that waits."""
+    file = tmp_path / "agents.json"
+    file.write_text(json.dumps({"agents": [{"id": "wait", "run": "tests.cluster.agents:wait"}]}))
+    return file
+
+
+def batch(n: int, seconds: float) -> dict[str, Any]:
+    return {"requests": [{"agent_id": "wait", "input": str(seconds)}] * n}
+
+
+def job_of(server: LiveServer, job_id: str) -> Any:
+    return get(server, f"{BATCHES}/{job_id}")[1]
+
+
+def done(server: LiveServer, job_id: str) -> int:
+    counts = job_of(server, job_id)["metadata"]["request_counts"]
+    return int(counts["total"] - counts["pending"])
+
+
+def succeeded(server: LiveServer, job_id: str) -> int:
+    until(lambda: job_of(server, job_id)["status"] not in ("created", "running"), 100)
+    return int(job_of(server, job_id)["metadata"]["request_counts"]["succeeded"])
+
+
+def terminate(server: LiveServer, *, times: int = 1) -> tuple[float, float, int]:
+    """Send SIGTERM; returns after how many seconds it was not ready and had ended, and its exit status."""
+    started = time.monotonic()
+    for _ in range(times):
+        server.process.send_signal(signal.SIGTERM)
+    until(lambda: not is_ready(server), 30)
+    unready_s = time.monotonic() - started
+    status = server.process.wait(60)
+    return unready_s, time.monotonic() - started, status
+
+
+def is_ready(server: LiveServer) -> bool:
     try:
-        with urllib.request.urlopen(server.url + path, timeout=30) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        return get(server, "/readyz")[0] == 200
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def test_it_says_where_it_listens_and_ends_with_status_0(tmp_path: Path) -> None:
@@ -23,3 +77,108 @@ def test_it_says_where_it_listens_and_ends_with_status_0(tmp_path: Path) -> None
         assert get(server, "/v1/health/") == (200, {"version": "0.1.0", "status": "ok"})
         assert server.stop() == 0
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.cluster)])
+def test_a_terminated_server_leaves_its_jobs_to_the_next_one(executor: str, tmp_path: Path, waiting: Path) -> None:
+    rng = random.Random(3)
+    options, environment = ("--max-in-flight", "8", "--lanes", "1"), {"BATCHRAY_SHUTDOWN_GRACE_S": str(GRACE_S)}
+    job_ids: list[str] = []
+    for _ in range(3 if executor == "local" else 1):
+        with live_server(tmp_path / "data", *options, agents=waiting, executor=executor, **environment) as server:
+            job_ids.append(post(server, BATCHES, batch(40, 0.2))["id"])
+            before = [done(server, job_id) for job_id in job_ids]
+            time.sleep(rng.uniform(0, 0.5))  # any moment is as good as another
+            unready_s, ended_s, status = terminate(server)
+        assert status == 0, server.log
+        assert unready_s < 1
+        assert ended_s < GRACE_S + 5
+        assert "Traceback" not in server.log
+    with live_server(tmp_path / "data", *options, agents=waiting, executor="local", **environment) as server:
+        assert all(done(server, job_id) >= n for job_id, n in zip(job_ids, before, strict=True))
+        assert [succeeded(server, job_id) for job_id in job_ids] == [40] * len(job_ids)
+
+
+def test_items_that_do_not_end_within_the_grace_period_wait_for_the_next_server(tmp_path: Path, waiting: Path) -> None:
+    with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
+        job_id = post(server, BATCHES, batch(3, 60))["id"]
+        until(lambda: in_flight(server) == 3)
+        unready_s, ended_s, status = terminate(server, times=2)
+    assert (status, unready_s < 1, 1 < ended_s < 1 + 5) == (0, True, True), server.log
+    with live_server(tmp_path / "data", agents=waiting) as server:
+        until(lambda: in_flight(server) == 3)
+        assert done(server, job_id) == 0
+        assert [item["attempts"] for item in get(server, f"{BATCHES}/{job_id}/items")[1]] == [2, 2, 2]
+        assert patch(server, f"{BATCHES}/{job_id}/cancel")[0] == 200
+
+
+def in_flight(server: LiveServer) -> int:
+    import urllib.request
+
+    with urllib.request.urlopen(server.url + "/metrics", timeout=30) as answer:
+        [line] = [line for line in answer.read().decode().splitlines() if line.startswith("batchray_in_flight ")]
+    return int(float(line.split()[1]))
+
+
+def test_a_termination_in_the_middle_of_an_upload_takes_nothing_half(tmp_path: Path, waiting: Path) -> None:
+    with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S=str(GRACE_S)) as server:
+        address = urlsplit(server.url)
+        body = json.dumps(batch(50_000, 0)).encode()
+        fields = (f"Host: {address.netloc}", "Content-Type: application/json", f"Content-Length: {len(body)}")
+        head = "\r\n".join([f"POST {BATCHES} HTTP/1.1", *fields, "", ""])
+        with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=30) as upload:
+            upload.sendall(head.encode() + body[: len(body) // 2])
+            unready_s, ended_s, status = terminate(server)
+    assert (status, unready_s < 1, ended_s < GRACE_S + 5) == (0, True, True), server.log
+    with live_server(tmp_path / "data", agents=waiting) as server:
+        assert get(server, BATCHES)[1] == []
+
+
+def test_a_watcher_of_a_batch_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
+    with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
+        job_id = post(server, BATCHES, batch(1, 60))["id"]
+        address = urlsplit(server.url)
+        with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=30) as watcher:
+            watcher.sendall(f"GET {BATCHES}/{job_id}/events HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
+            assert b"200" in watcher.recv(64)
+            _, ended_s, status = terminate(server)
+    assert (status, ended_s < 1 + 5) == (0, True), server.log
+
+
+@pytest.mark.parametrize(("executor", "n_moments"), [("local", 3), pytest.param("ray", 2, marks=pytest.mark.cluster)])
+def test_a_server_that_is_terminated_while_it_starts_ends_with_status_0(
+    executor: str, n_moments: int, tmp_path: Path, waiting: Path
+) -> None:
+    rng = random.Random(7)
+    for moment in range(n_moments):
+        data_dir = tmp_path / f"data{moment}"
+        command = [sys.executable, "-m", "batchray", "serve", "--port", "0", "--data-dir", str(data_dir)]
+        command += ["--executor", executor, "--agents", str(waiting), "--lanes", "1"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            until(lambda data_dir=data_dir: (data_dir / "batchray.db").exists(), 60)  # type: ignore[misc]
+            time.sleep(rng.uniform(0, 3 if executor == "ray" else 0.2))  # any moment is as good as another
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert b"Traceback" not in err
+        until(lambda family=family: not any(map(is_left, family)), 30)  # type: ignore[misc]
+
+
+def is_left(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_a_small_job_behind_a_large_one_starts_within_a_second(tmp_path: Path, waiting: Path) -> None:
+    with live_server(tmp_path / "data", "--max-in-flight", "64", agents=waiting) as server:
+        large_id = post(server, BATCHES, batch(100_000, 0.5))["id"]
+        until(lambda: in_flight(server) == 64, 60)
+        small_id = post(server, BATCHES, batch(10, 0))["id"]
+        accepted = time.monotonic()
+        until(lambda: done(server, small_id) > 0)
+        assert time.monotonic() - accepted < 1
+        assert succeeded(server, small_id) == 10
+        assert job_of(server, large_id)["status"] == "running"

@@ -303,9 +303,9 @@ async def test_a_run_may_stop_for_an_approval_again_and_end_by_a_terminal_tool(a
 @pytest.mark.parametrize(
     ("answers", "kind", "message"),
     [
-        ([("nowhere", True)], "no_pending_approval", "no tool call 'nowhere' waits for an answer"),
+        ([("nowhere", True)], "no_pending_approval", "no tool call 'nowhere' of the same step waits for an answer"),
         ([(0, True)], "incomplete_approval", "waits too; answer all of them in one request"),
-        ([(0, True), (1, True), ("nowhere", True)], "no_pending_approval", "no tool call 'nowhere' waits"),
+        ([(0, True), (1, True), ("nowhere", True)], "no_pending_approval", "no tool call 'nowhere' of the same step"),
         ([(0, True), (0, False), (1, True)], "already_answered", "two answers to the tool call"),
         ([], "no_pending_approval", "the approval names no tool call"),
     ],

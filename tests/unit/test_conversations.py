@@ -149,6 +149,15 @@ async def test_several_runs_of_one_agent_wait_side_by_side(store: Store) -> None
     assert [each.messages[0].model_dump()["status"] for each in answered] == ["success", "error", "success"]
 
 
+async def test_each_run_is_answered_by_a_request_of_its_own(store: Store) -> None:
+    agent = guarded(asking("a"), {"text": "done"})
+    one, two = await run(store, agent, ask("one"), ask("two"))
+    [refused] = await run(store, agent, answer(*waiting(one), *waiting(two)))
+    assert refused.error is not None
+    assert (refused.error.type, "request of its own" in refused.error.message) == ("no_pending_approval", True)
+    assert kinds(await run(store, agent, answer(*waiting(one)), answer(*waiting(two)))) == ["end_turn"] * 2
+
+
 async def test_an_answer_counts_once(store: Store) -> None:
     agent = guarded(asking("a"), {"text": "done"})
     [asked] = await run(store, agent, ask())
@@ -200,7 +209,7 @@ async def test_runs_that_wait_for_calls_of_one_id_are_told_apart_by_their_reques
     agent = guarded(asking("a"), {"text": "done"})
     [one], [two] = await run(store, agent, ask()), await run(store, agent, ask())
     with store._transaction() as connection:  # as a server gives them that numbers its calls
-        connection.exec_driver_sql("UPDATE pending_calls SET tool_call_id = 'call_0'")
+        connection.exec_driver_sql("UPDATE pending_calls SET tool_call_id = CAST('call_0' AS BLOB)")
         connection.exec_driver_sql(
             "UPDATE outcomes SET messages = replace(replace(messages, ?, 'call_0'), ?, 'call_0')",
             (waiting(one)[0], waiting(two)[0]),

@@ -5,6 +5,7 @@ import gc
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from batchray.cluster import LocalExecutor, Order
 from batchray.config import Agent, AgentSet, Provider, bind_agents, load_settings
 from batchray.control import Wishes
-from batchray.driver import RunningJob, run_job, start_job
+from batchray.driver import RunningJob, expire_at_rest, run_job, start_job
 from batchray.errors import (
     ClusterError,
     InvalidToolCallError,
@@ -189,6 +190,16 @@ async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: St
     assert list(job.failures) == [
         {"index": 1, "attempt": 3, "stop_reason": "error", "type": "worker_died", "message": "killed by signal 9"}
     ]
+
+
+async def test_a_death_that_others_caused_counts_once_an_item_is_proven_deadly(store: Store) -> None:
+    def die(order: Order) -> None:
+        raise WorkerDiedError("its lane died", is_suspect=order.attempt > 1)
+
+    executor = Scripted(die)
+    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
+    assert [order.is_alone for order in executor.orders] == [False, False, True]
+    assert store.results(record)[0].attempts == 3
 
 
 async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) -> None:
@@ -470,3 +481,83 @@ async def test_wishes_that_make_no_sense_are_ignored_and_later_ones_heard(store:
 
     assert record.status == "cancelled"
     assert watcher.is_closed
+
+
+# -- deadlines
+
+
+async def test_a_job_expires_at_its_deadline_and_keeps_what_is_done(store: Store) -> None:
+    executor = Scripted(lambda order: asyncio.Event().wait() if order.index >= 2 else None)
+    job = await started(store, new_job(store, *["echo"] * 700), max_in_flight=4, job_deadline_s=1)
+    record = await run_job(job, store, executor)
+    assert (record.status, record.stop_reason) == ("expired", "error")
+    assert record.counts == {"succeeded": 2, "errored": 0, "canceled": 0, "expired": 698}
+    last = store.results(record, after_index=698)[0]
+    assert last.error == {
+        "type": "job_expired",
+        "message": "not done by its job's deadline, 1 s after the job was made",
+    }
+    assert (last.status, sorted(executor.cancelled)) == ("expired", [2, 3, 4, 5])
+
+
+async def test_a_jobs_deadline_counts_from_its_creation_over_restarts(store: Store) -> None:
+    job_id = new_job(store, "echo", "echo")
+    made_at(store, job_id, hours_ago=2)
+    executor = Scripted()
+    record = await run_job(await started(store, job_id, job_deadline_s=3600), store, executor)
+    assert (record.status, record.counts["expired"], executor.orders) == ("expired", 2, [])
+
+
+async def test_a_job_that_is_opened_again_has_its_whole_time_again(store: Store) -> None:
+    job_id = new_job(store, "echo")
+    made_at(store, job_id, hours_ago=2)
+    assert (await run_job(await started(store, job_id, job_deadline_s=3600), store, Scripted())).status == "expired"
+    store.reopen(job_id)
+    record = await run_job(await started(store, job_id, job_deadline_s=3600), store, Scripted())
+    assert (record.status, record.counts) == ("completed", {"succeeded": 1, "errored": 0, "canceled": 0, "expired": 0})
+
+
+async def test_a_job_that_nobody_runs_expires_too_and_only_at_its_deadline(store: Store) -> None:
+    young, old = new_job(store, "echo"), new_job(store, "echo", "echo")
+    made_at(store, old, hours_ago=2)
+    settings = load_settings(job_deadline_s=3600)
+    assert not expire_at_rest(store, store.job(young), settings)
+    assert expire_at_rest(store, store.job(old), settings)
+    assert not expire_at_rest(store, store.job(old), settings)
+    assert [store.job(job_id).status for job_id in (young, old)] == ["created", "expired"]
+    assert store.job(old).counts["expired"] == 2
+
+
+def made_at(store: Store, job_id: str, *, hours_ago: float) -> None:
+    """Let a job have been made a while ago."""
+    then = (datetime.now(UTC) - timedelta(hours=hours_ago)).isoformat(timespec="microseconds")
+    with store._transaction() as connection:
+        connection.execute(sa.text("UPDATE jobs SET created_at = :then WHERE id = :id"), {"then": then, "id": job_id})
+
+
+async def test_an_item_that_makes_no_progress_is_named(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    agents = bind_agents([Agent(id="p", run=echo, placement="process", deadline_s=0.05), Agent(id="echo", run=echo)])
+    executor = Scripted(lambda order: asyncio.Event().wait() if order.index == 0 else None)
+    job = await started(store, new_job(store, "p", "echo"), agents, deadline_grace_s=0.05)
+    running = asyncio.create_task(run_job(job, store, executor))
+    await until(lambda: bool(job.snapshot()["stalled"]))
+    [stalled] = job.snapshot()["stalled"]
+    assert (stalled["index"], stalled["agent_id"], stalled["attempt"]) == (0, "p", 1)
+    assert [each.getMessage() for each in caplog.records if "no progress" in each.getMessage()] == [
+        f"job {job.record.id}: item 0 makes no progress (agent 'p', attempt 1)"
+    ]
+    job.cancel()
+    assert (await running).counts["canceled"] == 1
+
+
+async def test_a_slow_link_does_not_keep_another_from_cancelling(store: Store) -> None:
+    class Slow(Watcher):
+        async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+            await asyncio.sleep(600 if not self.n_closed and not job.ending else 0)
+            return {}
+
+    job = await started(store, new_job(store, "echo"))
+    executor = Scripted(lambda order: asyncio.Event().wait())
+    async with asyncio.timeout(20):
+        record = await run_job(job, store, executor, [Slow(), Watcher(is_canceled=True)])
+    assert record.status == "cancelled"

@@ -30,12 +30,15 @@ FLOORS = (
     "agents",
     # the outside
     "threads",
+    "crash",
     "store",
+    "retention",
     "control",
     "callback",
     "cluster",
     # the story
     "context",
+    "in_flight",
     "driver",
     "results",
     "job",
@@ -44,6 +47,7 @@ FLOORS = (
     "api",
     # the doors
     "server",
+    "cli_db",
     "cli",
     "__main__",
 )
@@ -51,12 +55,11 @@ PURE = ("config", "intake", "window", "progress")
 
 # Which modules may import what is heavy.
 HEAVY = {
-    "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool"},
+    "ray": {"cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool", "cluster.pulse"},
     "aiohttp": {"callback.transport", "models.client", "models.http", "server"},
-    "sqlalchemy": {
-        f"store{part}" for part in ("", ".agents", ".database", ".items", ".jobs", ".outbox", ".sequels", ".tables")
-    },
-    "click": {"cli"},
+    "sqlalchemy": {"store"},
+    "psycopg": set(),
+    "click": {"cli", "cli_db"},
     "rich": {"cli", "display"},
     "pandas": {"job", "results"},
     "yaml": {"config"},

@@ -27,8 +27,15 @@ from batchray.store import JobRecord, NewItem, NewJob, NewOutcome, Store, is_loc
 AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    url = request.getfixturevalue("database").new_url() if request.param == "postgres" else None
+    with Store.open(tmp_path / "data", url) as opened:
+        yield opened
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def sqlite(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "data") as opened:
         yield opened
 
@@ -321,24 +328,24 @@ def test_a_second_writer_in_another_process_is_refused_with_the_first_ones_pid(t
     assert not is_locked(tmp_path)
 
 
-def test_other_processes_know_which_jobs_are_run(store: Store) -> None:
-    assert running_jobs(store.data_dir) == set()
-    jobs = [new_job(store).id for _ in range(2)]
+def test_other_processes_know_which_jobs_are_run(sqlite: Store) -> None:
+    assert running_jobs(sqlite.data_dir) == set()
+    jobs = [new_job(sqlite).id for _ in range(2)]
     for job_id in jobs:
-        store.announce(job_id)
-    assert running_jobs(store.data_dir) == set(jobs)
-    store.withdraw(jobs[0])
-    assert running_jobs(store.data_dir) == {jobs[1]}
+        sqlite.announce(job_id)
+    assert running_jobs(sqlite.data_dir) == set(jobs)
+    sqlite.withdraw(jobs[0])
+    assert running_jobs(sqlite.data_dir) == {jobs[1]}
     with pytest.raises(StoreLockedError, match=f"process {os.getpid()} is writing"):
-        Store.open(store.data_dir)
-    store.close()
-    assert running_jobs(store.data_dir) == set()
+        Store.open(sqlite.data_dir)
+    sqlite.close()
+    assert running_jobs(sqlite.data_dir) == set()
 
 
-def test_a_second_writer_in_this_process_is_refused(store: Store) -> None:
+def test_a_second_writer_in_this_process_is_refused(sqlite: Store) -> None:
     with pytest.raises(StoreLockedError, match=f"process {os.getpid()} is writing"):
-        Store.open(store.data_dir)
-    new_job(store)  # the first one is not disturbed
+        Store.open(sqlite.data_dir)
+    new_job(sqlite)  # the first one is not disturbed
 
 
 def test_no_data_directory_is_not_locked(tmp_path: Path) -> None:
@@ -488,8 +495,8 @@ def test_what_is_handed_in_is_written_before_the_store_closes(tmp_path: Path) ->
         assert reader.job(job.id).done == 1
 
 
-def test_a_commit_is_flushed_to_the_disk(store: Store) -> None:
-    with store._engine.connect() as connection:
+def test_a_commit_is_flushed_to_the_disk(sqlite: Store) -> None:
+    with sqlite._engine.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
         }
@@ -548,13 +555,13 @@ except BatchrayError as error:
         os.chmod(directory, 0o755)
 
 
-def test_a_store_that_fails_while_it_is_used_says_so(store: Store) -> None:
-    job = new_job(store)
-    begin(store, job, 0)
-    with store._transaction() as connection:
+def test_a_store_that_fails_while_it_is_used_says_so(sqlite: Store) -> None:
+    job = new_job(sqlite)
+    begin(sqlite, job, 0)
+    with sqlite._transaction() as connection:
         connection.execute(sa.text("DROP TABLE outcomes"))
-    with pytest.raises(StoreError, match=f"the store in {store.data_dir} failed: no such table: outcomes"):
-        store.record(job, [outcome(0)])
+    with pytest.raises(StoreError, match=f"the store in {sqlite.data_dir} failed: no such table: outcomes"):
+        sqlite.record(job, [outcome(0)])
 
 
 def test_paths_may_hold_anything(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""What a process leaves behind of its own death: the status it exited with, the crash that hit it, its memory.
+
+Nobody else could tell: Ray says no more than that a connection was closed, and reaps its workers without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import re
+import struct
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+_STATE = struct.Struct("<qqq")  # whether it exited by itself, with which status, and its resident memory in bytes
+_SAMPLE_S = 0.25
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Death(NamedTuple):
+    """What is known of a death: its cause in words, and the memory that the process held about then."""
+
+    cause: str
+    n_bytes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.cause}; it held {self.n_bytes / 2**20:,.0f} MiB of memory" if self.n_bytes else self.cause
+
+
+UNTOLD = Death("it was killed by a signal that leaves no trace, as the kernel does where memory runs out")
+
+
+class Obituary:
+    """Written by a process while it lives, into files that outlive even SIGKILL; `read_obituary` reads them."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._pid = file, os.getpid()
+        with file.open("xb+") as opened:
+            opened.truncate(_STATE.size)
+            self._state = mmap.mmap(opened.fileno(), 0)
+        self._note_memory()
+        self._crash = _crash_file(file).open("xb")
+        faulthandler.enable(self._crash, all_threads=False)
+        self._leave, os._exit = os._exit, self._exit  # type: ignore[assignment]
+        self._is_closed = threading.Event()
+        threading.Thread(target=self._sample, name="batchray-memory", daemon=True).start()
+
+    def close(self) -> None:
+        """Remove the files: the process lives on, or ends in good order."""
+        self._is_closed.set()
+        os._exit = self._leave
+        faulthandler.enable(all_threads=False)
+        self._crash.close()
+        _remove(self._file)
+
+    def _exit(self, status: int) -> None:
+        if os.getpid() == self._pid:  # and not a child that was forked
+            self._is_closed.set()
+            _STATE.pack_into(self._state, 0, True, status, _resident_bytes())
+        self._leave(status)
+
+    def _sample(self) -> None:
+        """Note how much memory the process holds, a few times a second."""
+        while not self._is_closed.wait(_SAMPLE_S):
+            self._note_memory()
+
+    def _note_memory(self) -> None:
+        _STATE.pack_into(self._state, 0, False, 0, _resident_bytes())
+
+
+def read_obituary(file: Path) -> Death | None:
+    """Return what is known of a death, and forget it; None where no process left this file."""
+    try:
+        has_exited, status, n_bytes = _STATE.unpack(file.read_bytes())
+        crash = _crash_file(file).read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+    _remove(file)
+    if has_exited:
+        return Death(f"it exited with status {status}", n_bytes)
+    return Death(_crash_in_words(crash) or UNTOLD.cause, n_bytes)
+
+
+def _crash_in_words(crash: str) -> str | None:
+    """Return the signal of a report of Python's fault handler, and the innermost line of code."""
+    fatal = re.search(r"^Fatal Python error: (.+)$", crash, re.MULTILINE)
+    line = re.search(r'^  File "(.+)", line (\d+) in (.+)$', crash, re.MULTILINE)
+    if fatal is None:
+        return None
+    return f"it crashed: {fatal[1]}" + (f" in {line[3]} ({Path(line[1]).name}, line {line[2]})" if line else "")
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+
+
+def _crash_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.crash")
+
+
+def _remove(file: Path) -> None:
+    for each in (file, _crash_file(file)):
+        with contextlib.suppress(FileNotFoundError):
+            each.unlink()

@@ -1,0 +1,37 @@
+"""Ended jobs go after the days that they are kept, while the server does everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+
+from batchray.errors import StoreError
+from batchray.store import Store
+
+logger = logging.getLogger(__name__)
+
+_EVERY_S = 600.0
+# Between two steps, so that what others write comes first.
+_REST_S = 0.02
+
+
+async def keep_for(store: Store, days: float) -> None:
+    """Delete the jobs that ended more than `days` ago, now and then, until cancelled."""
+    while True:
+        try:
+            await prune(store, days)
+        except StoreError as error:
+            logger.warning("ended jobs cannot be deleted at the moment: %s", error)
+        await asyncio.sleep(_EVERY_S)
+
+
+async def prune(store: Store, days: float) -> None:
+    """Delete the jobs that ended more than `days` ago, and give their room back to the disk."""
+    ended_before = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="microseconds")
+    has_deleted = False
+    while await store.call(store.prune, ended_before):
+        has_deleted = True
+        await asyncio.sleep(_REST_S)
+    while has_deleted:
+        has_deleted = await store.call(store.shrink)

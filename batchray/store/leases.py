@@ -1,0 +1,93 @@
+"""Who leads a job: one process at a time, until its lease runs out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from batchray.errors import LeaseLostError
+from batchray.store.database import Database
+from batchray.store.records import JobRecord
+from batchray.store.tables import callbacks, jobs, leases
+
+LEASE_S = 15.0
+"""How long a leader may be silent before another takes over; it renews three times in that time."""
+_SENDING_S = 60.0
+"""How long a callback is left to the server that has begun to send it; longer than an attempt takes."""
+
+
+class Leases(Database):
+    """What the store knows of who goes on with a job.
+
+    On a database that is shared a lease is taken, renewed, and run out by the database's clock.  A data directory has
+    one process at a time: there a lease only counts its leaders, so that what is handed in late is refused.
+    """
+
+    leader: str = ""
+    lease_s: float = LEASE_S
+
+    def renew_lease(self, job: JobRecord) -> dict[str, Any]:
+        """Renew a lease; returns what others ask of the job's leader.  Raises LeaseLostError where another has it."""
+        mine = sa.and_(leases.c.job == job.key, leases.c.epoch == job.epoch)
+        with self._transaction() as connection:
+            until = self._backend.now(connection) + self.lease_s
+            renewed = connection.execute(sa.update(leases).where(mine).values(until=until))
+            if not renewed.rowcount:
+                raise LeaseLostError(job.id)
+            wishes = connection.execute(sa.select(leases.c.wishes).where(mine)).scalar_one()
+        return orjson.loads(wishes)  # type: ignore[no-any-return]
+
+    def release_lease(self, job: JobRecord) -> None:
+        """Let another process go on with a job at once.  Of one that has ended the callback is still ours to send."""
+        unended = sa.select(jobs.c.job).where(jobs.c.job == job.key, jobs.c.completed_at.is_(None))
+        with self._transaction() as connection:
+            connection.execute(
+                sa.update(leases).where(leases.c.job.in_(unended), leases.c.epoch == job.epoch).values(until=0.0)
+            )
+
+    def ask_leader(self, job: JobRecord, **wishes: Any) -> None:
+        """Add to what is asked of a job's leader, who hears of it when the lease is renewed."""
+        this = leases.c.job == job.key
+        with self._transaction() as connection:
+            asked = connection.execute(sa.select(leases.c.wishes).where(this).with_for_update()).scalar()
+            merged = orjson.dumps({**orjson.loads(asked or b"{}"), **wishes})
+            connection.execute(sa.update(leases).where(this).values(wishes=merged))
+
+    def led_jobs(self) -> set[str]:
+        """Return the ids of the jobs that a process leads now."""
+        with self._reading() as connection:
+            query = sa.select(jobs.c.id).join(leases, leases.c.job == jobs.c.job)
+            live = leases.c.until > self._backend.now(connection)
+            return set(connection.execute(query.where(jobs.c.completed_at.is_(None), live)).scalars())
+
+    def _take_lease(self, connection: sa.Connection, job: JobRecord) -> int:
+        """Lead a job, and return the epoch; the caller has locked the job's row.  Raises LeaseLostError."""
+        now = self._backend.now(connection)
+        held = connection.execute(sa.select(leases).where(leases.c.job == job.key).with_for_update()).first()
+        if held is not None and self.is_shared and held.until > now and held.leader != self.leader:
+            raise LeaseLostError(job.id)
+        values = {"leader": self.leader, "until": now + self.lease_s, "wishes": b"{}"}
+        if held is None:  # a job of before there were leases
+            connection.execute(sa.insert(leases).values(job=job.key, epoch=1, **values))
+            return 1
+        connection.execute(sa.update(leases).where(leases.c.job == job.key).values(epoch=held.epoch + 1, **values))
+        return int(held.epoch) + 1
+
+    def _check_lease(self, connection: sa.Connection, job: JobRecord) -> None:
+        """Raise LeaseLostError where another leads a job that this process once led."""
+        if job.epoch:
+            query = sa.select(leases.c.epoch).where(leases.c.job == job.key).with_for_update()
+            if connection.execute(query).scalar() != job.epoch:
+                raise LeaseLostError(job.id)
+
+    def _claim_callbacks(self, connection: sa.Connection, due_at: float, limit: int) -> sa.ColumnElement[bool]:
+        """Take the leases of ended jobs whose callbacks are due and that nobody sends; returns which are ours."""
+        now = self._backend.now(connection)
+        due = sa.select(callbacks.c.job).where(callbacks.c.due_at <= due_at).order_by(callbacks.c.due_at).limit(limit)
+        free = sa.or_(leases.c.leader == self.leader, leases.c.until <= now)
+        connection.execute(
+            sa.update(leases).where(leases.c.job.in_(due), free).values(leader=self.leader, until=now + _SENDING_S)
+        )
+        return sa.and_(leases.c.leader == self.leader, leases.c.until > now)

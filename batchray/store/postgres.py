@@ -1,0 +1,115 @@
+"""PostgreSQL by URL: several servers on one database, each job led by one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from batchray.errors import (
+    BatchFormatError,
+    BatchrayError,
+    ConfigError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+
+_SCHEMA_LOCK = 0x62617463  # of pg_advisory_xact_lock: any number that is ours
+_CONNECTION = {
+    "connect_timeout": 5,
+    # A database server that vanishes without a word is noticed within half a minute.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+# SQLSTATE classes and codes, of PostgreSQL's documentation, appendix A.  What is unavailable now may not be later:
+# lost connections, a shutdown or start, a conflict with another transaction, too many connections, a standby.
+_UNAVAILABLE = ("08", "57P", "40001", "40P01", "53300", "55P03", "25006")
+_FULL = "53100"
+
+
+class Postgres:
+    """One PostgreSQL database.  See `Backend`."""
+
+    is_shared = True
+    insert_items = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (%s, %s, %s, %s, %s)"
+    errors: tuple[type[Exception], ...] = (sa.exc.DBAPIError, sa.exc.TimeoutError)
+
+    def __init__(self, url: str, *, is_writer: bool) -> None:
+        try:
+            parsed = sa.make_url(url)
+        except sa.exc.ArgumentError:
+            raise ConfigError("database_url is not of the form postgresql+psycopg://user@host/database") from None
+        if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
+            raise ConfigError(f"database_url: {parsed.drivername!r} is not supported; give postgresql+psycopg://...")
+        self.name = parsed.render_as_string(hide_password=True)
+        options: dict[str, object] = dict(_CONNECTION)
+        if not is_writer:
+            options["options"] = "-c default_transaction_read_only=on"
+        try:
+            self.engine = sa.create_engine(
+                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, max_overflow=15, connect_args=options
+            )
+        except ImportError:
+            raise ConfigError("database_url needs psycopg: pip install 'batchray[postgres]'") from None
+
+    def insert(self, table: sa.Table) -> postgresql.Insert:
+        """Return an INSERT that knows of conflicts."""
+        return postgresql.insert(table)
+
+    def failure(self, error: Exception) -> BatchrayError:
+        """Say in our words what PostgreSQL's error means."""
+        cause = getattr(error, "orig", error)
+        state = getattr(cause, "sqlstate", None)
+        message = f"the store in {self.name} failed: {' '.join(str(cause).split())}"
+        if isinstance(error, sa.exc.DataError):  # such as a NUL inside a text
+            return BatchFormatError(f"the database cannot hold it: {cause}")
+        if state == _FULL:
+            return StoreFullError(message)
+        # Without a state it never came to a server's answer: the connection is lost, or there was none.
+        is_lost = state is None and isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError)
+        is_lost = is_lost or getattr(error, "connection_invalidated", False)
+        if is_lost or (state or "").startswith(_UNAVAILABLE):
+            return StoreUnavailableError(message)
+        return StoreError(message)
+
+    def prepare(self, connection: sa.Connection) -> None:
+        """Let the servers that start together create the tables one after another."""
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version bigint NOT NULL)")
+
+    def version(self, connection: sa.Connection) -> int:
+        """Return the version of its tables; 0 where there are none."""
+        if connection.exec_driver_sql("SELECT to_regclass('schema_version')").scalar_one() is None:
+            return 0
+        return int(connection.exec_driver_sql("SELECT coalesce(max(version), 0) FROM schema_version").scalar_one())
+
+    def set_version(self, connection: sa.Connection, version: int) -> None:
+        """Keep the version of its tables."""
+        if self.version(connection) != version:
+            connection.exec_driver_sql("DELETE FROM schema_version")
+            connection.exec_driver_sql(f"INSERT INTO schema_version VALUES ({version})")
+
+    def now(self, connection: sa.Connection) -> float:
+        """Return the time of the database's machine, the one clock that all servers share."""
+        return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
+
+    @contextmanager
+    def bulk(self) -> Iterator[None]:
+        """Surround nothing: PostgreSQL's checkpoints are its own affair."""
+        yield
+
+    def checkpoint(self) -> None:
+        """Leave it to PostgreSQL."""
+
+    def shrink(self) -> bool:
+        """Leave it to PostgreSQL's autovacuum."""
+        return False
+
+    def damages(self, connection: sa.Connection) -> list[str]:
+        """Return nothing: PostgreSQL has tools of its own for that, as pg_amcheck."""
+        return []

@@ -1,0 +1,61 @@
+"""Ended jobs go after a while, in steps so small that nobody waits for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from batchray.store.database import CHUNK, PAGE_BYTES, Database
+from batchray.store.tables import DELETED, jobs, metadata
+
+
+class Retention(Database):
+    """What the store does about jobs that nobody needs any more."""
+
+    def prune(self, ended_before: str) -> bool:
+        """Delete a part of the oldest job that ended before a time; tell whether there may be more to do.
+
+        From its first part on a job is unknown: it has neither id nor user.  Its row goes last, so that what is left of
+        it after a crash is found, and never belongs to another job of the same key.
+        """
+        ended = jobs.c.completed_at < ended_before
+        with self._transaction() as connection:
+            key = connection.execute(sa.select(jobs.c.job).where(ended).order_by(jobs.c.job).limit(1)).scalar()
+            if key is None:
+                return False
+            connection.execute(
+                sa.update(jobs)
+                .where(jobs.c.job == key, jobs.c.kind != DELETED)
+                .values(id=f"{DELETED}-{key}", user_id="", kind=DELETED, idempotency_key=None)
+            )
+            parts = [table for table in metadata.sorted_tables if "job" in table.c and table is not jobs]
+            if not any(_delete_part(connection, table, key) for table in parts):
+                connection.execute(sa.delete(jobs).where(jobs.c.job == key))
+        return True
+
+    def shrink(self) -> bool:
+        """Give a part of the room of what was deleted back to the disk; tell whether there is more."""
+        with self._translated():
+            return self._backend.shrink()
+
+
+def _delete_part(connection: sa.Connection, table: sa.Table, key: int) -> bool:
+    """Delete rows of a job, about as many as a page holds; False where there are none."""
+    of_job = table.c.job == key
+    if "idx" not in table.c:
+        return connection.execute(sa.delete(table).where(of_job)).rowcount > 0
+    last, budget = None, PAGE_BYTES
+    for index, size in connection.execute(_sizes(table).where(of_job)):
+        last, budget = index, budget - size
+        if budget <= 0:
+            break
+    if last is None:
+        return False
+    return connection.execute(sa.delete(table).where(of_job, table.c.idx <= last)).rowcount > 0
+
+
+def _sizes(table: sa.Table) -> sa.Select[Any]:
+    blobs = [column for column in table.c if isinstance(column.type, sa.LargeBinary)]
+    size: Any = sum((sa.func.coalesce(sa.func.length(column), 0) for column in blobs), sa.literal(0))
+    return sa.select(table.c.idx, size).order_by(table.c.idx).limit(CHUNK)

@@ -1,0 +1,149 @@
+"""SQLite in the data directory.
+
+One connection writes, on one thread, and it alone makes checkpoints: SQLite before 3.51.3 can lose a WAL reset when two
+connections do (sqlite.org/wal.html, "the WAL-reset bug").  Readers open the file read-only, in this process or others.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+
+from batchray.errors import BatchrayError, StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
+
+_BUSY_S = 10.0
+"""How long a statement waits for another program's lock before it fails, and is tried again."""
+_MAX_CHECKED_BYTES = 64 * 1024 * 1024
+"""A file up to this size is checked whole when it is opened; a larger one would hold up the start."""
+_SHRINK_PAGES = 2048
+
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+# A quota or a limit that is reached comes as a failed write, and a disk that allocates late as a failed sync.
+_FULL = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+)
+
+
+class Sqlite:
+    """One SQLite file.  See `Backend`."""
+
+    is_shared = False
+    insert_items = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (?, ?, ?, ?, ?)"
+    errors: tuple[type[Exception], ...] = (sa.exc.DatabaseError, sqlite3.DatabaseError)
+
+    def __init__(self, file: Path, *, is_writer: bool) -> None:
+        self._file, self.name = file, str(file.parent)
+        mode = "rwc" if is_writer else "ro"
+        self.engine = _engine(f"file:{quote(str(file.absolute()))}?mode={mode}", is_writer=is_writer)
+
+    def insert(self, table: sa.Table) -> sqlite.Insert:
+        """Return an INSERT that knows of conflicts."""
+        return sqlite.insert(table)
+
+    def failure(self, error: Exception) -> BatchrayError:
+        """Say in our words what SQLite's error means."""
+        cause = getattr(error, "orig", error)
+        code = getattr(cause, "sqlite_errorcode", 0)
+        if code & 0xFF in _CORRUPT:
+            return StoreCorruptError(str(self._file), str(cause))
+        message = f"the store in {self.name} failed: {cause}"
+        if code in _FULL:
+            return StoreFullError(message)
+        return StoreUnavailableError(message) if code & 0xFF in _BUSY else StoreError(message)
+
+    def prepare(self, connection: sa.Connection) -> None:
+        """Raise StoreCorruptError for a file that is damaged, as far as that is cheap to know."""
+        if self._file.stat().st_size <= _MAX_CHECKED_BYTES:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+            if found != "ok":
+                raise StoreCorruptError(str(self._file), found.splitlines()[-1])
+
+    def version(self, connection: sa.Connection) -> int:
+        """Return the version of its tables; 0 where there are none."""
+        return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+
+    def set_version(self, connection: sa.Connection, version: int) -> None:
+        """Keep the version of its tables."""
+        if self.version(connection) != version:  # a disk that is full can be opened too
+            connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+
+    def now(self, connection: sa.Connection) -> float:
+        """Return the time of this machine."""
+        return time.time()
+
+    @contextmanager
+    def bulk(self) -> Iterator[None]:
+        """Leave the checkpoint to the next transaction: a large job is on disk before it is in the database file."""
+        self._run("PRAGMA wal_autocheckpoint = 0")
+        try:
+            yield
+        finally:
+            self._run("PRAGMA wal_autocheckpoint = 1000")
+
+    def checkpoint(self) -> None:
+        """Move what is in the write-ahead log into the database file, as far as readers allow."""
+        self._run("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def shrink(self) -> bool:
+        """Cut free pages off the file's end, and the log to nothing where no reader is in it."""
+        self._run(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
+        self._run("PRAGMA busy_timeout = 0")
+        try:
+            self._run("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            self._run(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
+        is_incremental = self._run("PRAGMA auto_vacuum") == [(2,)]
+        return is_incremental and self._run("PRAGMA freelist_count") != [(0,)]
+
+    def damages(self, connection: sa.Connection) -> list[str]:
+        """Return what SQLite's integrity check finds."""
+        found = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
+        return [line for line in found if line != "ok"]
+
+    def _run(self, statement: str) -> list[Any]:
+        """Run a statement outside of a transaction, where SQLAlchemy would begin one."""
+        with self.engine.connect() as connection, closing(connection.connection.cursor()) as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall())
+
+
+def _engine(uri: str, *, is_writer: bool) -> sa.Engine:
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        pragmas = (
+            # INCREMENTAL, of a new file: what retention deletes can be given back to the disk in small steps.
+            (
+                # INCREMENTAL, of a new file: what retention deletes can be given back to the disk in small steps.
+                "auto_vacuum = INCREMENTAL",
+                "journal_mode = WAL",
+                # FULL: an acknowledged job or outcome survives a power cut, not just a crash.
+                "synchronous = FULL",
+                "journal_size_limit = 67108864",
+                "cache_size = -8192",
+            )
+            if is_writer
+            else ("query_only = 1", "cache_size = -2048")
+        )
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    pool = sa.pool.StaticPool if is_writer else sa.pool.NullPool
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=pool)
+    # sqlite3 begins transactions by itself only before some statements; SQLAlchemy's documentation gives this remedy.
+    begin = "BEGIN IMMEDIATE" if is_writer else "BEGIN"
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine

@@ -1,0 +1,321 @@
+"""What the chaos tests are made of: a supervised server, a client with a ledger, faults, and a judge.
+
+Nothing here asks batchray's own code what happened: the client writes down what was acknowledged, the provider what it
+was asked, and the judge compares.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import socket
+import sqlite3
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.provider_server import ProviderServer
+from tests.server.live import LiveServer, live_server
+
+_POLL_S = 0.25
+_AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/")
+
+
+def until(is_so: Callable[[], bool], timeout_s: float) -> float:
+    """Wait until something is so, and return how long it took."""
+    started = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - started < timeout_s, f"it did not come about within {timeout_s:g} s"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+class Supervised:
+    """A server that is started again whenever it ends, as a supervisor does."""
+
+    def __init__(self, data_dir: Path, agents: Path, *options: str, executor: str, **environment: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self.port = found.getsockname()[1]
+        self.data_dir, self.url = data_dir, f"http://127.0.0.1:{self.port}"
+        self.logs: list[str] = []
+        self.statuses: list[int] = []
+        self.family: set[psutil.Process] = set()
+        port = ("--port", str(self.port))
+        self._start: Callable[[], AbstractContextManager[LiveServer]] = functools.partial(
+            live_server, data_dir, *port, *options, agents=agents, executor=executor, **environment
+        )
+        self._server: LiveServer | None = None
+        self._is_stopping, self._is_up = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        self._thread.start()
+        until(self._is_up.is_set, 120)
+
+    def _supervise(self) -> None:
+        while not self._is_stopping.is_set():
+            with self._start() as server:
+                self._server = server
+                self._is_up.set()
+                self.statuses.append(server.process.wait())
+                self._is_up.clear()
+                self.logs.append(server.log)
+
+    @property
+    def pid(self) -> int:
+        """The process of now."""
+        assert self._server is not None
+        return self._server.pid
+
+    def processes(self, prefix: str) -> list[psutil.Process]:
+        """Return the server's descendants whose name starts so; all that were ever seen are kept for the judge."""
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.pid).children(recursive=True):
+                self.family.add(process)
+                with suppress(psutil.NoSuchProcess):
+                    if process.name().startswith(prefix):
+                        found.append(process)
+        return found
+
+    def kill(self) -> None:
+        """Kill the server, and wait for the next one."""
+        self.processes("")
+        self._is_up.clear()
+        psutil.Process(self.pid).kill()
+        until(self._is_up.is_set, 120)
+
+    def terminate(self) -> tuple[float, float]:
+        """Ask the server to end, and wait for the next one; returns when it was not ready, and when it had ended."""
+        self.processes("")
+        self._is_up.clear()
+        n_ended = len(self.statuses)
+        psutil.Process(self.pid).terminate()
+        unready_s = until(lambda: _answer(urllib.request.Request(f"{self.url}/readyz")) is None, 60)
+        ended_s = unready_s + until(lambda: len(self.statuses) > n_ended, 120)
+        until(self._is_up.is_set, 120)
+        return unready_s, ended_s
+
+    def stop(self) -> int:
+        """End the server for good; returns its exit status."""
+        self.processes("")
+        self._is_stopping.set()
+        if self._server is not None and self._server.process.poll() is None:
+            self._server.process.terminate()
+        self._thread.join(120)
+        return self.statuses[-1]
+
+
+@dataclass
+class Ledger:
+    """What a client knows: which batches were acknowledged, with what in them, and what it was shown since."""
+
+    batches: dict[str, list[str]] = field(default_factory=dict)
+    shown: dict[tuple[str, int], str] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def n_requests(self) -> int:
+        return sum(map(len, self.batches.values()))
+
+
+class Client:
+    """Sends batches until they are acknowledged, and watches them."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.ledger = url, Ledger()
+        self._counts: dict[str, dict[str, int]] = {}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="client", daemon=True)
+        self._thread.start()
+
+    def create(self, requests: list[dict[str, Any]], timeout_s: float = 120) -> str:
+        """Send a batch, as often as it takes, with one idempotency key."""
+        body = json.dumps({"requests": requests}).encode()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
+        request = urllib.request.Request(f"{self.url}/v1/messages/batches", body, headers)
+        end = time.monotonic() + timeout_s
+        while (answer := _answer(request)) is None:
+            assert time.monotonic() < end, "no batch was taken"
+            time.sleep(0.2)
+        job_id = str(json.loads(answer)["id"])
+        self.ledger.batches[job_id] = [each["custom_id"] for each in requests]
+        return job_id
+
+    def job(self, job_id: str) -> dict[str, Any] | None:
+        """Return a job, or None while the server does not answer."""
+        answer = _answer(urllib.request.Request(f"{self.url}/v1/messages/batches/{job_id}"))
+        return None if answer is None else json.loads(answer)
+
+    def results(self, job_id: str) -> list[dict[str, Any]]:
+        """Return the outcomes that there are."""
+        answer = _answer(urllib.request.Request(f"{self.url}/v1/messages/batches/{job_id}/results"))
+        return [json.loads(line) for line in (answer or b"").splitlines()]
+
+    @property
+    def done(self) -> int:
+        """Items with an outcome, as far as the client was shown."""
+        return sum(counts["total"] - counts["pending"] for counts in list(self._counts.values()))
+
+    @property
+    def is_all_over(self) -> bool:
+        """Whether all batches have ended."""
+        jobs = [self.job(job_id) for job_id in self.ledger.batches]
+        return all(job is not None and job["status"] not in ("created", "running") for job in jobs)
+
+    def count(self) -> int:
+        """Ask for the counts now, as soon as the server answers."""
+        while None in (jobs := [self.job(job_id) for job_id in self.ledger.batches]):
+            time.sleep(0.05)
+        counts = [job["metadata"]["request_counts"] for job in jobs if job is not None]
+        return sum(each["total"] - each["pending"] for each in counts)
+
+    def keep_what_is_shown(self) -> None:
+        """Write down all outcomes that are shown now; none may change or disappear."""
+        for job_id in self.ledger.batches:
+            for result in self.results(job_id):
+                self.ledger.shown[job_id, result["index"]] = json.dumps(result, sort_keys=True)
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join(60)
+
+    def _watch(self) -> None:
+        """Poll the counts, which may never go back."""
+        while not self._is_over.wait(_POLL_S):
+            for job_id in list(self.ledger.batches):
+                if (job := self.job(job_id)) is None:
+                    continue
+                counts, before = job["metadata"]["request_counts"], self._counts.get(job_id)
+                if before and any(counts[name] < before[name] for name in counts if name != "pending"):
+                    self.ledger.complaints.append(f"counts of {job_id} went back: {before} -> {counts}")
+                self._counts[job_id] = counts
+
+
+def _answer(request: urllib.request.Request) -> bytes | None:
+    """Return the body of an answer of status 200; None where the server is not there, or says to come again."""
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code not in (409, 503):
+                raise AssertionError(f"{request.full_url}: {error.code} {error.read()!r}") from error
+        return None
+    except (OSError, TimeoutError, ValueError):  # refused, reset, or broken off in the middle
+        return None
+    except Exception as error:
+        if type(error).__module__ != "http.client":  # as above, in that module's words
+            raise
+        return None
+
+
+def questions(n: int, prefix: str) -> list[dict[str, Any]]:
+    """Return requests whose right answers are known."""
+    return [
+        {"agent_id": "good", "custom_id": f"{prefix}-{i}", "input": f"{prefix} {i} [[say:answer to {prefix}-{i}]]"}
+        for i in range(n)
+    ]
+
+
+def start_server(directory: Path, base_url: str, n_in_flight: int, executor: str, **environment: str) -> Supervised:
+    """Start a server with an agent that asks a provider, and one that dies as it is told to."""
+    agents = {
+        "providers": {"local": {"protocol": "openai", "base_url": base_url}},
+        "agents": [{"id": "good", "model": "local/m"}, {"id": "deadly", "run": "tests.cluster.dying:sync_agent"}],
+    }
+    file = directory / "agents.json"
+    file.write_text(json.dumps(agents))
+    options = ("--lanes", "2", "--max-in-flight", str(n_in_flight))
+    settings = {"BATCHRAY_MIN_WATCHED_ITEMS": "1", "BATCHRAY_NUM_CPUS": "2", **environment}
+    return Supervised(directory / "data", file, *options, executor=executor, **settings)
+
+
+def judge(client: Client, provider: ProviderServer, *, bad: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Hold what the client was promised against what it is shown at the end.  Returns figures for the report.
+
+    `bad` are the custom ids of requests that cannot succeed.
+    """
+    assert client.ledger.complaints == []
+    final: dict[tuple[str, int], str] = {}
+    n_wrong: list[Any] = []
+    for job_id, custom_ids in client.ledger.batches.items():
+        results = client.results(job_id)
+        assert sorted(result["index"] for result in results) == list(range(len(custom_ids))), job_id
+        for result in results:
+            custom_id = custom_ids[result["index"]]
+            final[job_id, result["index"]] = json.dumps(result, sort_keys=True)
+            if not _is_right(result, custom_id, is_bad=custom_id in bad):
+                n_wrong.append(result)
+    assert n_wrong == []
+    changed = [key for key, shown in client.ledger.shown.items() if final[key] != shown]
+    assert changed == []
+    needed = client.ledger.n_requests - len(bad)
+    assert provider.n_calls >= needed
+    return {"requests": client.ledger.n_requests, "amplification": round(provider.n_calls / needed, 3)}
+
+
+def _is_right(result: dict[str, Any], custom_id: str, *, is_bad: bool) -> bool:
+    if result["custom_id"] != custom_id:
+        return False
+    if is_bad:
+        return bool(result["status"] == "errored" and result["error"]["type"] == "worker_died")
+    texts = [each["content"] for each in result["messages"] if each["message_type"] == "assistant_message"]
+    return bool(result["status"] == "succeeded" and _flat(texts) == f"answer to {custom_id}")
+
+
+def _flat(texts: list[Any]) -> str:
+    return "".join(text if isinstance(text, str) else "".join(part["text"] for part in text) for text in texts)
+
+
+def check_database(data_dir: Path) -> None:
+    """Let SQLite itself look at the store that a server left behind."""
+    connection = sqlite3.connect(data_dir / "batchray.db")
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        twice = "SELECT job, idx FROM outcomes GROUP BY job, idx HAVING count(*) > 1"
+        assert connection.execute(twice).fetchall() == []
+    finally:
+        connection.close()
+
+
+def check_no_process_is_left(family: set[psutil.Process], timeout_s: float, *, with_agents: bool) -> None:
+    """Wait until all that a server ever started is gone.
+
+    Two agents of Ray's notice the death of their node only after a minute, and are left out without `with_agents`.
+    """
+
+    def is_left(process: psutil.Process) -> bool:
+        try:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return with_agents or not any(word in " ".join(process.cmdline()) for word in _AGENTS)
+        except psutil.NoSuchProcess:
+            return False
+
+    until(lambda: not any(map(is_left, family)), timeout_s)
+
+
+def pick(rng: random.Random, server: Supervised, prefix: str) -> psutil.Process:
+    """Return one of the server's processes of a kind, as soon as there is one."""
+    until(lambda: bool(server.processes(prefix)), 60)
+    found = server.processes(prefix)
+    return rng.choice(found) if found else pick(rng, server, prefix)
+
+
+@contextmanager
+def scene(server: Supervised) -> Iterator[tuple[Supervised, Client]]:
+    """A server and its client, both ended in the end."""
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        client = Client(server.url)
+        stack.callback(client.close)
+        yield server, client

@@ -1,0 +1,48 @@
+"""A server that dies at each of the places where something could be lost, judged from outside after its restart."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import get_args
+
+from batchray.crash import VARIABLE, Place
+from batchray.store import Store
+from tests.chaos.judge import AGENTS, Client, Receiver
+from tests.server.live import live_server
+
+# A later passage where the first would leave nothing that was acknowledged before.
+CRASHES: dict[str, str] = {
+    "before-spool": "before-spool:2",
+    "after-spool": "after-spool:3",
+    "before-commit": "before-commit:2",
+    "after-commit": "after-commit:3",
+    "outcome-committed": "outcome-committed:4",
+    "job-ended": "job-ended:1",
+    "callback-sent": "callback-sent:1",
+}
+OPTIONS = ("--max-in-flight", "8")
+LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
+
+
+def test_every_place_is_tried() -> None:
+    assert set(CRASHES) == set(get_args(Place))
+
+
+def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tmp_path: Path) -> None:
+    receiver = Receiver()
+    with receiver.listening() as address:
+        client = Client(address)
+        for crash in CRASHES.values():
+            with live_server(tmp_path, *OPTIONS, agents=AGENTS, **LOOPBACK, **{VARIABLE: crash}) as server:
+                for n, size in ((30, 10), (10, 200_000), (60, 10)):  # the second one is spooled to disk
+                    if not client.post(server.url, n, size):
+                        break
+                assert server.process.wait(60) == -signal.SIGKILL, crash
+        with live_server(tmp_path, *OPTIONS, agents=AGENTS, **LOOPBACK) as server:
+            client.judge(server.url, receiver)
+            assert server.stop() == 0
+    assert len(client.acknowledged) >= 7
+    assert max(map(receiver.jobs.count, receiver.jobs)) > 1  # at least once: one that was sent was not recorded
+    with Store.open_for_reading(tmp_path) as store:
+        assert store.check().problems == []

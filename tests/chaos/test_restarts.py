@@ -1,0 +1,59 @@
+"""PostgreSQL restarted all through 5,000 requests on two servers."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchray.store import Store
+from tests.chaos.judge import AGENTS, Client, Receiver, results
+from tests.postgres import Database
+from tests.server.live import live_server
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.mark.timeout(900)
+def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
+    tmp_path: Path, database: Database, report: Callable[..., None]
+) -> None:
+    url, rng = database.new_url(), random.Random(7)
+    given: dict[str, Any] = {
+        "agents": AGENTS,
+        "BATCHRAY_DATABASE_URL": url,
+        "BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]',
+    }
+    receiver, is_over, n_restarts = Receiver(), threading.Event(), 0
+
+    def restart() -> None:
+        nonlocal n_restarts
+        while not is_over.wait(rng.uniform(5, 20)):
+            database.restart()
+            n_restarts += 1
+
+    with (
+        receiver.listening() as address,
+        live_server(tmp_path / "one", "--max-in-flight", "4", **given) as one,
+        live_server(tmp_path / "two", "--max-in-flight", "4", **given) as two,
+    ):
+        client = Client(address)
+        assert all(client.post(server.url, 1250) for server in (one, two) for _ in range(2))
+        restarting = threading.Thread(target=restart)
+        restarting.start()
+        try:
+            client.judge(one.url, receiver, 800)
+        finally:
+            is_over.set()
+            restarting.join()
+        attempts = [line["attempts"] for job_id in client.acknowledged for line in results(two.url, job_id)]
+        assert len(attempts) == 5000
+        assert (one.stop(), two.stop()) == (0, 0)
+    assert n_restarts > 1
+    report(requests=5000, restarts=n_restarts, attempts=sum(attempts), lost=0, twice=0)
+    with Store.open_for_reading(tmp_path, url) as store:
+        assert store.check().problems == []

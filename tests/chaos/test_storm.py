@@ -1,0 +1,110 @@
+"""Everything dies under a server, again and again: nothing may be lost, doubled, changed or wrong.
+
+The full numbers: python -m pytest tests/chaos -m chaos
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+from tests.chaos.kit import (
+    Client,
+    Supervised,
+    check_database,
+    check_no_process_is_left,
+    judge,
+    pick,
+    questions,
+    scene,
+    start_server,
+    until,
+)
+from tests.provider_server import run_in_thread
+
+pytestmark = pytest.mark.cluster
+
+
+class Storm(NamedTuple):
+    """How many requests, and how many deaths of each kind among them."""
+
+    n_requests: int
+    lane: int
+    job_actor: int
+    server: int
+    raylet: int
+    gcs: int
+    latency_s: float
+    is_full: bool
+
+
+SHORT = Storm(1_200, lane=2, job_actor=1, server=1, raylet=0, gcs=1, latency_s=0.3, is_full=False)
+FULL = Storm(50_000, lane=200, job_actor=60, server=40, raylet=10, gcs=10, latency_s=2.0, is_full=True)
+_IN_FLIGHT = 64
+# Until new outcomes are shown again.
+LIMITS_S = {"lane": 5.0, "job_actor": 5.0, "server": 30.0, "raylet": 40.0, "gcs": 40.0}
+NAMES = {"lane": "ray::Lane", "job_actor": "ray::JobActor", "raylet": "raylet", "gcs": "gcs_server"}
+
+
+@pytest.mark.parametrize(
+    "storm",
+    [
+        pytest.param(SHORT, id="short"),
+        pytest.param(FULL, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(4 * 3600)]),
+    ],
+)
+def test_nothing_is_lost_whatever_dies(storm: Storm, tmp_path: Path, report: Callable[..., None]) -> None:
+    rng = random.Random(5)
+    with (
+        run_in_thread(latency_s=storm.latency_s, keeps_bodies=False) as provider,
+        tempfile.TemporaryDirectory(prefix="br", ignore_cleanup_errors=True) as short,
+        scene(start_server(tmp_path, provider.base_url, _IN_FLIGHT, "ray", RAY_TMPDIR=short)) as (server, client),
+    ):
+        for part in range(5):
+            client.create(questions(storm.n_requests // 5, f"part{part}"))
+        waits = rage(storm, rng, server, client)
+        until(lambda: client.is_all_over, 120 + storm.n_requests)
+        figures = judge(client, provider)
+        assert server.stop() == 0
+        check_database(server.data_dir)
+    check_no_process_is_left(server.family, 90, with_agents=storm.is_full)
+    report(**figures, **{f"{kind} back within s": max(found) for kind, found in waits.items()})
+    for kind, found in waits.items():
+        assert max(found) < LIMITS_S[kind], f"{kind}: {found}"
+
+
+def rage(storm: Storm, rng: random.Random, server: Supervised, client: Client) -> dict[str, list[float]]:
+    """Kill all that is to be killed, evenly over the batches; returns how long each took to be got over."""
+    kinds = [kind for kind in LIMITS_S for _ in range(getattr(storm, kind))]
+    rng.shuffle(kinds)
+    waits: dict[str, list[float]] = defaultdict(list)
+    for n, kind in enumerate(kinds, start=1):
+        due = n * storm.n_requests * 0.9 / (len(kinds) + 1)
+        until(lambda due=due: client.done >= due, 600)  # type: ignore[misc]
+        client.keep_what_is_shown() if n % 10 == 1 else None
+        struck = time.monotonic()
+        strike(kind, rng, server)
+        # What was in flight at that moment may still come in from elsewhere; this is more.
+        wanted = min(client.count() + _IN_FLIGHT, storm.n_requests)
+        until(lambda wanted=wanted: client.done >= wanted, 120)  # type: ignore[misc]
+        waits[kind].append(round(time.monotonic() - struck, 1))
+    return waits
+
+
+def strike(kind: str, rng: random.Random, server: Supervised) -> None:
+    if kind == "server":
+        server.kill()
+        return
+    victim: Any = pick(rng, server, NAMES[kind])
+    try:
+        victim.kill()
+    except psutil.NoSuchProcess:  # it has just died of something else
+        strike(kind, rng, server)

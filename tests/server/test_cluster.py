@@ -1,0 +1,78 @@
+"""A server whose cluster dies under it: it says so, starts another one, and its jobs go on."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.cluster.test_jobs import until
+from tests.server.live import LiveServer, live_server
+from tests.server.talk import get, post
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Path:
+    """Return an agents file with an agent that waits for a moment."""
+    file = tmp_path / "agents.json"
+    agent = {"id": "wait", "run": "tests.cluster.agents:wait"}
+    file.write_text(json.dumps({"agents": [agent]}))
+    return file
+
+
+@pytest.fixture
+def server(tmp_path: Path, waiting: Path) -> Iterator[LiveServer]:
+    options = ("--lanes", "1", "--max-in-flight", "20")
+    with (
+        tempfile.TemporaryDirectory(prefix="br", ignore_cleanup_errors=True) as short,  # Ray puts sockets there
+        live_server(tmp_path / "data", *options, agents=waiting, executor="ray", RAY_TMPDIR=short) as running,
+    ):
+        yield running
+
+
+def process_of(server: LiveServer, name: str) -> psutil.Process:
+    [found] = [each for each in psutil.Process(server.pid).children(recursive=True) if each.name() == name]
+    return found
+
+
+def batch(n: int, seconds: float) -> dict[str, Any]:
+    return {"requests": [{"agent_id": "wait", "input": str(seconds)}] * n}
+
+
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_server_starts_its_cluster_anew_and_its_jobs_go_on(name: str, server: LiveServer) -> None:
+    job = post(server, "/v1/messages/batches", batch(400, 0.2))
+    until(lambda: done(server, job["id"]) > 40, 60)
+
+    process_of(server, name).kill()
+    killed = time.monotonic()
+    until(lambda: get(server, "/readyz")[0] == 503, 20)
+    noticed_s = time.monotonic() - killed
+    until(lambda: get(server, "/readyz")[0] == 200, 60)
+    back_s = time.monotonic() - killed
+    until(lambda: status(server, job["id"]) not in ("created", "running"), 100)
+
+    print(f"{name}: noticed after {noticed_s:.1f} s, back after {back_s:.1f} s")
+    counts = get(server, f"/v1/messages/batches/{job['id']}")[1]["metadata"]["request_counts"]
+    assert (counts["succeeded"], counts["total"]) == (400, 400)
+    family = psutil.Process(server.pid).children(recursive=True)
+    assert server.stop() == 0
+    until(lambda: not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE], 90)
+    assert "Traceback" not in server.log
+
+
+def done(server: LiveServer, job_id: str) -> int:
+    counts = get(server, f"/v1/messages/batches/{job_id}")[1]["metadata"]["request_counts"]
+    return int(counts["total"] - counts["pending"])
+
+
+def status(server: LiveServer, job_id: str) -> str:
+    return str(get(server, f"/v1/messages/batches/{job_id}")[1]["status"])

@@ -1,0 +1,104 @@
+"""Servers on one PostgreSQL database: each job led by one of them, whoever dies."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from batchray.store import Store
+from tests.chaos.judge import AGENTS, BATCHES, Client, Receiver, ask, results, until
+from tests.postgres import Database
+from tests.server.live import LiveServer, live_server
+
+LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
+QUICK = {"BATCHRAY_LEASE_S": "3"}
+
+
+def done(server: LiveServer, job_id: str) -> int:
+    counts = ask(server.url, f"{BATCHES}/{job_id}")["metadata"]["request_counts"]
+    return int(counts["total"] - counts["pending"])
+
+
+def checked(tmp_path: Path, url: str) -> None:
+    with Store.open_for_reading(tmp_path, url) as store:
+        assert store.check().problems == []
+
+
+def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path: Path, database: Database) -> None:
+    url = database.new_url()
+    given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, **QUICK, "BATCHRAY_DATABASE_URL": url}
+    receiver = Receiver()
+    with receiver.listening() as address:
+        client = Client(address)
+        with (
+            live_server(tmp_path / "one", "--max-in-flight", "4", **given) as one,
+            live_server(tmp_path / "two", **given) as two,
+        ):
+            assert client.post(one.url, 400)
+            [job_id] = client.acknowledged
+            until(lambda: done(one, job_id) > 20)
+            seen = {line["index"]: line for line in results(two.url, job_id)}
+            one.kill()
+            client.judge(two.url, receiver)
+            lines = list(results(two.url, job_id))
+            assert {index: lines[index] for index in seen} == seen  # a shown outcome never changes
+            assert {line["attempts"] for line in lines} <= {1, 2}
+            assert two.stop() == 0
+            assert "Traceback" not in two.log
+    checked(tmp_path, url)
+
+
+def test_two_servers_lead_no_job_both(tmp_path: Path, database: Database) -> None:
+    url = database.new_url()
+    given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, **QUICK, "BATCHRAY_DATABASE_URL": url}
+    receiver = Receiver()
+    with receiver.listening() as address:
+        client = Client(address)
+        with live_server(tmp_path / "one", **given) as one, live_server(tmp_path / "two", **given) as two:
+            for n in range(8):
+                assert client.post((one, two)[n % 2].url, 40)
+            client.judge(one.url, receiver)
+            for job_id in client.acknowledged:
+                assert {line["attempts"] for line in results(two.url, job_id)} == {1}
+            assert sorted(receiver.jobs) == sorted(client.acknowledged)  # each callback once, while nobody dies
+            assert (one.stop(), two.stop()) == (0, 0)
+    checked(tmp_path, url)
+
+
+def test_a_job_is_cancelled_through_another_server_than_its_leader(tmp_path: Path, database: Database) -> None:
+    given: dict[str, Any] = {"agents": AGENTS, **QUICK, "BATCHRAY_DATABASE_URL": database.new_url()}
+    with (
+        live_server(tmp_path / "one", "--max-in-flight", "1", **given) as one,
+        live_server(tmp_path / "two", **given) as two,
+    ):
+        client = Client()
+        assert client.post(one.url, 2000)
+        [job_id] = client.acknowledged
+        until(lambda: done(two, job_id) > 2)
+        ask(two.url, f"{BATCHES}/{job_id}/cancel", method="PATCH")
+        until(lambda: ask(one.url, f"{BATCHES}/{job_id}")["status"] == "cancelled")
+        assert done(two, job_id) == 2000
+
+
+def test_a_database_that_restarts_in_the_middle_of_500_requests_loses_and_repeats_nothing(
+    tmp_path: Path, database: Database
+) -> None:
+    url = database.new_url()
+    given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, "BATCHRAY_DATABASE_URL": url}
+    receiver = Receiver()
+    with receiver.listening() as address, live_server(tmp_path, "--max-in-flight", "4", **given) as server:
+        client = Client(address)
+        assert client.post(server.url, 500)
+        [job_id] = client.acknowledged
+        for share in (50, 250):
+            until(lambda share=share: done(server, job_id) > share)  # type: ignore[misc]
+            database.stop()
+            paused = threading.Event()
+            paused.wait(1.0)  # an outage that has a length, whatever else happens
+            database.start()
+        client.judge(server.url, receiver)
+        assert {line["attempts"] for line in results(server.url, job_id)} == {1}
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+    checked(tmp_path, url)

@@ -1,0 +1,90 @@
+"""A server whose disk fills up while it works, and a server that forgets."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sqlite3
+import time
+import urllib.error
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.judge import AGENTS, BATCHES, Client, ask, status_of, until
+from tests.server.live import LiveServer, live_server
+
+
+@contextmanager
+def full_disk(server: LiveServer, n_bytes: int = 200_000) -> Iterator[None]:
+    """Let no file of the server grow beyond so many bytes: the kernel refuses its writes as it would on a full disk."""
+    before = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        if server.process.poll() is None:
+            resource.prlimit(server.pid, resource.RLIMIT_FSIZE, before)
+
+
+def batch(n: int, size: int) -> dict[str, object]:
+    return {"requests": [{"agent_id": "echo", "input": "x" * size}] * n}
+
+
+def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_path: Path) -> None:
+    client = Client()
+    with live_server(tmp_path / "data", "--max-in-flight", "8", agents=AGENTS) as server:
+        assert client.post(server.url, 1000)
+        with full_disk(server):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                ask(server.url, BATCHES, batch(200, 20_000))  # spooled to disk
+            with refused.value as answer:
+                assert answer.code == 507
+                assert "is full; make room there" in json.load(answer)["detail"]
+            until(lambda: status_of(server.url, "/readyz") == 503)  # the job's outcomes find no room either
+            assert status_of(server.url, BATCHES, batch(1, 10)) == 507
+            assert ask(server.url, BATCHES)[0]["completed_at"] is None  # readers are not disturbed
+        until(lambda: status_of(server.url, "/readyz") == 200)
+        assert client.post(server.url, 10)
+        client.judge(server.url)
+        assert "nothing new is accepted" in server.log or "jobs wait until there is room" in server.log
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_path: Path) -> None:
+    client = Client()
+    grace = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
+    with live_server(tmp_path / "data", "--max-in-flight", "8", agents=AGENTS, **grace) as server:
+        assert client.post(server.url, 1000)
+        with full_disk(server):
+            until(lambda: status_of(server.url, "/readyz") == 503)
+            assert server.stop() == 0
+        assert "Traceback" not in server.log
+    with live_server(tmp_path / "data", agents=AGENTS) as server:
+        client.judge(server.url)
+
+
+def test_a_batch_that_is_kept_no_longer_is_unknown(tmp_path: Path) -> None:
+    client = Client()
+    with live_server(tmp_path, agents=AGENTS) as server:
+        assert client.post(server.url, 600)
+        client.judge(server.url)
+        server.stop()
+    [job_id] = client.acknowledged
+    with closing(sqlite3.connect(tmp_path / "batchray.db", isolation_level=None)) as database:
+        long_ago = time.strftime("%Y-%m-%dT%H:%M:%S.000000+00:00", time.gmtime(time.time() - 30 * 86400))
+        database.execute("UPDATE jobs SET completed_at = ?", (long_ago,))
+    with live_server(tmp_path, agents=AGENTS) as server:
+        until(lambda: status_of(server.url, f"{BATCHES}/{job_id}") == 404)
+        assert ask(server.url, BATCHES) == []
+        assert client.post(server.url, 5)
+        until(lambda: n_rows(tmp_path, "items") == 5 and n_rows(tmp_path, "outcomes") <= 5)
+
+
+def n_rows(data_dir: Path, table: str) -> int:
+    with closing(sqlite3.connect(f"file:{data_dir / 'batchray.db'}?mode=ro", uri=True)) as database:
+        [(n,)] = database.execute(f"SELECT count(*) FROM {table}")
+        return int(n)

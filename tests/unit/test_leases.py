@@ -1,0 +1,216 @@
+"""Who leads a job: of two processes on one database, and of two runs in one data directory."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchray.control import LeaseLink
+from batchray.driver import cancel_at_rest, run_job, start_job
+from batchray.errors import BatchFormatError, ConfigError, KeyInUseError, LeaseLostError, StoreUnavailableError
+from batchray.progress import Progress
+from batchray.schema import new_job_id
+from batchray.store import DEFAULT_USER, NewJob, Store
+from tests.postgres import Database
+from tests.unit.test_driver import AGENTS, Scripted, started, until
+from tests.unit.test_driver import new_job as driver_job
+from tests.unit.test_store import agents_of, begin, items, new_job, outcome
+
+
+@pytest.fixture
+def url(database: Database) -> str:
+    return database.new_url()
+
+
+@pytest.fixture
+def one(url: str, tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "one", url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def two(one: Store, url: str, tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "two", url) as opened:
+        yield opened
+
+
+def run_out(store: Store) -> None:
+    """Let all leases run out, as time would."""
+    with store._transaction() as connection:
+        connection.exec_driver_sql("UPDATE leases SET until = 1")
+
+
+def test_a_job_is_led_by_one_process_until_its_lease_runs_out(one: Store, two: Store) -> None:
+    job = new_job(one)
+    with pytest.raises(LeaseLostError, match="another server leads it"):
+        two.start_job(job.id)
+    assert (one.running_jobs(), two.running_jobs(), two.unended_jobs()) == ({job.id}, {job.id}, [])
+    run_out(one)
+    assert [each.id for each in two.unended_jobs()] == [job.id]
+    assert two.start_job(job.id).epoch == job.epoch + 1
+    with pytest.raises(LeaseLostError):
+        one.renew_lease(job)
+
+
+def test_what_a_former_leader_hands_in_is_refused(one: Store, two: Store) -> None:
+    job = new_job(one)
+    begin(one, job, 0, 1)
+    run_out(one)
+    taken = two.start_job(job.id)
+    begin(two, taken, 0, attempt=2)
+    for late in ([outcome(0)], [outcome(0, 2)], [outcome(1)]):
+        with pytest.raises(LeaseLostError):
+            one.record(job, late)
+    with pytest.raises(LeaseLostError):
+        begin(one, job, 2)
+    assert two.job(job.id).done == 0
+    assert len(two.record(taken, [outcome(0, 2, messages=b"[1]")])) == 1
+
+
+def test_a_second_run_in_one_data_directory_fences_the_first(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        first = new_job(store)
+        begin(store, first, 0)
+        second = store.start_job(first.id)
+        with pytest.raises(LeaseLostError):
+            store.record(first, [outcome(0)])
+        assert len(store.record(second, [outcome(0)])) == 1
+
+
+def test_a_released_lease_lets_another_go_on_at_once(one: Store, two: Store) -> None:
+    job = new_job(one)
+    one.release_lease(job)
+    assert two.start_job(job.id).epoch == job.epoch + 1
+
+
+def test_a_former_leader_releases_nothing(one: Store, two: Store) -> None:
+    job = new_job(one)
+    run_out(one)
+    taken = two.start_job(job.id)
+    one.release_lease(job)
+    assert two.renew_lease(taken) == {}
+
+
+def test_a_write_whose_answer_was_lost_counts_as_taken_when_it_is_repeated(one: Store) -> None:
+    job = new_job(one)
+    begin(one, job, 0, 1)
+    assert len(one.write(job, [], [outcome(0)])) == 1
+    again = one.write(job, [], [outcome(0), outcome(1)], is_again=True)
+    assert [each.index for each in again] == [0, 1]
+    assert (one.job(job.id).done, len(one.results(job))) == (2, 2)
+
+
+def test_fifty_creates_at_once_with_one_idempotency_key_make_one_job(one: Store, two: Store) -> None:
+    made: Counter[str] = Counter()
+
+    def create(store: Store) -> None:
+        new = NewJob(new_job_id(), agents_of, idempotency_key="k")
+        try:
+            store.create_job(new, items(3))
+        except KeyInUseError:
+            made["refused"] += 1
+        else:
+            made["made"] += 1
+
+    threads = [threading.Thread(target=create, args=((one, two)[n % 2],)) for n in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == {"made": 1, "refused": 49}
+    job = two.job_of_key(DEFAULT_USER, "k")
+    assert job is not None
+    assert job.total == 3
+
+
+def test_a_callback_is_sent_by_one_server_and_by_another_when_that_one_dies(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    begin(one, job, 0)
+    one.record(job, [outcome(0)])
+    one.end_job(job.id, "completed", "end_turn", Progress(), None, 0)
+    assert two.claim_callbacks(1e12, 10) == []
+    assert [due.job.id for due in one.claim_callbacks(1e12, 10)] == [job.id]
+    run_out(one)
+    assert [due.job.id for due in two.claim_callbacks(1e12, 10)] == [job.id]
+    assert one.claim_callbacks(1e12, 10) == []
+
+
+def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: Store, two: Store) -> None:
+    job = new_job(one)
+    with pytest.raises(LeaseLostError):
+        cancel_at_rest(two, job.id)
+    run_out(one)
+    cancel_at_rest(two, job.id)
+    assert two.job(job.id).status == "cancelled"
+
+
+async def test_a_leader_hears_what_others_ask_when_it_renews_its_lease(one: Store, two: Store) -> None:
+    now = 0.0
+    job = new_job(one)
+    link = LeaseLink(one, job, lambda: now)
+    assert await link.update({}) == {}
+    two.ask_leader(job, is_paused=True)
+    two.ask_leader(job, max_in_flight=3)
+    assert await link.update({}) == {}
+    now += one.lease_s
+    assert await link.update({}) == {"is_paused": True, "max_in_flight": 3}
+
+
+async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store, two: Store) -> None:
+    gates = Scripted(lambda order: None)
+    job_id = driver_job(one, *["echo"] * 300)
+    job = await started(one, job_id, max_in_flight=4)
+
+    def take_over(order: object) -> None:
+        if len(first.orders) == 100:
+            run_out(two)
+            taken.append(two.start_job(job_id))
+
+    taken: list[object] = []
+    first = Scripted(take_over)
+    with pytest.raises(LeaseLostError):
+        await run_job(job, one, first)
+    assert len(first.orders) < 110
+    record = await run_job(await start_job(job_id, AGENTS, two, job.settings), two, gates)
+    assert record.counts["succeeded"] == 300
+    assert sorted(result.index for result in two.results(record)) == list(range(300))
+
+
+async def test_a_restart_of_the_database_in_the_middle_of_a_job_costs_no_attempt(
+    one: Store, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await started(one, driver_job(one, *["echo"] * 500), max_in_flight=16)
+    executor = Scripted(lambda order: database.stop() if order.index in (100, 300) else None)
+    running = asyncio.create_task(run_job(job, one, executor))
+    for _ in range(2):
+        await until(lambda: "waits: the store in" in caplog.text)
+        caplog.clear()
+        await asyncio.to_thread(database.start)
+    record = await running
+    assert record.counts["succeeded"] == 500
+    assert sorted(order.index for order in executor.orders) == list(range(500))
+
+
+def test_a_database_that_is_not_there_is_one_sentence_without_the_password(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailableError) as refused:
+        Store.open(tmp_path, f"postgresql+psycopg://me:secret@/nowhere?host={tmp_path}")
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://h/d", "nonsense"])
+def test_an_url_that_is_no_postgresql_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="database_url"):
+        Store.open(tmp_path, url)
+
+
+def test_text_that_postgresql_cannot_hold_is_refused_as_text(one: Store) -> None:
+    before = one.jobs()
+    with pytest.raises(BatchFormatError, match="NUL"):
+        one.create_job(NewJob(new_job_id(), agents_of), [items(1)[0]._replace(custom_id="a\0b")])
+    assert one.jobs() == before

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchray.errors import UnknownJobError
+from batchray.progress import Progress
+from batchray.retention import prune
+from batchray.store import JobRecord, Store
+from tests.unit.test_store import begin, check_integrity, new_job, outcome
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    url = request.getfixturevalue("database").new_url() if request.param == "postgres" else None
+    with Store.open(tmp_path / "data", url) as opened:
+        yield opened
+
+
+def ended(store: Store, n: int = 3, size: int = 10) -> JobRecord:
+    job = new_job(store, n, size)
+    begin(store, job, *range(n))
+    store.record(job, [outcome(index) for index in range(n)])
+    return store.end_job(job.id, "completed", "end_turn", Progress(), None, 0)
+
+
+def test_an_ended_job_goes_in_small_steps_and_is_unknown_from_the_first(store: Store) -> None:
+    old, running = ended(store, 1203), new_job(store)
+    assert old.completed_at is not None
+    new = ended(store)
+    n_steps = 0
+    while store.prune(new.completed_at or ""):
+        n_steps += 1
+        with pytest.raises(UnknownJobError):
+            store.job(old.id)
+        assert [job.id for job in store.jobs()] == [running.id, new.id]
+        assert sum(store.count_jobs().values()) == 2
+        assert store.count_items()["succeeded"] == 3
+    assert n_steps >= 8  # three tables of 1,203 rows, 500 at a time
+    assert (store.job(new.id), store.job(running.id).total) == (new, 3)
+    assert len(store.results(new)) == 3
+    assert store.check() == (2, 6, 3, [])
+
+
+def test_a_step_deletes_about_a_page_of_bytes(store: Store) -> None:
+    ended(store, 40, 1_000_000)
+    n_steps = 0
+    while store.prune("9999"):
+        n_steps += 1
+    assert n_steps >= 5
+
+
+def test_half_a_deleted_job_is_finished_later_and_never_part_of_a_new_one(store: Store) -> None:
+    ended(store, 1203)
+    assert store.prune("9999")
+    fresh = ended(store)
+    assert store.prune("2000") is False
+    while store.prune(fresh.completed_at or ""):
+        pass
+    assert store.check() == (1, 3, 3, [])
+    assert [each.index for each in store.results(fresh)] == [0, 1, 2]
+
+
+async def test_jobs_go_after_the_days_that_they_are_kept(store: Store) -> None:
+    job = ended(store)
+    await prune(store, days=1)
+    assert store.job(job.id) == job
+    await prune(store, days=1e-9)
+    assert store.jobs() == []
+
+
+async def test_what_was_deleted_is_given_back_to_the_disk(tmp_path: Path) -> None:
+    file = tmp_path / "batchray.db"
+    with Store.open(tmp_path) as store:
+        ended(store, 30, 1_000_000)
+        store.checkpoint()
+        assert file.stat().st_size > 30_000_000
+        await prune(store, days=1e-9)
+        assert file.stat().st_size < 1_000_000
+        assert (tmp_path / "batchray.db-wal").stat().st_size == 0
+    check_integrity(tmp_path)
