@@ -210,8 +210,9 @@ class NoToolCallError(RequestError):
 class ApprovalError(RequestError):
     """The caller answers to tool calls that do not wait, or not for this answer.
 
-    `type` is `no_pending_approval`, `already_answered`, `incomplete_approval`, `ambiguous_approval`, `mixed_messages`
-    or `tool_return_needed`; and `pending_approval` for a request to an agent that waits for an answer first.
+    `type` is `no_pending_approval`, `already_answered`, `incomplete_approval`, `ambiguous_approval`, `mixed_messages`,
+    `tool_return_needed` or `unsupported_content`; and `pending_approval` for a request to an agent that waits for an
+    answer first.
     """
 
     stop_reason = "invalid_tool_call"  # Letta's word for a malformed approval

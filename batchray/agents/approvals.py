@@ -106,7 +106,7 @@ def answered_message(given: ApprovalCreate | ToolReturnCreate) -> list[ApprovalR
 
 
 def handed_in(answer: ToolReturn, call_id: str) -> MessageToolReturn:
-    """Return what the caller's own tool gave back, as if one of ours had.  Images are named, not shown."""
+    """Return what the caller's own tool gave back, as if one of ours had.  An image is only named."""
     parts = answer.tool_return
     text = (
         parts
@@ -116,6 +116,11 @@ def handed_in(answer: ToolReturn, call_id: str) -> MessageToolReturn:
     return MessageToolReturn(
         tool_call_id=call_id, status=answer.status, func_response=text, stdout=answer.stdout, stderr=answer.stderr
     )
+
+
+def has_image(answer: ToolReturn) -> bool:
+    """Whether a return holds an image, which no protocol here has a place for in it."""
+    return not isinstance(answer.tool_return, str) and any(isinstance(p, ImageContent) for p in answer.tool_return)
 
 
 def denied(answer: ApprovalReturn, call_id: str) -> MessageToolReturn:

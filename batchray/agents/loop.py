@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
-from batchray.agents.approvals import PausedStep, answers_in, by_call, denied, handed_in, paused_step
+from batchray.agents.approvals import PausedStep, answers_in, by_call, denied, handed_in, has_image, paused_step
 from batchray.agents.base import Run
 from batchray.agents.budget import check_budget
 from batchray.agents.memory import Memory
@@ -96,15 +96,19 @@ class ToolLoop:
             raise ApprovalError("no_pending_approval", "there is no tool call that waits for an answer")
         answers = by_call(answers_in(run.request), step)
         for call in step.calls:
-            if call.name in tools.foreign or (call.id in step.waiting and call.name not in tools.tools):
-                self._check_handed_in(call, answers.get(call.id))
+            self._check_answer(call, answers.get(call.id), tools)
         returns = await asyncio.gather(
             *(self._answered(run, tools, step, call, answers.get(call.id)) for call in step.calls)
         )
         return self._finish_step(run, tools, step.calls, returns, step.step_id or new_id("step"))
 
-    def _check_handed_in(self, call: ToolCall, answer: ApprovalReturn | ToolReturn | None) -> None:
-        if isinstance(answer, ApprovalReturn) and answer.approve:
+    def _check_answer(self, call: ToolCall, answer: ApprovalReturn | ToolReturn | None, tools: Toolbox) -> None:
+        """Raise ApprovalError for an answer that cannot be given to the model, before any tool of the step runs."""
+        if isinstance(answer, ToolReturn) and has_image(answer):
+            reason = f"the return of the tool call {call.id!r} holds an image; only text can be handed in"
+            raise ApprovalError("unsupported_content", reason)
+        is_foreign = call.name in tools.foreign or call.name not in tools.tools
+        if isinstance(answer, ApprovalReturn) and answer.approve and is_foreign:
             reason = f"{call.name!r} is a tool of the caller's own; answer its call {call.id!r} with what it gave back"
             raise ApprovalError("tool_return_needed", reason)
 

@@ -57,6 +57,7 @@ _APPROVAL_ERRORS = {
     "ambiguous_approval": 400,
     "mixed_messages": 400,
     "tool_return_needed": 400,
+    "unsupported_content": 400,
 }
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from batchray.agents.approvals import check_cover
 from batchray.errors import ApprovalError
 from batchray.schema import index_of, is_message_id
+from batchray.store.jobs import starts_with
 from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, Kept, NewOutcome, Prior, Sequel
 from batchray.store.tables import (
@@ -151,8 +152,7 @@ def _claimed(
 def _pauses_of(user_id: str, agent_id: str, answered: Set[str], request_id: str | None) -> sa.Select[Any]:
     query = sa.select(pauses).where(pauses.c.user_id == user_id, pauses.c.agent_id == agent_id)
     if request_id is not None:
-        stem = f"job-{request_id[8:32]}"
-        of_job = sa.select(jobs.c.job).where(jobs.c.id.between(stem, f"{stem}~"))
+        of_job = sa.select(jobs.c.job).where(starts_with(jobs.c.id, f"job-{request_id[8:32]}"))
         query = query.where(pauses.c.job.in_(of_job), pauses.c.idx == index_of(request_id))
     if answered:
         named = sa.select(pending_calls.c.job).where(

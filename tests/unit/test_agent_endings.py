@@ -338,6 +338,19 @@ async def test_answers_and_other_messages_do_not_mix(answerer: Answerer) -> None
     assert (report.error["type"], report.stop_reason) == ("mixed_messages", "invalid_tool_call")
 
 
+async def test_an_image_cannot_be_handed_in(answerer: Answerer) -> None:
+    talk = Conversation(answerer, bound(script=[calls(("locate", {}))]))
+    report, _ = await talk.ask(client_tools=[{"name": "locate"}])
+    parts = [{"type": "text", "text": "here"}, {"type": "image", "source": {"type": "url", "url": "http://h/a.png"}}]
+    returned = {"tool_call_id": report.pending[0], "status": "success", "tool_return": parts}
+    report, messages = await talk.ask(messages=[{"type": "tool_return", "tool_returns": [returned]}])
+    assert report.error is not None
+    assert (report.error["type"], messages) == ("unsupported_content", [])
+    returned["tool_return"] = parts[:1]
+    report, messages = await talk.ask(messages=[{"type": "tool_return", "tool_returns": [returned]}])
+    assert returns(messages) == [("success", "here")]
+
+
 async def test_a_tool_of_the_callers_cannot_be_approved(answerer: Answerer) -> None:
     agent = bound(script=[calls(("locate", {}))])
     talk = Conversation(answerer, agent)

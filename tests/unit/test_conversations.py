@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,18 @@ from batchray.cluster import LocalExecutor, Order
 from batchray.config import Agent, AgentSet, bind_agents, load_settings
 from batchray.context import Turns, messages_of
 from batchray.driver import RunningJob, cancel_at_rest, run_job, start_job
-from batchray.errors import JobInterruptedError
+from batchray.errors import ApprovalError, JobInterruptedError
 from batchray.results import result_of
-from batchray.schema import AgentRequest, ApprovalRequestMessage, Result, new_job_id
-from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, Prior, Store
+from batchray.schema import (
+    AgentRequest,
+    ApprovalRequestMessage,
+    Message,
+    Result,
+    ToolCall,
+    message_id,
+    new_job_id,
+)
+from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewOutcome, Prior, Sequel, Store
 from tests.unit.test_agents import calls
 from tests.unit.test_driver import Scripted, until
 
@@ -49,8 +59,15 @@ def script(*turns: Mapping[str, Any]) -> str:
     return json.dumps({"script": turns})
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    url = request.getfixturevalue("database").new_url() if request.param == "postgres" else None
+    with Store.open(tmp_path / "data", url) as opened:
+        yield opened
+
+
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
+async def local_store(tmp_path: Path) -> AsyncIterator[Store]:
     with Store.open(tmp_path / "data") as opened:
         yield opened
 
@@ -205,20 +222,55 @@ async def test_an_approval_may_name_the_request_instead_of_its_calls(store: Stor
     }
 
 
+def paused(store: Store, call_id: str) -> str:
+    """Record a run of the agent `guarded` that waits for a call of this id; returns its approval request's id."""
+    record = store.start_job(new_job(store, ask()))
+    asked = Message(
+        id=message_id(record.id, 0, 1),
+        role="approval",
+        tool_calls=[ToolCall.of(call_id, "drop", '{"key": "a"}')],
+        created_at=datetime.now(UTC),
+    )
+    messages = b"[" + asked.model_dump_json(exclude_none=True).encode() + b"]"
+    sequel = Sequel("guarded", pending=[call_id])
+    outcome = NewOutcome(0, 1, "succeeded", "requires_approval", None, {}, 0, None, 1, messages, sequel)
+    assert store.write(record, [(0, 1, 0)], [outcome]) == [outcome]
+    return asked.id
+
+
 async def test_runs_that_wait_for_calls_of_one_id_are_told_apart_by_their_request(store: Store) -> None:
     agent = guarded(asking("a"), {"text": "done"})
-    [one], [two] = await run(store, agent, ask()), await run(store, agent, ask())
-    with store._transaction() as connection:  # as a server gives them that numbers its calls
-        connection.exec_driver_sql("UPDATE pending_calls SET tool_call_id = CAST('call_0' AS BLOB)")
-        connection.exec_driver_sql(
-            "UPDATE outcomes SET messages = replace(replace(messages, ?, 'call_0'), ?, 'call_0')",
-            (waiting(one)[0], waiting(two)[0]),
-        )
-        connection.exec_driver_sql("UPDATE outcomes SET messages = CAST(messages AS BLOB)")
+    _, two = paused(store, "call_0"), paused(store, "call_0")  # as servers do that number their calls
     assert kinds(await run(store, agent, answer("call_0"))) == ["ambiguous_approval"]
-    named = answer("call_0", approval_request_id=request_id(two))
-    assert kinds(await run(store, agent, named, named)) == ["end_turn", "already_answered"]
+    named = answer("call_0", approval_request_id=two)
+    assert sorted(kinds(await run(store, agent, named, named))) == ["already_answered", "end_turn"]
     assert kinds(await run(store, agent, answer("call_0"))) == ["end_turn"]
+
+
+async def test_an_id_of_any_text_can_be_waited_for(store: Store) -> None:
+    paused(store, "call \0 \u00e9")
+    assert kinds(await run(store, guarded(asking("a"), {"text": "done"}), answer("call \0 \u00e9"))) == ["end_turn"]
+
+
+async def test_two_processes_do_not_claim_one_run_both(store: Store) -> None:
+    paused(store, "call_0")
+    jobs = [store.start_job(new_job(store, answer("call_0"))) for _ in range(2)]
+    go_on = functools.partial(store.go_on, is_stateful=False, answered=frozenset({"call_0"}))
+    assert len(go_on(jobs[0], 0, "guarded").priors) == 1
+    assert len(go_on(jobs[0], 0, "guarded").priors) == 1  # again, as after a lost answer
+    with pytest.raises(ApprovalError, match="already_answered"):
+        go_on(jobs[1], 0, "guarded")
+
+
+async def test_what_retention_deletes_is_neither_remembered_nor_answered(store: Store) -> None:
+    agents = [guarded(asking("a"), {"text": "done"}), noting("notes")]
+    asked, _ = await run(store, agents, ask(), ask(script({"text": "old"}), "notes"))
+    while store.prune("9999"):
+        pass
+    assert store.conversation(DEFAULT_USER, "notes") == []
+    results = await run(store, agents, answer(*waiting(asked)), ask(script({"text": "new"}), "notes"))
+    assert kinds(results) == ["no_pending_approval", "end_turn"]
+    assert texts(store.conversation(DEFAULT_USER, "notes"))[-1] == "new"
 
 
 async def test_an_item_that_was_interrupted_may_bring_its_answer_again(store: Store) -> None:
@@ -392,8 +444,9 @@ async def test_turns_leave_nothing_behind() -> None:
 # -- all kinds in one batch
 
 
-async def test_a_thousand_requests_of_all_kinds_all_come_out_right(store: Store) -> None:
+async def test_a_thousand_requests_of_all_kinds_all_come_out_right(local_store: Store) -> None:
     """Stateful agents answer in order; nobody else waits for them."""
+    store = local_store
     notes = [noting(f"notes-{i}", memory_blocks=({"label": "seen"},)) for i in range(5)]
     agents = [
         *notes,
