@@ -27,6 +27,20 @@ Count = Annotated[int, Field(ge=1)]
 
 # What a request's body may be set to by an agent's file without being named under `body`.
 _BODY_FIELDS = ("temperature", "max_tokens")
+# What only an agent with a model can have.
+_OF_MODELS = (
+    "system",
+    "tools",
+    "script",
+    "requires_approval",
+    "terminal_tools",
+    "requires_tool",
+    "stateful",
+    "memory_blocks",
+    "max_total_tokens",
+    "max_cost_usd",
+    "prices",
+)
 
 
 class _Strict(BaseModel):
@@ -178,6 +192,38 @@ class Provider(_Strict):
         return self
 
 
+class MemoryBlock(_Strict):
+    """A labelled text that the agent's model sees with every request, and may edit."""
+
+    label: Annotated[str, Field(pattern=r"^\w[\w ./-]{0,127}$")]
+    """Names the block to the model."""
+    value: str = ""
+    limit: Count = 20_000
+    """Characters; a block that grows without end would crowd out the conversation."""
+    description: str | None = None
+    read_only: bool = False
+
+    @model_validator(mode="after")
+    def _is_within_its_limit(self) -> Self:
+        if len(self.value) > self.limit:
+            raise ValueError(f"the value of block {self.label!r} has {len(self.value):,} characters of {self.limit:,}")
+        return self
+
+
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Prices(_Strict):
+    """What a million tokens cost, in US dollars."""
+
+    input: Price
+    output: Price
+    cached_input: Price | None = None
+    """Prompt tokens read from the provider's cache.  None: as `input`."""
+    cache_write: Price | None = None
+    """Prompt tokens written to it.  None: as `input`."""
+
+
 class Agent(_Strict):
     """A named, configured thing that answers requests.
 
@@ -198,6 +244,20 @@ class Agent(_Strict):
     """A request's whole run, retries and tools included."""
     tool_timeout_s: Positive = 60.0
     """One tool call."""
+    requires_approval: tuple[str, ...] = ()
+    """Names of tools whose calls wait for the caller; the run stops there, and a later request goes on from there."""
+    terminal_tools: tuple[str, ...] = ()
+    """Names of tools that end the run once they have returned."""
+    requires_tool: bool = False
+    """Whether an answer counts only after a tool was called."""
+    stateful: bool = False
+    """Whether it remembers: its conversation and memory are kept, and its requests run one after another."""
+    memory_blocks: tuple[MemoryBlock, ...] = ()
+    max_total_tokens: Count | None = None
+    """Tokens of all model calls of one request, prompts included; no further step begins once they are used up."""
+    max_cost_usd: Positive | None = None
+    """The same in money, by `prices`."""
+    prices: Prices | None = None
     placement: Literal["lane", "process"] = "lane"
     """`process` gives each request a worker process of its own: for blocking, CPU-bound or GPU-bound agents."""
     num_cpus: Annotated[float, Field(ge=0)] | None = None
@@ -228,10 +288,15 @@ class Agent(_Strict):
     def _is_one_of_two_kinds(self) -> Self:
         if (self.model is None) == (self.run is None):
             raise ValueError("give exactly one of model and run")
-        if self.run is not None and (self.tools or self.system or self.script):
-            raise ValueError("system, tools and script belong to agents with a model, not to run")
+        if self.run is not None and (alien := [name for name in _OF_MODELS if getattr(self, name)]):
+            raise ValueError(f"{', '.join(alien)} cannot be given with run, only with a model")
         if self.script is not None and self.model != "offline/scripted":
             raise ValueError("script belongs to the model offline/scripted")
+        if self.max_cost_usd is not None and self.prices is None:
+            raise ValueError("max_cost_usd needs prices")
+        labels = [block.label for block in self.memory_blocks]
+        if twice := {label for label in labels if labels.count(label) > 1}:
+            raise ValueError(f"two memory blocks are labelled {min(twice)!r}")
         if self.placement == "lane" and (self.num_cpus is not None or self.num_gpus is not None):
             raise ValueError("num_cpus and num_gpus belong to placement: process")
         return self
@@ -527,5 +592,5 @@ def first_sentence(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _all_keys(model: type[BaseModel]) -> list[str]:
-    nested = (Agent, Provider, Timeouts) if model is AgentsFile else ()
+    nested = (Agent, Provider, Timeouts, MemoryBlock, Prices) if model is AgentsFile else ()
     return [key for each in (model, *nested) for key in each.model_fields]

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from batchray.agents import read_report
 from batchray.cluster import Executor, Link, Order
 from batchray.config import AgentSet, Settings
+from batchray.context import Turns, context_of, limited, sequel_of, with_sequel
 from batchray.control import Wishes
 from batchray.errors import DeadlineExceededError, JobInterruptedError, RequestError, StoreError, WorkerDiedError
 from batchray.in_flight import InFlight
@@ -31,6 +32,9 @@ _N_FAILURES = 20
 _WATCH_S = 1.0
 # Of an attempt's own deadline and grace, which end an attempt on a lane.
 _PATIENCE = 2.0
+# Of items that wait where their provider or their agent is at its limit; with each what it takes beside its request.
+_MAX_WAITING_BYTES = 64 * 1024 * 1024
+_ITEM_BYTES = 512
 # An item that is no suspect goes on after a death of its process, but not for ever.
 _MAX_LOST_ATTEMPTS = 20
 
@@ -83,16 +87,18 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
             link.close()
 
 
-async def start_job(job_id: str, agents: AgentSet, store: Store, settings: Settings) -> RunningJob:
+async def start_job(
+    job_id: str, agents: AgentSet, store: Store, settings: Settings, turns: Turns | None = None
+) -> RunningJob:
     """Mark a job as running here, with its progress so far read from the store.
 
-    Raises LeaseLostError while another process leads it.
+    `turns` are those that all jobs of this process share.  Raises LeaseLostError while another process leads it.
     """
     patience = Patience(store, f"job {job_id}")
     record = await patience.call(store.start_job, job_id)
     progress = await patience.call(_rebuild_progress, store, record)
     opened_at = await patience.call(store.opened_at, record)
-    return RunningJob(record, agents, settings, progress, opened_at, patience)
+    return RunningJob(record, agents, settings, progress, opened_at, patience, turns or Turns())
 
 
 class RunningJob:
@@ -106,11 +112,17 @@ class RunningJob:
         progress: Progress,
         opened_at: str,
         patience: Patience,
+        turns: Turns,
     ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
-        self.patience = patience
+        self.patience, self._turns = patience, turns
+        self._keys, limits = limited(agents)
         self.window: Window[PendingItem, NewOutcome | None] = Window(
-            settings.max_in_flight, key=self._provider_of, limits=agents.limits()
+            settings.max_in_flight,
+            keys=lambda item: self._keys[item.agent_id],
+            limits=limits,
+            weight=lambda item: len(item.request) + _ITEM_BYTES,
+            max_waiting=_MAX_WAITING_BYTES,
         )
         self.left_s = settings.job_deadline_s - _age_ns(opened_at) / 1e9
         self.ending: Ending | None = None
@@ -133,13 +145,20 @@ class RunningJob:
         ledger = self.ledger(store)
 
         async def attend(item: PendingItem) -> NewOutcome | None:
+            agent = self.agents.agents[item.agent_id].agent
+            if not agent.stateful:
+                return await see_through(item)
+            async with self._turns.of((store.data_dir, self.record.user_id, agent.id)):
+                return await see_through(item)
+
+        async def see_through(item: PendingItem) -> NewOutcome | None:
             attempt, deaths, losses = item.attempt, item.deaths, item.deaths
             while True:
                 attempt += 1
                 await ledger.begin(item.index, attempt, deaths)  # counted before it is spawned
                 self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
                 try:
-                    outcome = await self._attempt(executor, item, attempt, deaths)
+                    outcome = await self._attempt(store, executor, item, attempt, deaths)
                 except WorkerDiedError as error:
                     is_proven = deaths > 0 and error.is_suspect  # it ran alone, and was suspected before
                     deaths, losses = deaths + error.is_suspect, losses + 1
@@ -149,6 +168,7 @@ class RunningJob:
                     outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
                 finally:
                     self.in_flight.end(item.index)
+                outcome = with_sequel(outcome, self.agents.agents[item.agent_id].agent, item)
                 return outcome if await ledger.record(outcome) else None
 
         return attend
@@ -220,9 +240,15 @@ class RunningJob:
         """Return how long an attempt may take before nothing explains it: a process may have waited for its CPUs."""
         return _PATIENCE * (self.agents.agents[item.agent_id].agent.deadline_s + self.settings.deadline_grace_s)
 
-    async def _attempt(self, executor: Executor, item: PendingItem, attempt: int, deaths: int) -> NewOutcome:
+    async def _attempt(
+        self, store: Store, executor: Executor, item: PendingItem, attempt: int, deaths: int
+    ) -> NewOutcome:
         bound = self.agents.agents[item.agent_id]
-        order = Order(bound, self.record.id, item.index, attempt, item.request, is_alone=deaths > 0)
+        try:
+            context = await context_of(store, self.patience, self.record, bound.agent, item)
+        except RequestError as error:
+            return self._failed(item.index, attempt, error)
+        order = Order(bound, self.record.id, item.index, attempt, item.request, deaths > 0, context)
         # A process may wait long for its CPUs before it starts; a lane starts at once, and answers by the deadline.
         is_queued = order.is_alone or bound.agent.placement == "process"
         limit_s = None if is_queued else bound.agent.deadline_s + self.settings.deadline_grace_s
@@ -255,6 +281,7 @@ class RunningJob:
             report.ttft_ns,
             report.duration_ns,
             report.messages,
+            sequel_of(report),
         )
 
     def _failed(self, index: int, attempt: int, error: RequestError) -> NewOutcome:
@@ -266,9 +293,6 @@ class RunningJob:
         return NewOutcome(
             index, attempt, "errored", error.stop_reason, described, {}, queued_ns, None, duration_ns, b"[]"
         )
-
-    def _provider_of(self, item: PendingItem) -> str | None:
-        return self.agents.agents[item.agent_id].agent.provider_name
 
 
 class Ledger:

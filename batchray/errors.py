@@ -21,6 +21,9 @@
         ├── ModelAPIError           the provider refused, failed or did not answer in time
         ├── InvalidResponseError    the provider's answer is truncated, malformed or empty
         ├── InvalidToolCallError    the model asked for a tool with arguments that cannot be read
+        ├── NoToolCallError         the model ended its turn without the tool call that its agent requires
+        ├── ApprovalError           what the caller answers to does not wait, or not for this answer
+        ├── LimitReachedError       the tokens or the money that the agent allows a request are used up
         └── DeadlineExceededError   the request's own deadline passed
 
 All of them survive pickling: each passes every argument to `Exception` positionally.
@@ -196,6 +199,27 @@ class InvalidToolCallError(RequestError):
     """The model asked for a tool with arguments that are not a JSON object."""
 
     stop_reason = "invalid_tool_call"
+
+
+class NoToolCallError(RequestError):
+    """The model ended its turn without the tool call that its agent requires."""
+
+    stop_reason = "no_tool_call"
+
+
+class ApprovalError(RequestError):
+    """The caller answers to tool calls that do not wait, or not for this answer.
+
+    `type` is `no_pending_approval`, `already_answered`, `incomplete_approval`, `ambiguous_approval`, `mixed_messages`,
+    `tool_return_needed` or `unsupported_content`; and `pending_approval` for a request to an agent that waits for an
+    answer first.
+    """
+
+    stop_reason = "invalid_tool_call"  # Letta's word for a malformed approval
+
+
+class LimitReachedError(RequestError):
+    """The tokens or the money that the agent allows a request are used up."""
 
 
 class DeadlineExceededError(RequestError):

@@ -13,15 +13,13 @@ from batchray.schema import (
     AssistantMessage,
     ErrorInfo,
     ItemStatus,
-    LettaMessage,
     Message,
     Result,
     StopReason,
     Timing,
     Usage,
     item_id,
-    letta_messages,
-    of_types,
+    shown_messages,
 )
 from batchray.store import JobRecord, StoredResult
 
@@ -34,9 +32,6 @@ _MESSAGES = TypeAdapter(list[Message])
 def result_of(job: JobRecord, stored: StoredResult) -> Result:
     """Return an item's outcome as its output line has it."""
     request = AgentRequest.model_validate_json(stored.request)
-    messages: list[LettaMessage] = []
-    for message in _MESSAGES.validate_json(stored.messages):
-        messages += letta_messages(message)
     return Result(
         index=stored.index,
         custom_id=stored.custom_id,
@@ -44,7 +39,7 @@ def result_of(job: JobRecord, stored: StoredResult) -> Result:
         agent_id=stored.agent_id,
         status=ItemStatus(stored.status),
         stop_reason=StopReason(stored.stop_reason),
-        messages=of_types(messages, request.include_return_message_types),
+        messages=shown_messages(_MESSAGES.validate_json(stored.messages), request),
         usage=Usage(**stored.usage),
         error=ErrorInfo(**stored.error) if stored.error else None,
         attempts=stored.attempts,

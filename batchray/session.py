@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from batchray.cluster import Host, Link, LocalExecutor
 from batchray.config import AgentSet, Settings
+from batchray.context import Turns
 from batchray.control import ControlFile, LeaseLink
 from batchray.driver import RunningJob, run_job, start_job
 from batchray.errors import BatchFormatError, ConfigError
@@ -52,6 +53,7 @@ class Session:
         self._sharing: dict[RunningJob, None] = {}  # in the order of their start
         self._shared_window: int | None = None
         self._is_draining = False
+        self._turns = Turns()
         atexit.register(self.close)
 
     def share_window(self, size: int) -> None:
@@ -110,7 +112,7 @@ class Session:
         try:
             executor = await self._executor(settings)
             executor.check(agents)
-            running = await start_job(job.id, agents, store, settings)
+            running = await start_job(job.id, agents, store, settings, self._turns)
             job.started(running)
             self._take_share(running)
             return await run_job(running, store, executor, _links(running, control, executor, store))

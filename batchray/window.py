@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Keys = tuple[Hashable, ...]
+"""What limits an item beside the window: its provider, say, and its agent."""
 
 
 class Window(Generic[Item, Result]):
-    """Keeps at most `size` items in flight, and at most `limits[key(item)]` of one key.
+    """Keeps at most `size` items in flight, and at most `limits[key]` of each of an item's keys.
 
-    Items are read one ahead of need, or up to `max_waiting` ahead where a key is at its limit, so that one slow
-    provider does not hold up the others.  `size` and `is_paused` may be changed while it runs.
+    Items of the same keys start in their order.  Items are read one ahead of need, or further ahead where a key is at
+    its limit, so that one slow provider does not hold up the others: until the weights of those that wait add up to
+    `max_waiting`.  `size` and `is_paused` may be changed while it runs.
     """
 
     def __init__(
         self,
         size: int,
         *,
-        key: Callable[[Item], str | None] = lambda item: None,
-        limits: Mapping[str, int] | None = None,
+        keys: Callable[[Item], Keys] = lambda item: (),
+        limits: Mapping[Hashable, int] | None = None,
+        weight: Callable[[Item], int] = lambda item: 1,
         max_waiting: int = 1024,
     ) -> None:
         self.size, self.is_paused, self.in_flight, self._is_stopped = size, False, 0, False
-        self._key, self._limits, self._max_waiting = key, dict(limits or {}), max_waiting
-        self._running: dict[str | None, int] = {}
-        self._waiting: dict[str | None, deque[Item]] = {}
-        self._n_waiting = 0
+        self._keys, self._limits = keys, dict(limits or {})
+        self._weight, self._max_waiting = weight, max_waiting
+        self._running: Counter[Hashable] = Counter()
+        self._waiting: dict[Keys, deque[Item]] = {}  # each with what waits in it
+        self._weight_waiting = 0
         self._changed = asyncio.Event()
 
     def resize(self, size: int) -> None:
@@ -59,9 +64,9 @@ class Window(Generic[Item, Result]):
         tasks: dict[asyncio.Task[Result], None] = {}  # in the order of their start
         source = _Source(items)
 
-        def on_done(task: asyncio.Task[Result], key: str | None) -> None:
+        def on_done(task: asyncio.Task[Result], keys: Keys) -> None:
             tasks.pop(task, None)
-            self._running[key] -= 1
+            self._running.subtract(keys)
             self.in_flight -= 1
             finished.append(task)
             self._changed.set()
@@ -70,17 +75,17 @@ class Window(Generic[Item, Result]):
             while not self._is_stopped:
                 self._changed.clear()
                 while (item := await self._next(source)) is not None:
-                    key = self._key(item)
-                    self._running[key] = self._running.get(key, 0) + 1
+                    keys = self._keys(item)
+                    self._running.update(keys)
                     self.in_flight += 1
                     task = asyncio.ensure_future(work(item))
                     tasks[task] = None
-                    task.add_done_callback(lambda task, key=key: on_done(task, key))  # type: ignore[misc]
+                    task.add_done_callback(lambda task, keys=keys: on_done(task, keys))  # type: ignore[misc]
                 if finished:
                     results = [_result(task) for task in finished]
                     finished.clear()
                     yield results
-                elif not tasks and source.is_empty and not self._n_waiting:
+                elif not tasks and source.is_empty and not self._waiting:
                     return
                 else:
                     await self._changed.wait()
@@ -93,27 +98,35 @@ class Window(Generic[Item, Result]):
         """Take an item that may start now, or None: the window is full, or all that is left has to wait."""
         if not self._may_start:
             return None
-        for key, waiting in self._waiting.items():
-            if waiting and self._has_room(key):
-                self._n_waiting -= 1
-                return waiting.popleft()
-        while self._may_start and self._n_waiting < self._max_waiting:
+        for keys in self._waiting:
+            if self._has_room(keys):
+                return self._take_waiting(keys)
+        while self._may_start and self._weight_waiting < self._max_waiting:
             item = await source.next()
             if item is None:
                 return None
-            key = self._key(item)
-            if self._may_start and self._has_room(key):  # it may have been paused while it waited for the item
+            keys = self._keys(item)
+            # While it waited for the item the window may have been paused, and room for an earlier one have come.
+            if self._may_start and keys not in self._waiting and self._has_room(keys):
                 return item
-            self._waiting.setdefault(key, deque()).append(item)
-            self._n_waiting += 1
+            self._waiting.setdefault(keys, deque()).append(item)
+            self._weight_waiting += self._weight(item)
         return None
+
+    def _take_waiting(self, keys: Keys) -> Item:
+        waiting = self._waiting[keys]
+        item = waiting.popleft()
+        if not waiting:
+            del self._waiting[keys]
+        self._weight_waiting -= self._weight(item)
+        return item
 
     @property
     def _may_start(self) -> bool:
         return not self._is_stopped and not self.is_paused and self.in_flight < self.size
 
-    def _has_room(self, key: str | None) -> bool:
-        return key is None or self._running.get(key, 0) < self._limits.get(key, self.size)
+    def _has_room(self, keys: Keys) -> bool:
+        return all(self._running[key] < self._limits.get(key, self.size) for key in keys)
 
 
 def _result(task: asyncio.Task[Result]) -> Result:

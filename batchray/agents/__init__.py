@@ -1,6 +1,6 @@
 """Agents: things that answer one request, in plain async code that has never heard of Ray."""
 
-from batchray.agents.answer import Answerer, Item, Report, encode_item, read_report
+from batchray.agents.answer import Answerer, Context, Item, Report, encode_item, read_report
 from batchray.agents.base import AgentRunner, Run
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.function import FunctionAgent
@@ -10,6 +10,7 @@ __all__ = [
     "AgentRunner",
     "Answerer",
     "Clients",
+    "Context",
     "FunctionAgent",
     "Item",
     "Report",

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from batchray.agents.base import AgentRunner, Guard, Run, unguarded
 from batchray.agents.build import Clients, build_agent
@@ -26,6 +27,15 @@ _MAX_AGENTS = 1024
 _MAX_ERROR_CHARS = 4000
 
 
+class Context(BaseModel):
+    """What of earlier requests an item goes on with: a conversation, and the agent's memory as far as it was edited."""
+
+    model_config = ConfigDict(frozen=True)
+
+    history: list[Message] = Field(default_factory=list)
+    memory: dict[str, str] = Field(default_factory=dict)
+
+
 class Item(BaseModel):
     """A request on its way to where it runs."""
 
@@ -35,11 +45,15 @@ class Item(BaseModel):
     index: int
     attempt: int
     request: AgentRequest
+    context: Context | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came back of one attempt.  `head` is small and parsed; `messages` stays a JSON array in bytes."""
+    """What came back of one attempt.  `head` is small and parsed; `messages` stays a JSON array in bytes.
+
+    `pending` are the tool calls that wait for the caller, `memory` the agent's memory as far as it was ever edited.
+    """
 
     index: int
     attempt: int
@@ -50,11 +64,16 @@ class Report:
     ttft_ns: int | None
     duration_ns: int
     messages: bytes
+    pending: Sequence[str] = ()
+    memory: Mapping[str, str] = field(default_factory=dict)
 
 
-def encode_item(job_id: str, index: int, attempt: int, request: bytes) -> bytes:
-    """Return an item as JSON around its request's own bytes."""
-    return orjson.dumps({"job_id": job_id, "index": index, "attempt": attempt, "request": orjson.Fragment(request)})
+def encode_item(job_id: str, index: int, attempt: int, request: bytes, context: bytes = b"") -> bytes:
+    """Return an item as JSON around its request's own bytes; `context` is a Context in JSON, or empty."""
+    item: dict[str, Any] = {"job_id": job_id, "index": index, "attempt": attempt, "request": orjson.Fragment(request)}
+    if context:
+        item["context"] = orjson.Fragment(context)
+    return orjson.dumps(item)
 
 
 def read_report(reported: bytes) -> Report:
@@ -84,7 +103,16 @@ class Answerer:
         started_ns = time.monotonic_ns()
         parsed = Item.model_validate_json(item)
         deadline = started_ns / 1e9 + bound.agent.deadline_s
-        run = Run(parsed.job_id, parsed.index, parsed.request, deadline, self._guard, started_ns=started_ns)
+        run = Run(
+            parsed.job_id,
+            parsed.index,
+            parsed.request,
+            deadline,
+            self._guard,
+            started_ns=started_ns,
+            history=parsed.context.history if parsed.context else [],
+            edited_memory=parsed.context.memory if parsed.context else {},
+        )
         error: RequestError | None = None
         try:
             async with asyncio.timeout(bound.agent.deadline_s) as limit:
@@ -128,4 +156,8 @@ def _encode_report(item: Item, run: Run, stop_reason: StopReason, error: Request
         "ttft_ns": run.first_token_ns - run.started_ns if run.first_token_ns is not None else None,
         "duration_ns": time.monotonic_ns() - run.started_ns,
     }
+    if run.pending:
+        head["pending"] = run.pending
+    if run.memory.edited:
+        head["memory"] = run.memory.edited
     return orjson.dumps(head) + b"\n" + _MESSAGES.dump_json(run.messages, exclude_none=True)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from batchray.errors import RequestError
+from batchray.agents.approvals import answered_message, as_spoken, brings_answers
+from batchray.agents.memory import Memory
 from batchray.schema import (
     AgentRequest,
+    ApprovalCreate,
     Message,
     MessageCreate,
     StopReason,
     TextContent,
+    ToolReturnCreate,
     Usage,
     item_id,
     message_id,
@@ -37,7 +40,9 @@ class Run:
     """One request being run: what came in, and what has become of it so far.
 
     What a run has gathered stays when it fails: its messages and usage are part of the outcome.  `deadline` is on
-    `time.monotonic()`'s clock, in seconds; the `_ns` fields are on `time.monotonic_ns()`'s.
+    `time.monotonic()`'s clock, in seconds; the `_ns` fields are on `time.monotonic_ns()`'s.  `history` is the
+    conversation that it goes on with, and `edited_memory` what earlier runs made of the agent's memory; `pending` are
+    the tool calls that wait when it ends.
     """
 
     job_id: str
@@ -50,11 +55,27 @@ class Run:
     first_token_ns: int | None = None
     usage: Usage = field(default_factory=Usage)
     messages: list[Message] = field(default_factory=list)
+    history: list[Message] = field(default_factory=list)
+    edited_memory: Mapping[str, str] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    pending: tuple[str, ...] = ()
+
+    @property
+    def brings_answers(self) -> bool:
+        """Whether the request answers tool calls instead of asking anew."""
+        return brings_answers(self.request)
 
     @property
     def conversation(self) -> list[Message]:
-        """The input and all that was said since."""
-        return [*input_messages(self.job_id, self.index, self.request, self.now()), *self.messages]
+        """What was said before, the input, and all that was said since, as models see it."""
+        inputs = input_messages(self.job_id, self.index, self.request, self.now())
+        if not self.history:
+            return [*inputs, *self.messages]
+        return as_spoken([*self.history, *inputs, *self.messages])
+
+    def spend(self, usage: Usage) -> None:
+        """Count what a model call cost."""
+        self.usage += usage
 
     def append(self, **fields: Any) -> Message:
         """Add a message to the run, with its id, run, item and date filled in."""
@@ -87,28 +108,35 @@ class AgentRunner(Protocol):
 
 
 def input_messages(job_id: str, index: int, request: AgentRequest, created_at: datetime) -> list[Message]:
-    """Return a request's own messages as the conversation and the store's readers see them.
-
-    Raises RequestError for an approval or a tool return: no run of an earlier request is kept that it could answer.
-    """
-    messages = []
-    for ordinal, given in enumerate(request.input_messages):
-        if not isinstance(given, MessageCreate):
-            raise RequestError("no_pending_approval", f"messages[{ordinal}]: there is no tool call that waits for it")
-        content = given.content
-        messages.append(
-            Message(
-                id=message_id(job_id, index, ordinal),
-                role=given.role,
-                agent_id=request.agent_id,
-                content=[TextContent(text=content)] if isinstance(content, str) else list(content),
-                name=given.name,
-                otid=given.otid,
-                sender_id=given.sender_id,
-                group_id=given.group_id,
-                run_id=run_id(job_id, index),
-                batch_item_id=item_id(job_id, index),
-                created_at=created_at,
-            )
+    """Return a request's own messages as the conversation and the store's readers see them."""
+    return [
+        Message(
+            id=message_id(job_id, index, ordinal),
+            agent_id=request.agent_id,
+            otid=given.otid,
+            group_id=given.group_id,
+            run_id=run_id(job_id, index),
+            batch_item_id=item_id(job_id, index),
+            created_at=created_at,
+            **(_said(given) if isinstance(given, MessageCreate) else _answered(given)),
         )
-    return messages
+        for ordinal, given in enumerate(request.input_messages)
+    ]
+
+
+def _said(given: MessageCreate) -> dict[str, Any]:
+    content = given.content
+    return {
+        "role": given.role,
+        "content": [TextContent(text=content)] if isinstance(content, str) else list(content),
+        "name": given.name,
+        "sender_id": given.sender_id,
+    }
+
+
+def _answered(given: ApprovalCreate | ToolReturnCreate) -> dict[str, Any]:
+    answers: dict[str, Any] = {"role": "approval", "content": [], "approvals": answered_message(given)}
+    if isinstance(given, ToolReturnCreate):
+        return answers
+    old_form = {"approve": given.approve, "approval_request_id": given.approval_request_id}
+    return {**answers, **old_form, "denial_reason": given.reason}

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from batchray.agents.base import AgentRunner
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
+from batchray.agents.memory import memory_tools
 from batchray.config import BoundAgent, Provider
 from batchray.errors import ConfigError
 from batchray.models import ModelClient, RetryPolicy, Timeouts, make_client
@@ -48,9 +49,10 @@ def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
     try:
         if agent.run is not None:
             return FunctionAgent(load_function(agent.run, bound.import_paths))
+        if bound.provider is None or agent.provider_name is None:
+            raise ConfigError("it is not bound to a provider")
+        client = clients.get(agent.provider_name, bound.provider, bound.key)
         tools = load_tools(agent.tools, agent.tool_timeout_s, bound.import_paths)
+        return ToolLoop(agent, client, tools, memory_tools(agent.memory_blocks, agent.tool_timeout_s))
     except ConfigError as error:
         raise ConfigError(f"agent {agent.id!r}: {error.reason}") from error.__cause__
-    if bound.provider is None or agent.provider_name is None:
-        raise ConfigError(f"agent {agent.id!r} is not bound to a provider")
-    return ToolLoop(agent, clients.get(agent.provider_name, bound.provider, bound.key), tools)

@@ -7,15 +7,21 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
+from batchray.agents.approvals import PausedStep, answers_in, by_call, denied, handed_in, has_image, paused_step
 from batchray.agents.base import Run
+from batchray.agents.budget import check_budget
+from batchray.agents.memory import Memory
+from batchray.agents.toolbox import Toolbox
 from batchray.config import Agent
-from batchray.errors import InvalidResponseError
+from batchray.errors import ApprovalError, InvalidResponseError, NoToolCallError
 from batchray.models import ModelCall, ModelClient, ModelReply
 from batchray.schema import (
+    ApprovalReturn,
     MessageToolReturn,
     StopReason,
     TextContent,
     ToolCall,
+    ToolReturn,
     Usage,
     new_id,
 )
@@ -23,57 +29,111 @@ from batchray.tools import Tool, ToolError
 
 
 class ToolLoop:
-    """An agent made of a model, a system prompt and tools."""
+    """An agent made of a model, a system prompt, tools, and perhaps memory.
 
-    def __init__(self, agent: Agent, client: ModelClient, tools: Mapping[str, Tool]) -> None:
-        self._agent, self._client, self._tools = agent, client, tools
-        self._specs = tuple(tool.spec for tool in tools.values())
+    `memory_tools` are those of `memory_tools(agent.memory_blocks)`.  Raises ConfigError where the agent's settings name
+    tools that it has not.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        client: ModelClient,
+        tools: Mapping[str, Tool],
+        memory_tools: Mapping[str, Tool] | None = None,
+    ) -> None:
+        self._agent, self._client = agent, client
+        self._memory_tools = memory_tools or {}
+        self._toolbox = Toolbox.of(agent, {**tools, **self._memory_tools})
 
     async def run(self, run: Run) -> StopReason:
-        """Take steps until the model ends its turn or the step limit is reached."""
+        """Take steps until the model ends its turn, or something else ends the run.
+
+        A request that brings answers to tool calls goes on with the step that waited for them.
+        """
+        if self._agent.memory_blocks:
+            run.memory = Memory(self._agent.memory_blocks, run.edited_memory)
+        tools = self._tools_of(run)
+        if run.brings_answers and (stop_reason := await self._go_on(run, tools)):
+            return stop_reason
         for _ in range(self._max_steps(run)):
-            step_id = new_id("step")
-            reply = await self._ask(run)
-            self._append_reply(run, reply, step_id)
-            if reply.finish_reason == "length":
-                raise InvalidResponseError("max_tokens_exceeded", "the model's answer was cut at its limit of tokens")
-            if not reply.tool_calls:
-                return StopReason.END_TURN
-            returns = await asyncio.gather(*(self._call_tool(run, call) for call in reply.tool_calls))
-            self._append_returns(run, reply.tool_calls, returns, step_id)
+            if stop_reason := await self._step(run, tools):
+                return stop_reason
         return StopReason.MAX_STEPS if run.messages else StopReason.END_TURN
+
+    def _tools_of(self, run: Run) -> Toolbox:
+        tools = self._toolbox
+        if self._memory_tools:
+            tools = tools.with_memory(run.memory, self._memory_tools)
+        if run.request.client_tools:
+            tools = tools.with_client_tools(run.request.client_tools)
+        return tools
 
     def _max_steps(self, run: Run) -> int:
         asked = run.request.max_steps
         return self._agent.max_steps if asked is None else min(self._agent.max_steps, asked)
 
-    async def _ask(self, run: Run) -> ModelReply:
-        call = ModelCall(
-            model=self._agent.model_name,
-            messages=run.conversation,
-            system=run.request.override_system or self._agent.system,
-            tools=self._specs,
-            body=self._agent.request_body,
-            deadline=run.deadline,
-        )
-        reply = await self._client.ask(call)
-        if run.first_token_ns is None:
-            run.first_token_ns = reply.first_token_ns
-        run.usage += reply.usage + Usage(step_count=1)
-        return reply
+    async def _step(self, run: Run, tools: Toolbox) -> StopReason | None:
+        """Ask the model and run the tools that it asks for; returns why the run ends with this step, if it does."""
+        reply, step_id = await self._ask(run, tools), new_id("step")
+        waiting = [call for call in reply.tool_calls if call.name in tools.waiting]
+        if waiting and reply.finish_reason != "length":
+            self._append_request(run, reply, waiting, step_id)
+            return StopReason.REQUIRES_APPROVAL
+        self._append_reply(run, reply, reply.tool_calls, step_id)
+        if reply.finish_reason == "length":
+            raise InvalidResponseError("max_tokens_exceeded", "the model's answer was cut at its limit of tokens")
+        if not reply.tool_calls:
+            return self._end_turn(run)
+        check_budget(self._agent, run.usage)
+        returns = await asyncio.gather(*(self._call_tool(run, tools, call) for call in reply.tool_calls))
+        return self._finish_step(run, tools, reply.tool_calls, returns, step_id)
 
-    def _append_reply(self, run: Run, reply: ModelReply, step_id: str) -> None:
-        run.append(
-            role="assistant",
-            model=self._agent.model,
-            content=list(reply.content),
-            tool_calls=list(reply.tool_calls) or None,
-            step_id=step_id,
+    async def _go_on(self, run: Run, tools: Toolbox) -> StopReason | None:
+        """Finish the step that waited, by the caller's answers."""
+        step = paused_step(run.history)
+        if step is None:
+            raise ApprovalError("no_pending_approval", "there is no tool call that waits for an answer")
+        answers = by_call(answers_in(run.request), step)
+        for call in step.calls:
+            self._check_answer(call, answers.get(call.id), tools)
+        returns = await asyncio.gather(
+            *(self._answered(run, tools, step, call, answers.get(call.id)) for call in step.calls)
         )
+        return self._finish_step(run, tools, step.calls, returns, step.step_id or new_id("step"))
 
-    def _append_returns(
-        self, run: Run, calls: Sequence[ToolCall], returns: Sequence[MessageToolReturn], step_id: str
-    ) -> None:
+    def _check_answer(self, call: ToolCall, answer: ApprovalReturn | ToolReturn | None, tools: Toolbox) -> None:
+        """Raise ApprovalError for an answer that cannot be given to the model, before any tool of the step runs."""
+        if isinstance(answer, ToolReturn) and has_image(answer):
+            reason = f"the return of the tool call {call.id!r} holds an image; only text can be handed in"
+            raise ApprovalError("unsupported_content", reason)
+        is_foreign = call.name in tools.foreign or call.name not in tools.tools
+        if isinstance(answer, ApprovalReturn) and answer.approve and is_foreign:
+            reason = f"{call.name!r} is a tool of the caller's own; answer its call {call.id!r} with what it gave back"
+            raise ApprovalError("tool_return_needed", reason)
+
+    async def _answered(
+        self, run: Run, tools: Toolbox, step: PausedStep, call: ToolCall, answer: ApprovalReturn | ToolReturn | None
+    ) -> MessageToolReturn:
+        if isinstance(answer, ToolReturn):
+            return handed_in(answer, call.id)
+        if answer is not None and not answer.approve:
+            return denied(answer, call.id)
+        return await self._call_tool(run, tools, call)
+
+    def _end_turn(self, run: Run) -> StopReason:
+        if self._agent.requires_tool and not any(message.role == "tool" for message in run.messages):
+            raise NoToolCallError("no_tool_call", "the model answered without a tool call, which its agent requires")
+        return StopReason.END_TURN
+
+    def _finish_step(
+        self,
+        run: Run,
+        tools: Toolbox,
+        calls: Sequence[ToolCall],
+        returns: Sequence[MessageToolReturn],
+        step_id: str,
+    ) -> StopReason | None:
         run.append(
             role="tool",
             model=self._agent.model,
@@ -83,12 +143,54 @@ class ToolLoop:
             tool_returns=list(returns),
             step_id=step_id,
         )
+        succeeded = (call.name for call, each in zip(calls, returns, strict=True) if each.status == "success")
+        return StopReason.TOOL_RULE if not tools.terminal.isdisjoint(succeeded) else None
 
-    async def _call_tool(self, run: Run, call: ToolCall) -> MessageToolReturn:
-        tool = self._tools.get(call.name)
+    async def _ask(self, run: Run, tools: Toolbox) -> ModelReply:
+        call = ModelCall(
+            model=self._agent.model_name,
+            messages=run.conversation,
+            system=self._system(run),
+            tools=tools.specs,
+            body=self._agent.request_body,
+            deadline=run.deadline,
+            thinking=run.request.thinking,
+            on_lost=run.spend,
+        )
+        reply = await self._client.ask(call)
+        if run.first_token_ns is None:
+            run.first_token_ns = reply.first_token_ns
+        run.spend(reply.usage + Usage(step_count=1))
+        return reply
+
+    def _system(self, run: Run) -> str | None:
+        system = run.request.override_system or self._agent.system
+        if not self._agent.memory_blocks:
+            return system
+        return "\n\n".join(filter(None, (system, run.memory.prompt())))
+
+    def _append_reply(self, run: Run, reply: ModelReply, calls: Sequence[ToolCall], step_id: str) -> None:
+        run.append(
+            role="assistant",
+            model=self._agent.model,
+            content=list(reply.content),
+            tool_calls=list(calls) or None,
+            step_id=step_id,
+        )
+
+    def _append_request(self, run: Run, reply: ModelReply, waiting: Sequence[ToolCall], step_id: str) -> None:
+        """Add what was said, with the calls that need nobody, and then the request for the calls that wait."""
+        others = [call for call in reply.tool_calls if call not in waiting]
+        if reply.content or others:
+            self._append_reply(run, reply, others, step_id)
+        run.append(role="approval", model=self._agent.model, content=[], tool_calls=list(waiting), step_id=step_id)
+        run.pending = tuple(call.id for call in waiting)
+
+    async def _call_tool(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:
+        tool = tools.tools.get(call.name)
         try:
             if tool is None:
-                raise ToolError(f"there is no tool {call.name!r}; there are: {', '.join(self._tools) or 'none'}")
+                raise ToolError(f"there is no tool {call.name!r}; there are: {tools.names}")
             arguments = orjson.loads(call.arguments or "{}")
             with run.executing():
                 text, status = await tool.call(arguments), "success"

@@ -15,6 +15,7 @@ class Order:
     """One attempt at one item, as the driver spawns it.
 
     `is_alone` asks for a process that no other request shares: for one that may have killed the process it ran in.
+    `context` is what it goes on with, an `agents.Context` in JSON; empty where it starts anew.
     """
 
     agent: BoundAgent
@@ -23,6 +24,7 @@ class Order:
     attempt: int
     request: bytes
     is_alone: bool = False
+    context: bytes = b""
 
     @property
     def key(self) -> str:
@@ -31,7 +33,7 @@ class Order:
 
     def encode(self) -> bytes:
         """Return the item as the agent's side reads it."""
-        return encode_item(self.job_id, self.index, self.attempt, self.request)
+        return encode_item(self.job_id, self.index, self.attempt, self.request, self.context)
 
 
 class Link(Protocol):

@@ -9,7 +9,7 @@ import orjson
 
 from batchray.errors import InvalidResponseError, InvalidToolCallError
 from batchray.models.sse import Event
-from batchray.schema import ToolCall
+from batchray.schema import ToolCall, Usage
 
 # What code that takes decoded JSON apart raises where its shape is not the protocol's.
 BAD_SHAPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -31,6 +31,10 @@ class Answer(Protocol):
 
     def check(self) -> None:
         """Raise InvalidResponseError where this is not a whole answer, or none that can be used."""
+        ...
+
+    def usage(self) -> Usage:
+        """Return what it cost, as far as it told.  Raises InvalidResponseError for counts that are none."""
         ...
 
 

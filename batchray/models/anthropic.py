@@ -12,10 +12,10 @@ from typing import Any, Unpack
 
 import orjson
 
-from batchray.errors import InvalidResponseError
+from batchray.errors import InvalidResponseError, InvalidToolCallError
 from batchray.models.answer import BAD_SHAPE, PartialCall, is_object, string, whole_calls
 from batchray.models.base import ModelCall, ModelReply, ReplyPart
-from batchray.models.client import HttpClient, TransportSettings
+from batchray.models.client import HttpClient, TransportSettings, report_lost
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Places, ToolResult, calls_of, is_answer, used_ids
 from batchray.models.http import Transport
 from batchray.models.sse import Event
@@ -40,6 +40,8 @@ MAX_TOKENS = 4096
 _PATH = "/v1/messages"
 _VERSION = "2023-06-01"
 _MAX_PAUSES = 16  # far above what a turn takes; the request's deadline is the limit that counts
+_MIN_THINKING_TOKENS = 1024  # the API refuses a smaller budget, and one that leaves nothing for the answer
+_NOT_WITH_THINKING = frozenset({"temperature", "top_k"})  # which the API refuses beside it
 _PLACES = Places(
     "anthropic",
     frozenset({"text", "image", "tool_call", "tool_return", "reasoning", "redacted_reasoning", "omitted_reasoning"}),
@@ -101,12 +103,27 @@ class AnthropicClient(HttpClient):
         """
         body, answers = request_body(call), list[_Answer]()
         while len(answers) <= _MAX_PAUSES:
-            answer = await self._post(_PATH, body, _Answer, call.deadline)
+            answer = await self._ask_once(body, call, answers)
             answers.append(answer)
             if answer.stop_reason != "pause_turn":
-                return self._reply(call, answers)
+                return self._reply_of(call, answers)
             body = {**body, "messages": [*body["messages"], {"role": "assistant", "content": answer.blocks()}]}
+        _report_lost(answers, call)
         raise InvalidResponseError("turn_paused", f"{self._transport.name}: still not done after {_MAX_PAUSES} pauses")
+
+    async def _ask_once(self, body: Mapping[str, Any], call: ModelCall, before: Sequence[_Answer]) -> _Answer:
+        try:
+            return await self._post(_PATH, body, _Answer, call)
+        except BaseException:
+            _report_lost(before, call)
+            raise
+
+    def _reply_of(self, call: ModelCall, answers: Sequence[_Answer]) -> ModelReply:
+        try:
+            return self._reply(call, answers)
+        except (InvalidResponseError, InvalidToolCallError):
+            _report_lost(answers, call)
+            raise
 
     def _reply(self, call: ModelCall, answers: Sequence[_Answer]) -> ModelReply:
         stop_reason = answers[-1].stop_reason or ""
@@ -130,11 +147,12 @@ def request_body(call: ModelCall) -> dict[str, Any]:
 
     Tools of the agent's file, which are the provider's own, come before the agent's.  What all of an agent's requests
     begin with is marked for the prompt cache, and so is the end of a conversation that tools will continue; a
-    `cache_control` in the agent's file is sent instead of the marks, and with null nothing is.
+    `cache_control` in the agent's file is sent instead of the marks, and with null nothing is.  Thinking that a request
+    asks for, and the agent's file does not set, has half of the answer's tokens.
     Raises ModelAPIError (`unsupported_content`) for a part that the protocol has no place for.
     """
     marked = {} if "cache_control" in call.body else {"cache_control": {"type": "ephemeral"}}
-    body: dict[str, Any] = {"max_tokens": MAX_TOKENS, "stream": True, **call.body}
+    body: dict[str, Any] = _switched({"max_tokens": MAX_TOKENS, "stream": True, **call.body}, call.thinking)
     if body.get("cache_control", marked) is None:
         del body["cache_control"]
     body["model"], body["messages"] = call.model, _turns(call.messages)
@@ -144,6 +162,18 @@ def request_body(call: ModelCall) -> dict[str, Any]:
         body["tools"] = [*body.get("tools", ()), *_tools(call, {} if call.system else marked)]
         _mark_last(body["messages"], marked)
     return body
+
+
+def _switched(body: dict[str, Any], thinking: bool | None) -> dict[str, Any]:
+    """Return the body with the model's thinking switched on or off; None leaves it as it is."""
+    if thinking is False:
+        return {name: value for name, value in body.items() if name != "thinking"}
+    if thinking is None or "thinking" in body:
+        return body
+    budget = max(_MIN_THINKING_TOKENS, body["max_tokens"] // 2)
+    body = {name: value for name, value in body.items() if name not in _NOT_WITH_THINKING}
+    max_tokens = max(body["max_tokens"], budget + _MIN_THINKING_TOKENS)
+    return {**body, "max_tokens": max_tokens, "thinking": {"type": "enabled", "budget_tokens": budget}}
 
 
 def _system(call: ModelCall, marked: Block) -> list[Block]:
@@ -364,6 +394,11 @@ class _Answer:
     def _malformed(self, type: str, error: Exception) -> InvalidResponseError:
         name = self._transport.name
         return InvalidResponseError(type, f"{name}: not a message: {self._transport.clean(str(error))}")
+
+
+def _report_lost(answers: Sequence[_Answer], call: ModelCall) -> None:
+    for answer in answers:
+        report_lost(answer, call)
 
 
 def _part(block: _PartialBlock) -> ReplyPart | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,10 @@ ReplyPart = TextContent | ReasoningContent | RedactedReasoningContent | OmittedR
 """A part of what a model said."""
 
 
+def ignore(usage: Usage) -> None:
+    """Count nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
     """A tool as a model sees it.  `parameters` is a JSON Schema of type object."""
@@ -35,7 +39,9 @@ class ModelCall:
 
     `model` is the provider's own name, without the provider.  `body` holds further fields of the provider's request
     body (`temperature`, `max_tokens`, `tool_choice`, ...), as the agent's file gives them.  `deadline` is on
-    `time.monotonic()`'s clock, in seconds: neither the call nor a retry goes on past it.
+    `time.monotonic()`'s clock, in seconds: neither the call nor a retry goes on past it.  `thinking` switches the
+    model's reasoning on or off where the provider has such a switch; None leaves it as `body` has it.  `on_lost` hears
+    what attempts cost that no reply came of, as far as the provider told.
     """
 
     model: str
@@ -44,6 +50,8 @@ class ModelCall:
     tools: Sequence[ToolSpec] = ()
     body: Mapping[str, Any] = field(default_factory=dict)
     deadline: float = float("inf")
+    thinking: bool | None = None
+    on_lost: Callable[[Usage], None] = ignore
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import orjson
 
 from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.answer import Answer
+from batchray.models.base import ModelCall
 from batchray.models.http import MAX_ANSWER_BYTES, Transport
 from batchray.models.retry import RetryPolicy, Timeouts
 from batchray.models.sse import EventParser
@@ -72,16 +73,20 @@ class HttpClient:
         """Close the connections.  Calls under way fail, and so do later ones."""
         await self._transport.close()
 
-    async def _post(self, path: str, body: Mapping[str, Any], new: Callable[[Transport], A], deadline: float) -> A:
+    async def _post(self, path: str, body: Mapping[str, Any], new: Callable[[Transport], A], call: ModelCall) -> A:
         """Return the whole answer to `body`, after the retries that are due; each attempt begins a `new` one."""
 
         async def read(response: aiohttp.ClientResponse) -> A:
             answer = new(self._transport)
-            await self._read(response, answer)
-            answer.check()
+            try:
+                await self._read(response, answer)
+                answer.check()
+            except BaseException:  # whatever ended it, what had come so far was paid for
+                report_lost(answer, call)
+                raise
             return answer
 
-        return await self._transport.post(path, _encode(body), read, deadline)
+        return await self._transport.post(path, _encode(body), read, call.deadline)
 
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
         if response.content_type == "text/event-stream":
@@ -115,6 +120,12 @@ class HttpClient:
         if n_bytes > MAX_ANSWER_BYTES:
             reason = f"{self._transport.name}: an answer of more than {MAX_ANSWER_BYTES:,} bytes"
             raise InvalidResponseError("malformed_stream", reason)
+
+
+def report_lost(answer: Answer, call: ModelCall) -> None:
+    """Tell what an answer cost that no reply comes of."""
+    with contextlib.suppress(InvalidResponseError):  # its usage is what makes no sense, or it told none
+        call.on_lost(answer.usage())
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:

@@ -88,7 +88,8 @@ class ScriptedModel:
     The script is that of the last user message, if its text is a JSON object with a key `script`; else `script` of the
     agent's file (`call.body`); else the constructor's.  A turn may hold `text`, `reasoning`, `tool_calls`
     (`[{name, arguments}]`), `delay_s` before all of it, `usage`, and `fail`
-    (`{type: api_error | invalid_response | invalid_tool_call, message}`) instead of an answer.
+    (`{type: api_error | invalid_response | invalid_tool_call, message}`) instead of an answer, which costs its `usage`.
+    `reasoning` is left out where the call's thinking is switched off.
     `clock` gives monotonic seconds.
     """
 
@@ -111,11 +112,13 @@ class ScriptedModel:
         n_answered = sum(_is_answer(message) for message in _since_user(call.messages))
         turn = turns[n_answered] if n_answered < len(turns) else _Turn(text=END_OF_SCRIPT)
         await self._wait(turn.delay_s, call.deadline)
+        usage = turn.usage.filled() if turn.usage else None
         if turn.fail is not None:
+            call.on_lost(usage or Usage())
             raise _FAILURES[turn.fail.type](turn.fail.type, turn.fail.message)
         asked = [(each.name, each.arguments) for each in turn.tool_calls]
-        usage = turn.usage.filled() if turn.usage else None
-        return _reply(call, self._clock, turn.text, asked, turn.reasoning, usage)
+        reasoning = "" if call.thinking is False else turn.reasoning
+        return _reply(call, self._clock, turn.text, asked, reasoning, usage)
 
     async def close(self) -> None:
         """Do nothing."""

@@ -13,16 +13,18 @@ from typing import Any, Unpack
 
 import orjson
 
-from batchray.errors import InvalidResponseError
+from batchray.errors import InvalidResponseError, InvalidToolCallError
 from batchray.models.answer import BAD_SHAPE, PartialCall, string, whole_calls
 from batchray.models.base import ModelCall, ModelReply, said
-from batchray.models.client import HttpClient, TransportSettings
+from batchray.models.client import HttpClient, TransportSettings, report_lost
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Places, calls_of, is_answer, used_ids
 from batchray.models.http import Transport
 from batchray.models.sse import Event
 from batchray.schema import ImageContent, Message, TextContent, ToolCall, ToolReturnContent, UrlImage, Usage
 
 _PATH = "/chat/completions"
+# What asks for reasoning in the bodies of OpenAI and OpenRouter.  No one value switches it off for all models.
+_EFFORT = frozenset({"reasoning_effort", "reasoning"})
 _USABLE_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 # Reasoning is taken and left out: the conversation goes on without it, and many servers refuse to be given it back.
 _PLACES = Places("openai", frozenset({"text", "image", "tool_call", "tool_return", "reasoning"}))
@@ -60,16 +62,21 @@ class OpenAIClient(HttpClient):
 
         Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
         """
-        answer = await self._post(_PATH, request_body(call), _Answer, call.deadline)
-        return answer.reply(call, self._ids)
+        answer = await self._post(_PATH, request_body(call), _Answer, call)
+        try:
+            return answer.reply(call, self._ids)
+        except (InvalidResponseError, InvalidToolCallError):
+            report_lost(answer, call)
+            raise
 
 
 def request_body(call: ModelCall) -> dict[str, Any]:
     """Return the body of a call.  What the agent's file gives wins, but for the model, the messages and the tools.
 
+    Thinking is `reasoning_effort`, or `enable_thinking` of the `chat_template_kwargs` where the agent's file has those.
     Raises ModelAPIError (`unsupported_content`) for a part that the protocol has no place for.
     """
-    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **call.body}
+    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **_given(call)}
     if body["stream"] is not True:
         body.pop("stream_options")  # an error where nothing is streamed
     body["model"] = call.model
@@ -85,6 +92,18 @@ def request_body(call: ModelCall) -> dict[str, Any]:
             for tool in call.tools
         ]
     return body
+
+
+def _given(call: ModelCall) -> Mapping[str, Any]:
+    """The fields of the agent's file, with the model's reasoning switched as the request wishes."""
+    if call.thinking is None:
+        return call.body
+    if "chat_template_kwargs" in call.body:
+        kwargs = {**(call.body["chat_template_kwargs"] or {}), "enable_thinking": call.thinking}
+        return {**call.body, "chat_template_kwargs": kwargs}
+    if call.thinking:
+        return call.body if _EFFORT & call.body.keys() else {**call.body, "reasoning_effort": "medium"}
+    return {name: value for name, value in call.body.items() if name not in _EFFORT}
 
 
 def _chat_messages(message: Message) -> Iterator[dict[str, Any]]:
@@ -216,7 +235,7 @@ class _Answer:
             content=said("".join(self._text), "".join(self._reasoning)),
             tool_calls=self._tool_calls(call, ids) if self._calls else (),
             finish_reason=self.finish_reason or "stop",
-            usage=self._read_usage(),
+            usage=self.usage(),
             first_token_ns=self.first_token_ns,
         )
 
@@ -257,7 +276,8 @@ class _Answer:
         is_cut = self.finish_reason == "length"
         return whole_calls(self._calls, self._transport.name, is_cut=is_cut, used=used_ids(call.messages), ids=ids)
 
-    def _read_usage(self) -> Usage:
+    def usage(self) -> Usage:
+        """Return what the answer cost.  Raises InvalidResponseError."""
         try:
             return _usage(self._usage or {})
         except BAD_SHAPE as error:  # pydantic's ValidationError is a ValueError

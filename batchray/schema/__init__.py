@@ -97,6 +97,7 @@ from batchray.schema.requests import (
     ToolReturnCreate,
     ToolReturnPart,
 )
+from batchray.schema.shown import shown_messages
 
 __all__ = [
     "MAX_ITEMS",
@@ -197,5 +198,6 @@ __all__ = [
     "ordinal_of",
     "otid",
     "run_id",
+    "shown_messages",
     "status_of",
 ]

@@ -297,20 +297,14 @@ _Draft = tuple[type[LettaMessageBase], dict[str, Any]]
 
 
 def letta_messages(
-    message: Message,
-    *,
-    use_assistant_message: bool = False,
-    assistant_message_tool_name: str = "send_message",
-    assistant_message_tool_kwarg: str = "message",
+    message: Message, spoken_tool: str | None = None, spoken_kwarg: str = "message"
 ) -> list[LettaMessage]:
     """Return `message` as clients see it: none, one or several LettaMessages that share its id.
 
     Parts keep their order, adjacent texts are one message, and tool calls come last.  Text is taken as it is: the JSON
-    envelopes of older Letta agents are not unwrapped.  With `use_assistant_message`, a call to the named tool becomes
-    an assistant message, and that tool's returns are dropped; it is off by default, since Letta ignores a request's
-    switch for `letta_v1_agent`, which all agents here are.
+    envelopes of older Letta agents are not unwrapped.  A call to `spoken_tool` becomes an assistant message with the
+    text of its argument `spoken_kwarg`; what tools gave back stays.
     """
-    tool_name = assistant_message_tool_name if use_assistant_message else None
     common = {
         "id": message.id,
         "date": message.created_at,
@@ -320,7 +314,7 @@ def letta_messages(
         "is_err": message.is_err,
         "run_id": message.run_id,
     }
-    drafts = enumerate(_drafts(message, tool_name, assistant_message_tool_kwarg))
+    drafts = enumerate(_drafts(message, spoken_tool, spoken_kwarg))
     return [kind(**common, otid=_otid(message, k), **fields) for k, (kind, fields) in drafts]  # type: ignore[misc]
 
 
@@ -348,7 +342,7 @@ def _drafts(message: Message, tool_name: str | None, tool_kwarg: str) -> Iterato
         case "approval":
             yield ApprovalResponseMessage, _approval_fields(message)
         case "tool" | "function":
-            if message.tool_returns and (tool_name is None or message.name != tool_name):
+            if message.tool_returns:
                 yield ToolReturnMessage, _return_fields(message.tool_returns)
         case "user":
             yield UserMessage, {"content": _plain(message.content or [])}
@@ -394,6 +388,11 @@ def _call_drafts(calls: Iterable[ToolCall], tool_name: str | None, tool_kwarg: s
             yield from ((AssistantMessage, {"content": text}) for text, _ in group)
         else:
             yield ToolCallMessage, _calls_fields([call for _, call in group])
+
+
+def is_spoken(call: ToolCall, kwarg: str) -> bool:
+    """Whether the argument `kwarg` of a call is there and is text."""
+    return _spoken(call, kwarg) is not None
 
 
 def _spoken(call: ToolCall, kwarg: str) -> str | None:

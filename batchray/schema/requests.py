@@ -164,6 +164,10 @@ class ClientSkill(WireModel):
     location: str
 
 
+_NO = frozenset({"false", "no", "off", "0", ""})
+_SPOKEN = frozenset({"use_assistant_message", "assistant_message_tool_name", "assistant_message_tool_kwarg"})
+
+
 class LettaRequest(WireModel):
     """What to ask of an agent: exactly one of `input` and `messages`.
 
@@ -202,6 +206,23 @@ class LettaRequest(WireModel):
         if self.input is not None:
             return [MessageCreate(role="user", content=self.input)]
         return list(self.messages or ())
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether `enable_thinking` asks for reasoning; None where the caller leaves that to the agent."""
+        if "enable_thinking" not in self.model_fields_set:
+            return None
+        return str(self.enable_thinking).strip().lower() not in _NO
+
+    @property
+    def spoken_tool(self) -> str | None:
+        """The tool whose calls are to be shown as assistant messages; None for none.
+
+        Letta's newer agents, which all agents here are, ignore the deprecated switch and its default: it counts where
+        the caller sets it, or names a tool or an argument.
+        """
+        is_asked_for = not _SPOKEN.isdisjoint(self.model_fields_set)
+        return self.assistant_message_tool_name if self.use_assistant_message and is_asked_for else None
 
 
 class AgentRequest(LettaRequest):

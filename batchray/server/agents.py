@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import ValidationError
 
+from batchray.agents import Clients, build_agent
 from batchray.config import Agent, first_sentence
 from batchray.errors import ConfigError, UnknownAgentError
 from batchray.schema import AgentState, CreateAgent, Model, UpdateAgent, new_id
@@ -26,6 +27,7 @@ _PATH = "/v1/agents/{agent_id}"
 _KEPT = {
     *("name", "description", "system", "memory_blocks", "tools", "tool_ids", "tags", "metadata", "timezone"),
     *("model", "model_settings", "llm_config", "context_window_limit", "message_buffer_autoclear"),
+    *("include_base_tools", "tool_rules"),
 }
 # A change of the one is also one of the other, which says the same in another way.
 _SAME = {"tool_ids": "tools", "llm_config": "model", "model": "llm_config"}
@@ -88,6 +90,15 @@ class Agents:
                 tag="agents",
             ),
             Route("DELETE", _PATH, self.delete, "Delete an agent", answer=Deleted, errors=(403, 404), tag="agents"),
+            Route(
+                "PATCH",
+                f"{_PATH}/reset-messages",
+                self.reset,
+                "Forget an agent's conversation",
+                answer=AgentState,
+                errors=(404,),
+                tag="agents",
+            ),
             Route("GET", "/v1/models/", self.models, "List models", answer=Model, is_list=True, tag="models"),
         ]
 
@@ -97,7 +108,7 @@ class Agents:
         agent_id = new_id("agent")
         spec = self._checked(agent_id, {"name": agent_id, **_kept(given)})
         stored = await self._store.call(self._store.create_agent, agent_id, user_of(request), spec)
-        return self._fleet.state(stored)
+        return self._fleet.state(stored, {})
 
     async def index(self, request: web.Request, query: AgentsQuery) -> Answer:
         """List the operator's agents and the user's own."""
@@ -135,9 +146,18 @@ class Agents:
         """Delete an agent; jobs that named it keep what it was."""
         agent_id = request.match_info["agent_id"]
         self._refuse_configured(agent_id, "deleted")
-        if not await self._store.call(self._store.delete_agent, agent_id, user_of(request)):
+        user_id = user_of(request)
+        if not await self._store.call(self._store.delete_agent, agent_id, user_id):
             raise _unknown(agent_id)
+        await self._store.call(self._store.forget, user_id, agent_id, with_memory=True)
         return Deleted(message=f"Agent id={agent_id} successfully deleted")
+
+    async def reset(self, request: web.Request, query: NoQuery) -> Answer:
+        """Forget what was said to a stateful agent, and which of its tool calls wait; its memory stays."""
+        user_id, agent_id = user_of(request), request.match_info["agent_id"]
+        await self._service.read(self._service.agent, user_id, agent_id)
+        await self._store.call(self._store.forget, user_id, agent_id)
+        return await self._service.read(self._state, user_id, agent_id)
 
     async def models(self, request: web.Request, query: NoQuery) -> Answer:
         """List the models that agents may be made of."""
@@ -152,17 +172,17 @@ class Agents:
 
     def _state(self, user_id: str, agent_id: str) -> AgentState:
         if agent_id in self._fleet.ids:
-            return self._fleet.configured_state(agent_id)
+            return self._fleet.configured_state(agent_id, self._reader.memory(user_id, agent_id))
         stored = self._reader.agent(agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
-        return self._fleet.state(stored)
+        return self._fleet.state(stored, self._reader.memory(user_id, agent_id))
 
     def _checked(self, agent_id: str, given: dict[str, Any]) -> dict[str, Any]:
         """Return what the store keeps of an agent, proven to be one that runs.  Raises HttpError 400, 404 or 422."""
         try:
             agent = self._fleet.agent(agent_id, given)
-            self._service.fleet.bind(agent)
+            build_agent(self._service.fleet.bind(agent), Clients())
         except ValidationError as error:
             raise HttpError(422, first_sentence(error, Agent)) from None
         except ConfigError as error:

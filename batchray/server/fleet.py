@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from batchray.config import Agent, AgentSet, function_name
+from batchray.config import Agent, AgentSet, MemoryBlock, function_name
 from batchray.errors import ConfigError
 from batchray.schema import AgentState, Block, CreateBlock, LLMConfig, Memory, Model, Tool
 from batchray.server.errors import HttpError
@@ -17,6 +17,8 @@ from batchray.tools import load_tools
 
 # Nobody has told us; Letta's clients need a number.
 _CONTEXT_WINDOW = 128_000
+# What Letta calls the rules that a tool ends the run, and that its calls wait for the caller.
+_TERMINAL_RULE, _APPROVAL_RULE = "exit_loop", "requires_approval"
 _OFFLINE = ("offline/rules", "offline/scripted")
 # Letta's clients know a fixed list of these.
 _ENDPOINT_TYPES = {"openai": "openai", "anthropic": "anthropic", "offline": "openai"}
@@ -54,7 +56,11 @@ class Fleet:
             {
                 "id": agent_id,
                 "model": handle,
-                "system": _prompt(given),
+                "system": given.get("system"),
+                "memory_blocks": _memory_blocks(given),
+                "stateful": given.get("message_buffer_autoclear") is False,
+                "requires_approval": _ruled(given, _APPROVAL_RULE),
+                "terminal_tools": _ruled(given, _TERMINAL_RULE),
                 "tools": [self._function_of(name) for name in dict.fromkeys(wanted)],
                 "temperature": settings.get("temperature"),
                 "max_tokens": settings.get("max_output_tokens"),
@@ -66,23 +72,28 @@ class Fleet:
         handles = [bound.agent.model for bound in self._configured.agents.values() if bound.agent.model]
         return [self._model(handle) for handle in dict.fromkeys([*handles, *_OFFLINE])]
 
-    def configured_state(self, agent_id: str) -> AgentState:
-        """Return an agent of the operator's as clients see it."""
+    def configured_state(self, agent_id: str, memory: Mapping[str, str]) -> AgentState:
+        """Return an agent of the operator's as clients see it; `memory` is what it was edited to, by label."""
         agent = self._configured.agents[agent_id].agent
-        return self._state(agent, {"name": agent_id, "system": agent.system})
+        blocks = [block.model_dump() for block in agent.memory_blocks]
+        given = {"name": agent_id, "system": agent.system, "memory_blocks": blocks}
+        return self._state(agent, {**given, "message_buffer_autoclear": not agent.stateful}, memory)
 
-    def state(self, stored: StoredAgent) -> AgentState:
-        """Return an agent of a client's as clients see it."""
-        state = self._state(Agent.model_validate(stored.spec["agent"]), stored.spec["given"])
+    def state(self, stored: StoredAgent, memory: Mapping[str, str]) -> AgentState:
+        """Return an agent of a client's as clients see it; `memory` is what it was edited to, by label."""
+        state = self._state(Agent.model_validate(stored.spec["agent"]), stored.spec["given"], memory)
         times = {"created_at": stored.created_at, "updated_at": stored.updated_at}
         users = {"created_by_id": stored.user_id, "last_updated_by_id": stored.user_id}
         return AgentState.model_validate({**state.model_dump(), **times, **users})
 
-    def _state(self, agent: Agent, given: Mapping[str, Any]) -> AgentState:
+    def _state(self, agent: Agent, given: Mapping[str, Any], memory: Mapping[str, str]) -> AgentState:
         model = self._model(agent.model or "offline/function")
         shown = ("description", "metadata", "model_settings", "timezone", "message_buffer_autoclear")
         blocks = [
-            Block(id=f"block-{_uuid(agent.id, str(position))}", **_given(block, CreateBlock.model_fields))
+            Block(
+                id=f"block-{_uuid(agent.id, str(position))}",
+                **{**_given(block, CreateBlock.model_fields), "value": memory.get(block["label"], block["value"])},
+            )
             for position, block in enumerate(given.get("memory_blocks") or ())
         ]
         return AgentState(
@@ -105,7 +116,10 @@ class Fleet:
             sources=[],
             tags=list(given.get("tags") or ()),
             message_ids=[],
-            tool_rules=[],
+            tool_rules=[
+                *({"type": _TERMINAL_RULE, "tool_name": name} for name in agent.terminal_tools),
+                *({"type": _APPROVAL_RULE, "tool_name": name} for name in agent.requires_approval),
+            ],
             **_given(given, shown),
         )
 
@@ -165,12 +179,20 @@ def _given(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: fields[name] for name in names if fields.get(name) is not None}
 
 
-def _prompt(given: Mapping[str, Any]) -> str | None:
-    """Return what the model is told: the system prompt, and behind it the memory blocks, each under its label."""
-    blocks = [
-        f"<{block['label']}>\n{block['value']}\n</{block['label']}>" for block in given.get("memory_blocks") or ()
-    ]
-    return "\n\n".join(filter(None, (given.get("system"), *blocks))) or None
+def _memory_blocks(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the memory blocks; without the base tools there is none that could edit them."""
+    blocks = [_given(block, MemoryBlock.model_fields) for block in given.get("memory_blocks") or ()]
+    if given.get("include_base_tools") is False:
+        return [{**block, "read_only": True} for block in blocks]
+    return blocks
+
+
+def _ruled(given: Mapping[str, Any], kind: str) -> list[str]:
+    """Return the tools that have a rule of this kind; rules of other kinds are not known here."""
+    rules = given.get("tool_rules") or ()
+    return list(
+        dict.fromkeys(str(rule["tool_name"]) for rule in rules if rule.get("type") == kind and "tool_name" in rule)
+    )
 
 
 def _uuid(*parts: str) -> uuid.UUID:

@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel
 
+from batchray import context
 from batchray.schema import (
     ErrorMessage,
     LettaMessage,
@@ -46,6 +47,17 @@ _LLM_ERRORS = {
     "rate_limited": (429, "llm_rate_limit"),
     "timeout": (504, "llm_timeout"),
     "deadline_exceeded": (504, "llm_timeout"),
+}
+# The answers to answers that fit nothing; Letta's server has 409 for an agent that has to be answered first.
+_APPROVAL_ERRORS = {
+    "pending_approval": 409,
+    "already_answered": 409,
+    "no_pending_approval": 400,
+    "incomplete_approval": 400,
+    "ambiguous_approval": 400,
+    "mixed_messages": 400,
+    "tool_return_needed": 400,
+    "unsupported_content": 400,
 }
 
 
@@ -106,16 +118,27 @@ class Runs:
         return await self._stream(request, await self._read(request))
 
     async def index(self, request: web.Request, query: Page) -> Answer:
-        """List what was said in runs of the agent that were asked for one by one, input included."""
+        """List what was said to a stateful agent; of others, in runs that were asked for one by one; with the input."""
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
-        await self._service.read(self._service.agent, user_id, agent_id)
+        bound = await self._service.read(self._service.agent, user_id, agent_id)
 
         def page(query: Page) -> list[Message]:
+            if bound.agent.stateful:
+                return self._remembered(user_id, agent_id, query)
             after, before = self._place(user_id, query.after), self._place(user_id, query.before)
             return list(islice(self._conversation(user_id, agent_id, query, after, before), query.limit))
 
         messages = await self._service.read(paged, query, page)
         return [shown for message in messages for shown in _shown(message, query.order == "desc")]
+
+    def _remembered(self, user_id: str, agent_id: str, query: Page) -> list[Message]:
+        priors = self._reader.conversation(user_id, agent_id)
+        messages = [message for prior in priors for message in context.messages_of(prior)]
+        messages = messages if query.order == "asc" else messages[::-1]
+        ids = [message.id for message in messages]
+        start = _position(ids, query.after) + 1 if query.after else 0
+        end = _position(ids, query.before) if query.before else None
+        return messages[start:end][: query.limit]
 
     def _conversation(
         self, user_id: str, agent_id: str, query: Page, after: Place | None, before: Place | None
@@ -179,6 +202,13 @@ class Runs:
         return await events.end()
 
 
+def _position(ids: list[str], message_id: str) -> int:
+    try:
+        return ids.index(message_id)
+    except ValueError:
+        raise HttpError(400, f"Message with id {message_id} not found") from None
+
+
 def _ping() -> Ping:
     return Ping.model_validate({"id": new_id("message"), "date": utc_now()})
 
@@ -189,6 +219,9 @@ def _shown(message: Message, is_newest_first: bool) -> list[BaseModel]:
 
 
 def _failure(error: dict[str, Any]) -> HttpError:
+    if error["type"] in _APPROVAL_ERRORS:
+        told = {"type": error["type"], "message": error["message"], "detail": error["type"]}
+        return HttpError(_APPROVAL_ERRORS[error["type"]], error["message"], FINAL, {"error": told})
     status, kind = _LLM_ERRORS.get(error["type"], (500, "llm_error"))
     told = {"type": kind, "message": error["message"], "detail": error["type"]}
     return HttpError(status, error["message"], FINAL, {"error": told})

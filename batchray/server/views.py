@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from pydantic import TypeAdapter
 
-from batchray.agents.base import input_messages
-from batchray.errors import RequestError
+from batchray import context
 from batchray.results import parse_time
 from batchray.schema import (
     AgentRequest,
@@ -26,12 +23,12 @@ from batchray.schema import (
     Usage,
     UsageStatistics,
     item_id,
-    letta_messages,
-    of_types,
     run_id,
+    shown_messages,
 )
 from batchray.schema.base import WireModel
-from batchray.store import JobRecord, StoredItem, StoredResult
+from batchray.schema.messages import LettaMessageBase
+from batchray.store import JobRecord, Prior, StoredItem, StoredResult
 
 _MESSAGES = TypeAdapter(list[Message])
 
@@ -107,27 +104,23 @@ def wanted_messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
 
     A message is left out where nothing of it would be left as LettaMessages of the types that were asked for.
     """
-    wanted = AgentRequest.model_validate_json(result.request).include_return_message_types
+    request = AgentRequest.model_validate_json(result.request)
     messages = messages_of(job, result)
-    return [message for message in messages if wanted is None or of_types(letta_messages(message), wanted)]
+    if request.include_return_message_types is None:
+        return messages
+    wanted = {shown.id for shown in shown_messages(messages, request) if isinstance(shown, LettaMessageBase)}
+    return [message for message in messages if message.id in wanted]
 
 
 def messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
     """Return an item's input and output messages."""
-    request = AgentRequest.model_validate_json(result.request)
-    created_at = parse_time(job.created_at)
-    assert created_at is not None
-    messages = _MESSAGES.validate_json(result.messages)
-    with contextlib.suppress(RequestError):  # an approval that nothing waited for is no message of a conversation
-        messages = [*input_messages(job.id, result.index, request, created_at), *messages]
-    return messages
+    return context.messages_of(Prior(job.id, job.created_at, result.index, result.request, result.messages))
 
 
 def outputs_of(result: StoredResult) -> list[LettaMessage]:
     """Return what the agent put out in one run, as LettaMessages of the types that were asked for."""
     request = AgentRequest.model_validate_json(result.request)
-    shown = [each for message in _MESSAGES.validate_json(result.messages) for each in letta_messages(message)]
-    return of_types(shown, request.include_return_message_types)
+    return shown_messages(_MESSAGES.validate_json(result.messages), request)
 
 
 def letta_response(job: JobRecord, result: StoredResult) -> LettaResponse:

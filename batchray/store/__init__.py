@@ -24,11 +24,14 @@ from batchray.store.records import (
     DEFAULT_USER,
     FailureKind,
     JobRecord,
+    Kept,
     NewItem,
     NewJob,
     NewOutcome,
     Order,
     PendingItem,
+    Prior,
+    Sequel,
     StoredAgent,
     StoredItem,
     StoredResult,
@@ -37,6 +40,7 @@ from batchray.store.records import (
 from batchray.store.reserve import Reserve, is_no_room
 from batchray.store.retention import Retention
 from batchray.store.salvage import Salvage
+from batchray.store.sequels import Sequels
 from batchray.store.sqlite import Sqlite
 
 __all__ = [
@@ -45,12 +49,15 @@ __all__ = [
     "DueCallback",
     "FailureKind",
     "JobRecord",
+    "Kept",
     "NewItem",
     "NewJob",
     "NewOutcome",
     "Order",
     "Patience",
     "PendingItem",
+    "Prior",
+    "Sequel",
     "Store",
     "StoredAgent",
     "StoredItem",
@@ -71,7 +78,7 @@ _NETWORK_FS = (
 )
 
 
-class Store(Salvage, Outbox, Agents, Retention):
+class Store(Salvage, Outbox, Agents, Retention, Sequels):
     """One data directory, or one PostgreSQL database."""
 
     def __init__(self, data_dir: Path, backend: Backend, lock: int | None = None) -> None:

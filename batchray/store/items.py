@@ -24,6 +24,7 @@ from batchray.store.records import (
     StoredResult,
     utc_now,
 )
+from batchray.store.sequels import keep_sequels, release_claims
 from batchray.store.tables import DELETED, same_item
 from batchray.store.tables import attempts as _attempts
 from batchray.store.tables import items as _items
@@ -122,6 +123,8 @@ class Items(Leases):
                 for item in pending
             ]
             total += len(self.write(job, attempts, outcomes))
+        with self._transaction() as connection:
+            release_claims(connection, job)
         return total
 
     def results(
@@ -288,6 +291,7 @@ class Items(Leases):
             for n, outcome in enumerate(taken, start=1)
         ]
         connection.execute(sa.insert(_outcomes), rows)
+        keep_sequels(connection, job, taken)
         added = {status: sum(outcome.status == status for outcome in taken) for status in STATUSES}
         for name in ("prompt_tokens", "completion_tokens"):
             added[name] = sum(outcome.usage.get(name, 0) for outcome in taken)

@@ -180,7 +180,7 @@ class Jobs(Leases):
 
     def job_like(self, stem: str, user_id: str) -> JobRecord | None:
         """Return a user's job whose id starts so; ids derived from a job's have all but its last 12 characters."""
-        query = sa.select(*_COLUMNS).where(jobs.c.id.between(stem, f"{stem}~"), jobs.c.user_id == user_id)
+        query = sa.select(*_COLUMNS).where(starts_with(jobs.c.id, stem), jobs.c.user_id == user_id)
         with self._reading() as connection:
             row = connection.execute(query).mappings().first()
         return job_record(row) if row else None
@@ -226,6 +226,11 @@ class Jobs(Leases):
         query = query.group_by(jobs.c.status)
         with self._reading() as connection:
             return {row.status: row.n_jobs for row in connection.execute(query)}
+
+
+def starts_with(column: sa.ColumnElement[Any], stem: str) -> sa.ColumnElement[bool]:
+    """Tell whether an id starts so; by its index.  No BETWEEN, which PostgreSQL takes no collation in."""
+    return sa.and_(column >= stem, column <= f"{stem}~")
 
 
 def between(

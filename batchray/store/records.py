@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -56,8 +56,43 @@ class PendingItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Sequel:
+    """What an outcome means for later requests to its agent; of one that did not succeed, nothing is kept.
+
+    `pending` are the ids of the tool calls that wait for the caller, `memory` the agent's memory as far as it was ever
+    edited, by label.
+    """
+
+    agent_id: str
+    is_stateful: bool = False
+    pending: Sequence[str] = ()
+    memory: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """An item that came before another one in its conversation."""
+
+    job_id: str
+    created_at: str
+    index: int
+    request: bytes
+    messages: bytes
+
+
+class Kept(NamedTuple):
+    """What an item goes on with: its conversation, the oldest item first, and memory by label."""
+
+    priors: list[Prior]
+    memory: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class NewOutcome:
-    """What became of an item's current attempt.  `error`, `usage`: plain data; `messages`: a JSON array."""
+    """What became of an item's current attempt.  `error`, `usage`: plain data; `messages`: a JSON array.
+
+    `sequel` is None where no later request has to do with it.
+    """
 
     index: int
     attempt: int
@@ -69,6 +104,7 @@ class NewOutcome:
     ttft_ns: int | None
     duration_ns: int
     messages: bytes
+    sequel: Sequel | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The tables: jobs, items, attempts, outcomes, the outbox of callbacks, leases, and agents made over HTTP."""
+"""The tables: jobs, items, attempts, outcomes, callbacks, leases, agents made over HTTP, and what agents keep."""
 
 from __future__ import annotations
 
@@ -130,6 +130,56 @@ agents = sa.Table(
     sa.Column("updated_at", _TEXT, nullable=False),
     sa.Column("spec", sa.LargeBinary, nullable=False),
     sa.Index("agents_of_a_user", "user_id", "agent"),
+)
+
+
+# A row is an item whose tool calls wait for the caller; when another item has brought the answers, its claim.
+pauses = sa.Table(
+    "pauses",
+    metadata,
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("user_id", _TEXT, nullable=False),
+    sa.Column("agent_id", _TEXT, nullable=False),
+    sa.Column("memory", sa.LargeBinary, nullable=False),
+    sa.Column("claimed_job", _INTEGER),
+    sa.Column("claimed_idx", _INTEGER),
+    sa.Index("pauses_of_an_agent", "user_id", "agent_id"),
+    sa.Index("claimed_pauses", "claimed_job", "claimed_idx"),
+)
+
+# Ids of tool calls are a provider's: in bytes, because PostgreSQL's texts cannot hold every one.
+pending_calls = sa.Table(
+    "pending_calls",
+    metadata,
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("tool_call_id", sa.LargeBinary, primary_key=True),
+    sa.Column("user_id", _TEXT, nullable=False),
+    sa.Column("agent_id", _TEXT, nullable=False),
+    sa.Index("calls_of_an_agent", "user_id", "agent_id", "tool_call_id"),
+)
+
+# A row is an item that belongs to the conversation of a stateful agent with a user.
+conversations = sa.Table(
+    "conversations",
+    metadata,
+    sa.Column("seq", _INTEGER, primary_key=True),
+    sa.Column("user_id", _TEXT, nullable=False),
+    sa.Column("agent_id", _TEXT, nullable=False),
+    sa.Column("job", _INTEGER, nullable=False),
+    sa.Column("idx", _INTEGER, nullable=False),
+    sa.Index("conversation_in_order", "user_id", "agent_id", "seq"),
+    sa.Index("conversations_of_a_job", "job", "idx"),
+)
+
+memories = sa.Table(
+    "memories",
+    metadata,
+    sa.Column("user_id", _TEXT, primary_key=True),
+    sa.Column("agent_id", _TEXT, primary_key=True),
+    sa.Column("label", _TEXT, primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
 )
 
 

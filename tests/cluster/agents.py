@@ -41,3 +41,8 @@ async def wait(request: AgentRequest) -> str:
 def fail(expression: str) -> str:
     """A tool that always raises."""
     raise ValueError(f"cannot work with {expression}")
+
+
+def drop(key: str) -> str:
+    """Drop what has this key."""
+    return f"{key} is gone, says {os.getpid()}"

@@ -352,7 +352,7 @@ async def test_an_approval_has_nothing_to_approve(answerer: Answerer) -> None:
     report, _ = await answer(answerer, bound(model="offline/rules"), messages=[approval])
     assert report.error == {
         "type": "no_pending_approval",
-        "message": "messages[0]: there is no tool call that waits for it",
+        "message": "there is no tool call that waits for an answer",
     }
 
 

@@ -109,7 +109,7 @@ BAD_AGENTS_FILES: dict[str, tuple[str | bytes, str]] = {
     "neither-model-nor-run": ("agents: [{id: a}]", "agents[0]: give exactly one of model and run"),
     "tools-of-a-function": (
         "agents: [{id: a, run: 'json:dumps', tools: ['json:loads']}]",
-        "agents[0]: system, tools and script belong to agents with a model, not to run",
+        "agents[0]: tools cannot be given with run, only with a model",
     ),
     "script-of-a-real-model": (
         "agents: [{id: a, model: offline/rules, script: []}]",

@@ -104,8 +104,8 @@ class Watcher:
         self.n_closed += 1
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+async def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
+    async with asyncio.timeout(limit_s):
         while not condition():
             await asyncio.sleep(0.001)
 

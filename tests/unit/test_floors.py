@@ -37,6 +37,7 @@ FLOORS = (
     "callback",
     "cluster",
     # the story
+    "context",
     "in_flight",
     "driver",
     "results",

@@ -20,6 +20,7 @@ from batchray.errors import InvalidResponseError, InvalidToolCallError, ModelAPI
 from batchray.models import ModelClient, RetryPolicy, Timeouts
 from batchray.models.anthropic import AnthropicClient
 from batchray.models.openai import OpenAIClient
+from batchray.schema import Usage
 from tests.asking import KEY, FakeTime, call, eager, failure
 from tests.provider_server import ProviderServer
 
@@ -121,6 +122,15 @@ async def test_a_fault_that_does_not_pass_is_what_the_caller_gets(
     assert (error.type, server.n_calls) == (type, 3)
     assert "after 3 attempts" in error.message
     assert ("slow down" in error.message) == ("slow down" in fault)
+
+
+async def test_what_an_answer_cost_that_cannot_be_used_is_told(server: ProviderServer, opened: Opened) -> None:
+    lost: list[Usage] = []
+    async with opened(server) as client:
+        await failure(client.ask(call("[[badargs]]", on_lost=lost.append)), InvalidToolCallError)
+        assert [usage.total_tokens > 0 for usage in lost] == [True]
+        reply = await client.ask(call("hi", on_lost=lost.append))
+    assert (len(lost), reply.usage.total_tokens > 0) == (1, True)
 
 
 async def test_a_refused_connection_is_retried(opened: Opened, time: FakeTime) -> None:

@@ -129,6 +129,48 @@ def test_there_is_a_golden_file_for_each_body_and_no_other() -> None:
     assert kept == {each for each in MATRIX if each not in REFUSED}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "body", "thinking", "switched"),
+    [
+        ("openai", {}, None, {}),
+        ("openai", {}, True, {"reasoning_effort": "medium"}),
+        ("openai", {"reasoning_effort": "high"}, None, {"reasoning_effort": "high"}),
+        ("openai", {"reasoning_effort": "high"}, True, {"reasoning_effort": "high"}),
+        ("openai", {"reasoning_effort": "high", "reasoning": {}}, False, {}),
+        (
+            "openai",
+            {"chat_template_kwargs": {"a": 1}},
+            False,
+            {"chat_template_kwargs": {"a": 1, "enable_thinking": False}},
+        ),
+        ("openai", {"chat_template_kwargs": None}, True, {"chat_template_kwargs": {"enable_thinking": True}}),
+        ("anthropic", {}, None, {"max_tokens": 4096}),
+        ("anthropic", {}, True, {"max_tokens": 4096, "thinking": {"type": "enabled", "budget_tokens": 2048}}),
+        (
+            "anthropic",
+            {"max_tokens": 100, "temperature": 0, "top_k": 1},
+            True,
+            {"max_tokens": 2048, "thinking": {"type": "enabled", "budget_tokens": 1024}},
+        ),
+        (
+            "anthropic",
+            {"thinking": {"type": "adaptive"}},
+            True,
+            {"max_tokens": 4096, "thinking": {"type": "adaptive"}},
+        ),
+        ("anthropic", {"thinking": {"type": "adaptive"}}, False, {"max_tokens": 4096}),
+    ],
+)
+def test_thinking_is_switched_by_what_the_provider_has_for_it(
+    protocol: str, body: dict[str, Any], thinking: bool | None, switched: dict[str, Any]
+) -> None:
+    sent = BODIES[protocol](ModelCall("m", [ASKED], body=body, thinking=thinking))
+    assert {name: value for name, value in sent.items() if name not in BODIES[protocol](ModelCall("m", [ASKED]))} == {
+        name: value for name, value in switched.items() if name != "max_tokens"
+    }
+    assert sent.get("max_tokens") == switched.get("max_tokens")
+
+
 @pytest.mark.parametrize("protocol", BODIES)
 @pytest.mark.parametrize(
     ("given", "named"),

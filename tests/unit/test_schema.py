@@ -64,6 +64,7 @@ from batchray.schema import (
     ToolReturn,
     ToolReturnContent,
     ToolReturnCreate,
+    ToolReturnMessage,
     UrlImage,
     Usage,
     index_of,
@@ -78,6 +79,7 @@ from batchray.schema import (
     ordinal_of,
     otid,
     run_id,
+    shown_messages,
     status_of,
 )
 
@@ -465,6 +467,10 @@ def message(**fields: Any) -> Message:
     return Message(**({"id": MESSAGE_ID, "role": "assistant", "created_at": NOW} | fields))
 
 
+def request(**fields: Any) -> AgentRequest:
+    return AgentRequest.model_validate({"agent_id": "a", "input": "hi", **fields})
+
+
 def types_of(views: Sequence[Any]) -> list[str]:
     """Return the message types of LettaMessages."""
     return [view.message_type for view in views]
@@ -517,22 +523,54 @@ def test_the_message_tool_becomes_an_assistant_message_only_on_demand() -> None:
     ]
     asked = message(tool_calls=calls)
     assert types_of(letta_messages(asked)) == ["tool_call_message"]
-    views = letta_messages(asked, use_assistant_message=True)
+    views = letta_messages(asked, "send_message")
     assert types_of(views) == ["tool_call_message", "assistant_message", "tool_call_message"]
     assert isinstance(views[1], AssistantMessage)
     assert views[1].content == "hi"
 
 
 def test_returns_of_the_message_tool_are_dropped_only_on_demand() -> None:
-    returned = MessageToolReturn(tool_call_id="call_2", status="success", func_response="None")
-    views = {
-        name: letta_messages(message(role="tool", name=name, tool_returns=[returned]), use_assistant_message=True)
-        for name in ("send_message", "roll")
-    }
-    assert {name: types_of(found) for name, found in views.items()} == {
-        "send_message": [],
-        "roll": ["tool_return_message"],
-    }
+    calls = [ToolCall.of("call_1", "roll", "{}"), ToolCall.of("call_2", "send_message", '{"message": "hi"}')]
+    returns = [MessageToolReturn(tool_call_id=f"call_{i}", status="success", func_response=str(i)) for i in (1, 2)]
+    messages = [message(tool_calls=calls), message(role="tool", name="roll", tool_returns=returns)]
+    asked = shown_messages(messages, request(use_assistant_message=True))
+    assert types_of(asked) == ["tool_call_message", "assistant_message", "tool_return_message"]
+    assert isinstance(asked[2], ToolReturnMessage)
+    assert [each.tool_call_id for each in asked[2].tool_returns or ()] == ["call_1"]
+    only = shown_messages(
+        [messages[0], message(role="tool", tool_returns=returns[1:])], request(use_assistant_message=True)
+    )
+    assert types_of(only) == ["tool_call_message", "assistant_message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_spoken"),
+    [
+        ({}, False),
+        ({"use_assistant_message": False, "assistant_message_tool_name": "say"}, False),
+        ({"use_assistant_message": True, "assistant_message_tool_name": "say"}, True),
+        ({"assistant_message_tool_name": "say"}, True),
+        ({"assistant_message_tool_kwarg": "text"}, False),
+        ({"assistant_message_tool_name": "say", "assistant_message_tool_kwarg": "text"}, False),
+    ],
+)
+def test_a_tool_speaks_where_the_request_says_which_and_by_which_argument(
+    fields: dict[str, Any], is_spoken: bool
+) -> None:
+    said = message(tool_calls=[ToolCall.of("call_1", "say", '{"message": "hi"}')])
+    views = shown_messages([said], request(**fields))
+    assert types_of(views) == ["assistant_message" if is_spoken else "tool_call_message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [({}, None), *(({"enable_thinking": no}, False) for no in (False, "false", "False", "off", "0"))]
+    + [({"enable_thinking": yes}, True) for yes in (True, "true", "medium")],
+)
+def test_thinking_is_left_to_the_agent_where_the_request_does_not_speak_of_it(
+    fields: dict[str, Any], thinking: bool | None
+) -> None:
+    assert request(**fields).thinking is thinking
 
 
 def test_a_tool_message_without_returns_gives_no_message() -> None:

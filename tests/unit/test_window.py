@@ -3,14 +3,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
 from contextlib import aclosing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchray.window import Window
+from batchray.window import Keys, Window
 
 
 async def each(items: Iterable[int]) -> AsyncIterator[int]:
@@ -61,23 +61,28 @@ class Works:
 def test_every_item_is_worked_on_once_and_no_limit_is_passed(
     n_items: int, size: int, limit: int, max_waiting: int, rng: random.Random
 ) -> None:
-    running: Counter[str | None] = Counter()
-    most: Counter[str | None] = Counter()
+    running: Counter[Hashable] = Counter()
+    most: Counter[Hashable] = Counter()
+    order: dict[Keys, list[int]] = {}
 
-    def key(item: int) -> str | None:
-        return (None, "limited", "free")[item % 3]
+    def keys(item: int) -> Keys:
+        return ((), ("limited",), ("free",), ("limited", "both"))[item % 4]
 
     async def work(item: int) -> int:
-        running[key(item)] += 1
-        for name, n in {**running, "all": running.total()}.items():
+        order.setdefault(keys(item), []).append(item)
+        here = (*keys(item), "all")
+        running.update(here)
+        for name, n in running.items():
             most[name] = max(most[name], n)
         for _ in range(rng.randrange(5)):
             await asyncio.sleep(0)
-        running[key(item)] -= 1
+        running.subtract(here)
         return item
 
     async def run() -> list[int]:
-        window: Window[int, int] = Window(size, key=key, limits={"limited": limit}, max_waiting=max_waiting)
+        window: Window[int, int] = Window(
+            size, keys=keys, limits={"limited": limit, "both": 1}, max_waiting=max_waiting
+        )
         results = await collect(window, each(range(n_items)), work)
         assert window.in_flight == 0
         return results
@@ -85,6 +90,8 @@ def test_every_item_is_worked_on_once_and_no_limit_is_passed(
     assert sorted(asyncio.run(run())) == list(range(n_items))
     assert most["all"] <= size
     assert most["limited"] <= limit
+    assert most["both"] <= 1
+    assert all(started == sorted(started) for started in order.values())
 
 
 async def test_results_come_in_finish_order_and_together_what_finished_together() -> None:
@@ -108,7 +115,7 @@ async def test_results_come_in_finish_order_and_together_what_finished_together(
 
 async def test_a_key_at_its_limit_does_not_hold_up_the_others() -> None:
     works = Works()
-    window: Window[int, int] = Window(10, key=lambda item: "slow" if item < 5 else "fast", limits={"slow": 1})
+    window: Window[int, int] = Window(10, keys=lambda item: ("slow",) if item < 5 else ("fast",), limits={"slow": 1})
     task = asyncio.create_task(collect(window, each(range(8)), works))
     await settle()
     assert works.started == [0, 5, 6, 7]
@@ -127,7 +134,7 @@ async def test_no_more_items_wait_for_a_key_than_may() -> None:
             n_read += 1
             yield item
 
-    window: Window[int, int] = Window(10, key=lambda item: "slow", limits={"slow": 1}, max_waiting=4)
+    window: Window[int, int] = Window(10, keys=lambda item: ("slow",), limits={"slow": 1}, max_waiting=4)
     task = asyncio.create_task(collect(window, items(), works))
     await settle()
     assert n_read == 5
@@ -135,6 +142,50 @@ async def test_no_more_items_wait_for_a_key_than_may() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert works.cancelled == [0]
+
+
+async def test_what_waits_is_bounded_by_its_weight() -> None:
+    works, n_read = Works(), 0
+
+    async def items() -> AsyncIterator[int]:
+        nonlocal n_read
+        for item in (0, 10, 40, 1, 1):
+            n_read += 1
+            yield item
+
+    window: Window[int, int] = Window(
+        10, keys=lambda item: ("slow",), limits={"slow": 1}, weight=lambda item: item, max_waiting=50
+    )
+    task = asyncio.create_task(collect(window, items(), works))
+    await settle()
+    assert n_read == 3
+    await works.finish(0)
+    assert (works.started, n_read) == ([0, 10], 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_room_that_comes_while_an_item_is_read_is_for_the_one_that_waits() -> None:
+    works, gates = Works(), [asyncio.Event() for _ in range(3)]
+
+    async def items() -> AsyncIterator[int]:
+        for item, gate in enumerate(gates):
+            await gate.wait()
+            yield item
+
+    window: Window[int, int] = Window(10, keys=lambda item: ("agent",), limits={"agent": 1})
+    task = asyncio.create_task(collect(window, items(), works))
+    gates[0].set()
+    gates[1].set()
+    await settle()
+    await works.finish(0)  # while item 2 is being read, and item 1 waits
+    gates[2].set()
+    await settle()
+    for item in (1, 2):
+        await works.finish(item)
+    await task
+    assert works.started == [0, 1, 2]
 
 
 async def test_a_paused_window_starts_nothing_and_lets_go_on_what_runs() -> None:

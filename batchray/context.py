@@ -1,0 +1,128 @@
+"""What a request goes on with: the conversation before it, the agent's memory, and its turn with the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+
+import orjson
+from pydantic import TypeAdapter
+
+from batchray.agents import Report
+from batchray.agents.approvals import answers_in, brings_answers
+from batchray.agents.base import input_messages
+from batchray.config import Agent, AgentSet
+from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
+from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Prior, Sequel, Store
+from batchray.window import Keys
+
+_MESSAGES = TypeAdapter(list[Message])
+# No request answers tool calls without one of these in it; a backslash may hide one.
+_MAY_ANSWER = re.compile(rb"approv|tool_return|\\u")
+
+
+async def context_of(store: Store, patience: Patience, job: JobRecord, agent: Agent, item: PendingItem) -> bytes:
+    """Return what an item goes on with, as its agent's side reads it; empty for one that starts anew.
+
+    A run that it answers is claimed by it.  Raises ApprovalError where there is none, or its answers do not fit.
+    """
+    request = _answering(item)
+    if request is None and not agent.stateful:
+        return b""
+    answered = frozenset(answer.tool_call_id for answer in answers_in(request)) if request else None
+    kept = await patience.call(
+        store.go_on,
+        job,
+        item.index,
+        agent.id,
+        is_stateful=agent.stateful,
+        answered=answered,
+        request_id=_request_id(request) if request else None,
+    )
+    return await asyncio.to_thread(_encoded, kept.priors, kept.memory)  # a long conversation takes its time
+
+
+def sequel_of(report: Report) -> Sequel | None:
+    """Return what a report leaves for later requests, but for whose it is."""
+    if not report.pending and not report.memory:
+        return None
+    return Sequel("", pending=report.pending, memory=report.memory)
+
+
+def with_sequel(outcome: NewOutcome, agent: Agent, item: PendingItem) -> NewOutcome:
+    """Return an outcome that says whose conversation it belongs to, where later requests have to do with it."""
+    if not agent.stateful and outcome.sequel is None and _answering(item) is None:
+        return outcome
+    sequel = replace(outcome.sequel or Sequel(agent.id), agent_id=agent.id, is_stateful=agent.stateful)
+    return replace(outcome, sequel=sequel)
+
+
+def messages_of(prior: Prior) -> list[Message]:
+    """Return an item's input and output messages."""
+    return [*_inputs(prior), *_MESSAGES.validate_json(prior.messages)]
+
+
+def limited(agents: AgentSet) -> tuple[dict[str, Keys], dict[Hashable, int]]:
+    """Return what limits the requests of each agent, and to how many: its provider, and itself where it is stateful."""
+    providers = agents.limits()
+    limits: dict[Hashable, int] = {("provider", name): n for name, n in providers.items()}
+    keys: dict[str, Keys] = {}
+    for agent_id, bound in agents.agents.items():
+        name, own = bound.agent.provider_name, ("agent", agent_id)
+        keys[agent_id] = (("provider", name),) if name in providers else ()
+        if bound.agent.stateful:
+            keys[agent_id] += (own,)
+            limits[own] = 1
+    return keys, limits
+
+
+class Turns:
+    """One request at a time to each stateful agent, over all jobs of a process; who asks first goes first."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Hashable, asyncio.Lock] = {}
+        self._n_users: dict[Hashable, int] = {}
+
+    @asynccontextmanager
+    async def of(self, key: Hashable) -> AsyncIterator[None]:
+        """Wait for the turn of `key`, and have it while entered."""
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        self._n_users[key] = self._n_users.get(key, 0) + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._n_users[key] -= 1
+            if not self._n_users[key]:
+                del self._locks[key], self._n_users[key]
+
+
+def _answering(item: PendingItem) -> AgentRequest | None:
+    """Return the request where it brings answers to tool calls."""
+    if _MAY_ANSWER.search(item.request) is None:
+        return None
+    request = AgentRequest.model_validate_json(item.request)
+    return request if brings_answers(request) else None
+
+
+def _request_id(request: AgentRequest) -> str | None:
+    given = (each.approval_request_id for each in request.messages or () if isinstance(each, ApprovalCreate))
+    return next((each for each in given if each and is_message_id(each)), None)
+
+
+def _encoded(priors: Sequence[Prior], memory: Mapping[str, str]) -> bytes:
+    # Spliced, because the outputs of a long conversation are JSON already.
+    arrays = [
+        array for prior in priors for array in (_MESSAGES.dump_json(_inputs(prior), exclude_none=True), prior.messages)
+    ]
+    history = b",".join(inside for array in arrays if (inside := array.strip()[1:-1].strip()))
+    return orjson.dumps({"history": orjson.Fragment(b"[" + history + b"]"), "memory": memory})
+
+
+def _inputs(prior: Prior) -> list[Message]:
+    request = AgentRequest.model_validate_json(prior.request)
+    return input_messages(prior.job_id, prior.index, request, datetime.fromisoformat(prior.created_at))

@@ -1,0 +1,183 @@
+"""Agents that wait for an answer and agents that remember, over HTTP; also when the server dies in between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.client import call, create, ended
+from tests.server.live import LiveServer, live_server
+
+
+def made(server: LiveServer, **fields: Any) -> dict[str, Any]:
+    answer = call(server, "POST", "/v1/agents/", {"model": "offline/scripted", **fields})
+    assert answer.status == 200, answer
+    return dict(answer.body)
+
+
+def guarded(server: LiveServer) -> str:
+    """An agent whose tool `look_up` waits for an approval."""
+    rules = [{"type": "requires_approval", "tool_name": "look_up"}, {"type": "exit_loop", "tool_name": "calculate"}]
+    agent = made(server, tools=["look_up", "calculate"], tool_rules=rules)
+    assert sorted(agent["tool_rules"], key=lambda rule: str(rule["type"])) == rules[::-1]
+    return str(agent["id"])
+
+
+def script(*turns: Mapping[str, Any]) -> str:
+    return json.dumps({"script": turns})
+
+
+def looking_up(*keys: str) -> dict[str, Any]:
+    return {"tool_calls": [{"name": "look_up", "arguments": {"key": key}} for key in keys]}
+
+
+def remember(text: str) -> dict[str, Any]:
+    return {"tool_calls": [{"name": "memory_insert", "arguments": {"label": "human", "new_str": text}}]}
+
+
+def answer(agent_id: str, *ids: str, approve: bool = True) -> dict[str, Any]:
+    approvals = [{"type": "approval", "tool_call_id": each, "approve": approve, "reason": "why"} for each in ids]
+    return {"agent_id": agent_id, "messages": [{"type": "approval", "approvals": approvals}]}
+
+
+def run(server: LiveServer, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run a batch and return its results, in the order of the batch."""
+    job = ended(server, create(server, list(requests))["id"])
+    lines = call(server, "GET", f"/v1/messages/batches/{job['id']}/results").body.splitlines()
+    return sorted((json.loads(line) for line in lines), key=lambda result: int(result["index"]))
+
+
+def waiting(result: dict[str, Any]) -> list[str]:
+    [asked] = [each for each in result["messages"] if each["message_type"] == "approval_request_message"]
+    return [each["tool_call_id"] for each in asked["tool_calls"]]
+
+
+def test_an_answer_after_the_server_was_killed_goes_on_from_exactly_there(tmp_path: Path) -> None:
+    turns = script({"reasoning": "hm", **looking_up("apples", "pears")}, {"text": "looked up"})
+    with live_server(tmp_path / "data") as server:
+        agent_id = guarded(server)
+        asked = run(server, *({"agent_id": agent_id, "input": turns} for _ in range(3)))
+        assert {(each["status"], each["stop_reason"]) for each in asked} == {("succeeded", "requires_approval")}
+        server.kill()
+    with live_server(tmp_path / "data") as server:
+        one, two, three = map(waiting, asked)
+        results = run(
+            server,
+            answer(agent_id, *two),
+            answer(agent_id, *one, approve=False),
+            answer(agent_id, *two),
+            answer(agent_id, three[0]),
+        )
+        assert sorted(each["error"]["type"] if each["error"] else each["stop_reason"] for each in results) == [
+            "already_answered",
+            "end_turn",
+            "end_turn",
+            "incomplete_approval",
+        ]
+        [approved] = [each for each in (results[0], results[2]) if not each["error"]]
+        returned, spoken = approved["messages"]
+        assert [each["tool_return"] for each in returned["tool_returns"]] == ["120", "80"]
+        assert (spoken["content"], approved["usage"]["step_count"]) == ("looked up", 1)
+        assert {each["tool_return"] for each in results[1]["messages"][0]["tool_returns"]} == {
+            "The call was denied: why"
+        }
+        server.kill()
+    with live_server(tmp_path / "data") as server:
+        [late] = run(server, answer(agent_id, *three))
+        assert (late["stop_reason"], late["messages"][-1]["content"]) == ("end_turn", "looked up")
+
+
+def test_a_rule_that_names_no_tool_of_the_agent_is_refused(server: LiveServer) -> None:
+    rules = [{"type": "requires_approval", "tool_name": "nowhere"}, {"type": "run_first", "tool_name": "nowhere"}]
+    refused = call(server, "POST", "/v1/agents/", {"model": "offline/rules", "tool_rules": rules})
+    assert refused.status == 400
+    assert "requires_approval names 'nowhere'" in refused.body["detail"]
+    assert call(server, "POST", "/v1/agents/", {"model": "offline/rules", "tool_rules": rules[1:]}).status == 200
+
+
+def test_a_terminal_tool_ends_the_run(server: LiveServer) -> None:
+    asked = {"tool_calls": [{"name": "calculate", "arguments": {"expression": "1 + 1"}}]}
+    [result] = run(server, {"agent_id": guarded(server), "input": script(asked, {"text": "never said"})})
+    assert (result["stop_reason"], result["messages"][-1]["tool_return"]) == ("tool_rule", "2")
+
+
+def test_one_agent_is_asked_and_answered_at_once(server: LiveServer) -> None:
+    agent_id = guarded(server)
+    path = f"/v1/agents/{agent_id}/messages"
+    asked = call(server, "POST", path, {"input": script(looking_up("apples"), {"text": "looked up"})}).body
+    assert asked["stop_reason"]["stop_reason"] == "requires_approval"
+    body = {"messages": answer(agent_id, *waiting(asked))["messages"]}
+    answered = call(server, "POST", path, body).body
+    assert answered["messages"][-1]["content"] == "looked up"
+    again = call(server, "POST", path, body)
+    assert (again.status, again.body["error"]["type"]) == (409, "already_answered")
+    unknown = call(server, "POST", path, {"messages": answer(agent_id, "nowhere")["messages"]})
+    assert (unknown.status, unknown.body["error"]["type"]) == (400, "no_pending_approval")
+    heard = call(server, "GET", f"{path}?order=asc").body
+    assert [each["message_type"] for each in heard] == [
+        "user_message",
+        "approval_request_message",
+        "approval_response_message",
+        "tool_return_message",
+        "assistant_message",
+    ] + ["approval_response_message"] * 2
+
+
+@pytest.fixture
+def notes(server: LiveServer) -> str:
+    """A stateful agent with a memory."""
+    block = {"label": "human", "value": "", "limit": 12}
+    return str(made(server, memory_blocks=[block], message_buffer_autoclear=False)["id"])
+
+
+def test_an_agent_that_is_stateful_remembers_what_was_said_in_batches_and_at_once(
+    server: LiveServer, notes: str
+) -> None:
+    run(server, *({"agent_id": notes, "input": script({"text": f"answer {i}"})} for i in range(4)))
+    call(server, "POST", f"/v1/agents/{notes}/messages", {"input": script({"text": "answer 4"})})
+    path = f"/v1/agents/{notes}/messages"
+    said = [each for each in call(server, "GET", f"{path}?order=asc").body if each["message_type"] != "user_message"]
+    assert [each["content"] for each in said] == [f"answer {i}" for i in range(5)]
+    newest = call(server, "GET", f"{path}?limit=2").body
+    assert [each["message_type"] for each in newest] == ["assistant_message", "user_message"]
+    assert newest[0]["content"] == "answer 4"
+    older = call(server, "GET", f"{path}?limit=1&after={newest[-1]['id']}").body
+    assert [each["content"] for each in older] == ["answer 3"]
+    newer = call(server, "GET", f"{path}?limit=1&before={newest[-1]['id']}").body
+    assert newer == newest[:1]
+    assert call(server, "GET", f"{path}?after=message-1").status == 400
+    reset = call(server, "PATCH", f"/v1/agents/{notes}/reset-messages", {"add_default_initial_messages": False})
+    assert (reset.status, reset.body["id"]) == (200, notes)
+    assert call(server, "GET", path).body == []
+
+
+def test_the_memory_of_an_agent_is_edited_by_its_model_and_shown(server: LiveServer, notes: str) -> None:
+    too_long = remember("of too many characters")
+    [first, second, failed] = run(
+        server,
+        {"agent_id": notes, "input": script(remember("Ada"), {"text": "noted"})},
+        {"agent_id": notes, "input": script(remember("tea"), too_long, {"text": "noted"})},
+        {"agent_id": notes, "input": script(remember("x"), {"fail": {"type": "api_error"}})},
+    )
+    assert (first["stop_reason"], second["stop_reason"], failed["status"]) == ("end_turn", "end_turn", "errored")
+    assert [each["status"] for each in second["messages"] if "tool_return" in each] == ["success", "error"]
+    state = call(server, "GET", f"/v1/agents/{notes}").body
+    assert [block["value"] for block in state["blocks"]] == ["Ada\ntea"]
+    assert state["memory"]["blocks"] == state["blocks"]
+    assert call(server, "DELETE", f"/v1/agents/{notes}").status == 200
+
+
+def test_a_stateful_agent_that_waits_has_to_be_answered_first(server: LiveServer) -> None:
+    rules = [{"type": "requires_approval", "tool_name": "look_up"}]
+    agent_id = made(server, tools=["look_up"], tool_rules=rules, message_buffer_autoclear=False)["id"]
+    path = f"/v1/agents/{agent_id}/messages"
+    asked = call(server, "POST", path, {"input": script(looking_up("pears"), {"text": "looked up"})}).body
+    refused = call(server, "POST", path, {"input": script({"text": "hi"})})
+    assert (refused.status, refused.body["error"]["type"]) == (409, "pending_approval")
+    body = {"messages": answer(agent_id, *waiting(asked))["messages"]}
+    assert call(server, "POST", path, body).body["messages"][-1]["content"] == "looked up"
+    assert call(server, "POST", path, {"input": script({"text": "hi"})}).status == 200

@@ -1,0 +1,493 @@
+"""What goes on from one request to the next: approvals, conversations, memory; through the store and the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchray.cluster import LocalExecutor, Order
+from batchray.config import Agent, AgentSet, bind_agents, load_settings
+from batchray.context import Turns, messages_of
+from batchray.driver import RunningJob, cancel_at_rest, run_job, start_job
+from batchray.errors import ApprovalError, JobInterruptedError
+from batchray.results import result_of
+from batchray.schema import (
+    AgentRequest,
+    ApprovalRequestMessage,
+    Message,
+    Result,
+    ToolCall,
+    message_id,
+    new_job_id,
+)
+from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewOutcome, Prior, Sequel, Store
+from tests.unit.test_agents import calls
+from tests.unit.test_driver import Scripted, until
+
+
+def drop(key: str) -> str:
+    return f"{key} is gone"
+
+
+def echo(request: AgentRequest) -> str:
+    return f"echo {request.input}"
+
+
+def asking(*keys: str) -> dict[str, Any]:
+    return calls(*(("drop", {"key": key}) for key in keys))
+
+
+def guarded(*turns: Mapping[str, Any], id: str = "guarded", **fields: Any) -> Agent:
+    """An agent whose tool `drop` waits for an approval."""
+    return Agent(id=id, model="offline/scripted", script=turns, tools=(drop,), requires_approval=("drop",), **fields)
+
+
+def noting(id: str, **fields: Any) -> Agent:
+    """A stateful agent that says what its requests' scripts say."""
+    return Agent(id=id, model="offline/scripted", stateful=True, **fields)
+
+
+def script(*turns: Mapping[str, Any]) -> str:
+    return json.dumps({"script": turns})
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    url = request.getfixturevalue("database").new_url() if request.param == "postgres" else None
+    with Store.open(tmp_path / "data", url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def local_store(tmp_path: Path) -> AsyncIterator[Store]:
+    with Store.open(tmp_path / "data") as opened:
+        yield opened
+
+
+def new_job(store: Store, *requests: Mapping[str, Any], user_id: str = DEFAULT_USER) -> str:
+    job_id = new_job_id()
+    items = [NewItem(each["agent_id"], None, json.dumps(each).encode()) for each in requests]
+    store.create_job(NewJob(job_id, lambda ids: {}, user_id=user_id), items)
+    return job_id
+
+
+async def started(store: Store, job_id: str, *agents: Agent, turns: Turns | None = None, **settings: Any) -> RunningJob:
+    bound: AgentSet = bind_agents(list(agents), environment={})
+    return await start_job(job_id, bound, store, load_settings(executor="local", **settings), turns)
+
+
+def results_of(store: Store, record: JobRecord) -> list[Result]:
+    results: list[Result] = []
+    while page := store.results(record, after_index=len(results) - 1):
+        results += [result_of(record, each) for each in page]
+    return results
+
+
+async def run(store: Store, agents: Agent | list[Agent], *requests: Mapping[str, Any], **options: Any) -> list[Result]:
+    agents = [agents] if isinstance(agents, Agent) else agents
+    job = await started(store, new_job(store, *requests, **options), *agents)
+    return results_of(store, await run_job(job, store, LocalExecutor()))
+
+
+def ask(text: str = "hi", agent_id: str = "guarded") -> dict[str, Any]:
+    return {"agent_id": agent_id, "input": text}
+
+
+def answer(*ids: str, approve: bool = True, agent_id: str = "guarded", **fields: Any) -> dict[str, Any]:
+    approvals = [{"type": "approval", "tool_call_id": each, "approve": approve} for each in ids]
+    return {"agent_id": agent_id, "messages": [{"type": "approval", "approvals": approvals, **fields}]}
+
+
+def waiting(result: Result) -> list[str]:
+    """The ids of the calls that a result waits with."""
+    assert result.stop_reason == "requires_approval", result
+    [asked] = [each for each in result.messages if isinstance(each, ApprovalRequestMessage)]
+    assert isinstance(asked.tool_calls, list)
+    return [call.tool_call_id or "" for call in asked.tool_calls]
+
+
+def request_id(result: Result) -> str:
+    """The id of the approval request that a result waits with."""
+    return next(each.id for each in result.messages if isinstance(each, ApprovalRequestMessage))
+
+
+def types(result: Result) -> list[str]:
+    return [message.message_type for message in result.messages]
+
+
+def said(result: Result) -> list[str]:
+    return [str(getattr(message, "content", "")) for message in result.messages if hasattr(message, "content")]
+
+
+def kinds(results: list[Result]) -> list[str]:
+    return [each.error.type if each.error else str(each.stop_reason) for each in results]
+
+
+# -- approvals
+
+
+async def test_an_answer_from_another_batch_goes_on_from_exactly_there(tmp_path: Path) -> None:
+    agent = guarded(asking("a"), {"text": "done"})
+    with Store.open(tmp_path / "data") as store:
+        [asked] = await run(store, agent, ask("one"))
+    with Store.open(tmp_path / "data") as store:  # as after a restart
+        [answered] = await run(store, agent, answer(*waiting(asked)))
+    assert (answered.status, answered.stop_reason, answered.usage.step_count) == ("succeeded", "end_turn", 1)
+    assert types(answered) == ["tool_return_message", "assistant_message"]
+    assert (answered.messages[0].model_dump()["tool_return"], said(answered)) == ("a is gone", ["done"])
+
+
+async def test_a_run_may_wait_again_and_goes_on_with_all_that_was_said(store: Store) -> None:
+    seen: list[bytes] = []
+    agent = guarded(asking("a"), asking("b"), {"text": "done"})
+    [first] = await run(store, agent, ask())
+    [second] = await run(store, agent, answer(*waiting(first)))
+    job = await started(store, new_job(store, answer(*waiting(second), approve=False, otid="mine")), agent)
+    record = await run_job(job, store, Scripted(lambda order: seen.append(order.context)))
+    [third] = results_of(store, record)
+    assert (third.stop_reason, said(third)) == ("end_turn", ["done"])
+    history = json.loads(seen[0])["history"]
+    assert [message["role"] for message in history] == ["user", "approval", "approval", "tool", "approval"]
+
+
+async def test_several_runs_of_one_agent_wait_side_by_side(store: Store) -> None:
+    agent = guarded(asking("a"), {"text": "done"})
+    asked = await run(store, agent, ask("one"), ask("two"), ask("three"))
+    answers = [answer(*waiting(each), approve=i != 1) for i, each in enumerate(asked)]
+    answered = await run(store, agent, *reversed(answers))
+    assert [each.messages[0].model_dump()["status"] for each in answered] == ["success", "error", "success"]
+
+
+async def test_each_run_is_answered_by_a_request_of_its_own(store: Store) -> None:
+    agent = guarded(asking("a"), {"text": "done"})
+    one, two = await run(store, agent, ask("one"), ask("two"))
+    [refused] = await run(store, agent, answer(*waiting(one), *waiting(two)))
+    assert refused.error is not None
+    assert (refused.error.type, "request of its own" in refused.error.message) == ("no_pending_approval", True)
+    assert kinds(await run(store, agent, answer(*waiting(one)), answer(*waiting(two)))) == ["end_turn"] * 2
+
+
+async def test_an_answer_counts_once(store: Store) -> None:
+    agent = guarded(asking("a"), {"text": "done"})
+    [asked] = await run(store, agent, ask())
+    both = await run(store, agent, answer(*waiting(asked)), answer(*waiting(asked)))
+    assert sorted(kinds(both)) == ["already_answered", "end_turn"]
+    again = await run(store, agent, answer(*waiting(asked), approve=False))
+    assert (kinds(again), again[0].stop_reason) == (["already_answered"], "invalid_tool_call")
+
+
+async def test_answers_that_do_not_fit_fail_their_item_and_leave_the_run_waiting(store: Store) -> None:
+    agent, other = guarded(asking("a", "b"), {"text": "done"}), guarded({"text": "hi"}, id="other")
+    [asked] = await run(store, agent, ask())
+    one, two = waiting(asked)
+    results = await run(
+        store,
+        [agent, other],
+        answer("nowhere"),
+        answer(one),
+        answer(one, two, "nowhere"),
+        {"agent_id": "guarded", "messages": [*answer(one, two)["messages"], {"role": "user", "content": "and?"}]},
+        answer(one, two, agent_id="other"),
+        {"agent_id": "guarded", "messages": [{"type": "approval", "approve": True}]},
+    )
+    assert kinds(results) == [
+        "no_pending_approval",
+        "incomplete_approval",
+        "no_pending_approval",
+        "mixed_messages",
+        "no_pending_approval",
+        "no_pending_approval",
+    ]
+    assert {each.attempts for each in results} == {1}
+    assert kinds(await run(store, agent, answer(one, two), user_id="user-2")) == ["no_pending_approval"]
+    assert kinds(await run(store, agent, answer(two, one))) == ["end_turn"]
+
+
+async def test_an_approval_may_name_the_request_instead_of_its_calls(store: Store) -> None:
+    agent = guarded(asking("a", "b"), {"text": "done"})
+    [asked] = await run(store, agent, ask())
+    old_form = {"type": "approval", "approve": False, "approval_request_id": request_id(asked), "reason": "no"}
+    [answered] = await run(store, agent, {"agent_id": "guarded", "messages": [old_form]})
+    assert kinds([answered]) == ["end_turn"]
+    assert {each["tool_return"] for each in answered.messages[0].model_dump()["tool_returns"]} == {
+        "The call was denied: no"
+    }
+
+
+def paused(store: Store, call_id: str) -> str:
+    """Record a run of the agent `guarded` that waits for a call of this id; returns its approval request's id."""
+    record = store.start_job(new_job(store, ask()))
+    asked = Message(
+        id=message_id(record.id, 0, 1),
+        role="approval",
+        tool_calls=[ToolCall.of(call_id, "drop", '{"key": "a"}')],
+        created_at=datetime.now(UTC),
+    )
+    messages = b"[" + asked.model_dump_json(exclude_none=True).encode() + b"]"
+    sequel = Sequel("guarded", pending=[call_id])
+    outcome = NewOutcome(0, 1, "succeeded", "requires_approval", None, {}, 0, None, 1, messages, sequel)
+    assert store.write(record, [(0, 1, 0)], [outcome]) == [outcome]
+    return asked.id
+
+
+async def test_runs_that_wait_for_calls_of_one_id_are_told_apart_by_their_request(store: Store) -> None:
+    agent = guarded(asking("a"), {"text": "done"})
+    _, two = paused(store, "call_0"), paused(store, "call_0")  # as servers do that number their calls
+    assert kinds(await run(store, agent, answer("call_0"))) == ["ambiguous_approval"]
+    named = answer("call_0", approval_request_id=two)
+    assert sorted(kinds(await run(store, agent, named, named))) == ["already_answered", "end_turn"]
+    assert kinds(await run(store, agent, answer("call_0"))) == ["end_turn"]
+
+
+async def test_an_id_of_any_text_can_be_waited_for(store: Store) -> None:
+    paused(store, "call \0 \u00e9")
+    assert kinds(await run(store, guarded(asking("a"), {"text": "done"}), answer("call \0 \u00e9"))) == ["end_turn"]
+
+
+async def test_two_processes_do_not_claim_one_run_both(store: Store) -> None:
+    paused(store, "call_0")
+    jobs = [store.start_job(new_job(store, answer("call_0"))) for _ in range(2)]
+    go_on = functools.partial(store.go_on, is_stateful=False, answered=frozenset({"call_0"}))
+    assert len(go_on(jobs[0], 0, "guarded").priors) == 1
+    assert len(go_on(jobs[0], 0, "guarded").priors) == 1  # again, as after a lost answer
+    with pytest.raises(ApprovalError, match="already_answered"):
+        go_on(jobs[1], 0, "guarded")
+
+
+async def test_what_retention_deletes_is_neither_remembered_nor_answered(store: Store) -> None:
+    agents = [guarded(asking("a"), {"text": "done"}), noting("notes")]
+    asked, _ = await run(store, agents, ask(), ask(script({"text": "old"}), "notes"))
+    while store.prune("9999"):
+        pass
+    assert store.conversation(DEFAULT_USER, "notes") == []
+    results = await run(store, agents, answer(*waiting(asked)), ask(script({"text": "new"}), "notes"))
+    assert kinds(results) == ["no_pending_approval", "end_turn"]
+    assert texts(store.conversation(DEFAULT_USER, "notes"))[-1] == "new"
+
+
+async def test_an_item_that_was_interrupted_may_bring_its_answer_again(store: Store) -> None:
+    agent = guarded(asking("a"), {"text": "done"})
+    [asked] = await run(store, agent, ask())
+    job_id = new_job(store, answer(*waiting(asked)))
+    job = await started(store, job_id, agent)
+    hanging = Scripted(lambda order: asyncio.Event().wait())
+    running = asyncio.create_task(run_job(job, store, hanging))
+    await until(lambda: hanging.running["all"] == 1)
+    job.interrupt()
+    with pytest.raises(JobInterruptedError):
+        await running
+    assert kinds(await run(store, agent, answer(*waiting(asked)))) == ["already_answered"]
+    record = await run_job(await started(store, job_id, agent), store, LocalExecutor())
+    assert kinds(results_of(store, record)) == ["end_turn"]
+
+
+async def test_a_run_waits_again_where_its_answer_came_to_nothing(store: Store) -> None:
+    failing = guarded(asking("a"), {"fail": {"type": "api_error"}})
+    [asked] = await run(store, failing, ask())
+    assert kinds(await run(store, failing, answer(*waiting(asked)))) == ["api_error"]
+    canceled = new_job(store, answer(*waiting(asked)))
+    job = await started(store, canceled, failing)
+    hanging = Scripted(lambda order: asyncio.Event().wait())
+    running = asyncio.create_task(run_job(job, store, hanging))
+    await until(lambda: hanging.running["all"] == 1)
+    job.cancel()
+    assert (await running).counts["canceled"] == 1
+    mended = guarded(asking("a"), {"text": "done"})
+    assert kinds(await run(store, mended, answer(*waiting(asked)))) == ["end_turn"]
+
+
+async def test_a_run_waits_again_where_the_job_of_its_answer_is_canceled_at_rest(store: Store) -> None:
+    agent = guarded(asking("a"), {"text": "done"})
+    [asked] = await run(store, agent, ask())
+    job_id = new_job(store, answer(*waiting(asked)))
+    store.go_on(store.job(job_id), 0, "guarded", is_stateful=False, answered=frozenset(waiting(asked)))
+    cancel_at_rest(store, job_id)
+    assert kinds(await run(store, agent, answer(*waiting(asked)))) == ["end_turn"]
+
+
+async def test_memory_that_was_edited_before_the_wait_is_there_after_it(store: Store) -> None:
+    edit = calls(("memory_insert", {"label": "human", "new_str": "Ada"}))
+    again = calls(("memory_replace", {"label": "human", "old_str": "Ada", "new_str": "Bo"}))
+    agent = guarded(edit, asking("a"), again, {"text": "done"}, memory_blocks=({"label": "human"},))
+    [asked] = await run(store, agent, ask())
+    [answered] = await run(store, agent, answer(*waiting(asked)))
+    returned = [each.model_dump()["status"] for each in answered.messages if hasattr(each, "tool_return")]
+    assert (answered.stop_reason, returned) == ("end_turn", ["success", "success"])
+    assert store.memory(DEFAULT_USER, "guarded") == {}
+
+
+# -- conversations and memory
+
+
+def texts(priors: list[Prior]) -> list[str]:
+    return [message.text for prior in priors for message in messages_of(prior) if message.text]
+
+
+async def test_a_stateful_agent_hears_what_was_said_before_and_others_do_not(store: Store) -> None:
+    seen: dict[str, list[int]] = defaultdict(list)
+
+    def look(order: Order) -> None:
+        context = json.loads(order.context) if order.context else {"history": []}
+        seen[order.agent.agent.id].append(len(context["history"]))
+
+    agents = [noting("notes"), Agent(id="fresh", model="offline/rules")]
+    requests = [ask("hello", agent_id) for agent_id in ("notes", "fresh")] * 3
+    requests = [
+        {**each, "input": script({"text": f"answer {i}"})} if each["agent_id"] == "notes" else each
+        for i, each in enumerate(requests)
+    ]
+    for _ in range(2):
+        job = await started(store, new_job(store, *requests), *agents)
+        await run_job(job, store, Scripted(look))
+    assert seen == {"notes": [0, 2, 4, 6, 8, 10], "fresh": [0] * 6}
+    answers = [text for text in texts(store.conversation(DEFAULT_USER, "notes")) if text.startswith("answer")]
+    assert answers == ["answer 0", "answer 2", "answer 4"] * 2
+    assert store.conversation("user-2", "notes") == store.conversation(DEFAULT_USER, "fresh") == []
+
+
+async def test_a_request_that_failed_leaves_no_trace_in_the_conversation(store: Store) -> None:
+    agent = noting("notes", memory_blocks=({"label": "human", "value": "?"},))
+    edit = calls(("memory_replace", {"label": "human", "old_str": "?", "new_str": "Ada"}))
+    results = await run(
+        store,
+        agent,
+        ask(script(edit, {"fail": {"type": "api_error"}}), "notes"),
+        ask(script(edit, {"text": "noted"}), "notes"),
+    )
+    assert kinds(results) == ["api_error", "end_turn"]
+    assert [prior.index for prior in store.conversation(DEFAULT_USER, "notes")] == [1]
+    assert store.memory(DEFAULT_USER, "notes") == {"human": "Ada"}
+    store.forget(DEFAULT_USER, "notes")
+    assert store.conversation(DEFAULT_USER, "notes") == []
+    assert store.memory(DEFAULT_USER, "notes") == {"human": "Ada"}
+    store.forget(DEFAULT_USER, "notes", with_memory=True)
+    assert store.memory(DEFAULT_USER, "notes") == {}
+
+
+async def test_the_next_request_sees_the_memory_as_the_one_before_left_it(store: Store) -> None:
+    agent = noting("notes", memory_blocks=({"label": "human"},))
+    requests = [
+        ask(script(calls(("memory_insert", {"label": "human", "new_str": str(i)})), {"text": "noted"}), "notes")
+        for i in range(5)
+    ]
+    await run(store, agent, *requests[:3])
+    await run(store, agent, *requests[3:])
+    assert store.memory(DEFAULT_USER, "notes") == {"human": "0\n1\n2\n3\n4"}
+
+
+async def test_a_stateful_agent_that_waits_is_answered_before_it_is_asked_anything_else(store: Store) -> None:
+    agent = guarded(stateful=True)
+    wanting = ask(script(asking("a"), {"text": "done"}))
+    asked, refused = await run(store, agent, wanting, ask(script({"text": "later"})))
+    assert kinds([refused]) == ["pending_approval"]
+    answered, later = await run(store, agent, answer(*waiting(asked)), ask(script({"text": "later"})))
+    assert (kinds([answered, later]), said(later)) == (["end_turn", "end_turn"], ["later"])
+    assert [prior.index for prior in store.conversation(DEFAULT_USER, "guarded")] == [0, 0, 1]
+
+
+async def test_a_forgotten_conversation_has_nothing_to_answer(store: Store) -> None:
+    agent = guarded(stateful=True)
+    [asked] = await run(store, agent, ask(script(asking("a"), {"text": "done"})))
+    store.forget(DEFAULT_USER, "guarded")
+    assert kinds(await run(store, agent, answer(*waiting(asked)), ask(script({"text": "hi"})))) == [
+        "no_pending_approval",
+        "end_turn",
+    ]
+
+
+async def test_two_jobs_do_not_ask_a_stateful_agent_at_once(store: Store) -> None:
+    turns = Turns()
+    agents = [noting("notes"), Agent(id="free", model="offline/rules")]
+    requests = [ask(script({"text": str(i)}), "notes") for i in range(10)] + [ask("hi", "free")]
+    jobs = [await started(store, new_job(store, *requests), *agents, turns=turns) for _ in range(3)]
+    running: list[int] = []
+    most = 0
+
+    async def count(order: Order) -> None:
+        nonlocal most
+        if order.agent.agent.id == "notes":
+            running.append(order.index)
+            most = max(most, len(running))
+            await asyncio.sleep(0.001)
+            running.remove(order.index)
+
+    executor = Scripted(count)
+    records = await asyncio.gather(*(run_job(job, store, executor) for job in jobs))
+    assert [record.counts["succeeded"] for record in records] == [11] * 3
+    assert most == 1
+    priors = store.conversation(DEFAULT_USER, "notes")
+    assert len(priors) == 30
+    for job in jobs:
+        assert [prior.index for prior in priors if prior.job_id == job.record.id] == list(range(10))
+
+
+async def test_turns_leave_nothing_behind() -> None:
+    turns, order = Turns(), list[int]()
+
+    async def take(i: int) -> None:
+        async with turns.of("a"):
+            order.append(i)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(take(i) for i in range(5)))
+    assert (order, turns._locks, turns._n_users) == ([0, 1, 2, 3, 4], {}, {})
+
+
+# -- all kinds in one batch
+
+
+async def test_a_thousand_requests_of_all_kinds_all_come_out_right(local_store: Store) -> None:
+    """Stateful agents answer in order; nobody else waits for them."""
+    store = local_store
+    notes = [noting(f"notes-{i}", memory_blocks=({"label": "seen"},)) for i in range(5)]
+    agents = [
+        *notes,
+        guarded(asking("a"), {"text": "done"}),
+        Agent(id="rules", model="offline/rules"),
+        Agent(id="function", run=echo),
+    ]
+
+    def request(i: int) -> dict[str, Any]:
+        match i % 4:
+            case 0:
+                turn = calls(("memory_insert", {"label": "seen", "new_str": str(i)}))
+                return ask(script(turn, {"text": f"note {i}"}), f"notes-{i // 4 % 5}")
+            case 1:
+                return ask(f"may I {i}?")
+            case 2:
+                return ask(f"word {i}", "rules")
+            case _:
+                return ask(f"call {i}", "function")
+
+    gate = asyncio.Event()
+    executor = Scripted(lambda order: gate.wait() if order.agent.agent.stateful else None)
+    job = await started(store, new_job(store, *map(request, range(1000))), *agents, max_in_flight=64)
+    running = asyncio.create_task(run_job(job, store, executor))
+    # All the others are done while the five still hold on to their first request.
+    await until(lambda: job.progress.done == 750, limit_s=120)
+    assert (job.progress.counts["succeeded"], job.window.in_flight) == (750, 5)
+    gate.set()
+    record = await running
+    assert record.counts == {"succeeded": 1000, "errored": 0, "canceled": 0, "expired": 0}
+    results = results_of(store, record)
+    assert [said(each) for each in results[2::4]] == [[f"You wrote 2 words: word {i}"] for i in range(2, 1000, 4)]
+    assert [said(each) for each in results[3::4]] == [[f"echo call {i}"] for i in range(3, 1000, 4)]
+    assert [said(each) for each in results[0::4]] == [[f"note {i}"] for i in range(0, 1000, 4)]
+    for n in range(5):
+        expected = list(range(4 * n, 1000, 20))
+        assert [prior.index for prior in store.conversation(DEFAULT_USER, f"notes-{n}")] == expected
+        assert store.memory(DEFAULT_USER, f"notes-{n}") == {"seen": "\n".join(map(str, expected))}
+        started_in = [order.index for order in executor.orders if order.agent.agent.id == f"notes-{n}"]
+        assert started_in == expected
+    answers = [answer(*waiting(each), approve=i % 2 == 0) for i, each in enumerate(results[1::4])]
+    answered = await run(store, agents, *answers)
+    assert {each.stop_reason for each in answered} == {"end_turn"}
+    assert [each.messages[0].model_dump()["status"] for each in answered] == ["success", "error"] * 125
