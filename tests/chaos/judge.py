@@ -71,6 +71,8 @@ class Client:
             body["callback_url"] = self._callback_url
         try:
             job = ask(url, BATCHES, body)
+        except urllib.error.HTTPError:  # an answer, if not the wanted one
+            raise
         except _LOST:
             self.unanswered.append(texts)
             return False
