@@ -95,16 +95,29 @@ class RayExecutor:
                 self._owns_connection = await loop.run_in_executor(self._thread, connect, self._settings)
         except TimeoutError:
             raise ClusterError(f"no connection to a Ray cluster within {_CONNECT_S:g} s") from None
+        self._watching = asyncio.ensure_future(self._watch(pulse_of_cluster()))
+        try:
+            await self._start_lanes(self._watching)
+        except BaseException:
+            await self.close()  # or the next one would take this connection for one to a living cluster
+            raise
+
+    async def _start_lanes(self, watching: asyncio.Task[None]) -> None:
         nodes = _nodes()
         n_cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
         n_lanes = self._settings.lanes or max(len(nodes), min(n_cpus, _MAX_LANES))
         places = itertools.islice(itertools.cycle(nodes), n_lanes)
+        starting = asyncio.gather(*(_start_lane(node.id) for node in places))
         try:
-            async with asyncio.timeout(_START_S):
-                self._lanes = list(await asyncio.gather(*(_start_lane(node.id) for node in places)))
-        except (TimeoutError, ray.exceptions.RayError) as error:
-            raise ClusterError(f"the lanes did not start within {_START_S:g} s: {_first_line(error)}") from error
-        self._watching = asyncio.ensure_future(self._watch(pulse_of_cluster()))
+            await asyncio.wait((starting, watching), timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+            self._check_alive()
+            if not starting.done():
+                raise ClusterError(f"the lanes did not start within {_START_S:g} s")
+            self._lanes = list(starting.result())
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"the lanes did not start: {_first_line(error)}") from error
+        finally:
+            starting.cancel()
 
     async def _watch(self, pulse: Pulse) -> None:
         self._lose(await pulse.until_gone())
