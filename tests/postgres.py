@@ -37,6 +37,7 @@ class Database:
         """Start it again; it recovers from its log."""
         options = f'-h "" -k {self._server.get_postmaster_info().socket_dir}'
         self._control("-o", options, "-l", str(self._server.log), "start")
+        self._server.ensure_postgres_running()  # it is; but the package has to know which process to end
 
     def restart(self) -> None:
         """Stop and start it."""
