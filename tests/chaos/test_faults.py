@@ -106,21 +106,22 @@ def test_lost_remote_calls_lose_no_request(n_requests: int, tmp_path: Path, repo
         run_in_thread(latency_s=0.2, keeps_bodies=False) as provider,
         tempfile.TemporaryDirectory(prefix="br", ignore_cleanup_errors=True) as short,
     ):
-        seconds, figures = [], dict[str, Any]()
-        for name, faults in (("clean", {}), ("faulty", {"RAY_testing_rpc_failure": json.dumps(RPC_FAULTS)})):
+        seconds, figures = dict[str, float](), dict[str, Any]()
+        is_compared = n_requests >= 5000  # of fewer, the start is most of the time
+        clean: dict[str, dict[str, str]] = {"clean": {}} if is_compared else {}
+        for name, faults in {**clean, "faulty": {"RAY_testing_rpc_failure": json.dumps(RPC_FAULTS)}}.items():
             (tmp_path / name).mkdir()
             provider.clear()
             server = start_server(tmp_path / name, provider.base_url, 64, "ray", RAY_TMPDIR=short, **faults)
             with scene(server) as (server, client):
-                seconds.append(run(client, questions(n_requests, name), 1800))
+                seconds[name] = run(client, questions(n_requests, name), 1800)
                 figures = judge(client, provider)
                 server.stop()  # which Ray may disturb under these faults
                 check_database(server.data_dir)
             check_no_process_is_left(server.family, 90, with_agents=False)
-    clean_s, faulty_s = seconds
-    report(**figures, clean_s=round(clean_s, 1), faulty_s=round(faulty_s, 1))
-    if n_requests >= 5000:
-        assert faulty_s < 4 * clean_s
+    report(**figures, seconds={name: round(took_s, 1) for name, took_s in seconds.items()})
+    if is_compared:
+        assert seconds["faulty"] < 4 * seconds["clean"]
 
 
 def run(client: Client, requests: list[dict[str, Any]], timeout_s: float = 600) -> float:
