@@ -6,7 +6,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
 
-from batchray.errors import StoreError
+from batchray.errors import StoreError, StoreFullError
 from batchray.store import Store
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,15 @@ async def prune(store: Store, days: float) -> None:
     """Delete the jobs that ended more than `days` ago, and give their room back to the disk."""
     ended_before = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="microseconds")
     has_deleted = False
-    while await store.call(store.prune, ended_before):
+    while await _step(store, ended_before):
         has_deleted = True
         await asyncio.sleep(_REST_S)
     while has_deleted:
         has_deleted = await store.call(store.shrink)
+
+
+async def _step(store: Store, ended_before: str) -> bool:
+    try:
+        return await store.call(store.prune, ended_before)
+    except StoreFullError:  # the reserve is released now, and it is for this
+        return await store.call(store.prune, ended_before)

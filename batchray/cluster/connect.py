@@ -25,7 +25,14 @@ NAMESPACE = "batchray"
 # Requests and outcomes travel inside the calls; Ray's default would be 30 % of the memory.
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 # What Ray gathers for a dashboard that a cluster of our own does not have: 5 to 8 % of the CPU of a job.
-_LEAN = {"event_stats": False, "enable_metrics_collection": False, "task_events_report_interval_ms": 0}
+_LEAN = {
+    "event_stats": False,
+    "enable_metrics_collection": False,
+    "task_events_report_interval_ms": 0,
+}
+# How long a call that failed waits for news of its actor's death.  We ask the actor itself, so Ray's second of waiting,
+# for each lost call, would buy nothing.
+_IMPATIENT = {"timeout_ms_task_wait_for_death_info": 100}
 _REACH_S = 10.0
 # More than any system's `struct sigaction` takes.
 _SIGACTION_BYTES = 256
@@ -73,7 +80,7 @@ def _start_local(settings: Settings, quiet: dict[str, Any]) -> None:
             num_cpus=settings.num_cpus,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _system_config=_LEAN,
+            _system_config={**_LEAN, **_IMPATIENT},
             **quiet,
         )
 

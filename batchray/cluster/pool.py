@@ -35,6 +35,7 @@ _RESTART_S = 60.0
 _ANSWER_S = 5.0
 _INQUEST_S = 15.0
 _LEAVE_S = 30.0
+_PAUSE_S = 0.2
 _PLACE_TRIES = 5
 # Of several processes that were killed for want of memory, those of this share of the largest are suspects.
 _OOM_SHARE = 0.5
@@ -94,16 +95,29 @@ class RayExecutor:
                 self._owns_connection = await loop.run_in_executor(self._thread, connect, self._settings)
         except TimeoutError:
             raise ClusterError(f"no connection to a Ray cluster within {_CONNECT_S:g} s") from None
+        self._watching = asyncio.ensure_future(self._watch(pulse_of_cluster()))
+        try:
+            await self._start_lanes(self._watching)
+        except BaseException:
+            await self.close()  # or the next one would take this connection for one to a living cluster
+            raise
+
+    async def _start_lanes(self, watching: asyncio.Task[None]) -> None:
         nodes = _nodes()
         n_cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
         n_lanes = self._settings.lanes or max(len(nodes), min(n_cpus, _MAX_LANES))
         places = itertools.islice(itertools.cycle(nodes), n_lanes)
+        starting = asyncio.gather(*(_start_lane(node.id) for node in places))
         try:
-            async with asyncio.timeout(_START_S):
-                self._lanes = list(await asyncio.gather(*(_start_lane(node.id) for node in places)))
-        except (TimeoutError, ray.exceptions.RayError) as error:
-            raise ClusterError(f"the lanes did not start within {_START_S:g} s: {_first_line(error)}") from error
-        self._watching = asyncio.ensure_future(self._watch(pulse_of_cluster()))
+            await asyncio.wait((starting, watching), timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+            self._check_alive()
+            if not starting.done():
+                raise ClusterError(f"the lanes did not start within {_START_S:g} s")
+            self._lanes = list(starting.result())
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"the lanes did not start: {_first_line(error)}") from error
+        finally:
+            starting.cancel()
 
     async def _watch(self, pulse: Pulse) -> None:
         self._lose(await pulse.until_gone())
@@ -233,20 +247,12 @@ class RayExecutor:
 
     async def _death_of(self, key: str) -> Death:
         """Ask the lanes what a process died of; one of them shares its node, but may be starting again itself."""
-
-        async def ask(lane: _LaneHandle) -> Death | None:
-            while True:
-                try:
-                    return await lane.actor.death_of.remote(key)  # type: ignore[no-any-return]
-                except ray.exceptions.ActorUnavailableError:
-                    await asyncio.sleep(0.2)
-
-        asked = [asyncio.ensure_future(ask(lane)) for lane in self._lanes]
+        asked = [asyncio.ensure_future(_answer(lane.actor.death_of, key)) for lane in self._lanes]
         try:
             for answer in asyncio.as_completed(asked, timeout=_INQUEST_S):
                 try:
                     if (death := await answer) is not None:
-                        return death
+                        return death  # type: ignore[no-any-return]
                 except ray.exceptions.RayError as error:  # this lane will never know
                     logger.info("a lane cannot tell of a death: %s", _first_line(error))
         except TimeoutError:
@@ -269,12 +275,7 @@ class RayExecutor:
         lane.is_down = True
         try:
             async with asyncio.timeout(_RESTART_S):
-                while True:
-                    try:
-                        lane.pid, words, death = await lane.actor.last_words.remote()
-                        break
-                    except ray.exceptions.ActorUnavailableError:
-                        await asyncio.sleep(0.2)
+                lane.pid, words, death = await _answer(lane.actor.last_words)
         except (TimeoutError, ray.exceptions.RayError) as error:
             raise ClusterError(f"a lane died and did not come back: {_first_line(error)}") from error
         lane.is_down = False
@@ -299,11 +300,20 @@ async def _start_lane(node_id: str) -> _LaneHandle:
         # news of a node has not reached all of the others; then it is started again.
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=True)
         actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote()
-        pid, *_ = await actor.last_words.remote()
+        pid, *_ = await _answer(actor.last_words)
         n_tries += 1
-        if n_tries == _PLACE_TRIES or await actor.node_id.remote() == node_id:
+        if n_tries == _PLACE_TRIES or await _answer(actor.node_id) == node_id:
             return _LaneHandle(actor, pid)
         ray.kill(actor)
+
+
+async def _answer(method: Any, *args: Any) -> Any:
+    """Call a lane's method until it answers: it may be starting, or the call may have been lost on the way."""
+    while True:
+        try:
+            return await method.remote(*args)
+        except ray.exceptions.ActorUnavailableError:
+            await asyncio.sleep(_PAUSE_S)
 
 
 async def _end_lanes(lanes: Sequence[_LaneHandle]) -> None:

@@ -141,6 +141,7 @@ class Service:
             job.steer(Wishes(is_canceled=True))
             raise
         except BatchrayError as error:
+            await self.store.call(cancel_at_rest, self.store, new.id)  # or it would be run again, for nobody
             raise later(5, f"the request could not be run: {error}") from None
         result = await self.read(self.reader.result, record, 0)
         if result is None:

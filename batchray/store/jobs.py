@@ -47,7 +47,7 @@ class Jobs(Leases):
         return total
 
     def _insert_job(self, connection: sa.Connection, new: NewJob, now: str) -> int:
-        """Insert a job without items; it is ours to lead for as long as a lease."""
+        """Insert a job without items; it is ours to lead first."""
         inserting = sa.insert(jobs).values(
             id=new.id,
             kind=new.kind,
@@ -65,9 +65,8 @@ class Jobs(Leases):
             job = int(connection.execute(inserting).inserted_primary_key[0])  # type: ignore[index]
         except sa.exc.IntegrityError:
             raise KeyInUseError(f"job {new.id}: another one came with the same idempotency key") from None
-        until = self._backend.now(connection) + self.lease_s
-        lease = {"job": job, "epoch": 0, "leader": self.leader, "until": until, "wishes": b"{}"}
-        connection.execute(sa.insert(leases).values(**lease))
+        connection.execute(sa.insert(leases).values(job=job, epoch=0, leader="", until=0.0, wishes=b"{}"))
+        self._give_lease(connection, job)
         return job
 
     def start_job(self, job_id: str) -> JobRecord:
@@ -136,6 +135,7 @@ class Jobs(Leases):
             connection.execute(sa.delete(callbacks).where(callbacks.c.job == job.key))
             connection.execute(sa.delete(reopenings).where(reopenings.c.job == job.key))
             connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=utc_now()))
+            self._give_lease(connection, job.key)
             connection.execute(
                 sa.update(jobs)
                 .where(jobs.c.job == job.key)

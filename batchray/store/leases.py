@@ -62,6 +62,11 @@ class Leases(Database):
             live = leases.c.until > self._backend.now(connection)
             return set(connection.execute(query.where(jobs.c.completed_at.is_(None), live)).scalars())
 
+    def _give_lease(self, connection: sa.Connection, key: int) -> None:
+        """Leave a job that is to run to this process, for as long as a lease lasts; then to whoever comes first."""
+        until = self._backend.now(connection) + self.lease_s
+        connection.execute(sa.update(leases).where(leases.c.job == key).values(leader=self.leader, until=until))
+
     def _take_lease(self, connection: sa.Connection, job: JobRecord) -> int:
         """Lead a job, and return the epoch; the caller has locked the job's row.  Raises LeaseLostError."""
         now = self._backend.now(connection)

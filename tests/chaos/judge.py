@@ -71,6 +71,8 @@ class Client:
             body["callback_url"] = self._callback_url
         try:
             job = ask(url, BATCHES, body)
+        except urllib.error.HTTPError:  # an answer, if not the wanted one
+            raise
         except _LOST:
             self.unanswered.append(texts)
             return False
@@ -83,7 +85,7 @@ class Client:
         What was acknowledged is present and complete; what was not is absent or complete; every item has exactly one
         outcome, of the right content; and every job's callback has come.
         """
-        jobs = until(lambda: _all_ended(url), seconds)
+        jobs = until(lambda: all_ended(url), seconds)
         found = {job["id"]: job for job in jobs}
         assert set(self.acknowledged) <= set(found), "an acknowledged batch is lost"
         for job_id, job in found.items():
@@ -136,6 +138,13 @@ def until(look: Callable[[], Any], seconds: float = 60) -> Any:
     return seen
 
 
-def _all_ended(url: str) -> list[dict[str, Any]] | None:
-    jobs: list[dict[str, Any]] = ask(url, f"{BATCHES}?limit=1000")
+def all_ended(url: str) -> list[dict[str, Any]] | None:
+    """Return all jobs when the last has ended; a server that cannot read its store at the moment is asked again."""
+    try:
+        jobs: list[dict[str, Any]] = ask(url, f"{BATCHES}?limit=1000")
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code != 503:
+                raise
+        return None
     return jobs if jobs and all(job["completed_at"] for job in jobs) else None

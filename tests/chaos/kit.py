@@ -58,16 +58,19 @@ class Supervised:
         self._is_stopping, self._is_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
         self._thread.start()
-        until(self._is_up.is_set, 120)
+        until(self._is_up.is_set, 300)
 
     def _supervise(self) -> None:
         while not self._is_stopping.is_set():
-            with self._start() as server:
-                self._server = server
-                self._is_up.set()
-                self.statuses.append(server.process.wait())
-                self._is_up.clear()
-                self.logs.append(server.log)
+            try:
+                with self._start() as server:
+                    self._server = server
+                    self._is_up.set()
+                    self.statuses.append(server.process.wait())
+                    self._is_up.clear()
+                    self.logs.append(server.log)
+            except AssertionError as error:  # it ended while it started, and is started again
+                self.logs.append(str(error))
 
     @property
     def pid(self) -> int:

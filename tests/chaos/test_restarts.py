@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from batchray.store import Store
-from tests.chaos.judge import AGENTS, Client, Receiver, results
+from tests.chaos.judge import AGENTS, Client, Receiver, all_ended, results, until
 from tests.postgres import Database
 from tests.server.live import live_server
 
@@ -46,10 +46,11 @@ def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
         restarting = threading.Thread(target=restart)
         restarting.start()
         try:
-            client.judge(one.url, receiver, 800)
+            until(lambda: all_ended(one.url), 800)
         finally:
             is_over.set()
             restarting.join()
+        client.judge(one.url, receiver)
         attempts = [line["attempts"] for job_id in client.acknowledged for line in results(two.url, job_id)]
         assert len(attempts) == 5000
         assert (one.stop(), two.stop()) == (0, 0)

@@ -105,6 +105,26 @@ def test_ten_killed_lanes_lose_and_repeat_nothing(options: dict[str, Any]) -> No
     assert slowest < 30  # new outcomes came soon after each death
 
 
+def test_a_stopped_lane_that_goes_on_later_changes_no_outcome(options: dict[str, Any]) -> None:
+    options.pop("progress")
+    patient = Agent(id="wait", run=agents.wait, deadline_s=3)
+    job = batchray.submit([{"agent_id": "wait", "input": "1"}] * 4, [patient], deadline_grace_s=1, **options)
+    until(lambda: job.in_flight == 4 and len(lane_processes()) == 2)
+    stopped = lane_processes()
+    for lane in stopped:
+        lane.suspend()
+    record, results = job.wait(60), list(job.results("index"))
+    assert {result.error.type for result in results if result.error} <= {"deadline_exceeded"}
+    assert record.counts["succeeded"] < 4
+
+    for lane in stopped:
+        if lane.is_running():
+            lane.resume()
+    again = batchray.run([{"agent_id": "wait", "input": "0"}] * 40, [patient], progress=False, **options)
+    assert again.counts["succeeded"] == 40
+    assert (job.record(), list(job.results("index"))) == (record, results)
+
+
 def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start the command line on a cluster of its own."""
     command = [sys.executable, "-m", "batchray", *arguments]

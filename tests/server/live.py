@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart" / "agents.yaml"
@@ -24,6 +25,7 @@ class LiveServer:
         assert process.stderr is not None
         self._reader = threading.Thread(target=self._lines.extend, args=(process.stderr,), daemon=True)
         self._reader.start()
+        threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -47,6 +49,12 @@ class LiveServer:
         return status
 
 
+def _drain(stream: IO[str]) -> None:
+    """Read what nobody wants to know, so that the writer never waits."""
+    for _ in stream:
+        pass
+
+
 @contextmanager
 def live_server(
     data_dir: Path, *options: str, agents: Path | None = QUICKSTART, executor: str = "local", **environment: str
@@ -57,11 +65,11 @@ def live_server(
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        if " listens on " not in line:
+        line = next((line for line in process.stdout if " listens on " in line), "")  # Ray may have its say before
+        if not line:
             process.kill()
             assert process.stderr is not None
-            raise AssertionError(f"no server: {line}{process.stderr.read()}")
+            raise AssertionError(f"no server: {process.stderr.read()}")
         server = LiveServer(process, line.split()[3], data_dir)
         try:
             yield server

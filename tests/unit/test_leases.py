@@ -140,6 +140,17 @@ def test_a_callback_is_sent_by_one_server_and_by_another_when_that_one_dies(one:
     assert one.claim_callbacks(1e12, 10) == []
 
 
+def test_a_job_is_reopened_by_another_process_than_the_one_that_ended_it(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    begin(one, job, 0)
+    one.record(job, [outcome(0, status="errored")])
+    one.end_job(job.id, "failed", "error", Progress(), None, 0)
+    assert two.reopen(job.id) == 1
+    with pytest.raises(LeaseLostError):
+        one.start_job(job.id)
+    assert two.start_job(job.id).epoch == job.epoch + 1
+
+
 def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: Store, two: Store) -> None:
     job = new_job(one)
     with pytest.raises(LeaseLostError):

@@ -9,6 +9,8 @@ from batchray.errors import UnknownJobError
 from batchray.progress import Progress
 from batchray.retention import prune
 from batchray.store import JobRecord, Store
+from tests.unit.test_cli_errors import AGENTS, command, local
+from tests.unit.test_intake import GOOD
 from tests.unit.test_store import begin, check_integrity, new_job, outcome
 
 
@@ -81,3 +83,22 @@ async def test_what_was_deleted_is_given_back_to_the_disk(tmp_path: Path) -> Non
         assert file.stat().st_size < 1_000_000
         assert (tmp_path / "batchray.db-wal").stat().st_size == 0
     check_integrity(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_command_line_keeps_checks_saves_and_deletes_in_both_databases(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = {"BATCHRAY_DATABASE_URL": request.getfixturevalue("database").new_url()} if kind == "postgres" else {}
+    (tmp_path / "agents.yaml").write_text(AGENTS)
+    done = command(tmp_path, *local("-", "--quiet"), given=GOOD + b"\n" + GOOD + b"\n", **url)
+    assert done.status == 0, done.err
+    job_id = done.out.strip()
+    assert command(tmp_path, "status", **url).out.startswith(f"{job_id}  completed   2 of 2 done")
+    assert len(command(tmp_path, "results", job_id, **url).out.splitlines()) == 2
+    assert command(tmp_path, "db", "check", **url) == (0, "1 jobs, 2 items, 2 outcomes\n", "")
+    assert command(tmp_path, "db", "export", "--output", "o.jsonl", **url).status == 0
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 2
+    assert command(tmp_path, "db", "prune", **url) == (0, "1 jobs are left\n", "")
+    assert command(tmp_path, "db", "prune", "--days", "0", **url) == (0, "0 jobs are left\n", "")
+    assert command(tmp_path, "results", job_id, **url).status == 2

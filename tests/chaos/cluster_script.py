@@ -1,0 +1,20 @@
+"""A Ray cluster that is somebody else's: prints its address, and lives until its standard input ends."""
+
+from __future__ import annotations
+
+import sys
+
+import ray
+
+from batchray.cluster.connect import connect
+from batchray.config import load_settings
+
+
+def main() -> None:
+    connect(load_settings(num_cpus=2))
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

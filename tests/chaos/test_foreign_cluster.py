@@ -1,0 +1,53 @@
+"""A server on a cluster that is not its own, and that goes away for good."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.chaos.kit import until
+from tests.server.live import ROOT, live_server
+from tests.server.talk import get, post
+
+pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
+
+
+def test_a_server_ends_with_a_sentence_and_its_jobs_go_on_at_the_next_start(
+    tmp_path: Path, report: Callable[..., None]
+) -> None:
+    requests = [{"agent_id": "calculator", "input": f"What is {n} + 1?"} for n in range(5)]
+    with tempfile.TemporaryDirectory(prefix="br", ignore_cleanup_errors=True) as short:
+        environment = {**os.environ, "RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "tests.chaos.cluster_script"]
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as cluster:
+            assert cluster.stdout is not None
+            address = cluster.stdout.readline().strip()
+            options = ("--ray-address", address, "--lanes", "1")
+            with live_server(
+                tmp_path / "data", *options, executor="ray", RAY_TMPDIR=short, RAY_AUTH_MODE="disabled"
+            ) as server:
+                assert get(server, "/readyz")[0] == 200
+                for process in [*psutil.Process(cluster.pid).children(recursive=True), psutil.Process(cluster.pid)]:
+                    process.kill()
+                killed = time.monotonic()
+                noticed_s = until(lambda: get(server, "/readyz")[0] == 503, 20)
+                job = post(server, "/v1/messages/batches", {"requests": requests})
+                status = server.process.wait(120)
+                ended_s = time.monotonic() - killed
+                server.stop()
+    assert status == 1, server.log
+    assert "Ray is gone and could not be started anew" in server.log
+    assert "Traceback" not in server.log
+    with live_server(tmp_path / "data") as server:
+        until(lambda: get(server, f"/v1/messages/batches/{job['id']}")[1]["status"] == "completed", 60)
+    report(noticed_s=round(noticed_s, 1), ended_s=round(ended_s, 1))

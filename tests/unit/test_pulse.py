@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from batchray.cluster.pulse import Pulse
+
+
+async def gone(pulse: Pulse, patience_s: float = 0.2) -> str:
+    async with asyncio.timeout(20):
+        return await pulse.until_gone(patience_s)
+
+
+async def test_a_dead_process_is_noticed() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    watching = asyncio.create_task(gone(Pulse({"raylet": process}, {}, beat_s=0.01)))
+    await asyncio.sleep(0)
+    assert not watching.done()
+    process.kill()
+    assert await watching == "its raylet has died"
+
+
+async def test_an_address_that_does_not_answer_any_more_is_noticed() -> None:
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    watching = asyncio.create_task(gone(Pulse({}, {"GCS": (host, port)}, beat_s=0.01)))
+    server.close()
+    await server.wait_closed()
+    assert await watching == f"its GCS at {host}:{port} has not answered for 0.2 s"
+
+
+async def test_an_address_that_comes_back_in_time_is_not_gone() -> None:
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    server.close()
+    await server.wait_closed()
+    watching = asyncio.create_task(gone(Pulse({}, {"GCS": (host, port)}, beat_s=0.01), patience_s=10))
+    connected = asyncio.Event()
+
+    def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        writer.close()
+
+    async with await asyncio.start_server(take, host, port):
+        await asyncio.wait_for(connected.wait(), 20)
+    assert not watching.done()
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
