@@ -21,8 +21,8 @@ from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Prior, 
 from batchray.window import Keys
 
 _MESSAGES = TypeAdapter(list[Message])
-# No request answers tool calls without one of these in it; a backslash may hide one.
-_MAY_ANSWER = re.compile(rb"approv|tool_return|\\u")
+# How JSON may hide a letter or an underscore.
+_ESCAPED = re.compile(rb"\\u00[4-7]")
 
 
 async def context_of(store: Store, patience: Patience, job: JobRecord, agent: Agent, item: PendingItem) -> bytes:
@@ -103,7 +103,9 @@ class Turns:
 
 def _answering(item: PendingItem) -> AgentRequest | None:
     """Return the request where it brings answers to tool calls."""
-    if _MAY_ANSWER.search(item.request) is None:
+    body = item.request
+    # No request does without one of these in it, and bodies may be long.
+    if b"approv" not in body and b"tool_return" not in body and not (b"\\u00" in body and _ESCAPED.search(body)):
         return None
     request = AgentRequest.model_validate_json(item.request)
     return request if brings_answers(request) else None

@@ -172,11 +172,16 @@ class Agents:
 
     def _state(self, user_id: str, agent_id: str) -> AgentState:
         if agent_id in self._fleet.ids:
-            return self._fleet.configured_state(agent_id, self._reader.memory(user_id, agent_id))
+            return self._fleet.configured_state(
+                agent_id, self._memory(user_id, self._service.fleet.agents[agent_id].agent)
+            )
         stored = self._reader.agent(agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
-        return self._fleet.state(stored, self._reader.memory(user_id, agent_id))
+        return self._fleet.state(stored, self._memory(user_id, Agent.model_validate(stored.spec["agent"])))
+
+    def _memory(self, user_id: str, agent: Agent) -> dict[str, str]:
+        return self._reader.memory(user_id, agent.id) if agent.stateful and agent.memory_blocks else {}
 
     def _checked(self, agent_id: str, given: dict[str, Any]) -> dict[str, Any]:
         """Return what the store keeps of an agent, proven to be one that runs.  Raises HttpError 400, 404 or 422."""

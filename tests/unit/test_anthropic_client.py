@@ -29,7 +29,7 @@ from batchray.schema import (
     new_id,
 )
 from batchray.tools import load_tools
-from tests.asking import KEY, always, call, eager, failure, message
+from tests.asking import KEY, FakeTime, always, call, eager, failure, message
 from tests.provider_messages import signature
 from tests.provider_server import ProviderServer
 
@@ -81,6 +81,14 @@ async def test_prompt_tokens_include_what_the_cache_gave_and_took(client: Anthro
         cached_input_tokens=7,
         cache_write_tokens=5,
     )
+
+
+async def test_what_an_attempt_cost_that_broke_off_is_told_beside_the_reply(server: ProviderServer) -> None:
+    lost: list[Usage] = []
+    async with opened(server.root_url, **{**eager(), "sleep": FakeTime().sleep}) as client:
+        reply = await client.ask(call("[[reset:body x2]]", on_lost=lost.append))
+    assert reply.usage.completion_tokens == 5
+    assert [usage.prompt_tokens for usage in lost] == [reply.usage.prompt_tokens] * 2
 
 
 @pytest.mark.parametrize("variant", ["", "[[crlf]]", "[[json]]", "[[nodone]]", "[[gap:0.001]]"])

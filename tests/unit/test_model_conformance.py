@@ -16,11 +16,15 @@ from typing import Any
 
 import pytest
 
+from batchray.agents import Run, ToolLoop
+from batchray.agents.base import input_messages
+from batchray.config import Agent
 from batchray.errors import InvalidResponseError, InvalidToolCallError, ModelAPIError, RequestError
 from batchray.models import ModelClient, RetryPolicy, Timeouts
 from batchray.models.anthropic import AnthropicClient
 from batchray.models.openai import OpenAIClient
-from batchray.schema import Usage
+from batchray.schema import AgentRequest, ApprovalCreate, ApprovalReturn, StopReason, Usage, new_job_id
+from batchray.tools import load_tools
 from tests.asking import KEY, FakeTime, call, eager, failure
 from tests.provider_server import ProviderServer
 
@@ -122,6 +126,34 @@ async def test_a_fault_that_does_not_pass_is_what_the_caller_gets(
     assert (error.type, server.n_calls) == (type, 3)
     assert "after 3 attempts" in error.message
     assert ("slow down" in error.message) == ("slow down" in fault)
+
+
+async def test_a_step_that_waited_for_the_caller_is_one_answer_to_the_provider(
+    server: ProviderServer, opened: Opened
+) -> None:
+    def look(key: str) -> str:
+        return f"saw {key}"
+
+    def drop(key: str) -> str:
+        return f"dropped {key}"
+
+    agent = Agent(id="a", model="local/m", requires_approval=("drop",))
+    job_id, text = new_job_id(), '[[tool:drop {"key": "a"}]][[tool:look {"key": "b"}]][[tool:drop {"key": "c"}]]'
+    async with opened(server) as client:
+        loop = ToolLoop(agent, client, load_tools([look, drop], 1.0))
+        first = Run(job_id, 0, AgentRequest(agent_id="a", input=text))
+        assert await loop.run(first) is StopReason.REQUIRES_APPROVAL
+        answers = [ApprovalReturn(tool_call_id=each, approve=i == 0) for i, each in enumerate(first.pending)]
+        request = AgentRequest(agent_id="a", messages=[ApprovalCreate(approvals=answers)])
+        said = [*input_messages(job_id, 0, first.request, datetime.now(UTC)), *first.messages]
+        second = Run(job_id, 1, request, history=said)
+        assert await loop.run(second) is StopReason.END_TURN
+    told = [each.func_response for each in second.messages[0].tool_returns or ()]
+    assert told == ["saw b", "dropped a", "The call was denied."]
+    asked, *rest = [each for each in server.calls[-1].body["messages"] if each["role"] == "assistant"]
+    assert rest == []
+    n_calls = len(asked.get("tool_calls") or [block for block in asked["content"] if block["type"] == "tool_use"])
+    assert n_calls == 3
 
 
 async def test_what_an_answer_cost_that_cannot_be_used_is_told(server: ProviderServer, opened: Opened) -> None:
