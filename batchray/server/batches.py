@@ -134,7 +134,7 @@ class Batches:
         key = request.headers.get("Idempotency-Key")
         if key is not None and not 0 < len(key) <= _MAX_KEY_CHARS:
             raise HttpError(400, f"Idempotency-Key: need 1 to {_MAX_KEY_CHARS} characters")
-        async with self._uploads.receive(request) as body:
+        async with self._uploads.receive(request, needs_digest=key is not None) as body:
             return batch_job(await self._service.accept(user_of(request), body, key))
 
     async def index(self, request: web.Request, query: Page) -> Answer:

@@ -15,14 +15,13 @@ from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
 from batchray.control import Wishes
 from batchray.driver import cancel_at_rest
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UnknownAgentError
-from batchray.intake import Batch, read_body
+from batchray.intake import read_body
 from batchray.job import Job
 from batchray.schema import new_job_id
-from batchray.server.checker import checked
 from batchray.server.errors import FINAL, HttpError, later
 from batchray.server.upload import Body
 from batchray.session import Session
-from batchray.store import JobRecord, NewItem, NewJob, Store, StoredResult
+from batchray.store import ItemPage, JobRecord, NewItem, NewJob, Store, StoredResult
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +64,7 @@ class Service:
                     raise HttpError(422, "this Idempotency-Key came with another body before", FINAL)
                 return known
             job_id = new_job_id()
-            new = NewJob(
-                job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest if key else None
-            )
+            new = NewJob(job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest)
             agent_ids = {*self.fleet.agents, *await self.read(self.reader.agent_ids, user_id)}
             await self.store.call(self._create, new, body, agent_ids)
         self._waiting.append(job_id)
@@ -179,9 +176,15 @@ class Service:
     # -- inside
 
     def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
-        with _batch_in(body, agent_ids) as batch:
-            items = (NewItem(*request) for request in batch.requests)
-            self.store.create_job(replace(new, callback_url=batch.callback_url), items)
+        """Store a body's batch: a small one is checked whole before, a large one while it is stored."""
+        if body.checker is None:
+            small = read_body(body.data, agent_ids)
+            items = [NewItem(*request) for request in small.requests]
+            self.store.create_job(replace(new, callback_url=small.callback_url), items)
+        else:
+            with body.checker.check(agent_ids) as large:
+                pages = (ItemPage(*page) for page in large.pages)
+                self.store.create_large_job(replace(new, callback_url=large.callback_url), pages)
 
     @contextmanager
     def _holding(self, user_id: str, key: str | None) -> Iterator[None]:
@@ -236,17 +239,6 @@ class Service:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-@contextmanager
-def _batch_in(body: Body, agent_ids: Set[str]) -> Iterator[Batch]:
-    """Yield a body's batch: a small one checked whole before, a large one while it is stored."""
-    if body.file is not None:
-        with checked(body.file, agent_ids) as batch:
-            yield batch
-    else:
-        small = read_body(body.data or b"", agent_ids)
-        yield small._replace(requests=iter(list(small.requests)))
 
 
 def check_fleet(fleet: AgentSet) -> None:

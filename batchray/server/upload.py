@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
@@ -18,7 +20,10 @@ from pydantic import BaseModel, ValidationError
 from batchray.config import ServerSettings
 from batchray.errors import BatchFormatError
 from batchray.intake import MAX_REQUEST_BYTES, one_sentence, strict_json
+from batchray.server.checker import Checker
 from batchray.server.errors import HttpError, later
+
+logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 """The largest body of a batch, exactly: Letta's documented 256 MB."""
@@ -30,11 +35,14 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A body that has come in whole: in memory where it is small, or else in a file that is gone after its use."""
+    """A body that has come in whole: in memory where it is small, or else in a file that its checker reads.
 
-    digest: str
-    data: bytes | None
-    file: Path | None
+    `digest` is there where it was asked for.
+    """
+
+    digest: str | None
+    data: bytes
+    checker: Checker | None
 
 
 class Uploads:
@@ -45,45 +53,83 @@ class Uploads:
         self.n_open = 0
 
     @asynccontextmanager
-    async def receive(self, request: web.Request) -> AsyncIterator[Body]:
-        """Yield a request's whole body.  Raises HttpError: 408, 411 where it has none, 413, 415, 503."""
+    async def receive(self, request: web.Request, *, needs_digest: bool) -> AsyncIterator[Body]:
+        """Yield a request's whole body.  Raises HttpError: 408, 413, 415, 503."""
         check_type(request)
         _check_length(request, MAX_BODY_BYTES)
         if self.n_open >= self._settings.max_uploads:
             raise later(5, f"{self.n_open} batches are being uploaded; come again in a moment")
         self.n_open += 1
+        spool = _Spool(self._directory, hashlib.sha256() if needs_digest else None)
         try:
-            with tempfile.TemporaryDirectory(dir=self._directory, prefix="upload-") as directory:
-                yield await self._spooled(request, Path(directory) / "body.json")
+            yield await self._received(request, spool)
         finally:
+            await asyncio.to_thread(spool.close)
             self.n_open -= 1
 
-    async def _spooled(self, request: web.Request, file: Path) -> Body:
-        digest, pieces, n_pending = hashlib.sha256(), list[bytes](), 0
-        spool: IO[bytes] | None = None
+    async def _received(self, request: web.Request, spool: _Spool) -> Body:
+        pieces, n_pending = list[bytes](), 0
+        async for piece in _pieces(request, MAX_BODY_BYTES, self._settings, self._clock):
+            pieces.append(piece)
+            n_pending += len(piece)
+            if n_pending >= _IN_MEMORY_BYTES:
+                await asyncio.to_thread(spool.write, pieces)
+                pieces, n_pending = [], 0
+        return await asyncio.to_thread(spool.end, pieces)
+
+
+class _Spool:
+    """A body on its way: a file once it is large, and with it the process that will check it.  Blocking.
+
+    A wait for a thread may be cancelled, but not the thread: so `close` may come while `write` is still at work.
+    """
+
+    def __init__(self, directory: Path, digest: hashlib._Hash | None) -> None:
+        self._directory, self._digest = directory, digest
+        self._file: IO[bytes] | None = None
+        self._checker: Checker | None = None
+        self._lock, self._is_closed = threading.Lock(), False
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Add to the file.  Raises HttpError 503 where there is no room for it, or for its checker."""
+        with self._lock:
+            if not self._is_closed:
+                self._write(pieces)
+
+    def end(self, pieces: Sequence[bytes]) -> Body:
+        """Return the body, of which these are the last pieces."""
+        data = b""
+        if self._file is None:
+            data = b"".join(self._digested(pieces))
+        else:
+            self.write(pieces)
+        return Body(self._digest.hexdigest() if self._digest else None, data, self._checker)
+
+    def close(self) -> None:
+        """Remove the file, and end its checker."""
+        with self._lock:
+            self._is_closed = True
+            if self._checker is not None:
+                self._checker.close()
+            if self._file is not None:
+                self._file.close()
+
+    def _write(self, pieces: Sequence[bytes]) -> None:
         try:
-            async for piece in _pieces(request, MAX_BODY_BYTES, self._settings, self._clock):
-                pieces.append(piece)
-                n_pending += len(piece)
-                if n_pending >= _IN_MEMORY_BYTES:
-                    spool = spool or file.open("wb")
-                    await asyncio.to_thread(_write, spool, pieces, digest)
-                    pieces, n_pending = [], 0
-            if spool is None:
-                data = b"".join(pieces)
-                digest.update(data)
-                return Body(digest.hexdigest(), data, None)
-            await asyncio.to_thread(_write, spool, pieces, digest)
-        finally:
-            if spool is not None:
-                spool.close()
-        return Body(digest.hexdigest(), None, file)
+            if self._file is None:
+                self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="upload-")  # noqa: SIM115
+                self._checker = Checker(Path(self._file.name))
+            self._file.writelines(self._digested(pieces))
+            self._file.flush()
+        except OSError as error:
+            logger.error("a body cannot be kept: %s", error)
+            raise later(5, "the body cannot be kept at the moment") from None
 
-
-def _write(spool: IO[bytes], pieces: list[bytes], digest: Any) -> None:
-    for piece in pieces:
-        spool.write(piece)
-        digest.update(piece)
+    def _digested(self, pieces: Sequence[bytes]) -> Sequence[bytes]:
+        if self._digest is not None:
+            for piece in pieces:
+                self._digest.update(piece)
+        return pieces
 
 
 async def read_json(request: web.Request, model: type[M], settings: ServerSettings) -> M:

@@ -24,6 +24,7 @@ from batchray.store.outbox import DueCallback, Outbox
 from batchray.store.records import (
     DEFAULT_USER,
     FailureKind,
+    ItemPage,
     JobRecord,
     NewItem,
     NewJob,
@@ -40,6 +41,7 @@ __all__ = [
     "DEFAULT_USER",
     "DueCallback",
     "FailureKind",
+    "ItemPage",
     "JobRecord",
     "NewItem",
     "NewJob",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, count, repeat
 from typing import Any
 
 import orjson
@@ -13,13 +14,15 @@ import sqlalchemy as sa
 from batchray.errors import UnknownJobError
 from batchray.progress import STATUSES, Progress
 from batchray.store.database import Database, chunks
-from batchray.store.records import JobRecord, NewItem, NewJob, Order, job_record, utc_now
+from batchray.store.records import ItemPage, JobRecord, NewItem, NewJob, Order, job_record, utc_now
 from batchray.store.tables import attempts, callbacks, jobs, outcomes
 
 # What a list of jobs does not need: the agents' settings may be long.
 _COLUMNS = [column for column in jobs.c if column.name != "agents"]
-# By hand, because compiling it for each chunk, and a mapping for each row, cost as much as SQLite itself.
-_INSERT_ITEMS = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (?, ?, ?, ?, ?)"
+# By hand and many rows at once: compiling, mappings, and a statement for each row cost more than SQLite itself.
+_ROWS_AT_ONCE = 100
+_INSERT_ITEM = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (?, ?, ?, ?, ?)"
+_INSERT_ITEMS = _INSERT_ITEM + ", (?, ?, ?, ?, ?)" * (_ROWS_AT_ONCE - 1)
 
 
 class Jobs(Database):
@@ -30,6 +33,11 @@ class Jobs(Database):
 
         What `new_items` raises undoes it all.
         """
+        chunked = chunks(new_items, lambda item: len(item.request))
+        return self.create_large_job(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked))
+
+    def create_large_job(self, new: NewJob, pages: Iterable[ItemPage]) -> int:
+        """Create a job with items that come by the page; otherwise as `create_job`."""
         now, total, agent_ids = utc_now(), 0, set[str]()
         with self._checkpoint_later(), self._transaction() as connection:
             job = connection.execute(
@@ -47,11 +55,10 @@ class Jobs(Database):
                     agents=b"{}",
                 )
             ).inserted_primary_key[0]  # type: ignore[index]
-            for chunk in chunks(new_items, lambda item: len(item.request)):
-                rows = [(job, total + n, *item) for n, item in enumerate(chunk)]
-                connection.exec_driver_sql(_INSERT_ITEMS, rows)
-                agent_ids.update(item.agent_id for item in chunk)
-                total += len(rows)
+            for page in pages:
+                _insert_items(connection, list(zip(repeat(job), count(total), *page, strict=False)))
+                agent_ids.update(page.agent_ids)
+                total += len(page.requests)
             snapshot = orjson.dumps(new.snapshot(agent_ids))
             connection.execute(sa.update(jobs).where(jobs.c.job == job).values(total=total, agents=snapshot))
         return total
@@ -198,6 +205,15 @@ class Jobs(Database):
                 yield
             finally:
                 cursor.execute("PRAGMA wal_autocheckpoint = 1000")
+
+
+def _insert_items(connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
+    n_rest = len(rows) % _ROWS_AT_ONCE
+    starts = range(0, len(rows) - n_rest, _ROWS_AT_ONCE)
+    if many := [tuple(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])) for start in starts]:
+        connection.exec_driver_sql(_INSERT_ITEMS, many)
+    if n_rest:
+        connection.exec_driver_sql(_INSERT_ITEM, rows[-n_rest:])
 
 
 def between(

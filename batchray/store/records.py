@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -42,6 +42,14 @@ class NewItem(NamedTuple):
     agent_id: str
     custom_id: str | None
     request: bytes
+
+
+class ItemPage(NamedTuple):
+    """Items as they are created, column by column: for many, that is several times cheaper."""
+
+    agent_ids: Sequence[str]
+    custom_ids: Sequence[str | None]
+    requests: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
