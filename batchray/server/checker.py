@@ -91,11 +91,12 @@ def main(file: Path) -> None:
     out = sys.stdout.buffer
     end: BatchFormatError | None = None
     try:
-        with file.open("rb") as body, mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-            batch = read_body(buffer, known)
-            pickle.dump(batch.callback_url, out)
-            for page in _pages(batch.requests):
-                pickle.dump(tuple(zip(*page, strict=True)), out, pickle.HIGHEST_PROTOCOL)
+        with file.open("rb") as body:
+            # Not closed by hand: an error on its way still holds slices of it.
+            batch = read_body(mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ), known)
+        pickle.dump(batch.callback_url, out)
+        for page in _pages(batch.requests):
+            pickle.dump(tuple(zip(*page, strict=True)), out, pickle.HIGHEST_PROTOCOL)
     except BatchFormatError as error:
         end = error
     pickle.dump(end, out)

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -64,8 +64,10 @@ class Uploads:
         try:
             yield await self._received(request, spool)
         finally:
-            await asyncio.to_thread(spool.close)
-            self.n_open -= 1
+            try:
+                await asyncio.to_thread(spool.close)
+            finally:
+                self.n_open -= 1
 
     async def _received(self, request: web.Request, spool: _Spool) -> Body:
         pieces, n_pending = list[bytes](), 0
@@ -112,7 +114,8 @@ class _Spool:
             if self._checker is not None:
                 self._checker.close()
             if self._file is not None:
-                self._file.close()
+                with suppress(OSError):  # what is left to be written, as where there was no room, nobody needs
+                    self._file.close()
 
     def _write(self, pieces: Sequence[bytes]) -> None:
         try:
@@ -137,6 +140,10 @@ async def read_json(request: web.Request, model: type[M], settings: ServerSettin
     check_type(request)
     _check_length(request, MAX_REQUEST_BYTES)
     body = b"".join([piece async for piece in _pieces(request, MAX_REQUEST_BYTES, settings, time.monotonic)])
+    return await asyncio.to_thread(_parsed, body, model)
+
+
+def _parsed(body: bytes, model: type[M]) -> M:
     try:
         return model.model_validate(strict_json(body))
     except BatchFormatError as error:
