@@ -6,10 +6,11 @@ import asyncio
 import logging
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -55,6 +56,15 @@ class Running:
         return f"http://{host}:{self.port}"
 
 
+class _WithoutTexts(logging.LoggerAdapter[logging.Logger]):
+    """Names what went wrong with a connection by its kind alone: the parser's errors quote what the client sent."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Replace an error by its name."""
+        error = kwargs.pop("exc_info", None)
+        return f"{msg}: {type(error).__name__}" if isinstance(error, BaseException) else msg, kwargs
+
+
 @asynccontextmanager
 async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -> AsyncIterator[Running]:
     """Listen, and go on with unfinished jobs; stops in good order at the end.
@@ -88,6 +98,7 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
         _application(routes, keys, health, needs_key=needs_key),
         handle_signals=False,
         access_log=None,  # it would hold what clients put into a URL
+        logger=_WithoutTexts(logger),
         keepalive_timeout=settings.upload_idle_s,  # headers that stall are cut off after it, too
         lingering_time=_LINGER_S,
         auto_decompress=False,

@@ -72,8 +72,12 @@ def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
     for route in routes:
         bare = route.path.rstrip("/")
         for path in (bare, f"{bare}/"):
-            app.router.add_route(route.method, path, route.handle, name=None)
+            app.router.add_route(route.method, path, route.handle, name=None, expect_handler=_wait_and_see)
             app[ROUTES][route.method, path] = route
+
+
+async def _wait_and_see(request: web.Request) -> None:
+    """Promise nothing to `Expect: 100-continue`: whoever reads the body says so, when all else is known to be right."""
 
 
 ROUTES: web.AppKey[dict[tuple[str, str], Route]] = web.AppKey("routes", dict)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 
 from batchray.config import ServerSettings
@@ -153,7 +153,10 @@ def _parsed(body: bytes, model: type[M]) -> M:
 
 
 def check_type(request: web.Request) -> None:
-    """Raise HttpError 415 for what is not plain JSON."""
+    """Raise HttpError 400 or 415 for what is not plain JSON."""
+    transfer = request.headers.get("Transfer-Encoding", "")
+    if transfer and (transfer.lower() != "chunked" or request.version < HttpVersion11):
+        raise HttpError(400, f"Transfer-Encoding {transfer!r} is not supported; send the JSON as it is, or in chunks")
     if encoding := request.headers.get("Content-Encoding"):
         raise HttpError(415, f"Content-Encoding {encoding!r} is not supported; send the JSON as it is")
     if request.content_type != "application/json" or (request.charset or "utf-8").lower() != "utf-8":
@@ -169,6 +172,7 @@ async def _pieces(
     request: web.Request, max_bytes: int, settings: ServerSettings, clock: Callable[[], float]
 ) -> AsyncIterator[bytes]:
     """Yield a body as it arrives, and stop reading where it passes a limit."""
+    _let_come(request)
     started, n_bytes = clock(), 0
     while True:
         try:
@@ -186,6 +190,12 @@ async def _pieces(
         if clock() - started > settings.upload_idle_s + n_bytes / settings.min_upload_bytes_per_s:
             raise HttpError(408, f"the sender is slower than {settings.min_upload_bytes_per_s} bytes a second")
         yield piece
+
+
+def _let_come(request: web.Request) -> None:
+    """Say that the body is welcome to a client that waits for that, as curl does with a large one."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _too_large(max_bytes: int) -> HttpError:
