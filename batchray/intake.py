@@ -266,7 +266,7 @@ def _validated(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
     if not isinstance(value, dict):
         raise BatchFormatError(f"a request is a JSON object, not {type(value).__name__}")
     try:
-        request = AgentRequest.model_validate(value)
+        request = AgentRequest.model_validate_json(body, strict=True)  # "3" is no number, 1 is not true
     except ValidationError as error:
         raise BatchFormatError(one_sentence(error)) from None
     if request.agent_id not in known:

@@ -107,7 +107,8 @@ class Agents:
         stored = await self._service.read(self._reader.agent, agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
-        spec = self._checked(agent_id, {**stored.spec["given"], **given.model_dump(exclude_unset=True)})
+        changes = {name: value for name, value in given.model_dump(exclude_unset=True).items() if value is not None}
+        spec = self._checked(agent_id, {**stored.spec["given"], **changes})
         await self._store.call(self._store.update_agent, agent_id, user_id, spec)
         return await self._service.read(self._state, user_id, agent_id)
 

@@ -124,7 +124,7 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
 
 
 def _application(routes: Sequence[Route], keys: KeyFile, health: Health, *, needs_key: bool) -> web.Application:
-    described = document(routes)
+    described = document(routes, needs_key=needs_key)
 
     async def openapi(request: web.Request, query: NoQuery) -> Answer:
         return described

@@ -9,7 +9,7 @@ from typing import Any
 
 from batchray.config import Agent, AgentSet, function_name
 from batchray.errors import ConfigError
-from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, Tool
+from batchray.schema import AgentState, Block, CreateBlock, LLMConfig, Memory, Model, Tool
 from batchray.server.errors import HttpError
 from batchray.store import StoredAgent
 from batchray.tools import Tool as CallableTool
@@ -81,7 +81,10 @@ class Fleet:
         model = self._model(agent.model or "offline/function")
         kept = ("description", "metadata", "model_settings", "timezone", "message_buffer_autoclear")
         blocks = [
-            Block(id=f"block-{_uuid(agent.id, str(position))}", **block)
+            Block(
+                id=f"block-{_uuid(agent.id, str(position))}",
+                **{name: block[name] for name in CreateBlock.model_fields if block.get(name) is not None},
+            )
             for position, block in enumerate(given.get("memory_blocks") or ())
         ]
         return AgentState(

@@ -29,7 +29,9 @@ class NoQuery(WireModel):
 class Route:
     """One endpoint.  `answer` is the model of its body; a list of it where `is_list`.
 
-    `errors` are the statuses that it has beside those that all routes have.  An open one needs no API key.
+    `errors` are the statuses that it has beside those that all routes have, `headers` those that it reads, with the
+    patterns of their values.  With `may_stream` the answer comes as server-sent events where the body asks for them.
+    An open one needs no API key.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -41,8 +43,9 @@ class Route:
     answer: type[BaseModel] | None = None
     is_list: bool = False
     media_type: str = "application/json"
+    may_stream: bool = False
     errors: tuple[int, ...] = ()
-    headers: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
     is_open: bool = False
     tag: str = field(default="batches")
 

@@ -145,7 +145,8 @@ async def read_json(request: web.Request, model: type[M], settings: ServerSettin
 
 def _parsed(body: bytes, model: type[M]) -> M:
     try:
-        return model.model_validate(strict_json(body))
+        strict_json(body)
+        return model.model_validate_json(body, strict=True)
     except BatchFormatError as error:
         raise HttpError(422, error.reason) from None
     except ValidationError as error:
