@@ -12,24 +12,26 @@ import json
 import mmap
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BufferedReader, FileIO, IOBase, TextIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, Self, cast
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Self, cast
 
 import msgspec
 import orjson
-from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ValidationError
 
 from batchray.errors import BatchFormatError, EmptyBatchError, UnknownAgentError
 from batchray.schema import AgentRequest, CreateBatch
+from batchray.schema.plain import plain_heads
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request: no provider that we know of takes a larger body (Anthropic documents 32 MB)."""
 MAX_DEPTH = 64
 """The deepest nesting of a request: the contract needs 8, a tool's arguments some more."""
 
+# How many requests of a body are checked together, where they are small.
+_GROUP, _GROUP_BYTES = 500, 1024 * 1024
 _MAX_INT = 2**64 - 1
 _MIN_INT = -(2**63)
 # What the fast parser lets through or reports poorly; the exact parser then tells for sure.
@@ -85,48 +87,9 @@ def parse_request(raw: bytes | memoryview, known: frozenset[str]) -> RawRequest:
     if len(raw) > MAX_REQUEST_BYTES:
         raise BatchFormatError(f"a request of more than {MAX_REQUEST_BYTES >> 20} MiB")
     body = bytes(raw)
-    return _plain(body, known) or _validated(strict_json(body), body, known)
-
-
-class _PlainMessage(msgspec.Struct, forbid_unknown_fields=True):
-    role: Literal["user", "system", "assistant"]
-    content: str
-    type: Literal["message"] | UnsetType = UNSET
-    name: str | UnsetType | None = UNSET
-    otid: str | UnsetType | None = UNSET
-
-
-class _PlainRequest(msgspec.Struct, forbid_unknown_fields=True):
-    agent_id: str
-    custom_id: str | UnsetType | None = UNSET
-    input: str | UnsetType = UNSET
-    messages: list[_PlainMessage] | UnsetType = UNSET
-    max_steps: int | UnsetType | None = UNSET
-
-
-_PLAIN = msgspec.json.Decoder(_PlainRequest)
-
-
-def _plain(body: bytes, known: frozenset[str]) -> RawRequest | None:
-    """Validate a request of the plainest kind, texts to one agent: several times faster than the models.
-
-    None means only that it is not of that kind for sure; then the models say what it is.
-    """
-    try:
-        request = _PLAIN.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if (request.input is UNSET) == (request.messages is UNSET) or request.agent_id not in known:
-        return None
-    n_keys = 2 + (request.custom_id is not UNSET) + (request.max_steps is not UNSET)
-    if request.messages is not UNSET:
-        n_keys += sum(
-            2 + (each.type is not UNSET) + (each.name is not UNSET) + (each.otid is not UNSET)
-            for each in request.messages
-        )
-    if n_keys != len(_KEY.findall(body)) or b"\\u" in body:  # a key twice, perhaps, or half of a character
-        return None
-    return RawRequest(request.agent_id, None if request.custom_id is UNSET else request.custom_id, body)
+    if heads := plain_heads([body], known):
+        return RawRequest(*heads[0], body)
+    return _validated(strict_json(body), body, known)
 
 
 def strict_json(raw: bytes) -> Any:
@@ -255,8 +218,18 @@ def _tokens(buffer: mmap.mmap | bytes) -> Iterator[tuple[int, int, bytes]]:
         depth += found[0] in (b"[", b"{")
 
 
-def _from_slices(slices: Iterable[msgspec.Raw], known: frozenset[str]) -> Iterator[RawRequest]:
-    for index, raw in enumerate(slices):
+def _from_slices(slices: Sequence[msgspec.Raw], known: frozenset[str]) -> Iterator[RawRequest]:
+    for start in range(0, len(slices), _GROUP):
+        group = slices[start : start + _GROUP]
+        heads = plain_heads(group, known) if sum(map(len, group)) <= _GROUP_BYTES else None
+        if heads is not None:
+            yield from (RawRequest(*head, bytes(raw)) for head, raw in zip(heads, group, strict=True))
+        else:
+            yield from _one_by_one(group, start, known)
+
+
+def _one_by_one(slices: Sequence[msgspec.Raw], start: int, known: frozenset[str]) -> Iterator[RawRequest]:
+    for index, raw in enumerate(slices, start):
         try:
             yield parse_request(memoryview(raw), known)
         except BatchFormatError as error:
@@ -292,7 +265,7 @@ def _validated(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
     if not isinstance(value, dict):
         raise BatchFormatError(f"a request is a JSON object, not {type(value).__name__}")
     try:
-        request = AgentRequest.model_validate(value)
+        request = AgentRequest.model_validate_json(body, strict=True)  # "3" is no number, 1 is not true
     except ValidationError as error:
         raise BatchFormatError(one_sentence(error)) from None
     if request.agent_id not in known:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from batchray.schema.base import OpenModel, UtcDatetime
+from batchray.schema.base import OpenModel, UtcDatetime, given
 from batchray.schema.jobs import StopReason
 from batchray.schema.messages import LettaMessage, StopReasonMessage, UsageStatistics
 from batchray.schema.requests import MessageType
@@ -16,7 +16,7 @@ from batchray.schema.requests import MessageType
 class LLMConfig(OpenModel):
     """Which model an agent asks, and how.  `context_window` is in tokens."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     model_endpoint_type: str
     context_window: int
     model_endpoint: str | None = None
@@ -159,12 +159,12 @@ class AgentState(OpenModel):
 
 
 class UpdateAgent(OpenModel):
-    """The body of PATCH /v1/agents/{id}.  Only the fields that were sent count: see `model_fields_set`."""
+    """The body of PATCH /v1/agents/{id}.  Only the fields that were sent and are not null count."""
 
     name: str | None = None
     system: str | None = None
     description: str | None = None
-    model: str | None = None
+    model: Annotated[str, Field(min_length=1)] | None = None
     model_settings: dict[str, Any] | None = None
     llm_config: LLMConfig | None = None
     context_window_limit: int | None = None
@@ -181,7 +181,9 @@ class UpdateAgent(OpenModel):
 
 
 class CreateAgent(UpdateAgent):
-    """The body of POST /v1/agents/.  The schema requires nothing; Letta's server needs `model` or `llm_config`."""
+    """The body of POST /v1/agents/.  As Letta's server does, it needs `model` or `llm_config`."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [given("model"), given("llm_config")]})
 
     agent_type: str = "letta_v1_agent"
     memory_blocks: list[CreateBlock] | None = None

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
+from pydantic.config import JsonDict
 
 
 class WireModel(BaseModel):
@@ -18,6 +19,16 @@ class OpenModel(WireModel):
     """A wire model that keeps the fields it does not know: real servers and newer versions send more."""
 
     model_config = ConfigDict(extra="allow")
+
+
+def given(name: str) -> JsonDict:
+    """Return the JSON Schema that says that a field is there and not null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+def one_given(*names: str) -> JsonDict:
+    """Return the JSON Schema that says that at least one of some fields is there, if only as null."""
+    return {"anyOf": [{"required": [name]} for name in names]}
 
 
 def _as_utc(value: datetime) -> datetime:

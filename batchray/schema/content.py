@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import ConfigDict, Discriminator, Tag
 
-from batchray.schema.base import WireModel
+from batchray.schema.base import WireModel, one_given
 
 
 class UrlImage(WireModel):
@@ -132,6 +132,8 @@ class RedactedReasoningContent(WireModel):
 
 class OmittedReasoningContent(WireModel):
     """Reasoning known to have happened, of which the provider gives nothing."""
+
+    model_config = ConfigDict(json_schema_extra=one_given("type", "signature"))
 
     type: Literal["omitted_reasoning"] = "omitted_reasoning"
     signature: str | None = None

@@ -20,7 +20,10 @@ MAX_MESSAGES_PER_ITEM = 2**12
 MAX_OTIDS_PER_MESSAGE = 2**7
 
 _UUID4 = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
-_JOB_ID = re.compile(rf"job-{_UUID4}")
+JOB_ID_PATTERN = rf"job-{_UUID4}"
+"""A job's id as a regular expression, without anchors."""
+
+_JOB_ID = re.compile(JOB_ID_PATTERN)
 _DERIVED_ID = re.compile(rf"(?:batch_item|run|message)-{_UUID4}")
 _MESSAGE_ID = re.compile(rf"message-{_UUID4}")
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AliasChoices,
     BeforeValidator,
+    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetPydanticSchema,
@@ -21,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from batchray.schema.base import WireModel
+from batchray.schema.base import WireModel, given, one_given
 from batchray.schema.content import Content, ImageContent, TextContent, tag_by_shape
 
 
@@ -101,6 +102,8 @@ class ApprovalCreate(WireModel):
     The deprecated `approve`, `approval_request_id` and `reason` become one entry of `approvals` where that is missing.
     """
 
+    model_config = ConfigDict(json_schema_extra=one_given("type", "approvals", "approval_request_id", "approve"))
+
     type: Literal["approval"] = "approval"
     approvals: list[Approval] | None = None
     otid: str | None = None
@@ -175,6 +178,8 @@ class LettaRequest(WireModel):
     `client_skills` on are newer than Letta's batch endpoint.
     """
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [given("input"), given("messages")]})
+
     messages: list[RequestMessage] | None = None
     input: Content | None = None
     max_steps: int | None = None
@@ -248,5 +253,5 @@ CallbackUrl = Annotated[str, GetPydanticSchema(_http_url_as_str)]
 class CreateBatch(WireModel):
     """The body of POST /v1/messages/batches.  That `requests` is not empty is checked where the batch is read."""
 
-    requests: list[AgentRequest]
+    requests: Annotated[list[AgentRequest], Field(json_schema_extra={"minItems": 1})]
     callback_url: CallbackUrl | None = None

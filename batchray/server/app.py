@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,15 @@ class Running:
         """Where clients find it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
+
+
+class _WithoutTexts(logging.LoggerAdapter[logging.Logger]):
+    """Names what went wrong with a connection by its kind alone: the parser's errors quote what the client sent."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Replace an error by its name."""
+        error = kwargs.pop("exc_info", None)
+        return f"{msg}: {type(error).__name__}" if isinstance(error, BaseException) else msg, kwargs
 
 
 @asynccontextmanager
@@ -118,6 +127,7 @@ def _runner(application: web.Application, settings: ServerSettings) -> web.AppRu
         application,
         handle_signals=False,
         access_log=None,  # it would hold what clients put into a URL
+        logger=_WithoutTexts(logger),
         keepalive_timeout=settings.upload_idle_s,  # headers that stall are cut off after it, too
         lingering_time=_LINGER_S,
         shutdown_timeout=_ANSWER_S,
@@ -129,7 +139,7 @@ def _runner(application: web.Application, settings: ServerSettings) -> web.AppRu
 
 
 def _application(routes: Sequence[Route], keys: KeyFile, health: Health, *, needs_key: bool) -> web.Application:
-    described = document(routes)
+    described = document(routes, needs_key=needs_key)
 
     async def openapi(request: web.Request, query: NoQuery) -> Answer:
         return described

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from typing import Any, Literal
@@ -36,7 +37,8 @@ from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, 
 from batchray.store import JobRecord, Order, StoredItem, StoredResult
 
 _POLL_S = 0.5
-_MAX_KEY_CHARS = 255
+_KEY_PATTERN = "[!-~]{1,255}"
+_EVENT_ID_PATTERN = "[0-9]{1,18}"
 
 
 class MessagesQuery(Page):
@@ -83,7 +85,7 @@ class Batches:
                 body=CreateBatch,
                 answer=BatchJob,
                 errors=(404, 408, 409, 413, 415, 422, 503, 507),
-                headers=("Idempotency-Key",),
+                headers={"Idempotency-Key": _KEY_PATTERN},
             ),
             Route("GET", base, self.index, "List batches", Page, answer=BatchJob, is_list=True),
             Route("GET", one, self.retrieve, "Retrieve a batch", answer=BatchJob, errors=(404,)),
@@ -123,7 +125,7 @@ class Batches:
                 self.events,
                 "Watch a batch: server-sent events of its progress and outcomes",
                 media_type="text/event-stream",
-                headers=("Last-Event-ID",),
+                headers={"Last-Event-ID": _EVENT_ID_PATTERN},
                 errors=(404,),
             ),
             Route("POST", one + "/retry", self.retry, "Run failed items again", answer=BatchJob, errors=(404, 409)),
@@ -132,10 +134,10 @@ class Batches:
     async def create(self, request: web.Request, query: NoQuery) -> Answer:
         """Accept a batch: all of it or nothing."""
         key = request.headers.get("Idempotency-Key")
-        if key is not None and not 0 < len(key) <= _MAX_KEY_CHARS:
-            raise HttpError(400, f"Idempotency-Key: need 1 to {_MAX_KEY_CHARS} characters")
+        if key is not None and not re.fullmatch(_KEY_PATTERN, key):
+            raise HttpError(400, "Idempotency-Key: need 1 to 255 characters of ASCII, without spaces")
         await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
-        async with self._uploads.receive(request) as body:
+        async with self._uploads.receive(request, needs_digest=key is not None) as body:
             return batch_job(await self._service.accept(user_of(request), body, key))
 
     async def index(self, request: web.Request, query: Page) -> Answer:
@@ -310,6 +312,6 @@ def _index_of(job: JobRecord, item_id: str | None) -> int | None:
 
 def _last_event(request: web.Request) -> int:
     given = request.headers.get("Last-Event-ID", "0")
-    if not (given.isascii() and given.isdecimal() and len(given) < 19):
+    if not re.fullmatch(_EVENT_ID_PATTERN, given):
         raise HttpError(400, "Last-Event-ID: not an id of an event of this stream", FINAL)
     return int(given)

@@ -2,7 +2,7 @@
 
 The parser works through a whole body at once, with the interpreter's lock in its hand; in another process it holds up
 nobody, and its memory goes with it.  Known agents come in as a JSON array on standard input; what goes out on standard
-output are pickles: the callback's address, then lists of requests, then None or the error.
+output are pickles: the callback's address, then pages of requests, then None or the error.
 """
 
 from __future__ import annotations
@@ -13,48 +13,61 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import orjson
 
 from batchray.errors import BatchFormatError, StoreError
-from batchray.intake import Batch, RawRequest, read_body
+from batchray.intake import RawRequest, read_body
 
-_CHUNK = 1000
+_PAGE, _PAGE_BYTES = 1000, 1024 * 1024
 # The parser is linear, and does 256 MiB in seconds; beyond this it is not the body that is slow.
 _LIMIT_S = 300.0
 
 
-@contextmanager
-def checked(file: Path, agents: Iterable[str]) -> Iterator[Batch]:
-    """Yield the batch in a file's body, checked by another process while it is iterated.
+class CheckedBatch(NamedTuple):
+    """A batch that can be read once: its requests by the page, as columns (agents' ids, custom ids, bodies)."""
 
-    Raises BatchFormatError as `read_body` does, and StoreError where that process dies.
-    """
-    command = [sys.executable, "-m", "batchray.server.checker", str(file)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        limit = threading.Timer(_LIMIT_S, process.kill)
+    pages: Iterator[tuple[Sequence[str], Sequence[str | None], Sequence[bytes]]]
+    callback_url: str | None
+
+
+class Checker:
+    """The process that checks the body in a file.  It takes a while to get ready: start it while the body arrives."""
+
+    def __init__(self, file: Path) -> None:
+        command = [sys.executable, "-m", "batchray.server.checker", str(file)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    @contextmanager
+    def check(self, agents: Iterable[str]) -> Iterator[CheckedBatch]:
+        """Yield the batch in the file, which is complete by now; it is checked while its pages are iterated.
+
+        Raises BatchFormatError as `read_body` does, and StoreError where the process dies.
+        """
+        limit = threading.Timer(_LIMIT_S, self._process.kill)
         limit.start()
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(orjson.dumps(list(agents)))
-            process.stdin.close()
-            callback_url = _next(process.stdout)
-            yield Batch(_requests(process.stdout), callback_url)
+            said = self._process.stdout
+            assert self._process.stdin is not None
+            assert said is not None
+            with (
+                suppress(BrokenPipeError),
+                self._process.stdin as asked,
+            ):  # a dead process says nothing, as we shall see
+                asked.write(orjson.dumps(list(agents)))
+            callback_url = _next(said)
+            yield CheckedBatch(iter(lambda: _next(said), None), callback_url)
         finally:
             limit.cancel()
-            process.kill()  # it has said all, or nobody listens any more
 
-
-def _requests(source: IO[bytes]) -> Iterator[RawRequest]:
-    while chunk := _next(source):
-        for fields in chunk:
-            yield RawRequest(*fields)
+    def close(self) -> None:
+        """End the process: it has said all, or nobody listens any more."""
+        with self._process:
+            self._process.kill()
 
 
 def _next(source: IO[bytes]) -> Any:
@@ -71,19 +84,36 @@ def main(file: Path) -> None:
     """Check a body, and say what is in it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the server, which ends us
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its end is ours
-    known = orjson.loads(sys.stdin.buffer.read())
+    asked = sys.stdin.buffer.read()
+    if not asked:  # the body never came in whole, or the server has died
+        return
+    known = orjson.loads(asked)
     out = sys.stdout.buffer
     end: BatchFormatError | None = None
     try:
-        with file.open("rb") as body, mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-            batch = read_body(buffer, known)
-            pickle.dump(batch.callback_url, out)
-            while chunk := [tuple(request) for request in islice(batch.requests, _CHUNK)]:
-                pickle.dump(chunk, out, pickle.HIGHEST_PROTOCOL)
+        with file.open("rb") as body:
+            # Not closed by hand: an error on its way still holds slices of it.
+            batch = read_body(mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ), known)
+        pickle.dump(batch.callback_url, out)
+        for page in _pages(batch.requests):
+            pickle.dump(tuple(zip(*page, strict=True)), out, pickle.HIGHEST_PROTOCOL)
     except BatchFormatError as error:
         end = error
     pickle.dump(end, out)
     out.flush()
+
+
+def _pages(requests: Iterator[RawRequest]) -> Iterator[list[RawRequest]]:
+    page: list[RawRequest] = []
+    n_bytes = 0
+    for request in requests:
+        page.append(request)
+        n_bytes += len(request.body)
+        if len(page) == _PAGE or n_bytes >= _PAGE_BYTES:
+            yield page
+            page, n_bytes = [], 0
+    if page:
+        yield page
 
 
 if __name__ == "__main__":

@@ -11,11 +11,23 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from batchray.schema.base import WireModel
+from batchray.schema.ids import JOB_ID_PATTERN
 from batchray.server.routing import VERSION, Route
 
 _REF = "#/components/schemas/{model}"
 # What every route may answer: a query it cannot use, or a key that it does not know; and all that is not expected.
 _COMMON = (400, 422, 503)
+_PATH_SCHEMAS = {
+    "agent_id": {"type": "string", "minLength": 1},
+    "batch_id": {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"},
+}
+_STREAM = "text/event-stream"
+_EVENT = {
+    "description": "One of the events; `data` is JSON, but for the `[DONE]` at the end of an answer.",
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
+    "required": ["data"],
+}
 
 
 class ErrorBody(WireModel):
@@ -25,8 +37,8 @@ class ErrorBody(WireModel):
     trace_id: str
 
 
-def document(routes: Sequence[Route]) -> dict[str, Any]:
-    """Return the document of these routes."""
+def document(routes: Sequence[Route], *, needs_key: bool) -> dict[str, Any]:
+    """Return the document of these routes; `needs_key` tells whether those that are not open need an API key."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(ErrorBody, "serialization")]
     for route in routes:
         models += [(route.body, "validation")] if route.body else []
@@ -34,7 +46,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     refs, definitions = models_json_schema(list(dict.fromkeys(models)), ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs, needs_key=needs_key)
     return {
         "openapi": "3.1.0",
         "info": {"title": "batchray", "version": VERSION},
@@ -46,7 +58,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, refs: Any) -> dict[str, Any]:
+def _operation(route: Route, refs: Any, *, needs_key: bool) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.endpoint.__qualname__.replace(".", "_").lower(),
         "summary": route.summary,
@@ -57,18 +69,19 @@ def _operation(route: Route, refs: Any) -> dict[str, Any]:
     if route.body is not None:
         content = {"application/json": {"schema": refs[route.body, "validation"]}}
         operation["requestBody"] = {"required": True, "content": content}
-    if not route.is_open:
-        operation["security"] = [{"key": []}, {}]
+    if needs_key and not route.is_open:
+        operation["security"] = [{"key": []}]
     return operation
 
 
 def _success(route: Route, refs: Any) -> dict[str, Any]:
     schema = refs[route.answer, "serialization"] if route.answer else {}
     if route.media_type != "application/json":
-        schema = {"type": "string"}
+        schema = _EVENT if route.media_type == _STREAM else {"type": "string"}
     elif route.is_list:
         schema = {"type": "array", "items": schema}
-    return {"description": "OK", "content": {route.media_type: {"schema": schema}}}
+    streamed = {_STREAM: {"schema": _EVENT}} if route.may_stream else {}
+    return {"description": "OK", "content": {route.media_type: {"schema": schema}, **streamed}}
 
 
 def _failures(route: Route, refs: Any) -> dict[str, Any]:
@@ -79,7 +92,7 @@ def _failures(route: Route, refs: Any) -> dict[str, Any]:
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[name]}
         for name in re.findall(r"{(\w+)}", route.path)
     ]
 
@@ -93,7 +106,10 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _header_parameters(route: Route) -> list[dict[str, Any]]:
-    return [{"name": name, "in": "header", "required": False, "schema": {"type": "string"}} for name in route.headers]
+    return [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string", "pattern": f"^{pattern}$"}}
+        for name, pattern in route.headers.items()
+    ]
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -29,7 +29,9 @@ class NoQuery(WireModel):
 class Route:
     """One endpoint.  `answer` is the model of its body; a list of it where `is_list`.
 
-    `errors` are the statuses that it has beside those that all routes have.  An open one needs no API key.
+    `errors` are the statuses that it has beside those that all routes have, `headers` those that it reads, with the
+    patterns of their values.  With `may_stream` the answer comes as server-sent events where the body asks for them.
+    An open one needs no API key.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -41,8 +43,9 @@ class Route:
     answer: type[BaseModel] | None = None
     is_list: bool = False
     media_type: str = "application/json"
+    may_stream: bool = False
     errors: tuple[int, ...] = ()
-    headers: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
     is_open: bool = False
     tag: str = field(default="batches")
 
@@ -77,8 +80,12 @@ def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
     for route in routes:
         bare = route.path.rstrip("/")
         for path in (bare, f"{bare}/"):
-            app.router.add_route(route.method, path, route.handle, name=None)
+            app.router.add_route(route.method, path, route.handle, name=None, expect_handler=_wait_and_see)
             app[ROUTES][route.method, path] = route
+
+
+async def _wait_and_see(request: web.Request) -> None:
+    """Promise nothing to `Expect: 100-continue`: whoever reads the body says so, when all else is known to be right."""
 
 
 ROUTES: web.AppKey[dict[tuple[str, str], Route]] = web.AppKey("routes", dict)

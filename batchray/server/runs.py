@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 from aiohttp import web
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from batchray import context
 from batchray.schema import (
@@ -19,6 +19,7 @@ from batchray.schema import (
     LettaResponse,
     Message,
     Ping,
+    RequestMessage,
     StopReason,
     StopReasonMessage,
     is_message_id,
@@ -64,6 +65,7 @@ _APPROVAL_ERRORS = {
 class AskAgent(LettaRequest):
     """The body of POST /v1/agents/{id}/messages: a request, and how its answer is to come."""
 
+    messages: Annotated[list[RequestMessage], Field(min_length=1)] | None = None
     streaming: bool = False
     stream_tokens: bool = False
     include_pings: bool = True
@@ -78,7 +80,7 @@ class Runs:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        errors = (401, 402, 404, 408, 413, 415, 422, 429, 500, 503, 504, 507)
+        errors = (401, 402, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
         return [
             Route(
                 "POST",
@@ -87,6 +89,7 @@ class Runs:
                 "Ask an agent and wait for its answer",
                 body=AskAgent,
                 answer=LettaResponse,
+                may_stream=True,
                 errors=errors,
                 tag="agents",
             ),
@@ -167,10 +170,7 @@ class Runs:
 
     async def _read(self, request: web.Request) -> AskAgent:
         await self._service.read(self._service.agent, user_of(request), request.match_info["agent_id"])
-        given = await read_json(request, AskAgent, self._service.settings)
-        if given.messages is not None and not given.messages:
-            raise HttpError(422, "messages: need at least one message")
-        return given
+        return await read_json(request, AskAgent, self._service.settings)
 
     async def _run(self, request: web.Request, given: AskAgent) -> tuple[JobRecord, StoredResult]:
         agent_id = request.match_info["agent_id"]

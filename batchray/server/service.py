@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Set
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
@@ -24,15 +24,14 @@ from batchray.errors import (
     StoreError,
     UnknownAgentError,
 )
-from batchray.intake import Batch, RawRequest, read_body
+from batchray.intake import read_body
 from batchray.job import Job
 from batchray.retention import keep_for
 from batchray.schema import new_job_id
-from batchray.server.checker import checked
 from batchray.server.errors import FINAL, HttpError, later
 from batchray.server.upload import Body
 from batchray.session import Session
-from batchray.store import JobRecord, NewItem, NewJob, Store, StoredResult, lock
+from batchray.store import ItemPage, JobRecord, NewItem, NewJob, Store, StoredResult, lock
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +80,7 @@ class Service:
                     raise HttpError(422, "this Idempotency-Key came with another body before", FINAL)
                 return known
             job_id = new_job_id()
-            new = NewJob(
-                job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest if key else None
-            )
+            new = NewJob(job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest)
             agent_ids = {*self.fleet.agents, *await self.read(self.reader.agent_ids, user_id)}
             try:
                 await self.store.call(self._create, new, body, agent_ids)
@@ -238,16 +235,22 @@ class Service:
                 logger.warning("jobs of other servers cannot be looked for: %s", error)
 
     def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
-        with _batch_in(body, agent_ids) as batch:
-            items = (NewItem(*request) for request in self._unless_stopping(batch.requests))
-            self.store.create_job(replace(new, callback_url=batch.callback_url), items)
+        """Store a body's batch: a small one is checked whole before, a large one while it is stored."""
+        if body.checker is None:
+            small = read_body(body.data, agent_ids)
+            items = [NewItem(*request) for request in small.requests]
+            self.store.create_job(replace(new, callback_url=small.callback_url), items)
+        else:
+            with body.checker.check(agent_ids) as large:
+                pages = (ItemPage(*page) for page in self._unless_stopping(large.pages))
+                self.store.create_large_job(replace(new, callback_url=large.callback_url), pages)
 
-    def _unless_stopping(self, requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
+    def _unless_stopping(self, pages: Iterable[T]) -> Iterator[T]:
         """Yield them; a large batch that is being stored when the server has to stop is given up whole."""
-        for request in requests:
+        for page in pages:
             if self.is_draining:
                 raise _stopping()
-            yield request
+            yield page
 
     @contextmanager
     def _holding(self, user_id: str, key: str | None) -> Iterator[None]:
@@ -339,17 +342,6 @@ class Service:
 
 def _stopping() -> HttpError:
     return later(10, "the server is stopping; come again in a moment")
-
-
-@contextmanager
-def _batch_in(body: Body, agent_ids: Set[str]) -> Iterator[Batch]:
-    """Yield a body's batch: a small one checked whole before, a large one while it is stored."""
-    if body.file is not None:
-        with checked(body.file, agent_ids) as batch:
-            yield batch
-    else:
-        small = read_body(body.data or b"", agent_ids)
-        yield small._replace(requests=iter(list(small.requests)))
 
 
 def check_fleet(fleet: AgentSet) -> None:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 
 from batchray.config import ServerSettings
 from batchray.crash import crash_at
 from batchray.errors import BatchFormatError, StoreFullError
 from batchray.intake import MAX_REQUEST_BYTES, one_sentence, strict_json
+from batchray.server.checker import Checker
 from batchray.server.errors import HttpError, later
 from batchray.store import is_no_room
+
+logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 """The largest body of a batch, exactly: Letta's documented 256 MB."""
@@ -32,11 +37,14 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A body that has come in whole: in memory where it is small, or else in a file that is gone after its use."""
+    """A body that has come in whole: in memory where it is small, or else in a file that its checker reads.
 
-    digest: str
-    data: bytes | None
-    file: Path | None
+    `digest` is there where it was asked for.
+    """
+
+    digest: str | None
+    data: bytes
+    checker: Checker | None
 
 
 class Uploads:
@@ -47,65 +55,91 @@ class Uploads:
         self.n_open = 0
 
     @asynccontextmanager
-    async def receive(self, request: web.Request) -> AsyncIterator[Body]:
-        """Yield a request's whole body.
-
-        Raises HttpError: 408, 411 where it has none, 413, 415, 503; and StoreFullError.
-        """
+    async def receive(self, request: web.Request, *, needs_digest: bool) -> AsyncIterator[Body]:
+        """Yield a request's whole body.  Raises HttpError: 408, 413, 415, 503; and StoreFullError."""
         check_type(request)
         _check_length(request, MAX_BODY_BYTES)
         if self.n_open >= self._settings.max_uploads:
             raise later(5, f"{self.n_open} batches are being uploaded; come again in a moment")
         self.n_open += 1
+        spool = _Spool(self._directory, hashlib.sha256() if needs_digest else None)
         try:
-            with (
-                _room(self._directory),
-                tempfile.TemporaryDirectory(dir=self._directory, prefix="upload-") as directory,
-            ):
-                crash_at("before-spool")
-                body = await self._spooled(request, Path(directory) / "body.json")
-                crash_at("after-spool")
-                yield body
+            crash_at("before-spool")
+            body = await self._received(request, spool)
+            crash_at("after-spool")
+            yield body
         finally:
-            self.n_open -= 1
+            try:
+                await asyncio.to_thread(spool.close)
+            finally:
+                self.n_open -= 1
 
-    async def _spooled(self, request: web.Request, file: Path) -> Body:
-        digest, pieces, n_pending = hashlib.sha256(), list[bytes](), 0
-        spool: IO[bytes] | None = None
+    async def _received(self, request: web.Request, spool: _Spool) -> Body:
+        pieces, n_pending = list[bytes](), 0
+        async for piece in _pieces(request, MAX_BODY_BYTES, self._settings, self._clock):
+            pieces.append(piece)
+            n_pending += len(piece)
+            if n_pending >= _IN_MEMORY_BYTES:
+                await asyncio.to_thread(spool.write, pieces)
+                pieces, n_pending = [], 0
+        return await asyncio.to_thread(spool.end, pieces)
+
+
+class _Spool:
+    """A body on its way: a file once it is large, and with it the process that will check it.  Blocking.
+
+    A wait for a thread may be cancelled, but not the thread: so `close` may come while `write` is still at work.
+    """
+
+    def __init__(self, directory: Path, digest: hashlib._Hash | None) -> None:
+        self._directory, self._digest = directory, digest
+        self._file: IO[bytes] | None = None
+        self._checker: Checker | None = None
+        self._lock, self._is_closed = threading.Lock(), False
+
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Add to the file.  Raises StoreFullError, and HttpError 503 where it, or its checker, cannot be had."""
+        with self._lock:
+            if not self._is_closed:
+                self._write(pieces)
+
+    def end(self, pieces: Sequence[bytes]) -> Body:
+        """Return the body, of which these are the last pieces."""
+        data = b""
+        if self._file is None:
+            data = b"".join(self._digested(pieces))
+        else:
+            self.write(pieces)
+        return Body(self._digest.hexdigest() if self._digest else None, data, self._checker)
+
+    def close(self) -> None:
+        """Remove the file, and end its checker."""
+        with self._lock:
+            self._is_closed = True
+            if self._checker is not None:
+                self._checker.close()
+            if self._file is not None:
+                with suppress(OSError):  # what is left to be written, as where there was no room, nobody needs
+                    self._file.close()
+
+    def _write(self, pieces: Sequence[bytes]) -> None:
         try:
-            async for piece in _pieces(request, MAX_BODY_BYTES, self._settings, self._clock):
-                pieces.append(piece)
-                n_pending += len(piece)
-                if n_pending >= _IN_MEMORY_BYTES:
-                    spool = spool or file.open("wb")
-                    await asyncio.to_thread(_write, spool, pieces, digest)
-                    pieces, n_pending = [], 0
-            if spool is None:
-                data = b"".join(pieces)
-                digest.update(data)
-                return Body(digest.hexdigest(), data, None)
-            await asyncio.to_thread(_write, spool, pieces, digest)
-        finally:
-            if spool is not None:
-                spool.close()
-        return Body(digest.hexdigest(), None, file)
+            if self._file is None:
+                self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="upload-")  # noqa: SIM115
+                self._checker = Checker(Path(self._file.name))
+            self._file.writelines(self._digested(pieces))
+            self._file.flush()
+        except OSError as error:
+            if is_no_room(error):
+                raise StoreFullError(f"the disk of {self._directory} is full; make room there") from None
+            logger.error("a body cannot be kept: %s", error)
+            raise later(5, "the body cannot be kept at the moment") from None
 
-
-@contextmanager
-def _room(directory: Path) -> Iterator[None]:
-    """Say in our words that a disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if not is_no_room(error):
-            raise
-        raise StoreFullError(f"the disk of {directory} is full; make room there") from None
-
-
-def _write(spool: IO[bytes], pieces: list[bytes], digest: Any) -> None:
-    for piece in pieces:
-        spool.write(piece)
-        digest.update(piece)
+    def _digested(self, pieces: Sequence[bytes]) -> Sequence[bytes]:
+        if self._digest is not None:
+            for piece in pieces:
+                self._digest.update(piece)
+        return pieces
 
 
 async def read_json(request: web.Request, model: type[M], settings: ServerSettings) -> M:
@@ -113,8 +147,13 @@ async def read_json(request: web.Request, model: type[M], settings: ServerSettin
     check_type(request)
     _check_length(request, MAX_REQUEST_BYTES)
     body = b"".join([piece async for piece in _pieces(request, MAX_REQUEST_BYTES, settings, time.monotonic)])
+    return await asyncio.to_thread(_parsed, body, model)
+
+
+def _parsed(body: bytes, model: type[M]) -> M:
     try:
-        return model.model_validate(strict_json(body))
+        strict_json(body)
+        return model.model_validate_json(body, strict=True)
     except BatchFormatError as error:
         raise HttpError(422, error.reason) from None
     except ValidationError as error:
@@ -122,7 +161,10 @@ async def read_json(request: web.Request, model: type[M], settings: ServerSettin
 
 
 def check_type(request: web.Request) -> None:
-    """Raise HttpError 415 for what is not plain JSON."""
+    """Raise HttpError 400 or 415 for what is not plain JSON."""
+    transfer = request.headers.get("Transfer-Encoding", "")
+    if transfer and (transfer.lower() != "chunked" or request.version < HttpVersion11):
+        raise HttpError(400, f"Transfer-Encoding {transfer!r} is not supported; send the JSON as it is, or in chunks")
     if encoding := request.headers.get("Content-Encoding"):
         raise HttpError(415, f"Content-Encoding {encoding!r} is not supported; send the JSON as it is")
     if request.content_type != "application/json" or (request.charset or "utf-8").lower() != "utf-8":
@@ -138,6 +180,7 @@ async def _pieces(
     request: web.Request, max_bytes: int, settings: ServerSettings, clock: Callable[[], float]
 ) -> AsyncIterator[bytes]:
     """Yield a body as it arrives, and stop reading where it passes a limit."""
+    _let_come(request)
     started, n_bytes = clock(), 0
     while True:
         try:
@@ -155,6 +198,12 @@ async def _pieces(
         if clock() - started > settings.upload_idle_s + n_bytes / settings.min_upload_bytes_per_s:
             raise HttpError(408, f"the sender is slower than {settings.min_upload_bytes_per_s} bytes a second")
         yield piece
+
+
+def _let_come(request: web.Request) -> None:
+    """Say that the body is welcome to a client that waits for that, as curl does with a large one."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _too_large(max_bytes: int) -> HttpError:

@@ -23,6 +23,7 @@ from batchray.store.postgres import Postgres
 from batchray.store.records import (
     DEFAULT_USER,
     FailureKind,
+    ItemPage,
     JobRecord,
     Kept,
     NewItem,
@@ -48,6 +49,7 @@ __all__ = [
     "DEFAULT_USER",
     "DueCallback",
     "FailureKind",
+    "ItemPage",
     "JobRecord",
     "Kept",
     "NewItem",

@@ -18,16 +18,15 @@ class Backend(Protocol):
     """What people know it by."""
     is_shared: bool
     """Whether several processes may write to it, so that jobs are led under leases."""
-    insert_items: str
-    """Inserts (job, idx, agent_id, custom_id, request).
-
-    By hand, because compiling it for each chunk, and a mapping for each row, cost as much as SQLite itself.
-    """
     errors: tuple[type[Exception], ...]
     """What its driver raises."""
 
     def insert(self, table: sa.Table) -> Any:
         """Return its own INSERT, which knows of conflicts."""
+        ...
+
+    def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
+        """Insert rows of job, index, agent_id, custom_id and request."""
         ...
 
     def failure(self, error: Exception) -> BatchrayError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import count, repeat
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from batchray.errors import KeyInUseError, UnknownJobError
 from batchray.progress import STATUSES, Progress
 from batchray.store.database import chunks
 from batchray.store.leases import Leases
-from batchray.store.records import JobRecord, NewItem, NewJob, Order, job_record, utc_now
+from batchray.store.records import ItemPage, JobRecord, NewItem, NewJob, Order, job_record, utc_now
 from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes, reopenings
 
 # What a list of jobs does not need: the agents' settings may be long.
@@ -31,15 +32,20 @@ class Jobs(Leases):
         What `new_items` raises undoes it all.  Raises StoreFullError where there is no room, and KeyInUseError for a
         second job of one idempotency key.
         """
+        chunked = chunks(new_items, lambda item: len(item.request))
+        return self.create_large_job(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked))
+
+    def create_large_job(self, new: NewJob, pages: Iterable[ItemPage]) -> int:
+        """Create a job with items that come by the page; otherwise as `create_job`."""
         self.check_room()
         now, total, agent_ids = utc_now(), 0, set[str]()
         with self._translated(), self._backend.bulk(), self._transaction() as connection:
             job = self._insert_job(connection, new, now)
-            for chunk in chunks(new_items, lambda item: len(item.request)):
-                rows = [(job, total + n, *item) for n, item in enumerate(chunk)]
-                connection.exec_driver_sql(self._backend.insert_items, rows)
-                agent_ids.update(item.agent_id for item in chunk)
-                total += len(rows)
+            for page in pages:
+                rows = list(zip(repeat(job), count(total), *page, strict=False))
+                self._backend.insert_items(connection, rows)
+                agent_ids.update(page.agent_ids)
+                total += len(page.requests)
             snapshot = orjson.dumps(new.snapshot(agent_ids))
             connection.execute(sa.update(jobs).where(jobs.c.job == job).values(total=total, agents=snapshot))
             crash_at("before-commit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -30,13 +31,14 @@ _CONNECTION = {
 # lost connections, a shutdown or start, a conflict with another transaction, too many connections, a standby.
 _UNAVAILABLE = ("08", "57P", "40001", "40P01", "53300", "55P03", "25006")
 _FULL = "53100"
+# By hand: compiling it for each chunk, and a mapping for each row, cost as much as the database itself.
+_INSERT_ITEM = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (%s, %s, %s, %s, %s)"
 
 
 class Postgres:
     """One PostgreSQL database.  See `Backend`."""
 
     is_shared = True
-    insert_items = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (%s, %s, %s, %s, %s)"
     errors: tuple[type[Exception], ...] = (sa.exc.DBAPIError, sa.exc.TimeoutError)
 
     def __init__(self, url: str, *, is_writer: bool) -> None:
@@ -60,6 +62,10 @@ class Postgres:
     def insert(self, table: sa.Table) -> postgresql.Insert:
         """Return an INSERT that knows of conflicts."""
         return postgresql.insert(table)
+
+    def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
+        """Insert rows of job, index, agent_id, custom_id and request."""
+        connection.exec_driver_sql(_INSERT_ITEM, rows)
 
     def failure(self, error: Exception) -> BatchrayError:
         """Say in our words what PostgreSQL's error means."""

@@ -44,6 +44,14 @@ class NewItem(NamedTuple):
     request: bytes
 
 
+class ItemPage(NamedTuple):
+    """Items as they are created, column by column: for many, that is several times cheaper."""
+
+    agent_ids: Sequence[str]
+    custom_ids: Sequence[str | None]
+    requests: Sequence[bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class PendingItem:
     """An item that has no outcome yet, with what its earlier attempts came to."""

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,11 @@ _BUSY_S = 10.0
 _MAX_CHECKED_BYTES = 64 * 1024 * 1024
 """A file up to this size is checked whole when it is opened; a larger one would hold up the start."""
 _SHRINK_PAGES = 2048
+
+# By hand and many rows at once: compiling, mappings, and a statement for each row cost more than SQLite itself.
+_ROWS_AT_ONCE = 100
+_INSERT_ITEM = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (?, ?, ?, ?, ?)"
+_INSERT_ITEMS = _INSERT_ITEM + ", (?, ?, ?, ?, ?)" * (_ROWS_AT_ONCE - 1)
 
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
@@ -41,7 +47,6 @@ class Sqlite:
     """One SQLite file.  See `Backend`."""
 
     is_shared = False
-    insert_items = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (?, ?, ?, ?, ?)"
     errors: tuple[type[Exception], ...] = (sa.exc.DatabaseError, sqlite3.DatabaseError)
 
     def __init__(self, file: Path, *, is_writer: bool) -> None:
@@ -52,6 +57,15 @@ class Sqlite:
     def insert(self, table: sa.Table) -> sqlite.Insert:
         """Return an INSERT that knows of conflicts."""
         return sqlite.insert(table)
+
+    def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
+        """Insert rows of job, index, agent_id, custom_id and request."""
+        n_rest = len(rows) % _ROWS_AT_ONCE
+        starts = range(0, len(rows) - n_rest, _ROWS_AT_ONCE)
+        if many := [tuple(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])) for start in starts]:
+            connection.exec_driver_sql(_INSERT_ITEMS, many)
+        if n_rest:
+            connection.exec_driver_sql(_INSERT_ITEM, rows[-n_rest:])
 
     def failure(self, error: Exception) -> BatchrayError:
         """Say in our words what SQLite's error means."""
@@ -120,24 +134,21 @@ class Sqlite:
             return list(cursor.fetchall())
 
 
+_WRITER = (
+    "page_size = 8192",  # of a new file; requests and messages are long, and half as many pages are less work
+    "auto_vacuum = INCREMENTAL",  # of a new file: what retention deletes is given back to the disk in small steps
+    "journal_mode = WAL",
+    "synchronous = FULL",  # an acknowledged job or outcome survives a power cut, not just a crash
+    "journal_size_limit = 67108864",
+    "cache_size = -8192",
+)
+_READER = ("query_only = 1", "cache_size = -2048")
+
+
 def _engine(uri: str, *, is_writer: bool) -> sa.Engine:
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        pragmas = (
-            # INCREMENTAL, of a new file: what retention deletes can be given back to the disk in small steps.
-            (
-                # INCREMENTAL, of a new file: what retention deletes can be given back to the disk in small steps.
-                "auto_vacuum = INCREMENTAL",
-                "journal_mode = WAL",
-                # FULL: an acknowledged job or outcome survives a power cut, not just a crash.
-                "synchronous = FULL",
-                "journal_size_limit = 67108864",
-                "cache_size = -8192",
-            )
-            if is_writer
-            else ("query_only = 1", "cache_size = -2048")
-        )
-        for pragma in pragmas:
+        for pragma in _WRITER if is_writer else _READER:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 

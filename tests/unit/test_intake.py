@@ -19,12 +19,12 @@ from batchray.intake import (
     Batch,
     RawRequest,
     Spool,
-    _plain,
     _validated,
     read_batch,
     strict_json,
 )
 from batchray.schema import AgentRequest
+from batchray.schema.plain import plain_heads
 
 AGENTS = ["a", "b"]
 GOOD = b'{"agent_id":"a","input":"x"}'
@@ -329,9 +329,9 @@ def test_what_the_fast_way_takes_the_models_take_too_and_alike(
     if repeated in request:
         text = text[:-1] + f", {json.dumps(repeated)}: {json.dumps(request[repeated])}}}"
     body = text.encode("utf-8", "surrogatepass")
-    fast = _plain(body, frozenset(AGENTS))
+    fast = plain_heads([body], frozenset(AGENTS))
     if fast is not None:
-        assert fast == _validated(strict_json(body), body, frozenset(AGENTS))
+        assert fast == [_validated(strict_json(body), body, frozenset(AGENTS))[:2]]
 
 
 @pytest.mark.parametrize(
@@ -343,4 +343,5 @@ def test_what_the_fast_way_takes_the_models_take_too_and_alike(
     ],
 )
 def test_a_plain_request_goes_the_fast_way(body: bytes) -> None:
-    assert _plain(body, frozenset(AGENTS)) == _validated(strict_json(body), body, frozenset(AGENTS))
+    heads = plain_heads([body, body], frozenset(AGENTS))
+    assert heads == [_validated(strict_json(body), body, frozenset(AGENTS))[:2]] * 2

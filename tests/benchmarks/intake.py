@@ -1,0 +1,216 @@
+"""A body of 256 MB with 760,000 requests, sent to a live server: time, memory, and whether the server still answers.
+
+Limits: accepted in no more time than `orjson.loads` and pydantic take for the same body; 150 MB of memory beyond the
+idle server's, file pages aside; /livez within 250 ms.  For 8 bodies at once 512 MB, and a ninth is refused with 503.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import orjson
+import psutil
+
+from batchray.schema import CreateBatch
+from tests.benchmarks.harness import report
+from tests.server.live import LiveServer, live_server
+
+N, N_BYTES = 760_000, 256 * 1024 * 1024
+N_AT_ONCE = 8
+# An agent that answers long after the benchmark: running the items is not what is measured.
+AGENTS = """
+agents:
+  - {id: agent-0b5b0c5e-6a39-4a52-8b71-5f2c1a3d9e70, model: offline/scripted, deadline_s: 7200,
+     script: [{text: done, delay_s: 3600}]}
+"""
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory(prefix="br") as directory:
+        body = Path(directory) / "body.json"
+        _write_body(body)
+        baseline_s = _baseline_s(body)
+        with _server(Path(directory) / "one") as server, _watched(server) as watch:
+            one_s, status, _ = _post(server, body)
+            assert status == 200, status
+        with _server(Path(directory) / "many") as server, _watched(server) as watch_many:
+            n_accepted, refused = _post_many(server, body)
+    report(
+        [
+            f"orjson + pydantic  {baseline_s:6.2f} s",
+            f"one body accepted  {one_s:6.2f} s; {watch}",
+            f"{N_AT_ONCE} at once: {n_accepted} accepted; {watch_many}; the next one got {refused}",
+            f"accepted / baseline = {one_s / baseline_s:.2f} (limit 1.00); +150 and +512 MB, 250 ms",
+        ],
+        is_held=one_s <= baseline_s
+        and watch.grown_mb <= 150
+        and watch_many.grown_mb <= 512
+        and max(watch.slowest_ms, watch_many.slowest_ms) <= 250
+        and (n_accepted, refused) == (N_AT_ONCE, (503, True)),
+    )
+
+
+def _write_body(file: Path) -> None:
+    """Write a batch of exactly N requests and N_BYTES, in the shape that Letta's clients send."""
+    head = b'{"agent_id":"agent-0b5b0c5e-6a39-4a52-8b71-5f2c1a3d9e70","messages":[{"role":"user","content":"'
+    tail = b'"}]}'
+    n_text = (N_BYTES - len(b'{"requests":[]}') + 1) // N - len(head + tail) - 1
+    with file.open("wb") as body:
+        body.write(b'{"requests":[')
+        for index in range(N):
+            text = f"{index} What is the capital of the country of this customer? ".encode().ljust(n_text, b"x")
+            body.write((b"," if index else b"") + head + text + tail)
+        body.write(b" " * (N_BYTES - body.tell() - 2) + b"]}")
+
+
+def _baseline_s(file: Path) -> float:
+    """Return how long parsing and validating take, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.intake", "baseline", str(file)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _measure_baseline(file: Path) -> None:
+    body = file.read_bytes()
+    started = time.perf_counter()
+    batch = CreateBatch.model_validate(orjson.loads(body))
+    print(time.perf_counter() - started)
+    assert len(batch.requests) == N
+
+
+@contextlib.contextmanager
+def _server(data_dir: Path) -> Iterator[LiveServer]:
+    agents = data_dir.with_suffix(".yaml")
+    agents.write_text(AGENTS)
+    with live_server(data_dir, "--max-in-flight", "1", agents=agents) as server:
+        small = data_dir.with_suffix(".json")
+        small.write_bytes(b'{"requests":[]}')
+        assert _post(server, small)[1] == 400  # warm: code imported
+        yield server
+
+
+def _post(server: LiveServer, file: Path) -> tuple[float, int, bool]:
+    """Send a body; returns seconds from its first byte to the answer, the status, and whether to come again later."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=600)
+    with contextlib.closing(connection), file.open("rb") as body:
+        connection.putrequest("POST", "/v1/messages/batches")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(file.stat().st_size))
+        started = time.monotonic()
+        connection.endheaders()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
+            connection.sock.sendfile(body)
+        answer = connection.getresponse()
+        answer.read()
+        return time.monotonic() - started, answer.status, "Retry-After" in answer.headers
+
+
+def _post_many(server: LiveServer, file: Path) -> tuple[int, tuple[int, bool]]:
+    """Send as many bodies at once as may be, and one more; returns how many were accepted, and that one's answer."""
+    with ThreadPoolExecutor(N_AT_ONCE) as pool:
+        sent = [pool.submit(_post, server, file) for _ in range(N_AT_ONCE)]
+        while _n_uploads(server) < N_AT_ONCE:
+            time.sleep(0.01)
+        _, status, has_time = _post(server, file)
+        return [future.result()[1] for future in sent].count(200), (status, has_time)
+
+
+def _n_uploads(server: LiveServer) -> int:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    return int(float(text.partition("\nbatchray_uploads ")[2].split()[0]))
+
+
+class _Watch(threading.Thread):
+    """Watches a server's memory, children included, while a process of its own asks for /livez."""
+
+    def __init__(self, server: LiveServer) -> None:
+        super().__init__(daemon=True)
+        self._server, self._is_over = server, threading.Event()
+        self._idle_mb = self._peak_mb = _anonymous_mb(server.pid)
+        self.slowest_ms = 0.0
+
+    @property
+    def grown_mb(self) -> float:
+        return self._peak_mb - self._idle_mb
+
+    def __str__(self) -> str:
+        return f"memory +{self.grown_mb:.0f} MB, /livez at most {self.slowest_ms:.0f} ms"
+
+    def run(self) -> None:
+        while not self._is_over.wait(0.05):
+            self._peak_mb = max(self._peak_mb, _anonymous_mb(self._server.pid))
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join()
+
+
+@contextlib.contextmanager
+def _watched(server: LiveServer) -> Iterator[_Watch]:
+    command = [sys.executable, "-m", "tests.benchmarks.intake", "livez", server.url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as poller:
+        assert poller.stdout is not None
+        assert poller.stdout.readline() == "polling\n"
+        watch = _Watch(server)
+        watch.start()
+        try:
+            yield watch
+        finally:
+            watch.stop()
+            watch.slowest_ms = float(poller.communicate()[0])
+
+
+def _anonymous_mb(pid: int) -> float:
+    """Return the memory of a process and its children that no file stands behind."""
+    total_kb = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with contextlib.suppress(OSError, IndexError):  # it has ended in between
+                total_kb += int(Path(f"/proc/{process.pid}/status").read_text().partition("RssAnon:")[2].split()[0])
+    return total_kb / 1024
+
+
+def _poll_livez(url: str) -> None:
+    """Ask every 50 ms until standard input ends, and print the slowest answer's milliseconds."""
+    is_over = threading.Event()
+    threading.Thread(target=_when_input_ends, args=(is_over.set,), daemon=True).start()
+    connection, slowest_s = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60), 0.0
+    with contextlib.closing(connection):
+        for n in itertools.count():
+            started = time.monotonic()
+            connection.request("GET", "/livez")
+            connection.getresponse().read()
+            slowest_s = max(slowest_s, time.monotonic() - started)
+            if n == 0:
+                print("polling", flush=True)
+            if is_over.wait(0.05):
+                break
+    print(slowest_s * 1e3)
+
+
+def _when_input_ends(call: Callable[[], None]) -> None:
+    sys.stdin.read()
+    call()
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["baseline", file]:
+            _measure_baseline(Path(file))
+        case ["livez", url]:
+            _poll_livez(url)
+        case _:
+            main()

@@ -1,0 +1,281 @@
+"""The edges of the endpoint: sizes, times, numbers, types, and what is no HTTP at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from tests.server.live import LiveServer, live_server
+from tests.server.wire import Reply, head, wire
+
+MAX_BYTES = 268_435_456
+MEBIBYTE = b" " * 2**20
+BATCH = b'{"requests":[{"agent_id":"headline","input":"x"}]}'
+EMPTY = b'{"requests":[]}'
+CHUNKED = head(Transfer_Encoding="chunked")
+IDLE_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that soon loses its patience."""
+    data_dir = tmp_path_factory.mktemp("hasty") / "data"
+    with live_server(
+        data_dir, BATCHRAY_UPLOAD_IDLE_S=str(IDLE_S), BATCHRAY_MIN_UPLOAD_BYTES_PER_S=str(2**30)
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that takes two uploads at once."""
+    with live_server(tmp_path_factory.mktemp("narrow") / "data", BATCHRAY_MAX_UPLOADS="2") as running:
+        yield running
+
+
+def ask(server: LiveServer, *pieces: bytes) -> Reply:
+    with wire(server) as connection:
+        connection.send(*pieces)
+        return connection.reply()
+
+
+def told(reply: Reply) -> tuple[int, str]:
+    """Return a refusal's status and reason, of the one shape that there is."""
+    assert reply.body.keys() == {"detail", "trace_id"}
+    return reply.status, reply.body["detail"]
+
+
+def until(is_so: Callable[[], bool], timeout: float = 60) -> None:
+    end = time.monotonic() + timeout
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def n_uploads(server: LiveServer) -> int:
+    text = ask(server, head("/metrics", "GET", Connection="close")).body.decode()
+    return int(float(text.partition("\nbatchray_uploads ")[2].split()[0]))
+
+
+def holds_nothing(server: LiveServer) -> bool:
+    """Whether nothing is left of an upload: no place taken, no file, no process."""
+    files = [*(server.data_dir / "uploads").iterdir()]
+    return n_uploads(server) == 0 and not files and not psutil.Process(server.pid).children()
+
+
+# -- sizes
+
+
+def test_a_body_of_the_largest_size_is_accepted_and_one_byte_more_is_not(server: LiveServer) -> None:
+    whole, rest = divmod(MAX_BYTES - len(BATCH), len(MEBIBYTE))
+    reply = ask(server, head(Content_Length=MAX_BYTES), BATCH, *[MEBIBYTE] * whole, b" " * rest)
+    assert (reply.status, reply.body["metadata"]["request_counts"]["total"]) == (200, 1)
+    # Refused as soon as it is announced: not a byte of it is sent.
+    reply = ask(server, head(Content_Length=MAX_BYTES + 1))
+    assert told(reply) == (413, f"Request too large. Max is {MAX_BYTES} bytes.")
+
+
+def test_a_body_in_chunks_is_read_up_to_the_largest_size_and_no_further(server: LiveServer) -> None:
+    chunk = b"100000\r\n%b\r\n" % MEBIBYTE
+    with wire(server) as connection:
+        assert connection.send(CHUNKED, *[chunk] * 256)
+        assert not connection.has_reply(0)
+        connection.send(b"1\r\n \r\n")
+        assert told(connection.reply())[0] == 413
+        assert connection.is_closed()
+    until(lambda: holds_nothing(server))
+
+
+def test_a_client_that_waits_to_be_told_need_not_send_what_would_be_refused(server: LiveServer) -> None:
+    reply = ask(server, head(Content_Length=MAX_BYTES + 1, Expect="100-continue"))
+    assert told(reply)[0] == 413
+    with wire(server) as connection:
+        connection.send(head(Content_Length=len(EMPTY), Expect="100-continue"))
+        assert connection.reply().status == 100
+        connection.send(EMPTY)
+        assert told(connection.reply())[0] == 400
+
+
+# -- types
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "identity", "nonsense"])
+def test_an_encoded_body_is_refused(server: LiveServer, encoding: str) -> None:
+    assert told(ask(server, head(Content_Encoding=encoding, Content_Length=len(EMPTY)), EMPTY))[0] == 415
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        None,
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/jsonl",
+        "application/json; charset=latin-1",
+        "application/json; charset=utf-16",
+        "nonsense",
+    ],
+)
+def test_a_body_that_does_not_say_that_it_is_json_is_refused(server: LiveServer, kind: str | None) -> None:
+    assert told(ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY))[0] == 415
+
+
+@pytest.mark.parametrize("kind", ["application/json;charset=UTF-8", "Application/JSON"])
+def test_a_body_that_says_so_in_another_way_is_read(server: LiveServer, kind: str) -> None:
+    reply = ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY)
+    assert told(reply) == (400, "Empty list of batch_requests passed in!")
+
+
+# -- times
+
+
+def test_a_silent_sender_is_cut_off(hasty: LiveServer) -> None:
+    with wire(hasty) as connection:
+        connection.send(head(Content_Length=1000), b"{")
+        assert told(connection.reply()) == (408, "the sender was silent for 1 s")
+        assert connection.is_closed()
+    until(lambda: holds_nothing(hasty))
+
+
+def test_a_sender_that_drips_is_cut_off(hasty: LiveServer) -> None:
+    with wire(hasty) as connection:
+        connection.send(head(Content_Length=1000), b"{")
+        while not connection.has_reply(IDLE_S / 10):
+            connection.send(b" ")
+        assert told(connection.reply())[0] == 408
+    until(lambda: holds_nothing(hasty))
+
+
+@pytest.mark.parametrize("start", [b"", b"POST /v1/mess", head(Content_Length=2)[:-2]], ids=repr)
+def test_headers_that_stall_are_cut_off(hasty: LiveServer, start: bytes) -> None:
+    with wire(hasty) as connection:
+        connection.send(start)
+        assert connection.is_closed()
+
+
+def test_headers_that_drip_are_cut_off(hasty: LiveServer) -> None:
+    with wire(hasty) as connection:
+        connection.send(b"GET /livez HTTP/1.1\r\nX: ")
+        while not connection.has_reply(IDLE_S / 10):
+            connection.send(b"x")
+        assert connection.is_closed()
+
+
+# -- numbers
+
+
+def test_one_upload_too_many_is_asked_to_come_again(narrow: LiveServer) -> None:
+    with wire(narrow) as first, wire(narrow) as second:
+        for connection in (first, second):
+            connection.send(head(Content_Length=len(EMPTY)), EMPTY[:5])
+        until(lambda: n_uploads(narrow) == 2)
+        reply = ask(narrow, head(Content_Length=len(EMPTY)))
+        assert told(reply)[0] == 503
+        assert int(reply.headers["retry-after"]) > 0
+        for connection in (first, second):
+            connection.send(EMPTY[5:])
+            assert connection.reply().status == 400
+    assert ask(narrow, head(Content_Length=len(EMPTY)), EMPTY).status == 400
+
+
+@pytest.mark.parametrize("n_mebibytes", [0, 3])
+@pytest.mark.parametrize("start", [head(Content_Length=MAX_BYTES), CHUNKED + b"FFFFFFF\r\n"], ids=["length", "chunks"])
+def test_nothing_is_left_of_an_upload_whose_client_goes_away(
+    narrow: LiveServer, start: bytes, n_mebibytes: int
+) -> None:
+    with wire(narrow) as connection:
+        connection.send(start, b"[", *[MEBIBYTE] * n_mebibytes)
+        until(lambda: n_uploads(narrow) == 1)
+    until(lambda: holds_nothing(narrow))
+    assert ask(narrow, head("/v1/messages/batches", "GET")).body == []
+
+
+# -- what is no HTTP, or a trap
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /livez?" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        head("/livez", "GET", X="a" * 10_000),
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 1_000_000,
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"X: 1\r\n" * 150 + b"\r\n",
+        b"GET /livez HTTP/1.1\nHost: localhost\n\n",
+        b"GET /livez HTTP/3.7\r\nHost: localhost\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + b"\0" * 200,
+        b"\0\r\n\r\n",
+        head("/livez", "GET", X="a\0b"),
+        head("/livez", "GET", Host=None),
+        head(Transfer_Encoding="chunked", Content_Length=2) + b"2\r\n{}\r\n0\r\n\r\n",
+        head(Transfer_Encoding="chunked", version="1.0") + b"2\r\n{}\r\n0\r\n\r\n",
+        head(Transfer_Encoding="gzip, chunked") + b"2\r\n{}\r\n0\r\n\r\n",
+        head(Transfer_Encoding="chunked, chunked") + b"2\r\n{}\r\n0\r\n\r\n",
+        head(Transfer_Encoding="xchunked") + b"2\r\n{}\r\n0\r\n\r\n",
+        CHUNKED + b"zz\r\n{}\r\n0\r\n\r\n",
+        CHUNKED + b"-2\r\n{}\r\n0\r\n\r\n",
+        CHUNKED + b"2\r\n{}x\r\n0\r\n\r\n",
+        CHUNKED + b"FFFFFFFFFFFFFFFFFF\r\n{}",
+        head(Content_Length="2\r\nContent-Length: 3") + b"{}",
+        head(Content_Length="2, 2") + b"{}",
+        head(Content_Length=-1),
+        head(Content_Length="+2") + b"{}",
+        head(Content_Length="0x2") + b"{}",
+        head(Content_Length=10**30),
+    ],
+    ids=lambda sent: repr(sent[:60]),
+)
+def test_what_is_not_clearly_one_request_is_refused(server: LiveServer, request_: bytes) -> None:
+    assert ask(server, request_).status in (400, 431)
+    assert ask(server, head("/livez", "GET")).status == 200
+
+
+def test_a_chunk_that_goes_wrong_after_a_while_ends_the_connection(hasty: LiveServer) -> None:
+    with wire(hasty) as connection:
+        connection.send(CHUNKED, b"2\r\n{}\r\n")
+        until(lambda: n_uploads(hasty) == 1)
+        connection.send(b"zz\r\n")
+        assert connection.reply().status in (400, 408)
+        assert connection.is_closed()
+    until(lambda: holds_nothing(hasty))
+
+
+def test_garbage_behind_a_request_ends_the_connection(server: LiveServer) -> None:
+    with wire(server) as connection:
+        connection.send(head("/livez", "GET"))
+        assert connection.reply().status == 200
+        connection.send(b"garbage\r\n\r\n")
+        assert connection.reply().status == 400
+        assert connection.is_closed()
+
+
+def test_requests_in_one_piece_are_answered_in_order(server: LiveServer) -> None:
+    with wire(server) as connection:
+        connection.send(head(Content_Length=2) + b"{}" + head("/livez", "GET") + head("/nowhere", "GET"))
+        assert [connection.reply().status for _ in range(3)] == [422, 200, 404]
+
+
+def test_a_client_of_http_1_0_is_served_and_its_connection_closed(server: LiveServer) -> None:
+    for request in (head("/livez", "GET", "1.0"), head(version="1.0", Content_Length=len(EMPTY)) + EMPTY):
+        with wire(server) as connection:
+            connection.send(request)
+            assert connection.reply().status in (200, 400)
+            assert connection.is_closed()
+
+
+def test_what_cannot_be_read_is_not_quoted_in_the_log(server: LiveServer) -> None:
+    assert ask(server, head("/livez", "GET", Authorization="Bearer br-secret\0")).status == 400
+    until(lambda: "BadHttpMessage" in server.log)
+    assert "secret" not in server.log
+
+
+def test_the_servers_logged_no_defect_of_their_own(server: LiveServer, hasty: LiveServer, narrow: LiveServer) -> None:
+    for each in (server, hasty, narrow):
+        assert "Traceback" not in each.log

@@ -1,0 +1,85 @@
+"""The server does what its OpenAPI document says: schemathesis makes thousands of requests from the document."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchray.server.keys import KeyFile
+from tests.server.live import ROOT, LiveServer, live_server
+
+# Their answers do not fail, as those of some of the quickstart's agents do on purpose.
+AGENTS = """
+agents:
+  - {id: scripted, model: offline/scripted, script: [{text: Done.}]}
+  - {id: other, model: offline/rules}
+"""
+
+CONFIG = """
+seed = 1
+continue-on-failure = true
+suppress-health-check = ["all"]  # how fast a busy machine makes up examples is no claim of this test
+
+[generation]
+max-examples = 5
+
+# Ids of what there is, so that not all requests end at an id that there is not.
+[dictionaries]
+agents.values = ["scripted", "other", "%(agent_id)s"]
+batches.values = ["%(batch_id)s"]
+models.values = ["offline/rules", "offline/scripted"]
+
+[parameters]
+"path.agent_id" = {dictionary = "agents", probability = 0.6}
+"path.batch_id" = {dictionary = "batches", probability = 0.8}
+"body.requests[*].agent_id" = {dictionary = "agents", probability = 0.8}
+"body.model" = {dictionary = "models", probability = 0.6}
+
+# All checks are on.  What they take for right beside their defaults:
+[[operations]]
+include-method = "GET"
+# Letta answers a cursor that is the id of nothing with 400, and no schema can tell which ids there are.
+checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "400"]
+"""
+
+
+def ask(server: LiveServer, key: str, path: str, body: Any = None) -> Any:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(server.url + path, data, headers), timeout=60) as answer:
+        return json.load(answer)
+
+
+def ids_of_what_there_is(server: LiveServer, key: str) -> dict[str, str]:
+    """Make an agent and run a batch."""
+    agent_id = ask(server, key, "/v1/agents/", {"model": "offline/rules"})["id"]
+    requests = [{"agent_id": each, "input": "Say something."} for each in ("scripted", "other", agent_id) * 10]
+    batch = ask(server, key, "/v1/messages/batches", {"requests": requests})
+    while batch["completed_at"] is None:
+        time.sleep(0.05)
+        batch = ask(server, key, f"/v1/messages/batches/{batch['id']}")
+    return {"agent_id": agent_id, "batch_id": batch["id"]}
+
+
+@pytest.mark.timeout(400)
+def test_the_server_and_its_document_agree(tmp_path: Path) -> None:
+    agents, config = tmp_path / "agents.yaml", tmp_path / "schemathesis.toml"
+    agents.write_text(AGENTS)
+    key = KeyFile(tmp_path / "data").add("schemathesis")
+    with live_server(tmp_path / "data", agents=agents) as server:
+        config.write_text(CONFIG % ids_of_what_there_is(server, key))
+        command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)]
+        command += ["run", f"{server.url}/openapi.json", "--header", f"Authorization: Bearer {key}", "--checks", "all"]
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.server.schema_hooks"}
+        run = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=390)
+        assert run.returncode == 0, run.stdout[-30_000:] + run.stderr
+        assert server.stop() == 0
+    assert "Traceback" not in server.log
