@@ -37,7 +37,7 @@ from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, 
 from batchray.store import JobRecord, Order, StoredItem, StoredResult
 
 _POLL_S = 0.5
-_KEY_PATTERN = "[!-~]{1,255}"
+_KEY_PATTERN = "[!-~]([ -~]{0,253}[!-~])?"
 _EVENT_ID_PATTERN = "[0-9]{1,18}"
 
 
@@ -135,7 +135,7 @@ class Batches:
         """Accept a batch: all of it or nothing."""
         key = request.headers.get("Idempotency-Key")
         if key is not None and not re.fullmatch(_KEY_PATTERN, key):
-            raise HttpError(400, "Idempotency-Key: need 1 to 255 characters of ASCII, without spaces")
+            raise HttpError(400, "Idempotency-Key: need 1 to 255 printable characters of ASCII")
         await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
         async with self._uploads.receive(request, needs_digest=key is not None) as body:
             return batch_job(await self._service.accept(user_of(request), body, key))

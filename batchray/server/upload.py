@@ -8,8 +8,8 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -31,6 +31,7 @@ MAX_BODY_BYTES = 256 * 1024 * 1024
 """The largest body of a batch, exactly: Letta's documented 256 MB."""
 
 _IN_MEMORY_BYTES = 1024 * 1024
+_MAX_SMALL = 128
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,31 +49,42 @@ class Body:
 
 
 class Uploads:
-    """Receives the bodies of batches, at most `max_uploads` at once until they are checked and stored."""
+    """Receives the bodies of batches, at most `max_uploads` at once until they are checked and stored.
+
+    Bodies that say that they are small are not counted with the others: they are many, and soon over.
+    """
 
     def __init__(self, directory: Path, settings: ServerSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._directory, self._settings, self._clock = directory, settings, clock
-        self.n_open = 0
+        self.n_open, self._n_small = 0, 0
 
     @asynccontextmanager
     async def receive(self, request: web.Request, *, needs_digest: bool) -> AsyncIterator[Body]:
         """Yield a request's whole body.  Raises HttpError: 408, 413, 415, 503; and StoreFullError."""
         check_type(request)
         _check_length(request, MAX_BODY_BYTES)
-        if self.n_open >= self._settings.max_uploads:
-            raise later(5, f"{self.n_open} batches are being uploaded; come again in a moment")
-        self.n_open += 1
         spool = _Spool(self._directory, hashlib.sha256() if needs_digest else None)
-        try:
-            crash_at("before-spool")
-            body = await self._received(request, spool)
-            crash_at("after-spool")
-            yield body
-        finally:
+        with self._place(is_small=0 <= (request.content_length or -1) <= _IN_MEMORY_BYTES):
             try:
-                await asyncio.to_thread(spool.close)
+                crash_at("before-spool")
+                body = await self._received(request, spool)
+                crash_at("after-spool")
+                yield body
             finally:
-                self.n_open -= 1
+                await asyncio.to_thread(spool.close)
+
+    @contextmanager
+    def _place(self, *, is_small: bool) -> Iterator[None]:
+        """Take a place among the bodies that are under way.  Raises HttpError 503 where there is none."""
+        if self._n_small >= _MAX_SMALL if is_small else self.n_open >= self._settings.max_uploads:
+            raise later(5, "too many batches are being uploaded; come again in a moment")
+        self._n_small += is_small
+        self.n_open += not is_small
+        try:
+            yield
+        finally:
+            self._n_small -= is_small
+            self.n_open -= not is_small
 
     async def _received(self, request: web.Request, spool: _Spool) -> Body:
         pieces, n_pending = list[bytes](), 0

@@ -390,7 +390,7 @@ def test_an_unknown_agent_is_404(server: LiveServer, method: str, rest: str, bod
     [
         ({}, "Must specify either"),
         ({"input": "x", "messages": [USER]}, "Cannot specify both"),
-        ({"messages": []}, "at least one message"),
+        ({"messages": []}, "at least 1 item"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
         (b"{", ""),
     ],
