@@ -66,7 +66,8 @@ class Window(Generic[Item, Result]):
 
         def on_done(task: asyncio.Task[Result], keys: Keys) -> None:
             tasks.pop(task, None)
-            self._running.subtract(keys)
+            for key in keys:
+                self._running[key] -= 1
             self.in_flight -= 1
             finished.append(task)
             self._changed.set()
@@ -76,7 +77,8 @@ class Window(Generic[Item, Result]):
                 self._changed.clear()
                 while (item := await self._next(source)) is not None:
                     keys = self._keys(item)
-                    self._running.update(keys)
+                    for key in keys:
+                        self._running[key] += 1
                     self.in_flight += 1
                     task = asyncio.ensure_future(work(item))
                     tasks[task] = None

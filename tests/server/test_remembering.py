@@ -105,6 +105,20 @@ def test_a_terminal_tool_ends_the_run(server: LiveServer) -> None:
     assert (result["stop_reason"], result["messages"][-1]["tool_return"]) == ("tool_rule", "2")
 
 
+def test_a_tool_speaks_for_the_agent_where_the_request_says_so(server: LiveServer) -> None:
+    agent_id = made(server, tools=["look_up"])["id"]
+    asked = {"agent_id": agent_id, "input": script(looking_up("apples"), {"text": "done"})}
+    plain, spoken = run(
+        server, asked, {**asked, "assistant_message_tool_name": "look_up", "assistant_message_tool_kwarg": "key"}
+    )
+    assert [each["message_type"] for each in plain["messages"]] == [
+        "tool_call_message",
+        "tool_return_message",
+        "assistant_message",
+    ]
+    assert [each["content"] for each in spoken["messages"]] == ["apples", "done"]
+
+
 def test_one_agent_is_asked_and_answered_at_once(server: LiveServer) -> None:
     agent_id = guarded(server)
     path = f"/v1/agents/{agent_id}/messages"

@@ -441,6 +441,22 @@ async def test_turns_leave_nothing_behind() -> None:
     assert (order, turns._locks, turns._n_users) == ([0, 1, 2, 3, 4], {}, {})
 
 
+async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(local_store: Store) -> None:
+    agents = [noting("notes"), Agent(id="rules", model="offline/rules")]
+    requests = [
+        *(ask(script({"text": "noted"}), "notes") for _ in range(3000)),
+        *(ask("hi", "rules") for _ in range(20)),
+    ]
+    executor = Scripted(lambda order: asyncio.Event().wait() if order.agent.agent.stateful else None)
+    job = await started(local_store, new_job(local_store, *requests), *agents, max_in_flight=8)
+    running = asyncio.create_task(run_job(job, local_store, executor))
+    await until(lambda: job.progress.done == 20, limit_s=120)
+    assert (executor.running["all"], executor.orders[0].index) == (1, 0)
+    job.interrupt()
+    with pytest.raises(JobInterruptedError):
+        await running
+
+
 # -- all kinds in one batch
 
 
