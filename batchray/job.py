@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchray.control import ControlFile, Wishes
-from batchray.driver import RunningJob, cancel_at_rest
+from batchray.driver import cancel_at_rest
 from batchray.errors import ConfigError, JobInterruptedError
 from batchray.progress import TIMINGS, Percentiles, Progress
 from batchray.results import result_of, to_frame
+from batchray.running import RunningJob
 from batchray.schema import Result
 from batchray.store import FailureKind, JobRecord, Store, running_jobs
 

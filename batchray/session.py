@@ -14,10 +14,11 @@ from batchray.cluster import Host, Link, LocalExecutor
 from batchray.config import AgentSet, Settings
 from batchray.context import Turns
 from batchray.control import ControlFile, LeaseLink
-from batchray.driver import RunningJob, run_job, start_job
+from batchray.driver import run_job, start_job
 from batchray.errors import BatchFormatError, ConfigError
 from batchray.intake import Batch, Spool, read_batch
 from batchray.job import Job
+from batchray.running import RunningJob
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import JobRecord, NewItem, NewJob, Store
 from batchray.threads import DaemonThread, switch_threads_often

@@ -16,9 +16,10 @@ import pytest
 from batchray.cluster import LocalExecutor, Order
 from batchray.config import Agent, AgentSet, bind_agents, load_settings
 from batchray.context import Turns, messages_of
-from batchray.driver import RunningJob, cancel_at_rest, run_job, start_job
+from batchray.driver import cancel_at_rest, run_job, start_job
 from batchray.errors import ApprovalError, JobInterruptedError
 from batchray.results import result_of
+from batchray.running import RunningJob
 from batchray.schema import (
     AgentRequest,
     ApprovalRequestMessage,

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from batchray.cluster import LocalExecutor, Order
 from batchray.config import Agent, AgentSet, Provider, bind_agents, load_settings
 from batchray.control import Wishes
-from batchray.driver import RunningJob, expire_at_rest, run_job, start_job
+from batchray.driver import expire_at_rest, run_job, start_job
 from batchray.errors import (
     ClusterError,
     InvalidToolCallError,
@@ -23,6 +23,7 @@ from batchray.errors import (
     StoreError,
     WorkerDiedError,
 )
+from batchray.running import RunningJob
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import JobRecord, NewItem, NewJob, Store
 

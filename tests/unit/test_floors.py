@@ -39,6 +39,8 @@ FLOORS = (
     # the story
     "context",
     "in_flight",
+    "ledger",
+    "running",
     "driver",
     "results",
     "job",

@@ -1,0 +1,252 @@
+"""A job while this process runs it: its window, its live counts, its items one by one, and how it is steered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from batchray.agents import read_report
+from batchray.cluster import Executor, Order
+from batchray.config import AgentSet, Settings
+from batchray.context import Turns, context_of, limited, sequel_of, with_sequel
+from batchray.control import Wishes
+from batchray.errors import DeadlineExceededError, RequestError, WorkerDiedError
+from batchray.in_flight import InFlight
+from batchray.ledger import Ledger
+from batchray.progress import Progress
+from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Store
+from batchray.window import Window
+
+_N_SHOWN = 100  # in-flight items in a snapshot, the oldest ones
+_N_FAILURES = 20
+# Of an attempt's own deadline and grace, which end an attempt on a lane.
+_PATIENCE = 2.0
+# Of items that wait where their provider or their agent is at its limit; with each what it takes beside its request.
+_MAX_WAITING_BYTES = 64 * 1024 * 1024
+_ITEM_BYTES = 512
+# An item that is no suspect goes on after a death of its process, but not for ever.
+_MAX_LOST_ATTEMPTS = 20
+
+
+class Ending(NamedTuple):
+    """How a job ends before all of its items have an outcome.
+
+    `of_items` are status, stop reason and error of those that have none.
+    """
+
+    status: str
+    stop_reason: str
+    of_items: tuple[str, str, Mapping[str, str] | None]
+
+
+CANCELED = Ending("cancelled", "cancelled", ("canceled", "cancelled", None))
+
+
+def expired(settings: Settings) -> Ending:
+    """Return the ending of a job whose deadline has passed."""
+    message = f"not done by its job's deadline, {settings.job_deadline_s:g} s after the job was made"
+    return Ending("expired", "error", ("expired", "error", {"type": "job_expired", "message": message}))
+
+
+class RunningJob:
+    """A job while this process runs it: its window, its live counts, and how it is steered."""
+
+    def __init__(
+        self,
+        record: JobRecord,
+        agents: AgentSet,
+        settings: Settings,
+        progress: Progress,
+        opened_at: str,
+        patience: Patience,
+        turns: Turns,
+    ) -> None:
+        self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
+        self.patience, self._turns = patience, turns
+        self._keys, limits = limited(agents)
+        self.window: Window[PendingItem, NewOutcome | None] = Window(
+            settings.max_in_flight,
+            keys=lambda item: self._keys[item.agent_id],
+            limits=limits,
+            weight=lambda item: len(item.request) + _ITEM_BYTES,
+            max_waiting=_MAX_WAITING_BYTES,
+        )
+        self.left_s = settings.job_deadline_s - age_ns(opened_at) / 1e9
+        self.ending: Ending | None = None
+        self.is_interrupted = False
+        self.in_flight = InFlight()
+        self.failures: deque[dict[str, Any]] = deque(maxlen=_N_FAILURES)
+        self.first_start_ns: int | None = None
+        self.first_token_ns: int | None = None
+        self._is_resumed = progress.done > 0
+        self._accepted_ns = time.monotonic_ns() - age_ns(record.created_at)
+        self._ledger: Ledger | None = None
+
+    def ledger(self, store: Store) -> Ledger:
+        """Return the job's way into the store."""
+        self._ledger = self._ledger or Ledger(store, self.record, self.patience)
+        return self._ledger
+
+    def attend(self, store: Store, executor: Executor) -> Callable[[PendingItem], Any]:
+        """Return the function that sees one item through to its recorded outcome."""
+        ledger = self.ledger(store)
+
+        async def attend(item: PendingItem) -> NewOutcome | None:
+            agent = self.agents.agents[item.agent_id].agent
+            if not agent.stateful:
+                return await see_through(item)
+            async with self._turns.of((store.data_dir, self.record.user_id, agent.id)):
+                return await see_through(item)
+
+        async def see_through(item: PendingItem) -> NewOutcome | None:
+            attempt, deaths, losses = item.attempt, item.deaths, item.deaths
+            while True:
+                attempt += 1
+                await ledger.begin(item.index, attempt, deaths)  # counted before it is spawned
+                self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
+                try:
+                    outcome = await self._attempt(store, executor, item, attempt, deaths)
+                except WorkerDiedError as error:
+                    is_proven = deaths > 0 and error.is_suspect  # it ran alone, and was suspected before
+                    deaths, losses = deaths + error.is_suspect, losses + 1
+                    n_counted = losses if is_proven else deaths
+                    if n_counted < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
+                        continue
+                    outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
+                finally:
+                    self.in_flight.end(item.index)
+                outcome = with_sequel(outcome, self.agents.agents[item.agent_id].agent, item)
+                return outcome if await ledger.record(outcome) else None
+
+        return attend
+
+    def count(self, outcomes: Sequence[NewOutcome | None]) -> None:
+        """Count outcomes that are on disk."""
+        for outcome in outcomes:
+            if outcome is None:
+                continue
+            timing = {"ttft_ns": outcome.ttft_ns, "duration_ns": outcome.duration_ns, "queued_ns": outcome.queued_ns}
+            self.progress.record(outcome.status, timing, outcome.usage)
+            if outcome.error:
+                agent_attempt = {"index": outcome.index, "attempt": outcome.attempt, "stop_reason": outcome.stop_reason}
+                self.failures.append({**agent_attempt, **outcome.error})
+
+    def steer(self, wishes: Wishes) -> None:
+        """Do what was asked for: pause or go on, set the window, cancel."""
+        if wishes.is_paused is not None:
+            self.window.pause(wishes.is_paused)
+        if wishes.max_in_flight is not None:
+            self.window.resize(wishes.max_in_flight)
+        if wishes.is_canceled:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End the job now: what runs is stopped, every item without an outcome is canceled."""
+        self._end_early(CANCELED)
+
+    def expire(self) -> None:
+        """End the job at its deadline: what runs is stopped, every item without an outcome is expired."""
+        self._end_early(expired(self.settings))
+
+    def interrupt(self) -> None:
+        """Leave the job unfinished: what runs is stopped, and items without an outcome wait for a resume."""
+        self.is_interrupted = True
+        self.patience.end()
+        self.window.stop()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the live state as plain data of fixed size."""
+        return {
+            "id": self.record.id,
+            "progress": self.progress.to_dict(),
+            "n_in_flight": self.window.in_flight,
+            "in_flight": self.in_flight.oldest(_N_SHOWN),
+            "stalled": self.in_flight.stalled(_N_FAILURES),
+            "failures": list(self.failures),
+            "max_in_flight": self.window.size,
+            "is_paused": self.window.is_paused,
+            "is_canceled": self.ending is CANCELED,
+        }
+
+    def durations(self) -> tuple[int | None, int]:
+        """Return time to first token and total duration, in ns from the first item's start.
+
+        Of a job that was resumed the total is by the wall clock, since a monotonic clock ends with its machine's boot.
+        """
+        now = time.monotonic_ns()
+        started = self.first_start_ns if self.first_start_ns is not None else now
+        total = age_ns(self.record.started_at or self.record.created_at) if self._is_resumed else now - started
+        ttft = self.first_token_ns - started if self.first_token_ns is not None else None
+        return ttft, total
+
+    def _end_early(self, ending: Ending) -> None:
+        self.ending = self.ending or ending
+        self.window.stop()
+
+    def _patience_s(self, item: PendingItem) -> float:
+        """Return how long an attempt may take before nothing explains it: a process may have waited for its CPUs."""
+        return _PATIENCE * (self.agents.agents[item.agent_id].agent.deadline_s + self.settings.deadline_grace_s)
+
+    async def _attempt(
+        self, store: Store, executor: Executor, item: PendingItem, attempt: int, deaths: int
+    ) -> NewOutcome:
+        bound = self.agents.agents[item.agent_id]
+        try:
+            context = await context_of(store, self.patience, self.record, bound.agent, item)
+        except RequestError as error:
+            return self._failed(item.index, attempt, error)
+        order = Order(bound, self.record.id, item.index, attempt, item.request, deaths > 0, context)
+        # A process may wait long for its CPUs before it starts; a lane starts at once, and answers by the deadline.
+        is_queued = order.is_alone or bound.agent.placement == "process"
+        limit_s = None if is_queued else bound.agent.deadline_s + self.settings.deadline_grace_s
+        try:
+            async with asyncio.timeout(limit_s):
+                reported = await executor.run(order)
+        except TimeoutError:
+            late = DeadlineExceededError("deadline_exceeded", "its lane gave no answer by its deadline")
+            return self._failed(item.index, attempt, late)
+        except RequestError as error:
+            return self._failed(item.index, attempt, error)
+        return self._read(reported)
+
+    def _read(self, reported: bytes) -> NewOutcome:
+        """Take a report in, and place its start and first token on this process's clock."""
+        report = read_report(reported)
+        started = time.monotonic_ns() - report.duration_ns
+        self.first_start_ns = started if self.first_start_ns is None else min(self.first_start_ns, started)
+        if report.ttft_ns is not None:
+            token = started + report.ttft_ns
+            self.first_token_ns = token if self.first_token_ns is None else min(self.first_token_ns, token)
+        return NewOutcome(
+            report.index,
+            report.attempt,
+            report.status,
+            report.stop_reason,
+            report.error,
+            report.usage,
+            max(started - self._accepted_ns, 0),
+            report.ttft_ns,
+            report.duration_ns,
+            report.messages,
+            sequel_of(report),
+        )
+
+    def _failed(self, index: int, attempt: int, error: RequestError) -> NewOutcome:
+        """Return the outcome of an item from whose attempt nothing came back."""
+        started_ns = self.in_flight.started_ns(index)
+        duration_ns = time.monotonic_ns() - started_ns
+        described = {"type": error.type, "message": error.message}
+        queued_ns = max(started_ns - self._accepted_ns, 0)
+        return NewOutcome(
+            index, attempt, "errored", error.stop_reason, described, {}, queued_ns, None, duration_ns, b"[]"
+        )
+
+
+def age_ns(timestamp: str) -> int:
+    """Return how long ago a time of the store was, in nanoseconds by the wall clock; 0 for one to come."""
+    age = datetime.now(UTC) - datetime.fromisoformat(timestamp)
+    return max(int(age.total_seconds() * 1e9), 0)
