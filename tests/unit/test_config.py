@@ -19,11 +19,11 @@ from batchray.config import (
     Provider,
     Settings,
     bind_agents,
-    builtin_providers,
     function_name,
     load_agents,
     load_settings,
 )
+from batchray.config.fleet import builtin_providers
 from batchray.errors import ConfigError
 
 KEY = "sk-proj-0123456789abcdefABCDEF"

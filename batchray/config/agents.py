@@ -1,0 +1,228 @@
+"""Providers and agents, as files and arguments give them."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from batchray.config.base import Count, Positive, Strict
+
+# What a request's body may be set to by an agent's file without being named under `body`.
+_BODY_FIELDS = ("temperature", "max_tokens")
+# What only an agent with a model can have.
+_OF_MODELS = (
+    "system",
+    "tools",
+    "script",
+    "requires_approval",
+    "terminal_tools",
+    "requires_tool",
+    "stateful",
+    "memory_blocks",
+    "max_total_tokens",
+    "max_cost_usd",
+    "prices",
+)
+
+
+class Timeouts(Strict):
+    """Limits of one model call, in seconds."""
+
+    connect_s: Positive = 10.0
+    """A provider that takes longer to accept a connection is down."""
+    idle_s: Positive = 120.0
+    """Time between bytes; reasoning models stay silent for a minute and more before their first token."""
+    call_s: Positive = 900.0
+    """A whole call; the request's own deadline is usually shorter."""
+
+
+class Provider(Strict):
+    """A model server: its protocol, its address, and the variable that holds its key."""
+
+    protocol: Literal["openai", "anthropic", "offline"]
+    base_url: str | None = None
+    """Where the server is.  None: Anthropic's own address for the protocol anthropic, an error for openai."""
+    api_key_env: str | None = None
+    max_in_flight: Count | None = None
+    """Requests of one job in flight at once that use this provider.  None: the window alone decides."""
+    max_retries: Annotated[int, Field(ge=0)] = 8
+    """Retries of one model call after 408, 409, 429, 5xx, resets and timeouts."""
+    timeouts: Timeouts = Timeouts()
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if self.protocol == "offline" or (self.protocol == "anthropic" and self.base_url is None):
+            return self
+        if not re.match(r"https?://[^/]", self.base_url or ""):
+            raise ValueError(f"protocol {self.protocol} needs a base_url that starts with http:// or https://")
+        if self.protocol == "anthropic" and str(self.base_url).rstrip("/").endswith("/v1"):
+            raise ValueError("leave /v1 out of base_url: protocol anthropic asks at base_url + /v1/messages")
+        return self
+
+
+class MemoryBlock(Strict):
+    """A labelled text that the agent's model sees with every request, and may edit."""
+
+    label: Annotated[str, Field(pattern=r"^\w[\w ./-]{0,127}$")]
+    """Names the block to the model."""
+    value: str = ""
+    limit: Count = 20_000
+    """Characters; a block that grows without end would crowd out the conversation."""
+    description: str | None = None
+    read_only: bool = False
+
+    @model_validator(mode="after")
+    def _is_within_its_limit(self) -> Self:
+        if len(self.value) > self.limit:
+            raise ValueError(f"the value of block {self.label!r} has {len(self.value):,} characters of {self.limit:,}")
+        return self
+
+
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Prices(Strict):
+    """What a million tokens cost, in US dollars."""
+
+    input: Price
+    output: Price
+    cached_input: Price | None = None
+    """Prompt tokens read from the provider's cache.  None: as `input`."""
+    cache_write: Price | None = None
+    """Prompt tokens written to it.  None: as `input`."""
+
+
+class Agent(Strict):
+    """A named, configured thing that answers requests.
+
+    Either `model` ("provider/model") with `system` and `tools`, or `run`: a Python callable, or its name
+    "package.module:function", that takes the request and returns its answer, sync or async.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    model: str | None = None
+    run: str | Callable[..., Any] | None = None
+    system: str | None = None
+    tools: tuple[str | Callable[..., Any], ...] = ()
+    max_steps: Count = 50
+    """The most steps of one request; a request's own `max_steps` can lower it, not raise it."""
+    deadline_s: Positive = 600.0
+    """A request's whole run, retries and tools included."""
+    tool_timeout_s: Positive = 60.0
+    """One tool call."""
+    requires_approval: tuple[str, ...] = ()
+    """Names of tools whose calls wait for the caller; the run stops there, and a later request goes on from there."""
+    terminal_tools: tuple[str, ...] = ()
+    """Names of tools that end the run once they have returned."""
+    requires_tool: bool = False
+    """Whether an answer counts only after a tool was called."""
+    stateful: bool = False
+    """Whether it remembers: its conversation and memory are kept, and its requests run one after another."""
+    memory_blocks: tuple[MemoryBlock, ...] = ()
+    max_total_tokens: Count | None = None
+    """Tokens of all model calls of one request, prompts included; no further step begins once they are used up."""
+    max_cost_usd: Positive | None = None
+    """The same in money, by `prices`."""
+    prices: Prices | None = None
+    placement: Literal["lane", "process"] = "lane"
+    """`process` gives each request a worker process of its own: for blocking, CPU-bound or GPU-bound agents."""
+    num_cpus: Annotated[float, Field(ge=0)] | None = None
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    max_tokens: Count | None = None
+    body: Mapping[str, Any] = Field(default_factory=dict)
+    """Further fields of the provider's request body."""
+    script: tuple[Mapping[str, Any], ...] | None = None
+    """The turns of `offline/scripted`."""
+
+    @field_validator("body")
+    @classmethod
+    def _is_json(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return orjson.loads(orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS))  # type: ignore[no-any-return]
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"cannot be written as JSON: {error}") from None
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_handle(cls, model: str | None) -> str | None:
+        if model is not None and not re.fullmatch(r"[^/\s]+/\S+", model):
+            raise ValueError(f"{model!r} is not of the form provider/model")
+        return model
+
+    @model_validator(mode="after")
+    def _is_one_of_two_kinds(self) -> Self:
+        if (self.model is None) == (self.run is None):
+            raise ValueError("give exactly one of model and run")
+        if self.run is not None and (alien := [name for name in _OF_MODELS if getattr(self, name)]):
+            raise ValueError(f"{', '.join(alien)} cannot be given with run, only with a model")
+        if self.script is not None and self.model != "offline/scripted":
+            raise ValueError("script belongs to the model offline/scripted")
+        if self.max_cost_usd is not None and self.prices is None:
+            raise ValueError("max_cost_usd needs prices")
+        labels = [block.label for block in self.memory_blocks]
+        if twice := {label for label in labels if labels.count(label) > 1}:
+            raise ValueError(f"two memory blocks are labelled {min(twice)!r}")
+        if self.placement == "lane" and (self.num_cpus is not None or self.num_gpus is not None):
+            raise ValueError("num_cpus and num_gpus belong to placement: process")
+        return self
+
+    @property
+    def provider_name(self) -> str | None:
+        """The part of the model's handle before the first slash."""
+        return self.model.partition("/")[0] if self.model else None
+
+    @property
+    def model_name(self) -> str:
+        """The part of the model's handle after the first slash."""
+        return self.model.partition("/")[2] if self.model else ""
+
+    @property
+    def request_body(self) -> dict[str, Any]:
+        """What the agent adds to the body of each model call."""
+        named = {key: getattr(self, key) for key in _BODY_FIELDS if getattr(self, key) is not None}
+        script = {"script": [dict(turn) for turn in self.script]} if self.script is not None else {}
+        return {**self.body, **named, **script}
+
+
+class AgentsFile(Strict):
+    """What an agents file holds."""
+
+    parts: ClassVar[tuple[type[BaseModel], ...]] = (Agent, Provider, Timeouts, MemoryBlock, Prices)
+
+    providers: Mapping[str, Provider] = Field(default_factory=dict)
+    agents: tuple[Agent, ...] = ()
+    tools: tuple[str, ...] = ()
+    """Tools that agents made over HTTP may have beside those of the file's own agents."""
+
+
+def plain_agent(agent: Agent) -> dict[str, Any]:
+    """Return an agent as plain data: names of functions, and None for those that have none."""
+    plain = agent.model_dump(mode="json", exclude={"run", "tools"}, exclude_defaults=True)
+    if agent.run is not None:
+        plain["run"] = function_name(agent.run)
+    if agent.tools:
+        plain["tools"] = [function_name(tool) for tool in agent.tools]
+    return plain
+
+
+def function_name(function: str | Callable[..., Any]) -> str | None:
+    """Return "module:qualified.name" of a function that can be imported by it; None for one that cannot."""
+    if isinstance(function, str):
+        return function
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<>")
+    if module in (None, "__main__") or "<" in name or module not in sys.modules:
+        return None
+    try:
+        found: Any = functools.reduce(getattr, name.split("."), sys.modules[module])
+    except AttributeError:
+        return None
+    return f"{module}:{name}" if found is function else None  # a bound method's name leads to another function

@@ -1,0 +1,69 @@
+"""YAML and JSON files that remember where in them each value stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from batchray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML or JSON mapping that remembers its lines."""
+
+    file: Path
+    data: dict[str, Any]
+    root: yaml.Node | None
+
+    def place(self, path: Sequence[int | str]) -> str:
+        """Name the file, the line and the path of a value, as far down as it exists."""
+        node, known = self.root, ""
+        line = node.start_mark.line + 1 if node else 1
+        for key in path:
+            child, mark = _child(node, key)
+            if mark is None:
+                break
+            node, line = child, mark.line + 1
+            known += f"[{key}]" if isinstance(key, int) else f".{key}" if known else key
+        return f"{self.file}, line {line}" + (f", {known}" if known else "")
+
+
+def _child(node: yaml.Node | None, key: int | str) -> tuple[yaml.Node | None, yaml.Mark | None]:
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        child = node.value[key]
+        return child, child.start_mark
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            if name.value == key:
+                return value, name.start_mark
+    return None, None
+
+
+def read_mapping(file: Path, what: str) -> Document:
+    """Read a file that holds a mapping of or with `what`.
+
+    Raises ConfigError with the file, and the line where there is one.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", str(file)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8 text", str(file)) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise ConfigError(f"is not YAML: {error.problem}", f"{file}, line {mark.line + 1 if mark else 1}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
+        raise ConfigError(f"is not YAML: {str(error).splitlines()[0]}", str(file)) from None
+    except RecursionError:
+        raise ConfigError("is nested too deep", str(file)) from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"must be a mapping {what}", str(file))
+    return Document(file, data, root)

@@ -1,0 +1,191 @@
+"""Agents bound to their providers and keys: what a job may name, and what of it the store keeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from batchray.config.agents import Agent, AgentsFile, Provider, plain_agent
+from batchray.config.base import first_sentence
+from batchray.config.documents import read_mapping
+from batchray.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class BoundAgent:
+    """An agent with all that a worker needs to run it.
+
+    `key` is the provider's; it travels to the workers inside pickled bytes, and neither a repr nor a snapshot shows it.
+    `import_paths` is where its Python code is found.
+    """
+
+    agent: Agent
+    provider: Provider | None
+    key: SecretStr | None = None
+    import_paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AgentSet:
+    """The agents that a job may name, by id, each bound to its provider; and what further ones may be made of."""
+
+    agents: Mapping[str, BoundAgent] = field(default_factory=dict)
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    import_paths: tuple[str, ...] = ()
+
+    def bind(self, agent: Agent, environment: Mapping[str, str] | None = None) -> BoundAgent:
+        """Return one more agent, bound to a provider of the set or a built-in one.  Raises ConfigError."""
+        return bind_agents([agent], self.providers, environment, self.import_paths).agents[agent.id]
+
+    def limits(self) -> dict[str, int]:
+        """`max_in_flight` of each provider that sets one."""
+        return {
+            bound.agent.provider_name: bound.provider.max_in_flight
+            for bound in self.agents.values()
+            if bound.agent.provider_name and bound.provider and bound.provider.max_in_flight
+        }
+
+    def snapshot(self, agent_ids: Set[str] | None = None) -> dict[str, Any]:
+        """The set, or these of it, as plain data for the store: names of keys, never keys; of functions, never code.
+
+        A callable that cannot be imported by name is kept as null, and a resume has to be given it again.
+        """
+        return {
+            agent_id: {
+                "agent": plain_agent(bound.agent),
+                "provider": bound.provider.model_dump(mode="json") if bound.provider else None,
+                "import_paths": list(bound.import_paths),
+            }
+            for agent_id, bound in self.agents.items()
+            if agent_ids is None or agent_id in agent_ids
+        }
+
+    @classmethod
+    def from_snapshot(
+        cls,
+        snapshot: Mapping[str, Any],
+        replaced: AgentSet | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> AgentSet:
+        """Rebuild a set; agents of `replaced` win.  Raises ConfigError where a callable or a key is missing."""
+        agents = dict(replaced.agents) if replaced else {}
+        for agent_id, kept in snapshot.items():
+            if agent_id not in agents:
+                agents[agent_id] = _bound_again(agent_id, kept, os.environ if environment is None else environment)
+        return replace(replaced or cls(), agents=agents)
+
+
+def builtin_providers(environment: Mapping[str, str]) -> dict[str, Provider]:
+    """The providers that need no file.  Raises ConfigError for an address in the environment that is none."""
+    openai_url = environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    anthropic_url = environment.get("ANTHROPIC_BASE_URL") or None
+    if anthropic_url:  # some tools that share the variable have the version in it
+        anthropic_url = anthropic_url.rstrip("/").removesuffix("/v1")
+    return {
+        "offline": Provider(protocol="offline"),
+        "openai": _builtin("OPENAI", protocol="openai", base_url=openai_url),
+        "anthropic": _builtin("ANTHROPIC", protocol="anthropic", base_url=anthropic_url),
+    }
+
+
+def _builtin(prefix: str, **fields: Any) -> Provider:
+    try:
+        return Provider(**fields, api_key_env=f"{prefix}_API_KEY")
+    except ValidationError as error:
+        raise ConfigError(first_sentence(error, Provider), f"{prefix}_BASE_URL") from None
+
+
+def bind_agents(
+    agents: Sequence[Agent],
+    providers: Mapping[str, Provider] | None = None,
+    environment: Mapping[str, str] | None = None,
+    import_paths: Sequence[str] = (),
+    places: Sequence[str] = (),
+) -> AgentSet:
+    """Join agents and providers.  `places` names where each agent was read, for the errors.
+
+    Raises ConfigError for a duplicate id, an unknown or unusable provider, or a key that is not in the environment.
+    """
+    environment = os.environ if environment is None else environment
+    known = {**builtin_providers(environment), **(providers or {})}
+    bound: dict[str, BoundAgent] = {}
+    for position, agent in enumerate(agents):
+        place = places[position] if places else f"agents[{position}]"
+        if agent.id in bound:
+            raise ConfigError(f"duplicate agent id {agent.id!r}", place)
+        provider = _provider_of(agent, known, place) if agent.provider_name else None
+        bound[agent.id] = BoundAgent(agent, provider, _key_of(agent, provider, environment, place), tuple(import_paths))
+    return AgentSet(bound, known, import_paths=tuple(import_paths))
+
+
+def load_agents(
+    files: Sequence[Path], environment: Mapping[str, str] | None = None, *, needs_agents: bool = True
+) -> AgentSet:
+    """Read agents and providers from YAML or JSON files; a provider named in one serves the agents of all.
+
+    Python code that an agents file names is looked for beside the file, in the working directory, and where Python
+    looks.  Raises ConfigError with the file, the line and the reason; also for no agents at all, unless `needs_agents`
+    is False.
+    """
+    providers: dict[str, Provider] = {}
+    tools: list[str] = []
+    agents: list[Agent] = []
+    places: list[str] = []
+    paths: list[str] = []
+    for file in files:
+        document = read_mapping(file, "with the keys providers and agents")
+        try:
+            content = AgentsFile.model_validate(document.data)
+        except ValidationError as error:
+            place = document.place(error.errors()[0]["loc"])
+            raise ConfigError(first_sentence(error, AgentsFile), place) from None
+        providers.update(content.providers)
+        tools.extend(content.tools)
+        agents.extend(content.agents)
+        places.extend(document.place(("agents", i)) for i in range(len(content.agents)))
+        paths.append(str(file.resolve().parent))
+    if needs_agents and not agents:
+        raise ConfigError("no agents in it", ", ".join(str(file) for file in files) or "agents")
+    bound = bind_agents(agents, providers, environment, list(dict.fromkeys([*paths, str(Path.cwd())])), places)
+    return replace(bound, tools=tuple(dict.fromkeys(tools)))
+
+
+def _bound_again(agent_id: str, kept: Mapping[str, Any], environment: Mapping[str, str]) -> BoundAgent:
+    place = "the job's snapshot"
+    if None in (kept["agent"].get("run", ""), *kept["agent"].get("tools", ())):
+        raise ConfigError(f"agent {agent_id!r} is a Python function that cannot be found by name; pass it in agents=")
+    agent = Agent.model_validate(kept["agent"])
+    provider = Provider.model_validate(kept["provider"]) if kept["provider"] else None
+    return BoundAgent(agent, provider, _key_of(agent, provider, environment, place), tuple(kept["import_paths"]))
+
+
+def _key_of(agent: Agent, provider: Provider | None, environment: Mapping[str, str], place: str) -> SecretStr | None:
+    if provider is None or provider.api_key_env is None:
+        return None
+    key = environment.get(provider.api_key_env)
+    if not key:
+        raise ConfigError(
+            f"agent {agent.id!r}: provider {agent.provider_name!r} needs its key "
+            f"in the environment variable {provider.api_key_env}",
+            place,
+        )
+    return SecretStr(key)
+
+
+def _provider_of(agent: Agent, known: Mapping[str, Provider], place: str) -> Provider:
+    name = agent.provider_name or ""
+    provider = known.get(name)
+    if provider is None:
+        raise ConfigError(f"agent {agent.id!r}: unknown provider {name!r}; known: {', '.join(sorted(known))}", place)
+    if provider.protocol == "offline" and agent.model_name not in ("scripted", "rules"):
+        raise ConfigError(
+            f"agent {agent.id!r}: no offline model {agent.model_name!r}; there are offline/rules and offline/scripted",
+            place,
+        )
+    return provider
