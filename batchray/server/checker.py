@@ -24,6 +24,8 @@ from batchray.errors import BatchFormatError, StoreError
 from batchray.intake import RawRequest, read_body
 
 _PAGE, _PAGE_BYTES = 1000, 1024 * 1024
+# Some pages' worth: through the usual 64 KiB, checking and storing would wait for each other all the time.
+_PIPE_BYTES = 1024 * 1024
 # The parser is linear, and does 256 MiB in seconds; beyond this it is not the body that is slow.
 _LIMIT_S = 300.0
 
@@ -40,7 +42,7 @@ class Checker:
 
     def __init__(self, file: Path) -> None:
         command = [sys.executable, "-m", "batchray.server.checker", str(file)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pipesize=_PIPE_BYTES)
 
     @contextmanager
     def check(self, agents: Iterable[str]) -> Iterator[CheckedBatch]:
