@@ -135,7 +135,7 @@ class Agents:
         stored = await self._service.read(self._reader.agent, agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
-        changes = _kept(given)
+        changes = {name: value for name, value in _kept(given).items() if value is not None}  # null: as it was
         replaced = {_SAME.get(name) for name in changes} - changes.keys()
         before = {name: value for name, value in stored.spec["given"].items() if name not in replaced}
         spec = self._checked(agent_id, {**before, **changes})

@@ -50,16 +50,18 @@ _LLM_ERRORS = {
     "deadline_exceeded": (504, "llm_timeout"),
 }
 # The answers to answers that fit nothing; Letta's server has 409 for an agent that has to be answered first.
-_APPROVAL_ERRORS = {
-    "pending_approval": 409,
-    "already_answered": 409,
-    "no_pending_approval": 400,
-    "incomplete_approval": 400,
-    "ambiguous_approval": 400,
-    "mixed_messages": 400,
-    "tool_return_needed": 400,
-    "unsupported_content": 400,
-}
+# What the agent waits for is the server's state, which this request does not fit.
+_APPROVAL_ERRORS = frozenset(
+    {
+        "pending_approval",
+        "already_answered",
+        "no_pending_approval",
+        "incomplete_approval",
+        "ambiguous_approval",
+        "mixed_messages",
+        "tool_return_needed",
+    }
+)
 
 
 class AskAgent(LettaRequest):
@@ -221,7 +223,9 @@ def _shown(message: Message, is_newest_first: bool) -> list[BaseModel]:
 def _failure(error: dict[str, Any]) -> HttpError:
     if error["type"] in _APPROVAL_ERRORS:
         told = {"type": error["type"], "message": error["message"], "detail": error["type"]}
-        return HttpError(_APPROVAL_ERRORS[error["type"]], error["message"], FINAL, {"error": told})
+        return HttpError(409, error["message"], FINAL, {"error": told})
+    if error["type"] == "unsupported_content":
+        return HttpError(400, error["message"], FINAL)
     status, kind = _LLM_ERRORS.get(error["type"], (500, "llm_error"))
     told = {"type": kind, "message": error["message"], "detail": error["type"]}
     return HttpError(status, error["message"], FINAL, {"error": told})

@@ -108,9 +108,11 @@ def test_ten_killed_lanes_lose_and_repeat_nothing(options: dict[str, Any]) -> No
 def test_a_stopped_lane_that_goes_on_later_changes_no_outcome(options: dict[str, Any]) -> None:
     options.pop("progress")
     patient = Agent(id="wait", run=agents.wait, deadline_s=3)
-    job = batchray.submit([{"agent_id": "wait", "input": "1"}] * 4, [patient], deadline_grace_s=1, **options)
-    until(lambda: job.in_flight == 4 and len(lane_processes()) == 2)
+    batchray.run([{"agent_id": "wait", "input": "0"}] * 8, [patient], progress=False, **options)
+    until(lambda: len(lane_processes()) == 2, 60)  # earlier tests may have killed some
     stopped = lane_processes()
+    job = batchray.submit([{"agent_id": "wait", "input": "2"}] * 4, [patient], deadline_grace_s=1, **options)
+    until(lambda: job.in_flight == 4)
     for lane in stopped:
         lane.suspend()
     record, results = job.wait(60), list(job.results("index"))

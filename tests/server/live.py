@@ -16,6 +16,14 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart" / "agents.yaml"
 
 
+class ServerDiedError(AssertionError):
+    """A server ended before it listened."""
+
+    def __init__(self, status: int, log: str) -> None:
+        super().__init__(status, log)
+        self.status = status
+
+
 class LiveServer:
     """A running server.  `log` is what it wrote to standard error so far."""
 
@@ -67,9 +75,9 @@ def live_server(
         assert process.stdout is not None
         line = next((line for line in process.stdout if " listens on " in line), "")  # Ray may have its say before
         if not line:
-            process.kill()
             assert process.stderr is not None
-            raise AssertionError(f"no server: {process.stderr.read()}")
+            log = process.stderr.read()
+            raise ServerDiedError(process.wait(), log)
         server = LiveServer(process, line.split()[3], data_dir)
         try:
             yield server

@@ -130,7 +130,7 @@ def test_one_agent_is_asked_and_answered_at_once(server: LiveServer) -> None:
     again = call(server, "POST", path, body)
     assert (again.status, again.body["error"]["type"]) == (409, "already_answered")
     unknown = call(server, "POST", path, {"messages": answer(agent_id, "nowhere")["messages"]})
-    assert (unknown.status, unknown.body["error"]["type"]) == (400, "no_pending_approval")
+    assert (unknown.status, unknown.body["error"]["type"]) == (409, "no_pending_approval")
     heard = call(server, "GET", f"{path}?order=asc").body
     assert [each["message_type"] for each in heard] == [
         "user_message",

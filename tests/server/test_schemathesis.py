@@ -69,6 +69,7 @@ def ids_of_what_there_is(server: LiveServer, key: str) -> dict[str, str]:
     return {"agent_id": agent_id, "batch_id": batch["id"]}
 
 
+@pytest.mark.fuzz
 @pytest.mark.timeout(400)
 def test_the_server_and_its_document_agree(tmp_path: Path) -> None:
     agents, config = tmp_path / "agents.yaml", tmp_path / "schemathesis.toml"

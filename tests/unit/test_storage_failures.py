@@ -223,10 +223,11 @@ def damaged_store(data_dir: Path, n_jobs: int = 3) -> list[str]:
             store.record(job, [outcome(index) for index in range(200)])
     file = data_dir / "batchray.db"
     content = file.read_bytes()
+    page_bytes = int.from_bytes(content[16:18], "big")
     with file.open("r+b") as opened:
-        for part in (b'{"prompt_tokens":10', b"x" * 300):
-            opened.seek(content.index(part, len(content) // 3) // 4096 * 4096)
-            opened.write(b"\xa5" * 4096)
+        for part, start in ((b'{"prompt_tokens":10', len(content) // 3), (b"x" * 300, len(content) * 2 // 3)):
+            opened.seek(content.index(part, start) // page_bytes * page_bytes)
+            opened.write(b"\xa5" * page_bytes)
     return [job.id for job in made]
 
 
