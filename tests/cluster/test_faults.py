@@ -109,7 +109,7 @@ def test_a_stopped_lane_that_goes_on_later_changes_no_outcome(options: dict[str,
     options.pop("progress")
     patient = Agent(id="wait", run=agents.wait, deadline_s=3)
     batchray.run([{"agent_id": "wait", "input": "0"}] * 8, [patient], progress=False, **options)
-    until(lambda: len(lane_processes()) >= 2, 60)  # earlier tests may have killed some, and left others of theirs
+    until(lambda: bool(lane_processes()), 60)  # earlier tests may have killed some
     stopped = lane_processes()
     job = batchray.submit([{"agent_id": "wait", "input": "2"}] * 4, [patient], deadline_grace_s=1, **options)
     until(lambda: job.in_flight == 4)
