@@ -25,14 +25,17 @@ _MESSAGES = TypeAdapter(list[Message])
 _ESCAPED = re.compile(rb"\\u00[4-7]")
 
 
-async def context_of(store: Store, patience: Patience, job: JobRecord, agent: Agent, item: PendingItem) -> bytes:
+async def context_of(
+    store: Store, patience: Patience, job: JobRecord, agent: Agent, item: PendingItem, steps: Sequence[bytes] = ()
+) -> bytes:
     """Return what an item goes on with, as its agent's side reads it; empty for one that starts anew.
 
-    A run that it answers is claimed by it.  Raises ApprovalError where there is none, or its answers do not fit.
+    `steps` are the checkpoints of its earlier attempts.  A run that it answers is claimed by it.
+    Raises ApprovalError where there is none, or its answers do not fit.
     """
     request = _answering(item)
     if request is None and not agent.stateful:
-        return b""
+        return _encoded((), {}, steps) if steps else b""
     answered = frozenset(answer.tool_call_id for answer in answers_in(request)) if request else None
     kept = await patience.call(
         store.go_on,
@@ -43,7 +46,7 @@ async def context_of(store: Store, patience: Patience, job: JobRecord, agent: Ag
         answered=answered,
         request_id=_request_id(request) if request else None,
     )
-    return await asyncio.to_thread(_encoded, kept.priors, kept.memory)  # a long conversation takes its time
+    return await asyncio.to_thread(_encoded, kept.priors, kept.memory, steps)  # a long conversation takes its time
 
 
 def sequel_of(report: Report) -> Sequel | None:
@@ -116,13 +119,14 @@ def _request_id(request: AgentRequest) -> str | None:
     return next((each for each in given if each and is_message_id(each)), None)
 
 
-def _encoded(priors: Sequence[Prior], memory: Mapping[str, str]) -> bytes:
-    # Spliced, because the outputs of a long conversation are JSON already.
+def _encoded(priors: Sequence[Prior], memory: Mapping[str, str], steps: Sequence[bytes]) -> bytes:
+    # Spliced, because the outputs of a long conversation are JSON already, and so are checkpoints.
     arrays = [
         array for prior in priors for array in (_MESSAGES.dump_json(_inputs(prior), exclude_none=True), prior.messages)
     ]
     history = b",".join(inside for array in arrays if (inside := array.strip()[1:-1].strip()))
-    return orjson.dumps({"history": orjson.Fragment(b"[" + history + b"]"), "memory": memory})
+    done = [orjson.Fragment(step) for step in steps]
+    return orjson.dumps({"history": orjson.Fragment(b"[" + history + b"]"), "memory": memory, "steps": done})
 
 
 def _inputs(prior: Prior) -> list[Message]:

@@ -14,7 +14,14 @@ from typing import Literal
 VARIABLE = "BATCHRAY_CRASH_AT"
 
 Place = Literal[
-    "before-spool", "after-spool", "before-commit", "after-commit", "outcome-committed", "job-ended", "callback-sent"
+    "before-spool",
+    "after-spool",
+    "before-commit",
+    "after-commit",
+    "step-committed",
+    "outcome-committed",
+    "job-ended",
+    "callback-sent",
 ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from batchray.store import JobRecord, NewOutcome, Patience, Store
+from batchray.store import JobRecord, NewOutcome, NewStep, Patience, Store
 
 
 class Ledger:
@@ -18,6 +19,7 @@ class Ledger:
         self._store, self._job, self._patience, self._interval_s = store, job, patience, interval_s
         self._attempts: list[tuple[int, int, int]] = []
         self._outcomes: list[NewOutcome] = []
+        self._steps: list[NewStep] = []
         self._waiting: asyncio.Future[set[int]] | None = None
         self._flushing: asyncio.Task[None] | None = None
 
@@ -25,6 +27,11 @@ class Ledger:
         """Count an attempt; on disk when this returns."""
         await self._patience.room()
         self._attempts.append((index, attempt, deaths))
+        await self._committed()
+
+    async def keep(self, steps: Sequence[NewStep]) -> None:
+        """Keep what attempts have done; on disk when this returns."""
+        self._steps += steps
         await self._committed()
 
     async def record(self, outcome: NewOutcome) -> bool:
@@ -47,10 +54,11 @@ class Ledger:
     async def _flush(self) -> None:
         """Commit until nothing is left.  While one commit is on its way to disk the next one gathers."""
         while self._waiting is not None:
-            attempts, outcomes, waiting = self._attempts, self._outcomes, self._waiting
-            self._attempts, self._outcomes, self._waiting = [], [], None
+            write = _Write(self._store, self._job, self._attempts, self._outcomes, self._steps)
+            waiting = self._waiting
+            self._attempts, self._outcomes, self._steps, self._waiting = [], [], [], None
             try:
-                taken = await self._patience.call(_Write(self._store, self._job, attempts, outcomes))
+                taken = await self._patience.call(write)
             except Exception as error:  # noqa: BLE001  # every waiter has to hear of it; the job ends with it
                 waiting.set_exception(error)
                 waiting.exception()  # a waiter may be gone; that is no fault of its own
@@ -63,11 +71,16 @@ class _Write:
     """One group commit that may be called until it comes through, and that knows whether it was called before."""
 
     def __init__(
-        self, store: Store, job: JobRecord, attempts: list[tuple[int, int, int]], outcomes: list[NewOutcome]
+        self,
+        store: Store,
+        job: JobRecord,
+        attempts: list[tuple[int, int, int]],
+        outcomes: list[NewOutcome],
+        steps: list[NewStep],
     ) -> None:
-        self._store, self._job, self._attempts, self._outcomes = store, job, attempts, outcomes
+        self._store, self._job, self._attempts, self._outcomes, self._steps = store, job, attempts, outcomes, steps
         self._is_again = False
 
     def __call__(self) -> list[NewOutcome]:
         is_again, self._is_again = self._is_again, True
-        return self._store.write(self._job, self._attempts, self._outcomes, is_again)
+        return self._store.write(self._job, self._attempts, self._outcomes, is_again, self._steps)

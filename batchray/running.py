@@ -6,10 +6,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, NamedTuple
 
-from batchray.agents import read_report
+from batchray.agents import Keep, read_report
 from batchray.cluster import Executor, Order
 from batchray.config import AgentSet, Settings
 from batchray.context import Turns, context_of, limited, sequel_of, with_sequel
@@ -18,7 +20,7 @@ from batchray.errors import DeadlineExceededError, RequestError, WorkerDiedError
 from batchray.in_flight import InFlight
 from batchray.ledger import Ledger
 from batchray.progress import Progress
-from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Store
+from batchray.store import JobRecord, NewOutcome, NewStep, Patience, PendingItem, Store
 from batchray.window import Window
 
 _N_SHOWN = 100  # in-flight items in a snapshot, the oldest ones
@@ -119,7 +121,8 @@ class RunningJob:
                     outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
                 finally:
                     self.in_flight.end(item.index)
-                outcome = with_sequel(outcome, self.agents.agents[item.agent_id].agent, item)
+                agent = self.agents.agents[item.agent_id].agent
+                outcome = replace(with_sequel(outcome, agent, item), has_steps=agent.keeps_steps)
                 return outcome if await ledger.record(outcome) else None
 
         return attend
@@ -195,8 +198,9 @@ class RunningJob:
         self, store: Store, executor: Executor, item: PendingItem, attempt: int, deaths: int
     ) -> NewOutcome:
         bound = self.agents.agents[item.agent_id]
+        steps = await self._steps(store, item, attempt)
         try:
-            context = await context_of(store, self.patience, self.record, bound.agent, item)
+            context = await context_of(store, self.patience, self.record, bound.agent, item, steps)
         except RequestError as error:
             return self._failed(item.index, attempt, error)
         order = Order(bound, self.record.id, item.index, attempt, item.request, deaths > 0, context)
@@ -205,13 +209,29 @@ class RunningJob:
         limit_s = None if is_queued else bound.agent.deadline_s + self.settings.deadline_grace_s
         try:
             async with asyncio.timeout(limit_s):
-                reported = await executor.run(order)
+                reported = await executor.run(order, self._keep(store, order, len(steps)))
         except TimeoutError:
             late = DeadlineExceededError("deadline_exceeded", "its lane gave no answer by its deadline")
             return self._failed(item.index, attempt, late)
         except RequestError as error:
             return self._failed(item.index, attempt, error)
         return self._read(reported)
+
+    async def _steps(self, store: Store, item: PendingItem, attempt: int) -> list[bytes]:
+        """Return what earlier attempts at an item have done."""
+        if attempt == 1 or not self.agents.agents[item.agent_id].agent.keeps_steps:
+            return []
+        return await self.patience.call(store.steps, self.record, item.index)
+
+    def _keep(self, store: Store, order: Order, n_before: int) -> Keep:
+        """Return what keeps the steps of one attempt; `n_before` checkpoints are from those before it."""
+        seq = count(n_before)
+
+        async def keep(checkpoints: Sequence[bytes]) -> None:
+            steps = [NewStep(order.index, order.attempt, next(seq), checkpoint) for checkpoint in checkpoints]
+            await self.ledger(store).keep(steps)
+
+        return keep
 
     def _read(self, reported: bytes) -> NewOutcome:
         """Take a report in, and place its start and first token on this process's clock."""

@@ -22,8 +22,8 @@ class Reply(ABC):
       `json` (not streamed), `latency:S` (to the first byte), `gap:S` (between events), `crlf` (line ends, and a comment
       before each event); of Messages alone `redacted:DATA`, `omitted` (the reasoning), `written:N` (to the cache),
       `pause` (until it is sent back)
-    - tool calls, while no tool has returned yet: `tool:NAME {JSON}` (several are parallel), `noids`, `sameids`,
-      `badargs:TEXT`; of chat completions alone `lateids`
+    - tool calls, while no tool has returned yet, or in the first N answers with `steps:N`: `tool:NAME {JSON}` (several
+      are parallel), `noids`, `sameids`, `badargs:TEXT`; of chat completions alone `lateids`
     - refusals: `status:CODE` or `CODE:` with `retry-after=`, `retry-after-ms=`, `code=`, `fill=N` (bytes more of
       message) and at the end `message=` ({key} and {masked} are the caller's key), `html:CODE`, `toolong`
     - broken answers: `reset` (in the middle, or `reset:start`, `reset:headers`), `stall` (in the middle, or
@@ -148,7 +148,8 @@ class Reply(ABC):
 
     def _tools(self) -> list[tuple[str, str, str]]:
         """(id, name, arguments) of each tool call that is asked for."""
-        if self._has_results():
+        n_answered = sum(message["role"] == "assistant" for message in self._request["messages"])
+        if self._has_results() and n_answered >= int(self._get("steps", "1")):
             return []
         named = [tool.partition(" ")[::2] for tool in self._asked.get("tool", ())]
         named += [("calculate", text or '{"expression": ') for text in self._asked.get("badargs", ())]

@@ -5,18 +5,24 @@ from batchray.agents.base import AgentRunner, Run
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
+from batchray.agents.steps import Fetched, Keep, Keeper, SteppedRun, follow
 
 __all__ = [
     "AgentRunner",
     "Answerer",
     "Clients",
     "Context",
+    "Fetched",
     "FunctionAgent",
     "Item",
+    "Keep",
+    "Keeper",
     "Report",
     "Run",
+    "SteppedRun",
     "ToolLoop",
     "build_agent",
     "encode_item",
+    "follow",
     "read_report",
 ]

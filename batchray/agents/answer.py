@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from batchray.agents.base import AgentRunner, Guard, Run, unguarded
 from batchray.agents.build import Clients, build_agent
+from batchray.agents.steps import Checkpoint, Keeper
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError, DeadlineExceededError, RequestError
 from batchray.schema import AgentRequest, ErrorInfo, Message, StopReason, status_of
@@ -28,12 +29,13 @@ _MAX_ERROR_CHARS = 4000
 
 
 class Context(BaseModel):
-    """What of earlier requests an item goes on with: a conversation, and the agent's memory as far as it was edited."""
+    """What an item goes on with: a conversation, the agent's memory as far as it was edited, and its own done steps."""
 
     model_config = ConfigDict(frozen=True)
 
     history: list[Message] = Field(default_factory=list)
     memory: dict[str, str] = Field(default_factory=dict)
+    steps: list[Checkpoint] = Field(default_factory=list)
 
 
 class Item(BaseModel):
@@ -98,8 +100,11 @@ class Answerer:
                 self._agents.popitem(last=False)
         return runner
 
-    async def answer(self, bound: BoundAgent, item: bytes) -> bytes:
-        """Run one request: JSON in, JSON out.  Whatever goes wrong with it is an outcome; only a cancel is raised."""
+    async def answer(self, bound: BoundAgent, item: bytes, keeper: Keeper | None = None) -> bytes:
+        """Run one request: JSON in, JSON out.  Whatever goes wrong with it is an outcome; only a cancel is raised.
+
+        `keeper` takes what is done after each step, where that is to be kept.
+        """
         started_ns = time.monotonic_ns()
         parsed = Item.model_validate_json(item)
         deadline = started_ns / 1e9 + bound.agent.deadline_s
@@ -112,7 +117,10 @@ class Answerer:
             started_ns=started_ns,
             history=parsed.context.history if parsed.context else [],
             edited_memory=parsed.context.memory if parsed.context else {},
+            keeper=keeper,
         )
+        if parsed.context:
+            run.take_up(parsed.context.steps)
         error: RequestError | None = None
         try:
             async with asyncio.timeout(bound.agent.deadline_s) as limit:
@@ -153,7 +161,7 @@ def _encode_report(item: Item, run: Run, stop_reason: StopReason, error: Request
         "stop_reason": stop_reason,
         "error": failure.model_dump() if failure else None,
         "usage": run.usage.model_dump(),
-        "ttft_ns": run.first_token_ns - run.started_ns if run.first_token_ns is not None else None,
+        "ttft_ns": run.ttft_ns,
         "duration_ns": time.monotonic_ns() - run.started_ns,
     }
     if run.pending:

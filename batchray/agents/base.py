@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 from batchray.agents.approvals import answered_message, as_spoken, brings_answers
 from batchray.agents.memory import Memory
+from batchray.agents.steps import Checkpoint, Keeper
 from batchray.schema import (
     AgentRequest,
     ApprovalCreate,
     Message,
     MessageCreate,
+    MessageToolReturn,
     StopReason,
     TextContent,
     ToolReturnCreate,
@@ -42,7 +44,8 @@ class Run:
     What a run has gathered stays when it fails: its messages and usage are part of the outcome.  `deadline` is on
     `time.monotonic()`'s clock, in seconds; the `_ns` fields are on `time.monotonic_ns()`'s.  `history` is the
     conversation that it goes on with, and `edited_memory` what earlier runs made of the agent's memory; `pending` are
-    the tool calls that wait when it ends.
+    the tool calls that wait when it ends.  `returned` is what tools of the step that is not finished gave back to an
+    earlier attempt, by call; `keeper` takes what is done, where that is to be kept step by step.
     """
 
     job_id: str
@@ -59,6 +62,9 @@ class Run:
     edited_memory: Mapping[str, str] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
     pending: tuple[str, ...] = ()
+    returned: Mapping[str, MessageToolReturn] = field(default_factory=dict)
+    keeper: Keeper | None = None
+    _n_kept: int = 0
 
     @property
     def brings_answers(self) -> bool:
@@ -72,6 +78,45 @@ class Run:
         if not self.history:
             return [*inputs, *self.messages]
         return as_spoken([*self.history, *inputs, *self.messages])
+
+    @property
+    def ttft_ns(self) -> int | None:
+        """The time from the run's start to the first token of its first model call."""
+        return self.first_token_ns - self.started_ns if self.first_token_ns is not None else None
+
+    def take_up(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Go on from what an earlier attempt has done."""
+        returned: dict[str, MessageToolReturn] = {}
+        for checkpoint in checkpoints:
+            if checkpoint.messages:  # a new step, or the end of one
+                returned = {}
+            self.messages += checkpoint.messages
+            returned.update((given.tool_call_id or "", given) for given in checkpoint.returns)
+        self.returned, self._n_kept = returned, len(self.messages)
+        if checkpoints:
+            last = checkpoints[-1]
+            self.usage, self.edited_memory = last.usage, {**self.edited_memory, **last.memory}
+            if last.ttft_ns is not None:
+                self.first_token_ns = self.started_ns + last.ttft_ns
+
+    def keep(self, *returns: MessageToolReturn) -> None:
+        """Hand out what was done since the last time, and what tools of the step gave back."""
+        if self.keeper is None:
+            return
+        done = Checkpoint(
+            messages=self.messages[self._n_kept :],
+            returns=returns,
+            usage=self.usage,
+            ttft_ns=self.ttft_ns,
+            memory=self.memory.edited,
+        )
+        self._n_kept = len(self.messages)
+        self.keeper.add(done.model_dump_json(exclude_none=True).encode())
+
+    async def settled(self) -> None:
+        """Wait until all that was handed out is kept."""
+        if self.keeper is not None:
+            await self.keeper.settled()
 
     def spend(self, usage: Usage) -> None:
         """Count what a model call cost."""

@@ -54,12 +54,10 @@ class ToolLoop:
         if self._agent.memory_blocks:
             run.memory = Memory(self._agent.memory_blocks, run.edited_memory)
         tools = self._tools_of(run)
-        if run.brings_answers and (stop_reason := await self._go_on(run, tools)):
-            return stop_reason
-        for _ in range(self._max_steps(run)):
-            if stop_reason := await self._step(run, tools):
-                return stop_reason
-        return StopReason.MAX_STEPS if run.messages else StopReason.END_TURN
+        stop_reason = await self._finish_open_step(run, tools)
+        while stop_reason is None and run.usage.step_count < self._max_steps(run):
+            stop_reason = await self._step(run, tools)
+        return stop_reason or (StopReason.MAX_STEPS if run.messages else StopReason.END_TURN)
 
     def _tools_of(self, run: Run) -> Toolbox:
         tools = self._toolbox
@@ -72,6 +70,15 @@ class ToolLoop:
     def _max_steps(self, run: Run) -> int:
         asked = run.request.max_steps
         return self._agent.max_steps if asked is None else min(self._agent.max_steps, asked)
+
+    async def _finish_open_step(self, run: Run, tools: Toolbox) -> StopReason | None:
+        """Finish the step that is open: one that an earlier attempt did not live to finish, or that waited."""
+        if not run.messages:
+            return await self._go_on(run, tools) if run.brings_answers else None
+        last = run.messages[-1]
+        if not last.tool_calls:
+            return None
+        return await self._run_tools(run, tools, last.tool_calls, last.step_id or new_id("step"))
 
     async def _step(self, run: Run, tools: Toolbox) -> StopReason | None:
         """Ask the model and run the tools that it asks for; returns why the run ends with this step, if it does."""
@@ -86,8 +93,13 @@ class ToolLoop:
         if not reply.tool_calls:
             return self._end_turn(run)
         check_budget(self._agent, run.usage)
-        returns = await asyncio.gather(*(self._call_tool(run, tools, call) for call in reply.tool_calls))
-        return self._finish_step(run, tools, reply.tool_calls, returns, step_id)
+        run.keep()
+        await run.settled()  # or a run whose driver has died would run tools that another attempt runs again
+        return await self._run_tools(run, tools, reply.tool_calls, step_id)
+
+    async def _run_tools(self, run: Run, tools: Toolbox, calls: Sequence[ToolCall], step_id: str) -> StopReason | None:
+        returns = await asyncio.gather(*(self._call_once(run, tools, call) for call in calls))
+        return self._finish_step(run, tools, calls, returns, step_id)
 
     async def _go_on(self, run: Run, tools: Toolbox) -> StopReason | None:
         """Finish the step that waited, by the caller's answers."""
@@ -119,7 +131,7 @@ class ToolLoop:
             return handed_in(answer, call.id)
         if answer is not None and not answer.approve:
             return denied(answer, call.id)
-        return await self._call_tool(run, tools, call)
+        return await self._call_once(run, tools, call)
 
     def _end_turn(self, run: Run) -> StopReason:
         if self._agent.requires_tool and not any(message.role == "tool" for message in run.messages):
@@ -143,10 +155,12 @@ class ToolLoop:
             tool_returns=list(returns),
             step_id=step_id,
         )
+        run.returned = {}
         succeeded = (call.name for call, each in zip(calls, returns, strict=True) if each.status == "success")
         return StopReason.TOOL_RULE if not tools.terminal.isdisjoint(succeeded) else None
 
     async def _ask(self, run: Run, tools: Toolbox) -> ModelReply:
+        await run.settled()
         call = ModelCall(
             model=self._agent.model_name,
             messages=run.conversation,
@@ -185,6 +199,14 @@ class ToolLoop:
             self._append_reply(run, reply, others, step_id)
         run.append(role="approval", model=self._agent.model, content=[], tool_calls=list(waiting), step_id=step_id)
         run.pending = tuple(call.id for call in waiting)
+
+    async def _call_once(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:
+        """Run a tool, unless it has returned to an earlier attempt."""
+        if (given := run.returned.get(call.id)) is not None:
+            return given
+        given = await self._call_tool(run, tools, call)
+        run.keep(given)
+        return given
 
     async def _call_tool(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:
         tool = tools.tools.get(call.name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from batchray.agents import Answerer, encode_item
+from batchray.agents import Answerer, Keep, SteppedRun, encode_item, follow
 from batchray.config import AgentSet, BoundAgent
 
 
@@ -51,9 +51,10 @@ class Link(Protocol):
 class Executor(Protocol):
     """Runs attempts, as many at once as the driver asks for."""
 
-    async def run(self, order: Order) -> bytes:
+    async def run(self, order: Order, keep: Keep) -> bytes:
         """Run one attempt and return its report.  A cancelled wait stops what runs.
 
+        `keep` is given what the attempt has done so far, after each step, where its agent's steps are kept.
         Raises WorkerDiedError when the process that ran it ended, ClusterError when nothing can run any more.
         """
         ...
@@ -88,9 +89,15 @@ class LocalExecutor:
     def check(self, agents: AgentSet) -> None:
         """Accept all: placement means nothing in one process."""
 
-    async def run(self, order: Order) -> bytes:
+    async def run(self, order: Order, keep: Keep) -> bytes:
         """Run one attempt here."""
-        return await self._answerer.answer(order.agent, order.encode())
+        if not order.agent.agent.keeps_steps:
+            return await self._answerer.answer(order.agent, order.encode())
+        run = SteppedRun(lambda keeper: self._answerer.answer(order.agent, order.encode(), keeper))
+        try:
+            return await follow(run.fetch, keep)
+        finally:
+            await run.close()
 
     def is_alive(self) -> bool:
         """Always."""

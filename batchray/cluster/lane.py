@@ -7,6 +7,8 @@ import faulthandler
 import gc
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import ray
 from ray import cloudpickle
 from ray._private import worker as ray_worker
 
-from batchray.agents import Answerer
+from batchray.agents import Answerer, Fetched
 from batchray.cluster.obituary import Death
 from batchray.cluster.recorder import Recorder, death_of, obituary
+from batchray.cluster.stepping import SteppedRuns, steps_alone
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
 from batchray.threads import switch_threads_often
@@ -44,6 +47,7 @@ class Lane:
     def __init__(self) -> None:
         self._recorder = Recorder(str(ray.get_runtime_context().get_actor_id()), _node_directory())
         self._answerer = Answerer(self._recorder.executing)
+        self._stepped = SteppedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
         switch_threads_often()
         gc.freeze()  # what Ray and we have imported stays; without this every full collection walks through it
@@ -51,6 +55,22 @@ class Lane:
     async def run(self, packed: bytes, item: bytes) -> bytes:
         """Run one request: an agent and an item in, a report out.  A request's failure is in the report."""
         return await self._answerer.answer(self._unpacked(packed), item)
+
+    async def begin(self, packed: bytes, item: bytes, key: str) -> Fetched:
+        """Begin one request whose steps are kept; returns its first checkpoints, or its report."""
+        bound = self._unpacked(packed)
+        return await self._stepped.begin(key, lambda keeper: self._answerer.answer(bound, item, keeper))
+
+    async def go_on(self, key: str, n_kept: int) -> Fetched | None:
+        """Say how many checkpoints of a request are kept; returns those after them, or its report.
+
+        None: it does not run here; it has begun in a process before this one.
+        """
+        return await self._stepped.fetch(key, n_kept)
+
+    async def abandon(self, key: str) -> None:
+        """Stop a request that nobody waits for."""
+        self._stepped.abandon(key)
 
     async def last_words(self) -> tuple[int, list[tuple[str, int]], Death]:
         """Return this process's id; which items the process before it was running code of when it died; and why."""
@@ -84,11 +104,25 @@ def run_in_process(packed: bytes, item: bytes, key: str) -> bytes:
 
     `key` is what the lane of its node finds the cause of its death under.
     """
+    with _mortal(packed, key) as bound:
+        return asyncio.run(_run_alone(bound, item))
+
+
+@ray.remote(max_retries=0)
+def step_in_process(packed: bytes, item: bytes, key: str) -> Iterator[Fetched | None]:
+    """Run one request as `run_in_process` does, and yield what `steps_alone` does."""
+    with _mortal(packed, key) as bound:
+        yield from steps_alone(bound, item)
+
+
+@contextmanager
+def _mortal(packed: bytes, key: str) -> Iterator[BoundAgent]:
+    """Let whatever ends this process leave a cause, and end it where code that blocks outlives the deadline."""
     kept = obituary(_node_directory(), key)
-    bound = cloudpickle.loads(packed)
+    bound: BoundAgent = cloudpickle.loads(packed)
     faulthandler.dump_traceback_later(bound.agent.deadline_s + _GRACE_S, exit=True)  # from C: it needs no interpreter
     try:
-        return asyncio.run(_run_alone(bound, item))
+        yield bound
     finally:
         faulthandler.cancel_dump_traceback_later()
         kept.close()

@@ -15,10 +15,12 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from batchray.agents import Keep
+from batchray.cluster.calls import RunGoneError, call_lane, call_process, first_line
 from batchray.cluster.connect import connect, disconnect
 from batchray.cluster.executor import Link, Order
 from batchray.cluster.job_actor import JobLink
-from batchray.cluster.lane import Lane, pack, run_in_process
+from batchray.cluster.lane import Lane, pack
 from batchray.cluster.obituary import UNTOLD, Death
 from batchray.cluster.pulse import Pulse, pulse_of_cluster
 from batchray.config import AgentSet, BoundAgent, Settings
@@ -115,7 +117,7 @@ class RayExecutor:
                 raise ClusterError(f"the lanes did not start within {_START_S:g} s")
             self._lanes = list(starting.result())
         except ray.exceptions.RayError as error:
-            raise ClusterError(f"the lanes did not start: {_first_line(error)}") from error
+            raise ClusterError(f"the lanes did not start: {first_line(error)}") from error
         finally:
             starting.cancel()
 
@@ -139,7 +141,7 @@ class RayExecutor:
                 asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
                 raise ConfigError(f"agent {agent_id!r} asks for {asked} a request; no node of the cluster has that")
 
-    async def run(self, order: Order) -> bytes:
+    async def run(self, order: Order, keep: Keep) -> bytes:
         """Run one attempt on the least busy lane, or in a process where the agent or the order asks for it."""
         packed = self._packed.get(order.agent)
         if packed is None:
@@ -151,8 +153,8 @@ class RayExecutor:
         self._running.add(task)
         try:
             if order.is_alone or order.agent.agent.placement == "process":
-                return await self._run_in_process(order, packed)
-            return await self._run_on_lane(order, packed)
+                return await self._run_in_process(order, packed, keep)
+            return await self._run_on_lane(order, packed, keep)
         except asyncio.CancelledError:
             if self._lost_by is not None and task.uncancel() <= n_cancels:
                 self._check_alive()
@@ -162,7 +164,7 @@ class RayExecutor:
             raise
         except ray.exceptions.RayTaskError as error:  # not the agent's own failure, which is in the report
             cause = error.cause if isinstance(error.cause, Exception) else error
-            raise RequestError("worker_error", f"{type(cause).__name__}: {_first_line(cause)}") from error
+            raise RequestError("worker_error", f"{type(cause).__name__}: {first_line(cause)}") from error
         finally:
             self._running.discard(task)
 
@@ -194,13 +196,13 @@ class RayExecutor:
         self._link_thread.shutdown(wait=False)
         self._thread.shutdown(wait=False)
 
-    async def _run_on_lane(self, order: Order, packed: bytes) -> bytes:
+    async def _run_on_lane(self, order: Order, packed: bytes, keep: Keep) -> bytes:
         lane = min(self._lanes, key=lambda lane: (lane.is_down, lane.in_flight))
         life = lane.life
         lane.in_flight += 1
         try:
-            return await _result(lane.actor.run.remote(packed, order.encode()), is_task=False)
-        except ray.exceptions.RayActorError as error:
+            return await call_lane(lane.actor, order, packed, keep)
+        except (ray.exceptions.RayActorError, RunGoneError) as error:
             found = await self._post_mortem(lane, life)
             is_suspect = (order.job_id, order.index) in found.suspects
             raise WorkerDiedError(f"its lane died while it ran: {found.death}", is_suspect) from error
@@ -230,13 +232,11 @@ class RayExecutor:
         finally:
             lane.is_probed = False
 
-    async def _run_in_process(self, order: Order, packed: bytes) -> bytes:
+    async def _run_in_process(self, order: Order, packed: bytes, keep: Keep) -> bytes:
         wanted = _resources(order.agent)
-        task = run_in_process.options(
-            num_cpus=wanted.get("CPU", 1), num_gpus=wanted.get("GPU", 0), enable_task_events=False
-        )
+        wanted_as_options = {"num_cpus": wanted.get("CPU", 1), "num_gpus": wanted.get("GPU", 0)}
         try:
-            return await _result(task.remote(packed, order.encode(), order.key), is_task=True)
+            return await call_process(order, packed, {**wanted_as_options, "enable_task_events": False}, keep)
         except ray.exceptions.OutOfMemoryError as error:
             death = await self._death_of(order.key)
             is_suspect = death is UNTOLD or death.n_bytes >= _largest_killed(str(error)) * _OOM_SHARE
@@ -254,7 +254,7 @@ class RayExecutor:
                     if (death := await answer) is not None:
                         return death  # type: ignore[no-any-return]
                 except ray.exceptions.RayError as error:  # this lane will never know
-                    logger.info("a lane cannot tell of a death: %s", _first_line(error))
+                    logger.info("a lane cannot tell of a death: %s", first_line(error))
         except TimeoutError:
             logger.info("no lane could tell of a death in time")
         finally:
@@ -277,7 +277,7 @@ class RayExecutor:
             async with asyncio.timeout(_RESTART_S):
                 lane.pid, words, death = await _answer(lane.actor.last_words)
         except (TimeoutError, ray.exceptions.RayError) as error:
-            raise ClusterError(f"a lane died and did not come back: {_first_line(error)}") from error
+            raise ClusterError(f"a lane died and did not come back: {first_line(error)}") from error
         lane.is_down = False
         if lane.pid == before:
             logger.warning("the connection to a lane (process %s) broke; its requests are run again", before)
@@ -326,23 +326,6 @@ async def _end_lanes(lanes: Sequence[_LaneHandle]) -> None:
         ray.kill(lane.actor)
 
 
-async def _result(ref: Any, *, is_task: bool) -> bytes:
-    """Wait for a call.  A cancelled wait cancels the call; errors of the cluster itself become ours."""
-    try:
-        return await ref  # type: ignore[no-any-return]
-    except asyncio.CancelledError:
-        ray.cancel(ref, force=is_task)
-        raise
-    except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError):
-        raise
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-        raise
-    except (ray.exceptions.LocalRayletDiedError, ray.exceptions.RaySystemError) as error:
-        raise ClusterError(f"Ray is gone: {_first_line(error)}") from error
-    except ray.exceptions.RayError as error:
-        raise WorkerDiedError(f"its call was lost: {_first_line(error)}", is_suspect=False) from error
-
-
 class _Node(NamedTuple):
     id: str
     resources: dict[str, float]
@@ -363,7 +346,3 @@ def _resources(bound: BoundAgent) -> dict[str, float]:
     if agent.placement == "lane":
         return {}
     return {"CPU": 1.0 if agent.num_cpus is None else agent.num_cpus, "GPU": agent.num_gpus or 0.0}
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -186,6 +186,11 @@ class Agent(Strict):
         return self.model.partition("/")[2] if self.model else ""
 
     @property
+    def keeps_steps(self) -> bool:
+        """Whether what it has done is kept after each step: where it may take several."""
+        return bool(self.tools or self.memory_blocks) and self.max_steps > 1
+
+    @property
     def request_body(self) -> dict[str, Any]:
         """What the agent adds to the body of each model call."""
         named = {key: getattr(self, key) for key in _BODY_FIELDS if getattr(self, key) is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from batchray.store.records import (
     FailureKind,
     JobRecord,
     NewOutcome,
+    NewStep,
     Order,
     PendingItem,
     StoredItem,
@@ -30,6 +31,7 @@ from batchray.store.tables import attempts as _attempts
 from batchray.store.tables import items as _items
 from batchray.store.tables import jobs as _jobs
 from batchray.store.tables import outcomes as _outcomes
+from batchray.store.tables import steps as _steps
 
 _OUTCOME_COLUMNS = ("attempt", "status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
 _RESULT_COLUMNS = ("status", "stop_reason", "error", "usage", "queued_ns", "ttft_ns", "duration_ns", "messages")
@@ -73,8 +75,11 @@ class Items(Leases):
         attempts: Sequence[tuple[int, int, int]],
         outcomes: Sequence[NewOutcome],
         is_again: bool = False,
+        steps: Sequence[NewStep] = (),
     ) -> list[NewOutcome]:
-        """Count attempts and take outcomes, all in one transaction; returns the outcomes that were taken.
+        """Count attempts, keep steps and take outcomes, all in one transaction; returns the outcomes that were taken.
+
+        Of steps too, only those of current attempts are kept.
 
         With `is_again`, after a write of the same of which nobody knows whether it was committed, those that it took
         are among them.  Raises LeaseLostError, and has written nothing, where another process leads the job now.
@@ -83,12 +88,21 @@ class Items(Leases):
             self._check_lease(connection, job)
             before = self._taken_before(connection, job, outcomes) if is_again else []
             self._write_attempts(connection, job, attempts)
+            self._write_steps(connection, job, steps)
             taken = self._current(connection, job, outcomes)
             if taken:
                 self._insert_outcomes(connection, job, taken)
+        if steps:
+            crash_at("step-committed")
         if taken:
             crash_at("outcome-committed")
         return before + taken
+
+    def steps(self, job: JobRecord, index: int) -> list[bytes]:
+        """Return the checkpoints of an item without an outcome, in their order."""
+        query = sa.select(_steps.c.checkpoint).where(_steps.c.job == job.key, _steps.c.idx == index)
+        with self._reading() as connection:
+            return list(connection.execute(query.order_by(_steps.c.seq)).scalars())
 
     def count_items(self) -> dict[str, int]:
         """Return how many items of all jobs have which outcome, or are `pending`."""
@@ -125,6 +139,7 @@ class Items(Leases):
             total += len(self.write(job, attempts, outcomes))
         with self._transaction() as connection:
             release_claims(connection, job)
+            connection.execute(sa.delete(_steps).where(_steps.c.job == job.key))
         return total
 
     def results(
@@ -247,6 +262,16 @@ class Items(Leases):
         rows = [{"job": job.key, "idx": i, "attempt": attempt, "deaths": deaths} for i, attempt, deaths in attempts]
         connection.execute(statement, rows)
 
+    def _write_steps(self, connection: sa.Connection, job: JobRecord, steps: Sequence[NewStep]) -> None:
+        current = self._current_attempts(connection, job, {step.index for step in steps})
+        rows = [
+            {"job": job.key, "idx": step.index, "seq": step.seq, "checkpoint": step.checkpoint}
+            for step in steps
+            if current.get(step.index) == step.attempt
+        ]
+        if rows:  # some may be there, after a write of which nobody knows whether it was committed
+            connection.execute(self._backend.insert(_steps).on_conflict_do_nothing(), rows)
+
     def _taken_before(
         self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]
     ) -> list[NewOutcome]:
@@ -260,20 +285,25 @@ class Items(Leases):
 
     def _current(self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
         """Keep the outcomes that may be taken: of the current attempt, the first of its item."""
-        current: dict[int, int] = {}
-        for chunk in chunks(outcome.index for outcome in outcomes):
-            query = (
-                sa.select(_attempts.c.idx, _attempts.c.attempt)
-                .outerjoin(_outcomes, same_item(_attempts, _outcomes))
-                .where(_attempts.c.job == job.key, _attempts.c.idx.in_(chunk), _outcomes.c.idx.is_(None))
-            )
-            current.update((row.idx, row.attempt) for row in connection.execute(query))
+        current = self._current_attempts(connection, job, (outcome.index for outcome in outcomes))
         taken = []
         for outcome in outcomes:
             if current.get(outcome.index) == outcome.attempt:
                 del current[outcome.index]
                 taken.append(outcome)
         return taken
+
+    def _current_attempts(self, connection: sa.Connection, job: JobRecord, indices: Iterable[int]) -> dict[int, int]:
+        """Return the current attempts of those of the items that have no outcome."""
+        current: dict[int, int] = {}
+        for chunk in chunks(indices):
+            query = (
+                sa.select(_attempts.c.idx, _attempts.c.attempt)
+                .outerjoin(_outcomes, same_item(_attempts, _outcomes))
+                .where(_attempts.c.job == job.key, _attempts.c.idx.in_(chunk), _outcomes.c.idx.is_(None))
+            )
+            current.update((row.idx, row.attempt) for row in connection.execute(query))
+        return current
 
     def _insert_outcomes(self, connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome]) -> None:
         seq = connection.execute(sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key)).scalar_one()
@@ -292,6 +322,8 @@ class Items(Leases):
         ]
         connection.execute(sa.insert(_outcomes), rows)
         keep_sequels(connection, job, taken)
+        for chunk in chunks(outcome.index for outcome in taken if outcome.has_steps):
+            connection.execute(sa.delete(_steps).where(_steps.c.job == job.key, _steps.c.idx.in_(chunk)))
         added = {status: sum(outcome.status == status for outcome in taken) for status in STATUSES}
         for name in ("prompt_tokens", "completion_tokens"):
             added[name] = sum(outcome.usage.get(name, 0) for outcome in taken)

@@ -64,6 +64,16 @@ class PendingItem:
 
 
 @dataclass(frozen=True, slots=True)
+class NewStep:
+    """What an item's current attempt has done; `seq` counts the checkpoints of the item, over all of its attempts."""
+
+    index: int
+    attempt: int
+    seq: int
+    checkpoint: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Sequel:
     """What an outcome means for later requests to its agent; of one that did not succeed, nothing is kept.
 
@@ -99,7 +109,7 @@ class Kept(NamedTuple):
 class NewOutcome:
     """What became of an item's current attempt.  `error`, `usage`: plain data; `messages`: a JSON array.
 
-    `sequel` is None where no later request has to do with it.
+    `sequel` is None where no later request has to do with it.  `has_steps`: checkpoints may have been kept of it.
     """
 
     index: int
@@ -113,6 +123,7 @@ class NewOutcome:
     duration_ns: int
     messages: bytes
     sequel: Sequel | None = None
+    has_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

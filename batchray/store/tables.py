@@ -1,4 +1,4 @@
-"""The tables: jobs, items, attempts, outcomes, callbacks, leases, agents made over HTTP, and what agents keep."""
+"""The tables: jobs, their items and what becomes of them, callbacks, leases, agents, and what agents keep."""
 
 from __future__ import annotations
 
@@ -132,6 +132,16 @@ agents = sa.Table(
     sa.Index("agents_of_a_user", "user_id", "agent"),
 )
 
+
+# What items without an outcome have done so far, where that is kept step by step.
+steps = sa.Table(
+    "steps",
+    metadata,
+    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("seq", _INTEGER, primary_key=True),
+    sa.Column("checkpoint", sa.LargeBinary, nullable=False),
+)
 
 # A row is an item whose tool calls wait for the caller; when another item has brought the answers, its claim.
 pauses = sa.Table(

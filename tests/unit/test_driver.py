@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from batchray.agents import Keep
 from batchray.cluster import LocalExecutor, Order
 from batchray.config import Agent, AgentSet, Provider, bind_agents, load_settings
 from batchray.control import Wishes
@@ -69,7 +70,7 @@ class Scripted:
         self.most: Counter[str] = Counter()
         self.cancelled: list[int] = []
 
-    async def run(self, order: Order) -> bytes:
+    async def run(self, order: Order, keep: Keep) -> bytes:
         self.orders.append(order)
         provider = order.agent.agent.provider_name or "-"
         for name in (provider, "all"):
@@ -79,7 +80,7 @@ class Scripted:
             happening = self._before(order)
             if happening is not None:
                 await happening
-            return await self._local.run(order)
+            return await self._local.run(order, keep)
         except asyncio.CancelledError:
             self.cancelled.append(order.index)
             raise
@@ -130,6 +131,32 @@ async def test_every_item_gets_an_outcome_and_the_job_ends(store: Store) -> None
     ]
     assert record.progress == job.progress
     assert job.progress.timings["duration"].count == job.progress.timings["queued"].count == 6
+
+
+class Dying:
+    """Runs attempts that keep one checkpoint each and die; the third one says what it was given."""
+
+    def __init__(self) -> None:
+        self.contexts: list[bytes] = []
+
+    async def run(self, order: Order, keep: Keep) -> bytes:
+        self.contexts.append(order.context)
+        await keep([b'{"n":%d}' % order.attempt])
+        if order.attempt < 3:
+            raise WorkerDiedError("its lane died while it ran", is_suspect=False)
+        head = {"index": 0, "attempt": 3, "status": "succeeded", "stop_reason": "end_turn", "error": None}
+        return json.dumps({**head, "usage": {}, "ttft_ns": None, "duration_ns": 1}).encode() + b"\n[]"
+
+
+async def test_each_attempt_is_given_what_those_before_it_have_kept(store: Store) -> None:
+    agents = bind_agents([Agent(id="a", model="offline/rules", tools=[str.upper])])
+    job = await started(store, new_job(store, "a"), agents)
+    executor = Dying()
+    record = await run_job(job, store, executor)
+    given = [json.loads(context)["steps"] if context else [] for context in executor.contexts]
+    assert given == [[], [{"n": 1}], [{"n": 1}, {"n": 2}]]
+    assert [each.attempts for each in store.results(record)] == [3]
+    assert store.steps(record, 0) == []
 
 
 async def test_a_job_of_which_nothing_succeeded_failed(store: Store) -> None:

@@ -1,0 +1,114 @@
+"""Checkpoints: what a run has done, handed out after each step and taken up again where its process died.
+
+A run hands out what its model said, and runs the tools when that is kept; it hands out what each tool gave back as it
+comes, and asks its model again when that is kept.  So an attempt that goes on from there repeats one model call at the
+most, and no tool whose return was handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from batchray.schema import Message, MessageToolReturn, Usage
+
+Keep = Callable[[Sequence[bytes]], Awaitable[None]]
+"""Keeps checkpoints, in their order; they are kept when it returns."""
+
+
+class Checkpoint(BaseModel):
+    """What a run has done since its last checkpoint; `usage`, `ttft_ns` and `memory` are of all of it so far.
+
+    `returns` are those of a step that is not finished: other tools of it still run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    messages: Sequence[Message] = ()
+    returns: Sequence[MessageToolReturn] = ()
+    usage: Usage = Field(default_factory=Usage)
+    ttft_ns: int | None = None
+    memory: Mapping[str, str] = Field(default_factory=dict)
+
+
+class Keeper(Protocol):
+    """Where a run leaves its checkpoints, in JSON."""
+
+    def add(self, checkpoint: bytes) -> None:
+        """Take a checkpoint to be kept."""
+        ...
+
+    async def settled(self) -> None:
+        """Wait until all that was added is kept."""
+        ...
+
+
+class Fetched(NamedTuple):
+    """What there is of a run: its new checkpoints; or its report, when it is over."""
+
+    checkpoints: Sequence[bytes]
+    report: bytes | None
+
+
+class SteppedRun:
+    """A run whose checkpoints are fetched, perhaps by another process, which tells so that it has kept those before.
+
+    `start` begins the run, which leaves its checkpoints with what it is given.
+    """
+
+    def __init__(self, start: Callable[[Keeper], Awaitable[bytes]]) -> None:
+        self._checkpoints: list[bytes] = []  # those that are not known to be kept
+        self._n_kept = 0
+        self._news, self._settled = asyncio.Event(), asyncio.Event()
+        self._settled.set()
+        self._task = asyncio.ensure_future(start(self))
+        self._task.add_done_callback(lambda _: self._news.set())
+
+    def add(self, checkpoint: bytes) -> None:
+        """Take a checkpoint to be fetched and kept."""
+        self._checkpoints.append(checkpoint)
+        self._settled.clear()
+        self._news.set()
+
+    async def settled(self) -> None:
+        """Wait until all that was added is kept."""
+        await self._settled.wait()
+
+    async def fetch(self, n_kept: int) -> Fetched:
+        """Wait for checkpoints after the first `n_kept`, which are kept, or for the report.
+
+        Asking again for the same gives the same, and more.  Raises what the run raises.
+        """
+        self._forget(n_kept)
+        while not self._task.done() and not self._checkpoints:
+            self._news.clear()
+            await self._news.wait()
+        if self._task.done():  # the report holds all of it
+            return Fetched((), self._task.result())
+        return Fetched(tuple(self._checkpoints), None)
+
+    async def close(self) -> None:
+        """Stop the run where it is not over."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _forget(self, n_kept: int) -> None:
+        n_new = max(n_kept - self._n_kept, 0)
+        del self._checkpoints[:n_new]
+        self._n_kept += n_new
+        if not self._checkpoints:
+            self._settled.set()
+
+
+async def follow(fetch: Callable[[int], Awaitable[Fetched]], keep: Keep) -> bytes:
+    """Keep the checkpoints of a run as they come, and return its report."""
+    n_kept = 0
+    while True:
+        checkpoints, report = await fetch(n_kept)
+        if report is not None:
+            return report
+        await keep(checkpoints)
+        n_kept += len(checkpoints)

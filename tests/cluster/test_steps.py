@@ -1,0 +1,187 @@
+"""Agents that take several steps go on from their last finished one, whatever process died under them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import batchray
+from batchray import Agent, Job, Result
+from batchray.store import Store
+from tests.cluster.dying import die
+from tests.cluster.test_faults import descendants, run_cli
+from tests.cluster.test_jobs import until
+from tests.provider_server import ProviderServer, run_in_thread
+
+N_STEPS = 3
+PLACES = {"lane": "ray::Lane", "process": "ray::step_in_process"}
+
+
+def note(ledger: str, wait_for: str = "") -> str:
+    """Write down that it was begun and that it ended, and wait for a file in between."""
+    _write(ledger, "begun")
+    while wait_for and not Path(wait_for).exists():
+        time.sleep(0.01)
+    _write(ledger, "ended")
+    return "noted"
+
+
+def die_after(wait_for: str) -> str:
+    """Die as soon as there is a file."""
+    while not Path(wait_for).exists():
+        time.sleep(0.01)
+    return die("exit")
+
+
+def _write(ledger: str, word: str) -> None:
+    with Path(ledger).open("a") as file:
+        file.write(f"{word} {os.getpid()}\n")
+
+
+def events(ledger: Path, word: str) -> int:
+    return sum(line.startswith(word) for line in ledger.read_text().splitlines()) if ledger.exists() else 0
+
+
+def agent(server: ProviderServer, **fields: Any) -> dict[str, Any]:
+    """The arguments that name an agent with tools, and its provider."""
+    local = {"protocol": "openai", "base_url": server.base_url}
+    return {
+        "agents": [Agent(id="a", model="local/m", tools=[note, die_after], **fields)],
+        "providers": {"local": local},
+    }
+
+
+def asked(ledger: Path, latency_s: float = 0.0, **arguments: str) -> list[dict[str, Any]]:
+    """One request that calls a tool in each of its first answers."""
+    call = json.dumps({"ledger": str(ledger), **arguments})
+    text = f"[[steps:{N_STEPS}]] [[latency:{latency_s}]] [[tool:note {call}]]"
+    return [{"agent_id": "a", "input": text}]
+
+
+def kill(place: str, root: psutil.Process | None = None) -> None:
+    for process in (root or psutil.Process()).children(recursive=True):
+        try:
+            if process.name().startswith(PLACES[place]):
+                process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def the_result(job: Job) -> Result:
+    job.wait(90)
+    [result] = job.results()
+    return result
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_death_while_the_model_answers_repeats_that_call_and_no_tool(
+    place: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    with run_in_thread() as server:
+        job = batchray.submit(asked(ledger, 1.0), **agent(server, placement=place), **_quiet(options))
+        until(lambda: server.n_in_flight == 1 and server.n_calls == N_STEPS, 90)
+        kill(place)
+        result = the_result(job)
+        n_calls = server.n_calls
+    assert (str(result.status), result.usage.step_count, result.attempts) == ("succeeded", N_STEPS + 1, 2)
+    assert n_calls == N_STEPS + 1 + 1
+    assert (events(ledger, "begun"), events(ledger, "ended")) == (N_STEPS, N_STEPS)
+    kinds = [message.message_type for message in result.messages]
+    assert kinds == ["tool_call_message", "tool_return_message"] * N_STEPS + ["assistant_message"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_death_while_a_tool_runs_repeats_no_model_call(place: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    ledger, gate = tmp_path / "ledger", tmp_path / "gate"
+    with run_in_thread() as server:
+        requests = asked(ledger, wait_for=str(gate))
+        job = batchray.submit(requests, **agent(server, placement=place), **_quiet(options))
+        until(lambda: n_kept(options) == 1 and events(ledger, "begun") == 1, 90)
+        kill(place)
+        until(lambda: events(ledger, "begun") == 2, 90)
+        gate.touch()
+        result = the_result(job)
+        n_calls = server.n_calls
+    assert (str(result.status), n_calls) == ("succeeded", N_STEPS + 1)
+    assert (events(ledger, "begun"), events(ledger, "ended")) == (N_STEPS + 1, N_STEPS)
+
+
+def test_tools_that_returned_beside_a_deadly_one_are_not_run_again(options: dict[str, Any], tmp_path: Path) -> None:
+    ledger, gate = tmp_path / "ledger", tmp_path / "gate"
+    calls = {"note": {"ledger": str(ledger)}, "die_after": {"wait_for": str(gate)}}
+    text = " ".join(f"[[tool:{name} {json.dumps(arguments)}]]" for name, arguments in calls.items())
+    with run_in_thread() as server:
+        job = batchray.submit([{"agent_id": "a", "input": text}], **agent(server), **_quiet(options))
+        until(lambda: n_kept(options) == 2, 90)  # the answer, and what `note` gave back
+        gate.touch()
+        result = the_result(job)
+        n_calls = server.n_calls
+    assert result.error is not None
+    assert (result.error.type, result.attempts, n_calls) == ("worker_died", 3, 1)
+    assert events(ledger, "begun") == 1
+    assert n_kept(options) == 0
+
+
+def test_a_cancelled_job_leaves_no_run_behind_that_waits_to_go_on(options: dict[str, Any], tmp_path: Path) -> None:
+    ledger, gate = tmp_path / "ledger", tmp_path / "gate"
+    with run_in_thread() as server:
+        job = batchray.submit(asked(ledger, wait_for=str(gate)), **agent(server), **_quiet(options))
+        until(lambda: n_kept(options) == 1 and events(ledger, "begun") == 1, 90)
+        job.cancel()
+        assert job.wait(30).status == "cancelled"
+        gate.touch()
+        until(lambda: events(ledger, "ended") == 1)  # a thread that nobody can stop
+        again = batchray.run(asked(tmp_path / "other"), progress=False, **agent(server), **_quiet(options))
+        assert again.counts["succeeded"] == 1
+        assert server.n_calls == 1 + N_STEPS + 1
+    assert n_kept(options) == 0
+
+
+def test_a_killed_driver_repeats_one_model_call_a_request_and_no_tool(ray_session: None, tmp_path: Path) -> None:
+    ledgers = [tmp_path / f"ledger{i}" for i in range(8)]
+    lines = [json.dumps(asked(ledger, 0.5)[0]) for ledger in ledgers]
+    (tmp_path / "requests.jsonl").write_text("\n".join(lines))
+    tools = ["tests.cluster.test_steps:note"]
+    with run_in_thread() as server:
+        providers = {"local": {"protocol": "openai", "base_url": server.base_url}}
+        fleet = {"providers": providers, "agents": [{"id": "a", "model": "local/m", "tools": tools}]}
+        (tmp_path / "agents.json").write_text(json.dumps(fleet))
+        arguments = ["requests.jsonl", "--agents", "agents.json", "--lanes", "1", "--quiet"]
+        with run_cli("run", *arguments, cwd=tmp_path) as driver:
+            assert driver.stdout is not None
+            job_id = driver.stdout.readline().strip()
+            until(lambda: server.n_calls > 8 * (N_STEPS - 1), 60)
+            family = descendants(driver)
+            driver.kill()
+        until(lambda: not [p for p in family if p.is_running() and p.name().startswith("ray::Lane")], 30)
+        with run_cli("resume", job_id, "--lanes", "1", "--output", "out.jsonl", cwd=tmp_path) as resumed:
+            _, err = resumed.communicate(timeout=120)
+        n_calls = server.n_calls
+    assert resumed.returncode == 0, err
+    results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [result["usage"]["step_count"] for result in results] == [N_STEPS + 1] * 8
+    assert n_calls <= 8 * (N_STEPS + 1) + 8
+    # A tool that ended in the last moment may not have been heard of.
+    assert sum(events(ledger, "ended") for ledger in ledgers) <= 8 * N_STEPS + 1
+
+
+def n_kept(options: dict[str, Any]) -> int:
+    """How many checkpoints the newest job has now."""
+    try:
+        store = Store.open_for_reading(options["data_dir"])
+    except batchray.StoreError:  # not there yet
+        return 0
+    with store:
+        newest = store.jobs(order="desc", limit=1)
+        return len(store.steps(newest[0], 0)) if newest else 0
+
+
+def _quiet(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "progress"}

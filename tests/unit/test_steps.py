@@ -1,0 +1,258 @@
+"""What a run has done is handed out step by step, and an attempt that takes it up does none of it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from batchray.agents import Answerer, Keeper, Report, SteppedRun, encode_item, follow, read_report
+from batchray.cluster.stepping import SteppedRuns, steps_alone
+from batchray.config import Agent, BoundAgent, bind_agents
+from batchray.schema import Message, letta_messages, new_job_id
+from batchray.store import JobRecord, NewItem, NewJob, NewOutcome, NewStep, Store
+
+JOB = new_job_id()
+_done: list[str] = []
+
+
+def note(text: str) -> str:
+    _done.append(text)
+    return f"noted {text}"
+
+
+def asks(*texts: str) -> dict[str, Any]:
+    return {"text": "hm", "tool_calls": [{"name": "note", "arguments": {"text": text}} for text in texts]}
+
+
+SCRIPT = [asks("a"), asks("b", "c", "d"), asks("e"), {"text": "done"}]
+N_CHECKPOINTS = 3 + 5  # one an answer with calls, one a return
+
+
+def stepped(**fields: Any) -> BoundAgent:
+    agent = {"id": "a", "model": "offline/scripted", "script": SCRIPT, "tools": [note], **fields}
+    return bind_agents([Agent.model_validate(agent)], environment={}).agents["a"]
+
+
+@pytest.fixture
+async def answerer() -> AsyncIterator[Answerer]:
+    _done.clear()
+    made = Answerer()
+    yield made
+    await made.close()
+
+
+async def run_from(
+    answerer: Answerer, checkpoints: Sequence[bytes], agent: BoundAgent | None = None
+) -> tuple[list[bytes], Report]:
+    """Run from what is kept to the end; returns what was kept besides."""
+    agent, kept = agent or stepped(), list[bytes]()
+    context = orjson.dumps({"steps": [orjson.Fragment(each) for each in checkpoints]}) if checkpoints else b""
+    item = encode_item(JOB, 0, 1, b'{"agent_id": "a", "input": "hi"}', context)
+    run = SteppedRun(lambda keeper: answerer.answer(agent, item, keeper))
+
+    async def keep(fetched: Sequence[bytes]) -> None:
+        kept.extend(fetched)
+
+    try:
+        return kept, read_report(await follow(run.fetch, keep))
+    finally:
+        await run.close()
+
+
+def said(report: Report) -> list[Any]:
+    """What the messages say, and the ids that follow from their place."""
+    messages = [Message.model_validate(each) for each in json.loads(report.messages)]
+    return [
+        (message.id, view.model_dump(exclude={"date", "step_id"}))
+        for message in messages
+        for view in letta_messages(message)
+    ]
+
+
+@pytest.mark.parametrize("n_kept", range(N_CHECKPOINTS + 1))
+async def test_wherever_a_run_is_cut_it_goes_on_without_repeating_what_is_kept(answerer: Answerer, n_kept: int) -> None:
+    kept, whole = await run_from(answerer, [])
+    assert len(kept) == N_CHECKPOINTS
+    assert sorted(_done) == list("abcde")
+    returned = {given["tool_call_id"] for each in kept[:n_kept] for given in json.loads(each)["returns"]}
+    _done.clear()
+
+    rest, again = await run_from(answerer, kept[:n_kept])
+    assert said(again) == said(whole)
+    assert (again.usage, again.stop_reason) == (whole.usage, whole.stop_reason)
+    assert len(_done) == 5 - len(returned)
+    assert len(rest) == N_CHECKPOINTS - n_kept
+
+
+async def test_each_part_of_a_step_waits_until_all_before_is_kept(answerer: Answerer) -> None:
+    item = encode_item(JOB, 0, 1, b'{"agent_id": "a", "input": "hi"}')
+    run = SteppedRun(lambda keeper: answerer.answer(stepped(), item, keeper))
+    [said_first] = (await run.fetch(0)).checkpoints
+    assert json.loads(said_first)["messages"]
+    await let_it_run()
+    assert _done == []
+    [returned] = (await run.fetch(1)).checkpoints
+    assert (json.loads(returned)["returns"][0]["func_response"], _done) == ("noted a", ["a"])
+    await let_it_run()
+    assert (await run.fetch(1)).checkpoints == (returned,)
+    [said_second] = (await run.fetch(2)).checkpoints
+    assert json.loads(said_second)["usage"]["step_count"] == 2
+    await run.close()
+
+
+async def let_it_run() -> None:
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+async def test_a_step_that_a_terminal_tool_ended_ends_the_run_where_it_is_taken_up(answerer: Answerer) -> None:
+    agent = stepped(terminal_tools=["note"])
+    kept, whole = await run_from(answerer, [], agent)
+    _done.clear()
+    _, again = await run_from(answerer, kept, agent)
+    assert (again.stop_reason, said(again), _done) == ("tool_rule", said(whole), [])
+
+
+async def test_steps_that_are_kept_count_towards_max_steps(answerer: Answerer) -> None:
+    agent = stepped(max_steps=2)
+    kept, whole = await run_from(answerer, [], agent)
+    for n_kept in range(len(kept) + 1):
+        _, again = await run_from(answerer, kept[:n_kept], agent)
+        assert (again.stop_reason, again.usage["step_count"], said(again)) == ("max_steps", 2, said(whole))
+
+
+async def test_memory_is_what_the_kept_steps_made_of_it(answerer: Answerer) -> None:
+    edit = {"name": "memory_insert", "arguments": {"label": "facts", "new_str": "one"}}
+    script = [{"tool_calls": [edit]}, {"tool_calls": [edit]}, {"text": "done"}]
+    agent = stepped(script=script, tools=[], memory_blocks=[{"label": "facts"}], stateful=True)
+    kept, whole = await run_from(answerer, [], agent)
+    assert whole.memory == {"facts": "one\none"}
+    for n_kept in range(len(kept) + 1):
+        _, again = await run_from(answerer, kept[:n_kept], agent)
+        assert again.memory == whole.memory, n_kept
+
+
+def test_steps_are_kept_only_of_agents_that_may_take_several() -> None:
+    assert stepped().agent.keeps_steps
+    assert not stepped(max_steps=1).agent.keeps_steps
+    assert not stepped(tools=[]).agent.keeps_steps
+    assert not Agent(id="f", run=note).keeps_steps
+
+
+def test_a_run_on_a_loop_of_its_own_stands_still_until_what_it_did_is_kept() -> None:
+    _done.clear()
+    fetched = steps_alone(stepped(), encode_item(JOB, 0, 1, b'{"agent_id": "a", "input": "hi"}'))
+    n_checkpoints, report = 0, None
+    for each in fetched:
+        if each is None:
+            continue
+        n_checkpoints, report = n_checkpoints + len(each.checkpoints), each.report
+        if n_checkpoints < 2:
+            assert set(_done) <= {"a"}
+    assert report is not None
+    assert (n_checkpoints, read_report(report).status) == (N_CHECKPOINTS, "succeeded")
+
+
+# A lane's runs.
+
+
+async def never(keeper: Keeper) -> bytes:
+    await asyncio.Event().wait()
+    return b""
+
+
+async def test_a_second_begin_of_one_attempt_begins_nothing() -> None:
+    n_begun, runs = 0, SteppedRuns()
+
+    async def begin(keeper: Keeper) -> bytes:
+        nonlocal n_begun
+        n_begun += 1
+        keeper.add(b"one")
+        await keeper.settled()
+        return b"report"
+
+    assert (await runs.begin("k", begin)).checkpoints == (b"one",)
+    assert (await runs.begin("k", begin)).checkpoints == (b"one",)
+    assert n_begun == 1
+    for _ in range(2):  # the first answer may have got lost
+        fetched = await runs.fetch("k", 1)
+        assert fetched is not None
+        assert fetched.report == b"report"
+    runs.abandon("k")
+    assert await runs.fetch("k", 1) is None
+
+
+async def test_a_cancelled_fetch_stops_the_run() -> None:
+    runs, stopped = SteppedRuns(), asyncio.Event()
+
+    async def start(keeper: Keeper) -> bytes:
+        try:
+            return await never(keeper)
+        finally:
+            stopped.set()
+
+    fetch = asyncio.ensure_future(runs.begin("k", start))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    fetch.cancel()
+    await stopped.wait()
+    assert await runs.fetch("k", 0) is None
+
+
+async def test_a_run_that_nobody_asks_for_any_more_is_stopped() -> None:
+    runs, stopped = SteppedRuns(unasked_s=0.01), asyncio.Event()
+
+    async def start(keeper: Keeper) -> bytes:
+        keeper.add(b"one")
+        try:
+            return await never(keeper)
+        finally:
+            stopped.set()
+
+    await runs.begin("k", start)
+    await stopped.wait()
+    assert await runs.fetch("k", 1) is None
+
+
+# The store.
+
+
+@pytest.fixture
+async def job(tmp_path: Path) -> AsyncIterator[tuple[Store, JobRecord]]:
+    with Store.open(tmp_path / "data") as store:
+        items = [NewItem("a", None, b'{"agent_id": "a", "input": "hi"}')] * 3
+        job_id = new_job_id()
+        store.create_job(NewJob(job_id, lambda ids: {}), items)
+        yield store, store.start_job(job_id)
+
+
+def outcome(index: int, attempt: int) -> NewOutcome:
+    return NewOutcome(index, attempt, "succeeded", "end_turn", None, {}, 0, None, 0, b"[]", has_steps=True)
+
+
+def test_only_the_current_attempt_keeps_steps_and_each_only_once(job: tuple[Store, JobRecord]) -> None:
+    store, record = job
+    store.begin_attempts(record, [(0, 1, 0), (1, 1, 0)])
+    for is_again in (False, True):
+        steps = [NewStep(0, 1, 0, b"a0"), NewStep(1, 1, 0, b"b0"), NewStep(0, 1, 1, b"a1")]
+        store.write(record, [], [], is_again, steps)
+    store.begin_attempts(record, [(0, 2, 0)])
+    store.write(record, [], [], False, [NewStep(0, 1, 2, b"stale"), NewStep(0, 2, 2, b"a2")])
+    assert [store.steps(record, index) for index in range(3)] == [[b"a0", b"a1", b"a2"], [b"b0"], []]
+
+
+def test_an_outcome_takes_the_place_of_its_items_steps(job: tuple[Store, JobRecord]) -> None:
+    store, record = job
+    store.begin_attempts(record, [(0, 1, 0), (1, 1, 0)])
+    store.write(record, [], [], False, [NewStep(0, 1, 0, b"a0"), NewStep(1, 1, 0, b"b0")])
+    assert store.record(record, [outcome(0, 1)]) == [outcome(0, 1)]
+    store.write(record, [], [], False, [NewStep(0, 1, 1, b"late")])
+    assert [store.steps(record, index) for index in range(2)] == [[], [b"b0"]]
+    assert store.end_unfinished(record, "canceled", "cancelled", None) == 2
+    assert store.steps(record, 1) == []
