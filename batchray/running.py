@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any, NamedTuple
 
-from batchray.agents import Keep, read_report
+from batchray.agents import Keep, done_in, read_report
 from batchray.cluster import Executor, Order
 from batchray.config import AgentSet, Settings
 from batchray.context import Turns, context_of, limited, sequel_of, with_sequel
@@ -121,8 +121,8 @@ class RunningJob:
                     outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
                 finally:
                     self.in_flight.end(item.index)
-                agent = self.agents.agents[item.agent_id].agent
-                outcome = replace(with_sequel(outcome, agent, item), has_steps=agent.keeps_steps)
+                outcome = await self._with_steps(store, item, outcome)
+                outcome = with_sequel(outcome, self.agents.agents[item.agent_id].agent, item)
                 return outcome if await ledger.record(outcome) else None
 
         return attend
@@ -222,6 +222,19 @@ class RunningJob:
         if attempt == 1 or not self.agents.agents[item.agent_id].agent.keeps_steps:
             return []
         return await self.patience.call(store.steps, self.record, item.index)
+
+    async def _with_steps(self, store: Store, item: PendingItem, outcome: NewOutcome) -> NewOutcome:
+        """Let an outcome take the place of its item's steps: one without a report holds what they came to."""
+        if not self.agents.agents[item.agent_id].agent.keeps_steps:
+            return outcome
+        outcome = replace(outcome, has_steps=True)
+        if outcome.status != "errored" or outcome.messages != b"[]":
+            return outcome
+        steps = await self.patience.call(store.steps, self.record, item.index)
+        if not steps:
+            return outcome
+        messages, usage = done_in(steps)
+        return replace(outcome, messages=messages, usage=usage)
 
     def _keep(self, store: Store, order: Order, n_before: int) -> Keep:
         """Return what keeps the steps of one attempt; `n_before` checkpoints are from those before it."""

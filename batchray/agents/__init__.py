@@ -5,7 +5,7 @@ from batchray.agents.base import AgentRunner, Run
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
-from batchray.agents.steps import Fetched, Keep, Keeper, SteppedRun, follow
+from batchray.agents.steps import Fetched, Keep, Keeper, SteppedRun, done_in, follow
 
 __all__ = [
     "AgentRunner",
@@ -22,6 +22,7 @@ __all__ = [
     "SteppedRun",
     "ToolLoop",
     "build_agent",
+    "done_in",
     "encode_item",
     "follow",
     "read_report",

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchray.schema import Message, MessageToolReturn, Usage
@@ -101,6 +102,13 @@ class SteppedRun:
         self._n_kept += n_new
         if not self._checkpoints:
             self._settled.set()
+
+
+def done_in(checkpoints: Sequence[bytes]) -> tuple[bytes, dict[str, int]]:
+    """Return the messages, as a JSON array, and the usage of a run that came no further than these checkpoints."""
+    parsed = [orjson.loads(checkpoint) for checkpoint in checkpoints]
+    messages = [message for checkpoint in parsed for message in checkpoint["messages"]]
+    return orjson.dumps(messages), parsed[-1]["usage"]
 
 
 async def follow(fetch: Callable[[int], Awaitable[Fetched]], keep: Keep) -> bytes:
