@@ -35,11 +35,12 @@ from batchray.server.routing import Answer, NoQuery, Route, encode
 from batchray.server.service import Service
 from batchray.server.stream import Events
 from batchray.server.upload import read_json
-from batchray.server.views import letta_response, messages_of, outputs_of, usage_of
+from batchray.server.views import letta_response, messages_of, outputs_of, steps_of, usage_of
 from batchray.store import JobRecord, StoredResult, utc_now
 
 _PATH = "/v1/agents/{agent_id}/messages"
-_PING_S = 15.0
+_LOOK_S = 0.25
+_LOOKS_A_PING = 60
 # What Letta's server calls the failures of a model, and answers them with.
 _LLM_ERRORS = {
     "authentication_error": (401, "llm_authentication"),
@@ -175,22 +176,29 @@ class Runs:
         return await read_json(request, AskAgent, self._service.settings)
 
     async def _run(self, request: web.Request, given: AskAgent) -> tuple[JobRecord, StoredResult]:
-        agent_id = request.match_info["agent_id"]
-        asked = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
-        return await self._service.ask(user_of(request), agent_id, orjson.dumps({**asked, "agent_id": agent_id}))
+        return await self._service.ask(user_of(request), request.match_info["agent_id"], _body(request, given))
+
+    def _steps(self, job_id: str, body: bytes) -> list[LettaMessage]:
+        return steps_of(body, self._reader.steps(self._reader.job(job_id), 0))
 
     async def _stream(self, request: web.Request, given: AskAgent) -> web.StreamResponse:
-        """Send pings while the agent works, then all that it put out."""
-        run = asyncio.create_task(self._run(request, given))
-        events = Events(request)
+        """Send what the agent puts out, step by step where its steps are kept, and pings while there is nothing new."""
+        body = _body(request, given)
+        job = await self._service.start_run(user_of(request), request.match_info["agent_id"], body)
+        run = asyncio.create_task(self._service.result_of(job))
+        events, n_sent, n_quiet = Events(request), 0, 0
         try:
-            while not (await asyncio.wait({run}, timeout=_PING_S))[0]:
-                if given.include_pings:
+            while not (await asyncio.wait({run}, timeout=_LOOK_S))[0]:
+                new = (await self._service.read(self._steps, job.id, body))[n_sent:]
+                for message in new:
+                    await events.send("", encode(message))
+                n_sent, n_quiet = n_sent + len(new), 0 if new else n_quiet + 1
+                if given.include_pings and n_quiet and n_quiet % _LOOKS_A_PING == 0:
                     await events.send("", encode(_ping()))
             record, result = await run
         finally:
             run.cancel()
-        for message in outputs_of(result):
+        for message in outputs_of(result)[n_sent:]:
             await events.send("", encode(message))
         await events.send("", encode(StopReasonMessage(stop_reason=StopReason(result.stop_reason))))
         if result.error is not None:
@@ -202,6 +210,11 @@ class Runs:
             await events.send("", encode(usage_of(record, result)))
         await events.send("", b"[DONE]")
         return await events.end()
+
+
+def _body(request: web.Request, given: AskAgent) -> bytes:
+    asked = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
+    return orjson.dumps({**asked, "agent_id": request.match_info["agent_id"]})
 
 
 def _position(ids: list[str], message_id: str) -> int:

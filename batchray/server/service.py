@@ -122,7 +122,11 @@ class Service:
             self._start_next()
 
     async def ask(self, user_id: str, agent_id: str, request: bytes) -> tuple[JobRecord, StoredResult]:
-        """Run one request to one agent at once, and return its job with the result.
+        """Run one request to one agent at once, and return its job with the result; otherwise as `start_run`."""
+        return await self.result_of(await self.start_run(user_id, agent_id, request))
+
+    async def start_run(self, user_id: str, agent_id: str, request: bytes) -> Job:
+        """Start to run one request to one agent at once.
 
         Raises UnknownAgentError, and HttpError 503 while the server is stopping.
         """
@@ -131,14 +135,17 @@ class Service:
         await self.read(self.agent, user_id, agent_id)
         new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
         await self.store.call(self.store.create_job, new, [NewItem(agent_id, None, request)])
-        job = await self._launch(new.id)
+        return await self._launch(new.id)
+
+    async def result_of(self, job: Job) -> tuple[JobRecord, StoredResult]:
+        """Wait for the end of a run, and return its job with the result.  A cancelled wait cancels the run."""
         try:
             record = await job.ended()
         except asyncio.CancelledError:  # the client has gone
             job.steer(Wishes(is_canceled=True))
             raise
         except BatchrayError as error:
-            await self.store.call(cancel_at_rest, self.store, new.id)  # or it would be run again, for nobody
+            await self.store.call(cancel_at_rest, self.store, job.id)  # or it would be run again, for nobody
             raise later(5, f"the request could not be run: {error}") from None
         result = await self.read(self.reader.result, record, 0)
         if result is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import TypeAdapter
 
 from batchray import context
+from batchray.agents import done_in
 from batchray.results import parse_time
 from batchray.schema import (
     AgentRequest,
@@ -121,6 +124,14 @@ def outputs_of(result: StoredResult) -> list[LettaMessage]:
     """Return what the agent put out in one run, as LettaMessages of the types that were asked for."""
     request = AgentRequest.model_validate_json(result.request)
     return shown_messages(_MESSAGES.validate_json(result.messages), request)
+
+
+def steps_of(request: bytes, checkpoints: Sequence[bytes]) -> list[LettaMessage]:
+    """Return what the agent has put out so far in a run that goes on: what `outputs_of` its result will begin with."""
+    if not checkpoints:
+        return []
+    messages, _ = done_in(checkpoints)
+    return shown_messages(_MESSAGES.validate_json(messages), AgentRequest.model_validate_json(request))
 
 
 def letta_response(job: JobRecord, result: StoredResult) -> LettaResponse:

@@ -30,6 +30,7 @@ def says(text: str, delay_s: float = 0.0) -> dict[str, str]:
     return {"agent_id": "planner", "input": json.dumps({"script": [{"text": text, "delay_s": delay_s}]})}
 
 
+JSON = {"Content-Type": "application/json"}
 NEVER = says("too late", 300)
 
 
@@ -225,6 +226,23 @@ def test_a_client_that_comes_back_misses_no_outcome_and_gets_none_twice(
 def test_a_last_event_id_of_no_event_is_400(server: LiveServer, mixed: dict[str, Any], last: str) -> None:
     answer = call(server, "GET", f"{BATCHES}/{mixed['id']}/events", headers={"Last-Event-ID": last})
     assert (answer.status, answer.headers["x-should-retry"]) == (400, "false")
+
+
+# -- steps
+
+
+def test_what_an_agent_puts_out_is_streamed_step_by_step_while_it_goes_on(server: LiveServer) -> None:
+    look_up = {"tool_calls": [{"name": "look_up", "arguments": {"key": "apples"}}]}
+    script = [{**look_up, "reasoning": "hm"}, look_up, {"text": "too late", "delay_s": 300}]
+    body = json.dumps({"input": json.dumps({"script": script})}).encode()
+    request = urllib.request.Request(f"{server.url}/v1/agents/planner/messages/stream", body, headers=JSON)
+    kinds: list[str] = []
+    with urllib.request.urlopen(request, timeout=60) as response:
+        for event in events_of(response):
+            kinds.append(event.data["message_type"])
+            if kinds.count("tool_call_message") == 2:
+                break
+    assert kinds == ["reasoning_message", "tool_call_message", "tool_return_message", "tool_call_message"]
 
 
 # -- retry
