@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
+from typing import NamedTuple
 
 import orjson
 from pydantic import TypeAdapter
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter
 from batchray.agents import Report
 from batchray.agents.approvals import answers_in, brings_answers
 from batchray.agents.base import input_messages
-from batchray.config import Agent, AgentSet
+from batchray.config import Agent, AgentSet, BoundAgent
 from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
 from batchray.store import JobRecord, NewOutcome, Patience, PendingItem, Prior, Sequel, Store
 from batchray.window import Keys
@@ -83,25 +84,43 @@ def limited(agents: AgentSet) -> tuple[dict[str, Keys], dict[Hashable, int]]:
     return keys, limits
 
 
+class Turn(NamedTuple):
+    """What a request has to wait for beside its job's window: one of `size` places that all jobs share."""
+
+    key: Hashable
+    size: int
+
+
+def turns_of(bound: BoundAgent, whose: Hashable) -> list[Turn]:
+    """Return what a request to an agent of this user waits for: the agent where it remembers, and its provider."""
+    agent, provider = bound.agent, bound.provider
+    turns = [Turn(("agent", whose, agent.id), 1)] if agent.stateful else []
+    if provider is not None and provider.max_in_flight is not None:
+        address = (agent.provider_name, provider.protocol, provider.base_url)
+        turns.append(Turn(("provider", address, provider.max_in_flight), provider.max_in_flight))
+    return turns
+
+
 class Turns:
-    """One request at a time to each stateful agent, over all jobs of a process; who asks first goes first."""
+    """Who may go on, over all jobs of a process; who asks first goes first."""
 
     def __init__(self) -> None:
-        self._locks: dict[Hashable, asyncio.Lock] = {}
+        self._places: dict[Hashable, asyncio.Semaphore] = {}
         self._n_users: dict[Hashable, int] = {}
 
     @asynccontextmanager
-    async def of(self, key: Hashable) -> AsyncIterator[None]:
-        """Wait for the turn of `key`, and have it while entered."""
-        lock = self._locks.setdefault(key, asyncio.Lock())
+    async def of(self, turn: Turn) -> AsyncIterator[None]:
+        """Wait for a place, and have it while entered."""
+        key = turn.key
+        places = self._places.setdefault(key, asyncio.Semaphore(turn.size))
         self._n_users[key] = self._n_users.get(key, 0) + 1
         try:
-            async with lock:
+            async with places:
                 yield
         finally:
             self._n_users[key] -= 1
             if not self._n_users[key]:
-                del self._locks[key], self._n_users[key]
+                del self._places[key], self._n_users[key]
 
 
 def _answering(item: PendingItem) -> AgentRequest | None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from batchray.agents import Keep, done_in, read_report
 from batchray.cluster import Executor, Order
 from batchray.config import AgentSet, Settings
-from batchray.context import Turns, context_of, limited, sequel_of, with_sequel
+from batchray.context import Turns, context_of, limited, sequel_of, turns_of, with_sequel
 from batchray.control import Wishes
 from batchray.errors import DeadlineExceededError, RequestError, WorkerDiedError
 from batchray.in_flight import InFlight
@@ -98,10 +99,10 @@ class RunningJob:
         ledger = self.ledger(store)
 
         async def attend(item: PendingItem) -> NewOutcome | None:
-            agent = self.agents.agents[item.agent_id].agent
-            if not agent.stateful:
-                return await see_through(item)
-            async with self._turns.of((store.data_dir, self.record.user_id, agent.id)):
+            turns = turns_of(self.agents.agents[item.agent_id], (store.data_dir, self.record.user_id))
+            async with AsyncExitStack() as taken:
+                for turn in turns:
+                    await taken.enter_async_context(self._turns.of(turn))
                 return await see_through(item)
 
         async def see_through(item: PendingItem) -> NewOutcome | None:

@@ -50,7 +50,7 @@ class Provider(Strict):
     """Where the server is.  None: Anthropic's own address for the protocol anthropic, an error for openai."""
     api_key_env: str | None = None
     max_in_flight: Count | None = None
-    """Requests of one job in flight at once that use this provider.  None: the window alone decides."""
+    """Requests in flight at once that use this provider, of all jobs of a process.  None: the windows alone decide."""
     max_retries: Annotated[int, Field(ge=0)] = 8
     """Retries of one model call after 408, 409, 429, 5xx, resets and timeouts."""
     timeouts: Timeouts = Timeouts()

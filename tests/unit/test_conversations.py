@@ -15,7 +15,7 @@ import pytest
 
 from batchray.cluster import LocalExecutor, Order
 from batchray.config import Agent, AgentSet, bind_agents, load_settings
-from batchray.context import Turns, messages_of
+from batchray.context import Turn, Turns, messages_of
 from batchray.driver import cancel_at_rest, run_job, start_job
 from batchray.errors import ApprovalError, JobInterruptedError
 from batchray.results import result_of
@@ -434,12 +434,12 @@ async def test_turns_leave_nothing_behind() -> None:
     turns, order = Turns(), list[int]()
 
     async def take(i: int) -> None:
-        async with turns.of("a"):
+        async with turns.of(Turn("a", 2)):
             order.append(i)
             await asyncio.sleep(0)
 
     await asyncio.gather(*(take(i) for i in range(5)))
-    assert (order, turns._locks, turns._n_users) == ([0, 1, 2, 3, 4], {}, {})
+    assert (order, turns._places, turns._n_users) == ([0, 1, 2, 3, 4], {}, {})
 
 
 async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(local_store: Store) -> None:

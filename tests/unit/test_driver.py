@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from batchray.agents import Keep
 from batchray.cluster import LocalExecutor, Order
 from batchray.config import Agent, AgentSet, Provider, bind_agents, load_settings
+from batchray.context import Turns
 from batchray.control import Wishes
 from batchray.driver import expire_at_rest, run_job, start_job
 from batchray.errors import (
@@ -383,6 +384,22 @@ async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> No
     record = await running
     assert record.counts["errored"] == 20
     assert (executor.most["slow"], executor.most["all"] <= 8) == (2, True)
+
+
+async def test_a_providers_limit_is_one_for_all_jobs(store: Store) -> None:
+    providers = {"slow": Provider(protocol="offline", max_in_flight=3)}
+    agents = bind_agents([Agent(id="s", model="slow/rules"), Agent(id="m", model="offline/rules")], providers, {})
+    turns, gate = Turns(), asyncio.Event()
+    executor = Scripted(lambda order: gate.wait() if order.agent.agent.id == "s" else None)
+    settings = load_settings(executor="local", max_in_flight=8)
+    job_ids = [new_job(store, *["s"] * 5, *["m"] * 5) for _ in range(3)]
+    jobs = [await start_job(job_id, agents, store, settings, turns) for job_id in job_ids]
+    running = [asyncio.create_task(run_job(job, store, executor)) for job in jobs]
+    await until(lambda: [job.progress.done for job in jobs] == [5] * 3 and executor.running["slow"] == 3)
+    gate.set()
+    records = await asyncio.gather(*running)
+    assert [record.counts["succeeded"] for record in records] == [10] * 3
+    assert executor.most["slow"] == 3
 
 
 async def test_links_see_the_job_and_steer_it(store: Store) -> None:
