@@ -28,6 +28,9 @@ from tests.provider_server import ProviderServer
 from tests.server.live import LiveServer, live_server
 
 _POLL_S = 0.25
+_N_STEPS = 2
+_CALLS = {"good": 1, "stepper": 1 + _N_STEPS, "deadly": 0}
+"""Model calls that one request to an agent needs."""
 _AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/")
 
 
@@ -122,6 +125,7 @@ class Ledger:
     """What a client knows: which batches were acknowledged, with what in them, and what it was shown since."""
 
     batches: dict[str, list[str]] = field(default_factory=dict)
+    n_calls_needed: int = 0
     shown: dict[tuple[str, int], str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
@@ -151,6 +155,7 @@ class Client:
             time.sleep(0.2)
         job_id = str(json.loads(answer)["id"])
         self.ledger.batches[job_id] = [each["custom_id"] for each in requests]
+        self.ledger.n_calls_needed += sum(_CALLS[each["agent_id"]] for each in requests)
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any] | None:
@@ -222,9 +227,14 @@ def _answer(request: urllib.request.Request) -> bytes | None:
 
 
 def questions(n: int, prefix: str) -> list[dict[str, Any]]:
-    """Return requests whose right answers are known."""
+    """Return requests whose right answers are known; every tenth of them takes steps with a tool."""
+    in_steps = f'[[steps:{_N_STEPS}]] [[tool:add {{"a": 1, "b": 2}}]]'
     return [
-        {"agent_id": "good", "custom_id": f"{prefix}-{i}", "input": f"{prefix} {i} [[say:answer to {prefix}-{i}]]"}
+        {
+            "agent_id": "good" if i % 10 else "stepper",
+            "custom_id": f"{prefix}-{i}",
+            "input": f"{prefix} {i} [[say:answer to {prefix}-{i}]] {'' if i % 10 else in_steps}",
+        }
         for i in range(n)
     ]
 
@@ -233,7 +243,11 @@ def start_server(directory: Path, base_url: str, n_in_flight: int, executor: str
     """Start a server with an agent that asks a provider, and one that dies as it is told to."""
     agents = {
         "providers": {"local": {"protocol": "openai", "base_url": base_url}},
-        "agents": [{"id": "good", "model": "local/m"}, {"id": "deadly", "run": "tests.cluster.dying:sync_agent"}],
+        "agents": [
+            {"id": "good", "model": "local/m"},
+            {"id": "stepper", "model": "local/m", "tools": ["tests.chaos.agents:add"]},
+            {"id": "deadly", "run": "tests.cluster.dying:sync_agent"},
+        ],
     }
     file = directory / "agents.json"
     file.write_text(json.dumps(agents))
@@ -261,7 +275,7 @@ def judge(client: Client, provider: ProviderServer, *, bad: frozenset[str] = fro
     assert n_wrong == []
     changed = [key for key, shown in client.ledger.shown.items() if final[key] != shown]
     assert changed == []
-    needed = client.ledger.n_requests - len(bad)
+    needed = client.ledger.n_calls_needed
     assert provider.n_calls >= needed
     return {"requests": client.ledger.n_requests, "amplification": round(provider.n_calls / needed, 3)}
 
