@@ -17,7 +17,7 @@ from batchray.progress import STATUSES, Progress
 from batchray.store.database import chunks
 from batchray.store.leases import Leases
 from batchray.store.records import ItemPage, JobRecord, NewItem, NewJob, Order, job_record, utc_now
-from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes, reopenings
+from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes, reopenings, steps
 
 # What a list of jobs does not need: the agents' settings may be long.
 _COLUMNS = [column for column in jobs.c if column.name != "agents"]
@@ -122,6 +122,9 @@ class Jobs(Leases):
                     jobs.c.id == job_id, jobs.c.callback_url.is_not(None)
                 )
                 connection.execute(sa.insert(callbacks).from_select(["job", "due_at", "n_attempts"], due))
+                # Outcomes take their items' steps along; of an agent that was replaced by one without, some are left.
+                of_job = sa.select(jobs.c.job).where(jobs.c.id == job_id).scalar_subquery()
+                connection.execute(sa.delete(steps).where(steps.c.job == of_job))
         crash_at("job-ended")
         return self.job(job_id)
 

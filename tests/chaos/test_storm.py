@@ -48,7 +48,7 @@ class Storm(NamedTuple):
 
 # For a look; the deaths one by one are in tests/cluster and tests/server, in every run.
 SHORT = Storm(600, lane=2, job_actor=1, server=1, raylet=0, gcs=0, latency_s=0.3, is_full=False)
-FULL = Storm(50_000, lane=200, job_actor=60, server=40, raylet=10, gcs=10, latency_s=2.0, is_full=True)
+FULL = Storm(50_000, lane=200, job_actor=60, server=40, raylet=10, gcs=10, latency_s=1.0, is_full=True)
 _IN_FLIGHT = 64
 # Until new outcomes are shown again.
 LIMITS_S = {"lane": 5.0, "job_actor": 5.0, "server": 30.0, "raylet": 40.0, "gcs": 40.0}

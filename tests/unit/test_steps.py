@@ -31,6 +31,7 @@ def asks(*texts: str) -> dict[str, Any]:
 
 
 SCRIPT = [asks("a"), asks("b", "c", "d"), asks("e"), {"text": "done"}]
+REQUEST = b'{"agent_id": "a", "input": "hi"}'
 N_CHECKPOINTS = 3 + 5  # one an answer with calls, one a return
 
 
@@ -48,12 +49,16 @@ async def answerer() -> AsyncIterator[Answerer]:
 
 
 async def run_from(
-    answerer: Answerer, checkpoints: Sequence[bytes], agent: BoundAgent | None = None
+    answerer: Answerer,
+    checkpoints: Sequence[bytes],
+    agent: BoundAgent | None = None,
+    request: bytes = REQUEST,
+    history: Sequence[Any] = (),
 ) -> tuple[list[bytes], Report]:
     """Run from what is kept to the end; returns what was kept besides."""
     agent, kept = agent or stepped(), list[bytes]()
-    context = orjson.dumps({"steps": [orjson.Fragment(each) for each in checkpoints]}) if checkpoints else b""
-    item = encode_item(JOB, 0, 1, b'{"agent_id": "a", "input": "hi"}', context)
+    context = orjson.dumps({"steps": [orjson.Fragment(each) for each in checkpoints], "history": history})
+    item = encode_item(JOB, 0, 1, request, context)
     run = SteppedRun(lambda keeper: answerer.answer(agent, item, keeper))
 
     async def keep(fetched: Sequence[bytes]) -> None:
@@ -91,7 +96,7 @@ async def test_wherever_a_run_is_cut_it_goes_on_without_repeating_what_is_kept(a
 
 
 async def test_each_part_of_a_step_waits_until_all_before_is_kept(answerer: Answerer) -> None:
-    item = encode_item(JOB, 0, 1, b'{"agent_id": "a", "input": "hi"}')
+    item = encode_item(JOB, 0, 1, REQUEST)
     run = SteppedRun(lambda keeper: answerer.answer(stepped(), item, keeper))
     [said_first] = (await run.fetch(0)).checkpoints
     assert json.loads(said_first)["messages"]
@@ -127,6 +132,23 @@ async def test_steps_that_are_kept_count_towards_max_steps(answerer: Answerer) -
         assert (again.stop_reason, again.usage["step_count"], said(again)) == ("max_steps", 2, said(whole))
 
 
+async def test_a_step_that_waited_for_the_caller_is_finished_once(answerer: Answerer) -> None:
+    agent = stepped(requires_approval=["note"], script=[asks("b", "c"), {"text": "done"}])
+    _, paused = await run_from(answerer, [], agent)
+    assert paused.stop_reason == "requires_approval"
+    asked = {"id": "message-1", "role": "user", "content": [{"type": "text", "text": "hi"}]}
+    history = [{**asked, "created_at": "2026-01-01T00:00:00Z"}, *json.loads(paused.messages)]
+    answers = [{"type": "approval", "tool_call_id": call_id, "approve": True} for call_id in paused.pending]
+    approval = [{"type": "approval", "approvals": answers}]
+    request = json.dumps({"agent_id": "a", "messages": approval}).encode()
+    kept, whole = await run_from(answerer, [], agent, request, history)
+    assert (whole.stop_reason, sorted(_done), len(kept)) == ("end_turn", ["b", "c"], 2)
+    for n_kept in range(len(kept) + 1):
+        _done.clear()
+        _, again = await run_from(answerer, kept[:n_kept], agent, request, history)
+        assert (said(again), len(_done)) == (said(whole), 2 - n_kept)
+
+
 async def test_memory_is_what_the_kept_steps_made_of_it(answerer: Answerer) -> None:
     edit = {"name": "memory_insert", "arguments": {"label": "facts", "new_str": "one"}}
     script = [{"tool_calls": [edit]}, {"tool_calls": [edit]}, {"text": "done"}]
@@ -147,7 +169,7 @@ def test_steps_are_kept_only_of_agents_that_may_take_several() -> None:
 
 def test_a_run_on_a_loop_of_its_own_stands_still_until_what_it_did_is_kept() -> None:
     _done.clear()
-    fetched = steps_alone(stepped(), encode_item(JOB, 0, 1, b'{"agent_id": "a", "input": "hi"}'))
+    fetched = steps_alone(stepped(), encode_item(JOB, 0, 1, REQUEST))
     n_checkpoints, report = 0, None
     for each in fetched:
         if each is None:
@@ -226,7 +248,7 @@ async def test_a_run_that_nobody_asks_for_any_more_is_stopped() -> None:
 @pytest.fixture
 async def job(tmp_path: Path) -> AsyncIterator[tuple[Store, JobRecord]]:
     with Store.open(tmp_path / "data") as store:
-        items = [NewItem("a", None, b'{"agent_id": "a", "input": "hi"}')] * 3
+        items = [NewItem("a", None, REQUEST)] * 3
         job_id = new_job_id()
         store.create_job(NewJob(job_id, lambda ids: {}), items)
         yield store, store.start_job(job_id)
