@@ -5,11 +5,12 @@ from batchray.agents.base import AgentRunner, Run
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
-from batchray.agents.steps import Fetched, Keep, Keeper, SteppedRun, done_in, follow
+from batchray.agents.steps import Checkpoints, Fetched, Keep, Keeper, SteppedRun, done_in, follow
 
 __all__ = [
     "AgentRunner",
     "Answerer",
+    "Checkpoints",
     "Clients",
     "Context",
     "Fetched",

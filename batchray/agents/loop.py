@@ -160,7 +160,6 @@ class ToolLoop:
         return StopReason.TOOL_RULE if not tools.terminal.isdisjoint(succeeded) else None
 
     async def _ask(self, run: Run, tools: Toolbox) -> ModelReply:
-        await run.settled()
         call = ModelCall(
             model=self._agent.model_name,
             messages=run.conversation,

@@ -1,8 +1,7 @@
 """Checkpoints: what a run has done, handed out after each step and taken up again where its process died.
 
 A run hands out what its model said, and runs the tools when that is kept; it hands out what each tool gave back as it
-comes, and asks its model again when that is kept.  So an attempt that goes on from there repeats one model call at the
-most, and no tool whose return was handed out.
+comes.  So an attempt that goes on from there repeats one model call at the most, and no tool whose return was kept.
 """
 
 from __future__ import annotations
@@ -47,6 +46,35 @@ class Keeper(Protocol):
         ...
 
 
+class Checkpoints:
+    """Where a run leaves its checkpoints until they are kept.  `on_new` is called when there is one more."""
+
+    def __init__(self, on_new: Callable[[], None]) -> None:
+        self.new: list[bytes] = []
+        """Those that are not known to be kept."""
+        self._n_kept, self._on_new = 0, on_new
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    def add(self, checkpoint: bytes) -> None:
+        """Take a checkpoint to be kept."""
+        self.new.append(checkpoint)
+        self._settled.clear()
+        self._on_new()
+
+    async def settled(self) -> None:
+        """Wait until all that was added is kept."""
+        await self._settled.wait()
+
+    def forget(self, n_kept: int) -> None:
+        """Take note that the first `n_kept` are kept, of all that there ever were."""
+        n_new = max(n_kept - self._n_kept, 0)
+        del self.new[:n_new]
+        self._n_kept += n_new
+        if not self.new:
+            self._settled.set()
+
+
 class Fetched(NamedTuple):
     """What there is of a run: its new checkpoints; or its report, when it is over."""
 
@@ -55,53 +83,34 @@ class Fetched(NamedTuple):
 
 
 class SteppedRun:
-    """A run whose checkpoints are fetched, perhaps by another process, which tells so that it has kept those before.
+    """A run whose checkpoints are fetched one after the other; to fetch the next ones is to have kept those before.
 
     `start` begins the run, which leaves its checkpoints with what it is given.
     """
 
     def __init__(self, start: Callable[[Keeper], Awaitable[bytes]]) -> None:
-        self._checkpoints: list[bytes] = []  # those that are not known to be kept
-        self._n_kept = 0
-        self._news, self._settled = asyncio.Event(), asyncio.Event()
-        self._settled.set()
-        self._task = asyncio.ensure_future(start(self))
+        self._news = asyncio.Event()
+        self._checkpoints = Checkpoints(self._news.set)
+        self._task = asyncio.ensure_future(start(self._checkpoints))
         self._task.add_done_callback(lambda _: self._news.set())
-
-    def add(self, checkpoint: bytes) -> None:
-        """Take a checkpoint to be fetched and kept."""
-        self._checkpoints.append(checkpoint)
-        self._settled.clear()
-        self._news.set()
-
-    async def settled(self) -> None:
-        """Wait until all that was added is kept."""
-        await self._settled.wait()
 
     async def fetch(self, n_kept: int) -> Fetched:
         """Wait for checkpoints after the first `n_kept`, which are kept, or for the report.
 
         Asking again for the same gives the same, and more.  Raises what the run raises.
         """
-        self._forget(n_kept)
-        while not self._task.done() and not self._checkpoints:
+        self._checkpoints.forget(n_kept)
+        while not self._task.done() and not self._checkpoints.new:
             self._news.clear()
             await self._news.wait()
         if self._task.done():  # the report holds all of it
             return Fetched((), self._task.result())
-        return Fetched(tuple(self._checkpoints), None)
+        return Fetched(tuple(self._checkpoints.new), None)
 
     async def close(self) -> None:
         """Stop the run where it is not over."""
         self._task.cancel()
         await asyncio.wait([self._task])
-
-    def _forget(self, n_kept: int) -> None:
-        n_new = max(n_kept - self._n_kept, 0)
-        del self._checkpoints[:n_new]
-        self._n_kept += n_new
-        if not self._checkpoints:
-            self._settled.set()
 
 
 def done_in(checkpoints: Sequence[bytes]) -> tuple[bytes, dict[str, int]]:

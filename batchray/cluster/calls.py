@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
 
-from batchray.agents import Fetched, Keep, follow
+from batchray.agents import Fetched, Keep
 from batchray.cluster.executor import Order
 from batchray.cluster.lane import run_in_process, step_in_process
+from batchray.cluster.step_reader import StepReader
 from batchray.errors import ClusterError, WorkerDiedError
 
 T = TypeVar("T")
 
 
-class RunGoneError(Exception):
-    """A lane does not know a run that it has begun: its process is another one by now."""
+async def call_lane(lane: Any, steps: StepReader, order: Order, packed: bytes, keep: Keep) -> bytes:
+    """Run an attempt on a lane, an actor, and return its report; `steps` reads what the lane's runs hand out.
 
-
-async def call_lane(lane: Any, order: Order, packed: bytes, keep: Keep) -> bytes:
-    """Run an attempt on a lane, an actor, and return its report.
-
-    Raises RayActorError or RunGoneError where the lane's process ended, and WorkerDiedError where the call got lost.
+    Raises RayActorError where the lane's process ended, and WorkerDiedError where the call got lost.
     """
     if not order.agent.agent.keeps_steps:
         return await _result(ref := lane.run.remote(packed, order.encode()), ref, is_task=False)
-
-    async def fetch(n_kept: int) -> Fetched:
-        if n_kept == 0:
-            ref = lane.begin.remote(packed, order.encode(), order.key)
-        else:
-            ref = lane.go_on.remote(order.key, n_kept)
-        fetched: Fetched | None = await _result(ref, ref, is_task=False)
-        if fetched is None:
-            raise RunGoneError
-        return fetched
-
-    async def keep_or_abandon(checkpoints: Sequence[bytes]) -> None:
-        try:
-            await keep(checkpoints)
-        except BaseException:  # no call is on its way that could be cancelled
-            lane.abandon.remote(order.key)
-            raise
-
-    return await follow(fetch, keep_or_abandon)
+    with steps.following(order.key, keep):
+        ref = lane.run_in_steps.remote(packed, order.encode(), order.key)
+        return await _result(ref, ref, is_task=False)
 
 
 async def call_process(order: Order, packed: bytes, options: Mapping[str, Any], keep: Keep) -> bytes:

@@ -19,7 +19,7 @@ from ray._private import worker as ray_worker
 from batchray.agents import Answerer, Fetched
 from batchray.cluster.obituary import Death
 from batchray.cluster.recorder import Recorder, death_of, obituary
-from batchray.cluster.stepping import SteppedRuns, steps_alone
+from batchray.cluster.stepping import News, SteppedRuns, steps_alone
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
 from batchray.threads import switch_threads_often
@@ -56,21 +56,14 @@ class Lane:
         """Run one request: an agent and an item in, a report out.  A request's failure is in the report."""
         return await self._answerer.answer(self._unpacked(packed), item)
 
-    async def begin(self, packed: bytes, item: bytes, key: str) -> Fetched:
-        """Begin one request whose steps are kept; returns its first checkpoints, or its report."""
+    async def run_in_steps(self, packed: bytes, item: bytes, key: str) -> bytes:
+        """Run one request as `run` does; what it has done after each step is to be collected under this key."""
         bound = self._unpacked(packed)
-        return await self._stepped.begin(key, lambda keeper: self._answerer.answer(bound, item, keeper))
+        return await self._stepped.run(key, lambda keeper: self._answerer.answer(bound, item, keeper))
 
-    async def go_on(self, key: str, n_kept: int) -> Fetched | None:
-        """Say how many checkpoints of a request are kept; returns those after them, or its report.
-
-        None: it does not run here; it has begun in a process before this one.
-        """
-        return await self._stepped.fetch(key, n_kept)
-
-    async def abandon(self, key: str) -> None:
-        """Stop a request that nobody waits for."""
-        self._stepped.abandon(key)
+    async def collect(self, n_kept: dict[str, int]) -> News:
+        """Say how much of each request is kept, and return what is not, as soon as there is something."""
+        return await self._stepped.collect(n_kept)
 
     async def last_words(self) -> tuple[int, list[tuple[str, int]], Death]:
         """Return this process's id; which items the process before it was running code of when it died; and why."""

@@ -16,13 +16,14 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchray.agents import Keep
-from batchray.cluster.calls import RunGoneError, call_lane, call_process, first_line
+from batchray.cluster.calls import call_lane, call_process, first_line
 from batchray.cluster.connect import connect, disconnect
 from batchray.cluster.executor import Link, Order
 from batchray.cluster.job_actor import JobLink
 from batchray.cluster.lane import Lane, pack
 from batchray.cluster.obituary import UNTOLD, Death
 from batchray.cluster.pulse import Pulse, pulse_of_cluster
+from batchray.cluster.step_reader import StepReader
 from batchray.config import AgentSet, BoundAgent, Settings
 from batchray.errors import ClusterError, ConfigError, RequestError, WorkerDiedError
 from batchray.threads import DaemonThread
@@ -70,6 +71,10 @@ class _LaneHandle:
     is_down: bool = False
     is_probed: bool = False
     post_mortems: dict[int, asyncio.Task[_PostMortem]] = field(default_factory=dict)
+    steps: StepReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steps = StepReader(self.actor)
 
 
 class RayExecutor:
@@ -183,6 +188,8 @@ class RayExecutor:
     async def close(self) -> None:
         """End the lanes, and the connection if it is ours.  What still runs on them ends too."""
         lanes, self._lanes = self._lanes, []
+        for lane in lanes:
+            lane.steps.close()
         if self._watching is not None:
             self._watching.cancel()
         if self._lost_by is None and ray.is_initialized():  # or else a call would start another cluster, or hang
@@ -201,8 +208,8 @@ class RayExecutor:
         life = lane.life
         lane.in_flight += 1
         try:
-            return await call_lane(lane.actor, order, packed, keep)
-        except (ray.exceptions.RayActorError, RunGoneError) as error:
+            return await call_lane(lane.actor, lane.steps, order, packed, keep)
+        except ray.exceptions.RayActorError as error:
             found = await self._post_mortem(lane, life)
             is_suspect = (order.job_id, order.index) in found.suspects
             raise WorkerDiedError(f"its lane died while it ran: {found.death}", is_suspect) from error

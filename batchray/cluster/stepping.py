@@ -1,66 +1,74 @@
-"""Runs that are kept step by step, at the place where they run: a lane hands them out a call at a time.
+"""Runs that are kept step by step, at the place where they run.
 
-A lane's run goes on between the calls that fetch from it.  One that nobody asks for any more is stopped: its driver may
-have lost it, and follow another attempt at the same item by now.
+A lane hands out what all of its runs have done in one call at a time: one a step would cost more than the step itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-from batchray.agents import Answerer, Fetched, Keeper, SteppedRun
+from batchray.agents import Answerer, Checkpoints, Fetched, Keeper, SteppedRun
 from batchray.config import BoundAgent
 
-# A driver may wait for its disk between two calls; a report is asked for again only where it got lost on the way.
-_UNASKED_S = 300.0
+News = dict[str, list[bytes]]
+"""Checkpoints that are not known to be kept, by the key of their attempt."""
+
+# A driver that has nothing more to ask for is so long in finding out.
+_COLLECT_S = 1.0
+# Ray makes a call again whose answer got lost on the way, soon or not at all.
 _REPORTED_S = 10.0
 
 
 class SteppedRuns:
     """The runs of one lane that are kept step by step, by the key of their attempt."""
 
-    def __init__(self, unasked_s: float = _UNASKED_S, reported_s: float = _REPORTED_S) -> None:
-        self._unasked_s, self._reported_s = unasked_s, reported_s
-        self._runs: dict[str, SteppedRun] = {}
-        self._ends: dict[str, asyncio.TimerHandle] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+    def __init__(self, collect_s: float = _COLLECT_S, reported_s: float = _REPORTED_S) -> None:
+        self._collect_s, self._reported_s = collect_s, reported_s
+        self._runs: dict[str, asyncio.Task[bytes]] = {}
+        self._checkpoints: dict[str, Checkpoints] = {}
+        self._news = asyncio.Event()
 
-    async def begin(self, key: str, start: Callable[[Keeper], Awaitable[bytes]]) -> Fetched:
-        """Begin a run and fetch what comes first.  A second call for one key, as Ray may make it, begins nothing."""
-        if key not in self._runs:
-            self._runs[key] = SteppedRun(start)
-        fetched = await self.fetch(key, 0)
-        assert fetched is not None
-        return fetched
+    async def run(self, key: str, start: Callable[[Keeper], Awaitable[bytes]]) -> bytes:
+        """Run to the end.  A second call for one key, as Ray may make it, waits for the same run.
 
-    async def fetch(self, key: str, n_kept: int) -> Fetched | None:
-        """Fetch what comes after the first `n_kept` checkpoints; None where there is no such run.
-
-        A cancelled fetch stops the run.
+        A cancelled wait stops the run.
         """
-        run = self._runs.get(key)
-        if run is None:
-            return None
-        if (end := self._ends.pop(key, None)) is not None:
-            end.cancel()
+        if key not in self._runs:
+            checkpoints = self._checkpoints[key] = Checkpoints(self._news.set)
+            self._runs[key] = asyncio.ensure_future(start(checkpoints))
+            self._runs[key].add_done_callback(lambda _: self._end(key))
+        run = self._runs[key]
         try:
-            fetched = await run.fetch(n_kept)
-        except BaseException:
-            self.abandon(key)
+            return await asyncio.shield(run)
+        except asyncio.CancelledError:
+            run.cancel()
             raise
-        patience_s = self._unasked_s if fetched.report is None else self._reported_s
-        self._ends[key] = asyncio.get_running_loop().call_later(patience_s, self.abandon, key)
-        return fetched
 
-    def abandon(self, key: str) -> None:
-        """Stop a run that nobody waits for."""
-        if (end := self._ends.pop(key, None)) is not None:
-            end.cancel()
-        if (run := self._runs.pop(key, None)) is not None:
-            task = asyncio.ensure_future(run.close())
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+    async def collect(self, n_kept: Mapping[str, int]) -> News:
+        """Take note of how many checkpoints of each run are kept; return those that are not, as soon as there are some.
+
+        Empty after a while without any.  Asking again without news of what was kept gives the same, and more.
+        """
+        for key, n in n_kept.items():
+            if (checkpoints := self._checkpoints.get(key)) is not None:
+                checkpoints.forget(n)
+        if not (news := self._uncollected()):
+            self._news.clear()
+            try:
+                async with asyncio.timeout(self._collect_s):
+                    await self._news.wait()
+            except TimeoutError:
+                return {}
+            news = self._uncollected()
+        return news
+
+    def _uncollected(self) -> News:
+        return {key: list(found.new) for key, found in self._checkpoints.items() if found.new}
+
+    def _end(self, key: str) -> None:
+        del self._checkpoints[key]
+        asyncio.get_running_loop().call_later(self._reported_s, self._runs.pop, key, None)
 
 
 def steps_alone(bound: BoundAgent, item: bytes) -> Iterator[Fetched | None]:

@@ -86,7 +86,7 @@ def test_a_death_while_the_model_answers_repeats_that_call_and_no_tool(
     ledger = tmp_path / "ledger"
     with run_in_thread() as server:
         job = batchray.submit(asked(ledger, 1.0), **agent(server, placement=place), **_quiet(options))
-        until(lambda: server.n_in_flight == 1 and server.n_calls == N_STEPS, 90)
+        until(lambda: n_kept(options["data_dir"]) == 2 * (N_STEPS - 1) and server.n_calls == N_STEPS, 90)
         kill(place)
         result = the_result(job)
         n_calls = server.n_calls
@@ -103,7 +103,7 @@ def test_a_death_while_a_tool_runs_repeats_no_model_call(place: Any, options: di
     with run_in_thread() as server:
         requests = asked(ledger, wait_for=str(gate))
         job = batchray.submit(requests, **agent(server, placement=place), **_quiet(options))
-        until(lambda: n_kept(options) == 1 and events(ledger, "begun") == 1, 90)
+        until(lambda: n_kept(options["data_dir"]) == 1 and events(ledger, "begun") == 1, 90)
         kill(place)
         until(lambda: events(ledger, "begun") == 2, 90)
         gate.touch()
@@ -119,7 +119,7 @@ def test_tools_that_returned_beside_a_deadly_one_are_not_run_again(options: dict
     text = " ".join(f"[[tool:{name} {json.dumps(arguments)}]]" for name, arguments in calls.items())
     with run_in_thread() as server:
         job = batchray.submit([{"agent_id": "a", "input": text}], **agent(server), **_quiet(options))
-        until(lambda: n_kept(options) == 2, 90)  # the answer, and what `note` gave back
+        until(lambda: n_kept(options["data_dir"]) == 2, 90)  # the answer, and what `note` gave back
         gate.touch()
         result = the_result(job)
         n_calls = server.n_calls
@@ -128,14 +128,14 @@ def test_tools_that_returned_beside_a_deadly_one_are_not_run_again(options: dict
     assert [message.message_type for message in result.messages] == ["tool_call_message"]
     assert result.usage.step_count == 1
     assert events(ledger, "begun") == 1
-    assert n_kept(options) == 0
+    assert n_kept(options["data_dir"]) == 0
 
 
 def test_a_cancelled_job_leaves_no_run_behind_that_waits_to_go_on(options: dict[str, Any], tmp_path: Path) -> None:
     ledger, gate = tmp_path / "ledger", tmp_path / "gate"
     with run_in_thread() as server:
         job = batchray.submit(asked(ledger, wait_for=str(gate)), **agent(server), **_quiet(options))
-        until(lambda: n_kept(options) == 1 and events(ledger, "begun") == 1, 90)
+        until(lambda: n_kept(options["data_dir"]) == 1 and events(ledger, "begun") == 1, 90)
         job.cancel()
         assert job.wait(30).status == "cancelled"
         gate.touch()
@@ -143,7 +143,7 @@ def test_a_cancelled_job_leaves_no_run_behind_that_waits_to_go_on(options: dict[
         again = batchray.run(asked(tmp_path / "other"), progress=False, **agent(server), **_quiet(options))
         assert again.counts["succeeded"] == 1
         assert server.n_calls == 1 + N_STEPS + 1
-    assert n_kept(options) == 0
+    assert n_kept(options["data_dir"]) == 0
 
 
 def test_a_killed_driver_repeats_one_model_call_a_request_and_no_tool(ray_session: None, tmp_path: Path) -> None:
@@ -159,7 +159,8 @@ def test_a_killed_driver_repeats_one_model_call_a_request_and_no_tool(ray_sessio
         with run_cli("run", *arguments, cwd=tmp_path) as driver:
             assert driver.stdout is not None
             job_id = driver.stdout.readline().strip()
-            until(lambda: server.n_in_flight == n_requests and server.n_calls == n_requests * N_STEPS, 60)
+            all_kept, data_dir = n_requests * 2 * (N_STEPS - 1), tmp_path / ".batchray"
+            until(lambda: n_kept(data_dir) == all_kept and server.n_calls == n_requests * N_STEPS, 60)
             family = descendants(driver)
             driver.kill()
         until(lambda: not [p for p in family if p.is_running() and p.name().startswith("ray::Lane")], 30)
@@ -173,15 +174,15 @@ def test_a_killed_driver_repeats_one_model_call_a_request_and_no_tool(ray_sessio
     assert [events(ledger, "ended") for ledger in ledgers] == [N_STEPS] * n_requests
 
 
-def n_kept(options: dict[str, Any]) -> int:
+def n_kept(data_dir: Path) -> int:
     """How many checkpoints the newest job has now."""
     try:
-        store = Store.open_for_reading(options["data_dir"])
+        store = Store.open_for_reading(data_dir)
     except batchray.StoreError:  # not there yet
         return 0
     with store:
         newest = store.jobs(order="desc", limit=1)
-        return len(store.steps(newest[0], 0)) if newest else 0
+        return sum(len(store.steps(job, index)) for job in newest for index in range(job.total))
 
 
 def _quiet(options: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,15 @@ PURE = ("config", "intake", "window", "progress")
 
 # Which modules may import what is heavy.
 HEAVY = {
-    "ray": {"cluster.calls", "cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool", "cluster.pulse"},
+    "ray": {
+        "cluster.calls",
+        "cluster.connect",
+        "cluster.job_actor",
+        "cluster.lane",
+        "cluster.pool",
+        "cluster.pulse",
+        "cluster.step_reader",
+    },
     "aiohttp": {"callback.transport", "models.client", "models.http", "server"},
     "sqlalchemy": {"store"},
     "psycopg": set(),

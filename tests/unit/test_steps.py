@@ -95,7 +95,7 @@ async def test_wherever_a_run_is_cut_it_goes_on_without_repeating_what_is_kept(a
     assert len(rest) == N_CHECKPOINTS - n_kept
 
 
-async def test_each_part_of_a_step_waits_until_all_before_is_kept(answerer: Answerer) -> None:
+async def test_no_tool_runs_before_its_call_is_kept(answerer: Answerer) -> None:
     item = encode_item(JOB, 0, 1, REQUEST)
     run = SteppedRun(lambda keeper: answerer.answer(stepped(), item, keeper))
     [said_first] = (await run.fetch(0)).checkpoints
@@ -105,8 +105,10 @@ async def test_each_part_of_a_step_waits_until_all_before_is_kept(answerer: Answ
     [returned] = (await run.fetch(1)).checkpoints
     assert (json.loads(returned)["returns"][0]["func_response"], _done) == ("noted a", ["a"])
     await let_it_run()
-    assert (await run.fetch(1)).checkpoints == (returned,)
-    [said_second] = (await run.fetch(2)).checkpoints
+    assert (await run.fetch(1)).checkpoints[0] == returned
+    said_second = (await run.fetch(2)).checkpoints[0]
+    await let_it_run()
+    assert _done == ["a"]
     assert json.loads(said_second)["usage"]["step_count"] == 2
     await run.close()
 
@@ -189,28 +191,55 @@ async def never(keeper: Keeper) -> bytes:
     return b""
 
 
-async def test_a_second_begin_of_one_attempt_begins_nothing() -> None:
+async def test_a_second_call_for_one_attempt_waits_for_the_same_run() -> None:
     n_begun, runs = 0, SteppedRuns()
 
-    async def begin(keeper: Keeper) -> bytes:
+    async def start(keeper: Keeper) -> bytes:
         nonlocal n_begun
         n_begun += 1
         keeper.add(b"one")
         await keeper.settled()
         return b"report"
 
-    assert (await runs.begin("k", begin)).checkpoints == (b"one",)
-    assert (await runs.begin("k", begin)).checkpoints == (b"one",)
-    assert n_begun == 1
+    calls = [asyncio.ensure_future(runs.run("k", start)) for _ in range(2)]
     for _ in range(2):  # the first answer may have got lost
-        fetched = await runs.fetch("k", 1)
-        assert fetched is not None
-        assert fetched.report == b"report"
-    runs.abandon("k")
-    assert await runs.fetch("k", 1) is None
+        assert await runs.collect({}) == {"k": [b"one"]}
+    assert not any(call.done() for call in calls)
+    await asyncio.gather(runs.collect({"k": 1}), *calls)
+    assert [call.result() for call in calls] == [b"report"] * 2
+    assert (await runs.run("k", start), n_begun) == (b"report", 1)
 
 
-async def test_a_cancelled_fetch_stops_the_run() -> None:
+async def test_what_all_runs_have_done_is_collected_at_once() -> None:
+    runs = SteppedRuns(reported_s=0.0)
+
+    def start(name: bytes) -> Any:
+        async def run(keeper: Keeper) -> bytes:
+            for number in (b"1", b"2"):
+                keeper.add(name + number)
+                await keeper.settled()
+            return name
+
+        return run
+
+    reports = [asyncio.ensure_future(runs.run(key, start(key.encode()))) for key in "ab"]
+    await let_it_run()
+    assert await runs.collect({}) == {"a": [b"a1"], "b": [b"b1"]}
+    assert await runs.collect({"a": 1, "unknown": 7}) == {"b": [b"b1"]}
+    await let_it_run()
+    assert await runs.collect({"b": 1}) == {"a": [b"a2"]}
+    await let_it_run()
+    assert await runs.collect({"a": 2}) == {"b": [b"b2"]}
+    await asyncio.gather(runs.collect({"b": 2}), *reports)
+    await let_it_run()
+    assert (runs._runs, runs._checkpoints) == ({}, {})
+
+
+async def test_where_nothing_happens_the_collector_is_told_so() -> None:
+    assert await SteppedRuns(collect_s=0.0).collect({}) == {}
+
+
+async def test_a_cancelled_wait_stops_the_run() -> None:
     runs, stopped = SteppedRuns(), asyncio.Event()
 
     async def start(keeper: Keeper) -> bytes:
@@ -219,27 +248,10 @@ async def test_a_cancelled_fetch_stops_the_run() -> None:
         finally:
             stopped.set()
 
-    fetch = asyncio.ensure_future(runs.begin("k", start))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    fetch.cancel()
+    wait = asyncio.ensure_future(runs.run("k", start))
+    await let_it_run()
+    wait.cancel()
     await stopped.wait()
-    assert await runs.fetch("k", 0) is None
-
-
-async def test_a_run_that_nobody_asks_for_any_more_is_stopped() -> None:
-    runs, stopped = SteppedRuns(unasked_s=0.01), asyncio.Event()
-
-    async def start(keeper: Keeper) -> bytes:
-        keeper.add(b"one")
-        try:
-            return await never(keeper)
-        finally:
-            stopped.set()
-
-    await runs.begin("k", start)
-    await stopped.wait()
-    assert await runs.fetch("k", 1) is None
 
 
 # The store.
