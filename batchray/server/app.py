@@ -82,6 +82,7 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
     keys = KeyFile(settings.data_dir)
     needs_key = check_exposure(settings, keys)
     choice = Fleet(fleet)
+    await _check_address(settings)
     async with AsyncExitStack() as ending:  # read it from the bottom up
         service = Service(settings, fleet, session)
         ending.callback(service.close)
@@ -116,6 +117,14 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
         await service.start()
         yield Running(host, port, needs_key, service, keeping)
         await service.stop()
+
+
+async def _check_address(settings: ServerSettings) -> None:
+    """Raise OSError for an address in use: before Ray is started, which takes seconds."""
+    loop = asyncio.get_running_loop()
+    bound = await loop.create_server(asyncio.Protocol, settings.host, settings.port, start_serving=False)
+    bound.close()
+    await bound.wait_closed()
 
 
 async def _finished(task: asyncio.Task[None]) -> None:

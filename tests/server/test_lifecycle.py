@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests.cluster.test_jobs import until
-from tests.server.live import ROOT, LiveServer, live_server
+from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
 from tests.server.talk import get, patch, post
 
 GRACE_S = 2
@@ -182,3 +182,19 @@ def test_a_small_job_behind_a_large_one_starts_within_a_second(tmp_path: Path, w
         assert time.monotonic() - accepted < 1
         assert succeeded(server, small_id) == 10
         assert job_of(server, large_id)["status"] == "running"
+
+
+def test_an_address_in_use_is_told_before_ray_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        options = ("--port", str(port))
+        ray_files = tmp_path / "ray"
+        with (
+            pytest.raises(ServerDiedError) as died,
+            live_server(tmp_path / "data", *options, executor="ray", RAY_TMPDIR=str(ray_files)),
+        ):
+            pass
+    assert died.value.status == 1
+    [line] = died.value.args[1].splitlines()
+    assert line.startswith(f"batchray: cannot listen on 127.0.0.1:{port}: ")
+    assert not ray_files.exists()
