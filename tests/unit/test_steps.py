@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +257,10 @@ async def test_a_cancelled_wait_stops_the_run() -> None:
 # The store.
 
 
-@pytest.fixture
-async def job(tmp_path: Path) -> AsyncIterator[tuple[Store, JobRecord]]:
-    with Store.open(tmp_path / "data") as store:
+@pytest.fixture(params=["sqlite", "postgres"])
+def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, JobRecord]]:
+    url = request.getfixturevalue("database").new_url() if request.param == "postgres" else None
+    with Store.open(tmp_path / "data", url) as store:
         items = [NewItem("a", None, REQUEST)] * 3
         job_id = new_job_id()
         store.create_job(NewJob(job_id, lambda ids: {}), items)
