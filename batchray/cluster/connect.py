@@ -30,9 +30,9 @@ _LEAN = {
     "enable_metrics_collection": False,
     "task_events_report_interval_ms": 0,
 }
-# How long a call that failed waits for news of its actor's death.  We ask the actor itself, so Ray's second of waiting,
-# for each lost call, would buy nothing.
-_IMPATIENT = {"timeout_ms_task_wait_for_death_info": 100}
+# How long a call that failed waits for news of its actor's death, and how often that is looked at.  We ask the actor
+# itself, so Ray's seconds of waiting, for each lost call, would buy nothing.
+_IMPATIENT = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
 _REACH_S = 10.0
 # More than any system's `struct sigaction` takes.
 _SIGACTION_BYTES = 256

@@ -39,6 +39,7 @@ _ANSWER_S = 5.0
 _INQUEST_S = 15.0
 _LEAVE_S = 30.0
 _PAUSE_S = 0.2
+_MAX_ASKED = 8
 _PLACE_TRIES = 5
 # Of several processes that were killed for want of memory, those of this share of the largest are suspects.
 _OOM_SHARE = 0.5
@@ -315,12 +316,24 @@ async def _start_lane(node_id: str) -> _LaneHandle:
 
 
 async def _answer(method: Any, *args: Any) -> Any:
-    """Call a lane's method until it answers: it may be starting, or the call may have been lost on the way."""
-    while True:
-        try:
-            return await method.remote(*args)
-        except ray.exceptions.ActorUnavailableError:
-            await asyncio.sleep(_PAUSE_S)
+    """Call a lane's method until it answers: it may be starting, or the call may have been lost on the way.
+
+    Now and then it is called once more beside, because Ray may take a second to tell that a call was lost.
+    """
+    asked: set[asyncio.Future[Any]] = set()
+    try:
+        while True:
+            if len(asked) < _MAX_ASKED:
+                asked.add(asyncio.ensure_future(method.remote(*args)))
+            answered, asked = await asyncio.wait(asked, timeout=_PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
+            for each in answered:
+                if not isinstance(each.exception(), ray.exceptions.ActorUnavailableError):
+                    return each.result()
+            if answered:
+                await asyncio.sleep(_PAUSE_S)
+    finally:
+        for each in asked:
+            each.cancel()
 
 
 async def _end_lanes(lanes: Sequence[_LaneHandle]) -> None:
