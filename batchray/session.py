@@ -17,11 +17,12 @@ from batchray.control import ControlFile, LeaseLink
 from batchray.driver import run_job, start_job
 from batchray.errors import BatchFormatError, ConfigError
 from batchray.intake import Batch, Spool, read_batch
+from batchray.interpreter import serve_many
 from batchray.job import Job
 from batchray.running import RunningJob
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import JobRecord, NewItem, NewJob, Store
-from batchray.threads import DaemonThread, switch_threads_often
+from batchray.threads import DaemonThread
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Session:
     """What all jobs of this process share: one event loop on a thread of its own, open stores, executors."""
 
     def __init__(self) -> None:
-        switch_threads_often()
+        serve_many()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="batchray-driver", daemon=True)
         self._thread.start()

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
-
-# Python's own 5 ms is what a thread waits for the interpreter while another one computes.  Calls and results pass one
-# by one between our event loop and Ray's threads, and rows to SQLite: with hundreds at once the waits become seconds.
-_SWITCH_INTERVAL_S = 0.0005
-
-
-def switch_threads_often() -> None:
-    """Let this process's threads take turns often enough for calls that pass between them."""
-    sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
-
 
 P = ParamSpec("P")
 T = TypeVar("T")

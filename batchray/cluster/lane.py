@@ -22,7 +22,7 @@ from batchray.cluster.recorder import Recorder, death_of, obituary
 from batchray.cluster.stepping import News, SteppedRuns, steps_alone
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
-from batchray.threads import switch_threads_often
+from batchray.interpreter import serve_many
 
 _MAX_AGENTS = 1024
 _GRACE_S = 10.0
@@ -49,7 +49,7 @@ class Lane:
         self._answerer = Answerer(self._recorder.executing)
         self._stepped = SteppedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
-        switch_threads_often()
+        serve_many()
         gc.freeze()  # what Ray and we have imported stays; without this every full collection walks through it
 
     async def run(self, packed: bytes, item: bytes) -> bytes:

@@ -29,6 +29,7 @@ FLOORS = (
     "tools",
     "agents",
     # the outside
+    "interpreter",
     "threads",
     "crash",
     "store",
