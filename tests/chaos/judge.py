@@ -5,15 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import until
 
 AGENTS = Path(__file__).parent / "agents.yaml"
 BATCHES = "/v1/messages/batches"
@@ -127,15 +128,6 @@ def results(url: str, job_id: str) -> Iterator[dict[str, Any]]:
     with urllib.request.urlopen(f"{url}{BATCHES}/{job_id}/results", timeout=60) as answer:
         for line in answer:
             yield json.loads(line)
-
-
-def until(look: Callable[[], Any], seconds: float = 60) -> Any:
-    """Look again and again until there is something, and return it."""
-    end = time.monotonic() + seconds
-    while not (seen := look()):
-        assert time.monotonic() < end, "it did not come in time"
-        time.sleep(0.02)
-    return seen
 
 
 def all_ended(url: str) -> list[dict[str, Any]] | None:

@@ -26,21 +26,13 @@ import psutil
 
 from tests.provider_server import ProviderServer
 from tests.server.live import LiveServer, live_server
+from tests.waiting import seconds_until, until
 
 _POLL_S = 0.25
 _N_STEPS = 2
 _CALLS = {"good": 1, "stepper": 1 + _N_STEPS, "deadly": 0}
 """Model calls that one request to an agent needs."""
 _AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/")
-
-
-def until(is_so: Callable[[], bool], timeout_s: float) -> float:
-    """Wait until something is so, and return how long it took."""
-    started = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - started < timeout_s, f"it did not come about within {timeout_s:g} s"
-        time.sleep(0.05)
-    return time.monotonic() - started
 
 
 class Supervised:
@@ -105,8 +97,8 @@ class Supervised:
         self._is_up.clear()
         n_ended = len(self.statuses)
         psutil.Process(self.pid).terminate()
-        unready_s = until(lambda: _answer(urllib.request.Request(f"{self.url}/readyz")) is None, 60)
-        ended_s = unready_s + until(lambda: len(self.statuses) > n_ended, 120)
+        unready_s = seconds_until(lambda: _answer(urllib.request.Request(f"{self.url}/readyz")) is None, 60)
+        ended_s = unready_s + seconds_until(lambda: len(self.statuses) > n_ended, 120)
         until(self._is_up.is_set, 120)
         return unready_s, ended_s
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from batchray.store import Store
-from tests.chaos.judge import AGENTS, Client, Receiver, all_ended, results, until
+from tests.chaos.judge import AGENTS, Client, Receiver, all_ended, results
 from tests.postgres import Database
 from tests.server.live import live_server
+from tests.waiting import until
 
 pytestmark = pytest.mark.chaos
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.test_jobs import until
 from tests.provider_server import run_in_thread
 from tests.server.live import LiveServer, live_server
 from tests.server.talk import get, patch, post
+from tests.waiting import until
 
 BATCHES = "/v1/messages/batches"
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from batchray.store import Store
-from tests.chaos.judge import AGENTS, BATCHES, Client, Receiver, ask, results, until
+from tests.chaos.judge import AGENTS, BATCHES, Client, Receiver, ask, results
 from tests.postgres import Database
 from tests.server.live import LiveServer, live_server
+from tests.waiting import until
 
 LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
 QUICK = {"BATCHRAY_LEASE_S": "3"}

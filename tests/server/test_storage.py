@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.judge import AGENTS, BATCHES, Client, ask, status_of, until
+from tests.chaos.judge import AGENTS, BATCHES, Client, ask, status_of
 from tests.server.live import LiveServer, live_server
+from tests.waiting import until
 
 
 @contextmanager
