@@ -66,7 +66,7 @@ class Client:
         """Post a batch of `n` requests, each different from all others; tell whether it was acknowledged."""
         self._n_sent += 1
         texts = [f"batch {self._n_sent} text {index} {'x' * size}" for index in range(n)]
-        requests = [{"agent_id": "echo", "custom_id": text, "input": text} for text in texts]
+        requests = [stepping(text) if index % 10 == 9 else echoing(text) for index, text in enumerate(texts)]
         body: dict[str, Any] = {"requests": requests}
         if self._callback_url:
             body["callback_url"] = self._callback_url
@@ -103,6 +103,18 @@ class Client:
     def _unanswered_of(self, lines: list[dict[str, Any]]) -> list[str]:
         [texts] = [texts for texts in self.unanswered if texts[0] == lines[0]["custom_id"]]
         return texts
+
+
+def echoing(text: str) -> dict[str, Any]:
+    """A request that is answered with its text."""
+    return {"agent_id": "echo", "custom_id": text, "input": text}
+
+
+def stepping(text: str) -> dict[str, Any]:
+    """A request that is answered so as well, after a step with a tool."""
+    call = {"name": "add", "arguments": {"a": 1, "b": 2}}
+    script = {"script": [{"tool_calls": [call]}, {"text": text}]}
+    return {"agent_id": "stepper", "custom_id": text, "input": json.dumps(script)}
 
 
 def ask(url: str, path: str, body: Any = None, method: str | None = None) -> Any:

@@ -17,6 +17,7 @@ CRASHES: dict[str, str] = {
     "after-spool": "after-spool:3",
     "before-commit": "before-commit:2",
     "after-commit": "after-commit:3",
+    "step-committed": "step-committed:2",
     "outcome-committed": "outcome-committed:4",
     "job-ended": "job-ended:1",
     "callback-sent": "callback-sent:1",
