@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.postgres import Database, postgres
+from tests.together import CLUSTER, InGroups, group_of
 
 # A busy machine is not a bug: how long an example takes, or its drawing, is no claim of any test.
 settings.register_profile("batchray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,18 +26,22 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if is_whole and config.option.markexpr in config.getini("addopts") else 0
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InGroups:
+    return InGroups(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together, in one process and one after the other, the tests of a file and those of the session's cluster.
+    """Begin with what shares the session's cluster: it takes about half of the time, the others fill up the rest."""
+    items.sort(key=lambda item: group_of(item.nodeid) != CLUSTER)
 
-    The cluster's come first: they take about half of the time, and the others fill up the rest.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shares_cluster = "ray_session" in getattr(item, "fixturenames", ())
-            group = "cluster" if shares_cluster else f"{item.path.parent.name}/{item.path.stem}"
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "ray_session" not in getattr(item, "fixturenames", ()))
+
+@pytest.fixture
+def memory_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no other test that asks for this run meanwhile: Ray's memory monitor looks at the whole machine."""
+    with (tmp_path_factory.getbasetemp().parent / "memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

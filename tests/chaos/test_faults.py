@@ -34,6 +34,7 @@ ALL_CALLS, SPAWNING_CALLS = {"*": FAULTS}, {"CoreWorkerService.grpc_client.PushT
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("memory_alone")
 @pytest.mark.parametrize(
     ("n_requests", "deadly"),
     [
