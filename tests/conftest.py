@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.postgres import Database, postgres
+from tests.together import CLUSTER, InGroups, group_of
 
 # A busy machine is not a bug: how long an example takes, or its drawing, is no claim of any test.
 settings.register_profile("batchray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("batchray")
 
 
-_CLUSTER = Path(__file__).parent / "cluster"
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes run the whole suite, which mostly waits; a choice of tests is run by this one alone.
+
+    A choice is over before other processes are up, or, as benchmarks do, wants the machine for itself.
+    """
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    return 2 if is_whole and config.option.markexpr in config.getini("addopts") else 0
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InGroups:
+    return InGroups(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests run in one process, one after the other: those of a file, and all that share a Ray cluster."""
-    for item in items:
-        group = "cluster" if _CLUSTER in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with what shares the session's cluster: it takes about half of the time, the others fill up the rest."""
+    items.sort(key=lambda item: group_of(item.nodeid) != CLUSTER)
+
+
+@pytest.fixture
+def memory_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no other test that asks for this run meanwhile: Ray's memory monitor looks at the whole machine."""
+    with (tmp_path_factory.getbasetemp().parent / "memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

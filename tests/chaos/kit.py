@@ -13,34 +13,25 @@ import socket
 import sqlite3
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.chaos.judge import Ledger, hold_against
 from tests.provider_server import ProviderServer
 from tests.server.live import LiveServer, live_server
+from tests.server.talk import BATCHES, ask, if_there, results
+from tests.waiting import seconds_until, until
 
 _POLL_S = 0.25
 _N_STEPS = 2
 _CALLS = {"good": 1, "stepper": 1 + _N_STEPS, "deadly": 0}
 """Model calls that one request to an agent needs."""
 _AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/")
-
-
-def until(is_so: Callable[[], bool], timeout_s: float) -> float:
-    """Wait until something is so, and return how long it took."""
-    started = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - started < timeout_s, f"it did not come about within {timeout_s:g} s"
-        time.sleep(0.05)
-    return time.monotonic() - started
 
 
 class Supervised:
@@ -105,8 +96,8 @@ class Supervised:
         self._is_up.clear()
         n_ended = len(self.statuses)
         psutil.Process(self.pid).terminate()
-        unready_s = until(lambda: _answer(urllib.request.Request(f"{self.url}/readyz")) is None, 60)
-        ended_s = unready_s + until(lambda: len(self.statuses) > n_ended, 120)
+        unready_s = seconds_until(lambda: if_there(lambda: ask(self.url, "/readyz")) is None, 60)
+        ended_s = unready_s + seconds_until(lambda: len(self.statuses) > n_ended, 120)
         until(self._is_up.is_set, 120)
         return unready_s, ended_s
 
@@ -118,20 +109,6 @@ class Supervised:
             self._server.process.terminate()
         self._thread.join(120)
         return self.statuses[-1]
-
-
-@dataclass
-class Ledger:
-    """What a client knows: which batches were acknowledged, with what in them, and what it was shown since."""
-
-    batches: dict[str, list[str]] = field(default_factory=dict)
-    n_calls_needed: int = 0
-    shown: dict[tuple[str, int], str] = field(default_factory=dict)
-    complaints: list[str] = field(default_factory=list)
-
-    @property
-    def n_requests(self) -> int:
-        return sum(map(len, self.batches.values()))
 
 
 class Client:
@@ -146,27 +123,20 @@ class Client:
 
     def create(self, requests: list[dict[str, Any]], timeout_s: float = 120) -> str:
         """Send a batch, as often as it takes, with one idempotency key."""
-        body = json.dumps({"requests": requests}).encode()
-        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
-        request = urllib.request.Request(f"{self.url}/v1/messages/batches", body, headers)
-        end = time.monotonic() + timeout_s
-        while (answer := _answer(request)) is None:
-            assert time.monotonic() < end, "no batch was taken"
-            time.sleep(0.2)
-        job_id = str(json.loads(answer)["id"])
+        send = functools.partial(ask, self.url, BATCHES, {"requests": requests}, Idempotency_Key=uuid.uuid4().hex)
+        job_id = str(until(lambda: if_there(send), timeout_s)["id"])
         self.ledger.batches[job_id] = [each["custom_id"] for each in requests]
         self.ledger.n_calls_needed += sum(_CALLS[each["agent_id"]] for each in requests)
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any] | None:
         """Return a job, or None while the server does not answer."""
-        answer = _answer(urllib.request.Request(f"{self.url}/v1/messages/batches/{job_id}"))
-        return None if answer is None else json.loads(answer)
+        job: dict[str, Any] | None = if_there(lambda: ask(self.url, f"{BATCHES}/{job_id}"))
+        return job
 
     def results(self, job_id: str) -> list[dict[str, Any]]:
         """Return the outcomes that there are."""
-        answer = _answer(urllib.request.Request(f"{self.url}/v1/messages/batches/{job_id}/results"))
-        return [json.loads(line) for line in (answer or b"").splitlines()]
+        return if_there(lambda: list(results(self.url, job_id))) or []
 
     @property
     def done(self) -> int:
@@ -190,7 +160,7 @@ class Client:
         """Write down all outcomes that are shown now; none may change or disappear."""
         for job_id in self.ledger.batches:
             for result in self.results(job_id):
-                self.ledger.shown[job_id, result["index"]] = json.dumps(result, sort_keys=True)
+                self.ledger.show(job_id, result)
 
     def close(self) -> None:
         self._is_over.set()
@@ -206,24 +176,6 @@ class Client:
                 if before and any(counts[name] < before[name] for name in counts if name != "pending"):
                     self.ledger.complaints.append(f"counts of {job_id} went back: {before} -> {counts}")
                 self._counts[job_id] = counts
-
-
-def _answer(request: urllib.request.Request) -> bytes | None:
-    """Return the body of an answer of status 200; None where the server is not there, or says to come again."""
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return bytes(answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code not in (409, 503):
-                raise AssertionError(f"{request.full_url}: {error.code} {error.read()!r}") from error
-        return None
-    except (OSError, TimeoutError, ValueError):  # refused, reset, or broken off in the middle
-        return None
-    except Exception as error:
-        if type(error).__module__ != "http.client":  # as above, in that module's words
-            raise
-        return None
 
 
 def questions(n: int, prefix: str) -> list[dict[str, Any]]:
@@ -261,36 +213,10 @@ def judge(client: Client, provider: ProviderServer, *, bad: frozenset[str] = fro
 
     `bad` are the custom ids of requests that cannot succeed.
     """
-    assert client.ledger.complaints == []
-    final: dict[tuple[str, int], str] = {}
-    n_wrong: list[Any] = []
-    for job_id, custom_ids in client.ledger.batches.items():
-        results = client.results(job_id)
-        assert sorted(result["index"] for result in results) == list(range(len(custom_ids))), job_id
-        for result in results:
-            custom_id = custom_ids[result["index"]]
-            final[job_id, result["index"]] = json.dumps(result, sort_keys=True)
-            if not _is_right(result, custom_id, is_bad=custom_id in bad):
-                n_wrong.append(result)
-    assert n_wrong == []
-    changed = [key for key, shown in client.ledger.shown.items() if final[key] != shown]
-    assert changed == []
+    hold_against(client.url, client.ledger, lambda custom_id: f"answer to {custom_id}", bad=bad)
     needed = client.ledger.n_calls_needed
     assert provider.n_calls >= needed
     return {"requests": client.ledger.n_requests, "amplification": round(provider.n_calls / needed, 3)}
-
-
-def _is_right(result: dict[str, Any], custom_id: str, *, is_bad: bool) -> bool:
-    if result["custom_id"] != custom_id:
-        return False
-    if is_bad:
-        return bool(result["status"] == "errored" and result["error"]["type"] == "worker_died")
-    texts = [each["content"] for each in result["messages"] if each["message_type"] == "assistant_message"]
-    return bool(result["status"] == "succeeded" and _flat(texts) == f"answer to {custom_id}")
-
-
-def _flat(texts: list[Any]) -> str:
-    return "".join(text if isinstance(text, str) else "".join(part["text"] for part in text) for text in texts)
 
 
 def check_database(data_dir: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
 from batchray.crash import VARIABLE, Place
 from batchray.store import Store
-from tests.chaos.judge import AGENTS, Client, Receiver
+from tests.chaos.judge import AGENTS, Sender, called_back
 from tests.server.live import ServerDiedError, live_server
+from tests.server.receiver import receiver
 
 # A later passage where the first would leave nothing that was acknowledged before.
 CRASHES: dict[str, str] = {
@@ -17,6 +19,7 @@ CRASHES: dict[str, str] = {
     "after-spool": "after-spool:3",
     "before-commit": "before-commit:2",
     "after-commit": "after-commit:3",
+    "step-committed": "step-committed:2",
     "outcome-committed": "outcome-committed:4",
     "job-ended": "job-ended:1",
     "callback-sent": "callback-sent:1",
@@ -30,9 +33,8 @@ def test_every_place_is_tried() -> None:
 
 
 def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tmp_path: Path) -> None:
-    receiver = Receiver()
-    with receiver.listening() as address:
-        client = Client(address)
+    with receiver() as hook:
+        client = Sender(hook.url)
         for crash in CRASHES.values():
             try:
                 with live_server(tmp_path, *OPTIONS, agents=AGENTS, **LOOPBACK, **{VARIABLE: crash}) as server:
@@ -44,9 +46,9 @@ def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tm
                 status = died.status
             assert status == -signal.SIGKILL, crash
         with live_server(tmp_path, *OPTIONS, agents=AGENTS, **LOOPBACK) as server:
-            client.judge(server.url, receiver)
+            client.judge(server.url, hook)
             assert server.stop() == 0
-    assert len(client.acknowledged) >= 7
-    assert max(map(receiver.jobs.count, receiver.jobs)) > 1  # at least once: one that was sent was not recorded
+    assert len(client.job_ids) >= 7
+    assert max(Counter(called_back(hook)).values()) > 1  # at least once: one that was sent was not recorded
     with Store.open_for_reading(tmp_path) as store:
         assert store.check().problems == []

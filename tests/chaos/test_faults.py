@@ -21,9 +21,9 @@ from tests.chaos.kit import (
     questions,
     scene,
     start_server,
-    until,
 )
 from tests.provider_server import run_in_thread
+from tests.waiting import until
 
 FULL = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 GRACE_S = 5
@@ -34,6 +34,7 @@ ALL_CALLS, SPAWNING_CALLS = {"*": FAULTS}, {"CoreWorkerService.grpc_client.PushT
 
 
 @pytest.mark.cluster
+@pytest.mark.usefixtures("memory_alone")
 @pytest.mark.parametrize(
     ("n_requests", "deadly"),
     [

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.kit import until
 from tests.server.live import ROOT, live_server
 from tests.server.talk import get, post
+from tests.waiting import seconds_until, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
@@ -40,7 +40,7 @@ def test_a_server_ends_with_a_sentence_and_its_jobs_go_on_at_the_next_start(
                 for process in [*psutil.Process(cluster.pid).children(recursive=True), psutil.Process(cluster.pid)]:
                     process.kill()
                 killed = time.monotonic()
-                noticed_s = until(lambda: get(server, "/readyz")[0] == 503, 20)
+                noticed_s = seconds_until(lambda: get(server, "/readyz")[0] == 503, 20)
                 job = post(server, "/v1/messages/batches", {"requests": requests})
                 status = server.process.wait(120)
                 ended_s = time.monotonic() - killed

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from batchray.store import Store
-from tests.chaos.judge import AGENTS, Client, Receiver, all_ended, results, until
+from tests.chaos.judge import AGENTS, Sender, all_ended
 from tests.postgres import Database
 from tests.server.live import live_server
+from tests.server.receiver import receiver
+from tests.server.talk import results
+from tests.waiting import until
 
 pytestmark = pytest.mark.chaos
 
@@ -28,7 +31,7 @@ def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
         "BATCHRAY_DATABASE_URL": url,
         "BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]',
     }
-    receiver, is_over, n_restarts = Receiver(), threading.Event(), 0
+    is_over, n_restarts = threading.Event(), 0
 
     def restart() -> None:
         nonlocal n_restarts
@@ -37,11 +40,11 @@ def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
             n_restarts += 1
 
     with (
-        receiver.listening() as address,
+        receiver() as hook,
         live_server(tmp_path / "one", "--max-in-flight", "4", **given) as one,
         live_server(tmp_path / "two", "--max-in-flight", "4", **given) as two,
     ):
-        client = Client(address)
+        client = Sender(hook.url)
         assert all(client.post(server.url, 1250) for server in (one, two) for _ in range(2))
         restarting = threading.Thread(target=restart)
         restarting.start()
@@ -50,8 +53,8 @@ def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
         finally:
             is_over.set()
             restarting.join()
-        client.judge(one.url, receiver)
-        attempts = [line["attempts"] for job_id in client.acknowledged for line in results(two.url, job_id)]
+        client.judge(one.url, hook)
+        attempts = [line["attempts"] for job_id in client.job_ids for line in results(two.url, job_id)]
         assert len(attempts) == 5000
         assert (one.stop(), two.stop()) == (0, 0)
     assert n_restarts > 1

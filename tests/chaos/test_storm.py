@@ -26,9 +26,9 @@ from tests.chaos.kit import (
     questions,
     scene,
     start_server,
-    until,
 )
 from tests.provider_server import run_in_thread
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 

@@ -53,6 +53,7 @@ def test_a_deadly_request_ends_after_three_attempts_with_its_cause_and_nobody_el
         assert "MiB of memory" in result.error.message
 
 
+@pytest.mark.usefixtures("memory_alone")
 def test_a_request_that_takes_all_memory_ends_after_three_attempts(ray_session: None, tmp_path: Path) -> None:
     agents_file = {
         "agents": [

@@ -20,8 +20,8 @@ import pytest
 import batchray
 from batchray import Agent, Result
 from tests.cluster import agents
-from tests.cluster.test_jobs import until
 from tests.provider_server import run_in_thread
+from tests.waiting import until
 
 BAD = {
     400: ("good", "[[status:500]]", ("llm_api_error", "server_error")),

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,9 @@ from batchray.errors import ConfigError, StoreError
 from batchray.store import Store
 from tests.cluster import agents
 from tests.provider_server import run_in_thread
+from tests.waiting import until
 
 ECHO = Agent(id="echo", run=agents.echo)
-
-
-def until(is_so: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Wait until something is so, looking often."""
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def echoes(n: int) -> Iterator[dict[str, Any]]:

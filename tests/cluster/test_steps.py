@@ -16,8 +16,8 @@ from batchray import Agent, Job, Result
 from batchray.store import Store
 from tests.cluster.dying import die
 from tests.cluster.test_faults import descendants, run_cli
-from tests.cluster.test_jobs import until
 from tests.provider_server import ProviderServer, run_in_thread
+from tests.waiting import until
 
 N_STEPS = 3
 PLACES = {"lane": "ray::Lane", "process": "ray::step_in_process"}

@@ -19,12 +19,11 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.cluster.test_jobs import until
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
-from tests.server.talk import get, patch, post
+from tests.server.talk import BATCHES, get, patch, post
+from tests.waiting import until
 
 GRACE_S = 2
-BATCHES = "/v1/messages/batches"
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from tests.server.live import LiveServer, live_server
 from tests.server.wire import Reply, head, wire
+from tests.waiting import until
 
 MAX_BYTES = 268_435_456
 MEBIBYTE = b" " * 2**20
@@ -46,13 +46,6 @@ def told(reply: Reply) -> tuple[int, str]:
     """Return a refusal's status and reason, of the one shape that there is."""
     assert reply.body.keys() == {"detail", "trace_id"}
     return reply.status, reply.body["detail"]
-
-
-def until(is_so: Callable[[], bool], timeout: float = 60) -> None:
-    end = time.monotonic() + timeout
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def n_uploads(server: LiveServer) -> int:

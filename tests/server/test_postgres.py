@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from batchray.store import Store
-from tests.chaos.judge import AGENTS, BATCHES, Client, Receiver, ask, results, until
+from tests.chaos.judge import AGENTS, Sender, called_back
 from tests.postgres import Database
 from tests.server.live import LiveServer, live_server
+from tests.server.receiver import receiver
+from tests.server.talk import BATCHES, ask, results
+from tests.waiting import until
 
 LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
 QUICK = {"BATCHRAY_LEASE_S": "3"}
@@ -28,19 +31,18 @@ def checked(tmp_path: Path, url: str) -> None:
 def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path: Path, database: Database) -> None:
     url = database.new_url()
     given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, **QUICK, "BATCHRAY_DATABASE_URL": url}
-    receiver = Receiver()
-    with receiver.listening() as address:
-        client = Client(address)
+    with receiver() as hook:
+        client = Sender(hook.url)
         with (
             live_server(tmp_path / "one", "--max-in-flight", "4", **given) as one,
             live_server(tmp_path / "two", **given) as two,
         ):
             assert client.post(one.url, 400)
-            [job_id] = client.acknowledged
+            [job_id] = client.job_ids
             until(lambda: done(one, job_id) > 20)
             seen = {line["index"]: line for line in results(two.url, job_id)}
             one.kill()
-            client.judge(two.url, receiver)
+            client.judge(two.url, hook)
             lines = list(results(two.url, job_id))
             assert {index: lines[index] for index in seen} == seen  # a shown outcome never changes
             assert {line["attempts"] for line in lines} <= {1, 2}
@@ -52,16 +54,15 @@ def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path:
 def test_two_servers_lead_no_job_both(tmp_path: Path, database: Database) -> None:
     url = database.new_url()
     given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, **QUICK, "BATCHRAY_DATABASE_URL": url}
-    receiver = Receiver()
-    with receiver.listening() as address:
-        client = Client(address)
+    with receiver() as hook:
+        client = Sender(hook.url)
         with live_server(tmp_path / "one", **given) as one, live_server(tmp_path / "two", **given) as two:
             for n in range(8):
                 assert client.post((one, two)[n % 2].url, 40)
-            client.judge(one.url, receiver)
-            for job_id in client.acknowledged:
+            client.judge(one.url, hook)
+            for job_id in client.job_ids:
                 assert {line["attempts"] for line in results(two.url, job_id)} == {1}
-            assert sorted(receiver.jobs) == sorted(client.acknowledged)  # each callback once, while nobody dies
+            assert sorted(called_back(hook)) == sorted(client.job_ids)  # each callback once, while nobody dies
             assert (one.stop(), two.stop()) == (0, 0)
     checked(tmp_path, url)
 
@@ -72,9 +73,9 @@ def test_a_job_is_cancelled_through_another_server_than_its_leader(tmp_path: Pat
         live_server(tmp_path / "one", "--max-in-flight", "1", **given) as one,
         live_server(tmp_path / "two", **given) as two,
     ):
-        client = Client()
+        client = Sender()
         assert client.post(one.url, 2000)
-        [job_id] = client.acknowledged
+        [job_id] = client.job_ids
         until(lambda: done(two, job_id) > 2)
         ask(two.url, f"{BATCHES}/{job_id}/cancel", method="PATCH")
         until(lambda: ask(one.url, f"{BATCHES}/{job_id}")["status"] == "cancelled")
@@ -86,18 +87,17 @@ def test_a_database_that_restarts_in_the_middle_of_500_requests_loses_and_repeat
 ) -> None:
     url = database.new_url()
     given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, "BATCHRAY_DATABASE_URL": url}
-    receiver = Receiver()
-    with receiver.listening() as address, live_server(tmp_path, "--max-in-flight", "4", **given) as server:
-        client = Client(address)
+    with receiver() as hook, live_server(tmp_path, "--max-in-flight", "4", **given) as server:
+        client = Sender(hook.url)
         assert client.post(server.url, 500)
-        [job_id] = client.acknowledged
+        [job_id] = client.job_ids
         for share in (50, 250):
             until(lambda share=share: done(server, job_id) > share)  # type: ignore[misc]
             database.stop()
             paused = threading.Event()
             paused.wait(1.0)  # an outage that has a length, whatever else happens
             database.start()
-        client.judge(server.url, receiver)
+        client.judge(server.url, hook)
         assert {line["attempts"] for line in results(server.url, job_id)} == {1}
         assert server.stop() == 0
         assert "Traceback" not in server.log

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.judge import AGENTS, BATCHES, Client, ask, status_of, until
+from tests.chaos.judge import AGENTS, Sender
 from tests.server.live import LiveServer, live_server
+from tests.server.talk import BATCHES, ask, status_of
+from tests.waiting import until
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def batch(n: int, size: int) -> dict[str, object]:
 
 
 def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_path: Path) -> None:
-    client = Client()
+    client = Sender()
     with live_server(tmp_path / "data", "--max-in-flight", "8", agents=AGENTS) as server:
         assert client.post(server.url, 1000)
         with full_disk(server):
@@ -55,7 +57,7 @@ def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_
 
 
 def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_path: Path) -> None:
-    client = Client()
+    client = Sender()
     grace = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
     with live_server(tmp_path / "data", "--max-in-flight", "8", agents=AGENTS, **grace) as server:
         assert client.post(server.url, 1000)
@@ -68,12 +70,12 @@ def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_pat
 
 
 def test_a_batch_that_is_kept_no_longer_is_unknown(tmp_path: Path) -> None:
-    client = Client()
+    client = Sender()
     with live_server(tmp_path, agents=AGENTS) as server:
         assert client.post(server.url, 600)
         client.judge(server.url)
         server.stop()
-    [job_id] = client.acknowledged
+    [job_id] = client.job_ids
     with closing(sqlite3.connect(tmp_path / "batchray.db", isolation_level=None)) as database:
         long_ago = time.strftime("%Y-%m-%dT%H:%M:%S.000000+00:00", time.gmtime(time.time() - 30 * 86400))
         database.execute("UPDATE jobs SET completed_at = ?", (long_ago,))

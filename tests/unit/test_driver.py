@@ -28,6 +28,7 @@ from batchray.errors import (
 from batchray.running import RunningJob
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import JobRecord, NewItem, NewJob, Store
+from tests.waiting import soon
 
 
 def echo(request: AgentRequest) -> str:
@@ -105,12 +106,6 @@ class Watcher:
 
     def close(self) -> None:
         self.n_closed += 1
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def statuses(store: Store, job: JobRecord) -> list[str]:
@@ -294,7 +289,7 @@ async def test_a_canceled_job_keeps_its_outcomes_and_cancels_the_rest(store: Sto
     executor = Scripted(lambda order: asyncio.Event().wait() if order.index >= 2 else None)
     job = await started(store, new_job(store, *["echo"] * 700), max_in_flight=4)
     running = asyncio.create_task(run_job(job, store, executor))
-    await until(lambda: job.progress.done == 2 and executor.running["all"] == 4)
+    await soon(lambda: job.progress.done == 2 and executor.running["all"] == 4)
     job.cancel()
     record = await running
     assert (record.status, record.stop_reason) == ("cancelled", "cancelled")
@@ -309,7 +304,7 @@ async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(st
     first = Scripted(lambda order: asyncio.Event().wait() if order.index >= 15 else None)
     job = await started(store, job_id, max_in_flight=5)
     running = asyncio.create_task(run_job(job, store, first))
-    await until(lambda: job.progress.done == 15 and first.running["all"] == 5)
+    await soon(lambda: job.progress.done == 15 and first.running["all"] == 5)
     job.interrupt()
     with pytest.raises(JobInterruptedError, match=job_id):
         await running
@@ -331,7 +326,7 @@ async def test_a_cancelled_wait_leaves_the_job_to_be_resumed(store: Store) -> No
     watcher = Watcher()
     job = await started(store, new_job(store, "echo", "echo"))
     running = asyncio.create_task(run_job(job, store, executor, [watcher]))
-    await until(lambda: executor.running["all"] == 2)
+    await soon(lambda: executor.running["all"] == 2)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -344,10 +339,10 @@ async def test_a_paused_job_starts_nothing_until_it_is_unpaused(store: Store) ->
     executor = Scripted(lambda order: gate.wait() if order.index < 2 else None)
     job = await started(store, new_job(store, *["echo"] * 6), max_in_flight=2)
     running = asyncio.create_task(run_job(job, store, executor))
-    await until(lambda: executor.running["all"] == 2)
+    await soon(lambda: executor.running["all"] == 2)
     job.steer(Wishes(is_paused=True))
     gate.set()
-    await until(lambda: job.progress.done == 2)
+    await soon(lambda: job.progress.done == 2)
     assert (len(executor.orders), job.snapshot()["is_paused"]) == (2, True)
     job.steer(Wishes(is_paused=False))
     assert (await running).counts["succeeded"] == 6
@@ -358,9 +353,9 @@ async def test_the_window_can_be_set_while_a_job_runs(store: Store) -> None:
     executor = Scripted(lambda order: gate.wait())
     job = await started(store, new_job(store, *["echo"] * 9), max_in_flight=2)
     running = asyncio.create_task(run_job(job, store, executor))
-    await until(lambda: executor.running["all"] == 2)
+    await soon(lambda: executor.running["all"] == 2)
     job.steer(Wishes(max_in_flight=7))
-    await until(lambda: executor.running["all"] == 7)
+    await soon(lambda: executor.running["all"] == 7)
     gate.set()
     await running
     assert executor.most["all"] == 7
@@ -378,7 +373,7 @@ async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> No
     executor = Scripted(lambda order: refuse_after_gate() if order.agent.agent.id == "s" else None)
     job = await started(store, new_job(store, *["s"] * 20, *["m"] * 20), agents, max_in_flight=8)
     running = asyncio.create_task(run_job(job, store, executor))
-    await until(lambda: job.progress.done == 20)
+    await soon(lambda: job.progress.done == 20)
     assert (executor.running["slow"], job.progress.counts["succeeded"]) == (2, 20)
     gate.set()
     record = await running
@@ -395,7 +390,7 @@ async def test_a_providers_limit_is_one_for_all_jobs(store: Store) -> None:
     job_ids = [new_job(store, *["s"] * 5, *["m"] * 5) for _ in range(3)]
     jobs = [await start_job(job_id, agents, store, settings, turns) for job_id in job_ids]
     running = [asyncio.create_task(run_job(job, store, executor)) for job in jobs]
-    await until(lambda: [job.progress.done for job in jobs] == [5] * 3 and executor.running["slow"] == 3)
+    await soon(lambda: [job.progress.done for job in jobs] == [5] * 3 and executor.running["slow"] == 3)
     gate.set()
     records = await asyncio.gather(*running)
     assert [record.counts["succeeded"] for record in records] == [10] * 3
@@ -408,8 +403,8 @@ async def test_links_see_the_job_and_steer_it(store: Store) -> None:
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, *["echo"] * 5, "fail"), max_in_flight=1)
     running = asyncio.create_task(run_job(job, store, executor, [watcher]))
-    await until(lambda: executor.running["all"] == 3)
-    await until(lambda: watcher.snapshots[-1]["n_in_flight"] == 3)
+    await soon(lambda: executor.running["all"] == 3)
+    await soon(lambda: watcher.snapshots[-1]["n_in_flight"] == 3)
     live = watcher.snapshots[-1]
     assert (live["id"], live["max_in_flight"], live["is_canceled"]) == (job.record.id, 3, False)
     assert [(each["index"], each["agent_id"], each["attempt"]) for each in live["in_flight"]] == [
@@ -429,10 +424,10 @@ async def test_a_wish_is_heard_once(store: Store) -> None:
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, "echo"), max_in_flight=1)
     running = asyncio.create_task(run_job(job, store, Scripted(lambda order: gate.wait()), [watcher]))
-    await until(lambda: job.window.size == 3)
+    await soon(lambda: job.window.size == 3)
     job.steer(Wishes(max_in_flight=5))  # asked for by other means
     n_seen = len(watcher.snapshots)
-    await until(lambda: len(watcher.snapshots) >= n_seen + 2)
+    await soon(lambda: len(watcher.snapshots) >= n_seen + 2)
     assert job.window.size == 5
     gate.set()
     await running
@@ -442,7 +437,7 @@ async def test_a_snapshot_stays_small(store: Store) -> None:
     executor = Scripted(lambda order: asyncio.Event().wait() if order.agent.agent.id == "echo" else None)
     job = await started(store, new_job(store, *["fail"] * 50, *["echo"] * 300), max_in_flight=300)
     running = asyncio.create_task(run_job(job, store, executor))
-    await until(lambda: job.progress.done == 50 and executor.running["all"] == 300)
+    await soon(lambda: job.progress.done == 50 and executor.running["all"] == 300)
     live = job.snapshot()
     assert (live["n_in_flight"], len(live["in_flight"]), len(live["failures"])) == (300, 100, 20)
     job.interrupt()
@@ -585,7 +580,7 @@ async def test_an_item_that_makes_no_progress_is_named(store: Store, caplog: pyt
     executor = Scripted(lambda order: asyncio.Event().wait() if order.index == 0 else None)
     job = await started(store, new_job(store, "p", "echo"), agents, deadline_grace_s=0.05)
     running = asyncio.create_task(run_job(job, store, executor))
-    await until(lambda: bool(job.snapshot()["stalled"]))
+    await soon(lambda: bool(job.snapshot()["stalled"]))
     [stalled] = job.snapshot()["stalled"]
     assert (stalled["index"], stalled["agent_id"], stalled["attempt"]) == (0, "p", 1)
     assert [each.getMessage() for each in caplog.records if "no progress" in each.getMessage()] == [

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
 from batchray.config import Settings, load_settings
 from batchray.errors import ClusterError
 from batchray.server.keeper import keep
+from tests.waiting import soon
 
 SETTINGS = load_settings(executor="local")
 
@@ -29,18 +29,12 @@ class Hosts:
         return self
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def test_what_is_gone_is_started_anew_as_often_as_it_goes() -> None:
     hosts = Hosts(back_at=2)
     keeping = asyncio.create_task(keep(hosts, SETTINGS, 0.001, waits_s=(0, 0, 0)))
     for _ in range(2):
         hosts.is_there, hosts.n_tries = False, 0
-        await until(lambda: hosts.is_there)
+        await soon(lambda: hosts.is_there)
         assert hosts.n_tries == 2
     assert not keeping.done()
     keeping.cancel()

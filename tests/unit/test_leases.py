@@ -17,9 +17,10 @@ from batchray.progress import Progress
 from batchray.schema import new_job_id
 from batchray.store import DEFAULT_USER, NewJob, Store
 from tests.postgres import Database
-from tests.unit.test_driver import AGENTS, Scripted, started, until
+from tests.unit.test_driver import AGENTS, Scripted, started
 from tests.unit.test_driver import new_job as driver_job
 from tests.unit.test_store import agents_of, begin, items, new_job, outcome
+from tests.waiting import soon
 
 
 @pytest.fixture
@@ -199,7 +200,7 @@ async def test_a_restart_of_the_database_in_the_middle_of_a_job_costs_no_attempt
     executor = Scripted(lambda order: database.stop() if order.index in (100, 300) else None)
     running = asyncio.create_task(run_job(job, one, executor))
     for _ in range(2):
-        await until(lambda: "waits: the store in" in caplog.text)
+        await soon(lambda: "waits: the store in" in caplog.text)
         caplog.clear()
         await asyncio.to_thread(database.start)
     record = await running
