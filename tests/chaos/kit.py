@@ -31,7 +31,8 @@ _POLL_S = 0.25
 _N_STEPS = 2
 _CALLS = {"good": 1, "stepper": 1 + _N_STEPS, "deadly": 0}
 """Model calls that one request to an agent needs."""
-_AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/")
+_AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Marks of Ray's agents in their command lines, from their start and from when they have given themselves a name."""
 
 
 class Supervised:

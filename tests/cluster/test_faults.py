@@ -167,7 +167,7 @@ def orphans() -> Iterator[list[psutil.Process]]:
 def test_a_killed_driver_is_resumed_without_repeating_finished_items(
     ray_session: None, tmp_path: Path, orphans: list[psutil.Process]
 ) -> None:
-    write_waiting_batch(tmp_path, 300, 0.1)
+    write_waiting_batch(tmp_path, 900, 0.1)
     arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "16", "--lanes", "1", "--quiet"]
     with run_cli("run", *arguments, cwd=tmp_path) as driver:
         assert driver.stdout is not None
@@ -184,15 +184,15 @@ def test_a_killed_driver_is_resumed_without_repeating_finished_items(
 
     assert resumed.returncode == 0, err
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [line["index"] for line in lines] == list(range(300))
+    assert [line["index"] for line in lines] == list(range(900))
     assert {line["status"] for line in lines} == {"succeeded"}
     for index, result in seen.items():
         assert lines[index] == json.loads(result.model_dump_json())
-    assert Counter(line["attempts"] for line in lines)[1] >= 300 - 16
+    assert Counter(line["attempts"] for line in lines)[1] >= 900 - 16
 
 
 def test_an_interrupt_keeps_outcomes_says_how_to_resume_and_exits_130(ray_session: None, tmp_path: Path) -> None:
-    write_waiting_batch(tmp_path, 300, 0.2)
+    write_waiting_batch(tmp_path, 3000, 0.2)
     arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "16", "--lanes", "1"]
     with run_cli("run", *arguments, cwd=tmp_path) as driver:
         assert driver.stdout is not None
@@ -207,7 +207,7 @@ def test_an_interrupt_keeps_outcomes_says_how_to_resume_and_exits_130(ray_sessio
     assert "Traceback" not in err
     assert gone(family)
     record = batchray.attach(job_id, tmp_path / ".batchray").record()
-    assert 20 < record.done < 300
+    assert 20 < record.done < 3000
     assert record.status == "running"
 
 
