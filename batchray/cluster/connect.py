@@ -15,6 +15,7 @@ import ray
 import ray.exceptions
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray._private.node import Node
 
 from batchray.config import Settings
 from batchray.errors import ClusterError
@@ -33,6 +34,9 @@ _LEAN = {
 # How long a call that failed waits for news of its actor's death, and how often that is looked at.  We ask the actor
 # itself, so Ray's seconds of waiting, for each lost call, would buy nothing.
 _IMPATIENT = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
+# What starts them: the autoscaler's monitor, the reader of the workers' logs, and the dashboard's server, which Ray
+# starts without a dashboard too.  A cluster of one node with a driver of ours has no use for them.
+_ATTENDANTS = ("start_monitor", "start_log_monitor", "start_api_server")
 _REACH_S = 10.0
 # More than any system's `struct sigaction` takes.
 _SIGACTION_BYTES = 256
@@ -74,7 +78,7 @@ def disconnect() -> None:
 def _start_local(settings: Settings, quiet: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs
-    with _on_loopback():
+    with _on_loopback(), _unattended():
         ray.init(
             address="local",
             num_cpus=settings.num_cpus,
@@ -122,6 +126,27 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for number, action in kept.items():
             libc.sigaction(number, action, None)
+
+
+@contextlib.contextmanager
+def _unattended() -> Iterator[None]:
+    """Let a cluster that starts meanwhile do so without its attendants.
+
+    They are 40 % of the CPU of a start, and hold up its end by a second.  Undocumented; a test holds it, and a Ray that
+    has no such methods starts them.
+    """
+    kept = {name: getattr(Node, name) for name in _ATTENDANTS if hasattr(Node, name)}
+    for name in kept:
+        setattr(Node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
+
+
+def _start_nothing(node: Node, **wishes: Any) -> None:
+    node._webui_url = ""  # what starting the dashboard's server would have told
 
 
 @contextlib.contextmanager

@@ -70,23 +70,32 @@ class JobLink:
     def __init__(self, job_id: str, thread: Executor, is_alive: Callable[[], bool]) -> None:
         self._job_id, self._thread, self._is_alive = job_id, thread, is_alive
         self._actor: Any = None
+        self._has_answered = self._is_too_late = False
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
         """Send a snapshot and return what was asked for.  A lost actor costs one update, never the job."""
-        if not self._is_alive():
+        if self._is_too_late or not self._is_alive():
             return {}
         try:
             async with asyncio.timeout(_ANSWER_S):
                 if self._actor is None:  # on a thread: it waits for the GCS
-                    loop = asyncio.get_running_loop()
-                    self._actor = await loop.run_in_executor(self._thread, self._find_or_start)
-                return await self._actor.update.remote(snapshot)  # type: ignore[no-any-return]
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._find_or_start)
+                control: dict[str, Any] = await self._actor.update.remote(snapshot)
         except (ray.exceptions.RayError, TimeoutError):
             self._actor = None  # found or started again at the next update
             return {}
+        except asyncio.CancelledError:  # the job is over; what was to show it is not waited for
+            self._is_too_late = not self._has_answered
+            raise
+        self._has_answered = True
+        return control
 
-    def _find_or_start(self) -> Any:
-        return _Actor.options(
+    def close(self) -> None:
+        """End the actor; on the thread that may be starting it at this moment."""
+        self._thread.submit(self._end)
+
+    def _find_or_start(self) -> None:
+        self._actor = _Actor.options(
             name=_name(self._job_id),
             namespace=NAMESPACE,
             num_cpus=0,
@@ -95,8 +104,7 @@ class JobLink:
             get_if_exists=True,
         ).remote()
 
-    def close(self) -> None:
-        """End the actor."""
+    def _end(self) -> None:
         if self._actor is not None and self._is_alive():
             ray.kill(self._actor)
 

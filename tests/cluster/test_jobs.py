@@ -17,7 +17,7 @@ import ray
 
 import batchray
 from batchray import Agent, AgentRequest
-from batchray.errors import ConfigError, StoreError
+from batchray.errors import ConfigError, StoreError, UnknownJobError
 from batchray.store import Store
 from tests.cluster import agents
 from tests.provider_server import run_in_thread
@@ -165,6 +165,19 @@ print(done, state["progress"]["total"])
     assert job.wait(30).status == "cancelled"
 
 
+def test_a_job_that_is_over_before_its_actor_is_there_leaves_none_behind(options: dict[str, Any]) -> None:
+    def is_there() -> bool:
+        try:
+            batchray.find_job(job.id)
+        except UnknownJobError:
+            return False
+        return True
+
+    for _ in range(3):
+        job = batchray.run(list(echoes(1)), [ECHO], min_watched_items=1, **options)
+        until(lambda: not is_there())
+
+
 def listening_on(process: psutil.Process) -> set[str]:
     """Return the addresses that a process listens on; none for one that ends meanwhile."""
     try:
@@ -181,6 +194,22 @@ def test_nothing_of_ours_listens_beyond_loopback(options: dict[str, Any]) -> Non
     assert len(addresses) > 3  # driver, GCS, raylet, lanes
     assert set().union(*addresses.values())
     assert set().union(*addresses.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Return the command line of a process; none for one that ends meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_a_cluster_of_our_own_has_no_process_that_nobody_needs(options: dict[str, Any]) -> None:
+    batchray.run(list(echoes(1)), [ECHO], **options)
+    commands = [" ".join(command_of(process)) for process in psutil.Process().children(recursive=True)]
+    assert [command for command in commands if "/gcs_server" in command]
+    attendants = ("/monitor.py", "/log_monitor.py", "/dashboard.py")
+    assert [command for command in commands if any(each in command for each in attendants)] == []
 
 
 def test_keys_reach_the_lanes_but_no_file_of_the_job(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
