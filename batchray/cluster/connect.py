@@ -34,6 +34,9 @@ _LEAN = {
 # How long a call that failed waits for news of its actor's death, and how often that is looked at.  We ask the actor
 # itself, so Ray's seconds of waiting, for each lost call, would buy nothing.
 _IMPATIENT = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
+# Ray runs its workers at a niceness of 15, so that they leave room for Ray itself.  A lane mostly waits; but when many
+# answers come at once, the driver would spawn on and on while the lanes hardly got to start what it spawned.
+_FAIR = {"worker_niceness": 0}
 # What starts them: the autoscaler's monitor, the reader of the workers' logs, and the dashboard's server, which Ray
 # starts without a dashboard too.  A cluster of one node with a driver of ours has no use for them.
 _ATTENDANTS = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -84,7 +87,7 @@ def _start_local(settings: Settings, quiet: dict[str, Any]) -> None:
             num_cpus=settings.num_cpus,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _system_config={**_LEAN, **_IMPATIENT},
+            _system_config={**_LEAN, **_IMPATIENT, **_FAIR},
             **quiet,
         )
 

@@ -26,6 +26,8 @@ from batchray.interpreter import serve_many
 
 _MAX_AGENTS = 1024
 _GRACE_S = 10.0
+# What Ray gives its workers; in a cluster of our own those that compute have to take it by themselves.
+_NICENESS = 15
 
 
 def pack(bound: BoundAgent) -> bytes:
@@ -110,7 +112,11 @@ def step_in_process(packed: bytes, item: bytes, key: str) -> Iterator[Fetched | 
 
 @contextmanager
 def _mortal(packed: bytes, key: str) -> Iterator[BoundAgent]:
-    """Let whatever ends this process leave a cause, and end it where code that blocks outlives the deadline."""
+    """Let whatever ends this process leave a cause, and end it where code that blocks outlives the deadline.
+
+    What it computes gives way to the driver and the lanes.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), _NICENESS))
     kept = obituary(_node_directory(), key)
     bound: BoundAgent = cloudpickle.loads(packed)
     faulthandler.dump_traceback_later(bound.agent.deadline_s + _GRACE_S, exit=True)  # from C: it needs no interpreter

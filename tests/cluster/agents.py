@@ -24,6 +24,10 @@ def pid(request: AgentRequest) -> int:
     return os.getpid()
 
 
+def niceness(request: AgentRequest) -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def kill_own_process(request: AgentRequest) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -85,6 +85,18 @@ def test_process_placement_gives_each_request_a_process_without_others(options: 
     assert not lane_pids & {batchray.text_of(result) for result in alone.results()}
 
 
+def test_lanes_get_as_much_of_the_cpu_as_their_driver_and_processes_that_compute_get_less(
+    options: dict[str, Any],
+) -> None:
+    given: list[Agent] = [Agent(id=place, run=agents.niceness, placement=place) for place in ("lane", "process")]
+    job = batchray.run([{"agent_id": agent.id, "input": "?"} for agent in given], given, **options)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+
+    on_lane, in_process = (int(batchray.text_of(result)) for result in job.results("index"))
+    assert on_lane == own
+    assert in_process > own
+
+
 def test_resources_that_no_node_has_are_refused_before_anything_runs(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="asks for 1 CPU, 3 GPU a request; no node of the cluster has that"):
         batchray.run(list(echoes(1)), [Agent(id="echo", run=agents.echo, placement="process", num_gpus=3)], **options)
