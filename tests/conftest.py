@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,12 @@ from tests.together import CLUSTER, InGroups, group_of
 # A busy machine is not a bug: how long an example takes, or its drawing, is no claim of any test.
 settings.register_profile("batchray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("batchray")
+
+
+def pytest_configure() -> None:
+    """Heed interrupts: a run in a shell's background ignores them, and so would all that it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

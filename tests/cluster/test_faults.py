@@ -192,7 +192,7 @@ def test_a_killed_driver_is_resumed_without_repeating_finished_items(
 
 
 def test_an_interrupt_keeps_outcomes_says_how_to_resume_and_exits_130(ray_session: None, tmp_path: Path) -> None:
-    write_waiting_batch(tmp_path, 3000, 0.2)
+    write_waiting_batch(tmp_path, 900, 0.2)
     arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "16", "--lanes", "1"]
     with run_cli("run", *arguments, cwd=tmp_path) as driver:
         assert driver.stdout is not None
@@ -207,7 +207,7 @@ def test_an_interrupt_keeps_outcomes_says_how_to_resume_and_exits_130(ray_sessio
     assert "Traceback" not in err
     assert gone(family)
     record = batchray.attach(job_id, tmp_path / ".batchray").record()
-    assert 20 < record.done < 3000
+    assert 20 < record.done < 900
     assert record.status == "running"
 
 
