@@ -90,8 +90,7 @@ def rage(storm: Storm, rng: random.Random, server: Supervised, client: Client) -
         due = n * storm.n_requests * 0.9 / (len(kinds) + 1)
         until(lambda due=due: client.done >= due, 600)  # type: ignore[misc]
         client.keep_what_is_shown() if n % 10 == 1 else None
-        struck = time.monotonic()
-        strike(kind, rng, server)
+        struck = strike(kind, rng, server)
         # What was in flight at that moment may still come in from elsewhere; this is more.
         wanted = min(client.count() + _IN_FLIGHT, storm.n_requests)
         until(lambda wanted=wanted: client.done >= wanted, 120)  # type: ignore[misc]
@@ -99,12 +98,16 @@ def rage(storm: Storm, rng: random.Random, server: Supervised, client: Client) -
     return waits
 
 
-def strike(kind: str, rng: random.Random, server: Supervised) -> None:
+def strike(kind: str, rng: random.Random, server: Supervised) -> float:
+    """Kill one process of a kind, as soon as there is one; returns when it was killed."""
     if kind == "server":
+        struck = time.monotonic()
         server.kill()
-        return
+        return struck
     victim: Any = pick(rng, server, NAMES[kind])
+    struck = time.monotonic()
     try:
         victim.kill()
     except psutil.NoSuchProcess:  # it has just died of something else
-        strike(kind, rng, server)
+        return strike(kind, rng, server)
+    return struck

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from tests.chaos.kit import check_no_process_is_left
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
 from tests.server.talk import BATCHES, get, patch, post
 from tests.waiting import until
@@ -157,18 +157,12 @@ def test_a_server_that_is_terminated_while_it_starts_ends_with_status_0(
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             until(lambda data_dir=data_dir: (data_dir / "batchray.db").exists(), 60)  # type: ignore[misc]
             time.sleep(rng.uniform(0, 3 if executor == "ray" else 0.2))  # any moment is as good as another
-            family = psutil.Process(process.pid).children(recursive=True)
+            family = {*psutil.Process(process.pid).children(recursive=True)}
             process.terminate()
             _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         assert b"Traceback" not in err
-        until(lambda family=family: not any(map(is_left, family)), 30)  # type: ignore[misc]
-
-
-def is_left(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+        check_no_process_is_left(family, 30, with_agents=False)
 
 
 def test_a_small_job_behind_a_large_one_starts_within_a_second(tmp_path: Path, waiting: Path) -> None:

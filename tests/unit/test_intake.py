@@ -275,7 +275,7 @@ def test_any_bytes_are_a_batch_or_refused(raw: bytes) -> None:
 def test_what_is_accepted_is_what_the_schema_accepts(fields: dict[str, Any]) -> None:
     raw = json.dumps({**fields, "agent_id": "a"})
     try:
-        expected: AgentRequest | None = AgentRequest.model_validate_json(raw)
+        expected: AgentRequest | None = AgentRequest.model_validate_json(raw, strict=True)
     except ValidationError:
         expected = None
     try:
