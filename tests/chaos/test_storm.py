@@ -46,7 +46,7 @@ class Storm(NamedTuple):
     is_full: bool
 
 
-SHORT = Storm(600, lane=2, job_actor=1, server=1, raylet=1, gcs=1, latency_s=0.3, is_full=False)
+SHORT = Storm(800, lane=2, job_actor=1, server=1, raylet=1, gcs=1, latency_s=0.8, is_full=False)
 FULL = Storm(50_000, lane=200, job_actor=60, server=40, raylet=10, gcs=10, latency_s=1.0, is_full=True)
 _IN_FLIGHT = 64
 # Until new outcomes are shown again.
