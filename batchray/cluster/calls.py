@@ -18,13 +18,14 @@ T = TypeVar("T")
 
 
 class RunGoneError(Exception):
-    """A lane does not know a run that it has begun: its process is another one by now."""
+    """A lane does not know a run that it has begun: it was stopped, as nobody had asked for it for long."""
 
 
 async def call_lane(lane: Any, order: Order, packed: bytes, keep: Keep) -> bytes:
     """Run an attempt on a lane, an actor, and return its report.
 
-    Raises RayActorError or RunGoneError where the lane's process ended, and WorkerDiedError where the call got lost.
+    Raises RayActorError, OutOfMemoryError or RunGoneError where the lane's process ended or cannot be reached, and
+    WorkerDiedError where the call got lost.
     """
     if not order.agent.agent.keeps_steps:
         return await _result(ref := lane.run.remote(packed, order.encode()), ref, is_task=False)

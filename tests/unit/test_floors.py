@@ -57,7 +57,7 @@ PURE = ("config", "intake", "window", "progress")
 
 # Which modules may import what is heavy.
 HEAVY = {
-    "ray": {"cluster.calls", "cluster.connect", "cluster.job_actor", "cluster.lane", "cluster.pool", "cluster.pulse"},
+    "ray": {f"cluster.{name}" for name in ("calls", "connect", "job_actor", "lane", "lanes", "pool", "pulse")},
     "aiohttp": {"callback.transport", "models.client", "models.http", "server"},
     "sqlalchemy": {"store"},
     "psycopg": set(),
