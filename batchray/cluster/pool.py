@@ -176,6 +176,7 @@ class RayExecutor:
 
     async def _run_in_process(self, order: Order, packed: bytes, keep: Keep) -> bytes:
         wanted = _resources(order.agent) or {"CPU": 1 / _SUSPECTS_A_CPU}
+        # Its name is what Ray's reports and a list of processes know it by.
         options = {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "name": order.key}
         try:
             return await call_process(order, packed, {**options, "enable_task_events": False}, keep)
