@@ -143,7 +143,7 @@ class Lanes:
         executing, told = await self._told("last_words", lane.actor_id) or ([], UNTOLD)
         found = PostMortem(told, frozenset((job_id, index) for job_id, index in executing))
         if isinstance(death, ray.exceptions.OutOfMemoryError):
-            is_cause = took_the_memory(lane.actor_id, str(death))
+            is_cause = took_the_memory(lane.actor_id, told.n_bytes, str(death))
             found = PostMortem(told._replace(cause=OUT_OF_MEMORY), found.suspects if is_cause else frozenset())
         logger.warning("a lane died (process %s); its requests are run again: %s", lane.pid, found.death)
         return found

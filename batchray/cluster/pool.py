@@ -182,7 +182,7 @@ class RayExecutor:
             return await call_process(order, packed, {**options, "enable_task_events": False}, keep)
         except ray.exceptions.OutOfMemoryError as error:
             death = (await self._lanes.death_of(order.key))._replace(cause=OUT_OF_MEMORY)
-            is_suspect = took_the_memory(order.key, str(error))
+            is_suspect = took_the_memory(order.key, death.n_bytes, str(error))
             raise WorkerDiedError(f"its process died while it ran: {death}", is_suspect) from error
         except ray.exceptions.WorkerCrashedError as error:
             death = await self._lanes.death_of(order.key)
