@@ -153,7 +153,7 @@ async def test_a_cancelled_arun_leaves_the_job_for_a_resume(options: dict[str, A
 
 def test_a_job_is_watched_and_steered_from_another_process(options: dict[str, Any]) -> None:
     options.pop("progress")
-    requests = [{"agent_id": "wait", "input": "0.05"} for _ in range(400)]
+    requests = [{"agent_id": "wait", "input": "0.2"} for _ in range(4000)]  # longer than it takes to steer it
     job = batchray.submit(requests, [Agent(id="wait", run=agents.wait)], max_in_flight=8, **options)
     script = f"""
 import time, ray, batchray
@@ -173,7 +173,7 @@ print(done, state["progress"]["total"])
 
     assert ran.returncode == 0, ran.stderr
     done, total = map(int, ran.stdout.split()[-2:])
-    assert 0 < done < total == 400
+    assert 0 < done < total == 4000
     assert job.wait(30).status == "cancelled"
 
 
