@@ -155,6 +155,7 @@ def test_a_job_is_watched_and_steered_from_another_process(options: dict[str, An
     options.pop("progress")
     requests = [{"agent_id": "wait", "input": "0.2"} for _ in range(4000)]  # longer than it takes to steer it
     job = batchray.submit(requests, [Agent(id="wait", run=agents.wait)], max_in_flight=8, **options)
+    until(lambda: job.in_flight > 0, 60)  # Ray is there: to ask for its address before would start another cluster
     script = f"""
 import time, ray, batchray
 actor = batchray.find_job({job.id!r}, {ray.get_runtime_context().gcs_address!r})
