@@ -33,7 +33,7 @@ _ANSWER_S = 5.0
 _INQUEST_S = 15.0
 _PAUSE_S = 0.2
 _MAX_ASKED = 8
-_PLACE_TRIES = 5
+_PLACE_TRIES = 8
 
 _LaneActor = ray.remote(Lane)
 _LANE_OPTIONS = {
@@ -208,6 +208,7 @@ async def _start_lane(node_id: str, max_tries: int) -> LaneHandle:
         if n_tries == max_tries or lane.node_id == node_id:
             return lane
         ray.kill(actor)
+        await asyncio.sleep(n_tries * _PAUSE_S)
 
 
 async def _start_again(node_id: str) -> LaneHandle:
