@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from batchray.store import JobRecord, NewOutcome, NewStep, Patience, Store
+from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, Patience, Store
 
 
 class Ledger:
@@ -17,16 +17,16 @@ class Ledger:
 
     def __init__(self, store: Store, job: JobRecord, patience: Patience, interval_s: float = 0.02) -> None:
         self._store, self._job, self._patience, self._interval_s = store, job, patience, interval_s
-        self._attempts: list[tuple[int, int, int]] = []
+        self._attempts: list[NewAttempt] = []
         self._outcomes: list[NewOutcome] = []
         self._steps: list[NewStep] = []
         self._waiting: asyncio.Future[set[int]] | None = None
         self._flushing: asyncio.Task[None] | None = None
 
-    async def begin(self, index: int, attempt: int, deaths: int) -> None:
+    async def begin(self, attempt: NewAttempt) -> None:
         """Count an attempt; on disk when this returns."""
         await self._patience.room()
-        self._attempts.append((index, attempt, deaths))
+        self._attempts.append(attempt)
         await self._committed()
 
     async def keep(self, steps: Sequence[NewStep]) -> None:
@@ -74,7 +74,7 @@ class _Write:
         self,
         store: Store,
         job: JobRecord,
-        attempts: list[tuple[int, int, int]],
+        attempts: list[NewAttempt],
         outcomes: list[NewOutcome],
         steps: list[NewStep],
     ) -> None:

@@ -21,7 +21,7 @@ from batchray.errors import DeadlineExceededError, RequestError, WorkerDiedError
 from batchray.in_flight import InFlight
 from batchray.ledger import Ledger
 from batchray.progress import Progress
-from batchray.store import JobRecord, NewOutcome, NewStep, Patience, PendingItem, Store
+from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, Patience, PendingItem, Store
 from batchray.window import Window
 
 _N_SHOWN = 100  # in-flight items in a snapshot, the oldest ones
@@ -31,8 +31,8 @@ _PATIENCE = 2.0
 # Of items that wait where their provider or their agent is at its limit; with each what it takes beside its request.
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _ITEM_BYTES = 512
-# An item that is no suspect goes on after a death of its process, but not for ever.
-_MAX_LOST_ATTEMPTS = 20
+# Attempts that ended with a death of another's doing are not an item's own, but it does not go on for ever.
+_MAX_LOSSES = 20
 
 
 class Ending(NamedTuple):
@@ -106,18 +106,16 @@ class RunningJob:
                 return await see_through(item)
 
         async def see_through(item: PendingItem) -> NewOutcome | None:
-            attempt, deaths, losses = item.attempt, item.deaths, item.deaths
+            attempt, deaths, losses = item.attempt, item.deaths, item.losses
             while True:
                 attempt += 1
-                await ledger.begin(item.index, attempt, deaths)  # counted before it is spawned
+                await ledger.begin(NewAttempt(item.index, attempt, deaths, losses))  # counted before it is spawned
                 self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
                 try:
                     outcome = await self._attempt(store, executor, item, attempt, deaths)
                 except WorkerDiedError as error:
-                    is_proven = deaths > 0 and error.is_suspect  # it ran alone, and was suspected before
-                    deaths, losses = deaths + error.is_suspect, losses + 1
-                    n_counted = losses if is_proven else deaths
-                    if n_counted < self.settings.max_attempts and attempt < _MAX_LOST_ATTEMPTS:
+                    deaths, losses = deaths + error.is_suspect, losses + (not error.is_suspect)
+                    if deaths < self.settings.max_attempts and losses < _MAX_LOSSES:
                         continue
                     outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
                 finally:

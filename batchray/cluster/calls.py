@@ -21,7 +21,8 @@ T = TypeVar("T")
 async def call_lane(lane: Any, steps: StepReader, order: Order, packed: bytes, keep: Keep) -> bytes:
     """Run an attempt on a lane, an actor, and return its report; `steps` reads what the lane's runs hand out.
 
-    Raises RayActorError where the lane's process ended, and WorkerDiedError where the call got lost.
+    Raises RayActorError or OutOfMemoryError where the lane's process ended or cannot be reached, and WorkerDiedError
+    where the call got lost.
     """
     if not order.agent.agent.keeps_steps:
         return await _result(ref := lane.run.remote(packed, order.encode()), ref, is_task=False)

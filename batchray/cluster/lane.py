@@ -18,7 +18,7 @@ from ray._private import worker as ray_worker
 
 from batchray.agents import Answerer, Fetched
 from batchray.cluster.obituary import Death
-from batchray.cluster.recorder import Recorder, death_of, obituary
+from batchray.cluster.recorder import LastWords, Recorder, death_of, last_words, obituary
 from batchray.cluster.stepping import News, SteppedRuns, steps_alone
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
@@ -44,10 +44,10 @@ def _dumps(bound: BoundAgent) -> bytes:
 
 
 class Lane:
-    """Runs many requests at once on one event loop.  Every call brings all it needs, so a restart loses nothing."""
+    """Runs many requests at once on one event loop.  Every call brings all it needs, so any other lane can take it."""
 
     def __init__(self) -> None:
-        self._recorder = Recorder(str(ray.get_runtime_context().get_actor_id()), _node_directory())
+        self._recorder = Recorder(_actor_id(), _node_directory())
         self._answerer = Answerer(self._recorder.executing)
         self._stepped = SteppedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
@@ -67,17 +67,17 @@ class Lane:
         """Say how much of each request is kept, and return what is not, as soon as there is something."""
         return await self._stepped.collect(n_kept)
 
-    async def last_words(self) -> tuple[int, list[tuple[str, int]], Death]:
-        """Return this process's id; which items the process before it was running code of when it died; and why."""
-        return os.getpid(), self._recorder.last_words, self._recorder.death
+    async def identity(self) -> tuple[str, str, int]:
+        """Return the ids of its actor, its node and its process."""
+        return _actor_id(), str(ray.get_runtime_context().get_node_id()), os.getpid()
+
+    async def last_words(self, actor_id: str) -> LastWords | None:
+        """Return what another lane left behind when it died, if that was on this node."""
+        return last_words(_node_directory(), actor_id)
 
     async def death_of(self, key: str) -> Death | None:
         """Return why a process of `run_in_process` died, if that was on this node."""
         return death_of(_node_directory(), key)
-
-    async def node_id(self) -> str:
-        """Return the id of the node that it runs on."""
-        return str(ray.get_runtime_context().get_node_id())
 
     async def close(self) -> None:
         """Close connections and files; the actor is ended after it."""
@@ -125,6 +125,10 @@ def _mortal(packed: bytes, key: str) -> Iterator[BoundAgent]:
     finally:
         faulthandler.cancel_dump_traceback_later()
         kept.close()
+
+
+def _actor_id() -> str:
+    return str(ray.get_runtime_context().get_actor_id())
 
 
 def _node_directory() -> Path:

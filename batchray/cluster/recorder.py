@@ -2,7 +2,7 @@
 
 Hundreds of requests share a lane.  When one of them kills it, the others should not be suspected: nearly all of them
 only waited for their model.  So a lane notes in a memory-mapped file which items are executing; the page survives even
-SIGKILL, and the lane's next process reads it.
+SIGKILL, and any other lane of its node can read it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import mmap
 import os
 import re
 import struct
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from batchray.cluster.obituary import UNTOLD, Death, Obituary, read_obituary
 
@@ -24,20 +24,21 @@ _SLOT = struct.Struct("<40sq")  # a job id, and an index
 _N_SLOTS = 8192
 _NAME = "batchray-lane-{actor_id}-{pid}"
 _DEATH = "batchray-death-{key}-{pid}"
-# What has lain about for so long has no successor that could still want to read it.
+# What has lain about for so long has nobody who could still want to read it.
 _STALE_S = 86_400
 
 
+class LastWords(NamedTuple):
+    """What a lane left behind: the items whose own code it ran when it died, and what it died of."""
+
+    executing: list[tuple[str, int]]
+    death: Death
+
+
 class Recorder:
-    """The recorder of one lane.
+    """The recorder of one lane, which is one process."""
 
-    `last_words` are the items that the lane's earlier process was executing, `death` is what it died of.
-    """
-
-    def __init__(self, actor_id: str, directory: Path | None = None) -> None:
-        directory = directory or Path(tempfile.gettempdir())
-        self.last_words = _read_predecessors(directory, actor_id)
-        self.death = death_of(directory, actor_id) or UNTOLD
+    def __init__(self, actor_id: str, directory: Path) -> None:
         _remove_stale(directory)
         self._obituary = obituary(directory, actor_id)
         self._file = directory / _NAME.format(actor_id=actor_id, pid=os.getpid())
@@ -78,14 +79,20 @@ def death_of(directory: Path, key: str) -> Death | None:
     return next(filter(None, map(read_obituary, files)), None)
 
 
-def _read_predecessors(directory: Path, actor_id: str) -> list[tuple[str, int]]:
-    words = []
+def last_words(directory: Path, actor_id: str) -> LastWords | None:
+    """Return what a lane of this node left behind, and forget it; None where there was no such lane here."""
+    death = death_of(directory, actor_id)
     for file in directory.glob(_NAME.format(actor_id=actor_id, pid="*")):
-        for job_id, index in _SLOT.iter_unpack(file.read_bytes()):
-            if job_id.strip(b"\0"):
-                words.append((job_id.rstrip(b"\0").decode(), index))
+        executing = list(_executing(file.read_bytes()))
         file.unlink(missing_ok=True)
-    return words
+        return LastWords(executing, death or UNTOLD)
+    return None
+
+
+def _executing(slots: bytes) -> Iterator[tuple[str, int]]:
+    for job_id, index in _SLOT.iter_unpack(slots):
+        if job_id.strip(b"\0"):
+            yield job_id.rstrip(b"\0").decode(), index
 
 
 def _remove_stale(directory: Path) -> None:

@@ -95,7 +95,8 @@ class Outcome(WireModel):
 class Result(WireModel):
     """One line of the output: an item's outcome as the caller sees it.
 
-    `messages` are filtered by the request's `include_return_message_types`; `attempts` says how many were made.
+    `messages` are filtered by the request's `include_return_message_types`; `attempts` says how many were made, but for
+    those that a death of another's doing cut short.
     """
 
     index: Count

@@ -59,20 +59,25 @@ class Database:
         self._engine.dispose()
 
     def create_schema(self) -> None:
-        """Create the tables that are missing.
+        """Create the tables that are missing, and bring those of an older version up to this one.
 
         Raises StoreError where a newer version made them, and StoreCorruptError where the database is damaged.
         """
         with self._transaction() as connection:
             self._backend.prepare(connection)
             self._check_version(connection)
+            if self._backend.version(connection) == 1:
+                connection.execute(sa.text("ALTER TABLE attempts ADD COLUMN losses BIGINT NOT NULL DEFAULT 0"))
             metadata.create_all(connection)
             self._backend.set_version(connection, SCHEMA_VERSION)
 
     def check_version(self) -> None:
-        """Raise StoreError where a newer version made the tables."""
+        """Raise StoreError where another version made the tables."""
         with self._reading() as connection:
             self._check_version(connection)
+            if 0 < self._backend.version(connection) < SCHEMA_VERSION:
+                advice = "resume a job or start a server to bring it up to this one"
+                raise StoreError(f"{self._backend.name} was written by an older version of batchray; {advice}")
 
     def checkpoint(self) -> None:
         """Move what is in the log into the database, as far as readers allow."""

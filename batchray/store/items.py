@@ -17,6 +17,7 @@ from batchray.store.leases import Leases
 from batchray.store.records import (
     FailureKind,
     JobRecord,
+    NewAttempt,
     NewOutcome,
     NewStep,
     Order,
@@ -33,7 +34,7 @@ from batchray.store.tables import jobs as _jobs
 from batchray.store.tables import outcomes as _outcomes
 from batchray.store.tables import steps as _steps
 
-_OUTCOME_COLUMNS = ("attempt", "status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
+_OUTCOME_COLUMNS = ("status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
 _RESULT_COLUMNS = ("status", "stop_reason", "error", "usage", "queued_ns", "ttft_ns", "duration_ns", "messages")
 
 
@@ -49,6 +50,7 @@ class Items(Leases):
                 _items.c.request,
                 sa.func.coalesce(_attempts.c.attempt, 0),
                 sa.func.coalesce(_attempts.c.deaths, 0),
+                sa.func.coalesce(_attempts.c.losses, 0),
             )
             .outerjoin(_outcomes, same_item(_items, _outcomes))
             .outerjoin(_attempts, same_item(_items, _attempts))
@@ -58,8 +60,8 @@ class Items(Leases):
         )
         return list(self._page(query, PendingItem, lambda item: len(item.request)))
 
-    def begin_attempts(self, job: JobRecord, attempts: Sequence[tuple[int, int, int]]) -> None:
-        """Count attempts before they are spawned: (index, attempt, deaths so far) each."""
+    def begin_attempts(self, job: JobRecord, attempts: Sequence[NewAttempt]) -> None:
+        """Count attempts before they are spawned."""
         self.write(job, attempts, [])
 
     def record(self, job: JobRecord, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
@@ -72,7 +74,7 @@ class Items(Leases):
     def write(
         self,
         job: JobRecord,
-        attempts: Sequence[tuple[int, int, int]],
+        attempts: Sequence[NewAttempt],
         outcomes: Sequence[NewOutcome],
         is_again: bool = False,
         steps: Sequence[NewStep] = (),
@@ -96,7 +98,7 @@ class Items(Leases):
             crash_at("step-committed")
         if taken:
             crash_at("outcome-committed")
-        return before + taken
+        return [*before, *taken.values()]
 
     def steps(self, job: JobRecord, index: int) -> list[bytes]:
         """Return the checkpoints of an item without an outcome, in their order."""
@@ -131,7 +133,7 @@ class Items(Leases):
         total, last = 0, -1
         while pending := self.unfinished(job, after=last):
             last = pending[-1].index
-            attempts = [(item.index, max(item.attempt, 1), item.deaths) for item in pending if item.attempt == 0]
+            attempts = [NewAttempt(item.index, 1) for item in pending if item.attempt == 0]
             outcomes = [
                 NewOutcome(item.index, max(item.attempt, 1), status, stop_reason, error, {}, 0, None, 0, b"[]")
                 for item in pending
@@ -212,7 +214,7 @@ class Items(Leases):
                 _items.c.idx,
                 _items.c.agent_id,
                 _items.c.custom_id,
-                sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt, 0),
+                sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt - _attempts.c.losses, 0),
                 *(_outcomes.c[name] for name in _RESULT_COLUMNS if name != "messages"),
             )
             .outerjoin(_outcomes, same_item(_items, _outcomes))
@@ -249,17 +251,18 @@ class Items(Leases):
             for after, status, usage, *durations in rows:  # noqa: B007
                 yield status, dict(zip(names, durations, strict=True)), orjson.loads(usage)
 
-    def _write_attempts(
-        self, connection: sa.Connection, job: JobRecord, attempts: Sequence[tuple[int, int, int]]
-    ) -> None:
+    def _write_attempts(self, connection: sa.Connection, job: JobRecord, attempts: Sequence[NewAttempt]) -> None:
         if not attempts:
             return
         statement = self._backend.insert(_attempts)
         statement = statement.on_conflict_do_update(
             index_elements=["job", "idx"],
-            set_={"attempt": statement.excluded.attempt, "deaths": statement.excluded.deaths},
+            set_={name: statement.excluded[name] for name in ("attempt", "deaths", "losses")},
         )
-        rows = [{"job": job.key, "idx": i, "attempt": attempt, "deaths": deaths} for i, attempt, deaths in attempts]
+        rows = [
+            {"job": job.key, "idx": each.index, "attempt": each.attempt, "deaths": each.deaths, "losses": each.losses}
+            for each in attempts
+        ]
         connection.execute(statement, rows)
 
     def _write_steps(self, connection: sa.Connection, job: JobRecord, steps: Sequence[NewStep]) -> None:
@@ -267,7 +270,7 @@ class Items(Leases):
         rows = [
             {"job": job.key, "idx": step.index, "seq": step.seq, "checkpoint": step.checkpoint}
             for step in steps
-            if current.get(step.index) == step.attempt
+            if step.index in current and current[step.index].attempt == step.attempt
         ]
         if rows:  # some may be there, after a write of which nobody knows whether it was committed
             connection.execute(self._backend.insert(_steps).on_conflict_do_nothing(), rows)
@@ -278,34 +281,45 @@ class Items(Leases):
         """Keep the outcomes that are there, of the same attempt: an attempt has one leader and one outcome."""
         there: set[tuple[int, int]] = set()
         for chunk in chunks(outcome.index for outcome in outcomes):
-            query = sa.select(_outcomes.c.idx, _outcomes.c.attempt)
+            query = sa.select(_outcomes.c.idx, (_outcomes.c.attempt + _attempts.c.losses).label("attempt"))
+            query = query.join(_attempts, same_item(_outcomes, _attempts))
             query = query.where(_outcomes.c.job == job.key, _outcomes.c.idx.in_(chunk))
             there.update((row.idx, row.attempt) for row in connection.execute(query))
         return [outcome for outcome in outcomes if (outcome.index, outcome.attempt) in there]
 
-    def _current(self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
-        """Keep the outcomes that may be taken: of the current attempt, the first of its item."""
+    def _current(
+        self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]
+    ) -> dict[NewAttempt, NewOutcome]:
+        """Keep the outcomes that may be taken: of the current attempt, the first of its item; by that attempt."""
         current = self._current_attempts(connection, job, (outcome.index for outcome in outcomes))
-        taken = []
+        taken = {}
         for outcome in outcomes:
-            if current.get(outcome.index) == outcome.attempt:
-                del current[outcome.index]
-                taken.append(outcome)
+            if outcome.index in current and current[outcome.index].attempt == outcome.attempt:
+                taken[current.pop(outcome.index)] = outcome
         return taken
 
-    def _current_attempts(self, connection: sa.Connection, job: JobRecord, indices: Iterable[int]) -> dict[int, int]:
+    def _current_attempts(
+        self, connection: sa.Connection, job: JobRecord, indices: Iterable[int]
+    ) -> dict[int, NewAttempt]:
         """Return the current attempts of those of the items that have no outcome."""
-        current: dict[int, int] = {}
+        current: dict[int, NewAttempt] = {}
         for chunk in chunks(indices):
             query = (
-                sa.select(_attempts.c.idx, _attempts.c.attempt)
+                sa.select(_attempts.c.idx, _attempts.c.attempt, _attempts.c.deaths, _attempts.c.losses)
                 .outerjoin(_outcomes, same_item(_attempts, _outcomes))
                 .where(_attempts.c.job == job.key, _attempts.c.idx.in_(chunk), _outcomes.c.idx.is_(None))
             )
-            current.update((row.idx, row.attempt) for row in connection.execute(query))
+            current.update((row.idx, NewAttempt(*row)) for row in connection.execute(query))
         return current
 
-    def _insert_outcomes(self, connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome]) -> None:
+    def _insert_outcomes(
+        self, connection: sa.Connection, job: JobRecord, outcomes: Mapping[NewAttempt, NewOutcome]
+    ) -> None:
+        """Insert outcomes by their attempts; one is kept with the number of its item's attempts but for the lost ones.
+
+        An attempt that ended with a death of another's doing is not held against an item.
+        """
+        taken = list(outcomes.values())
         seq = connection.execute(sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key)).scalar_one()
         now = utc_now()
         rows = [
@@ -314,11 +328,12 @@ class Items(Leases):
                 "seq": seq + n,
                 "finished_at": now,
                 "idx": outcome.index,
+                "attempt": outcome.attempt - attempt.losses,
                 **{name: getattr(outcome, name) for name in _OUTCOME_COLUMNS},
                 "error": orjson.dumps(outcome.error) if outcome.error else None,
                 "usage": orjson.dumps(outcome.usage),
             }
-            for n, outcome in enumerate(taken, start=1)
+            for n, (attempt, outcome) in enumerate(outcomes.items(), start=1)
         ]
         connection.execute(sa.insert(_outcomes), rows)
         keep_sequels(connection, job, taken)

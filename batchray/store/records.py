@@ -61,6 +61,21 @@ class PendingItem:
     request: bytes
     attempt: int
     deaths: int
+    losses: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """An attempt as it begins; `attempt` counts all that were spawned.
+
+    Of those before it, `deaths` ended with a death of their process that may be their own doing, and `losses` with one
+    that is not.
+    """
+
+    index: int
+    attempt: int
+    deaths: int = 0
+    losses: int = 0
 
 
 @dataclass(frozen=True, slots=True)

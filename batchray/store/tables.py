@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from batchray.progress import STATUSES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DELETED = "deleted"
 """The kind of a job that retention is deleting."""
 
@@ -69,6 +69,7 @@ attempts = sa.Table(
     sa.Column("idx", _INTEGER, primary_key=True),
     sa.Column("attempt", _INTEGER, nullable=False),
     sa.Column("deaths", _INTEGER, nullable=False, server_default="0"),
+    sa.Column("losses", _INTEGER, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 

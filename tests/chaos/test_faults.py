@@ -72,7 +72,7 @@ def test_deadly_requests_cost_nobody_else(
         check_database(server.data_dir)
     check_no_process_is_left(server.family, 90, with_agents=False)
     report(**figures, attempts=attempts, clean_s=round(clean_s, 1), with_deadly_s=round(mixed_s, 1))
-    assert set(attempts) <= {3, 4}  # the fourth is one that another of them took along twice
+    assert set(attempts) == {3}
     if n_requests >= 1000:  # of fewer, the few processes that start are most of the time
         assert mixed_s < 2 * clean_s
 

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from batchray.progress import Progress
-from batchray.store import NewItem, NewJob, NewOutcome, Store
+from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
 
 def say(*words):
     print(*words, flush=True)
@@ -39,7 +39,7 @@ with Store.open(data_dir) as store:
     job = store.start_job(job_id)
     for first in range(0, n_items, n_commit):
         indexes = range(first, first + n_commit)
-        store.begin_attempts(job, [(index, 1, 0) for index in indexes])
+        store.begin_attempts(job, [NewAttempt(index, 1) for index in indexes])
         store.record(job, [outcome(index) for index in indexes])
         say("recorded", first + n_commit)
     store.end_job(job_id, "completed", "end_turn", Progress(), None, 1)

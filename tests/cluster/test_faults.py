@@ -49,6 +49,7 @@ def test_five_bad_requests_among_2000_cost_nobody_else(placement: str, options: 
         for index, (agent_id, text, _) in BAD.items():
             requests[index] = {"agent_id": agent_id, "input": text}
         job = batchray.run(requests, fleet, providers={"local": local}, max_in_flight=128, **options)
+        n_calls = server.n_calls
 
     results = list(job.results("index"))
     assert job.status == "completed"
@@ -60,11 +61,9 @@ def test_five_bad_requests_among_2000_cost_nobody_else(placement: str, options: 
     others = [result for result in results if result.index not in BAD]
     assert {str(result.status) for result in others} == {"succeeded"}
     assert results[1600].attempts == 3
-    if placement == "process":
-        assert {result.attempts for result in others} == {1}
-    else:  # those that shared the lane at that moment are run once more, and only once
-        assert Counter(result.attempts for result in others)[2] < 128
-        assert max(result.attempts for result in others) == 2
+    assert {result.attempts for result in others} == {1}
+    # Those that shared the lane at that moment are run once more, and only once; bad ones are asked three times.
+    assert n_calls <= 2000 + 2 * len(BAD) + (128 if placement == "lane" else 0)
     assert tool_return(results[1300]) == ("error", "ValueError: cannot work with 1")
 
 

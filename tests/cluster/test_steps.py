@@ -20,7 +20,7 @@ from tests.provider_server import ProviderServer, run_in_thread
 from tests.waiting import until
 
 N_STEPS = 3
-PLACES = {"lane": "ray::Lane", "process": "ray::step_in_process"}
+PLACES = {"lane": "ray::Lane", "process": "ray::job-"}  # a process of its own is named after its request
 
 
 def note(ledger: str, wait_for: str = "") -> str:
@@ -90,7 +90,8 @@ def test_a_death_while_the_model_answers_repeats_that_call_and_no_tool(
         kill(place)
         result = the_result(job)
         n_calls = server.n_calls
-    assert (str(result.status), result.usage.step_count, result.attempts) == ("succeeded", N_STEPS + 1, 2)
+    assert (str(result.status), result.usage.step_count) == ("succeeded", N_STEPS + 1)
+    assert result.attempts == (2 if place == "process" else 1)  # on its lane it only waited, and was no suspect
     assert n_calls == N_STEPS + 1 + 1
     assert (events(ledger, "begun"), events(ledger, "ended")) == (N_STEPS, N_STEPS)
     kinds = [message.message_type for message in result.messages]

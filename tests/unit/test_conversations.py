@@ -29,7 +29,7 @@ from batchray.schema import (
     message_id,
     new_job_id,
 )
-from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewOutcome, Prior, Sequel, Store
+from batchray.store import DEFAULT_USER, JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Prior, Sequel, Store
 from tests.unit.test_agents import calls
 from tests.unit.test_driver import Scripted
 from tests.waiting import soon
@@ -236,7 +236,7 @@ def paused(store: Store, call_id: str) -> str:
     messages = b"[" + asked.model_dump_json(exclude_none=True).encode() + b"]"
     sequel = Sequel("guarded", pending=[call_id])
     outcome = NewOutcome(0, 1, "succeeded", "requires_approval", None, {}, 0, None, 1, messages, sequel)
-    assert store.write(record, [(0, 1, 0)], [outcome]) == [outcome]
+    assert store.write(record, [NewAttempt(0, 1)], [outcome]) == [outcome]
     return asked.id
 
 

@@ -27,7 +27,7 @@ from batchray.errors import (
 )
 from batchray.running import RunningJob
 from batchray.schema import AgentRequest, new_job_id
-from batchray.store import JobRecord, NewItem, NewJob, Store
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, Store
 from tests.waiting import soon
 
 
@@ -151,7 +151,7 @@ async def test_each_attempt_is_given_what_those_before_it_have_kept(store: Store
     record = await run_job(job, store, executor)
     given = [json.loads(context)["steps"] if context else [] for context in executor.contexts]
     assert given == [[], [{"n": 1}], [{"n": 1}, {"n": 2}]]
-    assert [each.attempts for each in store.results(record)] == [3]
+    assert [each.attempts for each in store.results(record)] == [1]  # the others were lost to another's doing
     assert store.steps(record, 0) == []
 
 
@@ -216,13 +216,19 @@ async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: St
     ]
 
 
-async def test_a_death_that_others_caused_counts_once_an_item_is_proven_deadly(store: Store) -> None:
+async def test_a_deadly_item_has_exactly_its_attempts_whatever_others_cost_it(store: Store) -> None:
     def die(order: Order) -> None:
-        raise WorkerDiedError("its lane died", is_suspect=order.attempt > 1)
+        raise WorkerDiedError("its lane died", is_suspect=order.attempt in (2, 4, 5))
 
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
-    assert [order.is_alone for order in executor.orders] == [False, False, True]
+    assert [(order.attempt, order.is_alone) for order in executor.orders] == [
+        (1, False),
+        (2, False),
+        (3, True),
+        (4, True),
+        (5, True),
+    ]
     assert store.results(record)[0].attempts == 3
 
 
@@ -234,8 +240,8 @@ async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) ->
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
     assert record.counts["succeeded"] == 1
-    assert [order.is_alone for order in executor.orders] == [False] * 7
-    assert store.results(record)[0].attempts == 7
+    assert [(order.attempt, order.is_alone) for order in executor.orders] == [(n, False) for n in range(1, 8)]
+    assert store.results(record)[0].attempts == 1
 
 
 async def test_an_item_whose_process_always_dies_ends_in_the_end(store: Store) -> None:
@@ -249,7 +255,7 @@ async def test_an_item_whose_process_always_dies_ends_in_the_end(store: Store) -
 
 async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None:
     job_id = new_job(store, "echo")
-    store.begin_attempts(store.job(job_id), [(0, 2, 2)])
+    store.begin_attempts(store.job(job_id), [NewAttempt(0, 2, 2)])
 
     def die(order: Order) -> None:
         raise WorkerDiedError("killed by signal 11")
@@ -258,6 +264,19 @@ async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None
     record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
     assert [(order.attempt, order.is_alone) for order in executor.orders] == [(3, True)]
     assert record.counts["errored"] == 1
+
+
+async def test_deaths_of_anothers_doing_are_not_counted_after_a_restart_of_the_driver_either(store: Store) -> None:
+    job_id = new_job(store, "echo")
+    store.begin_attempts(store.job(job_id), [NewAttempt(0, 6, deaths=2, losses=4)])
+
+    def die(order: Order) -> None:
+        raise WorkerDiedError("killed by signal 11")
+
+    executor = Scripted(die)
+    record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
+    assert [order.attempt for order in executor.orders] == [7]
+    assert store.results(record)[0].attempts == 3
 
 
 async def test_an_attempt_that_cannot_be_spawned_is_its_items_outcome(store: Store) -> None:

@@ -63,6 +63,7 @@ HEAVY = {
         "cluster.connect",
         "cluster.job_actor",
         "cluster.lane",
+        "cluster.lanes",
         "cluster.pool",
         "cluster.pulse",
         "cluster.step_reader",

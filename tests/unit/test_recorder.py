@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from batchray.cluster.recorder import Recorder
+from batchray.cluster.obituary import UNTOLD
+from batchray.cluster.recorder import Recorder, last_words
 from batchray.schema import new_job_id
 
 JOB = new_job_id()
@@ -49,31 +50,33 @@ recorder = Recorder("actor", Path(sys.argv[1]))
     process.stdout.close()
 
 
-def test_the_next_process_reads_what_a_killed_one_was_executing(tmp_path: Path) -> None:
+def executing(actor_id: str, directory: Path) -> list[tuple[str, int]] | None:
+    """Return what a lane that died was executing, None where nothing is known of it."""
+    words = last_words(directory, actor_id)
+    return None if words is None else words.executing
+
+
+def test_another_process_reads_what_a_killed_one_was_executing(tmp_path: Path) -> None:
     done = f"with recorder.executing({JOB!r}, 1): pass"
     running = f"with recorder.executing({JOB!r}, 2), recorder.executing({JOB!r}, 2**27): DIE"
     killed_while(f"{done}\n{running}", tmp_path)
-    recorder = Recorder("actor", tmp_path)
-    assert sorted(recorder.last_words) == [(JOB, 2), (JOB, 2**27)]
-    recorder.close()
+    words = last_words(tmp_path, "actor")
+    assert words is not None
+    assert sorted(words.executing) == [(JOB, 2), (JOB, 2**27)]
+    assert words.death.cause == UNTOLD.cause
+    assert words.death.n_bytes > 0
     assert files(tmp_path) == []
 
 
 def test_a_process_that_executed_nothing_has_no_last_words(tmp_path: Path) -> None:
     killed_while("DIE", tmp_path)
-    recorder = Recorder("actor", tmp_path)
-    assert recorder.last_words == []
-    recorder.close()
+    assert executing("actor", tmp_path) == []
 
 
-def test_last_words_are_told_once_and_only_to_the_same_lane(tmp_path: Path) -> None:
+def test_last_words_are_told_once_and_only_of_the_lane_that_is_asked_for(tmp_path: Path) -> None:
     killed_while(f"with recorder.executing({JOB!r}, 5): DIE", tmp_path)
-    other = Recorder("another", tmp_path)
-    first = Recorder("actor", tmp_path)
-    second = Recorder("actor", tmp_path)
-    assert (other.last_words, first.last_words, second.last_words) == ([], [(JOB, 5)], [])
-    for recorder in (other, first, second):
-        recorder.close()
+    told = [executing(actor_id, tmp_path) for actor_id in ("another", "actor", "actor")]
+    assert told == [None, [(JOB, 5)], None]
 
 
 def test_what_ended_is_forgotten_also_when_it_failed(tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_what_ended_is_forgotten_also_when_it_failed(tmp_path: Path) -> None:
     with pytest.raises(LookupError), recorder.executing(JOB, 1):
         raise LookupError
     with recorder.executing(JOB, 2):
-        assert Recorder("actor", tmp_path).last_words == [(JOB, 2)]
+        assert executing("actor", tmp_path) == [(JOB, 2)]
     recorder.close()
 
 
@@ -90,7 +93,7 @@ def test_more_at_once_than_there_are_slots_are_run_unnoted(tmp_path: Path) -> No
     with ExitStack() as stack:
         for index in range(8200):
             stack.enter_context(recorder.executing(JOB, index))
-        assert len(Recorder("actor", tmp_path).last_words) == 8192
+        assert len(executing("actor", tmp_path) or []) == 8192
     with recorder.executing(JOB, 7):
         pass
     recorder.close()

@@ -12,7 +12,7 @@ from batchray.agents import Answerer, encode_item, read_report
 from batchray.config import Agent, bind_agents
 from batchray.results import parse_time, result_of, text_of, to_frame
 from batchray.schema import AssistantMessage, ItemStatus, Result, item_id, new_job_id
-from batchray.store import JobRecord, NewItem, NewJob, NewOutcome, Store, utc_now
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, utc_now
 
 
 def double(n: int) -> int:
@@ -46,7 +46,7 @@ async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> lis
         items = [NewItem("a", request.get("custom_id"), body) for request, body in zip(requests, bodies, strict=True)]
         store.create_job(NewJob(job_id, lambda ids: {}), items)
         job = store.start_job(job_id)
-        store.begin_attempts(job, [(index, 1, 0) for index in range(len(items))])
+        store.begin_attempts(job, [NewAttempt(index, 1) for index in range(len(items))])
         for index, body in enumerate(bodies):
             report = read_report(await answerer.answer(bound, encode_item(job_id, index, 1, body)))
             fields = (report.index, report.attempt, report.status, report.stop_reason, report.error, report.usage)

@@ -15,7 +15,7 @@ from batchray.agents import Answerer, Keeper, Report, SteppedRun, encode_item, f
 from batchray.cluster.stepping import SteppedRuns, steps_alone
 from batchray.config import Agent, BoundAgent, bind_agents
 from batchray.schema import Message, letta_messages, new_job_id
-from batchray.store import JobRecord, NewItem, NewJob, NewOutcome, NewStep, Store
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store
 
 JOB = new_job_id()
 _done: list[str] = []
@@ -273,18 +273,18 @@ def outcome(index: int, attempt: int) -> NewOutcome:
 
 def test_only_the_current_attempt_keeps_steps_and_each_only_once(job: tuple[Store, JobRecord]) -> None:
     store, record = job
-    store.begin_attempts(record, [(0, 1, 0), (1, 1, 0)])
+    store.begin_attempts(record, [NewAttempt(0, 1), NewAttempt(1, 1)])
     for is_again in (False, True):
         steps = [NewStep(0, 1, 0, b"a0"), NewStep(1, 1, 0, b"b0"), NewStep(0, 1, 1, b"a1")]
         store.write(record, [], [], is_again, steps)
-    store.begin_attempts(record, [(0, 2, 0)])
+    store.begin_attempts(record, [NewAttempt(0, 2)])
     store.write(record, [], [], False, [NewStep(0, 1, 2, b"stale"), NewStep(0, 2, 2, b"a2")])
     assert [store.steps(record, index) for index in range(3)] == [[b"a0", b"a1", b"a2"], [b"b0"], []]
 
 
 def test_an_outcome_takes_the_place_of_its_items_steps(job: tuple[Store, JobRecord]) -> None:
     store, record = job
-    store.begin_attempts(record, [(0, 1, 0), (1, 1, 0)])
+    store.begin_attempts(record, [NewAttempt(0, 1), NewAttempt(1, 1)])
     store.write(record, [], [], False, [NewStep(0, 1, 0, b"a0"), NewStep(1, 1, 0, b"b0")])
     assert store.record(record, [outcome(0, 1)]) == [outcome(0, 1)]
     store.write(record, [], [], False, [NewStep(0, 1, 1, b"late")])

@@ -113,7 +113,7 @@ from pathlib import Path
 from batchray.errors import StoreFullError
 from batchray.progress import Progress
 from batchray.schema import new_job_id
-from batchray.store import NewItem, NewJob, NewOutcome, Store
+from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
 
 def outcome(index):
     return NewOutcome(index, 1, "succeeded", "end_turn", None, {}, 5, None, 7, b'["%s"]' % (b"x" * 20_000))
@@ -133,7 +133,7 @@ store = Store.open(Path(sys.argv[1]))
 old, job_id = create(300), create(2000)
 store.end_job(old, "completed", "end_turn", Progress(), None, 0)
 job = store.start_job(job_id)
-store.begin_attempts(job, [(index, 1, 0) for index in range(2000)])
+store.begin_attempts(job, [NewAttempt(index, 1) for index in range(2000)])
 assert (store.data_dir / "reserve").exists()
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, unlimited[1]))  # no file grows beyond it: the kernel's full disk

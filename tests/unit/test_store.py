@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from batchray.errors import StoreError, StoreLockedError, UnknownJobError
 from batchray.progress import STATUSES, Progress
 from batchray.schema import new_job_id
-from batchray.store import JobRecord, NewItem, NewJob, NewOutcome, Store, is_locked, running_jobs
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, is_locked, running_jobs
 
 AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
 
@@ -61,7 +61,7 @@ def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: b
 
 
 def begin(store: Store, job: JobRecord, *indexes: int, attempt: int = 1) -> None:
-    store.begin_attempts(job, [(index, attempt, 0) for index in indexes])
+    store.begin_attempts(job, [NewAttempt(index, attempt) for index in indexes])
 
 
 def test_a_job_is_read_back_as_it_was_created(store: Store) -> None:
@@ -123,7 +123,7 @@ def test_recording_in_any_order_twice_or_late_takes_one_outcome_of_the_current_a
             for index in begun:
                 if index not in expected:  # the driver begins none of a finished item
                     current[index] = current.get(index, 0) + 1
-                    attempts.append((index, current[index], 0))
+                    attempts.append(NewAttempt(index, current[index]))
             taken = store.write(job, attempts, [outcome(index, attempt) for index, attempt in outcomes])
             due = [(i, a) for i, a in dict.fromkeys(outcomes) if current.get(i) == a and i not in expected]
             assert [(each.index, each.attempt) for each in taken] == due
@@ -162,13 +162,24 @@ def test_outcomes_of_one_job_are_not_those_of_another(store: Store) -> None:
     assert (store.job(one.id).done, store.job(other.id).done) == (1, 0)
 
 
-def test_attempts_and_deaths_are_read_back_after_a_restart(tmp_path: Path) -> None:
+def test_attempts_deaths_and_losses_are_read_back_after_a_restart(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job = new_job(store, 2)
-        store.begin_attempts(job, [(0, 1, 0), (1, 1, 0)])
-        store.begin_attempts(job, [(1, 2, 1)])
+        store.begin_attempts(job, [NewAttempt(0, 1), NewAttempt(1, 1)])
+        store.begin_attempts(job, [NewAttempt(1, 4, 1, 2)])
     with Store.open(tmp_path) as store:
-        assert [(each.attempt, each.deaths) for each in store.unfinished(job, after=-1)] == [(1, 0), (2, 1)]
+        pending = store.unfinished(job, after=-1)
+        assert [(each.attempt, each.deaths, each.losses) for each in pending] == [(1, 0, 0), (4, 1, 2)]
+
+
+def test_an_outcome_is_fenced_by_all_attempts_and_shows_those_that_were_not_lost(store: Store) -> None:
+    job = new_job(store, 1)
+    store.begin_attempts(job, [NewAttempt(0, 4, 1, 2)])
+    assert [each.attempts for each in store.items(job)] == [2]
+    assert store.record(job, [outcome(0, 2)]) == []
+    assert store.record(job, [outcome(0, 4)]) == [outcome(0, 4)]
+    assert store.write(job, [], [outcome(0, 4)], is_again=True) == [outcome(0, 4)]
+    assert ([each.attempts for each in store.items(job)], store.results(job)[0].attempts) == ([2], 2)
 
 
 def test_a_result_is_read_back_as_it_was_recorded(store: Store) -> None:
@@ -258,7 +269,7 @@ def test_items_without_an_outcome_are_all_ended_and_the_others_stay(store: Store
 
 def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) -> None:
     job = new_job(store)
-    store.begin_attempts(job, [(0, 1, 0), (1, 3, 3), (2, 1, 0)])
+    store.begin_attempts(job, [NewAttempt(0, 1), NewAttempt(1, 3, 3), NewAttempt(2, 1)])
     store.record(job, [outcome(1, 3, "errored"), outcome(0), outcome(2, 1, "canceled")])
     store.end_job(job.id, "completed", "end_turn", Progress(), 1, 2)
     assert store.reopen(job.id) == 2
@@ -283,7 +294,7 @@ import sys, time
 from pathlib import Path
 from batchray.errors import BatchrayError
 from batchray.progress import Progress
-from batchray.store import NewItem, NewJob, NewOutcome, Store
+from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
 
 def say(*words):
     print(*words, flush=True)
@@ -442,7 +453,7 @@ def test_a_writer_killed_while_it_records_leaves_the_job_and_whole_commits(tmp_p
 store = Store.open(data_dir)
 store.create_job(NewJob(job_id, lambda ids: {}), (NewItem("a", None, b"{}") for _ in range(3000)))
 job = store.start_job(job_id)
-store.begin_attempts(job, [(i, 1, 0) for i in range(3000)])
+store.begin_attempts(job, [NewAttempt(i, 1) for i in range(3000)])
 for i in range(0, 3000, 3):
     store.record(job, [outcome(i), outcome(i + 1), outcome(i + 2)])
     say(i + 3)
@@ -514,6 +525,20 @@ def test_a_data_directory_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="was written by a newer version of batchray; upgrade to read it"):
             opening(tmp_path)
     assert not is_locked(tmp_path)
+
+
+def test_a_data_directory_of_an_older_version_is_brought_up_by_its_next_writer(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        job = new_job(store, 1)
+        begin(store, job, 0, attempt=2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:
+        connection.execute("ALTER TABLE attempts DROP COLUMN losses")
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(StoreError, match="was written by an older version of batchray; resume a job or start a server"):
+        Store.open_for_reading(tmp_path)
+    with Store.open(tmp_path) as store:
+        assert [(each.attempt, each.losses) for each in store.unfinished(store.job(job.id), after=-1)] == [(2, 0)]
+    Store.open_for_reading(tmp_path).close()
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
