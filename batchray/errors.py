@@ -137,12 +137,13 @@ class WorkerDiedError(BatchrayError):
     """The process that ran one attempt ended without an answer.
 
     `is_suspect` tells whether this request was running code of its own in that process when it died, and so may have
-    caused the death; requests that only waited for their model are not suspects.
+    caused the death; requests that only waited for their model are not suspects.  `ran_s` is how long it had run, in
+    seconds, which counts towards its deadline.
     """
 
-    def __init__(self, reason: str, is_suspect: bool = True) -> None:
-        super().__init__(reason, is_suspect)
-        self.reason, self.is_suspect = reason, is_suspect
+    def __init__(self, reason: str, is_suspect: bool = True, ran_s: float = 0.0) -> None:
+        super().__init__(reason, is_suspect, ran_s)
+        self.reason, self.is_suspect, self.ran_s = reason, is_suspect, ran_s
 
     def __str__(self) -> str:
         return self.reason

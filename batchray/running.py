@@ -107,13 +107,15 @@ class RunningJob:
 
         async def see_through(item: PendingItem) -> NewOutcome | None:
             attempt, deaths, losses = item.attempt, item.deaths, item.losses
+            left_s = self.agents.agents[item.agent_id].agent.deadline_s
             while True:
                 attempt += 1
                 await ledger.begin(NewAttempt(item.index, attempt, deaths, losses))  # counted before it is spawned
                 self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
                 try:
-                    outcome = await self._attempt(store, executor, item, attempt, deaths)
+                    outcome = await self._attempt(store, executor, item, attempt, left_s, is_alone=deaths > 0)
                 except WorkerDiedError as error:
+                    left_s = max(left_s - error.ran_s, 0.0)
                     deaths, losses = deaths + error.is_suspect, losses + (not error.is_suspect)
                     if deaths < self.settings.max_attempts and losses < _MAX_LOSSES:
                         continue
@@ -194,7 +196,7 @@ class RunningJob:
         return _PATIENCE * (self.agents.agents[item.agent_id].agent.deadline_s + self.settings.deadline_grace_s)
 
     async def _attempt(
-        self, store: Store, executor: Executor, item: PendingItem, attempt: int, deaths: int
+        self, store: Store, executor: Executor, item: PendingItem, attempt: int, left_s: float, *, is_alone: bool
     ) -> NewOutcome:
         bound = self.agents.agents[item.agent_id]
         steps = await self._steps(store, item, attempt)
@@ -202,15 +204,15 @@ class RunningJob:
             context = await context_of(store, self.patience, self.record, bound.agent, item, steps)
         except RequestError as error:
             return self._failed(item.index, attempt, error)
-        order = Order(bound, self.record.id, item.index, attempt, item.request, deaths > 0, context)
-        # A process may wait long for its CPUs before it starts; a lane starts at once, and answers by the deadline.
+        order = Order(bound, self.record.id, item.index, attempt, item.request, left_s, is_alone, context)
+        # A lane starts at once.  A process may wait long for its CPUs before: its executor counts from its start.
         is_queued = order.is_alone or bound.agent.placement == "process"
-        limit_s = None if is_queued else bound.agent.deadline_s + self.settings.deadline_grace_s
+        limit_s = None if is_queued else left_s + self.settings.deadline_grace_s
         try:
             async with asyncio.timeout(limit_s):
                 reported = await executor.run(order, self._keep(store, order, len(steps)))
         except TimeoutError:
-            late = DeadlineExceededError("deadline_exceeded", "its lane gave no answer by its deadline")
+            late = DeadlineExceededError("deadline_exceeded", "its worker gave no answer by its deadline")
             return self._failed(item.index, attempt, late)
         except RequestError as error:
             return self._failed(item.index, attempt, error)

@@ -39,7 +39,7 @@ class Context(BaseModel):
 
 
 class Item(BaseModel):
-    """A request on its way to where it runs."""
+    """A request on its way to where it runs, and how long it may take; its agent's deadline, where that is not said."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,6 +47,7 @@ class Item(BaseModel):
     index: int
     attempt: int
     request: AgentRequest
+    left_s: float | None = None
     context: Context | None = None
 
 
@@ -70,11 +71,15 @@ class Report:
     memory: Mapping[str, str] = field(default_factory=dict)
 
 
-def encode_item(job_id: str, index: int, attempt: int, request: bytes, context: bytes = b"") -> bytes:
+def encode_item(
+    job_id: str, index: int, attempt: int, request: bytes, context: bytes = b"", left_s: float | None = None
+) -> bytes:
     """Return an item as JSON around its request's own bytes; `context` is a Context in JSON, or empty."""
     item: dict[str, Any] = {"job_id": job_id, "index": index, "attempt": attempt, "request": orjson.Fragment(request)}
     if context:
         item["context"] = orjson.Fragment(context)
+    if left_s is not None:
+        item["left_s"] = left_s
     return orjson.dumps(item)
 
 
@@ -107,12 +112,12 @@ class Answerer:
         """
         started_ns = time.monotonic_ns()
         parsed = Item.model_validate_json(item)
-        deadline = started_ns / 1e9 + bound.agent.deadline_s
+        left_s = bound.agent.deadline_s if parsed.left_s is None else parsed.left_s
         run = Run(
             parsed.job_id,
             parsed.index,
             parsed.request,
-            deadline,
+            started_ns / 1e9 + left_s,
             self._guard,
             started_ns=started_ns,
             history=parsed.context.history if parsed.context else [],
@@ -123,7 +128,7 @@ class Answerer:
             run.take_up(parsed.context.steps)
         error: RequestError | None = None
         try:
-            async with asyncio.timeout(bound.agent.deadline_s) as limit:
+            async with asyncio.timeout(left_s) as limit:
                 stop_reason = await self.agent(bound).run(run)
         except RequestError as raised:
             error = raised

@@ -14,6 +14,7 @@ from batchray.config import AgentSet, BoundAgent
 class Order:
     """One attempt at one item, as the driver spawns it.
 
+    `left_s` is how long it may run, in seconds: its agent's deadline, less what earlier attempts took.
     `is_alone` asks for a process that no other request shares: for one that may have killed the process it ran in.
     `context` is what it goes on with, an `agents.Context` in JSON; empty where it starts anew.
     """
@@ -23,6 +24,7 @@ class Order:
     index: int
     attempt: int
     request: bytes
+    left_s: float
     is_alone: bool = False
     context: bytes = b""
 
@@ -33,7 +35,7 @@ class Order:
 
     def encode(self) -> bytes:
         """Return the item as the agent's side reads it."""
-        return encode_item(self.job_id, self.index, self.attempt, self.request, self.context)
+        return encode_item(self.job_id, self.index, self.attempt, self.request, self.context, self.left_s)
 
 
 class Link(Protocol):
@@ -55,7 +57,8 @@ class Executor(Protocol):
         """Run one attempt and return its report.  A cancelled wait stops what runs.
 
         `keep` is given what the attempt has done so far, after each step, where its agent's steps are kept.
-        Raises WorkerDiedError when the process that ran it ended, ClusterError when nothing can run any more.
+        Raises WorkerDiedError when the process that ran it ended, TimeoutError when it has not answered by its
+        deadline, and ClusterError when nothing can run any more.
         """
         ...
 

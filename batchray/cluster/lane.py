@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import ray
 from ray import cloudpickle
 from ray._private import worker as ray_worker
 
-from batchray.agents import Answerer, Fetched
+from batchray.agents import Answerer, Fetched, Keeper
 from batchray.cluster.obituary import Death
-from batchray.cluster.recorder import LastWords, Recorder, death_of, last_words, obituary
+from batchray.cluster.recorder import LastWords, Recorder, bury, death_of, last_words, obituary
+from batchray.cluster.runs import Runs
 from batchray.cluster.stepping import News, SteppedRuns, steps_alone
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
@@ -49,19 +49,32 @@ class Lane:
     def __init__(self) -> None:
         self._recorder = Recorder(_actor_id(), _node_directory())
         self._answerer = Answerer(self._recorder.executing)
-        self._stepped = SteppedRuns()
+        self._runs, self._stepped = Runs(), SteppedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
         serve_many()
         gc.freeze()  # what Ray and we have imported stays; without this every full collection walks through it
 
-    async def run(self, packed: bytes, item: bytes) -> bytes:
-        """Run one request: an agent and an item in, a report out.  A request's failure is in the report."""
-        return await self._answerer.answer(self._unpacked(packed), item)
+    async def run(self, packed: bytes, item: bytes, key: str) -> bytes:
+        """Run one request: an agent and an item in, a report out.  A request's failure is in the report.
+
+        `key` names the attempt: called for again, because the answer got lost, it is the same run.
+        """
+        bound = self._unpacked(packed)
+        return await self._runs.run(key, lambda: self._answerer.answer(bound, item))
 
     async def run_in_steps(self, packed: bytes, item: bytes, key: str) -> bytes:
-        """Run one request as `run` does; what it has done after each step is to be collected under this key."""
+        """Run one request as `run` does; what it has done after each step is to be collected."""
         bound = self._unpacked(packed)
-        return await self._stepped.run(key, lambda keeper: self._answerer.answer(bound, item, keeper))
+
+        def start(keeper: Keeper) -> Awaitable[bytes]:
+            return self._answerer.answer(bound, item, keeper)
+
+        return await self._runs.run(key, lambda: self._stepped.run(key, start))
+
+    async def stop(self, keys: list[str]) -> None:
+        """Stop these attempts; one that has not come yet will not start."""
+        self._stepped.drop(keys)
+        self._runs.stop(keys)
 
     async def collect(self, n_kept: dict[str, int]) -> News:
         """Say how much of each request is kept, and return what is not, as soon as there is something."""
@@ -79,6 +92,10 @@ class Lane:
         """Return why a process of `run_in_process` died, if that was on this node."""
         return death_of(_node_directory(), key)
 
+    async def bury(self, key: str) -> None:
+        """Forget what a lane or a process of this node left behind: its driver has been told."""
+        bury(_node_directory(), key)
+
     async def close(self) -> None:
         """Close connections and files; the actor is ended after it."""
         await self._answerer.close()
@@ -94,18 +111,12 @@ class Lane:
 
 
 @ray.remote(max_retries=0)  # attempts are counted in the store, never by Ray
-def run_in_process(packed: bytes, item: bytes, key: str) -> bytes:
-    """Run one request in a worker process of its own, which ends where code that blocks outlives the deadline.
+def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[Fetched | None]:
+    """Run one request in a worker process of its own, and yield what `steps_alone` does.
 
-    `key` is what the lane of its node finds the cause of its death under.
+    The process ends where code that blocks outlives the deadline.  `key` is what the lane of its node finds the cause
+    of its death under.
     """
-    with _mortal(packed, key) as bound:
-        return asyncio.run(_run_alone(bound, item))
-
-
-@ray.remote(max_retries=0)
-def step_in_process(packed: bytes, item: bytes, key: str) -> Iterator[Fetched | None]:
-    """Run one request as `run_in_process` does, and yield what `steps_alone` does."""
     with _mortal(packed, key) as bound:
         yield from steps_alone(bound, item)
 
@@ -135,11 +146,3 @@ def _node_directory() -> Path:
     """Return the directory of Ray's session on this node, which all its processes there share."""
     node: Any = ray_worker.global_worker.node
     return Path(node.get_session_dir_path())
-
-
-async def _run_alone(bound: BoundAgent, item: bytes) -> bytes:
-    answerer = Answerer()
-    try:
-        return await answerer.answer(bound, item)
-    finally:
-        await answerer.close()

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
@@ -18,9 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchray.cluster.calls import first_line
 from batchray.cluster.lane import Lane
+from batchray.cluster.lane_handle import ANSWER_S, PAUSE_S, LaneHandle, PostMortem, answer
 from batchray.cluster.obituary import UNTOLD, Death
 from batchray.cluster.reports import OUT_OF_MEMORY, took_the_memory
-from batchray.cluster.step_reader import StepReader
 from batchray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -29,10 +28,7 @@ T = TypeVar("T")
 
 _MAX_CONCURRENCY = 100_000  # the window bounds what is in flight; a lane takes all that it is given
 _RESTART_S = 60.0
-_ANSWER_S = 5.0
 _INQUEST_S = 15.0
-_PAUSE_S = 0.2
-_MAX_ASKED = 8
 _PLACE_TRIES = 8
 
 _LaneActor = ray.remote(Lane)
@@ -47,38 +43,13 @@ _LANE_OPTIONS = {
 _DEAD = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
 
 
-class PostMortem(NamedTuple):
-    """What a lane died of, and which items may have killed it: those whose own code it ran then."""
-
-    death: Death
-    suspects: frozenset[tuple[str, int]] = frozenset()
-
-
-@dataclass(eq=False)
-class LaneHandle:
-    """A lane as its driver sees it, from its start to its death."""
-
-    actor: Any
-    actor_id: str
-    node_id: str
-    pid: int
-    in_flight: int = 0
-    is_down: bool = False
-    is_probed: bool = False
-    inquest: asyncio.Task[PostMortem] | None = None
-    steps: StepReader = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.steps = StepReader(self.actor)
-
-
 class Lanes:
     """Lanes that are replaced where they die.  `on_lost` is told why where that cannot be done."""
 
     def __init__(self, on_lost: Callable[[str], None]) -> None:
         self._on_lost = on_lost
         self._places: list[asyncio.Task[LaneHandle]] = []  # the lane of each: it is there, or being started
-        self._tasks: set[asyncio.Task[Any]] = set()  # inquests and probes
+        self._tasks: set[asyncio.Task[Any]] = set()  # inquests
         self._changed = asyncio.Event()
 
     async def start(self, node_ids: Sequence[str]) -> None:
@@ -93,28 +64,28 @@ class Lanes:
             await self._changed.wait()
         return min(up, key=lambda lane: lane.in_flight)
 
-    async def post_mortem(self, lane: LaneHandle, error: Exception) -> PostMortem:
-        """Return what became of a lane one of whose calls ended so; asked once for all calls that it took along."""
-        if lane.inquest is None:
-            lane.inquest = self._begin(self._hold_inquest(lane, error))
-        return await asyncio.shield(lane.inquest)
+    async def post_mortem(self, lane: LaneHandle, error: Exception) -> PostMortem | None:
+        """Return what became of a lane one of whose calls ended so, or None where it lives, and only the call got lost.
+
+        Asked once for all calls that it took along.
+        """
+        while True:
+            if lane.inquest is None:
+                lane.inquest = self._begin(self._hold_inquest(lane, error))
+            found = await asyncio.shield(lane.inquest)
+            if found is not None or not isinstance(error, _DEAD):
+                return found  # or it has died since, while others asked whether it lived
 
     async def death_of(self, key: str) -> Death:
         """Return what a process of its own, known by this key, died of."""
         return await self._told("death_of", key) or UNTOLD
-
-    def probe(self, lane: LaneHandle) -> None:
-        """Look whether a lane that has kept somebody waiting still answers; one that is blocked is ended."""
-        if not lane.is_down and not lane.is_probed:
-            lane.is_probed = True
-            self._begin(_end_if_blocked(lane))
 
     async def close(self) -> None:
         """End the lanes, and what runs on them."""
         lanes = self._there()
         self.forget()
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(ANSWER_S):
                 await asyncio.gather(*(lane.actor.close.remote() for lane in lanes), return_exceptions=True)
         except TimeoutError:
             logger.warning("the lanes did not close in time and are killed")
@@ -124,7 +95,7 @@ class Lanes:
     def forget(self) -> None:
         """Stop all work on the lanes of a cluster that is gone."""
         for lane in self._there():
-            lane.steps.close()
+            lane.forget()
         for task in (*self._places, *self._tasks):
             task.cancel()
         self._places = []
@@ -139,14 +110,14 @@ class Lanes:
         """Return the lanes that have started."""
         return [place.result() for place in self._places if place.done() and not _has_failed(place)]
 
-    async def _hold_inquest(self, lane: LaneHandle, error: Exception) -> PostMortem:
+    async def _hold_inquest(self, lane: LaneHandle, error: Exception) -> PostMortem | None:
         lane.is_down = True
         death = error if isinstance(error, _DEAD) else await _death_notice(lane)
         if death is None:
             lane.is_down, lane.inquest = False, None
             self._changed.set()
-            logger.warning("the connection to a lane (process %s) broke; its requests are run again", lane.pid)
-            return PostMortem(Death("the connection to it broke"))
+            logger.info("a call to a lane (process %s) got lost and is made again", lane.pid)
+            return None
         self._replace(lane)
         executing, told = await self._told("last_words", lane.actor_id) or ([], UNTOLD)
         found = PostMortem(told, frozenset((job_id, index) for job_id, index in executing))
@@ -171,15 +142,15 @@ class Lanes:
         self._changed.set()
 
     async def _told(self, method: str, key: str) -> Any:
-        """Ask the lanes of a death: who shares its node knows.  None: nobody does.
+        """Ask the lanes of a death: who shares its node knows, and may forget it then.  None: nobody does.
 
         Lanes that are being started are waited for, but only where the others do not know.
         """
         asked = [asyncio.ensure_future(_ask(place, method, key)) for place in self._places]
         try:
-            for answer in asyncio.as_completed(asked, timeout=_INQUEST_S):
+            for asking in asyncio.as_completed(asked, timeout=_INQUEST_S):
                 try:
-                    if (told := await answer) is not None:
+                    if (told := await asking) is not None:
                         return told
                 except (ClusterError, ray.exceptions.RayError) as error:  # this lane will never know
                     logger.info("a lane cannot tell of a death: %s", first_line(error))
@@ -203,12 +174,12 @@ async def _start_lane(node_id: str, max_tries: int) -> LaneHandle:
         # news of a node has not reached all of the others; then it is started again.
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=True)
         actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote()
-        lane = LaneHandle(actor, *await _answer(actor.identity))
+        lane = LaneHandle(actor, *await answer(actor.identity))
         n_tries += 1
         if n_tries == max_tries or lane.node_id == node_id:
             return lane
         ray.kill(actor)
-        await asyncio.sleep(n_tries * _PAUSE_S)
+        await asyncio.sleep(n_tries * PAUSE_S)
 
 
 async def _start_again(node_id: str) -> LaneHandle:
@@ -221,7 +192,7 @@ async def _start_again(node_id: str) -> LaneHandle:
                     return await _start_lane(node_id, max_tries=1)
                 except _DEAD as error:  # as its predecessor, while memory is short
                     last_error = error
-                    await asyncio.sleep(_PAUSE_S)
+                    await asyncio.sleep(PAUSE_S)
     except (TimeoutError, ray.exceptions.RayError) as error:
         raise ClusterError(f"a lane died and did not come back: {first_line(last_error or error)}") from error
 
@@ -230,49 +201,18 @@ async def _death_notice(lane: LaneHandle) -> Exception | None:
     """Return the news of a lane's death, or None where only the connection to it broke."""
     try:
         async with asyncio.timeout(_RESTART_S):
-            await _answer(lane.actor.identity)
+            await answer(lane.actor.identity)
     except _DEAD as error:
         return error
-    except TimeoutError as error:
+    except (TimeoutError, ray.exceptions.RayError) as error:
         ray.kill(lane.actor)  # whatever it is, it does not answer
         return error
     return None
 
 
-async def _end_if_blocked(lane: LaneHandle) -> None:
-    try:
-        async with asyncio.timeout(_ANSWER_S):
-            await lane.actor.identity.remote()
-    except TimeoutError:
-        logger.warning("a lane (process %s) is blocked by code of a request and is started anew", lane.pid)
-        ray.kill(lane.actor)
-    except ray.exceptions.RayError as error:  # it died by itself, which its calls will hear of
-        logger.info("a lane did not answer: %s", error)
-    finally:
-        lane.is_probed = False
-
-
 async def _ask(place: asyncio.Task[LaneHandle], method: str, key: str) -> Any:
     lane = await asyncio.shield(place)
-    return await _answer(getattr(lane.actor, method), key)
-
-
-async def _answer(method: Any, *args: Any) -> Any:
-    """Call a lane's method until it answers: it may be starting, or the call may have been lost on the way.
-
-    Now and then it is called once more beside, because Ray may take a second to tell that a call was lost.
-    """
-    asked: set[asyncio.Future[Any]] = set()
-    try:
-        while True:
-            if len(asked) < _MAX_ASKED:
-                asked.add(asyncio.ensure_future(method.remote(*args)))
-            answered, asked = await asyncio.wait(asked, timeout=_PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
-            told = [each for each in answered if not isinstance(each.exception(), ray.exceptions.ActorUnavailableError)]
-            if told:
-                return told[0].result()
-            if answered:
-                await asyncio.sleep(_PAUSE_S)
-    finally:
-        for each in asked:
-            each.cancel()
+    told = await answer(getattr(lane.actor, method), key)
+    if told is not None:
+        lane.actor.bury.remote(key)
+    return told

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import ray
@@ -18,6 +20,7 @@ from batchray.cluster.connect import connect, disconnect
 from batchray.cluster.executor import Link, Order
 from batchray.cluster.job_actor import JobLink
 from batchray.cluster.lane import pack
+from batchray.cluster.lane_handle import PAUSE_S, LaneHandle
 from batchray.cluster.lanes import Lanes
 from batchray.cluster.pulse import Pulse, pulse_of_cluster
 from batchray.cluster.reports import OUT_OF_MEMORY, took_the_memory
@@ -33,6 +36,7 @@ _START_S = 120.0
 _LEAVE_S = 30.0
 # A suspect shares its process with nobody, but mostly waits, as it did on its lane: so many of them on each CPU.
 _SUSPECTS_A_CPU = 4
+_MAX_PAUSE_S = 2.0
 
 
 class RayExecutor:
@@ -162,31 +166,63 @@ class RayExecutor:
         lane = await self._lanes.least_busy()
         lane.in_flight += 1
         try:
-            return await call_lane(lane.actor, lane.steps, order, packed, keep)
-        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-            found = await self._lanes.post_mortem(lane, error)
-            is_suspect = (order.job_id, order.index) in found.suspects
-            raise WorkerDiedError(f"its lane died while it ran: {found.death}", is_suspect) from error
-        except asyncio.CancelledError:
+            with lane.steps.following(order.key, keep) if order.agent.agent.keeps_steps else nullcontext():
+                return await self._called(lane, order, packed)
+        except (ray.exceptions.RayTaskError, WorkerDiedError):  # it does not run any more
+            raise
+        except BaseException:
             if self._lost_by is None:
-                self._lanes.probe(lane)
+                lane.stop(order.key)
             raise
         finally:
             lane.in_flight -= 1
+
+    async def _called(self, lane: LaneHandle, order: Order, packed: bytes) -> bytes:
+        """Call a lane for an attempt, and again where the call got lost: the lane knows the attempt by its key."""
+        ran = _Stopwatch()
+        ran.start()
+        for n_lost in itertools.count():
+            await asyncio.sleep(min(n_lost * PAUSE_S, _MAX_PAUSE_S))
+            try:
+                return await call_lane(lane.actor, order, packed)
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError as error:
+                found = await self._lanes.post_mortem(lane, error)
+                if found is not None:
+                    is_suspect = (order.job_id, order.index) in found.suspects
+                    reason = f"its lane died while it ran: {found.death}"
+                    raise WorkerDiedError(reason, is_suspect, ran.read_s()) from error
+        raise AssertionError("counting has no end")
 
     async def _run_in_process(self, order: Order, packed: bytes, keep: Keep) -> bytes:
         wanted = _resources(order.agent) or {"CPU": 1 / _SUSPECTS_A_CPU}
         # Its name is what Ray's reports and a list of processes know it by.
         options = {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "name": order.key}
+        options["enable_task_events"] = False
+        ran, grace_s = _Stopwatch(), self._settings.deadline_grace_s
         try:
-            return await call_process(order, packed, {**options, "enable_task_events": False}, keep)
+            return await call_process(order, packed, options, keep, grace_s=grace_s, on_begin=ran.start)
         except ray.exceptions.OutOfMemoryError as error:
             death = (await self._lanes.death_of(order.key))._replace(cause=OUT_OF_MEMORY)
             is_suspect = took_the_memory(order.key, death.n_bytes, str(error))
-            raise WorkerDiedError(f"its process died while it ran: {death}", is_suspect) from error
+            raise WorkerDiedError(f"its process died while it ran: {death}", is_suspect, ran.read_s()) from error
         except ray.exceptions.WorkerCrashedError as error:
             death = await self._lanes.death_of(order.key)
-            raise WorkerDiedError(f"its process died while it ran: {death}") from error
+            raise WorkerDiedError(f"its process died while it ran: {death}", ran_s=ran.read_s()) from error
+
+
+class _Stopwatch:
+    """How long something has run, in seconds; 0 before it has started."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def read_s(self) -> float:
+        return 0.0 if self._started is None else time.monotonic() - self._started
 
 
 class _Node(NamedTuple):

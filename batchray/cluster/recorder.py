@@ -74,19 +74,23 @@ def obituary(directory: Path, key: str) -> Obituary:
 
 
 def death_of(directory: Path, key: str) -> Death | None:
-    """Return what a process of this node died of, and forget it."""
+    """Return what a process of this node died of; it is told again, as an answer may get lost, until `bury`."""
     files = [file for file in directory.glob(_DEATH.format(key=key, pid="*")) if not file.suffix]
     return next(filter(None, map(read_obituary, files)), None)
 
 
 def last_words(directory: Path, actor_id: str) -> LastWords | None:
-    """Return what a lane of this node left behind, and forget it; None where there was no such lane here."""
-    death = death_of(directory, actor_id)
+    """Return what a lane of this node left behind, until `bury`; None where there was no such lane here."""
     for file in directory.glob(_NAME.format(actor_id=actor_id, pid="*")):
-        executing = list(_executing(file.read_bytes()))
-        file.unlink(missing_ok=True)
-        return LastWords(executing, death or UNTOLD)
+        return LastWords(list(_executing(file.read_bytes())), death_of(directory, actor_id) or UNTOLD)
     return None
+
+
+def bury(directory: Path, key: str) -> None:
+    """Forget what a lane or a process of this node left behind when it died."""
+    for name in (_NAME.format(actor_id=key, pid="*"), _DEATH.format(key=key, pid="*")):
+        for file in directory.glob(name):
+            file.unlink(missing_ok=True)
 
 
 def _executing(slots: bytes) -> Iterator[tuple[str, int]]:

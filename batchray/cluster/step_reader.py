@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +26,13 @@ class _Follower:
 
 
 class StepReader:
-    """Reads the steps of one lane's runs, one call at a time, as long as somebody follows one of them."""
+    """Reads the steps of one lane's runs, one call at a time, as long as somebody follows one of them.
 
-    def __init__(self, lane: Any) -> None:
-        self._lane = lane
+    `stop` is called with the keys of runs that nobody follows.
+    """
+
+    def __init__(self, lane: Any, stop: Callable[[str], None]) -> None:
+        self._lane, self._stop = lane, stop
         self._followers: dict[str, _Follower] = {}
         self._unsaid: dict[str, int] = {}  # what is kept, and the lane may not know of
         self._reading: asyncio.Task[None] | None = None
@@ -71,13 +74,17 @@ class StepReader:
 
     async def _keep(self, key: str, checkpoints: Sequence[bytes]) -> None:
         follower = self._followers.get(key)
-        if follower is None or follower.error is not None:  # it is over, and these came late
+        if follower is None:  # given up, and still running: or it would hand out the same for ever
+            self._stop(key)
+            return
+        if follower.error is not None:
             return
         try:
             await follower.keep(checkpoints)
         except BaseException as error:
-            follower.error = error
-            follower.task.cancel()
+            if self._followers.get(key) is follower:  # or its task has gone on to something else
+                follower.error = error
+                follower.task.cancel()
             if isinstance(error, asyncio.CancelledError):
                 raise
         else:

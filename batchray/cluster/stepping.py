@@ -6,7 +6,7 @@ A lane hands out what all of its runs have done in one call at a time: one a ste
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
 from batchray.agents import Answerer, Checkpoints, Fetched, Keeper, SteppedRun
 from batchray.config import BoundAgent
@@ -16,34 +16,28 @@ News = dict[str, list[bytes]]
 
 # A driver that has nothing more to ask for is so long in finding out.
 _COLLECT_S = 1.0
-# Ray makes a call again whose answer got lost on the way, soon or not at all.
-_REPORTED_S = 10.0
 
 
 class SteppedRuns:
-    """The runs of one lane that are kept step by step, by the key of their attempt."""
+    """The checkpoints of the runs of one lane that are kept step by step, by the key of their attempt."""
 
-    def __init__(self, collect_s: float = _COLLECT_S, reported_s: float = _REPORTED_S) -> None:
-        self._collect_s, self._reported_s = collect_s, reported_s
-        self._runs: dict[str, asyncio.Task[bytes]] = {}
+    def __init__(self, collect_s: float = _COLLECT_S) -> None:
+        self._collect_s = collect_s
         self._checkpoints: dict[str, Checkpoints] = {}
         self._news = asyncio.Event()
 
     async def run(self, key: str, start: Callable[[Keeper], Awaitable[bytes]]) -> bytes:
-        """Run to the end.  A second call for one key, as Ray may make it, waits for the same run.
-
-        A cancelled wait stops the run.
-        """
-        if key not in self._runs:
-            checkpoints = self._checkpoints[key] = Checkpoints(self._news.set)
-            self._runs[key] = asyncio.ensure_future(start(checkpoints))
-            self._runs[key].add_done_callback(lambda _: self._end(key))
-        run = self._runs[key]
+        """Run to the end, and return the report; until then the checkpoints are to be collected."""
+        checkpoints = self._checkpoints[key] = Checkpoints(self._news.set)
         try:
-            return await asyncio.shield(run)
-        except asyncio.CancelledError:
-            run.cancel()
-            raise
+            return await start(checkpoints)
+        finally:
+            self._checkpoints.pop(key, None)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Hand nothing more out of these runs, which are being stopped."""
+        for key in keys:
+            self._checkpoints.pop(key, None)
 
     async def collect(self, n_kept: Mapping[str, int]) -> News:
         """Take note of how many checkpoints of each run are kept; return those that are not, as soon as there are some.
@@ -66,16 +60,14 @@ class SteppedRuns:
     def _uncollected(self) -> News:
         return {key: list(found.new) for key, found in self._checkpoints.items() if found.new}
 
-    def _end(self, key: str) -> None:
-        del self._checkpoints[key]
-        asyncio.get_running_loop().call_later(self._reported_s, self._runs.pop, key, None)
-
 
 def steps_alone(bound: BoundAgent, item: bytes) -> Iterator[Fetched | None]:
     """Run one request on an event loop of its own, and yield what it has done, step by step, and its report.
 
-    After what is to be kept comes None: when that is taken, what came before it is kept.  The run stands still between.
+    None comes first, when it begins, and after what is to be kept: when that is taken, what came before it is kept.
+    The run stands still between.
     """
+    yield None
     with asyncio.Runner() as runner:
         answerer = Answerer()
         try:
@@ -92,4 +84,6 @@ def steps_alone(bound: BoundAgent, item: bytes) -> Iterator[Fetched | None]:
 
 
 async def _begun(answerer: Answerer, bound: BoundAgent, item: bytes) -> SteppedRun:
+    if not bound.agent.keeps_steps:
+        return SteppedRun(lambda keeper: answerer.answer(bound, item))
     return SteppedRun(lambda keeper: answerer.answer(bound, item, keeper))

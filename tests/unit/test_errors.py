@@ -33,7 +33,7 @@ def subclasses(kind: type[BatchrayError]) -> Iterator[type[BatchrayError]]:
 
 def one_of_each() -> Iterator[BatchrayError]:
     """Every error of the tree, with all its arguments given, and then with the required ones only."""
-    values = {"str": "a 'word'\n", "bool": False, "int | None": 7}
+    values = {"str": "a 'word'\n", "bool": False, "float": 1.5, "int | None": 7}
     for kind in subclasses(BatchrayError):
         if kind.__init__ is Exception.__init__:
             yield kind("a reason")

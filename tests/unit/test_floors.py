@@ -63,6 +63,7 @@ HEAVY = {
         "cluster.connect",
         "cluster.job_actor",
         "cluster.lane",
+        "cluster.lane_handle",
         "cluster.lanes",
         "cluster.pool",
         "cluster.pulse",

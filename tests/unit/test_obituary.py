@@ -31,8 +31,8 @@ if os.fork() == 0: os._exit(1)
     assert death is not None
     assert str(death).startswith(DEATHS[how])
     assert 2**20 < death.n_bytes < 2**30
-    assert list(tmp_path.iterdir()) == []
-    assert read_obituary(tmp_path / "death") is None
+    assert read_obituary(tmp_path / "death") == death  # the first answer may have got lost
+    assert read_obituary(tmp_path / "another") is None
 
 
 def test_a_process_that_lives_on_leaves_nothing(tmp_path: Path) -> None:

@@ -186,32 +186,24 @@ def test_a_run_on_a_loop_of_its_own_stands_still_until_what_it_did_is_kept() -> 
 # A lane's runs.
 
 
-async def never(keeper: Keeper) -> bytes:
-    await asyncio.Event().wait()
-    return b""
-
-
-async def test_a_second_call_for_one_attempt_waits_for_the_same_run() -> None:
-    n_begun, runs = 0, SteppedRuns()
+async def test_what_a_run_has_done_is_handed_out_until_it_is_kept() -> None:
+    runs = SteppedRuns()
 
     async def start(keeper: Keeper) -> bytes:
-        nonlocal n_begun
-        n_begun += 1
         keeper.add(b"one")
         await keeper.settled()
         return b"report"
 
-    calls = [asyncio.ensure_future(runs.run("k", start)) for _ in range(2)]
+    call = asyncio.ensure_future(runs.run("k", start))
     for _ in range(2):  # the first answer may have got lost
         assert await runs.collect({}) == {"k": [b"one"]}
-    assert not any(call.done() for call in calls)
-    await asyncio.gather(runs.collect({"k": 1}), *calls)
-    assert [call.result() for call in calls] == [b"report"] * 2
-    assert (await runs.run("k", start), n_begun) == (b"report", 1)
+    assert not call.done()
+    await asyncio.gather(runs.collect({"k": 1}), call)
+    assert call.result() == b"report"
 
 
 async def test_what_all_runs_have_done_is_collected_at_once() -> None:
-    runs = SteppedRuns(reported_s=0.0)
+    runs = SteppedRuns()
 
     def start(name: bytes) -> Any:
         async def run(keeper: Keeper) -> bytes:
@@ -232,26 +224,27 @@ async def test_what_all_runs_have_done_is_collected_at_once() -> None:
     assert await runs.collect({"a": 2}) == {"b": [b"b2"]}
     await asyncio.gather(runs.collect({"b": 2}), *reports)
     await let_it_run()
-    assert (runs._runs, runs._checkpoints) == ({}, {})
+    assert runs._checkpoints == {}
 
 
 async def test_where_nothing_happens_the_collector_is_told_so() -> None:
     assert await SteppedRuns(collect_s=0.0).collect({}) == {}
 
 
-async def test_a_cancelled_wait_stops_the_run() -> None:
-    runs, stopped = SteppedRuns(), asyncio.Event()
+async def test_of_a_run_that_is_being_stopped_nothing_more_is_handed_out() -> None:
+    runs = SteppedRuns(collect_s=0.0)
 
-    async def start(keeper: Keeper) -> bytes:
-        try:
-            return await never(keeper)
-        finally:
-            stopped.set()
+    async def stubborn(keeper: Keeper) -> bytes:
+        keeper.add(b"one")
+        await keeper.settled()
+        return b""
 
-    wait = asyncio.ensure_future(runs.run("k", start))
+    call = asyncio.ensure_future(runs.run("k", stubborn))
     await let_it_run()
-    wait.cancel()
-    await stopped.wait()
+    runs.drop(["k", "unknown"])
+    assert await runs.collect({}) == {}
+    call.cancel()
+    await asyncio.wait([call])
 
 
 # The store.

@@ -1,0 +1,99 @@
+"""A lane runs each attempt once, however often it is called for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from batchray.cluster.runs import Runs
+
+
+async def let_it_run() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class Work:
+    """Work that waits for leave to end, and counts how often it was begun and stopped."""
+
+    def __init__(self, report: bytes = b"report") -> None:
+        self._report = report
+        self.may_end = asyncio.Event()
+        self.n_begun = self.n_stopped = 0
+
+    async def __call__(self) -> bytes:
+        self.n_begun += 1
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.n_stopped += 1
+            raise
+        return self._report
+
+
+async def test_all_calls_for_one_attempt_get_the_report_of_one_run() -> None:
+    runs, work = Runs(), Work()
+    calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
+    await let_it_run()
+    work.may_end.set()
+    assert await asyncio.gather(*calls) == [b"report"] * 2
+    assert (await runs.run("k", work), work.n_begun) == (b"report", 1)
+
+
+async def test_a_call_that_is_gone_leaves_the_run_to_the_next_one() -> None:
+    runs, work = Runs(), Work()
+    lost = asyncio.ensure_future(runs.run("k", work))
+    await let_it_run()
+    lost.cancel()
+    await asyncio.wait([lost])
+    work.may_end.set()
+    assert (await runs.run("k", work), work.n_begun, work.n_stopped) == (b"report", 1, 0)
+
+
+async def test_a_stopped_run_ends_for_all_who_wait_and_does_not_start_again() -> None:
+    runs, work = Runs(), Work()
+    calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
+    await let_it_run()
+    runs.stop(["k"])
+    assert await asyncio.gather(*calls) == [b"", b""]
+    assert (await runs.run("k", work), work.n_begun, work.n_stopped) == (b"", 1, 1)
+
+
+async def test_a_run_that_is_stopped_before_its_call_comes_does_not_start() -> None:
+    runs, work = Runs(), Work()
+    runs.stop(["k"])
+    assert (await runs.run("k", work), work.n_begun) == (b"", 0)
+
+
+async def test_a_run_that_is_stopped_after_its_end_keeps_its_report() -> None:
+    runs, work = Runs(), Work()
+    work.may_end.set()
+    await runs.run("k", work)
+    runs.stop(["k"])
+    assert await runs.run("k", work) == b"report"
+
+
+async def test_what_a_run_raises_reaches_its_caller_and_is_not_kept() -> None:
+    runs = Runs()
+
+    async def fails() -> bytes:
+        raise LookupError
+
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            await runs.run("k", fails)
+    work = Work()
+    work.may_end.set()
+    assert await runs.run("k", work) == b"report"
+
+
+@pytest.mark.parametrize("limits", [{"max_reports": 2}, {"max_bytes": 5}])
+async def test_only_the_newest_reports_are_kept(limits: dict[str, int]) -> None:
+    runs, works = Runs(**limits), [Work(f"r{n}".encode()) for n in range(3)]
+    for n, work in enumerate(works):
+        work.may_end.set()
+        await runs.run(str(n), work)
+    for n, work in reversed(list(enumerate(works))):
+        await runs.run(str(n), work)
+    assert [work.n_begun for work in works] == [2, 1, 1]
