@@ -39,20 +39,19 @@ async def call_process(
     keep: Keep,
     *,
     grace_s: float,
-    on_begin: Callable[[], None],
+    on_begin: Callable[[str], None],
 ) -> bytes:
     """Run an attempt in a process of its own, with these options of Ray's, and return its report.
 
-    `on_begin` is called when the process has started.  Raises WorkerCrashedError or OutOfMemoryError where the process
-    ended, WorkerDiedError where the call got lost, and TimeoutError where it has not answered `grace_s` seconds after
-    its deadline, which counts from its start.
+    `on_begin` is called with the id of its node when the process has started.  Raises WorkerCrashedError or
+    OutOfMemoryError where the process ended, WorkerDiedError where the call got lost, and TimeoutError where it has not
+    answered `grace_s` seconds after its deadline, which counts from its start.
     """
     # With one result at a time on its way, the taking of the next one tells the process that the last one is kept.
     streaming = {**options, "num_returns": "streaming", "_generator_backpressure_num_objects": 1}
     results: Any = run_in_process.options(**streaming).remote(packed, order.encode(), order.key)
     try:
-        await _next(results)  # it may have waited long for its CPUs
-        on_begin()
+        on_begin(await _next(results))  # it may have waited long for its CPUs
         async with asyncio.timeout(order.left_s + grace_s):
             return await _followed(results, keep)
     except _TOLD:

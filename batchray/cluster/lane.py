@@ -82,7 +82,7 @@ class Lane:
 
     async def identity(self) -> tuple[str, str, int]:
         """Return the ids of its actor, its node and its process."""
-        return _actor_id(), str(ray.get_runtime_context().get_node_id()), os.getpid()
+        return _actor_id(), _node_id(), os.getpid()
 
     async def last_words(self, actor_id: str) -> LastWords | None:
         """Return what another lane left behind when it died, if that was on this node."""
@@ -111,13 +111,14 @@ class Lane:
 
 
 @ray.remote(max_retries=0)  # attempts are counted in the store, never by Ray
-def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[Fetched | None]:
-    """Run one request in a worker process of its own, and yield what `steps_alone` does.
+def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | Fetched | None]:
+    """Run one request in a worker process of its own; yields the id of its node, then what `steps_alone` does.
 
     The process ends where code that blocks outlives the deadline.  `key` is what the lane of its node finds the cause
     of its death under.
     """
     with _mortal(packed, key) as bound:
+        yield _node_id()
         yield from steps_alone(bound, item)
 
 
@@ -140,6 +141,10 @@ def _mortal(packed: bytes, key: str) -> Iterator[BoundAgent]:
 
 def _actor_id() -> str:
     return str(ray.get_runtime_context().get_actor_id())
+
+
+def _node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _node_directory() -> Path:

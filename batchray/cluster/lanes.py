@@ -76,9 +76,14 @@ class Lanes:
             if found is not None or not isinstance(error, _DEAD):
                 return found  # or it has died since, while others asked whether it lived
 
-    async def death_of(self, key: str) -> Death:
-        """Return what a process of its own, known by this key, died of."""
-        return await self._told("death_of", key) or UNTOLD
+    async def death_of(self, key: str, node_id: str | None) -> Death | None:
+        """Return what a process of its own died of, on this node; None where it never began or had ended well.
+
+        It is known by its key.  Where its answer got lost on the way, Ray tells of a death too.
+        """
+        told: Death | None = await self._told("death_of", key)
+        is_known = node_id is None or any(lane.node_id == node_id for lane in self._there())
+        return told if told is not None or is_known else UNTOLD
 
     async def close(self) -> None:
         """End the lanes, and what runs on them."""

@@ -22,6 +22,7 @@ from batchray.cluster.job_actor import JobLink
 from batchray.cluster.lane import pack
 from batchray.cluster.lane_handle import PAUSE_S, LaneHandle
 from batchray.cluster.lanes import Lanes
+from batchray.cluster.obituary import UNTOLD
 from batchray.cluster.pulse import Pulse, pulse_of_cluster
 from batchray.cluster.reports import OUT_OF_MEMORY, took_the_memory
 from batchray.config import AgentSet, BoundAgent, Settings
@@ -179,8 +180,8 @@ class RayExecutor:
 
     async def _called(self, lane: LaneHandle, order: Order, packed: bytes) -> bytes:
         """Call a lane for an attempt, and again where the call got lost: the lane knows the attempt by its key."""
-        ran = _Stopwatch()
-        ran.start()
+        began = _Beginning()
+        began.at(lane.node_id)
         for n_lost in itertools.count():
             await asyncio.sleep(min(n_lost * PAUSE_S, _MAX_PAUSE_S))
             try:
@@ -192,7 +193,7 @@ class RayExecutor:
                 if found is not None:
                     is_suspect = (order.job_id, order.index) in found.suspects
                     reason = f"its lane died while it ran: {found.death}"
-                    raise WorkerDiedError(reason, is_suspect, ran.read_s()) from error
+                    raise WorkerDiedError(reason, is_suspect, began.ago_s) from error
         raise AssertionError("counting has no end")
 
     async def _run_in_process(self, order: Order, packed: bytes, keep: Keep) -> bytes:
@@ -200,28 +201,33 @@ class RayExecutor:
         # Its name is what Ray's reports and a list of processes know it by.
         options = {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "name": order.key}
         options["enable_task_events"] = False
-        ran, grace_s = _Stopwatch(), self._settings.deadline_grace_s
+        began, grace_s = _Beginning(), self._settings.deadline_grace_s
         try:
-            return await call_process(order, packed, options, keep, grace_s=grace_s, on_begin=ran.start)
+            return await call_process(order, packed, options, keep, grace_s=grace_s, on_begin=began.at)
         except ray.exceptions.OutOfMemoryError as error:
-            death = (await self._lanes.death_of(order.key))._replace(cause=OUT_OF_MEMORY)
+            death = (await self._lanes.death_of(order.key, began.node_id) or UNTOLD)._replace(cause=OUT_OF_MEMORY)
             is_suspect = took_the_memory(order.key, death.n_bytes, str(error))
-            raise WorkerDiedError(f"its process died while it ran: {death}", is_suspect, ran.read_s()) from error
+            raise WorkerDiedError(f"its process died while it ran: {death}", is_suspect, began.ago_s) from error
         except ray.exceptions.WorkerCrashedError as error:
-            death = await self._lanes.death_of(order.key)
-            raise WorkerDiedError(f"its process died while it ran: {death}", ran_s=ran.read_s()) from error
+            found = await self._lanes.death_of(order.key, began.node_id)
+            reason = f"its process died while it ran: {found}" if found else "its call was lost"
+            raise WorkerDiedError(reason, found is not None, began.ago_s) from error
 
 
-class _Stopwatch:
-    """How long something has run, in seconds; 0 before it has started."""
+class _Beginning:
+    """When an attempt began, and on which node."""
 
     def __init__(self) -> None:
+        self.node_id: str | None = None
         self._started: float | None = None
 
-    def start(self) -> None:
-        self._started = time.monotonic()
+    def at(self, node_id: str) -> None:
+        """It begins now."""
+        self.node_id, self._started = node_id, time.monotonic()
 
-    def read_s(self) -> float:
+    @property
+    def ago_s(self) -> float:
+        """How long ago that was, in seconds; 0 before it has begun."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
 

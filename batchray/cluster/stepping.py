@@ -64,10 +64,8 @@ class SteppedRuns:
 def steps_alone(bound: BoundAgent, item: bytes) -> Iterator[Fetched | None]:
     """Run one request on an event loop of its own, and yield what it has done, step by step, and its report.
 
-    None comes first, when it begins, and after what is to be kept: when that is taken, what came before it is kept.
-    The run stands still between.
+    After what is to be kept comes None: when that is taken, what came before it is kept.  The run stands still between.
     """
-    yield None
     with asyncio.Runner() as runner:
         answerer = Answerer()
         try:
