@@ -81,13 +81,18 @@ async def _beat(job: RunningJob, link: Link) -> None:
     """Hand out snapshots and take wishes in, a few times a second; each link by itself, as one may be slow."""
     heard: dict[str, Any] = {}
     while True:
-        control = await link.update(job.snapshot())
-        news = {name: wish for name, wish in control.items() if heard.get(name) != wish}
-        heard = control
         try:
-            job.steer(Wishes.model_validate(news))
-        except ValidationError as error:
-            logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
+            control = await link.update(job.snapshot())
+        except Exception as error:  # noqa: BLE001  # whatever it is, the job goes on, and can be steered again later
+            logger.warning("job %s: nobody can watch or steer it now: %s", job.record.id, error)
+            control = None
+        if control is not None:
+            news = {name: wish for name, wish in control.items() if heard.get(name) != wish}
+            heard = control
+            try:
+                job.steer(Wishes.model_validate(news))
+            except ValidationError as error:
+                logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
         await asyncio.sleep(_BEAT_S)
 
 
@@ -108,11 +113,11 @@ async def _watch(job: RunningJob) -> None:
 
 async def _end(job: RunningJob, store: Store) -> JobRecord:
     """Write the job's end: how it ended, how long it took."""
-    n_unfinished = 0
     if job.ending is not None:
-        n_unfinished = await job.patience.call(store.end_unfinished, job.record, *job.ending.of_items)
+        await job.patience.call(store.end_unfinished, job.record, *job.ending.of_items)
         job.progress = await job.patience.call(_rebuild_progress, store, job.record)
-    if job.ending is not None and (job.ending is CANCELED or n_unfinished):
+    # Not by how many items were ended just now: an earlier try, of which nobody knows, may have ended them.
+    if job.ending is not None and (job.ending is CANCELED or job.progress.counts[job.ending.of_items[0]]):
         status, stop_reason = job.ending.status, job.ending.stop_reason
     elif (left := job.record.total - job.progress.done) > 0:
         raise StoreError(f"job {job.record.id} came to its end with {left} items without an outcome")

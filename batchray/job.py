@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +40,8 @@ class Job:
         self.id, self.data_dir, self._url = job_id, data_dir, url
         self._loop = loop
         self._running: RunningJob | None = None
-        self._wishes: list[Wishes] = []
+        self._wishes: list[Wishes] = []  # of before it has started
+        self._lock = threading.Lock()
         self._future: concurrent.futures.Future[JobRecord] | None = None
         self._control = ControlFile(data_dir, job_id)
 
@@ -61,9 +63,10 @@ class Job:
 
     def started(self, running: RunningJob) -> None:
         """Take note of the job's live state in this process, and do what was asked for before there was any."""
-        self._running = running
-        while self._wishes:
-            running.steer(self._wishes.pop(0))
+        with self._lock:
+            self._running = running
+        for wishes in self._wishes:
+            running.steer(wishes)
 
     def __repr__(self) -> str:
         record = self.record()
@@ -213,13 +216,18 @@ class Job:
 
     def stop(self, timeout: float = 15.0) -> None:
         """Stop running the job here and leave it unfinished, for `resume`; returns when nothing of it runs any more."""
-        if self._future is None:
-            return
-        if self._running is not None:
-            self._call(self._running.interrupt)
-        else:
+        if (stopping := self.interrupt()) is not None:
+            concurrent.futures.wait([stopping], timeout)
+
+    def interrupt(self) -> concurrent.futures.Future[JobRecord] | None:
+        """Begin to stop it as `stop` does; returns what is done when nothing of it runs any more, if it runs here."""
+        with self._lock:
+            running = self._running
+        if running is not None:
+            self._call(running.interrupt)
+        elif self._future is not None:
             self._future.cancel()
-        concurrent.futures.wait([self._future], timeout)
+        return self._future
 
     def live(self) -> Progress:
         """Return counts and tokens so far, cheaply; timings only where this process runs the job."""
@@ -252,10 +260,12 @@ class Job:
         """Do what is asked for, or do it as soon as the job has started; False where this process does not run it."""
         if self._future is None or self._future.done():
             return False
-        if self._running is not None:
-            self._call(self._running.steer, wishes)
-        else:
-            self._wishes.append(wishes)
+        with self._lock:
+            running = self._running
+            if running is None:
+                self._wishes.append(wishes)
+        if running is not None:
+            self._call(running.steer, wishes)
         return True
 
     def _ask_elsewhere(self, wishes: dict[str, Any]) -> None:

@@ -251,7 +251,7 @@ class RunningJob:
         """Take a report in, and place its start and first token on this process's clock."""
         report = read_report(reported)
         started = time.monotonic_ns() - report.duration_ns
-        self.first_start_ns = started if self.first_start_ns is None else min(self.first_start_ns, started)
+        self._note_start(started)
         if report.ttft_ns is not None:
             token = started + report.ttft_ns
             self.first_token_ns = token if self.first_token_ns is None else min(self.first_token_ns, token)
@@ -269,9 +269,13 @@ class RunningJob:
             sequel_of(report),
         )
 
+    def _note_start(self, started_ns: int) -> None:
+        self.first_start_ns = started_ns if self.first_start_ns is None else min(self.first_start_ns, started_ns)
+
     def _failed(self, index: int, attempt: int, error: RequestError) -> NewOutcome:
         """Return the outcome of an item from whose attempt nothing came back."""
         started_ns = self.in_flight.started_ns(index)
+        self._note_start(started_ns)
         duration_ns = time.monotonic_ns() - started_ns
         described = {"type": error.type, "message": error.message}
         queued_ns = max(started_ns - self._accepted_ns, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping, Sequence
@@ -38,6 +39,7 @@ Requests = (
 
 
 _DRAIN_POLL_S = 0.05
+_STOP_S = 15.0
 
 
 class Session:
@@ -98,12 +100,12 @@ class Session:
 
     def start(self, job_id: str, agents: AgentSet, store: Store, settings: Settings) -> Job:
         """Run a job in the background.  The store is released when it stops."""
-        if job_id in {job.id for job in self._jobs}:
+        if job_id in {job.id for job in list(self._jobs)}:  # copied at once: the loop's thread changes it
             raise ConfigError(f"job {job_id} is running in this process already")
         job = Job(job_id, store.data_dir, self._loop, url=settings.url)
-        self._jobs.add(job)
         ControlFile(store.data_dir, job_id).close()  # wishes of an earlier run are not for this one
         store.announce(job_id)
+        self._jobs.add(job)
         job.runs_here(asyncio.run_coroutine_threadsafe(self._run(job, agents, store, settings), self._loop))
         return job
 
@@ -127,7 +129,8 @@ class Session:
             threading.Thread(target=self.release_store, args=(store,), name="batchray-release").start()
 
     def _take_share(self, running: RunningJob) -> None:
-        running.window.pause(self._is_draining)
+        if self._is_draining:
+            running.window.pause()
         if running.record.kind == "batch":
             self._sharing[running] = None
             self._share()
@@ -148,7 +151,7 @@ class Session:
             running.window.pause()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while any(job.in_flight for job in self._jobs):  # noqa: ASYNC110  # no one event says it of all
+                while any(job.in_flight for job in list(self._jobs)):  # noqa: ASYNC110  # no one event says it of all
                     await asyncio.sleep(_DRAIN_POLL_S)
 
     def executor(self, settings: Settings) -> Host:
@@ -188,8 +191,8 @@ class Session:
         """Interrupt the jobs, then end executors, stores and the loop.  A second call does nothing."""
         if self._loop.is_closed():
             return
-        for job in list(self._jobs):
-            job.stop()
+        stopping = [future for job in list(self._jobs) if (future := job.interrupt()) is not None]
+        concurrent.futures.wait(stopping, _STOP_S)
         self.wait(self._close_executors())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)

@@ -41,8 +41,11 @@ class Order:
 class Link(Protocol):
     """A way in which others watch and steer a running job."""
 
-    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """Hand out a snapshot; return the wishes: `is_paused`, `is_canceled`, `max_in_flight`."""
+    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any] | None:
+        """Hand out a snapshot; return the wishes: `is_paused`, `is_canceled`, `max_in_flight`.
+
+        None where nobody answers now; what was asked for before is as it was.
+        """
         ...
 
     def close(self) -> None:

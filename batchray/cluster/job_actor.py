@@ -72,10 +72,10 @@ class JobLink:
         self._actor: Any = None
         self._has_answered = self._is_too_late = False
 
-    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any] | None:
         """Send a snapshot and return what was asked for.  A lost actor costs one update, never the job."""
         if self._is_too_late or not self._is_alive():
-            return {}
+            return None
         try:
             async with asyncio.timeout(_ANSWER_S):
                 if self._actor is None:  # on a thread: it waits for the GCS
@@ -83,7 +83,7 @@ class JobLink:
                 control: dict[str, Any] = await self._actor.update.remote(snapshot)
         except (ray.exceptions.RayError, TimeoutError):
             self._actor = None  # found or started again at the next update
-            return {}
+            return None
         except asyncio.CancelledError:  # the job is over; what was to show it is not waited for
             self._is_too_late = not self._has_answered
             raise

@@ -40,6 +40,8 @@ _MAX_LINE_BYTES, _MAX_HEADER_BYTES, _MAX_HEADERS = 8190, 8190, 100
 _LINGER_S = 2.0
 # What answers get to be finished, when what they wait for has ended already.
 _ANSWER_S = 1.0
+# What callbacks that are on their way have left of the time to stop; those that are not through are sent again.
+_CALLBACK_S = 5.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _UPLOADS = "uploads"
 
@@ -111,12 +113,14 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
         keeping = asyncio.create_task(keep(session, settings))
         ending.callback(keeping.cancel)
         await runner.setup()
+        await service.start()  # before anybody can ask for something new, which it would take for something old
         site = web.TCPSite(runner, settings.host, settings.port)
         await site.start()
         host, port = runner.addresses[0][:2]
-        await service.start()
         yield Running(host, port, needs_key, service, keeping)
+        ends = asyncio.get_running_loop().time() + settings.shutdown_grace_s
         await service.stop()
+        await sender.close(min(_CALLBACK_S, max(ends - asyncio.get_running_loop().time(), 0.0)))
 
 
 async def _check_address(settings: ServerSettings) -> None:

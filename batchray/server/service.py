@@ -58,6 +58,7 @@ class Service:
         self._waiting: deque[str] = deque()
         self._starting: dict[str, asyncio.Task[None]] = {}  # no longer waiting, and not yet running
         self._running: dict[str, Job] = {}
+        self._restarting: set[str] = set()  # failed, and to be started again in a moment
         self._reopening: set[str] = set()
         self._keys_in_use: set[tuple[str, str]] = set()
         self._loop = asyncio.get_running_loop()
@@ -145,7 +146,8 @@ class Service:
             job.steer(Wishes(is_canceled=True))
             raise
         except BatchrayError as error:
-            await self.store.call(cancel_at_rest, self.store, job.id)  # or it would be run again, for nobody
+            with suppress(LeaseLostError, StoreError):
+                await self.store.call(cancel_at_rest, self.store, job.id)  # or it would be run again, for nobody
             raise later(5, f"the request could not be run: {error}") from None
         result = await self.read(self.reader.result, record, 0)
         if result is None:
@@ -210,7 +212,7 @@ class Service:
         """Tell whether nothing more will come of a job as long as this server runs."""
         if self.store.is_shared and not self.is_draining:  # it may be led elsewhere
             return (await self.read(self.reader.job, job_id)).is_ended
-        return self.is_draining or not self._has(job_id)
+        return self.is_draining or not (self._has(job_id) or job_id in self._restarting)
 
     async def read(self, query: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
         """Run a query on a thread, so that no other client waits for it."""
@@ -283,11 +285,11 @@ class Service:
             await self._launch(job_id)
         except ConfigError as error:  # an agent whose key or code is not there any more
             logger.error("job %s cannot go on: %s", job_id, error)
-        except BatchrayError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the job must not be left without anybody
             logger.error("job %s could not be started and will be tried again: %s", job_id, error)
             self._spawn(self._restart(job_id))
         finally:
-            del self._starting[job_id]
+            self._starting.pop(job_id, None)
             self._start_next()
 
     async def _launch(self, job_id: str) -> Job:
@@ -313,7 +315,11 @@ class Service:
         self.on_end()
 
     async def _restart(self, job_id: str) -> None:
-        await asyncio.sleep(_RESTART_S)
+        self._restarting.add(job_id)
+        try:
+            await asyncio.sleep(_RESTART_S)
+        finally:
+            self._restarting.discard(job_id)
         if self._has(job_id):  # adopted meanwhile
             return
         self._waiting.append(job_id)

@@ -159,14 +159,13 @@ class Store(Salvage, Outbox, Agents, Retention, Sequels):
 
     def announce(self, job_id: str) -> None:
         """Let other processes know that this one runs a job."""
-        self._running_jobs.append(job_id)
-        self._write_lock()
+        self._write_lock([*self._running_jobs, job_id])
 
     def withdraw(self, job_id: str) -> None:
         """Let other processes know that this one does not run a job any more."""
-        self._running_jobs.remove(job_id)
-        self._write_lock()
+        self._write_lock([each for each in self._running_jobs if each != job_id])
 
-    def _write_lock(self) -> None:
+    def _write_lock(self, running_jobs: list[str]) -> None:
         if self._lock is not None:
-            write_holder(self._lock, self._running_jobs)
+            write_holder(self._lock, running_jobs)
+        self._running_jobs = running_jobs

@@ -89,8 +89,8 @@ class Items(Leases):
         with self._transaction() as connection:
             self._check_lease(connection, job)
             before = self._taken_before(connection, job, outcomes) if is_again else []
+            self._write_steps(connection, job, steps)  # first: the next attempt at an item may be in the same commit
             self._write_attempts(connection, job, attempts)
-            self._write_steps(connection, job, steps)
             taken = self._current(connection, job, outcomes)
             if taken:
                 self._insert_outcomes(connection, job, taken)

@@ -25,7 +25,7 @@ from batchray.errors import (
     StoreError,
     WorkerDiedError,
 )
-from batchray.running import RunningJob
+from batchray.running import RunningJob, expired
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, Store
 from tests.waiting import soon
@@ -99,10 +99,16 @@ class Watcher:
 
     def __init__(self, **wishes: Any) -> None:
         self.wishes, self.snapshots, self.n_closed = wishes, list[dict[str, Any]](), 0
+        self.failures: list[Exception | None] = []
+        """What the next updates come to instead: nobody answers, or something is raised."""
 
-    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
+    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any] | None:
         self.snapshots.append(snapshot)
-        return dict(self.wishes)
+        if not self.failures:
+            return dict(self.wishes)
+        if (error := self.failures.pop()) is not None:
+            raise error
+        return None
 
     def close(self) -> None:
         self.n_closed += 1
@@ -445,8 +451,9 @@ async def test_a_wish_is_heard_once(store: Store) -> None:
     running = asyncio.create_task(run_job(job, store, Scripted(lambda order: gate.wait()), [watcher]))
     await soon(lambda: job.window.size == 3)
     job.steer(Wishes(max_in_flight=5))  # asked for by other means
+    watcher.failures = [None, ValueError("broken"), None]  # and lost updates ask for nothing again
     n_seen = len(watcher.snapshots)
-    await soon(lambda: len(watcher.snapshots) >= n_seen + 2)
+    await soon(lambda: len(watcher.snapshots) >= n_seen + 5)
     assert job.window.size == 5
     gate.set()
     await running
@@ -557,6 +564,30 @@ async def test_a_job_expires_at_its_deadline_and_keeps_what_is_done(store: Store
         "message": "not done by its job's deadline, 1 s after the job was made",
     }
     assert (last.status, sorted(executor.cancelled)) == ("expired", [2, 3, 4, 5])
+
+
+async def test_a_job_whose_end_was_interrupted_is_still_expired(store: Store) -> None:
+    job_id = new_job(store, "echo", "echo")
+    made_at(store, job_id, hours_ago=2)
+    job = await started(store, job_id, job_deadline_s=3600)
+    store.end_unfinished(
+        job.record, *expired(job.settings).of_items
+    )  # as by an earlier try that did not come to an end
+    record = await run_job(job, store, Scripted())
+    assert (record.status, record.counts["expired"]) == ("expired", 2)
+
+
+async def test_attempts_that_died_count_towards_the_deadline(store: Store) -> None:
+    def die(order: Order) -> None:
+        if order.attempt < 4:
+            raise WorkerDiedError("it died", is_suspect=False, ran_s=0.4)
+
+    executor = Scripted(die)
+    agents = bind_agents([Agent(id="echo", run=echo, deadline_s=1)])
+    record = await run_job(await started(store, new_job(store, "echo"), agents), store, executor)
+    assert [order.left_s for order in executor.orders] == [1, pytest.approx(0.6), pytest.approx(0.2), 0]
+    [result] = store.results(record)
+    assert result.error == {"type": "deadline_exceeded", "message": "not done within its deadline of 1 s"}
 
 
 async def test_a_jobs_deadline_counts_from_its_creation_over_restarts(store: Store) -> None:

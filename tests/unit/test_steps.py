@@ -275,6 +275,13 @@ def test_only_the_current_attempt_keeps_steps_and_each_only_once(job: tuple[Stor
     assert [store.steps(record, index) for index in range(3)] == [[b"a0", b"a1", b"a2"], [b"b0"], []]
 
 
+def test_a_step_is_kept_that_comes_to_the_disk_together_with_the_next_attempt(job: tuple[Store, JobRecord]) -> None:
+    store, record = job
+    store.begin_attempts(record, [NewAttempt(0, 1)])
+    store.write(record, [NewAttempt(0, 2, 1)], [], False, [NewStep(0, 1, 0, b"a0")])
+    assert store.steps(record, 0) == [b"a0"]
+
+
 def test_an_outcome_takes_the_place_of_its_items_steps(job: tuple[Store, JobRecord]) -> None:
     store, record = job
     store.begin_attempts(record, [NewAttempt(0, 1), NewAttempt(1, 1)])
