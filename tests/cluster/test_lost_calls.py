@@ -1,0 +1,52 @@
+"""Remote calls that get lost on their way, or whose answers do: a run is not run twice for that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.test_faults import run_cli
+from tests.provider_server import run_in_thread
+
+N_STEPS = 2
+# Of each 100 calls that spawn a request: not sent, answer lost, failed on the way.  A process is ended by Ray where its
+# call fails on the way, and goes on from what is kept.
+FAULTS = {"lane": (15, 15, 10), "process": (15, 25, 0)}
+N_REQUESTS = {"lane": 40, "process": 12}
+
+
+def note(ledger: str) -> str:
+    """Write down that it ran."""
+    with Path(ledger).open("a") as file:
+        file.write("ran\n")
+    return "noted"
+
+
+@pytest.mark.parametrize("placement", FAULTS)
+def test_a_run_whose_call_got_lost_is_not_run_twice(placement: str, ray_session: None, tmp_path: Path) -> None:
+    lines, n_requests = list[str](), N_REQUESTS[placement]
+    for index in range(n_requests):
+        call = json.dumps({"ledger": str(tmp_path / f"ledger-{index}")})
+        text = f"{index} [[steps:{N_STEPS}]] [[latency:0.1]] [[tool:note {call}]]"
+        lines.append(json.dumps({"agent_id": placement, "input": text}))
+    (tmp_path / "requests.jsonl").write_text("\n".join(lines))
+    agent = {"id": placement, "model": "local/m", "tools": ["tests.cluster.test_lost_calls:note"]}
+    place = {"placement": placement, **({"num_cpus": 0.25} if placement == "process" else {})}
+    req, resp, in_flight = FAULTS[placement]
+    fault = {"req_failure_prob": req, "resp_failure_prob": resp, "in_flight_failure_prob": in_flight}
+    faults = {"CoreWorkerService.grpc_client.PushTask": {"num_failures": -1, **fault}}
+    with run_in_thread() as server:
+        providers = {"local": {"protocol": "openai", "base_url": server.base_url}}
+        (tmp_path / "agents.json").write_text(json.dumps({"providers": providers, "agents": [{**agent, **place}]}))
+        arguments = ["requests.jsonl", "--agents", "agents.json", "--lanes", "1", "--output", "out.jsonl", "--quiet"]
+        variables = {"RAY_testing_rpc_failure": json.dumps(faults)}
+        with run_cli("run", *arguments, cwd=tmp_path, environment=variables) as driver:
+            _, err = driver.communicate(timeout=150)
+        n_calls = server.n_calls
+    results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(result["status"], result["attempts"]) for result in results] == [("succeeded", 1)] * n_requests, err
+    ran = [len((tmp_path / f"ledger-{index}").read_text().splitlines()) for index in range(n_requests)]
+    assert ran == [N_STEPS] * n_requests
+    assert n_calls == n_requests * (N_STEPS + 1)
