@@ -15,7 +15,7 @@ from batchray.driver import cancel_at_rest, run_job, start_job
 from batchray.errors import BatchFormatError, ConfigError, KeyInUseError, LeaseLostError, StoreUnavailableError
 from batchray.progress import Progress
 from batchray.schema import new_job_id
-from batchray.store import DEFAULT_USER, NewJob, Store
+from batchray.store import DEFAULT_USER, JobRecord, NewJob, Store
 from tests.postgres import Database
 from tests.unit.test_driver import AGENTS, Scripted, started
 from tests.unit.test_driver import new_job as driver_job
@@ -161,16 +161,75 @@ def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: S
     assert two.job(job.id).status == "cancelled"
 
 
-async def test_a_leader_hears_what_others_ask_when_it_renews_its_lease(one: Store, two: Store) -> None:
+def lease_of(store: Store, job: JobRecord) -> float:
+    """Return when a job's lease runs out."""
+    with store._reading() as connection:
+        return float(connection.exec_driver_sql(f"SELECT until FROM leases WHERE job = {job.key}").scalar_one())
+
+
+async def test_a_leader_hears_within_a_second_what_others_ask_and_renews_its_lease_in_time(
+    one: Store, two: Store
+) -> None:
     now = 0.0
     job = new_job(one)
     link = LeaseLink(one, job, lambda: now)
     assert await link.update({}) == {}
+    renewed = lease_of(one, job)
     two.ask_leader(job, is_paused=True)
     two.ask_leader(job, max_in_flight=3)
     assert await link.update({}) == {}
-    now += one.lease_s
+    now += 1.0
     assert await link.update({}) == {"is_paused": True, "max_in_flight": 3}
+    assert lease_of(one, job) == renewed
+    now += one.lease_s / 3
+    assert await link.update({}) == {"is_paused": True, "max_in_flight": 3}
+    assert lease_of(one, job) > renewed
+
+
+async def test_what_a_leader_has_heard_stays_while_nothing_can_be_read(one: Store, two: Store) -> None:
+    now = 0.0
+    job = new_job(one)
+    two.ask_leader(job, is_paused=True)
+    link = LeaseLink(one, job, lambda: now)
+    assert await link.update({}) == {"is_paused": True}
+    with two._transaction() as connection:
+        connection.exec_driver_sql("ALTER TABLE leases RENAME TO out_of_reach")
+    for _ in range(2):
+        now += one.lease_s
+        assert await link.update({}) == {"is_paused": True}
+        now += 1.0
+        assert await link.update({}) == {"is_paused": True}
+
+
+def test_what_was_asked_of_a_leader_is_heard_by_the_one_that_takes_over(one: Store, two: Store) -> None:
+    job = new_job(one)
+    two.ask_leader(job, is_canceled=True)
+    run_out(one)
+    taken = two.start_job(job.id)
+    assert (two.wishes(taken), two.renew_lease(taken)) == ({"is_canceled": True}, {"is_canceled": True})
+    with pytest.raises(LeaseLostError):
+        one.wishes(job)
+
+
+async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_cancelled_at_once(
+    one: Store, two: Store
+) -> None:
+    job_id = driver_job(one, *["echo"] * 300)
+    with pytest.raises(LeaseLostError):
+        cancel_at_rest(two, job_id)
+    two.ask_leader(two.job(job_id), is_canceled=True)
+    job = await started(one, job_id, max_in_flight=1)
+    executor = Scripted(lambda order: soon(lambda: job.ending is not None))
+    record = await run_job(job, one, executor, [LeaseLink(one, job.record)])
+    assert (record.status, len(executor.orders) <= 1) == ("cancelled", True)
+
+
+def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    two.ask_leader(job, is_canceled=True)
+    cancel_at_rest(one, job.id)
+    two.reopen(job.id)
+    assert two.wishes(two.start_job(job.id)) == {}
 
 
 async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store, two: Store) -> None:
