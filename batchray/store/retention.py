@@ -21,7 +21,9 @@ class Retention(Database):
         """
         ended = jobs.c.completed_at < ended_before
         with self._transaction() as connection:
-            key = connection.execute(sa.select(jobs.c.job).where(ended).order_by(jobs.c.job).limit(1)).scalar()
+            # Locked: of two processes on one database, none takes the other's step for the end of the job.
+            oldest = sa.select(jobs.c.job).where(ended).order_by(jobs.c.job).limit(1)
+            key = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
             if key is None:
                 return False
             connection.execute(
@@ -52,7 +54,8 @@ def _delete_part(connection: sa.Connection, table: sa.Table, key: int) -> bool:
             break
     if last is None:
         return False
-    return connection.execute(sa.delete(table).where(of_job, table.c.idx <= last)).rowcount > 0
+    connection.execute(sa.delete(table).where(of_job, table.c.idx <= last))
+    return True
 
 
 def _sizes(table: sa.Table) -> sa.Select[Any]:

@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from batchray.errors import UnknownJobError
 from batchray.progress import Progress
 from batchray.retention import prune
 from batchray.store import JobRecord, Store
+from batchray.store.tables import metadata
+from tests.postgres import Database
 from tests.unit.test_cli_errors import AGENTS, command, local
 from tests.unit.test_intake import GOOD
 from tests.unit.test_store import begin, check_integrity, new_job, outcome
@@ -63,6 +66,27 @@ def test_half_a_deleted_job_is_finished_later_and_never_part_of_a_new_one(store:
         pass
     assert store.check() == (1, 3, 3, [])
     assert [each.index for each in store.results(fresh)] == [0, 1, 2]
+
+
+def test_two_servers_that_delete_at_once_leave_nothing_behind(database: Database, tmp_path: Path) -> None:
+    url = database.new_url()
+    with Store.open(tmp_path / "one", url) as one, Store.open(tmp_path / "two", url) as two:
+        ended(one, 1203)
+        assert one.prune("9999")
+
+        def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+            if statement.startswith("DELETE FROM") and "idx" in statement:  # what it has read is there no more
+                two.prune("9999")
+
+        sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
+        while one.prune("9999"):
+            pass
+        assert [table.name for table in metadata.sorted_tables if n_rows(two, table)] == []
+
+
+def n_rows(store: Store, table: sa.Table) -> int:
+    with store._reading() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
 
 
 async def test_jobs_go_after_the_days_that_they_are_kept(store: Store) -> None:
