@@ -286,6 +286,31 @@ def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) 
     assert [each.index for each in store.results(again, after_seq=3)] == [1]
 
 
+@pytest.mark.parametrize("next_at", [None, 5e12])
+def test_what_became_of_the_callback_of_an_end_is_not_kept_of_the_next_one(store: Store, next_at: float | None) -> None:
+    def end(attempt: int) -> str:
+        job = store.start_job(job_id)
+        begin(store, job, 0, attempt=attempt)
+        store.record(job, [outcome(0, attempt, "errored")])
+        return store.end_job(job.id, "failed", "error", Progress(), None, 0).completed_at or ""
+
+    def record(completed_at: str) -> None:
+        store.record_callback(job_id, completed_at, sent_at="t", status_code=200, error=None, next_at=next_at)
+
+    def due() -> list[tuple[str | None, int]]:
+        return [(each.job.completed_at, each.n_attempts) for each in store.due_callbacks(1e12, 10)]
+
+    job_id = new_job(store, 1).id
+    first = end(attempt=1)
+    store.reopen(job_id)
+    record(first)
+    second = end(attempt=2)
+    record(first)
+    assert (due(), store.job(job_id).callback_sent_at) == ([(second, 0)], None)
+    record(second)
+    assert (due(), store.job(job_id).callback_sent_at) == ([], "t")
+
+
 # -- one writer, many readers
 
 
