@@ -74,10 +74,10 @@ class Leases(Database):
     def _give_lease(self, connection: sa.Connection, key: int) -> None:
         """Leave a job that is to run to this process, for as long as a lease lasts; then to whoever comes first.
 
-        What was asked for of its run before is not for this one.
+        What an earlier leader still hands in is refused from now on, and what was asked of it is not for this run.
         """
         until = self._backend.now(connection) + self.lease_s
-        values = {"leader": self.leader, "until": until, "wishes": b"{}"}
+        values = {"epoch": leases.c.epoch + 1, "leader": self.leader, "until": until, "wishes": b"{}"}
         connection.execute(sa.update(leases).where(leases.c.job == key).values(**values))
 
     def _take_lease(self, connection: sa.Connection, job: JobRecord) -> int:

@@ -9,10 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from batchray.control import LeaseLink
 from batchray.driver import cancel_at_rest, run_job, start_job
-from batchray.errors import BatchFormatError, ConfigError, KeyInUseError, LeaseLostError, StoreUnavailableError
+from batchray.errors import (
+    BatchFormatError,
+    ConfigError,
+    JobNotEndedError,
+    KeyInUseError,
+    LeaseLostError,
+    StoreUnavailableError,
+)
 from batchray.progress import Progress
 from batchray.schema import new_job_id
 from batchray.store import DEFAULT_USER, JobRecord, NewJob, Store
@@ -133,7 +141,7 @@ def test_a_callback_is_sent_by_one_server_and_by_another_when_that_one_dies(one:
     job = new_job(one, 1)
     begin(one, job, 0)
     one.record(job, [outcome(0)])
-    one.end_job(job.id, "completed", "end_turn", Progress(), None, 0)
+    one.end_job(job, "completed", "end_turn", Progress(), None, 0)
     assert two.claim_callbacks(1e12, 10) == []
     assert [due.job.id for due in one.claim_callbacks(1e12, 10)] == [job.id]
     run_out(one)
@@ -145,11 +153,67 @@ def test_a_job_is_reopened_by_another_process_than_the_one_that_ended_it(one: St
     job = new_job(one, 1)
     begin(one, job, 0)
     one.record(job, [outcome(0, status="errored")])
-    one.end_job(job.id, "failed", "error", Progress(), None, 0)
+    one.end_job(job, "failed", "error", Progress(), None, 0)
     assert two.reopen(job.id) == 1
     with pytest.raises(LeaseLostError):
         one.start_job(job.id)
-    assert two.start_job(job.id).epoch == job.epoch + 1
+    assert two.start_job(job.id).epoch > job.epoch
+
+
+def failed(store: Store, job: JobRecord) -> JobRecord:
+    return store.end_job(job, "failed", "error", Progress(), None, 0)
+
+
+def test_the_late_end_of_a_former_leader_does_not_end_a_job_that_was_opened_again(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    ended = failed(one, job)
+    assert failed(one, job) == ended  # its answer may have been lost
+    two.reopen(job.id)
+    with pytest.raises(LeaseLostError):
+        failed(one, job)
+    taken = two.start_job(job.id)
+    with pytest.raises(LeaseLostError):
+        failed(one, job)
+    assert not two.job(job.id).is_ended
+    assert failed(two, taken).is_ended
+
+
+def test_a_job_that_was_taken_over_is_not_ended_by_its_former_leader(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    run_out(one)
+    two.start_job(job.id)
+    with pytest.raises(LeaseLostError):
+        failed(one, job)
+    assert not two.job(job.id).is_ended
+
+
+def test_a_late_end_of_an_earlier_run_in_one_data_directory_ends_nothing(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        first = new_job(store, 1)
+        failed(store, first)
+        store.reopen(first.id)
+        with pytest.raises(LeaseLostError):
+            failed(store, first)
+        assert not store.job(first.id).is_ended
+
+
+def test_of_two_servers_that_open_a_job_again_at_once_one_is_refused(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    begin(one, job, 0)
+    one.record(job, [outcome(0, status="errored")])
+    failed(one, job)
+    forgotten: list[int] = []
+
+    def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE leases") and not forgotten:  # it has read that the job has ended
+            forgotten.append(two.reopen(job.id))
+            begin(two, two.start_job(job.id), 0, attempt=2)
+
+    sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
+    with pytest.raises(JobNotEndedError, match=f"job {job.id} has not ended yet"):
+        one.reopen(job.id)
+    assert forgotten == [1]
+    assert len(two.record(two.start_job(job.id), [outcome(0, 2)])) == 1
 
 
 def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: Store, two: Store) -> None:

@@ -28,7 +28,7 @@ def ended(store: Store, n: int = 3, size: int = 10) -> JobRecord:
     job = new_job(store, n, size)
     begin(store, job, *range(n))
     store.record(job, [outcome(index) for index in range(n)])
-    return store.end_job(job.id, "completed", "end_turn", Progress(), None, 0)
+    return store.end_job(job, "completed", "end_turn", Progress(), None, 0)
 
 
 def test_an_ended_job_goes_in_small_steps_and_is_unknown_from_the_first(store: Store) -> None:

@@ -131,7 +131,7 @@ def refused():
 
 store = Store.open(Path(sys.argv[1]))
 old, job_id = create(300), create(2000)
-store.end_job(old, "completed", "end_turn", Progress(), None, 0)
+store.end_job(store.start_job(old), "completed", "end_turn", Progress(), None, 0)
 job = store.start_job(job_id)
 store.begin_attempts(job, [NewAttempt(index, 1) for index in range(2000)])
 assert (store.data_dir / "reserve").exists()
