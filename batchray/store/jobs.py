@@ -90,10 +90,11 @@ class Jobs(Leases):
 
     def _led(self, job_id: str, values: Mapping[str, Any]) -> JobRecord:
         with self._transaction() as connection:
+            held = self._lock_lease(connection, job_id)
             open_job = sa.and_(jobs.c.id == job_id, jobs.c.completed_at.is_(None))
             is_open = connection.execute(sa.update(jobs).where(open_job).values(**values)).rowcount > 0
             job = self._job(connection, job_id)
-            return replace(job, epoch=self._take_lease(connection, job)) if is_open else job
+            return replace(job, epoch=self._take_lease(connection, job, held)) if is_open else job
 
     def end_job(
         self, job: JobRecord, status: str, stop_reason: str, progress: Progress, ttft_ns: int | None, duration_ns: int

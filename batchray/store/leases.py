@@ -80,13 +80,20 @@ class Leases(Database):
         values = {"epoch": leases.c.epoch + 1, "leader": self.leader, "until": until, "wishes": b"{}"}
         connection.execute(sa.update(leases).where(leases.c.job == key).values(**values))
 
-    def _take_lease(self, connection: sa.Connection, job: JobRecord) -> int:
-        """Lead a job, and return the epoch; the caller has locked the job's row.  Raises LeaseLostError.
+    def _lock_lease(self, connection: sa.Connection, job_id: str) -> sa.Row[Any] | None:
+        """Return a job's lease, which is then nobody else's to change.
+
+        Whoever changes both locks it before the job's row: in another order, two of them would wait for each other.
+        """
+        of_job = sa.select(jobs.c.job).where(jobs.c.id == job_id).scalar_subquery()
+        return connection.execute(sa.select(leases).where(leases.c.job == of_job).with_for_update()).first()
+
+    def _take_lease(self, connection: sa.Connection, job: JobRecord, held: sa.Row[Any] | None) -> int:
+        """Lead a job, whose lease is locked, and return the epoch.  Raises LeaseLostError.
 
         What was asked of an earlier leader stays: nobody may have heard of it yet.
         """
         now = self._backend.now(connection)
-        held = connection.execute(sa.select(leases).where(leases.c.job == job.key).with_for_update()).first()
         if held is not None and self.is_shared and held.until > now and held.leader != self.leader:
             raise LeaseLostError(job.id)
         values = {"leader": self.leader, "until": now + self.lease_s}

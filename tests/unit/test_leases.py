@@ -28,7 +28,7 @@ from tests.postgres import Database
 from tests.unit.test_driver import AGENTS, Scripted, started
 from tests.unit.test_driver import new_job as driver_job
 from tests.unit.test_store import agents_of, begin, items, new_job, outcome
-from tests.waiting import soon
+from tests.waiting import soon, until
 
 
 @pytest.fixture
@@ -79,6 +79,32 @@ def test_what_a_former_leader_hands_in_is_refused(one: Store, two: Store) -> Non
         begin(one, job, 2)
     assert two.job(job.id).done == 0
     assert len(two.record(taken, [outcome(0, 2, messages=b"[1]")])) == 1
+
+
+def is_waited_for(store: Store) -> bool:
+    """Tell whether somebody waits for a lock of the database."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with store._reading() as connection:
+        return connection.exec_driver_sql(waiting).first() is not None
+
+
+def test_a_takeover_in_the_middle_of_a_write_waits_for_it_and_not_both_for_each_other(one: Store, two: Store) -> None:
+    job = new_job(one)
+    begin(one, job, 0)
+    run_out(one)
+    epochs: list[int] = []
+    taking = threading.Thread(target=lambda: epochs.append(two.start_job(job.id).epoch))
+
+    def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE jobs"):  # it has the lease's row, and wants the job's
+            taking.start()
+            until(lambda: is_waited_for(one))
+
+    sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
+    assert one.record(job, [outcome(0)]) == [outcome(0)]
+    taking.join()
+    assert epochs == [job.epoch + 1]
+    assert two.job(job.id).done == 1
 
 
 def test_a_second_run_in_one_data_directory_fences_the_first(tmp_path: Path) -> None:
