@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, job_record
-from batchray.store.tables import callbacks, jobs, leases
+from batchray.store.tables import DELETED, callbacks, jobs, leases
 
 
 class DueCallback(NamedTuple):
@@ -79,7 +79,7 @@ def _due_query(now: float, limit: int) -> sa.Select[Any]:
     return (
         sa.select(jobs, callbacks.c.n_attempts)
         .join(callbacks, callbacks.c.job == jobs.c.job)
-        .where(callbacks.c.due_at <= now)
+        .where(callbacks.c.due_at <= now, jobs.c.kind != DELETED)
         .order_by(callbacks.c.due_at)
         .limit(limit)
     )
