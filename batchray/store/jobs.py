@@ -29,8 +29,8 @@ class Jobs(Leases):
     def create_job(self, new: NewJob, new_items: Iterable[NewItem]) -> int:
         """Create a job with its items in one transaction and return how many; on disk when this returns.
 
-        What `new_items` raises undoes it all.  Raises StoreFullError where there is no room, and KeyInUseError for a
-        second job of one idempotency key.
+        What `new_items` raises undoes it all.  Raises StoreFullError where there is no room, KeyInUseError for a second
+        job of one idempotency key, and StoreUnavailableError while another process takes long to create the first one.
         """
         chunked = chunks(new_items, lambda item: len(item.request))
         return self.create_large_job(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked))
@@ -40,6 +40,7 @@ class Jobs(Leases):
         self.check_room()
         now, total, agent_ids = utc_now(), 0, set[str]()
         with self._translated(), self._backend.bulk(), self._transaction() as connection:
+            self._backend.hurry(connection)  # or nothing more is written here until a large batch of its key is there
             job = self._insert_job(connection, new, now)
             for page in pages:
                 rows = list(zip(repeat(job), count(total), *page, strict=False))
