@@ -23,7 +23,7 @@ from batchray.errors import (
 )
 from batchray.progress import Progress
 from batchray.schema import new_job_id
-from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, Store
+from batchray.store import DEFAULT_USER, JobRecord, NewAttempt, NewItem, NewJob, NewStep, Store
 from tests.postgres import Database
 from tests.unit.test_driver import AGENTS, Scripted, started
 from tests.unit.test_driver import new_job as driver_job
@@ -223,6 +223,24 @@ def test_a_job_that_was_taken_over_is_not_ended_by_its_former_leader(one: Store,
     with pytest.raises(LeaseLostError):
         failed(one, job)
     assert not two.job(job.id).is_ended
+
+
+def test_a_former_leader_takes_no_steps_from_the_next_one(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    begin(one, job, 0)
+    one.record(job, [outcome(0, status="errored")])
+
+    def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if "FROM items" in statement:  # it has seen that every item has an outcome
+            run_out(two)
+            failed(two, two.take_job(job.id))
+            two.reopen(job.id)
+            two.write(two.start_job(job.id), [NewAttempt(0, 2)], [], steps=[NewStep(0, 2, 1, b"1")])
+
+    sa.event.listen(one._engine, "after_cursor_execute", meanwhile)
+    with pytest.raises(LeaseLostError):
+        one.end_unfinished(job, "canceled", "cancelled", None)
+    assert two.steps(job, 0) == [b"1"]
 
 
 def test_a_late_end_of_an_earlier_run_in_one_data_directory_ends_nothing(tmp_path: Path) -> None:
