@@ -88,11 +88,16 @@ def export(output: Path, data_dir: Path, database_url: str | None) -> None:
 
 def _write_all(store: Any, file: IO[str], lost: Callable[[str], None]) -> int:
     from batchray.results import result_of
+    from batchray.store.salvage import UNREADABLE
 
     n_outcomes = 0
     for job in store.readable_jobs(lost):
         for stored in store.readable_results(job, lost):
-            line = {"job_id": job.id, **result_of(job, stored).model_dump(mode="json")}
+            try:
+                line = {"job_id": job.id, **result_of(job, stored).model_dump(mode="json")}
+            except UNREADABLE:
+                lost(f"{job.id}: the outcome of item {stored.index}")
+                continue
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             n_outcomes += 1
     return n_outcomes

@@ -18,6 +18,9 @@ from batchray.store import JobRecord, Store
 
 logger = logging.getLogger(__name__)
 
+_HEAR_S = 1.0
+"""How often a leader asks what others want; a lease alone would be renewed too seldom for one who cancels."""
+
 
 class Wishes(BaseModel):
     """What is asked for of a running job; None asks for nothing."""
@@ -67,20 +70,25 @@ class LeaseLink:
 
     def __init__(self, store: Store, job: JobRecord, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._job, self._clock = store, job, clock
-        self._due_at = clock()
+        self._hears_at = self._renews_at = clock()
         self._heard: dict[str, Any] = {}
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """Renew the lease where it is time, and return what was asked for so far."""
-        if self._clock() >= self._due_at:
-            self._due_at = self._clock() + self._store.lease_s / 3
-            try:
-                # Not on the writer's thread, where a large batch may be on its way.
-                self._heard = await asyncio.to_thread(self._store.renew_lease, self._job)
-            except LeaseLostError:
-                logger.debug("job %s: another server leads it; the next outcome ends it here", self._job.id)
-            except StoreError as error:
-                logger.warning("job %s: its lease was not renewed: %s", self._job.id, error)
+        """Renew the lease where it is time, and return what was asked for so far, as far as it is known."""
+        now = self._clock()
+        if now < min(self._hears_at, self._renews_at):
+            return self._heard
+        hear = self._store.wishes
+        if now >= self._renews_at:
+            hear, self._renews_at = self._store.renew_lease, now + self._store.lease_s / 3
+        self._hears_at = now + _HEAR_S
+        try:
+            # Not on the writer's thread, where a large batch may be on its way.
+            self._heard = await asyncio.to_thread(hear, self._job)
+        except LeaseLostError:
+            logger.debug("job %s: another server leads it; the next outcome ends it here", self._job.id)
+        except StoreError as error:
+            logger.warning("job %s: its lease was not renewed, or not read: %s", self._job.id, error)
         return self._heard
 
     def close(self) -> None:

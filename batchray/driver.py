@@ -127,7 +127,7 @@ async def _end(job: RunningJob, store: Store) -> JobRecord:
         status, stop_reason = "failed", "error"
     logger.info("job %s: %s", job.record.id, status, extra={"job_id": job.record.id})
     ended = (status, stop_reason, job.progress, *job.durations())
-    return await job.patience.call(store.end_job, job.record.id, *ended)
+    return await job.patience.call(store.end_job, job.record, *ended)
 
 
 def end_at_rest(store: Store, job_id: str, ending: Ending) -> None:
@@ -139,7 +139,7 @@ def end_at_rest(store: Store, job_id: str, ending: Ending) -> None:
     if not record.is_ended:
         store.end_unfinished(record, *ending.of_items)
         progress = _rebuild_progress(store, record)
-        store.end_job(job_id, ending.status, ending.stop_reason, progress, None, 0)
+        store.end_job(record, ending.status, ending.stop_reason, progress, None, 0)
 
 
 def cancel_at_rest(store: Store, job_id: str) -> None:

@@ -7,6 +7,7 @@
     │   │   └── UnknownAgentError   a request names an agent that there is not
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
     │   ├── UnknownJobError         no job of that id in this data directory
+    │   ├── JobNotEndedError        only a job that has ended can be opened again
     │   ├── StoreLockedError        another process writes to this data directory
     │   └── KeyInUseError           another batch came with the same idempotency key
     ├── StoreError                  the store cannot be read or written
@@ -85,6 +86,17 @@ class UnknownJobError(UsageError):
     def __str__(self) -> str:
         where = f" in {self.data_dir}" if self.data_dir else ""
         return f"no job {self.job_id!r}{where}; `batchray status` lists the jobs of a data directory"
+
+
+class JobNotEndedError(UsageError):
+    """A job was to be opened again that has not ended, or that somebody else has opened again."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} has not ended yet"
 
 
 class StoreLockedError(UsageError):

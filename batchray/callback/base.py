@@ -11,10 +11,12 @@ from typing import NamedTuple, Protocol
 class Delivery:
     """A row of the outbox that is due: what to send, and where.  `n_attempts` were made so far.
 
-    `webhook_id` is that of the job's end: a job that is retried ends again, and tells of it under another.
+    `completed_at`, as the outbox writes it, is that of the end it tells of, and `webhook_id` belongs to that end: a job
+    that is retried ends again, and tells of it under another.
     """
 
     job_id: str
+    completed_at: str
     webhook_id: str
     url: str
     payload: bytes
@@ -43,7 +45,10 @@ class Outbox(Protocol):
         ...
 
     async def record(self, delivery: Delivery, attempt: Attempt) -> None:
-        """Count an attempt, keep it for whoever looks at the job, and set when the row is due again, or remove it."""
+        """Count an attempt, keep it for whoever looks at the job, and set when the row is due again, or remove it.
+
+        Where the job was opened again meanwhile, the row is gone, or another one's: then nothing is to be kept.
+        """
         ...
 
     async def next_due_at(self) -> float | None:

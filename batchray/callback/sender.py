@@ -96,7 +96,7 @@ class CallbackSender:
         self._signer, self._schedule = signer or Signer(), schedule or Schedule()
         self._max_in_flight, self._max_per_receiver = max_in_flight, max_per_receiver
         self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()
-        self._in_flight: dict[str, _Sending] = {}
+        self._in_flight: dict[str, _Sending] = {}  # by webhook id: a job's next end does not wait for the one before
         self._woken = asyncio.Event()
         self._is_closed = False
 
@@ -147,7 +147,7 @@ class CallbackSender:
             known = set(self._in_flight)  # before asking: what ends meanwhile is in the page, and not due any more
             page = await self._outbox.due(self._clock(), limit)
             for delivery in page:
-                if delivery.job_id not in known:
+                if delivery.webhook_id not in known:
                     self._start(delivery)
             if len(page) < limit or limit >= _MAX_PAGE or len(self._in_flight) >= self._max_in_flight:
                 return
@@ -159,11 +159,11 @@ class CallbackSender:
         is_full = len(self._in_flight) >= self._max_in_flight or n_to_receiver >= self._max_per_receiver
         if not is_full and not self._is_closed:
             task = asyncio.create_task(self._deliver(delivery))
-            self._in_flight[delivery.job_id] = _Sending(receiver, task)
-            task.add_done_callback(partial(self._ended, delivery.job_id))
+            self._in_flight[delivery.webhook_id] = _Sending(receiver, task)
+            task.add_done_callback(partial(self._ended, delivery.webhook_id))
 
-    def _ended(self, job_id: str, _task: asyncio.Task[None]) -> None:
-        del self._in_flight[job_id]
+    def _ended(self, webhook_id: str, _task: asyncio.Task[None]) -> None:
+        del self._in_flight[webhook_id]
         self._woken.set()
 
     async def _deliver(self, delivery: Delivery) -> None:

@@ -14,6 +14,7 @@ from batchray.errors import (
     BatchFormatError,
     ConfigError,
     EmptyBatchError,
+    JobNotEndedError,
     StoreError,
     StoreFullError,
     UnknownAgentError,
@@ -86,6 +87,8 @@ def _told(error: UsageError | StoreError) -> HttpError:
     match error:
         case UnknownJobError():
             return HttpError(404, f"Job with id {error.job_id} not found")
+        case JobNotEndedError():
+            return HttpError(409, str(error), FINAL)
         case EmptyBatchError():
             return HttpError(400, "Empty list of batch_requests passed in!")
         case UnknownAgentError():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from batchray.callback import Attempt, Delivery, payload_of
 from batchray.crash import crash_at
-from batchray.results import parse_time
 from batchray.server.service import Service
 from batchray.server.views import batch_job
 from batchray.store import DueCallback
@@ -27,6 +28,7 @@ class StoredOutbox:
         await self._store.call(
             self._store.record_callback,
             delivery.job_id,
+            delivery.completed_at,
             sent_at=attempt.sent_at.isoformat(timespec="microseconds"),
             status_code=attempt.status_code,
             error=attempt.error,
@@ -40,9 +42,9 @@ class StoredOutbox:
 
 def _delivery(due: DueCallback) -> Delivery:
     job = due.job
-    completed_at = parse_time(job.completed_at)
-    assert completed_at is not None, "a callback is due with its job's end"
+    assert job.completed_at is not None, "a callback is due with its job's end"
     assert job.callback_url is not None, "and only where there is an address"
+    completed_at = datetime.fromisoformat(job.completed_at)
     payload = payload_of(job.id, job.status, completed_at, batch_job(job).metadata)
-    webhook_id = f"{job.id}-{int(completed_at.timestamp())}"
-    return Delivery(job.id, webhook_id, job.callback_url, payload, due.n_attempts)
+    webhook_id = f"{job.id}-{int(completed_at.timestamp())}{completed_at:%f}"  # in microseconds, as a job may end twice
+    return Delivery(job.id, job.completed_at, webhook_id, job.callback_url, payload, due.n_attempts)

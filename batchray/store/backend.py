@@ -53,6 +53,10 @@ class Backend(Protocol):
         """Surround one large transaction."""
         ...
 
+    def hurry(self, connection: sa.Connection) -> None:
+        """Let the transaction fail, and be repeated later, where it would wait long for what another one has locked."""
+        ...
+
     def checkpoint(self) -> None:
         """Move what is in the log into the database, as far as readers allow."""
         ...

@@ -129,7 +129,10 @@ class Items(Leases):
         return sorted(kinds.values(), key=lambda kind: -kind.n_items)
 
     def end_unfinished(self, job: JobRecord, status: str, stop_reason: str, error: Mapping[str, str] | None) -> int:
-        """Give every item without an outcome this one; returns how many.  In short transactions."""
+        """Give every item without an outcome this one; returns how many.  In short transactions.
+
+        Raises LeaseLostError where another process leads the job now.
+        """
         total, last = 0, -1
         while pending := self.unfinished(job, after=last):
             last = pending[-1].index
@@ -140,6 +143,7 @@ class Items(Leases):
             ]
             total += len(self.write(job, attempts, outcomes))
         with self._transaction() as connection:
+            self._check_lease(connection, job)
             release_claims(connection, job)
             connection.execute(sa.delete(_steps).where(_steps.c.job == job.key))
         return total

@@ -12,7 +12,7 @@ import orjson
 import sqlalchemy as sa
 
 from batchray.crash import crash_at
-from batchray.errors import KeyInUseError, UnknownJobError
+from batchray.errors import JobNotEndedError, KeyInUseError, UnknownJobError
 from batchray.progress import STATUSES, Progress
 from batchray.store.database import chunks
 from batchray.store.leases import Leases
@@ -29,8 +29,8 @@ class Jobs(Leases):
     def create_job(self, new: NewJob, new_items: Iterable[NewItem]) -> int:
         """Create a job with its items in one transaction and return how many; on disk when this returns.
 
-        What `new_items` raises undoes it all.  Raises StoreFullError where there is no room, and KeyInUseError for a
-        second job of one idempotency key.
+        What `new_items` raises undoes it all.  Raises StoreFullError where there is no room, KeyInUseError for a second
+        job of one idempotency key, and StoreUnavailableError while another process takes long to create the first one.
         """
         chunked = chunks(new_items, lambda item: len(item.request))
         return self.create_large_job(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked))
@@ -40,6 +40,7 @@ class Jobs(Leases):
         self.check_room()
         now, total, agent_ids = utc_now(), 0, set[str]()
         with self._translated(), self._backend.bulk(), self._transaction() as connection:
+            self._backend.hurry(connection)  # or nothing more is written here until a large batch of its key is there
             job = self._insert_job(connection, new, now)
             for page in pages:
                 rows = list(zip(repeat(job), count(total), *page, strict=False))
@@ -90,23 +91,25 @@ class Jobs(Leases):
 
     def _led(self, job_id: str, values: Mapping[str, Any]) -> JobRecord:
         with self._transaction() as connection:
+            held = self._lock_lease(connection, job_id)
             open_job = sa.and_(jobs.c.id == job_id, jobs.c.completed_at.is_(None))
             is_open = connection.execute(sa.update(jobs).where(open_job).values(**values)).rowcount > 0
             job = self._job(connection, job_id)
-            return replace(job, epoch=self._take_lease(connection, job)) if is_open else job
+            return replace(job, epoch=self._take_lease(connection, job, held)) if is_open else job
 
     def end_job(
-        self, job_id: str, status: str, stop_reason: str, progress: Progress, ttft_ns: int | None, duration_ns: int
+        self, job: JobRecord, status: str, stop_reason: str, progress: Progress, ttft_ns: int | None, duration_ns: int
     ) -> JobRecord:
-        """Write a job's end, once, and with it that its callback is due; a second end changes nothing.
+        """Write the end of a job that is led here, once, and that its callback is due; a second end changes nothing.
 
-        Returns the job as it then is.
+        Returns the job as it then is.  Raises LeaseLostError where another process leads it, or has opened it again.
         """
         now = utc_now()
         with self._transaction() as connection:
+            self._check_lease(connection, job)
             ended = connection.execute(
                 sa.update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.completed_at.is_(None))
+                .where(jobs.c.job == job.key, jobs.c.completed_at.is_(None))
                 .values(
                     status=status,
                     stop_reason=stop_reason,
@@ -118,23 +121,23 @@ class Jobs(Leases):
                 )
             )
             if ended.rowcount:
-                due = sa.select(jobs.c.job, sa.literal(time.time()), sa.literal(0)).where(
-                    jobs.c.id == job_id, jobs.c.callback_url.is_not(None)
-                )
-                connection.execute(sa.insert(callbacks).from_select(["job", "due_at", "n_attempts"], due))
+                if job.callback_url is not None:
+                    connection.execute(sa.insert(callbacks).values(job=job.key, due_at=time.time()))
                 # Outcomes take their items' steps along; of an agent that was replaced by one without, some are left.
-                of_job = sa.select(jobs.c.job).where(jobs.c.id == job_id).scalar_subquery()
-                connection.execute(sa.delete(steps).where(steps.c.job == of_job))
+                connection.execute(sa.delete(steps).where(steps.c.job == job.key))
         crash_at("job-ended")
-        return self.job(job_id)
+        return self.job(job.id)
 
     def reopen(self, job_id: str) -> int:
         """Forget the outcomes of an ended job that did not succeed, so that it can go on; returns how many.
 
-        The one way in which an outcome goes, and only when the caller asks for it.
+        The one way in which an outcome goes, and only when the caller asks for it.  Raises UnknownJobError, and
+        JobNotEndedError for one that runs, or that another process has opened in this moment.
         """
-        job = self.job(job_id)
         with self._transaction() as connection:
+            job = self._job(connection, job_id)
+            self._give_lease(connection, job.key)  # before the job's row, as whoever leads it does
+            self._open_again(connection, job)
             failed = sa.and_(outcomes.c.job == job.key, outcomes.c.status != "succeeded")
             again = sa.select(outcomes.c.idx).where(failed)
             connection.execute(
@@ -144,21 +147,25 @@ class Jobs(Leases):
             connection.execute(sa.delete(callbacks).where(callbacks.c.job == job.key))
             connection.execute(sa.delete(reopenings).where(reopenings.c.job == job.key))
             connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=utc_now()))
-            self._give_lease(connection, job.key)
-            connection.execute(
-                sa.update(jobs)
-                .where(jobs.c.job == job.key)
-                .values(
-                    status="created",
-                    updated_at=utc_now(),
-                    stop_reason=None,
-                    completed_at=None,
-                    progress=None,
-                    **{status: 0 for status in STATUSES if status != "succeeded"},
-                    **_sum_tokens(connection, job),
-                )
-            )
         return n_forgotten
+
+    def _open_again(self, connection: sa.Connection, job: JobRecord) -> None:
+        """Count what has succeeded only, and take the end back.  Raises JobNotEndedError, and UnknownJobError."""
+        opened = connection.execute(
+            sa.update(jobs)
+            .where(jobs.c.job == job.key, jobs.c.completed_at.is_not(None), jobs.c.kind != DELETED)
+            .values(
+                status="created",
+                updated_at=utc_now(),
+                stop_reason=None,
+                completed_at=None,
+                progress=None,
+                **{status: 0 for status in STATUSES if status != "succeeded"},
+                **_sum_tokens(connection, job),
+            )
+        )
+        if not opened.rowcount:
+            raise JobNotEndedError(self._job(connection, job.id).id)
 
     def opened_at(self, job: JobRecord) -> str:
         """Return when the job was made or, if that was later, opened again: what its deadline counts from."""
@@ -253,8 +260,10 @@ def between(
 
 
 def _sum_tokens(connection: sa.Connection, job: JobRecord) -> dict[str, int]:
+    """Sum up the tokens of the outcomes that succeeded."""
     sums = {"prompt_tokens": 0, "completion_tokens": 0}
-    for (usage,) in connection.execute(sa.select(outcomes.c.usage).where(outcomes.c.job == job.key)):
+    succeeded = sa.and_(outcomes.c.job == job.key, outcomes.c.status == "succeeded")
+    for (usage,) in connection.execute(sa.select(outcomes.c.usage).where(succeeded)):
         for name in sums:
             sums[name] += orjson.loads(usage).get(name, 0)
     return sums

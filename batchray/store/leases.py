@@ -39,6 +39,15 @@ class Leases(Database):
             wishes = connection.execute(sa.select(leases.c.wishes).where(mine)).scalar_one()
         return orjson.loads(wishes)  # type: ignore[no-any-return]
 
+    def wishes(self, job: JobRecord) -> dict[str, Any]:
+        """Return what others ask of the job's leader, without renewing its lease; otherwise as `renew_lease`."""
+        query = sa.select(leases.c.wishes).where(leases.c.job == job.key, leases.c.epoch == job.epoch)
+        with self._reading() as connection:
+            wishes = connection.execute(query).scalar()
+        if wishes is None:
+            raise LeaseLostError(job.id)
+        return orjson.loads(wishes)  # type: ignore[no-any-return]
+
     def release_lease(self, job: JobRecord) -> None:
         """Let another process go on with a job at once.  Of one that has ended the callback is still ours to send."""
         unended = sa.select(jobs.c.job).where(jobs.c.job == job.key, jobs.c.completed_at.is_(None))
@@ -48,7 +57,7 @@ class Leases(Database):
             )
 
     def ask_leader(self, job: JobRecord, **wishes: Any) -> None:
-        """Add to what is asked of a job's leader, who hears of it when the lease is renewed."""
+        """Add to what is asked of a job's leader, who hears of it within a second; or else the next leader does."""
         this = leases.c.job == job.key
         with self._transaction() as connection:
             asked = connection.execute(sa.select(leases.c.wishes).where(this).with_for_update()).scalar()
@@ -63,19 +72,33 @@ class Leases(Database):
             return set(connection.execute(query.where(jobs.c.completed_at.is_(None), live)).scalars())
 
     def _give_lease(self, connection: sa.Connection, key: int) -> None:
-        """Leave a job that is to run to this process, for as long as a lease lasts; then to whoever comes first."""
-        until = self._backend.now(connection) + self.lease_s
-        connection.execute(sa.update(leases).where(leases.c.job == key).values(leader=self.leader, until=until))
+        """Leave a job that is to run to this process, for as long as a lease lasts; then to whoever comes first.
 
-    def _take_lease(self, connection: sa.Connection, job: JobRecord) -> int:
-        """Lead a job, and return the epoch; the caller has locked the job's row.  Raises LeaseLostError."""
+        What an earlier leader still hands in is refused from now on, and what was asked of it is not for this run.
+        """
+        until = self._backend.now(connection) + self.lease_s
+        values = {"epoch": leases.c.epoch + 1, "leader": self.leader, "until": until, "wishes": b"{}"}
+        connection.execute(sa.update(leases).where(leases.c.job == key).values(**values))
+
+    def _lock_lease(self, connection: sa.Connection, job_id: str) -> sa.Row[Any] | None:
+        """Return a job's lease, which is then nobody else's to change.
+
+        Whoever changes both locks it before the job's row: in another order, two of them would wait for each other.
+        """
+        of_job = sa.select(jobs.c.job).where(jobs.c.id == job_id).scalar_subquery()
+        return connection.execute(sa.select(leases).where(leases.c.job == of_job).with_for_update()).first()
+
+    def _take_lease(self, connection: sa.Connection, job: JobRecord, held: sa.Row[Any] | None) -> int:
+        """Lead a job, whose lease is locked, and return the epoch.  Raises LeaseLostError.
+
+        What was asked of an earlier leader stays: nobody may have heard of it yet.
+        """
         now = self._backend.now(connection)
-        held = connection.execute(sa.select(leases).where(leases.c.job == job.key).with_for_update()).first()
         if held is not None and self.is_shared and held.until > now and held.leader != self.leader:
             raise LeaseLostError(job.id)
-        values = {"leader": self.leader, "until": now + self.lease_s, "wishes": b"{}"}
+        values = {"leader": self.leader, "until": now + self.lease_s}
         if held is None:  # a job of before there were leases
-            connection.execute(sa.insert(leases).values(job=job.key, epoch=1, **values))
+            connection.execute(sa.insert(leases).values(job=job.key, epoch=1, wishes=b"{}", **values))
             return 1
         connection.execute(sa.update(leases).where(leases.c.job == job.key).values(epoch=held.epoch + 1, **values))
         return int(held.epoch) + 1

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, job_record
-from batchray.store.tables import callbacks, jobs, leases
+from batchray.store.tables import DELETED, callbacks, jobs, leases
 
 
 class DueCallback(NamedTuple):
@@ -44,14 +44,25 @@ class Outbox(Leases):
             return connection.execute(sa.select(sa.func.count()).select_from(callbacks)).scalar_one()
 
     def record_callback(
-        self, job_id: str, *, sent_at: str, status_code: int | None, error: str | None, next_at: float | None
+        self,
+        job_id: str,
+        completed_at: str,
+        *,
+        sent_at: str,
+        status_code: int | None,
+        error: str | None,
+        next_at: float | None,
     ) -> None:
-        """Keep what became of an attempt, and when the next one is due; None: nothing more is sent."""
+        """Keep what became of an attempt, and when the next one is due; None: nothing more is sent.
+
+        Of a job that was opened again since the end that was told of, nothing is kept: its next end is told anew.
+        """
         with self._transaction() as connection:
-            job = sa.select(jobs.c.job).where(jobs.c.id == job_id).scalar_subquery()
+            this_end = sa.and_(jobs.c.id == job_id, jobs.c.completed_at == completed_at)
+            job = sa.select(jobs.c.job).where(this_end).scalar_subquery()
             connection.execute(
                 sa.update(jobs)
-                .where(jobs.c.id == job_id)
+                .where(this_end)
                 .values(callback_sent_at=sent_at, callback_status_code=status_code, callback_error=error)
             )
             if next_at is None:
@@ -68,7 +79,7 @@ def _due_query(now: float, limit: int) -> sa.Select[Any]:
     return (
         sa.select(jobs, callbacks.c.n_attempts)
         .join(callbacks, callbacks.c.job == jobs.c.job)
-        .where(callbacks.c.due_at <= now)
+        .where(callbacks.c.due_at <= now, jobs.c.kind != DELETED)
         .order_by(callbacks.c.due_at)
         .limit(limit)
     )

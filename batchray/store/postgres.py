@@ -31,6 +31,7 @@ _CONNECTION = {
 # lost connections, a shutdown or start, a conflict with another transaction, too many connections, a standby.
 _UNAVAILABLE = ("08", "57P", "40001", "40P01", "53300", "55P03", "25006")
 _FULL = "53100"
+_LOCK_MS = 2000
 # By hand: compiling it for each chunk, and a mapping for each row, cost as much as the database itself.
 _INSERT_ITEM = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (%s, %s, %s, %s, %s)"
 
@@ -108,6 +109,10 @@ class Postgres:
     def bulk(self) -> Iterator[None]:
         """Surround nothing: PostgreSQL's checkpoints are its own affair."""
         yield
+
+    def hurry(self, connection: sa.Connection) -> None:
+        """Wait for locks for a few seconds at most; the error then is one of those that waiting helps against."""
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_MS}")
 
     def checkpoint(self) -> None:
         """Leave it to PostgreSQL."""

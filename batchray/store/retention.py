@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import sqlalchemy as sa
 
 from batchray.store.database import CHUNK, PAGE_BYTES, Database
-from batchray.store.tables import DELETED, jobs, metadata
+from batchray.store.tables import DELETED, callbacks, jobs, metadata
+
+_UNSENT_S = 30 * 24 * 3600.0
+"""How long a job is kept for a callback that is due and that no server sends: there may be none, or it comes back."""
 
 
 class Retention(Database):
@@ -16,12 +20,18 @@ class Retention(Database):
     def prune(self, ended_before: str) -> bool:
         """Delete a part of the oldest job that ended before a time; tell whether there may be more to do.
 
+        Not while its callback is still to be sent: that is told first, or given up.
+
         From its first part on a job is unknown: it has neither id nor user.  Its row goes last, so that what is left of
         it after a crash is found, and never belongs to another job of the same key.
         """
-        ended = jobs.c.completed_at < ended_before
+        unsent = sa.select(callbacks.c.job).where(callbacks.c.due_at > time.time() - _UNSENT_S)
+        is_settled = sa.or_(jobs.c.kind == DELETED, jobs.c.job.not_in(unsent))
+        ended = sa.and_(jobs.c.completed_at < ended_before, is_settled)
         with self._transaction() as connection:
-            key = connection.execute(sa.select(jobs.c.job).where(ended).order_by(jobs.c.job).limit(1)).scalar()
+            # Locked: of two processes on one database, none takes the other's step for the end of the job.
+            oldest = sa.select(jobs.c.job).where(ended).order_by(jobs.c.job).limit(1)
+            key = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
             if key is None:
                 return False
             connection.execute(
@@ -52,7 +62,8 @@ def _delete_part(connection: sa.Connection, table: sa.Table, key: int) -> bool:
             break
     if last is None:
         return False
-    return connection.execute(sa.delete(table).where(of_job, table.c.idx <= last)).rowcount > 0
+    connection.execute(sa.delete(table).where(of_job, table.c.idx <= last))
+    return True
 
 
 def _sizes(table: sa.Table) -> sa.Select[Any]:

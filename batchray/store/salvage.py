@@ -12,12 +12,16 @@ from batchray.errors import StoreError
 from batchray.progress import STATUSES
 from batchray.store.items import Items
 from batchray.store.jobs import Jobs
-from batchray.store.records import JobRecord, StoredResult
+from batchray.store.records import JobRecord, StoredResult, job_record
 from batchray.store.tables import DELETED, items, jobs, outcomes
 
 T = TypeVar("T")
 
-_UNREADABLE = orjson.dumps({"agent_id": "unreadable", "input": "unreadable"})
+UNREADABLE = (StoreError, ValueError, TypeError, KeyError)
+"""What reading raises of a damaged database: what the database says of it, or whoever reads bytes that are no JSON."""
+# What outcomes have to do with; the others are longer, and more likely to be damaged.
+_JOB_COLUMNS = [column for column in jobs.c if column.name not in ("agents", "progress")]
+_NO_REQUEST = orjson.dumps({"agent_id": "unreadable", "input": "unreadable"})
 
 
 class Counted(NamedTuple):
@@ -43,10 +47,13 @@ class Salvage(Jobs, Items):
         return Counted(n_jobs, n_items, n_outcomes, problems)
 
     def readable_jobs(self, lost: Callable[[str], None]) -> Iterator[JobRecord]:
-        """Yield the jobs that can be read; `lost` hears of those that cannot."""
+        """Yield the jobs that can be read, without their progress; `lost` hears of those that cannot."""
 
         def read(first: int, last: int) -> list[JobRecord]:
-            return self.jobs(after=first - 1, before=last + 1)
+            query = sa.select(*_JOB_COLUMNS).where(jobs.c.kind != DELETED, jobs.c.job.between(first, last))
+            with self._reading() as connection:
+                rows = connection.execute(query.order_by(jobs.c.job)).mappings()
+                return [job_record({**row, "progress": None}) for row in rows]
 
         last = max(self._last_key(lost, table) for table in (jobs, items, outcomes))
         yield from _in_halves(read, 1, last, lambda key, error: lost(f"the job of key {key}: {error}"))
@@ -55,10 +62,10 @@ class Salvage(Jobs, Items):
         """Yield the outcomes of a job that can be read, in index order; `lost` hears of those that cannot."""
         n_read = 0
 
-        def alone(index: int, error: StoreError) -> None:
+        def alone(index: int, error: Exception) -> None:
             try:
                 unasked.extend(self._outcome_alone(job, index))
-            except StoreError:
+            except UNREADABLE:
                 lost(f"{job.id}: the outcome of item {index}")
 
         def read(first: int, last: int) -> list[StoredResult]:
@@ -83,7 +90,7 @@ class Salvage(Jobs, Items):
                 index=index,
                 agent_id="unreadable",
                 custom_id=None,
-                request=_UNREADABLE,
+                request=_NO_REQUEST,
                 attempts=row["attempt"],
                 error=orjson.loads(row["error"]) if row["error"] else None,
                 usage=orjson.loads(row["usage"]),
@@ -102,7 +109,7 @@ class Salvage(Jobs, Items):
 
 
 def _in_halves(
-    read: Callable[[int, int], list[T]], first: int, last: int, lost: Callable[[int, StoreError], None]
+    read: Callable[[int, int], list[T]], first: int, last: int, lost: Callable[[int, Exception], None]
 ) -> Iterator[T]:
     """Read a range of keys whole, or, where that fails, its halves, down to single keys."""
     ranges = [(first, last)] if first <= last else []
@@ -112,13 +119,15 @@ def _in_halves(
             ranges += [(first + _PART, last), (first, first + _PART - 1)]
             continue
         try:
-            yield from read(first, last)
-        except StoreError as error:
+            found = read(first, last)
+        except UNREADABLE as error:
             middle = (first + last) // 2
             if first == last:
                 lost(first, error)
             else:
                 ranges += [(middle + 1, last), (first, middle)]
+        else:
+            yield from found
 
 
 _PART = 64

@@ -107,6 +107,9 @@ class Sqlite:
         finally:
             self._run("PRAGMA wal_autocheckpoint = 1000")
 
+    def hurry(self, connection: sa.Connection) -> None:
+        """Do nothing: a transaction waits when it begins, and for other programs only."""
+
     def checkpoint(self) -> None:
         """Move what is in the write-ahead log into the database file, as far as readers allow."""
         self._run("PRAGMA wal_checkpoint(PASSIVE)")

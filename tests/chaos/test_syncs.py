@@ -42,7 +42,7 @@ with Store.open(data_dir) as store:
         store.begin_attempts(job, [NewAttempt(index, 1) for index in indexes])
         store.record(job, [outcome(index) for index in indexes])
         say("recorded", first + n_commit)
-    store.end_job(job_id, "completed", "end_turn", Progress(), None, 1)
+    store.end_job(job, "completed", "end_turn", Progress(), None, 1)
     say("ended")
     store.checkpoint()
 say("closed")

@@ -12,6 +12,7 @@ from standardwebhooks import Webhook
 from tests.server.client import call, create, ended, job_when
 from tests.server.live import LiveServer, live_server
 from tests.server.receiver import receiver
+from tests.waiting import until
 
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 LOOPBACK = '["127.0.0.0/8"]'
@@ -51,6 +52,19 @@ def test_a_canceled_job_tells_of_its_end_too(caller: LiveServer) -> None:
         assert call(caller, "PATCH", f"/v1/messages/batches/{job_id}/cancel").body is None
         job_when(caller, job_id, lambda job: job["callback_sent_at"] is not None)
     assert json.loads(hook.received[0].body)["status"] == "cancelled"
+
+
+def test_a_job_that_is_retried_while_its_callback_is_on_its_way_is_called_back_again(caller: LiveServer) -> None:
+    with receiver(delay_s=2.0) as hook:
+        job_id = create(caller, [{"agent_id": "slow", "input": "x"}] * 5, callback_url=hook.url)["id"]
+        call(caller, "PATCH", f"/v1/messages/batches/{job_id}/cancel")
+        until(lambda: len(hook.received) == 1)
+        assert call(caller, "POST", f"/v1/messages/batches/{job_id}/retry").status == 200
+        call(caller, "PATCH", f"/v1/messages/batches/{job_id}/cancel")
+        until(lambda: len(hook.received) == 2)
+        job_when(caller, job_id, lambda job: job["callback_sent_at"] is not None)
+    assert len({received.headers["webhook-id"] for received in hook.received}) == 2
+    assert len({json.loads(received.body)["completed_at"] for received in hook.received}) == 2
 
 
 @pytest.mark.parametrize("statuses", [(500, 200), (0, 503, 204), (302, 200)], ids=str)

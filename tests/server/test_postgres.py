@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.chaos.judge import AGENTS, Sender, called_back
 from tests.postgres import Database
 from tests.server.live import LiveServer, live_server
 from tests.server.receiver import receiver
-from tests.server.talk import BATCHES, ask, results
+from tests.server.talk import BATCHES, ask, results, status_of
 from tests.waiting import until
 
 LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
@@ -80,6 +81,29 @@ def test_a_job_is_cancelled_through_another_server_than_its_leader(tmp_path: Pat
         ask(two.url, f"{BATCHES}/{job_id}/cancel", method="PATCH")
         until(lambda: ask(one.url, f"{BATCHES}/{job_id}")["status"] == "cancelled")
         assert done(two, job_id) == 2000
+
+
+def test_of_many_retries_at_once_through_two_servers_one_counts(tmp_path: Path, database: Database) -> None:
+    given: dict[str, Any] = {"agents": AGENTS, **QUICK, "BATCHRAY_DATABASE_URL": database.new_url()}
+    with live_server(tmp_path / "one", **given) as one, live_server(tmp_path / "two", **given) as two:
+        client = Sender()
+        assert client.post(one.url, 2000)
+        [job_id] = client.job_ids
+        ask(one.url, f"{BATCHES}/{job_id}/cancel", method="PATCH")
+        before = until(lambda: ended(two, job_id))
+        with ThreadPoolExecutor(8) as pool:
+            urls = [server.url for server in (one, two)] * 4
+            answers = list(pool.map(lambda url: status_of(url, f"{BATCHES}/{job_id}/retry", {}), urls))
+        assert {200} <= {*answers} <= {200, 409}
+        after = until(lambda: ended(one, job_id))
+        assert before["metadata"]["request_counts"]["canceled"] > 0
+        assert after["metadata"]["request_counts"]["succeeded"] == 2000
+        assert "Traceback" not in one.log + two.log
+
+
+def ended(server: LiveServer, job_id: str) -> dict[str, Any] | None:
+    job: dict[str, Any] = ask(server.url, f"{BATCHES}/{job_id}")
+    return job if job["completed_at"] else None
 
 
 def test_a_database_that_restarts_in_the_middle_of_500_requests_loses_and_repeats_nothing(

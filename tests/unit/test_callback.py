@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -64,7 +65,8 @@ class MemoryOutbox:
         self._changed = asyncio.Condition()
 
     def put(self, url: str, job_id: str = "job-1", at: float = 0.0) -> None:
-        self.rows[job_id] = (Delivery(job_id, job_id, url, b'{"job_id":"%s"}' % job_id.encode(), 0), at)
+        payload = b'{"job_id":"%s"}' % job_id.encode()
+        self.rows[job_id] = (Delivery(job_id, "then", job_id, url, payload, 0), at)
 
     async def due(self, now: float, limit: int) -> list[Delivery]:
         await self._fail_at("due")
@@ -75,10 +77,7 @@ class MemoryOutbox:
         self.attempts.append((delivery.job_id, attempt))
         del self.rows[delivery.job_id]
         if attempt.next_at is not None:
-            counted = Delivery(
-                delivery.job_id, delivery.webhook_id, delivery.url, delivery.payload, delivery.n_attempts + 1
-            )
-            self.rows[delivery.job_id] = (counted, attempt.next_at)
+            self.rows[delivery.job_id] = (replace(delivery, n_attempts=delivery.n_attempts + 1), attempt.next_at)
         await self._tell()
 
     async def next_due_at(self) -> float | None:
@@ -772,6 +771,18 @@ async def test_what_ends_while_the_outbox_answers_is_not_sent_again(outbox: Memo
             sender.wake()
             await outbox.until(lambda: outbox.n_asked >= 3)
     assert (len(receiver.bodies), len(outbox.attempts)) == (1, 1)
+
+
+async def test_the_second_end_of_a_job_is_told_while_the_first_is_still_being_told(outbox: MemoryOutbox) -> None:
+    async with Receiver(never, 200).serving() as receiver:
+        outbox.put(receiver.url)
+        async with sending(outbox) as sender:
+            await asyncio.wait_for(receiver.came.acquire(), PATIENCE_S)
+            first, at = outbox.rows["job-1"]
+            outbox.rows["job-1"] = replace(first, completed_at="now", webhook_id="job-1-again"), at
+            sender.wake()
+            await outbox.attempt()
+    assert [headers["webhook-id"] for headers in receiver.headers] == ["job-1", "job-1-again"]
 
 
 async def test_an_unexpected_error_of_one_callback_is_its_own(

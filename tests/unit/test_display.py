@@ -126,7 +126,7 @@ def test_a_summary_tells_outcomes_durations_and_tokens(tmp_path: Path) -> None:
         store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
         job = store.start_job(job_id)
         store.end_unfinished(job, "canceled", "cancelled", None)
-        ended = store.end_job(job_id, "cancelled", "cancelled", progress, None, 61_000_000_000)
+        ended = store.end_job(job, "cancelled", "cancelled", progress, None, 61_000_000_000)
     failures = [FailureKind("llm_api_error", f"kind_{n}", 1000 - n, "why " * 100) for n in range(10)]
     text = printed(ended, {name: each.percentiles() for name, each in progress.timings.items()}, *failures)
     assert "4 requests: job cancelled" in text

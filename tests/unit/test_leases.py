@@ -9,18 +9,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from batchray.control import LeaseLink
 from batchray.driver import cancel_at_rest, run_job, start_job
-from batchray.errors import BatchFormatError, ConfigError, KeyInUseError, LeaseLostError, StoreUnavailableError
+from batchray.errors import (
+    BatchFormatError,
+    ConfigError,
+    JobNotEndedError,
+    KeyInUseError,
+    LeaseLostError,
+    StoreUnavailableError,
+)
 from batchray.progress import Progress
 from batchray.schema import new_job_id
-from batchray.store import DEFAULT_USER, NewJob, Store
+from batchray.store import DEFAULT_USER, JobRecord, NewAttempt, NewItem, NewJob, NewStep, Store
 from tests.postgres import Database
 from tests.unit.test_driver import AGENTS, Scripted, started
 from tests.unit.test_driver import new_job as driver_job
 from tests.unit.test_store import agents_of, begin, items, new_job, outcome
-from tests.waiting import soon
+from tests.waiting import soon, until
 
 
 @pytest.fixture
@@ -73,6 +81,32 @@ def test_what_a_former_leader_hands_in_is_refused(one: Store, two: Store) -> Non
     assert len(two.record(taken, [outcome(0, 2, messages=b"[1]")])) == 1
 
 
+def is_waited_for(store: Store) -> bool:
+    """Tell whether somebody waits for a lock of the database."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with store._reading() as connection:
+        return connection.exec_driver_sql(waiting).first() is not None
+
+
+def test_a_takeover_in_the_middle_of_a_write_waits_for_it_and_not_both_for_each_other(one: Store, two: Store) -> None:
+    job = new_job(one)
+    begin(one, job, 0)
+    run_out(one)
+    epochs: list[int] = []
+    taking = threading.Thread(target=lambda: epochs.append(two.start_job(job.id).epoch))
+
+    def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE jobs"):  # it has the lease's row, and wants the job's
+            taking.start()
+            until(lambda: is_waited_for(one))
+
+    sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
+    assert one.record(job, [outcome(0)]) == [outcome(0)]
+    taking.join()
+    assert epochs == [job.epoch + 1]
+    assert two.job(job.id).done == 1
+
+
 def test_a_second_run_in_one_data_directory_fences_the_first(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         first = new_job(store)
@@ -113,7 +147,7 @@ def test_fifty_creates_at_once_with_one_idempotency_key_make_one_job(one: Store,
         new = NewJob(new_job_id(), agents_of, idempotency_key="k")
         try:
             store.create_job(new, items(3))
-        except KeyInUseError:
+        except (KeyInUseError, StoreUnavailableError):  # the first one may be slow
             made["refused"] += 1
         else:
             made["made"] += 1
@@ -129,11 +163,23 @@ def test_fifty_creates_at_once_with_one_idempotency_key_make_one_job(one: Store,
     assert job.total == 3
 
 
+def test_a_create_does_not_wait_for_a_slow_one_of_the_same_idempotency_key(one: Store, two: Store) -> None:
+    def slow() -> Iterator[NewItem]:
+        with pytest.raises(StoreUnavailableError, match="lock timeout"):
+            two.create_job(NewJob(new_job_id(), agents_of, idempotency_key="k"), items(1))
+        assert new_job(two).total == 3
+        yield from items(3)
+
+    assert one.create_job(NewJob(new_job_id(), agents_of, idempotency_key="k"), slow()) == 3
+    with pytest.raises(KeyInUseError):
+        two.create_job(NewJob(new_job_id(), agents_of, idempotency_key="k"), items(1))
+
+
 def test_a_callback_is_sent_by_one_server_and_by_another_when_that_one_dies(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     begin(one, job, 0)
     one.record(job, [outcome(0)])
-    one.end_job(job.id, "completed", "end_turn", Progress(), None, 0)
+    one.end_job(job, "completed", "end_turn", Progress(), None, 0)
     assert two.claim_callbacks(1e12, 10) == []
     assert [due.job.id for due in one.claim_callbacks(1e12, 10)] == [job.id]
     run_out(one)
@@ -145,11 +191,85 @@ def test_a_job_is_reopened_by_another_process_than_the_one_that_ended_it(one: St
     job = new_job(one, 1)
     begin(one, job, 0)
     one.record(job, [outcome(0, status="errored")])
-    one.end_job(job.id, "failed", "error", Progress(), None, 0)
+    one.end_job(job, "failed", "error", Progress(), None, 0)
     assert two.reopen(job.id) == 1
     with pytest.raises(LeaseLostError):
         one.start_job(job.id)
-    assert two.start_job(job.id).epoch == job.epoch + 1
+    assert two.start_job(job.id).epoch > job.epoch
+
+
+def failed(store: Store, job: JobRecord) -> JobRecord:
+    return store.end_job(job, "failed", "error", Progress(), None, 0)
+
+
+def test_the_late_end_of_a_former_leader_does_not_end_a_job_that_was_opened_again(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    ended = failed(one, job)
+    assert failed(one, job) == ended  # its answer may have been lost
+    two.reopen(job.id)
+    with pytest.raises(LeaseLostError):
+        failed(one, job)
+    taken = two.start_job(job.id)
+    with pytest.raises(LeaseLostError):
+        failed(one, job)
+    assert not two.job(job.id).is_ended
+    assert failed(two, taken).is_ended
+
+
+def test_a_job_that_was_taken_over_is_not_ended_by_its_former_leader(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    run_out(one)
+    two.start_job(job.id)
+    with pytest.raises(LeaseLostError):
+        failed(one, job)
+    assert not two.job(job.id).is_ended
+
+
+def test_a_former_leader_takes_no_steps_from_the_next_one(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    begin(one, job, 0)
+    one.record(job, [outcome(0, status="errored")])
+
+    def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if "FROM items" in statement:  # it has seen that every item has an outcome
+            run_out(two)
+            failed(two, two.take_job(job.id))
+            two.reopen(job.id)
+            two.write(two.start_job(job.id), [NewAttempt(0, 2)], [], steps=[NewStep(0, 2, 1, b"1")])
+
+    sa.event.listen(one._engine, "after_cursor_execute", meanwhile)
+    with pytest.raises(LeaseLostError):
+        one.end_unfinished(job, "canceled", "cancelled", None)
+    assert two.steps(job, 0) == [b"1"]
+
+
+def test_a_late_end_of_an_earlier_run_in_one_data_directory_ends_nothing(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        first = new_job(store, 1)
+        failed(store, first)
+        store.reopen(first.id)
+        with pytest.raises(LeaseLostError):
+            failed(store, first)
+        assert not store.job(first.id).is_ended
+
+
+def test_of_two_servers_that_open_a_job_again_at_once_one_is_refused(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    begin(one, job, 0)
+    one.record(job, [outcome(0, status="errored")])
+    failed(one, job)
+    forgotten: list[int] = []
+
+    def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE leases") and not forgotten:  # it has read that the job has ended
+            forgotten.append(two.reopen(job.id))
+            begin(two, two.start_job(job.id), 0, attempt=2)
+
+    sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
+    with pytest.raises(JobNotEndedError, match=f"job {job.id} has not ended yet"):
+        one.reopen(job.id)
+    assert forgotten == [1]
+    assert len(two.record(two.start_job(job.id), [outcome(0, 2)])) == 1
 
 
 def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: Store, two: Store) -> None:
@@ -161,16 +281,75 @@ def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: S
     assert two.job(job.id).status == "cancelled"
 
 
-async def test_a_leader_hears_what_others_ask_when_it_renews_its_lease(one: Store, two: Store) -> None:
+def lease_of(store: Store, job: JobRecord) -> float:
+    """Return when a job's lease runs out."""
+    with store._reading() as connection:
+        return float(connection.exec_driver_sql(f"SELECT until FROM leases WHERE job = {job.key}").scalar_one())
+
+
+async def test_a_leader_hears_within_a_second_what_others_ask_and_renews_its_lease_in_time(
+    one: Store, two: Store
+) -> None:
     now = 0.0
     job = new_job(one)
     link = LeaseLink(one, job, lambda: now)
     assert await link.update({}) == {}
+    renewed = lease_of(one, job)
     two.ask_leader(job, is_paused=True)
     two.ask_leader(job, max_in_flight=3)
     assert await link.update({}) == {}
-    now += one.lease_s
+    now += 1.0
     assert await link.update({}) == {"is_paused": True, "max_in_flight": 3}
+    assert lease_of(one, job) == renewed
+    now += one.lease_s / 3
+    assert await link.update({}) == {"is_paused": True, "max_in_flight": 3}
+    assert lease_of(one, job) > renewed
+
+
+async def test_what_a_leader_has_heard_stays_while_nothing_can_be_read(one: Store, two: Store) -> None:
+    now = 0.0
+    job = new_job(one)
+    two.ask_leader(job, is_paused=True)
+    link = LeaseLink(one, job, lambda: now)
+    assert await link.update({}) == {"is_paused": True}
+    with two._transaction() as connection:
+        connection.exec_driver_sql("ALTER TABLE leases RENAME TO out_of_reach")
+    for _ in range(2):
+        now += one.lease_s
+        assert await link.update({}) == {"is_paused": True}
+        now += 1.0
+        assert await link.update({}) == {"is_paused": True}
+
+
+def test_what_was_asked_of_a_leader_is_heard_by_the_one_that_takes_over(one: Store, two: Store) -> None:
+    job = new_job(one)
+    two.ask_leader(job, is_canceled=True)
+    run_out(one)
+    taken = two.start_job(job.id)
+    assert (two.wishes(taken), two.renew_lease(taken)) == ({"is_canceled": True}, {"is_canceled": True})
+    with pytest.raises(LeaseLostError):
+        one.wishes(job)
+
+
+async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_cancelled_at_once(
+    one: Store, two: Store
+) -> None:
+    job_id = driver_job(one, *["echo"] * 300)
+    with pytest.raises(LeaseLostError):
+        cancel_at_rest(two, job_id)
+    two.ask_leader(two.job(job_id), is_canceled=True)
+    job = await started(one, job_id, max_in_flight=1)
+    executor = Scripted(lambda order: soon(lambda: job.ending is not None))
+    record = await run_job(job, one, executor, [LeaseLink(one, job.record)])
+    assert (record.status, len(executor.orders) <= 1) == ("cancelled", True)
+
+
+def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    two.ask_leader(job, is_canceled=True)
+    cancel_at_rest(one, job.id)
+    two.reopen(job.id)
+    assert two.wishes(two.start_job(job.id)) == {}
 
 
 async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store, two: Store) -> None:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from batchray.errors import UnknownJobError
 from batchray.progress import Progress
 from batchray.retention import prune
 from batchray.store import JobRecord, Store
+from batchray.store.tables import metadata
+from tests.postgres import Database
 from tests.unit.test_cli_errors import AGENTS, command, local
 from tests.unit.test_intake import GOOD
 from tests.unit.test_store import begin, check_integrity, new_job, outcome
@@ -25,7 +29,36 @@ def ended(store: Store, n: int = 3, size: int = 10) -> JobRecord:
     job = new_job(store, n, size)
     begin(store, job, *range(n))
     store.record(job, [outcome(index) for index in range(n)])
-    return store.end_job(job.id, "completed", "end_turn", Progress(), None, 0)
+    done = store.end_job(job, "completed", "end_turn", Progress(), None, 0)
+    told(store, done, next_at=None)
+    return store.job(job.id)
+
+
+def told(store: Store, job: JobRecord, next_at: float | None) -> None:
+    """Record an attempt to call back."""
+    store.record_callback(job.id, job.completed_at or "", sent_at="t", status_code=500, error="x", next_at=next_at)
+
+
+def test_a_job_is_kept_while_its_callback_is_still_to_be_sent(store: Store) -> None:
+    first, second = (store.end_job(new_job(store), "failed", "error", Progress(), None, 0) for _ in range(2))
+    told(store, first, time.time() + 3600)
+    assert not store.prune("9999")
+    told(store, first, None)
+    while store.prune("9999"):
+        pass
+    assert store.jobs() == [second]
+    assert [due.job.id for due in store.due_callbacks(1e12, 10)] == [second.id]
+
+
+def test_a_job_whose_callback_no_server_sends_is_not_kept_for_ever(store: Store) -> None:
+    job = new_job(store)
+    begin(store, job, 0)
+    told(store, store.end_job(job, "failed", "error", Progress(), None, 0), time.time() - 31 * 24 * 3600)
+    assert store.prune("9999")
+    assert (store.count_callbacks(), store.due_callbacks(1e12, 10)) == (1, [])  # half deleted, nobody is told
+    while store.prune("9999"):
+        pass
+    assert store.check() == (0, 0, 0, [])
 
 
 def test_an_ended_job_goes_in_small_steps_and_is_unknown_from_the_first(store: Store) -> None:
@@ -63,6 +96,27 @@ def test_half_a_deleted_job_is_finished_later_and_never_part_of_a_new_one(store:
         pass
     assert store.check() == (1, 3, 3, [])
     assert [each.index for each in store.results(fresh)] == [0, 1, 2]
+
+
+def test_two_servers_that_delete_at_once_leave_nothing_behind(database: Database, tmp_path: Path) -> None:
+    url = database.new_url()
+    with Store.open(tmp_path / "one", url) as one, Store.open(tmp_path / "two", url) as two:
+        ended(one, 1203)
+        assert one.prune("9999")
+
+        def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+            if statement.startswith("DELETE FROM") and "idx" in statement:  # what it has read is there no more
+                two.prune("9999")
+
+        sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
+        while one.prune("9999"):
+            pass
+        assert [table.name for table in metadata.sorted_tables if n_rows(two, table)] == []
+
+
+def n_rows(store: Store, table: sa.Table) -> int:
+    with store._reading() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
 
 
 async def test_jobs_go_after_the_days_that_they_are_kept(store: Store) -> None:

@@ -131,7 +131,7 @@ def refused():
 
 store = Store.open(Path(sys.argv[1]))
 old, job_id = create(300), create(2000)
-store.end_job(old, "completed", "end_turn", Progress(), None, 0)
+store.end_job(store.start_job(old), "completed", "end_turn", Progress(), None, 0)
 job = store.start_job(job_id)
 store.begin_attempts(job, [NewAttempt(index, 1) for index in range(2000)])
 assert (store.data_dir / "reserve").exists()
@@ -258,6 +258,42 @@ def test_what_is_readable_of_a_damaged_file_is_saved_and_the_rest_is_named(tmp_p
     assert len(saved) > 500
     assert "unreadable" in {line["agent_id"] for line in lines}  # an outcome whose request is lost
     assert {line["status"] for line in lines} == {"succeeded"}
+
+
+GARBAGE = (
+    "UPDATE outcomes SET messages = x'a5a5' WHERE job = 1 AND idx = 0",
+    "UPDATE outcomes SET messages = CAST('[7]' AS BLOB) WHERE job = 1 AND idx = 1",
+    "UPDATE outcomes SET usage = x'a5a5' WHERE job = 1 AND idx = 2",
+    "UPDATE outcomes SET usage = CAST('[1]' AS BLOB) WHERE job = 1 AND idx = 3",
+    "UPDATE outcomes SET error = CAST('[1]' AS BLOB) WHERE job = 1 AND idx = 4",
+    "UPDATE items SET request = x'a5a5' WHERE job = 1 AND idx = 5",
+    "UPDATE outcomes SET status = 'garbage' WHERE job = 1 AND idx = 6",
+    "UPDATE jobs SET progress = x'a5a5', agents = x'a5a5' WHERE job = 2",
+    "UPDATE jobs SET progress = CAST('{}' AS BLOB) WHERE job = 3",
+)
+
+
+def test_bytes_that_are_no_json_cost_their_own_item_alone(tmp_path: Path) -> None:
+    body = b'{"agent_id": "a", "input": "x"}'
+    with Store.open(tmp_path / ".batchray") as store:
+        for _ in range(3):
+            store.create_job(NewJob(new_job_id(), agents_of), [NewItem("a", None, body)] * 100)
+        for made in store.jobs():
+            job = store.start_job(made.id)
+            begin(store, job, *range(100))
+            store.record(job, [outcome(index) for index in range(100)])
+        job_ids = [made.id for made in store.jobs()]
+    with contextlib.closing(sqlite3.connect(tmp_path / ".batchray" / "batchray.db", isolation_level=None)) as outsider:
+        for damage in GARBAGE:
+            outsider.execute(damage)
+    done = command(tmp_path, "db", "export", "--output", "saved.jsonl")
+    assert done.status == 1
+    assert "Traceback" not in done.err
+    lines = [json.loads(line) for line in (tmp_path / "saved.jsonl").read_text().splitlines()]
+    every = [(job_id, index) for job_id in job_ids for index in range(100)]
+    assert [(line["job_id"], line["index"]) for line in lines] == every[7:]
+    for index in range(7):
+        assert f"not readable: {job_ids[0]}: the outcome of item {index}\n" in done.err
 
 
 def test_a_whole_file_is_checked_and_exported_whole(tmp_path: Path) -> None:

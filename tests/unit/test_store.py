@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchray.errors import StoreError, StoreLockedError, UnknownJobError
+from batchray.errors import JobNotEndedError, StoreError, StoreLockedError, UnknownJobError
 from batchray.progress import STATUSES, Progress
 from batchray.schema import new_job_id
 from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, is_locked, running_jobs
@@ -239,7 +239,7 @@ def test_a_job_ends_once(store: Store) -> None:
     job = new_job(store)
     progress = Progress(total=3)
     progress.record("succeeded", {"duration_ns": 7}, {})
-    ended = store.end_job(job.id, "completed", "end_turn", progress, 11, 22)
+    ended = store.end_job(job, "completed", "end_turn", progress, 11, 22)
     assert (ended.status, ended.stop_reason, ended.ttft_ns, ended.total_duration_ns) == (
         "completed",
         "end_turn",
@@ -247,7 +247,7 @@ def test_a_job_ends_once(store: Store) -> None:
         22,
     )
     assert (ended.progress, ended.is_ended) == (progress, True)
-    assert store.end_job(job.id, "failed", "error", Progress(), None, 0) == ended
+    assert store.end_job(job, "failed", "error", Progress(), None, 0) == ended
     assert store.start_job(job.id) == ended
 
 
@@ -271,7 +271,7 @@ def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) 
     job = new_job(store)
     store.begin_attempts(job, [NewAttempt(0, 1), NewAttempt(1, 3, 3), NewAttempt(2, 1)])
     store.record(job, [outcome(1, 3, "errored"), outcome(0), outcome(2, 1, "canceled")])
-    store.end_job(job.id, "completed", "end_turn", Progress(), 1, 2)
+    store.end_job(job, "completed", "end_turn", Progress(), 1, 2)
     assert store.reopen(job.id) == 2
     again = store.job(job.id)
     assert (again.status, again.is_ended, again.stop_reason, again.progress) == ("created", False, None, None)
@@ -284,6 +284,43 @@ def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) 
     begin(store, again, 1, attempt=4)
     assert len(store.record(again, [outcome(1, 4)])) == 1
     assert [each.index for each in store.results(again, after_seq=3)] == [1]
+
+
+def test_only_a_job_that_has_ended_is_opened_again(store: Store) -> None:
+    job = new_job(store, 1)
+    begin(store, job, 0)
+    store.record(job, [outcome(0, 1, "errored")])
+    with pytest.raises(JobNotEndedError, match=f"job {job.id} has not ended yet"):
+        store.reopen(job.id)
+    assert store.job(job.id).counts["errored"] == 1
+    with pytest.raises(UnknownJobError):
+        store.reopen("job-x")
+    assert store.end_job(job, "failed", "error", Progress(), None, 0).is_ended
+
+
+@pytest.mark.parametrize("next_at", [None, 5e12])
+def test_what_became_of_the_callback_of_an_end_is_not_kept_of_the_next_one(store: Store, next_at: float | None) -> None:
+    def end(attempt: int) -> str:
+        job = store.start_job(job_id)
+        begin(store, job, 0, attempt=attempt)
+        store.record(job, [outcome(0, attempt, "errored")])
+        return store.end_job(job, "failed", "error", Progress(), None, 0).completed_at or ""
+
+    def record(completed_at: str) -> None:
+        store.record_callback(job_id, completed_at, sent_at="t", status_code=200, error=None, next_at=next_at)
+
+    def due() -> list[tuple[str | None, int]]:
+        return [(each.job.completed_at, each.n_attempts) for each in store.due_callbacks(1e12, 10)]
+
+    job_id = new_job(store, 1).id
+    first = end(attempt=1)
+    store.reopen(job_id)
+    record(first)
+    second = end(attempt=2)
+    record(first)
+    assert (due(), store.job(job_id).callback_sent_at) == ([(second, 0)], None)
+    record(second)
+    assert (due(), store.job(job_id).callback_sent_at) == ([], "t")
 
 
 # -- one writer, many readers
