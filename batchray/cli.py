@@ -430,7 +430,7 @@ def _state(record: JobRecord, data_dir: Path, is_running: bool) -> str:
         return record.status
     if not is_running:
         return "unfinished"
-    return "paused" if ControlFile(data_dir, record.id).read().get("is_paused") else "running"
+    return "paused" if (ControlFile(data_dir, record.id).read() or {}).get("is_paused") else "running"
 
 
 def _plain(record: JobRecord, state: str) -> dict[str, Any]:

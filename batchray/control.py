@@ -38,25 +38,25 @@ class ControlFile:
     def __init__(self, data_dir: Path, job_id: str) -> None:
         self._file = data_dir / "control" / f"{job_id}.json"
 
-    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """Return what was asked for so far."""
+    async def update(self, snapshot: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what was asked for so far; None where the file cannot be read now."""
         return self.read()
 
-    def read(self) -> dict[str, Any]:
-        """Return the wishes: `is_paused`, `is_canceled`, `max_in_flight`, as far as there are any."""
+    def read(self) -> dict[str, Any] | None:
+        """Return the wishes: `is_paused`, `is_canceled`, `max_in_flight`, as far as there are any; None as `update`."""
         try:
             return Wishes.model_validate_json(self._file.read_bytes()).model_dump(exclude_none=True)
         except FileNotFoundError:
             return {}
         except (ValidationError, OSError) as error:  # not of our making
             logger.warning("%s is ignored: %s", self._file, error)
-            return {}
+            return None
 
     def ask(self, **wishes: Any) -> None:
         """Add wishes to those that are there."""
         self._file.parent.mkdir(exist_ok=True)
         draft = self._file.with_suffix(f".{os.getpid()}")
-        draft.write_text(Wishes(**{**self.read(), **wishes}).model_dump_json())
+        draft.write_text(Wishes(**{**(self.read() or {}), **wishes}).model_dump_json())
         draft.replace(self._file)  # a reader sees the old wishes or the new ones, never half of them
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from batchray.cluster import Executor, Link
 from batchray.config import AgentSet, Settings
 from batchray.context import Turns
-from batchray.control import Wishes
+from batchray.control import LeaseLink, Wishes
 from batchray.errors import JobInterruptedError, StoreError
 from batchray.progress import Progress
 from batchray.running import CANCELED, Ending, RunningJob, age_ns, expired
@@ -63,9 +63,33 @@ async def start_job(
     """
     patience = Patience(store, f"job {job_id}")
     record = await patience.call(store.start_job, job_id)
-    progress = await patience.call(_rebuild_progress, store, record)
-    opened_at = await patience.call(store.opened_at, record)
-    return RunningJob(record, agents, settings, progress, opened_at, patience, turns or Turns())
+    async with _led(store, record):  # to count a million outcomes takes longer than a lease lasts
+        progress = await patience.call(_rebuild_progress, store, record)
+        opened_at = await patience.call(store.opened_at, record)
+        wishes = {} if record.is_ended else await patience.call(store.wishes, record)
+    job = RunningJob(record, agents, settings, progress, opened_at, patience, turns or Turns())
+    if wishes.get("is_canceled"):  # which an earlier leader, or this process before it died, has not done
+        job.cancel()
+    return job
+
+
+@asynccontextmanager
+async def _led(store: Store, record: JobRecord) -> AsyncIterator[None]:
+    """Renew a job's lease while entered."""
+
+    async def renew() -> None:
+        link = LeaseLink(store, record)
+        while True:
+            await link.update({})
+            await asyncio.sleep(_BEAT_S)
+
+    renewing = asyncio.create_task(renew()) if store.is_shared and not record.is_ended else None
+    try:
+        yield
+    finally:
+        if renewing is not None:
+            renewing.cancel()
+            await asyncio.wait([renewing])
 
 
 async def _pending(job: RunningJob, store: Store) -> AsyncIterator[PendingItem]:

@@ -22,6 +22,7 @@ from batchray.errors import (
     KeyInUseError,
     LeaseLostError,
     StoreError,
+    StoreUnavailableError,
     UnknownAgentError,
 )
 from batchray.intake import read_body
@@ -97,6 +98,8 @@ class Service:
             await asyncio.wait({starting})
         job = self._running.get(record.id)
         if job is not None and job.steer(Wishes(is_canceled=True)):
+            with suppress(StoreUnavailableError):  # what runs is stopped all the same
+                await self.store.call(self.store.ask_leader, record, is_canceled=True)  # or a crash now would undo it
             return
         if record.id in self._waiting:
             self._waiting.remove(record.id)

@@ -77,6 +77,25 @@ def test_a_canceled_batch_asks_nothing_more_and_is_over_within_10_s(tmp_path: Pa
     assert told(hook) == ["cancelled"]
 
 
+def test_a_cancel_that_was_answered_outlives_a_crash(tmp_path: Path, hook: Receiver) -> None:
+    requests = [{"agent_id": "good", "input": f"question {n}"} for n in range(3000)]
+    with run_in_thread(latency_s=0.2) as provider:
+        with start(tmp_path, provider.base_url) as server:
+            job_id = post(server, BATCHES, {"requests": requests, "callback_url": hook.url})["id"]
+            until(lambda: counts(server, job_id)["succeeded"] > 20, 60)
+            assert patch(server, f"{BATCHES}/{job_id}/cancel") == (200, None)
+            server.process.kill()
+            server.process.wait()
+        n_calls = provider.n_calls
+        with start(tmp_path, provider.base_url) as server:
+            until(lambda: job_of(server, job_id)["status"] == "cancelled")
+            until(lambda: bool(hook.received))
+            assert counts(server, job_id)["canceled"] > 2000
+            assert server.stop() == 0
+        assert provider.n_calls == n_calls
+    assert told(hook) == ["cancelled"]
+
+
 def test_an_expired_batch_keeps_what_is_done_and_sends_its_callback(tmp_path: Path, hook: Receiver) -> None:
     requests = [{"agent_id": "good", "input": f"question {n}"} for n in range(8)]
     blocked = [{"agent_id": "block", "input": "60"}] * 5

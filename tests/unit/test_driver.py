@@ -590,6 +590,14 @@ async def test_attempts_that_died_count_towards_the_deadline(store: Store) -> No
     assert result.error == {"type": "deadline_exceeded", "message": "not done within its deadline of 1 s"}
 
 
+async def test_a_cancel_that_a_crash_came_before_is_done_at_the_next_start(store: Store) -> None:
+    job_id = new_job(store, *["echo"] * 5)
+    store.ask_leader(store.job(job_id), is_canceled=True)
+    executor = Scripted()
+    record = await run_job(await started(store, job_id), store, executor)
+    assert (record.status, record.counts["canceled"], executor.orders) == ("cancelled", 5, [])
+
+
 async def test_a_jobs_deadline_counts_from_its_creation_over_restarts(store: Store) -> None:
     job_id = new_job(store, "echo", "echo")
     made_at(store, job_id, hours_ago=2)

@@ -23,7 +23,7 @@ from batchray.errors import (
 )
 from batchray.progress import Progress
 from batchray.schema import new_job_id
-from batchray.store import DEFAULT_USER, JobRecord, NewAttempt, NewItem, NewJob, NewStep, Store
+from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewStep, Store
 from tests.postgres import Database
 from tests.unit.test_driver import AGENTS, Scripted, started
 from tests.unit.test_driver import new_job as driver_job
@@ -235,7 +235,9 @@ def test_a_former_leader_takes_no_steps_from_the_next_one(one: Store, two: Store
             run_out(two)
             failed(two, two.take_job(job.id))
             two.reopen(job.id)
-            two.write(two.start_job(job.id), [NewAttempt(0, 2)], [], steps=[NewStep(0, 2, 1, b"1")])
+            again = two.start_job(job.id)
+            begin(two, again, 0, attempt=2)
+            two.write(again, [], [], steps=[NewStep(0, 2, 1, b"1")])
 
     sa.event.listen(one._engine, "after_cursor_execute", meanwhile)
     with pytest.raises(LeaseLostError):
