@@ -1,11 +1,7 @@
-"""SQLite killed at its N-th sync, for every N of the life of a job.  Needs a C compiler."""
+"""SQLite killed at its N-th sync, for every N of the life of a job."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,18 +9,18 @@ import pytest
 
 from batchray.schema import new_job_id
 from batchray.store import Store
+from tests.chaos.syncs import live
 from tests.unit.test_store import check_integrity
 
-pytestmark = pytest.mark.chaos
-
 N_ITEMS, N_COMMIT = 40, 8
-LIFE = """
+IMPORTS = """
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from batchray.progress import Progress
 from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
-
+"""
+LIFE = """
 def say(*words):
     print(*words, flush=True)
 
@@ -49,43 +45,25 @@ say("closed")
 """
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("shim") / "kill_at_sync.so"
-    source = Path(__file__).with_name("kill_at_sync.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(built), str(source), "-ldl"], check=True)
-    return built
-
-
-def live(library: Path, data_dir: Path, job_id: str, n: int) -> tuple[int, list[str]]:
-    """Let a job live until its n-th sync, before it for a negative `n`; returns the exit status and what was told."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIFE, str(data_dir), job_id, str(N_ITEMS), str(N_COMMIT)],
-        env={**os.environ, "LD_PRELOAD": str(library), "KILL_AT_SYNC": str(n)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode, done.stdout.splitlines()
-
-
-@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "every",
+    [pytest.param(8, id="short"), pytest.param(1, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(600)])],
+)
 def test_a_kill_at_every_sync_leaves_what_was_told_and_nothing_by_halves(
-    library: Path, tmp_path: Path, report: Callable[..., None]
+    every: int, tmp_path: Path, report: Callable[..., None]
 ) -> None:
     n_kills = 0
-    for n in range(1, 1000):
+    for n in range(1, 1000, every):
         for sign in (-1, 1):
             data_dir, job_id = tmp_path / f"{n}{sign}", new_job_id()
-            status, told = live(library, data_dir, job_id, sign * n)
-            if status == 0:
-                assert told[-1] == "closed"
-                assert n_kills > 20  # opening, creating, five commits of two each, the end, checkpoints
+            life = live(IMPORTS, LIFE, str(data_dir), job_id, str(N_ITEMS), str(N_COMMIT), n=sign * n)
+            if life.status == 0:
+                assert life.told[-1] == "closed"
+                assert n_kills > 20 / every  # opening, creating, five commits of two each, the end, checkpoints
                 report(kills=n_kills, half=0, lost=0)
                 return
             n_kills += 1
-            judge(data_dir, job_id, told)
+            judge(data_dir, job_id, life.told)
 
 
 def judge(data_dir: Path, job_id: str, told: list[str]) -> None:
