@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from batchray.control import LeaseLink
+from batchray.control import ControlFile, LeaseLink
 from batchray.driver import cancel_at_rest, run_job, start_job
 from batchray.errors import (
     BatchFormatError,
@@ -321,6 +321,17 @@ async def test_what_a_leader_has_heard_stays_while_nothing_can_be_read(one: Stor
         assert await link.update({}) == {"is_paused": True}
         now += 1.0
         assert await link.update({}) == {"is_paused": True}
+
+
+async def test_wishes_in_a_file_that_cannot_be_read_for_a_moment_are_not_taken_back(tmp_path: Path) -> None:
+    control = ControlFile(tmp_path, "job-1")
+    assert await control.update({}) == {}
+    control.ask(is_paused=True)
+    assert await control.update({}) == {"is_paused": True}
+    (tmp_path / "control" / "job-1.json").write_bytes(b"garbage")
+    assert await control.update({}) is None
+    control.close()
+    assert await control.update({}) == {}
 
 
 def test_what_was_asked_of_a_leader_is_heard_by_the_one_that_takes_over(one: Store, two: Store) -> None:
