@@ -33,7 +33,7 @@ NAMES = {"lane": "ray::Lane", "job_actor": "ray::JobActor", "raylet": "raylet", 
     ("n_requests", "n_rounds", "seconds"),
     [
         pytest.param(300, 1, 1.0, id="short"),
-        pytest.param(5000, 10, 6.0, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(3600)]),
+        pytest.param(20_000, 10, 6.0, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(3600)]),
     ],
 )
 def test_what_stands_still_for_a_while_loses_nothing(
