@@ -54,7 +54,7 @@ async def call_process(
         on_begin(await _next(results))  # it may have waited long for its CPUs
         async with asyncio.timeout(order.left_s + grace_s):
             return await _followed(results, keep)
-    except _TOLD:
+    except (*_TOLD, ClusterError):
         raise
     except BaseException:  # whatever it is, nobody waits for the process any more
         ray.cancel(results, force=True)

@@ -81,8 +81,9 @@ class Lanes:
 
         It is known by its key.  Where its answer got lost on the way, Ray tells of a death too.
         """
-        told: Death | None = await self._told("death_of", key)
-        is_known = node_id is None or any(lane.node_id == node_id for lane in self._there())
+        told, is_known = await self._told("death_of", key)
+        if told is None and node_id is not None:
+            is_known = is_known and any(lane.node_id == node_id for lane in self._there())
         return told if told is not None or is_known else UNTOLD
 
     async def close(self) -> None:
@@ -124,7 +125,8 @@ class Lanes:
             logger.info("a call to a lane (process %s) got lost and is made again", lane.pid)
             return None
         self._replace(lane)
-        executing, told = await self._told("last_words", lane.actor_id) or ([], UNTOLD)
+        words, _ = await self._told("last_words", lane.actor_id)
+        executing, told = words or ([], UNTOLD)
         found = PostMortem(told, frozenset((job_id, index) for job_id, index in executing))
         if isinstance(death, ray.exceptions.OutOfMemoryError):
             is_cause = took_the_memory(lane.actor_id, told.n_bytes, str(death))
@@ -146,25 +148,29 @@ class Lanes:
             self._on_lost(str(error))
         self._changed.set()
 
-    async def _told(self, method: str, key: str) -> Any:
-        """Ask the lanes of a death: who shares its node knows, and may forget it then.  None: nobody does.
+    async def _told(self, method: str, key: str) -> tuple[Any, bool]:
+        """Ask the lanes of a death: who shares its node knows, and may forget it then.
 
-        Lanes that are being started are waited for, but only where the others do not know.
+        None: nobody does; and with it, whether all of them have said so.  Lanes that are being started are waited for,
+        but only where the others do not know.
         """
+        n_silent = 0
         asked = [asyncio.ensure_future(_ask(place, method, key)) for place in self._places]
         try:
             for asking in asyncio.as_completed(asked, timeout=_INQUEST_S):
                 try:
                     if (told := await asking) is not None:
-                        return told
+                        return told, True
                 except (ClusterError, ray.exceptions.RayError) as error:  # this lane will never know
                     logger.info("a lane cannot tell of a death: %s", first_line(error))
+                    n_silent += 1
         except TimeoutError:
             logger.info("no lane could tell of a death in time")
+            n_silent += 1
         finally:
             for task in asked:
                 task.cancel()
-        return None
+        return None, n_silent == 0
 
 
 def _has_failed(place: asyncio.Task[LaneHandle]) -> bool:
