@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import signal
+import socket
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+import pytest
 
 from batchray.crash import VARIABLE, Place
 from batchray.store import Store
 from tests.chaos.judge import AGENTS, Sender, called_back
 from tests.server.live import ServerDiedError, live_server
 from tests.server.receiver import receiver
+from tests.server.talk import BATCHES, ask, if_there
+from tests.waiting import until
 
 # A later passage where the first would leave nothing that was acknowledged before.
 CRASHES: dict[str, str] = {
@@ -52,3 +59,24 @@ def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tm
     assert max(Counter(called_back(hook)).values()) > 1  # at least once: one that was sent was not recorded
     with Store.open_for_reading(tmp_path) as store:
         assert store.check().problems == []
+
+
+@pytest.mark.parametrize("place", ["before-commit", "after-commit"])
+def test_fifty_creates_at_once_with_one_key_across_a_kill_are_one_job(place: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    body = {"requests": [{"agent_id": "echo", "input": "once"}]}
+    send = functools.partial(ask, f"http://127.0.0.1:{port}", BATCHES, body, Idempotency_Key="one")
+
+    def create(_: int) -> str:
+        return str(until(lambda: if_there(send), 90)["id"])
+
+    given: dict[str, Any] = {"agents": AGENTS}
+    options = (tmp_path, "--port", str(port))
+    with ThreadPoolExecutor(50) as pool:
+        with live_server(*options, **given, **{VARIABLE: place}) as server:
+            creating = pool.map(create, range(50))
+            assert server.process.wait(60) == -signal.SIGKILL
+        with live_server(*options, **given) as server:
+            ids = set(creating)
+            assert [job["id"] for job in ask(server.url, BATCHES)] == [*ids]
