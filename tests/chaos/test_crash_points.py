@@ -8,7 +8,7 @@ import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
@@ -71,12 +71,11 @@ def test_fifty_creates_at_once_with_one_key_across_a_kill_are_one_job(place: str
     def create(_: int) -> str:
         return str(until(lambda: if_there(send), 90)["id"])
 
-    given: dict[str, Any] = {"agents": AGENTS}
-    options = (tmp_path, "--port", str(port))
+    options = ("--port", str(port))
     with ThreadPoolExecutor(50) as pool:
-        with live_server(*options, **given, **{VARIABLE: place}) as server:
+        with live_server(tmp_path, *options, agents=AGENTS, **{VARIABLE: place}) as server:
             creating = pool.map(create, range(50))
             assert server.process.wait(60) == -signal.SIGKILL
-        with live_server(*options, **given) as server:
+        with live_server(tmp_path, *options, agents=AGENTS) as server:
             ids = set(creating)
             assert [job["id"] for job in ask(server.url, BATCHES)] == [*ids]
