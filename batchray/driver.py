@@ -104,20 +104,28 @@ async def _pending(job: RunningJob, store: Store) -> AsyncIterator[PendingItem]:
 async def _beat(job: RunningJob, link: Link) -> None:
     """Hand out snapshots and take wishes in, a few times a second; each link by itself, as one may be slow."""
     heard: dict[str, Any] = {}
+    is_told = False
     while True:
+        control = None
         try:
             control = await link.update(job.snapshot())
+            is_told = False
         except Exception as error:  # noqa: BLE001  # whatever it is, the job goes on, and can be steered again later
-            logger.warning("job %s: nobody can watch or steer it now: %s", job.record.id, error)
-            control = None
+            if not is_told:
+                logger.warning("job %s: nobody can watch or steer it now: %s", job.record.id, error)
+            is_told = True
         if control is not None:
             news = {name: wish for name, wish in control.items() if heard.get(name) != wish}
             heard = control
-            try:
-                job.steer(Wishes.model_validate(news))
-            except ValidationError as error:
-                logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
+            _steer(job, news)
         await asyncio.sleep(_BEAT_S)
+
+
+def _steer(job: RunningJob, wishes: dict[str, Any]) -> None:
+    try:
+        job.steer(Wishes.model_validate(wishes))
+    except ValidationError as error:
+        logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
 
 
 async def _watch(job: RunningJob) -> None:

@@ -72,12 +72,12 @@ def tool_return(result: Result) -> tuple[str, str]:
     return message.status, str(message.tool_return)
 
 
-def lane_processes() -> list[psutil.Process]:
-    """Return the lanes of this process's cluster."""
+def lane_processes(prefix: str = "ray::Lane") -> list[psutil.Process]:
+    """Return the lanes of this process's cluster, or other processes whose name starts so."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.name().startswith("ray::Lane"):
+            if process.name().startswith(prefix):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
@@ -124,6 +124,20 @@ def test_a_stopped_lane_that_goes_on_later_changes_no_outcome(options: dict[str,
     again = batchray.run([{"agent_id": "wait", "input": "0"}] * 40, [patient], progress=False, **options)
     assert again.counts["succeeded"] == 40
     assert (job.record(), list(job.results("index"))) == (record, results)
+
+
+def test_a_stopped_process_of_a_request_ends_at_its_deadline(options: dict[str, Any]) -> None:
+    options.pop("progress")
+    alone = Agent(id="wait", run=agents.wait, placement="process", num_cpus=0.5, deadline_s=8)
+    job = batchray.submit([{"agent_id": "wait", "input": "7"}], [alone], deadline_grace_s=1, **options)
+    [process] = until(lambda: lane_processes("ray::job-"))
+    process.suspend()
+    try:
+        [result] = list(job.results())
+    finally:
+        process.kill()
+    assert result.error is not None
+    assert (result.error.type, result.attempts) == ("deadline_exceeded", 1)
 
 
 def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
