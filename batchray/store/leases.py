@@ -91,15 +91,17 @@ class Leases(Database):
     def _take_lease(self, connection: sa.Connection, job: JobRecord, held: sa.Row[Any] | None) -> int:
         """Lead a job, whose lease is locked, and return the epoch.  Raises LeaseLostError.
 
-        What was asked of an earlier leader stays: nobody may have heard of it yet.
+        A cancel stays that an earlier leader was asked for, and may not have heard of; the rest was for that one only.
         """
         now = self._backend.now(connection)
         if held is not None and self.is_shared and held.until > now and held.leader != self.leader:
             raise LeaseLostError(job.id)
-        values = {"leader": self.leader, "until": now + self.lease_s}
+        values: dict[str, Any] = {"leader": self.leader, "until": now + self.lease_s}
         if held is None:  # a job of before there were leases
             connection.execute(sa.insert(leases).values(job=job.key, epoch=1, wishes=b"{}", **values))
             return 1
+        asked = orjson.loads(held.wishes)
+        values["wishes"] = orjson.dumps({name: wish for name, wish in asked.items() if name == "is_canceled"})
         connection.execute(sa.update(leases).where(leases.c.job == job.key).values(epoch=held.epoch + 1, **values))
         return int(held.epoch) + 1
 

@@ -334,9 +334,9 @@ async def test_wishes_in_a_file_that_cannot_be_read_for_a_moment_are_not_taken_b
     assert await control.update({}) == {}
 
 
-def test_what_was_asked_of_a_leader_is_heard_by_the_one_that_takes_over(one: Store, two: Store) -> None:
+def test_a_cancel_that_was_asked_of_a_leader_is_heard_by_the_one_that_takes_over(one: Store, two: Store) -> None:
     job = new_job(one)
-    two.ask_leader(job, is_canceled=True)
+    two.ask_leader(job, is_canceled=True, is_paused=True)  # a pause lasts as long as who was asked for it
     run_out(one)
     taken = two.start_job(job.id)
     assert (two.wishes(taken), two.renew_lease(taken)) == ({"is_canceled": True}, {"is_canceled": True})
