@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 from batchray import AgentRequest
 
@@ -50,3 +51,10 @@ def fail(expression: str) -> str:
 def drop(key: str) -> str:
     """Drop what has this key."""
     return f"{key} is gone, says {os.getpid()}"
+
+
+async def begin_and_wait(request: AgentRequest) -> str:
+    """Make a file that says that it has begun, and wait for long."""
+    Path(text_of(request)).touch()
+    await asyncio.sleep(60)
+    return "waited"

@@ -126,11 +126,13 @@ def test_a_stopped_lane_that_goes_on_later_changes_no_outcome(options: dict[str,
     assert (job.record(), list(job.results("index"))) == (record, results)
 
 
-def test_a_stopped_process_of_a_request_ends_at_its_deadline(options: dict[str, Any]) -> None:
+def test_a_request_whose_process_stands_still_ends_at_its_deadline(options: dict[str, Any], tmp_path: Path) -> None:
     options.pop("progress")
-    alone = Agent(id="wait", run=agents.wait, placement="process", num_cpus=0.5, deadline_s=8)
-    job = batchray.submit([{"agent_id": "wait", "input": "7"}], [alone], deadline_grace_s=1, **options)
-    [process] = until(lambda: lane_processes("ray::job-"))
+    alone = Agent(id="wait", run=agents.begin_and_wait, placement="process", num_cpus=0.5, deadline_s=5)
+    requests = [{"agent_id": "wait", "input": str(tmp_path / "begun")}]
+    job = batchray.submit(requests, [alone], deadline_grace_s=1, **options)
+    until((tmp_path / "begun").exists)
+    [process] = lane_processes("ray::job-")
     process.suspend()
     try:
         [result] = list(job.results())
