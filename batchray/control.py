@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from batchray.errors import LeaseLostError, StoreError
+from batchray.errors import StoreError
 from batchray.store import JobRecord, Store
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,10 @@ class LeaseLink:
         self._heard: dict[str, Any] = {}
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """Renew the lease where it is time, and return what was asked for so far, as far as it is known."""
+        """Renew the lease where it is time, and return what was asked for so far, as far as it is known.
+
+        Raises LeaseLostError where another process leads the job.
+        """
         now = self._clock()
         if now < min(self._hears_at, self._renews_at):
             return self._heard
@@ -85,8 +88,6 @@ class LeaseLink:
         try:
             # Not on the writer's thread, where a large batch may be on its way.
             self._heard = await asyncio.to_thread(hear, self._job)
-        except LeaseLostError:
-            logger.debug("job %s: another server leads it; the next outcome ends it here", self._job.id)
         except StoreError as error:
             logger.warning("job %s: its lease was not renewed, or not read: %s", self._job.id, error)
         return self._heard

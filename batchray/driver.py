@@ -15,7 +15,7 @@ from batchray.cluster import Executor, Link
 from batchray.config import AgentSet, Settings
 from batchray.context import Turns
 from batchray.control import LeaseLink, Wishes
-from batchray.errors import JobInterruptedError, StoreError
+from batchray.errors import JobInterruptedError, LeaseLostError, StoreError
 from batchray.progress import Progress
 from batchray.running import CANCELED, Ending, RunningJob, age_ns, expired
 from batchray.store import JobRecord, Patience, PendingItem, Store
@@ -50,7 +50,8 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
             with suppress(asyncio.CancelledError):
                 await task
         for link in links:
-            await link.update(job.snapshot())
+            with suppress(Exception):  # what was to show the end of it; the job has ended all the same
+                await link.update(job.snapshot())
             link.close()
 
 
@@ -80,7 +81,8 @@ async def _led(store: Store, record: JobRecord) -> AsyncIterator[None]:
     async def renew() -> None:
         link = LeaseLink(store, record)
         while True:
-            await link.update({})
+            with suppress(LeaseLostError):  # which the job hears of when it begins
+                await link.update({})
             await asyncio.sleep(_BEAT_S)
 
     renewing = asyncio.create_task(renew()) if store.is_shared and not record.is_ended else None
@@ -110,6 +112,9 @@ async def _beat(job: RunningJob, link: Link) -> None:
         try:
             control = await link.update(job.snapshot())
             is_told = False
+        except LeaseLostError:  # or what is in flight would run here and there until the next outcome is refused
+            job.interrupt()
+            return
         except Exception as error:  # noqa: BLE001  # whatever it is, the job goes on, and can be steered again later
             if not is_told:
                 logger.warning("job %s: nobody can watch or steer it now: %s", job.record.id, error)

@@ -117,9 +117,10 @@ class RunningJob:
                 except WorkerDiedError as error:
                     left_s = max(left_s - error.ran_s, 0.0)
                     deaths, losses = deaths + error.is_suspect, losses + (not error.is_suspect)
-                    if deaths < self.settings.max_attempts and losses < _MAX_LOSSES:
+                    is_given_up = deaths >= self.settings.max_attempts or losses >= _MAX_LOSSES
+                    if not is_given_up and left_s > 0:
                         continue
-                    outcome = self._failed(item.index, attempt, RequestError("worker_died", error.reason))
+                    outcome = self._failed(item.index, attempt, _last_error(error, is_given_up))
                 finally:
                     self.in_flight.end(item.index)
                 outcome = await self._with_steps(store, item, outcome)
@@ -282,6 +283,13 @@ class RunningJob:
         return NewOutcome(
             index, attempt, "errored", error.stop_reason, described, {}, queued_ns, None, duration_ns, b"[]"
         )
+
+
+def _last_error(error: WorkerDiedError, is_given_up: bool) -> RequestError:
+    """Return what is said of an item whose last attempt died: it is given up, or its time is used up."""
+    if is_given_up:
+        return RequestError("worker_died", error.reason)
+    return DeadlineExceededError("deadline_exceeded", f"its time was used up when {error.reason}")
 
 
 def age_ns(timestamp: str) -> int:

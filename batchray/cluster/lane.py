@@ -117,26 +117,32 @@ def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | Fetch
     The process ends where code that blocks outlives the deadline.  `key` is what the lane of its node finds the cause
     of its death under.
     """
-    with _mortal(packed, key) as bound:
-        yield _node_id()
-        yield from steps_alone(bound, item)
+    with _remembered(key):
+        yield _node_id()  # before its code is imported, which may take long, or for ever
+        with _mortal(packed) as bound:
+            yield from steps_alone(bound, item)
 
 
 @contextmanager
-def _mortal(packed: bytes, key: str) -> Iterator[BoundAgent]:
-    """Let whatever ends this process leave a cause, and end it where code that blocks outlives the deadline.
-
-    What it computes gives way to the driver and the lanes.
-    """
+def _remembered(key: str) -> Iterator[None]:
+    """Let whatever ends this process leave a cause.  What it computes gives way to the driver and the lanes."""
     os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), _NICENESS))
     kept = obituary(_node_directory(), key)
+    try:
+        yield
+    finally:
+        kept.close()
+
+
+@contextmanager
+def _mortal(packed: bytes) -> Iterator[BoundAgent]:
+    """Unpack an agent, and end this process where code of it that blocks outlives the deadline."""
     bound: BoundAgent = cloudpickle.loads(packed)
     faulthandler.dump_traceback_later(bound.agent.deadline_s + _GRACE_S, exit=True)  # from C: it needs no interpreter
     try:
         yield bound
     finally:
         faulthandler.cancel_dump_traceback_later()
-        kept.close()
 
 
 def _actor_id() -> str:

@@ -132,6 +132,8 @@ class RayExecutor:
         except ray.exceptions.RayTaskError as error:  # not the agent's own failure, which is in the report
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise RequestError("worker_error", f"{type(cause).__name__}: {first_line(cause)}") from error
+        except ray.exceptions.RayError as error:  # as where a request finds no room on its way
+            raise WorkerDiedError(f"its call was lost: {first_line(error)}", is_suspect=False) from error
         finally:
             self._running.discard(task)
 

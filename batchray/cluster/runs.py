@@ -38,6 +38,8 @@ class Runs:
         except asyncio.CancelledError:
             if self._reports.get(key) == _STOPPED:
                 return _STOPPED
+            if run.cancelled():  # by code of its own; a cancel would be taken for a lost call, and made again
+                raise RuntimeError("the run cancelled itself") from None
             raise
 
     def stop(self, keys: Iterable[str]) -> None:

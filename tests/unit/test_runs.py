@@ -88,6 +88,14 @@ async def test_what_a_run_raises_reaches_its_caller_and_is_not_kept() -> None:
     assert await runs.run("k", work) == b"report"
 
 
+async def test_a_run_that_cancels_itself_is_an_error_and_no_lost_call() -> None:
+    async def cancels_itself() -> bytes:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="cancelled itself"):
+        await Runs().run("k", cancels_itself)
+
+
 @pytest.mark.parametrize("limits", [{"max_reports": 2}, {"max_bytes": 5}])
 async def test_only_the_newest_reports_are_kept(limits: dict[str, int]) -> None:
     runs, works = Runs(**limits), [Work(f"r{n}".encode()) for n in range(3)]
