@@ -221,10 +221,8 @@ class Job:
 
     def interrupt(self) -> concurrent.futures.Future[JobRecord] | None:
         """Begin to stop it as `stop` does; returns what is done when nothing of it runs any more, if it runs here."""
-        with self._lock:
-            running = self._running
-        if running is not None:
-            self._call(running.interrupt)
+        if self._running is not None:
+            self._call(self._running.interrupt)
         elif self._future is not None:
             self._future.cancel()
         return self._future

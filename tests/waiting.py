@@ -28,6 +28,12 @@ def seconds_until(is_so: Callable[[], object], timeout_s: float = 60.0) -> float
     return time.monotonic() - started
 
 
+async def let_it_run() -> None:
+    """Let the others of this loop do what they can do without waiting."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 async def soon(is_so: Callable[[], object], timeout_s: float = 20.0) -> None:
     """Let the others of this loop run until something is so."""
     async with asyncio.timeout(timeout_s):

@@ -35,7 +35,7 @@ _LaneActor = ray.remote(Lane)
 _LANE_OPTIONS = {
     "num_cpus": 0,
     "max_restarts": 0,  # another one takes its place
-    "max_task_retries": 0,  # a lost call is a counted attempt of the driver's, not a silent one of Ray's
+    "max_task_retries": 0,  # a lost call is made again by its driver, under the attempt's key
     "max_concurrency": _MAX_CONCURRENCY,
     "enable_task_events": False,
 }
@@ -154,7 +154,7 @@ class Lanes:
         None: nobody does; and with it, whether all of them have said so.  Lanes that are being started are waited for,
         but only where the others do not know.
         """
-        n_silent = 0
+        have_all_answered = True
         asked = [asyncio.ensure_future(_ask(place, method, key)) for place in self._places]
         try:
             for asking in asyncio.as_completed(asked, timeout=_INQUEST_S):
@@ -163,14 +163,14 @@ class Lanes:
                         return told, True
                 except (ClusterError, ray.exceptions.RayError) as error:  # this lane will never know
                     logger.info("a lane cannot tell of a death: %s", first_line(error))
-                    n_silent += 1
+                    have_all_answered = False
         except TimeoutError:
             logger.info("no lane could tell of a death in time")
-            n_silent += 1
+            have_all_answered = False
         finally:
             for task in asked:
                 task.cancel()
-        return None, n_silent == 0
+        return None, have_all_answered
 
 
 def _has_failed(place: asyncio.Task[LaneHandle]) -> bool:

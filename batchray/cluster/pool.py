@@ -182,10 +182,8 @@ class RayExecutor:
 
     async def _called(self, lane: LaneHandle, order: Order, packed: bytes) -> bytes:
         """Call a lane for an attempt, and again where the call got lost: the lane knows the attempt by its key."""
-        began = _Beginning()
-        began.at(lane.node_id)
-        for n_lost in itertools.count():
-            await asyncio.sleep(min(n_lost * PAUSE_S, _MAX_PAUSE_S))
+        started, n_lost = time.monotonic(), 0
+        while True:
             try:
                 return await call_lane(lane.actor, order, packed)
             except ray.exceptions.RayTaskError:
@@ -195,8 +193,9 @@ class RayExecutor:
                 if found is not None:
                     is_suspect = (order.job_id, order.index) in found.suspects
                     reason = f"its lane died while it ran: {found.death}"
-                    raise WorkerDiedError(reason, is_suspect, began.ago_s) from error
-        raise AssertionError("counting has no end")
+                    raise WorkerDiedError(reason, is_suspect, time.monotonic() - started) from error
+            n_lost += 1
+            await asyncio.sleep(min(n_lost * PAUSE_S, _MAX_PAUSE_S))
 
     async def _run_in_process(self, order: Order, packed: bytes, keep: Keep) -> bytes:
         wanted = _resources(order.agent) or {"CPU": 1 / _SUSPECTS_A_CPU}
@@ -217,7 +216,7 @@ class RayExecutor:
 
 
 class _Beginning:
-    """When an attempt began, and on which node."""
+    """When an attempt began in its process, and on which node."""
 
     def __init__(self) -> None:
         self.node_id: str | None = None

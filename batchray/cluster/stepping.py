@@ -82,6 +82,5 @@ def steps_alone(bound: BoundAgent, item: bytes) -> Iterator[Fetched | None]:
 
 
 async def _begun(answerer: Answerer, bound: BoundAgent, item: bytes) -> SteppedRun:
-    if not bound.agent.keeps_steps:
-        return SteppedRun(lambda keeper: answerer.answer(bound, item))
-    return SteppedRun(lambda keeper: answerer.answer(bound, item, keeper))
+    keeps_steps = bound.agent.keeps_steps
+    return SteppedRun(lambda keeper: answerer.answer(bound, item, keeper if keeps_steps else None))

@@ -72,8 +72,13 @@ def tool_return(result: Result) -> tuple[str, str]:
     return message.status, str(message.tool_return)
 
 
-def lane_processes(prefix: str = "ray::Lane") -> list[psutil.Process]:
-    """Return the lanes of this process's cluster, or other processes whose name starts so."""
+def lane_processes() -> list[psutil.Process]:
+    """Return the lanes of this process's cluster."""
+    return processes_named("ray::Lane")
+
+
+def processes_named(prefix: str) -> list[psutil.Process]:
+    """Return the descendants of this process whose name starts so."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -132,7 +137,7 @@ def test_a_request_whose_process_stands_still_ends_at_its_deadline(options: dict
     requests = [{"agent_id": "wait", "input": str(tmp_path / "begun")}]
     job = batchray.submit(requests, [alone], deadline_grace_s=1, **options)
     until((tmp_path / "begun").exists)
-    [process] = lane_processes("ray::job-")
+    [process] = processes_named("ray::job-")
     process.suspend()
     try:
         [result] = list(job.results())

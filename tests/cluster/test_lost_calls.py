@@ -8,31 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.test_faults import run_cli
+from tests.cluster.test_steps import N_STEPS, asked, events
 from tests.provider_server import run_in_thread
 
-N_STEPS = 2
 # Of each 100 calls that spawn a request: not sent, answer lost, failed on the way.  A process is ended by Ray where its
 # call fails on the way, and goes on from what is kept.
 FAULTS = {"lane": (15, 15, 10), "process": (15, 25, 0)}
 N_REQUESTS = {"lane": 40, "process": 12}
 
 
-def note(ledger: str) -> str:
-    """Write down that it ran."""
-    with Path(ledger).open("a") as file:
-        file.write("ran\n")
-    return "noted"
-
-
 @pytest.mark.parametrize("placement", FAULTS)
 def test_a_run_whose_call_got_lost_is_not_run_twice(placement: str, ray_session: None, tmp_path: Path) -> None:
-    lines, n_requests = list[str](), N_REQUESTS[placement]
-    for index in range(n_requests):
-        call = json.dumps({"ledger": str(tmp_path / f"ledger-{index}")})
-        text = f"{index} [[steps:{N_STEPS}]] [[latency:0.1]] [[tool:note {call}]]"
-        lines.append(json.dumps({"agent_id": placement, "input": text}))
+    n_requests = N_REQUESTS[placement]
+    ledgers = [tmp_path / f"ledger-{index}" for index in range(n_requests)]
+    lines = [json.dumps(asked(ledger, 0.1)[0]) for ledger in ledgers]
     (tmp_path / "requests.jsonl").write_text("\n".join(lines))
-    agent = {"id": placement, "model": "local/m", "tools": ["tests.cluster.test_lost_calls:note"]}
+    agent = {"id": "a", "model": "local/m", "tools": ["tests.cluster.test_steps:note"]}
     place = {"placement": placement, **({"num_cpus": 0.25} if placement == "process" else {})}
     req, resp, in_flight = FAULTS[placement]
     fault = {"req_failure_prob": req, "resp_failure_prob": resp, "in_flight_failure_prob": in_flight}
@@ -47,6 +38,5 @@ def test_a_run_whose_call_got_lost_is_not_run_twice(placement: str, ray_session:
         n_calls = server.n_calls
     results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(result["status"], result["attempts"]) for result in results] == [("succeeded", 1)] * n_requests, err
-    ran = [len((tmp_path / f"ledger-{index}").read_text().splitlines()) for index in range(n_requests)]
-    assert ran == [N_STEPS] * n_requests
+    assert [events(ledger, "begun") for ledger in ledgers] == [N_STEPS] * n_requests
     assert n_calls == n_requests * (N_STEPS + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import batchray
 from batchray import Agent, Job, Result
 from batchray.store import Store
 from tests.cluster.dying import die
-from tests.cluster.test_faults import descendants, run_cli
+from tests.cluster.test_faults import descendants, processes_named, run_cli
 from tests.provider_server import ProviderServer, run_in_thread
 from tests.waiting import until
 
@@ -64,13 +65,10 @@ def asked(ledger: Path, latency_s: float = 0.0, **arguments: str) -> list[dict[s
     return [{"agent_id": "a", "input": text}]
 
 
-def kill(place: str, root: psutil.Process | None = None) -> None:
-    for process in (root or psutil.Process()).children(recursive=True):
-        try:
-            if process.name().startswith(PLACES[place]):
-                process.kill()
-        except psutil.NoSuchProcess:
-            continue
+def kill(place: str) -> None:
+    for process in processes_named(PLACES[place]):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def the_result(job: Job) -> Result:

@@ -7,11 +7,7 @@ import asyncio
 import pytest
 
 from batchray.cluster.runs import Runs
-
-
-async def let_it_run() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
+from tests.waiting import let_it_run
 
 
 class Work:

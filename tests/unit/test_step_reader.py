@@ -13,6 +13,7 @@ from batchray.agents import Keeper
 from batchray.cluster.step_reader import StepReader
 from batchray.cluster.stepping import SteppedRuns
 from batchray.errors import StoreError
+from tests.waiting import let_it_run
 
 
 class Place:
@@ -76,8 +77,7 @@ async def test_a_run_that_nobody_follows_is_stopped_and_does_not_keep_the_reader
         await stopped.wait()
         await asyncio.wait([orphan])
         n_collected = place.n_collected
-        for _ in range(100):
-            await asyncio.sleep(0)
+        await let_it_run()
         assert place.n_collected <= n_collected + 1
     reader.close()
 
@@ -107,8 +107,7 @@ async def test_who_has_left_a_run_is_not_disturbed_where_its_steps_cannot_be_kep
     with reader.following("k", keep):
         await keeping.wait()
     may_fail.set()
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await let_it_run()
     run.cancel()
     await asyncio.wait([run])
     reader.close()

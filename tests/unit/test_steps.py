@@ -16,6 +16,7 @@ from batchray.cluster.stepping import SteppedRuns, steps_alone
 from batchray.config import Agent, BoundAgent, bind_agents
 from batchray.schema import Message, letta_messages, new_job_id
 from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store
+from tests.waiting import let_it_run
 
 JOB = new_job_id()
 _done: list[str] = []
@@ -111,11 +112,6 @@ async def test_no_tool_runs_before_its_call_is_kept(answerer: Answerer) -> None:
     assert _done == ["a"]
     assert json.loads(said_second)["usage"]["step_count"] == 2
     await run.close()
-
-
-async def let_it_run() -> None:
-    for _ in range(100):
-        await asyncio.sleep(0)
 
 
 async def test_a_step_that_a_terminal_tool_ended_ends_the_run_where_it_is_taken_up(answerer: Answerer) -> None:
