@@ -189,11 +189,12 @@ class RayExecutor:
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError as error:
+                ran_s = time.monotonic() - started  # what is found out of a death takes its own time
                 found = await self._lanes.post_mortem(lane, error)
                 if found is not None:
                     is_suspect = (order.job_id, order.index) in found.suspects
                     reason = f"its lane died while it ran: {found.death}"
-                    raise WorkerDiedError(reason, is_suspect, time.monotonic() - started) from error
+                    raise WorkerDiedError(reason, is_suspect, ran_s) from error
             n_lost += 1
             await asyncio.sleep(min(n_lost * PAUSE_S, _MAX_PAUSE_S))
 
@@ -206,13 +207,15 @@ class RayExecutor:
         try:
             return await call_process(order, packed, options, keep, grace_s=grace_s, on_begin=began.at)
         except ray.exceptions.OutOfMemoryError as error:
+            ran_s = began.ago_s
             death = (await self._lanes.death_of(order.key, began.node_id) or UNTOLD)._replace(cause=OUT_OF_MEMORY)
             is_suspect = took_the_memory(order.key, death.n_bytes, str(error))
-            raise WorkerDiedError(f"its process died while it ran: {death}", is_suspect, began.ago_s) from error
+            raise WorkerDiedError(f"its process died while it ran: {death}", is_suspect, ran_s) from error
         except ray.exceptions.WorkerCrashedError as error:
+            ran_s = began.ago_s
             found = await self._lanes.death_of(order.key, began.node_id)
             reason = f"its process died while it ran: {found}" if found else "its call was lost"
-            raise WorkerDiedError(reason, found is not None, began.ago_s) from error
+            raise WorkerDiedError(reason, found is not None, ran_s) from error
 
 
 class _Beginning:

@@ -290,7 +290,7 @@ class Service:
             logger.error("job %s cannot go on: %s", job_id, error)
         except Exception as error:  # noqa: BLE001  # whatever it is, the job must not be left without anybody
             logger.error("job %s could not be started and will be tried again: %s", job_id, error)
-            self._spawn(self._restart(job_id))
+            self._restart_later(job_id)
         finally:
             self._starting.pop(job_id, None)
             self._start_next()
@@ -313,12 +313,15 @@ class Service:
         error = job.error()
         if error is not None and not isinstance(error, JobInterruptedError) and not self.is_draining:
             logger.error("job %s stopped and will go on: %s", job.id, error)
-            self._spawn(self._restart(job.id))
+            self._restart_later(job.id)
         self._start_next()
         self.on_end()
 
+    def _restart_later(self, job_id: str) -> None:
+        self._restarting.add(job_id)  # at once: it has just left where else it could be found
+        self._spawn(self._restart(job_id))
+
     async def _restart(self, job_id: str) -> None:
-        self._restarting.add(job_id)
         try:
             await asyncio.sleep(_RESTART_S)
         finally:
