@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -12,12 +13,39 @@ import ray.exceptions
 from batchray.agents import Keep
 from batchray.cluster.executor import Order
 from batchray.cluster.lane import run_in_process
-from batchray.errors import ClusterError, WorkerDiedError
+from batchray.errors import ClusterError
 
+# How long the import of an agent's code may take, in a process that starts: longer than any deadline of seconds.
+_IMPORT_S = 300.0
 # What a call raises where the cluster itself is gone.
 _GONE = (ray.exceptions.LocalRayletDiedError, ray.exceptions.RaySystemError)
 # What a call raises that has come back, or whose process is dead.
 _TOLD = (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
+
+
+class LostCallError(Exception):
+    """A call to a process got lost, and the process with it, for no fault of its request."""
+
+
+class Beginning:
+    """When an attempt began in its process, and on which node."""
+
+    def __init__(self) -> None:
+        self.node_id: str | None = None
+        self._started: float | None = None
+
+    def place(self, node_id: str) -> None:
+        """Its process is there, on this node."""
+        self.node_id = node_id
+
+    def begin(self) -> None:
+        """It begins now."""
+        self._started = time.monotonic()
+
+    @property
+    def ago_s(self) -> float:
+        """How long ago that was, in seconds; 0 before it has begun."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
 
 
 async def call_lane(lane: Any, order: Order, packed: bytes) -> bytes:
@@ -37,23 +65,25 @@ async def call_process(
     packed: bytes,
     options: Mapping[str, Any],
     keep: Keep,
-    *,
+    began: Beginning,
     grace_s: float,
-    on_begin: Callable[[str], None],
 ) -> bytes:
     """Run an attempt in a process of its own, with these options of Ray's, and return its report.
 
-    `on_begin` is called with the id of its node when the process has started.  Raises WorkerCrashedError or
-    OutOfMemoryError where the process ended, WorkerDiedError where the call got lost, and TimeoutError where it has not
-    answered `grace_s` seconds after its deadline, which counts from its start.
+    `began` is told of its beginning.  Raises WorkerCrashedError or OutOfMemoryError where the process ended,
+    LostCallError where the call got lost, and TimeoutError where it has not answered `grace_s` seconds after its
+    deadline, which counts from then, or where its code could not be imported in time.
     """
     # With one result at a time on its way, the taking of the next one tells the process that the last one is kept.
     streaming = {**options, "num_returns": "streaming", "_generator_backpressure_num_objects": 1}
     results: Any = run_in_process.options(**streaming).remote(packed, order.encode(), order.key)
     try:
-        on_begin(await _next(results))  # it may have waited long for its CPUs
-        async with asyncio.timeout(order.left_s + grace_s):
-            return await _followed(results, keep)
+        began.place(await _next(results))  # it may have waited long for its CPUs
+        async with asyncio.timeout(max(order.left_s, _IMPORT_S) + grace_s):
+            await _next(results)
+        began.begin()
+        async with asyncio.timeout(order.left_s + grace_s) as limit:
+            return await _followed(results, _unlimited(keep, limit))
     except (*_TOLD, ClusterError):
         raise
     except BaseException:  # whatever it is, nobody waits for the process any more
@@ -77,6 +107,19 @@ async def _followed(results: Any, keep: Keep) -> bytes:
         await keep(fetched.checkpoints)
 
 
+def _unlimited(keep: Keep, limit: asyncio.Timeout) -> Keep:
+    """Let the time that keeping takes not count: the run stands still until then, and ends by its own clock."""
+
+    async def unlimited(checkpoints: Sequence[bytes]) -> None:
+        ends, loop = limit.when() or 0.0, asyncio.get_running_loop()
+        began = loop.time()
+        limit.reschedule(None)
+        await keep(checkpoints)
+        limit.reschedule(ends + loop.time() - began)
+
+    return unlimited
+
+
 async def _next(results: Any) -> Any:
     """Take a process's next result."""
     try:
@@ -86,4 +129,4 @@ async def _next(results: Any) -> Any:
     except _GONE as error:
         raise ClusterError(f"Ray is gone: {first_line(error)}") from error
     except (ray.exceptions.RayError, StopAsyncIteration) as error:
-        raise WorkerDiedError(f"its call was lost: {first_line(error)}", is_suspect=False) from error
+        raise LostCallError(first_line(error)) from error

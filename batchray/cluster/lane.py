@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | Fetch
     """
     with _remembered(key):
         yield _node_id()  # before its code is imported, which may take long, or for ever
-        with _mortal(packed) as bound:
-            yield from steps_alone(bound, item)
+        bound: BoundAgent = cloudpickle.loads(packed)
+        yield from steps_alone(bound, item, partial(_mortal, bound.agent.deadline_s + _GRACE_S))
 
 
 @contextmanager
@@ -135,12 +136,11 @@ def _remembered(key: str) -> Iterator[None]:
 
 
 @contextmanager
-def _mortal(packed: bytes) -> Iterator[BoundAgent]:
-    """Unpack an agent, and end this process where code of it that blocks outlives the deadline."""
-    bound: BoundAgent = cloudpickle.loads(packed)
-    faulthandler.dump_traceback_later(bound.agent.deadline_s + _GRACE_S, exit=True)  # from C: it needs no interpreter
+def _mortal(life_s: float) -> Iterator[None]:
+    """End this process where code of a request that blocks outlives its deadline."""
+    faulthandler.dump_traceback_later(life_s, exit=True)  # from C: it needs no interpreter
     try:
-        yield bound
+        yield
     finally:
         faulthandler.cancel_dump_traceback_later()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any, NamedTuple
 
 import ray
@@ -15,10 +16,15 @@ from batchray.cluster.step_reader import StepReader
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 5.0
-"""A lane that does not answer for so long is blocked."""
+REACH_S = 60.0
+"""A lane that cannot be reached for so long is given up."""
 PAUSE_S = 0.2
+DEAD = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
+"""What a call raises where its lane is dead for good."""
 _MAX_ASKED = 8
+# 5 s in which a call to a lane neither comes back nor breaks: the lane is there, and blocked.  Counted in looks, not by
+# the clock, which would also count the time for which this driver itself stood still.
+_MAX_SILENT_LOOKS = 25
 
 
 class PostMortem(NamedTuple):
@@ -40,7 +46,7 @@ class LaneHandle:
         self._stopping: asyncio.Task[None] | None = None
 
     def stop(self, key: str) -> None:
-        """Stop an attempt for which nobody waits any more; a lane that does not hear of it is ended.
+        """Stop an attempt for which nobody waits any more; a lane that is blocked, and does not hear of it, is ended.
 
         Not by Ray's own way, which needs a raylet that answers, and leaves out a call whose connection broke.
         """
@@ -58,31 +64,48 @@ class LaneHandle:
         try:
             while self._to_stop:
                 keys, self._to_stop = self._to_stop, []
-                async with asyncio.timeout(ANSWER_S):
-                    await answer(self.actor.stop, keys)
+                async with asyncio.timeout(REACH_S):
+                    await self._say(keys)
         except TimeoutError:
             logger.warning("a lane (process %s) is blocked by code of a request and is started anew", self.pid)
             ray.kill(self.actor)
-        except ray.exceptions.RayError as error:  # it died by itself, which its calls will hear of
-            logger.info("a lane did not answer: %s", first_line(error))
+        except DEAD as error:  # by itself, which its calls will hear of
+            logger.info("a lane was to stop a run, and has died: %s", first_line(error))
+
+    async def _say(self, keys: list[str]) -> None:
+        """Say which runs are to be stopped until the lane has heard it."""
+        while True:
+            try:
+                await answer(self.actor.stop, keys, max_silent_looks=_MAX_SILENT_LOOKS)
+            except DEAD:
+                raise
+            except ray.exceptions.RayError as error:
+                logger.info("a lane could not be told to stop a run, and is told again: %s", first_line(error))
+                await asyncio.sleep(PAUSE_S)
+            else:
+                return
 
 
-async def answer(method: Any, *args: Any) -> Any:
+async def answer(method: Any, *args: Any, max_silent_looks: float = math.inf) -> Any:
     """Call a lane's method until it answers: it may be starting, or the call may have been lost on the way.
 
     Now and then it is called once more beside, because Ray may take a second to tell that a call was lost.
+    Raises TimeoutError where so often in a row nothing came of any call: neither an answer, nor that it broke.
     """
     asked: set[asyncio.Future[Any]] = set()
+    n_silent = 0
     try:
-        while True:
+        while n_silent < max_silent_looks:
             if len(asked) < _MAX_ASKED:
                 asked.add(asyncio.ensure_future(method.remote(*args)))
             answered, asked = await asyncio.wait(asked, timeout=PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
             told = [each for each in answered if not isinstance(each.exception(), ray.exceptions.ActorUnavailableError)]
             if told:
                 return told[0].result()
+            n_silent = 0 if answered else n_silent + 1
             if answered:
                 await asyncio.sleep(PAUSE_S)
+        raise TimeoutError
     finally:
         for each in asked:
             each.cancel()

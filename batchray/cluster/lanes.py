@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchray.cluster.calls import first_line
 from batchray.cluster.lane import Lane
-from batchray.cluster.lane_handle import ANSWER_S, PAUSE_S, LaneHandle, PostMortem, answer
+from batchray.cluster.lane_handle import DEAD, PAUSE_S, REACH_S, LaneHandle, PostMortem, answer
 from batchray.cluster.obituary import UNTOLD, Death
 from batchray.cluster.reports import OUT_OF_MEMORY, took_the_memory
 from batchray.errors import ClusterError
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MAX_CONCURRENCY = 100_000  # the window bounds what is in flight; a lane takes all that it is given
-_RESTART_S = 60.0
 _INQUEST_S = 15.0
+_CLOSE_S = 2.0
 _PLACE_TRIES = 8
 
 _LaneActor = ray.remote(Lane)
@@ -39,8 +39,6 @@ _LANE_OPTIONS = {
     "max_concurrency": _MAX_CONCURRENCY,
     "enable_task_events": False,
 }
-# What a call raises where its lane is dead for good.
-_DEAD = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
 
 
 class Lanes:
@@ -73,7 +71,7 @@ class Lanes:
             if lane.inquest is None:
                 lane.inquest = self._begin(self._hold_inquest(lane, error))
             found = await asyncio.shield(lane.inquest)
-            if found is not None or not isinstance(error, _DEAD):
+            if found is not None or not isinstance(error, DEAD):
                 return found  # or it has died since, while others asked whether it lived
 
     async def death_of(self, key: str, node_id: str | None) -> Death | None:
@@ -91,7 +89,7 @@ class Lanes:
         lanes = self._there()
         self.forget()
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(_CLOSE_S):
                 await asyncio.gather(*(lane.actor.close.remote() for lane in lanes), return_exceptions=True)
         except TimeoutError:
             logger.warning("the lanes did not close in time and are killed")
@@ -118,7 +116,7 @@ class Lanes:
 
     async def _hold_inquest(self, lane: LaneHandle, error: Exception) -> PostMortem | None:
         lane.is_down = True
-        death = error if isinstance(error, _DEAD) else await _death_notice(lane)
+        death = error if isinstance(error, DEAD) else await _death_notice(lane)
         if death is None:
             lane.is_down, lane.inquest = False, None
             self._changed.set()
@@ -197,11 +195,11 @@ async def _start_again(node_id: str) -> LaneHandle:
     """Start a lane in the place of a dead one.  Raises ClusterError."""
     last_error: BaseException | None = None
     try:
-        async with asyncio.timeout(_RESTART_S):
+        async with asyncio.timeout(REACH_S):
             while True:
                 try:
                     return await _start_lane(node_id, max_tries=1)
-                except _DEAD as error:  # as its predecessor, while memory is short
+                except DEAD as error:  # as its predecessor, while memory is short
                     last_error = error
                     await asyncio.sleep(PAUSE_S)
     except (TimeoutError, ray.exceptions.RayError) as error:
@@ -211,9 +209,9 @@ async def _start_again(node_id: str) -> LaneHandle:
 async def _death_notice(lane: LaneHandle) -> Exception | None:
     """Return the news of a lane's death, or None where only the connection to it broke."""
     try:
-        async with asyncio.timeout(_RESTART_S):
+        async with asyncio.timeout(REACH_S):
             await answer(lane.actor.identity)
-    except _DEAD as error:
+    except DEAD as error:
         return error
     except (TimeoutError, ray.exceptions.RayError) as error:
         ray.kill(lane.actor)  # whatever it is, it does not answer

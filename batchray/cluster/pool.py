@@ -15,7 +15,7 @@ import ray
 import ray.exceptions
 
 from batchray.agents import Keep
-from batchray.cluster.calls import call_lane, call_process, first_line
+from batchray.cluster.calls import Beginning, LostCallError, call_lane, call_process, first_line
 from batchray.cluster.connect import connect, disconnect
 from batchray.cluster.executor import Link, Order
 from batchray.cluster.job_actor import JobLink
@@ -133,7 +133,7 @@ class RayExecutor:
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise RequestError("worker_error", f"{type(cause).__name__}: {first_line(cause)}") from error
         except ray.exceptions.RayError as error:  # as where a request finds no room on its way
-            raise WorkerDiedError(f"its call was lost: {first_line(error)}", is_suspect=False) from error
+            raise await _lost(order, error) from error
         finally:
             self._running.discard(task)
 
@@ -186,7 +186,9 @@ class RayExecutor:
         while True:
             try:
                 return await call_lane(lane.actor, order, packed)
-            except ray.exceptions.RayTaskError:
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, WorkerDiedError):  # it has run, and nobody has its report
+                    raise WorkerDiedError(error.cause.reason, False, time.monotonic() - started) from error
                 raise
             except ray.exceptions.RayError as error:
                 ran_s = time.monotonic() - started  # what is found out of a death takes its own time
@@ -203,9 +205,11 @@ class RayExecutor:
         # Its name is what Ray's reports and a list of processes know it by.
         options = {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "name": order.key}
         options["enable_task_events"] = False
-        began, grace_s = _Beginning(), self._settings.deadline_grace_s
+        began = Beginning()
         try:
-            return await call_process(order, packed, options, keep, grace_s=grace_s, on_begin=began.at)
+            return await call_process(order, packed, options, keep, began, self._settings.deadline_grace_s)
+        except LostCallError as error:
+            raise await _lost(order, error, began.ago_s) from error
         except ray.exceptions.OutOfMemoryError as error:
             ran_s = began.ago_s
             death = (await self._lanes.death_of(order.key, began.node_id) or UNTOLD)._replace(cause=OUT_OF_MEMORY)
@@ -214,25 +218,18 @@ class RayExecutor:
         except ray.exceptions.WorkerCrashedError as error:
             ran_s = began.ago_s
             found = await self._lanes.death_of(order.key, began.node_id)
-            reason = f"its process died while it ran: {found}" if found else "its call was lost"
-            raise WorkerDiedError(reason, found is not None, ran_s) from error
+            if found is None:
+                raise await _lost(order, error, ran_s) from error
+            raise WorkerDiedError(f"its process died while it ran: {found}", ran_s=ran_s) from error
 
 
-class _Beginning:
-    """When an attempt began in its process, and on which node."""
+async def _lost(order: Order, error: Exception, ran_s: float = 0.0) -> WorkerDiedError:
+    """Return what is said of an attempt whose call got lost; after a while, longer for each earlier attempt.
 
-    def __init__(self) -> None:
-        self.node_id: str | None = None
-        self._started: float | None = None
-
-    def at(self, node_id: str) -> None:
-        """It begins now."""
-        self.node_id, self._started = node_id, time.monotonic()
-
-    @property
-    def ago_s(self) -> float:
-        """How long ago that was, in seconds; 0 before it has begun."""
-        return 0.0 if self._started is None else time.monotonic() - self._started
+    Or an item would have used up its attempts within a second in which Ray has no room for calls.
+    """
+    await asyncio.sleep(min(order.attempt * PAUSE_S, _MAX_PAUSE_S))
+    return WorkerDiedError(f"its call was lost: {first_line(error)}", is_suspect=False, ran_s=ran_s)
 
 
 class _Node(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from batchray.agents import Answerer, Checkpoints, Fetched, Keeper, SteppedRun
 from batchray.config import BoundAgent
@@ -61,24 +62,39 @@ class SteppedRuns:
         return {key: list(found.new) for key, found in self._checkpoints.items() if found.new}
 
 
-def steps_alone(bound: BoundAgent, item: bytes) -> Iterator[Fetched | None]:
+def steps_alone(
+    bound: BoundAgent, item: bytes, limited: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Fetched | None]:
     """Run one request on an event loop of its own, and yield what it has done, step by step, and its report.
 
-    After what is to be kept comes None: when that is taken, what came before it is kept.  The run stands still between.
+    None comes first, when its agent's code is there; and after what is to be kept: when that is taken, what came before
+    it is kept.  The run stands still between.  `limited` is entered for as long as it lasts.
     """
     with asyncio.Runner() as runner:
         answerer = Answerer()
         try:
-            run = runner.run(_begun(answerer, bound, item))
-            n_kept, fetched = 0, runner.run(run.fetch(0))
-            while fetched.report is None:
-                yield fetched
-                yield None
-                n_kept += len(fetched.checkpoints)
-                fetched = runner.run(run.fetch(n_kept))
-            yield fetched
+            runner.run(_prepared(answerer, bound))
+            yield None
+            with limited():
+                yield from _steps(runner, runner.run(_begun(answerer, bound, item)))
         finally:
             runner.run(answerer.close())
+
+
+def _steps(runner: asyncio.Runner, run: SteppedRun) -> Iterator[Fetched | None]:
+    n_kept, fetched = 0, runner.run(run.fetch(0))
+    while fetched.report is None:
+        yield fetched
+        yield None
+        n_kept += len(fetched.checkpoints)
+        fetched = runner.run(run.fetch(n_kept))
+    yield fetched
+
+
+async def _prepared(answerer: Answerer, bound: BoundAgent) -> None:
+    """Import an agent's code.  What goes wrong with that is its request's to tell, which tries it again."""
+    with suppress(Exception):
+        answerer.agent(bound)
 
 
 async def _begun(answerer: Answerer, bound: BoundAgent, item: bytes) -> SteppedRun:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from batchray.cluster.runs import Runs
+from batchray.errors import WorkerDiedError
 from tests.waiting import let_it_run
 
 
@@ -93,11 +94,31 @@ async def test_a_run_that_cancels_itself_is_an_error_and_no_lost_call() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_reports": 2}, {"max_bytes": 5}])
-async def test_only_the_newest_reports_are_kept(limits: dict[str, int]) -> None:
+async def test_only_the_newest_reports_are_kept_and_a_run_whose_report_is_gone_is_not_run_again(
+    limits: dict[str, int],
+) -> None:
     runs, works = Runs(**limits), [Work(f"r{n}".encode()) for n in range(3)]
     for n, work in enumerate(works):
         work.may_end.set()
         await runs.run(str(n), work)
-    for n, work in reversed(list(enumerate(works))):
-        await runs.run(str(n), work)
-    assert [work.n_begun for work in works] == [2, 1, 1]
+    assert [await runs.run(str(n), works[n]) for n in (1, 2)] == [b"r1", b"r2"]
+    with pytest.raises(WorkerDiedError, match="report got lost") as raised:
+        await runs.run("0", works[0])
+    assert not raised.value.is_suspect
+    assert [work.n_begun for work in works] == [1, 1, 1]
+
+
+async def test_the_newest_report_is_kept_however_long_it_is() -> None:
+    runs, work = Runs(max_bytes=5), Work(b"longer than that")
+    work.may_end.set()
+    assert [await runs.run("k", work) for _ in range(2)] == [b"longer than that"] * 2
+    assert work.n_begun == 1
+
+
+async def test_runs_that_were_stopped_take_no_room_from_reports() -> None:
+    runs, work = Runs(max_reports=1, max_marks=2), Work()
+    work.may_end.set()
+    await runs.run("k", work)
+    runs.stop(["s1", "s2", "s3"])
+    assert await runs.run("k", work) == b"report"
+    assert (await runs.run("s3", work), work.n_begun) == (b"", 1)

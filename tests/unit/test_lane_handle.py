@@ -1,0 +1,67 @@
+"""A lane is asked until it answers; one that is out of reach is told apart from one that is blocked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+
+from batchray.cluster.lane_handle import LaneHandle, answer
+from tests.waiting import soon
+
+UNAVAILABLE = ActorUnavailableError("the connection broke", None)
+SILENCE = "silence"
+
+
+class Calls:
+    """An actor's method whose calls come to what a test says, the last of it for ever."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self._outcomes: Iterator[Any] = iter(outcomes)
+        self._last: Any = None
+        self.told: list[Any] = []
+
+    async def remote(self, *args: Any) -> Any:
+        self._last = next(self._outcomes, self._last)
+        if self._last is SILENCE:
+            await asyncio.Event().wait()
+        if isinstance(self._last, Exception):
+            raise self._last
+        self.told.append(args)
+        return self._last
+
+
+async def test_a_lane_whose_connection_breaks_again_and_again_is_asked_until_it_answers() -> None:
+    assert await answer(Calls(*[UNAVAILABLE] * 4, "here"), max_silent_looks=2) == "here"
+
+
+async def test_a_lane_that_neither_answers_nor_breaks_is_blocked() -> None:
+    with pytest.raises(TimeoutError):
+        await answer(Calls(SILENCE), max_silent_looks=2)
+
+
+async def test_a_call_of_which_nothing_is_heard_is_made_again_beside() -> None:
+    assert await answer(Calls(SILENCE, SILENCE, "here"), max_silent_looks=5) == "here"
+
+
+async def test_news_of_a_death_is_told() -> None:
+    with pytest.raises(ActorDiedError):
+        await answer(Calls(UNAVAILABLE, ActorDiedError()))
+
+
+async def test_what_is_to_be_stopped_is_said_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(actor: Any) -> None:
+        raise AssertionError("it lives")
+
+    monkeypatch.setattr(ray, "kill", kill)
+    stop = Calls(RayError("no room for a call"), UNAVAILABLE, None)
+    lane = LaneHandle(SimpleNamespace(stop=stop), "actor", "node", 1)
+    lane.stop("a")
+    lane.stop("b")
+    await soon(lambda: stop.told)
+    assert stop.told == [(["a", "b"],)]
