@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -53,16 +52,28 @@ class ControlFile:
             return None
 
     def ask(self, **wishes: Any) -> None:
-        """Add wishes to those that are there."""
-        self._file.parent.mkdir(exist_ok=True)
-        draft = self._file.with_suffix(f".{os.getpid()}")
-        draft.write_text(Wishes(**{**(self.read() or {}), **wishes}).model_dump_json())
-        draft.replace(self._file)  # a reader sees the old wishes or the new ones, never half of them
+        """Add wishes to those that are there; on disk when this returns."""
+        self._write(Wishes(**{**(self.read() or {}), **wishes}))
 
     def close(self) -> None:
-        """Forget all wishes."""
-        with contextlib.suppress(FileNotFoundError):
-            self._file.unlink()
+        """Forget what only concerns this run of the job: all but a cancel, which is for the next one too."""
+        if (self.read() or {}).get("is_canceled"):
+            self._write(Wishes(is_canceled=True))
+        else:
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget all wishes: the job has ended."""
+        self._file.unlink(missing_ok=True)
+
+    def _write(self, wishes: Wishes) -> None:
+        self._file.parent.mkdir(exist_ok=True)
+        draft = self._file.with_suffix(f".{os.getpid()}")
+        with draft.open("w") as file:
+            file.write(wishes.model_dump_json())
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._file)  # a reader sees the old wishes or the new ones, never half of them
 
 
 class LeaseLink:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _BEAT_S = 0.25
 _WATCH_S = 1.0
+_LEAVE_S = 2.0
 
 
 async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequence[Link] = ()) -> JobRecord:
@@ -32,7 +33,7 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
     Returns the ended job.  Raises JobInterruptedError when it was stopped before its end, and ClusterError or
     StoreError when it cannot go on; what is recorded stays, and a later run goes on from there.
     """
-    beside = [asyncio.create_task(work) for work in (_watch(job), *(_beat(job, link) for link in links))]
+    beside = [asyncio.create_task(work) for work in (_watch(job), *(_beat(job, store, link) for link in links))]
     try:
         async with aclosing(job.window.run(_pending(job, store), job.attend(store, executor))) as finished:
             async for outcomes in finished:
@@ -49,10 +50,7 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
         for task in beside:
             with suppress(asyncio.CancelledError):
                 await task
-        for link in links:
-            with suppress(Exception):  # what was to show the end of it; the job has ended all the same
-                await link.update(job.snapshot())
-            link.close()
+        await asyncio.gather(*(_take_leave(job, link) for link in links))
 
 
 async def start_job(
@@ -97,13 +95,13 @@ async def _led(store: Store, record: JobRecord) -> AsyncIterator[None]:
 async def _pending(job: RunningJob, store: Store) -> AsyncIterator[PendingItem]:
     """Read the items without an outcome, a page at a time."""
     last = -1
-    while page := await job.patience.call(store.unfinished, job.record, last):
+    while page := await job.window.unless_stopped(job.patience.call(store.unfinished, job.record, last)):
         for item in page:
             yield item
         last = page[-1].index
 
 
-async def _beat(job: RunningJob, link: Link) -> None:
+async def _beat(job: RunningJob, store: Store, link: Link) -> None:
     """Hand out snapshots and take wishes in, a few times a second; each link by itself, as one may be slow."""
     heard: dict[str, Any] = {}
     is_told = False
@@ -122,15 +120,29 @@ async def _beat(job: RunningJob, link: Link) -> None:
         if control is not None:
             news = {name: wish for name, wish in control.items() if heard.get(name) != wish}
             heard = control
-            _steer(job, news)
+            _steer(job, store, news)
         await asyncio.sleep(_BEAT_S)
 
 
-def _steer(job: RunningJob, wishes: dict[str, Any]) -> None:
+def _steer(job: RunningJob, store: Store, asked: dict[str, Any]) -> None:
     try:
-        job.steer(Wishes.model_validate(wishes))
+        wishes = Wishes.model_validate(asked)
     except ValidationError as error:
         logger.warning("job %s: a wish is ignored: %s", job.record.id, error)
+        return
+    job.steer(wishes)
+    if wishes.is_canceled:  # or whoever goes on, should this process die before the job's end, would not know
+        store.soon(store.ask_leader, job.record, is_canceled=True)
+
+
+async def _take_leave(job: RunningJob, link: Link) -> None:
+    """Hand out the last snapshot, and close a link.  The job has ended, whether that can be shown or not."""
+    try:
+        with suppress(Exception):
+            async with asyncio.timeout(_LEAVE_S):
+                await link.update(job.snapshot())
+    finally:
+        link.close()
 
 
 async def _watch(job: RunningJob) -> None:
@@ -180,7 +192,19 @@ def end_at_rest(store: Store, job_id: str, ending: Ending) -> None:
 
 
 def cancel_at_rest(store: Store, job_id: str) -> None:
-    """Cancel a job that no process runs.  One that has ended stays as it is."""
+    """Cancel a job that this process does not run.  One that has ended stays as it is.
+
+    One that another process leads is left to that to cancel: also where it takes the job over in the middle of this.
+    """
+    record = store.job(job_id)
+    if not record.is_ended:
+        store.ask_leader(record, is_canceled=True)
+        with suppress(LeaseLostError):
+            end_at_rest(store, job_id, CANCELED)
+
+
+def give_up(store: Store, job_id: str) -> None:
+    """Cancel a job that no process runs, and nobody asks for any more.  Raises LeaseLostError as `end_at_rest`."""
     end_at_rest(store, job_id, CANCELED)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchray.control import ControlFile, Wishes
 from batchray.driver import cancel_at_rest
-from batchray.errors import ConfigError, JobInterruptedError
+from batchray.errors import ConfigError, JobInterruptedError, StoreError
 from batchray.progress import TIMINGS, Percentiles, Progress
 from batchray.results import result_of, to_frame
 from batchray.running import RunningJob
@@ -22,6 +23,8 @@ from batchray.store import FailureKind, JobRecord, Store, running_jobs
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 
@@ -273,7 +276,16 @@ class Job:
             with Store.open(self.data_dir, self._url) as store:
                 store.ask_leader(store.job(self.id), **wishes)
 
+    def _keep_cancel(self) -> None:
+        """Leave a cancel of a job that runs here where its next run finds it, should this process die before."""
+        try:
+            self._ask_elsewhere({"is_canceled": True})
+        except (OSError, StoreError) as error:
+            logger.warning("job %s is cancelled, but that cannot be kept now: %s", self.id, error)
+
     def _ask(self, wishes: Wishes) -> None:
+        if wishes.is_canceled and self._future is not None and not self._future.done():
+            self._keep_cancel()
         if self.steer(wishes):
             return
         if not self.is_done and self._is_run:

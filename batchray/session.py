@@ -103,7 +103,7 @@ class Session:
         if job_id in {job.id for job in list(self._jobs)}:  # copied at once: the loop's thread changes it
             raise ConfigError(f"job {job_id} is running in this process already")
         job = Job(job_id, store.data_dir, self._loop, url=settings.url)
-        ControlFile(store.data_dir, job_id).close()  # wishes of an earlier run are not for this one
+        ControlFile(store.data_dir, job_id).close()  # of an earlier run that was killed
         store.announce(job_id)
         self._jobs.add(job)
         job.runs_here(asyncio.run_coroutine_threadsafe(self._run(job, agents, store, settings), self._loop))
@@ -119,7 +119,9 @@ class Session:
             running = await start_job(job.id, agents, store, settings, self._turns)
             job.started(running)
             self._take_share(running)
-            return await run_job(running, store, executor, _links(running, control, executor, store))
+            record = await run_job(running, store, executor, _links(running, control, executor, store))
+            control.forget()
+            return record
         finally:
             if running is not None:
                 self._give_share_back(running)
@@ -187,12 +189,15 @@ class Session:
         atexit.register(self.close)  # after Ray's own, so that it runs before it
         return executor
 
-    def close(self) -> None:
-        """Interrupt the jobs, then end executors, stores and the loop.  A second call does nothing."""
+    def close(self, stop_s: float = _STOP_S) -> None:
+        """Interrupt the jobs, then end executors, stores and the loop.  A second call does nothing.
+
+        Jobs that do not stop within `stop_s` seconds are left as they are.
+        """
         if self._loop.is_closed():
             return
         stopping = [future for job in list(self._jobs) if (future := job.interrupt()) is not None]
-        concurrent.futures.wait(stopping, _STOP_S)
+        concurrent.futures.wait(stopping, stop_s)
         self.wait(self._close_executors())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
@@ -227,7 +232,7 @@ def _is_ready(task: asyncio.Task[Host]) -> bool:
 
 def _links(running: RunningJob, control: ControlFile, executor: Host, store: Store) -> Sequence[Link]:
     """Return the ways in which a job is watched and steered; one request alone is over too soon for most."""
-    leases = [LeaseLink(store, running.record)] if store.is_shared else []
+    leases = [LeaseLink(store, running.record)] if store.is_shared and not running.record.is_ended else []
     if running.record.kind == "run":
         return leases
     is_watched = running.record.total >= running.settings.min_watched_items

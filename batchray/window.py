@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+T = TypeVar("T")
 Keys = tuple[Hashable, ...]
 """What limits an item beside the window: its provider, say, and its agent."""
 
@@ -30,13 +31,13 @@ class Window(Generic[Item, Result]):
         weight: Callable[[Item], int] = lambda item: 1,
         max_waiting: int = 1024,
     ) -> None:
-        self.size, self.is_paused, self.in_flight, self._is_stopped = size, False, 0, False
+        self.size, self.is_paused, self.in_flight = size, False, 0
         self._keys, self._limits = keys, dict(limits or {})
         self._weight, self._max_waiting = weight, max_waiting
         self._running: Counter[Hashable] = Counter()
         self._waiting: dict[Keys, deque[Item]] = {}  # each with what waits in it
         self._weight_waiting = 0
-        self._changed = asyncio.Event()
+        self._changed, self._stopped = asyncio.Event(), asyncio.Event()
 
     def resize(self, size: int) -> None:
         """Allow `size` items in flight from now on; what runs beyond it is left to finish."""
@@ -50,8 +51,18 @@ class Window(Generic[Item, Result]):
 
     def stop(self) -> None:
         """End `run` now: what is in flight is cancelled, and results not yet yielded are dropped."""
-        self._is_stopped = True
+        self._stopped.set()
         self._changed.set()
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Return what `work` returns; None as soon as the window is stopped, for a source that may have to wait."""
+        working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            stopped.cancel()
 
     async def run(
         self, items: AsyncIterator[Item], work: Callable[[Item], Awaitable[Result]]
@@ -73,7 +84,7 @@ class Window(Generic[Item, Result]):
             self._changed.set()
 
         try:
-            while not self._is_stopped:
+            while not self._stopped.is_set():
                 self._changed.clear()
                 while (item := await self._next(source)) is not None:
                     keys = self._keys(item)
@@ -125,7 +136,7 @@ class Window(Generic[Item, Result]):
 
     @property
     def _may_start(self) -> bool:
-        return not self._is_stopped and not self.is_paused and self.in_flight < self.size
+        return not self._stopped.is_set() and not self.is_paused and self.in_flight < self.size
 
     def _has_room(self, keys: Keys) -> bool:
         return all(self._running[key] < self._limits.get(key, self.size) for key in keys)

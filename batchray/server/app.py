@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from aiohttp import web
 
@@ -42,6 +44,10 @@ _LINGER_S = 2.0
 _ANSWER_S = 1.0
 # What callbacks that are on their way have left of the time to stop; those that are not through are sent again.
 _CALLBACK_S = 5.0
+# What interrupted jobs get to stop; what they have recorded is safe, and the rest goes on at the next start.
+_STOP_S = 2.0
+# Of all that is done after the grace period together, whatever of it stands still: a lane, Ray, or a database.
+_END_S = 4.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _UPLOADS = "uploads"
 
@@ -88,7 +94,7 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
     async with AsyncExitStack() as ending:  # read it from the bottom up
         service = Service(settings, fleet, session)
         ending.callback(service.close)
-        ending.push_async_callback(asyncio.to_thread, session.close)
+        ending.push_async_callback(asyncio.to_thread, session.close, _STOP_S)
         sender = make_sender(
             StoredOutbox(service),
             secrets=settings.callback_secret.get_secret_value().split() if settings.callback_secret else (),
@@ -181,8 +187,16 @@ async def serve(settings: ServerSettings, fleet: AgentSet, on_start: Callable[[R
     more.
     """
     loop, stopped, started = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    limit = threading.Timer(settings.shutdown_grace_s + _END_S, _leave)
+    limit.daemon = True
+
+    def stop() -> None:
+        if not stopped.is_set():
+            stopped.set()
+            limit.start()
+
     for signal_number in _SIGNALS:
-        loop.add_signal_handler(signal_number, stopped.set)
+        loop.add_signal_handler(signal_number, stop)
     session = await asyncio.to_thread(Session)
 
     async def live() -> None:
@@ -206,6 +220,12 @@ async def serve(settings: ServerSettings, fleet: AgentSet, on_start: Callable[[R
         for signal_number in _SIGNALS:  # one that is asked twice to end has not failed
             loop.remove_signal_handler(signal_number)
             signal.signal(signal_number, signal.SIG_IGN)
+
+
+def _leave() -> NoReturn:
+    """End this process at once."""
+    logger.warning("not all could be ended in time; what is recorded is safe, and jobs go on at the next start")
+    os._exit(0)
 
 
 async def _first_of(event: Coroutine[Any, Any, object], task: asyncio.Task[None]) -> None:

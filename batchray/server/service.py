@@ -13,16 +13,16 @@ from typing import Any, ParamSpec, TypeVar
 
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
-from batchray.control import Wishes
-from batchray.driver import cancel_at_rest, expire_at_rest
+from batchray.control import ControlFile, Wishes
+from batchray.driver import cancel_at_rest, expire_at_rest, give_up
 from batchray.errors import (
     BatchrayError,
+    ClusterError,
     ConfigError,
     JobInterruptedError,
     KeyInUseError,
     LeaseLostError,
     StoreError,
-    StoreUnavailableError,
     UnknownAgentError,
 )
 from batchray.intake import read_body
@@ -32,7 +32,7 @@ from batchray.schema import new_job_id
 from batchray.server.errors import FINAL, HttpError, later
 from batchray.server.upload import Body
 from batchray.session import Session
-from batchray.store import ItemPage, JobRecord, NewItem, NewJob, Store, StoredResult, lock
+from batchray.store import ItemPage, JobRecord, NewItem, NewJob, Patience, Store, StoredResult, lock
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ T = TypeVar("T")
 _RESTART_S = 2.0
 # How often jobs that do not run are looked at, whether their deadline has passed.
 _EXPIRY_S = 30.0
+# How long a cancel waits for a store that cannot be written, before who asked for it is told.
+_KEEP_S = 5.0
 
 
 class Service:
@@ -93,20 +95,18 @@ class Service:
         return await self.read(self.reader.job, job_id)
 
     async def cancel(self, record: JobRecord) -> None:
-        """Cancel a job; one that has ended stays as it is."""
+        """Cancel a job; one that has ended stays as it is.  Kept when this returns: a crash after it does not undo it.
+
+        Raises StoreUnavailableError, and HttpError 503, where that cannot be kept; what runs is stopped all the same.
+        """
         if starting := self._starting.get(record.id):
             await asyncio.wait({starting})
         job = self._running.get(record.id)
         if job is not None and job.steer(Wishes(is_canceled=True)):
-            with suppress(StoreUnavailableError):  # what runs is stopped all the same
-                await self.store.call(self.store.ask_leader, record, is_canceled=True)  # or a crash now would undo it
+            await self._keep_cancel(record)
             return
-        if record.id in self._waiting:
-            self._waiting.remove(record.id)
-        try:
+        with self._not_waiting(record.id):
             await self.store.call(cancel_at_rest, self.store, record.id)
-        except LeaseLostError:
-            await self.store.call(self.store.ask_leader, record, is_canceled=True)
         self.on_end()
 
     async def retry(self, record: JobRecord) -> None:
@@ -119,6 +119,7 @@ class Service:
         if record.counts["succeeded"] < record.total:
             self._reopening.add(record.id)
             try:
+                ControlFile(self.store.data_dir, record.id).forget()
                 await self.store.call(self.store.reopen, record.id)
             finally:
                 self._reopening.discard(record.id)
@@ -137,6 +138,10 @@ class Service:
         if self.is_draining:
             raise _stopping()
         await self.read(self.agent, user_id, agent_id)
+        try:
+            await self.session.revive(self.settings)  # first: a job that waited for it would be taken for left alone
+        except ClusterError as error:
+            raise later(5, f"nothing can be run now: {error}") from None
         new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
         await self.store.call(self.store.create_job, new, [NewItem(agent_id, None, request)])
         return await self._launch(new.id)
@@ -149,7 +154,7 @@ class Service:
             job.steer(Wishes(is_canceled=True))
             raise
         except BatchrayError as error:
-            with suppress(LeaseLostError, StoreError):
+            with suppress(StoreError):
                 await self.store.call(cancel_at_rest, self.store, job.id)  # or it would be run again, for nobody
             raise later(5, f"the request could not be run: {error}") from None
         result = await self.read(self.reader.result, record, 0)
@@ -223,6 +228,28 @@ class Service:
 
     # -- inside
 
+    async def _keep_cancel(self, record: JobRecord) -> None:
+        patience = Patience(self.store, f"the cancel of job {record.id}")
+        try:
+            async with asyncio.timeout(_KEEP_S):
+                await patience.call(self.store.ask_leader, record, is_canceled=True)
+        except TimeoutError:
+            raise later(5, "the batch is being cancelled, but that cannot be written down now; ask again") from None
+
+    @contextmanager
+    def _not_waiting(self, job_id: str) -> Iterator[None]:
+        """Let a job not start while entered, nor after it, unless this fails."""
+        was_waiting = job_id in self._waiting
+        if was_waiting:
+            self._waiting.remove(job_id)
+        try:
+            yield
+        except BaseException:
+            if was_waiting:
+                self._waiting.appendleft(job_id)
+                self._start_next()
+            raise
+
     def _has(self, job_id: str) -> bool:
         return job_id in self._running or job_id in self._starting or job_id in self._waiting
 
@@ -234,7 +261,7 @@ class Service:
                 self._waiting.append(record.id)
             else:  # whoever asked for it has gone
                 with suppress(LeaseLostError):
-                    await self.store.call(cancel_at_rest, self.store, record.id)
+                    await self.store.call(give_up, self.store, record.id)
         self._start_next()
 
     async def _adopt_orphans(self) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 import batchray
 from batchray import Agent, AgentRequest
+from batchray.api import submit_retry
+from batchray.control import ControlFile
 from batchray.errors import BatchFormatError, ConfigError
 from batchray.store import Store
 from tests.cluster import agents
@@ -102,7 +104,6 @@ def test_a_retry_that_cannot_run_forgets_nothing(options: dict[str, Any]) -> Non
     options["executor"] = "local"
     job = batchray.run(list(echoes(3)), [Agent(id="echo", run=never)], **options)
     options.pop("progress")
-    from batchray.api import submit_retry
 
     with pytest.raises(ConfigError, match="pass it in agents="):
         submit_retry(job.id, **options)
@@ -122,3 +123,15 @@ def test_a_job_can_be_paused_and_canceled_at_once_after_it_was_submitted(options
     job.cancel()
 
     assert job.wait(60).status == "cancelled"
+
+
+def test_a_cancel_of_before_a_jobs_end_is_not_for_its_retry(options: dict[str, Any]) -> None:
+    def never(request: AgentRequest) -> str:
+        raise ValueError("not today")
+
+    options["executor"] = "local"
+    job = batchray.run(list(echoes(3)), [Agent(id="echo", run=never)], **options)
+    ControlFile(options["data_dir"], job.id).ask(is_canceled=True)  # of a driver that was killed right after the end
+    options.pop("progress")
+    again = submit_retry(job.id, [Agent(id="echo", run=agents.echo)], **options)
+    assert (again.wait(60).status, again.counts["succeeded"]) == ("completed", 3)

@@ -147,6 +147,13 @@ def test_a_request_whose_process_stands_still_ends_at_its_deadline(options: dict
     assert (result.error.type, result.attempts) == ("deadline_exceeded", 1)
 
 
+def test_the_import_of_an_agents_code_does_not_count_towards_its_deadline(options: dict[str, Any]) -> None:
+    slow = Agent(id="slow", run="tests.cluster.slow_import:answer", placement="process", num_cpus=0.5, deadline_s=1)
+    job = batchray.run([{"agent_id": "slow", "input": "?"}], [slow], deadline_grace_s=0.5, **options)
+    [result] = list(job.results())
+    assert (str(result.status), result.attempts) == ("succeeded", 1), result
+
+
 def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start the command line on a cluster of its own."""
     command = [sys.executable, "-m", "batchray", *arguments]
@@ -246,6 +253,51 @@ def test_cancel_from_another_terminal_ends_the_job(ray_session: None, tmp_path: 
     record = batchray.attach(job_id, tmp_path / ".batchray").record()
     assert record.status == "cancelled"
     assert record.done == record.total == 200
+
+
+def test_a_cancel_from_another_terminal_outlives_the_driver(tmp_path: Path) -> None:
+    write_waiting_batch(tmp_path, 200, 0.5)
+    arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "8", "--executor", "local"]
+    with run_cli("run", *arguments, cwd=tmp_path) as driver:
+        assert driver.stdout is not None
+        job_id = driver.stdout.readline().strip()
+        until(lambda: done_in(tmp_path, job_id) > 8, 60)
+        driver.send_signal(signal.SIGSTOP)  # it hears of nothing any more
+        with run_cli("cancel", job_id, cwd=tmp_path) as cancel:
+            assert cancel.wait(30) == 0
+        driver.kill()
+    done = done_in(tmp_path, job_id)
+    check_that_a_resume_cancels(tmp_path, job_id)
+    assert batchray.attach(job_id, tmp_path / ".batchray").counts["succeeded"] == done
+
+
+CANCELS_AND_DIES = """
+import os
+import batchray
+from batchray import Agent
+requests = [{"agent_id": "wait", "input": "60"}] * 20
+job = batchray.submit(requests, [Agent(id="wait", run="tests.cluster.agents:wait")], executor="local")
+print(job.id, flush=True)
+job.cancel()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_cancel_in_a_program_outlives_it(tmp_path: Path) -> None:
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", CANCELS_AND_DIES]
+    program = subprocess.run(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert program.returncode == -signal.SIGKILL
+    check_that_a_resume_cancels(tmp_path, program.stdout.strip())
+
+
+def check_that_a_resume_cancels(directory: Path, job_id: str) -> None:
+    with run_cli("resume", job_id, "--executor", "local", "--quiet", cwd=directory) as resumed:
+        _, err = resumed.communicate(timeout=60)
+    assert resumed.returncode == 1, err
+    record = batchray.attach(job_id, directory / ".batchray").record()
+    assert (record.status, record.done) == ("cancelled", record.total)
+    assert not list((directory / ".batchray" / "control").iterdir())
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])

@@ -7,10 +7,13 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -109,6 +112,65 @@ def test_items_that_do_not_end_within_the_grace_period_wait_for_the_next_server(
         assert done(server, job_id) == 0
         assert [item["attempts"] for item in get(server, f"{BATCHES}/{job_id}/items")[1]] == [2, 2, 2]
         assert patch(server, f"{BATCHES}/{job_id}/cancel")[0] == 200
+
+
+@pytest.mark.cluster
+def test_a_lane_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
+    environment = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
+    with live_server(tmp_path / "data", "--lanes", "1", agents=waiting, executor="ray", **environment) as server:
+        job_id = post(server, BATCHES, batch(3, 60))["id"]
+        family = set(psutil.Process(server.pid).children(recursive=True))
+        stopped = [process for process in family if process.name().startswith(("ray::Lane", "ray::Job"))]
+        until(lambda: in_flight(server) == 3)
+        for process in stopped:
+            process.suspend()
+        _, ended_s, status = terminate(server)
+        assert stopped
+    assert (status, ended_s < 1 + 5) == (0, True), (ended_s, server.log)
+    check_no_process_is_left(family, 30, with_agents=False)
+    with live_server(tmp_path / "data", agents=waiting) as server:
+        until(lambda: in_flight(server) == 3)
+        assert patch(server, f"{BATCHES}/{job_id}/cancel")[0] == 200
+
+
+def test_a_store_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
+    with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
+        job_id = post(server, BATCHES, batch(40, 0.2))["id"]
+        until(lambda: done(server, job_id) > 4)
+        with locked(tmp_path / "data"):
+            _, ended_s, status = terminate(server)
+    assert (status, ended_s < 1 + 5) == (0, True), (ended_s, server.log)
+    assert "Traceback" not in server.log
+    with live_server(tmp_path / "data", agents=waiting) as server:
+        assert succeeded(server, job_id) == 40
+
+
+def test_a_cancel_that_cannot_be_kept_is_done_and_not_confirmed(tmp_path: Path, waiting: Path) -> None:
+    with live_server(tmp_path / "data", agents=waiting) as server:
+        job_id = post(server, BATCHES, batch(3, 60))["id"]
+        until(lambda: in_flight(server) == 3)
+        with locked(tmp_path / "data"):
+            status, answer = patch(server, f"{BATCHES}/{job_id}/cancel")
+            assert (status, "ask again" in answer["detail"]) == (503, True)
+            assert in_flight(server) == 0
+        assert patch(server, f"{BATCHES}/{job_id}/cancel")[0] == 200
+        until(lambda: job_of(server, job_id)["status"] == "cancelled")
+
+
+@contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Lock the store against all writers, as another program may."""
+    with closing(sqlite3.connect(data_dir / "batchray.db", isolation_level=None)) as other:
+        until(lambda: _begun(other))
+        yield
+
+
+def _begun(connection: sqlite3.Connection) -> bool:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:  # the server writes at this moment
+        return False
+    return True
 
 
 def in_flight(server: LiveServer) -> int:

@@ -23,11 +23,12 @@ from batchray.errors import (
     InvalidToolCallError,
     JobInterruptedError,
     StoreError,
+    StoreUnavailableError,
     WorkerDiedError,
 )
 from batchray.running import RunningJob, expired
 from batchray.schema import AgentRequest, new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, Store
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, PendingItem, Store
 from tests.waiting import soon
 
 
@@ -659,3 +660,38 @@ async def test_a_slow_link_does_not_keep_another_from_cancelling(store: Store) -
     async with asyncio.timeout(20):
         record = await run_job(job, store, executor, [Slow(), Watcher(is_canceled=True)])
     assert record.status == "cancelled"
+
+
+async def test_a_cancel_does_not_wait_for_items_that_cannot_be_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
+    executor, unfinished = Scripted(lambda order: asyncio.Event().wait()), store.unfinished
+
+    def out_of_reach(record: JobRecord, after: int) -> list[PendingItem]:
+        if after < 0:
+            return unfinished(record, after)
+        raise StoreUnavailableError("locked")
+
+    monkeypatch.setattr(store, "unfinished", out_of_reach)
+    running = asyncio.ensure_future(run_job(job, store, executor))
+    await soon(lambda: executor.running["all"] == 10)
+    job.cancel()
+    assert (await running).status == "cancelled"
+    assert sorted(executor.cancelled) == list(range(10))
+
+
+async def test_a_cancel_that_is_heard_from_elsewhere_is_kept_for_whoever_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
+    executor, end_unfinished = Scripted(lambda order: asyncio.Event().wait()), store.end_unfinished
+    asked: list[dict[str, Any]] = []
+
+    def end(*arguments: Any) -> int:
+        asked.append(store.wishes(job.record))  # the last moment at which its driver could die
+        return end_unfinished(*arguments)
+
+    monkeypatch.setattr(store, "end_unfinished", end)
+    record = await run_job(job, store, executor, [Watcher(is_canceled=True)])
+    assert (record.status, asked) == ("cancelled", [{"is_canceled": True}])

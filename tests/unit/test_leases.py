@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from batchray.config import load_settings
 from batchray.control import ControlFile, LeaseLink
 from batchray.driver import cancel_at_rest, run_job, start_job
 from batchray.errors import (
@@ -23,6 +24,7 @@ from batchray.errors import (
 )
 from batchray.progress import Progress
 from batchray.schema import new_job_id
+from batchray.session import Session
 from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewStep, Store
 from tests.postgres import Database
 from tests.unit.test_driver import AGENTS, Scripted, started
@@ -276,11 +278,28 @@ def test_of_two_servers_that_open_a_job_again_at_once_one_is_refused(one: Store,
 
 def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: Store, two: Store) -> None:
     job = new_job(one)
-    with pytest.raises(LeaseLostError):
-        cancel_at_rest(two, job.id)
+    cancel_at_rest(two, job.id)
+    assert (two.job(job.id).is_ended, one.wishes(job)) == (False, {"is_canceled": True})
     run_out(one)
     cancel_at_rest(two, job.id)
     assert two.job(job.id).status == "cancelled"
+
+
+def test_a_large_job_that_another_process_takes_over_while_it_is_being_cancelled_is_cancelled_there(
+    one: Store, two: Store
+) -> None:
+    job = new_job(one)
+    run_out(one)
+    taken: list[JobRecord] = []
+
+    def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if "ttft_ns" in statement and statement.startswith("SELECT") and not taken:  # it counts the outcomes
+            run_out(one)
+            taken.append(one.start_job(job.id))
+
+    sa.event.listen(two._engine, "before_cursor_execute", meanwhile)
+    cancel_at_rest(two, job.id)
+    assert (one.job(job.id).is_ended, one.wishes(taken[0])) == (False, {"is_canceled": True})
 
 
 def lease_of(store: Store, job: JobRecord) -> float:
@@ -334,6 +353,38 @@ async def test_wishes_in_a_file_that_cannot_be_read_for_a_moment_are_not_taken_b
     assert await control.update({}) == {}
 
 
+async def test_of_what_was_asked_of_a_run_that_is_over_only_a_cancel_is_for_the_next_one(tmp_path: Path) -> None:
+    control = ControlFile(tmp_path, "job-1")
+    control.ask(is_paused=True, max_in_flight=3)
+    control.ask(is_canceled=True)
+    control.close()
+    assert control.read() == {"is_canceled": True}
+    control.ask(is_paused=True)
+    control.forget()
+    assert control.read() == {}
+    control.ask(is_paused=True)
+    control.close()
+    assert control.read() == {}
+    assert list((tmp_path / "control").iterdir()) == []
+
+
+def test_a_job_that_has_ended_meanwhile_is_told_as_it_ended_and_not_as_interrupted(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, renewed = Session(), list[JobRecord]()
+    try:
+        settings = load_settings(executor="local", data_dir=tmp_path, database_url=url)
+        store = session.open_store(settings)
+        job_id = driver_job(store, "echo")
+        cancel_at_rest(store, job_id)
+        ended = store.job(job_id)
+        monkeypatch.setattr(store, "renew_lease", renewed.append)  # it has none, which would be taken for a lost one
+        assert session.start(job_id, AGENTS, store, settings).wait(60) == ended
+        assert renewed == []
+    finally:
+        session.close()
+
+
 def test_a_cancel_that_was_asked_of_a_leader_is_heard_by_the_one_that_takes_over(one: Store, two: Store) -> None:
     job = new_job(one)
     two.ask_leader(job, is_canceled=True, is_paused=True)  # a pause lasts as long as who was asked for it
@@ -348,9 +399,7 @@ async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_
     one: Store, two: Store
 ) -> None:
     job_id = driver_job(one, *["echo"] * 300)
-    with pytest.raises(LeaseLostError):
-        cancel_at_rest(two, job_id)
-    two.ask_leader(two.job(job_id), is_canceled=True)
+    cancel_at_rest(two, job_id)
     job = await started(one, job_id, max_in_flight=1)
     executor = Scripted(lambda order: soon(lambda: job.ending is not None))
     record = await run_job(job, one, executor, [LeaseLink(one, job.record)])

@@ -302,3 +302,31 @@ async def test_work_that_cancels_itself_is_an_error_and_not_lost() -> None:
 
 async def test_an_empty_source_ends_at_once() -> None:
     assert await collect(Window(5), each([]), Works()) == []
+
+
+async def test_a_source_that_has_to_wait_does_not_hold_up_a_stop() -> None:
+    window: Window[int, int] = Window(4)
+    work = Works()
+
+    async def waits() -> AsyncIterator[int]:
+        yield 1
+        if (n := await window.unless_stopped(asyncio.sleep(3600, 2))) is not None:
+            yield n
+
+    running = asyncio.ensure_future(collect(window, waits(), work))
+    await settle()
+    assert work.started == [1]
+    window.stop()
+    assert await running == []
+    assert work.cancelled == [1]
+
+
+async def test_what_is_not_stopped_is_told() -> None:
+    window: Window[int, int] = Window(4)
+    assert await window.unless_stopped(asyncio.sleep(0, 7)) == 7
+
+    async def fails() -> int:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await window.unless_stopped(fails())
