@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from batchray.cli_db import DEFAULT_DATA_DIR, data_dir_option, db, store_options
+from batchray.cli_output import as_line, as_plain, check_output, print_results, state_of, write_results
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UsageError
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def run(requests: Path, agents_files: tuple[Path, ...], output: Path | None, **o
 
     if not agents_files:
         raise ConfigError("give the agents that the requests name: --agents FILE")
-    _check_output(output)
+    check_output(output)
     # A reader of our own: an interrupt may leave it waiting, and Python's own standard input would hold up the exit.
     source = open(0, "rb", closefd=False) if str(requests) == "-" else requests  # noqa: SIM115
     _see_through(lambda settings: submit(source, load_agents(agents_files), **settings), output, options)
@@ -159,7 +160,7 @@ def resume(job_id: str, agents_files: tuple[Path, ...], output: Path | None, **o
     from batchray.api import submit_resume
     from batchray.config import load_agents
 
-    _check_output(output)
+    check_output(output)
     agents = load_agents(agents_files) if agents_files else None
     _see_through(lambda settings: submit_resume(job_id, agents, **settings), output, options)
 
@@ -176,7 +177,7 @@ def retry(job_id: str, agents_files: tuple[Path, ...], output: Path | None, **op
     from batchray.api import submit_retry
     from batchray.config import load_agents
 
-    _check_output(output)
+    check_output(output)
     agents = load_agents(agents_files) if agents_files else None
     _see_through(lambda settings: submit_retry(job_id, agents, **settings), output, options)
 
@@ -196,8 +197,8 @@ def status(job_id: str | None, is_json: bool, data_dir: Path, database_url: str 
         records = [store.job(job_id)] if job_id else store.jobs()
         running = store.running_jobs()
     for record in records:
-        state = _state(record, data_dir, record.id in running)
-        click.echo(json.dumps(_plain(record, state)) if is_json else _line(record, state))
+        state = state_of(record, data_dir, record.id in running)
+        click.echo(json.dumps(as_plain(record, state)) if is_json else as_line(record, state))
 
 
 @cli.command()
@@ -213,14 +214,11 @@ def results(job_id: str, failed: bool, output: Path | None, data_dir: Path, data
     from batchray.api import attach
 
     job = attach(job_id, data_dir, database_url)
-    _check_output(output)
+    check_output(output)
     if output is None:
-        with open(
-            sys.stdout.fileno(), "w", encoding="utf-8", closefd=False
-        ) as file:  # JSON is UTF-8, whatever the locale
-            _write(job, file, failed)
+        print_results(job, failed)
     else:
-        _write_file(job, output, failed)
+        write_results(job, output, failed)
 
 
 @cli.command()
@@ -351,7 +349,7 @@ def _see_through(start: Callable[[dict[str, Any]], Job], output: Path | None, op
             click.echo(_how_to_resume(job, settings.data_dir), err=True)
         _leave(1)
     if output is not None:
-        _write_file(job, output)
+        write_results(job, output)
     if not is_quiet:
         _summarize(job, record, output, settings.data_dir)
     _leave(0 if record.counts["succeeded"] == record.total else 1)
@@ -393,58 +391,3 @@ def _summarize(job: Job, record: JobRecord, output: Path | None, data_dir: Path)
     click.echo(f"results: {output}" if output else f"results: {command}")
     if record.counts["succeeded"] < record.total:
         click.echo(f"failures: {command} --failed")
-
-
-def _check_output(output: Path | None) -> None:
-    """Refuse an output that cannot be written before anything runs."""
-    if output is not None and not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
-        raise ConfigError(f"--output {output} cannot be written")
-
-
-def _write_file(job: Job, output: Path, failed: bool = False) -> None:
-    file_itself = output.resolve()  # behind a link
-    draft = file_itself.with_name(f"{file_itself.name}.part")
-    try:
-        if output.exists() and not output.is_file():  # a pipe or a device is written to, never replaced
-            with output.open("w", encoding="utf-8") as file:
-                return _write(job, file, failed)
-        with draft.open("w", encoding="utf-8") as file:
-            _write(job, file, failed)
-        draft.replace(file_itself)
-    except OSError as error:
-        raise BatchrayError(f"{output} cannot be written: {error.strerror}; the results are kept in the job") from None
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _write(job: Job, file: TextIO, failed: bool) -> None:
-    for result in job.results("index", wait=False, failed=failed):
-        file.write(result.model_dump_json() + "\n")
-
-
-def _state(record: JobRecord, data_dir: Path, is_running: bool) -> str:
-    """Return the job's status, or what a status cannot say: that nobody runs it, or that it is paused."""
-    from batchray.control import ControlFile
-
-    if record.is_ended:
-        return record.status
-    if not is_running:
-        return "unfinished"
-    return "paused" if (ControlFile(data_dir, record.id).read() or {}).get("is_paused") else "running"
-
-
-def _plain(record: JobRecord, state: str) -> dict[str, Any]:
-    names = ("id", "status", "created_at", "started_at", "completed_at", "stop_reason", "total")
-    more = ("prompt_tokens", "completion_tokens", "ttft_ns", "total_duration_ns")
-    return (
-        {name: getattr(record, name) for name in names}
-        | {"state": state}
-        | record.counts
-        | {n: getattr(record, n) for n in more}
-    )
-
-
-def _line(record: JobRecord, state: str) -> str:
-    failed = record.done - record.counts["succeeded"]
-    when = record.created_at[:19].replace("T", " ")
-    return f"{record.id}  {state:<10}  {record.done:,} of {record.total:,} done, {failed:,} failed  {when}"

@@ -51,6 +51,7 @@ FLOORS = (
     # the doors
     "server",
     "cli_db",
+    "cli_output",
     "cli",
     "__main__",
 )
