@@ -57,23 +57,42 @@ class ControlFile:
 
     def close(self) -> None:
         """Forget what only concerns this run of the job: all but a cancel, which is for the next one too."""
-        if (self.read() or {}).get("is_canceled"):
-            self._write(Wishes(is_canceled=True))
-        else:
+        asked, kept = self.read() or {}, {"is_canceled": True}
+        if not asked.get("is_canceled"):
             self.forget()
+        elif asked != kept:
+            try:
+                self._write(Wishes(**kept))
+            except OSError as error:
+                logger.warning("%s cannot be written: %s", self._file, error)
 
     def forget(self) -> None:
         """Forget all wishes: the job has ended."""
-        self._file.unlink(missing_ok=True)
+        try:
+            self._file.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be removed: %s", self._file, error)
 
     def _write(self, wishes: Wishes) -> None:
-        self._file.parent.mkdir(exist_ok=True)
+        directory = self._file.parent
+        directory.mkdir(exist_ok=True)
         draft = self._file.with_suffix(f".{os.getpid()}")
         with draft.open("w") as file:
             file.write(wishes.model_dump_json())
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self._file)  # a reader sees the old wishes or the new ones, never half of them
+        for each in (directory, directory.parent):
+            _sync(each)
+
+
+def _sync(directory: Path) -> None:
+    """Let what was made in a directory, or renamed, outlive a power cut."""
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 class LeaseLink:

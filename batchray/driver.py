@@ -120,11 +120,11 @@ async def _beat(job: RunningJob, store: Store, link: Link) -> None:
         if control is not None:
             news = {name: wish for name, wish in control.items() if heard.get(name) != wish}
             heard = control
-            _steer(job, store, news)
+            await _steer(job, store, news)
         await asyncio.sleep(_BEAT_S)
 
 
-def _steer(job: RunningJob, store: Store, asked: dict[str, Any]) -> None:
+async def _steer(job: RunningJob, store: Store, asked: dict[str, Any]) -> None:
     try:
         wishes = Wishes.model_validate(asked)
     except ValidationError as error:
@@ -132,7 +132,8 @@ def _steer(job: RunningJob, store: Store, asked: dict[str, Any]) -> None:
         return
     job.steer(wishes)
     if wishes.is_canceled:  # or whoever goes on, should this process die before the job's end, would not know
-        store.soon(store.ask_leader, job.record, is_canceled=True)
+        with suppress(StoreError):  # the job is over
+            await job.patience.call(store.ask_leader, job.record, is_canceled=True)
 
 
 async def _take_leave(job: RunningJob, link: Link) -> None:

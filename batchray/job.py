@@ -284,9 +284,9 @@ class Job:
             logger.warning("job %s is cancelled, but that cannot be kept now: %s", self.id, error)
 
     def _ask(self, wishes: Wishes) -> None:
-        if wishes.is_canceled and self._future is not None and not self._future.done():
-            self._keep_cancel()
         if self.steer(wishes):
+            if wishes.is_canceled:
+                self._keep_cancel()
             return
         if not self.is_done and self._is_run:
             self._ask_elsewhere(wishes.model_dump(exclude_none=True))

@@ -89,6 +89,16 @@ def read_report(reported: bytes) -> Report:
     return Report(**orjson.loads(head), messages=messages)
 
 
+class _Unbuilt:
+    """What stands in for an agent that could not be built."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    async def run(self, run: Run) -> StopReason:
+        raise self._error
+
+
 class Answerer:
     """Runs requests on one event loop; agents and clients are built on first use and kept."""
 
@@ -104,6 +114,13 @@ class Answerer:
             if len(self._agents) > _MAX_AGENTS:
                 self._agents.popitem(last=False)
         return runner
+
+    def prepare(self, bound: BoundAgent) -> None:
+        """Build an agent ahead of its requests; where that cannot be done, they all fail with what this raised."""
+        try:
+            self.agent(bound)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever its code raises as it is imported
+            self._agents[bound] = _Unbuilt(error)
 
     async def answer(self, bound: BoundAgent, item: bytes, keeper: Keeper | None = None) -> bytes:
         """Run one request: JSON in, JSON out.  Whatever goes wrong with it is an outcome; only a cancel is raised.

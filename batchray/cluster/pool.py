@@ -119,9 +119,7 @@ class RayExecutor:
         self._check_alive()
         self._running.add(task)
         try:
-            if order.is_alone or order.agent.agent.placement == "process":
-                return await self._run_in_process(order, packed, keep)
-            return await self._run_on_lane(order, packed, keep)
+            return await self._placed(order, packed, keep)
         except asyncio.CancelledError:
             if self._lost_by is not None and task.uncancel() <= n_cancels:
                 self._check_alive()
@@ -129,13 +127,20 @@ class RayExecutor:
         except ClusterError as error:
             self._lose(str(error))
             raise
+        finally:
+            self._running.discard(task)
+
+    async def _placed(self, order: Order, packed: bytes, keep: Keep) -> bytes:
+        """Run one attempt at its place; what Ray raises for it comes in our words."""
+        try:
+            if order.is_alone or order.agent.agent.placement == "process":
+                return await self._run_in_process(order, packed, keep)
+            return await self._run_on_lane(order, packed, keep)
         except ray.exceptions.RayTaskError as error:  # not the agent's own failure, which is in the report
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise RequestError("worker_error", f"{type(cause).__name__}: {first_line(cause)}") from error
         except ray.exceptions.RayError as error:  # as where a request finds no room on its way
             raise await _lost(order, error) from error
-        finally:
-            self._running.discard(task)
 
     def _check_alive(self) -> None:
         if self._lost_by is not None:

@@ -22,7 +22,7 @@ class _Mark(Enum):
     """Why there is no report of a run."""
 
     STOPPED = "nobody waits for it"
-    DROPPED = "newer ones have taken its room"
+    DROPPED = "it failed, or newer ones have taken its room"
 
 
 class Runs:
@@ -41,7 +41,7 @@ class Runs:
         """Run to the end, and return the report; empty for a run that was stopped, for which nobody waits.
 
         A second call for one key waits for the same run, or gets the same report.  Raises WorkerDiedError where that
-        is not there any more: the same attempt is never run a second time.
+        is not there any more, or never was: the same attempt is not run a second time.
         """
         if (report := self._reports.get(key)) is not None:
             return report
@@ -71,7 +71,11 @@ class Runs:
 
     def _end(self, key: str, run: asyncio.Task[bytes]) -> None:
         del self._running[key]
-        if not run.cancelled() and run.exception() is None and key not in self._marks:
+        if key in self._marks:
+            return
+        if run.cancelled() or run.exception() is not None:
+            self._mark(key, _Mark.DROPPED)
+        else:
             self._remember(key, run.result())
 
     def _remember(self, key: str, report: bytes) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 
 from batchray.agents import Answerer, Checkpoints, Fetched, Keeper, SteppedRun
 from batchray.config import BoundAgent
@@ -92,9 +92,8 @@ def _steps(runner: asyncio.Runner, run: SteppedRun) -> Iterator[Fetched | None]:
 
 
 async def _prepared(answerer: Answerer, bound: BoundAgent) -> None:
-    """Import an agent's code.  What goes wrong with that is its request's to tell, which tries it again."""
-    with suppress(Exception):
-        answerer.agent(bound)
+    """Import an agent's code, where its model's client finds the loop that it will run on."""
+    answerer.prepare(bound)
 
 
 async def _begun(answerer: Answerer, bound: BoundAgent, item: bytes) -> SteppedRun:

@@ -23,6 +23,7 @@ from batchray.errors import (
     KeyInUseError,
     LeaseLostError,
     StoreError,
+    StoreUnavailableError,
     UnknownAgentError,
 )
 from batchray.intake import read_body
@@ -230,11 +231,13 @@ class Service:
 
     async def _keep_cancel(self, record: JobRecord) -> None:
         patience = Patience(self.store, f"the cancel of job {record.id}")
+        limit = self._loop.call_later(_KEEP_S, patience.end)  # a writer that is busy is waited for
         try:
-            async with asyncio.timeout(_KEEP_S):
-                await patience.call(self.store.ask_leader, record, is_canceled=True)
-        except TimeoutError:
+            await patience.call(self.store.ask_leader, record, is_canceled=True)
+        except StoreUnavailableError:
             raise later(5, "the batch is being cancelled, but that cannot be written down now; ask again") from None
+        finally:
+            limit.cancel()
 
     @contextmanager
     def _not_waiting(self, job_id: str) -> Iterator[None]:

@@ -57,8 +57,13 @@ class Leases(Database):
             )
 
     def ask_leader(self, job: JobRecord, **wishes: Any) -> None:
-        """Add to what is asked of a job's leader, who hears of it within a second; or else the next leader does."""
+        """Add to what is asked of a job's leader, who hears of it within a second; or else the next leader does.
+
+        A job that was started here is asked as long as it is led here: what was for that run is not for a later one.
+        """
         this = leases.c.job == job.key
+        if job.epoch:
+            this &= leases.c.epoch == job.epoch
         with self._transaction() as connection:
             asked = connection.execute(sa.select(leases.c.wishes).where(this).with_for_update()).scalar()
             merged = orjson.dumps({**orjson.loads(asked or b"{}"), **wishes})

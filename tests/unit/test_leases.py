@@ -414,6 +414,16 @@ def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: 
     assert two.wishes(two.start_job(job.id)) == {}
 
 
+def test_what_a_former_leader_heard_is_not_asked_of_the_one_that_has_the_job_now(one: Store, two: Store) -> None:
+    job = new_job(one, 1)
+    run_out(one)
+    cancel_at_rest(two, job.id)
+    two.reopen(job.id)
+    again = two.start_job(job.id)
+    one.ask_leader(job, is_canceled=True)
+    assert two.wishes(again) == {}
+
+
 async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store, two: Store) -> None:
     gates = Scripted(lambda order: None)
     job_id = driver_job(one, *["echo"] * 300)

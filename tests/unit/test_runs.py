@@ -71,18 +71,15 @@ async def test_a_run_that_is_stopped_after_its_end_keeps_its_report() -> None:
     assert await runs.run("k", work) == b"report"
 
 
-async def test_what_a_run_raises_reaches_its_caller_and_is_not_kept() -> None:
+async def test_what_a_run_raises_reaches_its_caller_and_it_is_not_run_again() -> None:
     runs = Runs()
 
     async def fails() -> bytes:
         raise LookupError
 
-    for _ in range(2):
-        with pytest.raises(LookupError):
+    for expected in (LookupError, WorkerDiedError):
+        with pytest.raises(expected):
             await runs.run("k", fails)
-    work = Work()
-    work.may_end.set()
-    assert await runs.run("k", work) == b"report"
 
 
 async def test_a_run_that_cancels_itself_is_an_error_and_no_lost_call() -> None:

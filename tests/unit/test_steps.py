@@ -179,6 +179,20 @@ def test_a_run_on_a_loop_of_its_own_stands_still_until_what_it_did_is_kept() -> 
     assert (n_checkpoints, read_report(report).status) == (N_CHECKPOINTS, "succeeded")
 
 
+def test_an_agent_whose_code_cannot_be_imported_fails_its_request_and_is_imported_once(tmp_path: Path) -> None:
+    imports = tmp_path / "imports"
+    module = f"with open({str(imports)!r}, 'a') as file:\n    file.write('x')\nraise LookupError('no')\n"
+    (tmp_path / "cannot_be_imported.py").write_text(module)
+    agents = bind_agents([Agent(id="a", run="cannot_be_imported:run")], environment={}, import_paths=[str(tmp_path)])
+    ready, fetched = steps_alone(agents.agents["a"], encode_item(JOB, 0, 1, REQUEST))
+    assert ready is None
+    assert fetched is not None
+    assert fetched.report is not None
+    report = read_report(fetched.report)
+    assert (report.status, report.error and report.error["type"]) == ("errored", "config_error")
+    assert imports.read_text() == "x"
+
+
 # A lane's runs.
 
 
