@@ -18,13 +18,14 @@ from batchray.control import LeaseLink, Wishes
 from batchray.errors import JobInterruptedError, LeaseLostError, StoreError
 from batchray.progress import Progress
 from batchray.running import CANCELED, Ending, RunningJob, age_ns, expired
-from batchray.store import JobRecord, Patience, PendingItem, Store
+from batchray.store import JobRecord, Patience, PendingItem, Pieces, Store
 
 logger = logging.getLogger(__name__)
 
 _BEAT_S = 0.25
 _WATCH_S = 1.0
 _LEAVE_S = 2.0
+_COUNTED_AT_ONCE = 5000
 
 
 async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequence[Link] = ()) -> JobRecord:
@@ -63,7 +64,7 @@ async def start_job(
     patience = Patience(store, f"job {job_id}")
     record = await patience.call(store.start_job, job_id)
     async with _led(store, record):  # to count a million outcomes takes longer than a lease lasts
-        progress = await patience.call(_rebuild_progress, store, record)
+        progress = await patience.call_in_pieces(_rebuild_progress, store, record)
         opened_at = await patience.call(store.opened_at, record)
         wishes = {} if record.is_ended else await patience.call(store.wishes, record)
     job = RunningJob(record, agents, settings, progress, opened_at, patience, turns or Turns())
@@ -164,8 +165,8 @@ async def _watch(job: RunningJob) -> None:
 async def _end(job: RunningJob, store: Store) -> JobRecord:
     """Write the job's end: how it ended, how long it took."""
     if job.ending is not None:
-        await job.patience.call(store.end_unfinished, job.record, *job.ending.of_items)
-        job.progress = await job.patience.call(_rebuild_progress, store, job.record)
+        await job.patience.call_in_pieces(store.end_unfinished, job.record, *job.ending.of_items)
+        job.progress = await job.patience.call_in_pieces(_rebuild_progress, store, job.record)
     # Not by how many items were ended just now: an earlier try, of which nobody knows, may have ended them.
     if job.ending is not None and (job.ending is CANCELED or job.progress.counts[job.ending.of_items[0]]):
         status, stop_reason = job.ending.status, job.ending.stop_reason
@@ -180,19 +181,19 @@ async def _end(job: RunningJob, store: Store) -> JobRecord:
     return await job.patience.call(store.end_job, job.record, *ended)
 
 
-def end_at_rest(store: Store, job_id: str, ending: Ending) -> None:
+def end_at_rest(store: Store, job_id: str, ending: Ending) -> Pieces[None]:
     """End a job that no process runs.  One that has ended stays as it is.
 
     Raises LeaseLostError where another process runs it.
     """
     record = store.take_job(job_id)
     if not record.is_ended:
-        store.end_unfinished(record, *ending.of_items)
-        progress = _rebuild_progress(store, record)
+        yield from store.end_unfinished(record, *ending.of_items)
+        progress = yield from _rebuild_progress(store, record)
         store.end_job(record, ending.status, ending.stop_reason, progress, None, 0)
 
 
-def cancel_at_rest(store: Store, job_id: str) -> None:
+def cancel_at_rest(store: Store, job_id: str) -> Pieces[None]:
     """Cancel a job that this process does not run.  One that has ended stays as it is.
 
     One that another process leads is left to that to cancel: also where it takes the job over in the middle of this.
@@ -201,24 +202,21 @@ def cancel_at_rest(store: Store, job_id: str) -> None:
     if not record.is_ended:
         store.ask_leader(record, is_canceled=True)
         with suppress(LeaseLostError):
-            end_at_rest(store, job_id, CANCELED)
+            yield from end_at_rest(store, job_id, CANCELED)
 
 
-def give_up(store: Store, job_id: str) -> None:
-    """Cancel a job that no process runs, and nobody asks for any more.  Raises LeaseLostError as `end_at_rest`."""
-    end_at_rest(store, job_id, CANCELED)
-
-
-def expire_at_rest(store: Store, record: JobRecord, settings: Settings) -> bool:
+def expire_at_rest(store: Store, record: JobRecord, settings: Settings) -> Pieces[bool]:
     """End a job that no process runs where its deadline has passed; tells whether it has."""
     if record.is_ended or age_ns(store.opened_at(record)) / 1e9 < settings.job_deadline_s:
         return False
-    end_at_rest(store, record.id, expired(settings))
+    yield from end_at_rest(store, record.id, expired(settings))
     return True
 
 
-def _rebuild_progress(store: Store, record: JobRecord) -> Progress:
+def _rebuild_progress(store: Store, record: JobRecord) -> Pieces[Progress]:
     progress = Progress(total=record.total)
-    for status, timing, usage in store.timings(record):
+    for n, (status, timing, usage) in enumerate(store.timings(record), start=1):
         progress.record(status, timing, usage)
+        if n % _COUNTED_AT_ONCE == 0:
+            yield
     return progress

@@ -19,7 +19,7 @@ from batchray.progress import TIMINGS, Percentiles, Progress
 from batchray.results import result_of, to_frame
 from batchray.running import RunningJob
 from batchray.schema import Result
-from batchray.store import FailureKind, JobRecord, Store, running_jobs
+from batchray.store import FailureKind, JobRecord, Store, at_once, running_jobs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -292,6 +292,6 @@ class Job:
             self._ask_elsewhere(wishes.model_dump(exclude_none=True))
         elif wishes.is_canceled:
             with Store.open(self.data_dir, self._url) as store:
-                cancel_at_rest(store, self.id)
+                at_once(cancel_at_rest(store, self.id))
         elif not self.record().is_ended:
             raise JobInterruptedError(self.id, "no process runs it; `batchray resume` goes on with it")

@@ -117,7 +117,8 @@ class RunningJob:
                 except WorkerDiedError as error:
                     left_s = max(left_s - error.ran_s, 0.0)
                     deaths, losses = deaths + error.is_suspect, losses + (not error.is_suspect)
-                    is_given_up = deaths >= self.settings.max_attempts or losses >= _MAX_LOSSES
+                    n_losses = losses - item.losses  # in this run of the job: a retry has its own
+                    is_given_up = deaths >= self.settings.max_attempts or n_losses >= _MAX_LOSSES
                     if not is_given_up and left_s > 0:
                         continue
                     outcome = self._failed(item.index, attempt, _last_error(error, is_given_up))

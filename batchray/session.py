@@ -119,7 +119,9 @@ class Session:
             running = await start_job(job.id, agents, store, settings, self._turns)
             job.started(running)
             self._take_share(running)
-            record = await run_job(running, store, executor, _links(running, control, executor, store))
+            record = running.record
+            if not record.is_ended:  # by whoever led it before; it may even be open again, and led elsewhere
+                record = await run_job(running, store, executor, _links(running, control, executor, store))
             control.forget()
             return record
         finally:
@@ -232,7 +234,7 @@ def _is_ready(task: asyncio.Task[Host]) -> bool:
 
 def _links(running: RunningJob, control: ControlFile, executor: Host, store: Store) -> Sequence[Link]:
     """Return the ways in which a job is watched and steered; one request alone is over too soon for most."""
-    leases = [LeaseLink(store, running.record)] if store.is_shared and not running.record.is_ended else []
+    leases = [LeaseLink(store, running.record)] if store.is_shared else []
     if running.record.kind == "run":
         return leases
     is_watched = running.record.total >= running.settings.min_watched_items

@@ -115,6 +115,13 @@ class Answerer:
                 self._agents.popitem(last=False)
         return runner
 
+    def _ready(self, bound: BoundAgent, item: Item) -> AgentRunner:
+        """Return the running agent; to import its code is code of the request that comes first."""
+        if (runner := self._agents.get(bound)) is not None:
+            return runner
+        with self._guard(item.job_id, item.index):
+            return self.agent(bound)
+
     def prepare(self, bound: BoundAgent) -> None:
         """Build an agent ahead of its requests; where that cannot be done, they all fail with what this raised."""
         try:
@@ -146,7 +153,7 @@ class Answerer:
         error: RequestError | None = None
         try:
             async with asyncio.timeout(left_s) as limit:
-                stop_reason = await self.agent(bound).run(run)
+                stop_reason = await self._ready(bound, parsed).run(run)
         except RequestError as raised:
             error = raised
         except asyncio.CancelledError as raised:

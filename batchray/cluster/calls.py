@@ -17,8 +17,8 @@ from batchray.errors import ClusterError
 
 # How long the import of an agent's code may take, in a process that starts: longer than any deadline of seconds.
 _IMPORT_S = 300.0
-# What a call raises where the cluster itself is gone.
-_GONE = (ray.exceptions.LocalRayletDiedError, ray.exceptions.RaySystemError)
+# What a call raises where the cluster itself is gone.  A RaySystemError may be about one call alone.
+_GONE = ray.exceptions.LocalRayletDiedError
 # What a call raises that has come back, or whose process is dead.
 _TOLD = (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
 

@@ -60,12 +60,12 @@ class Lane:
 
         `key` names the attempt: called for again, because the answer got lost, it is the same run.
         """
-        bound = self._unpacked(packed)
+        bound = self._unpacked(packed, key)
         return await self._runs.run(key, lambda: self._answerer.answer(bound, item))
 
     async def run_in_steps(self, packed: bytes, item: bytes, key: str) -> bytes:
         """Run one request as `run` does; what it has done after each step is to be collected."""
-        bound = self._unpacked(packed)
+        bound = self._unpacked(packed, key)
 
         def start(keeper: Keeper) -> Awaitable[bytes]:
             return self._answerer.answer(bound, item, keeper)
@@ -102,10 +102,13 @@ class Lane:
         await self._answerer.close()
         self._recorder.close()
 
-    def _unpacked(self, packed: bytes) -> BoundAgent:
+    def _unpacked(self, packed: bytes, key: str) -> BoundAgent:
+        """Return an agent; what its functions refer to may be imported for it, on behalf of the attempt."""
         bound = self._agents.get(packed)
         if bound is None:
-            bound = self._agents[packed] = cloudpickle.loads(packed)
+            job_id, index, _ = key.rsplit("-", 2)
+            with self._recorder.executing(job_id, int(index)):
+                bound = self._agents[packed] = cloudpickle.loads(packed)
             if len(self._agents) > _MAX_AGENTS:
                 self._agents.popitem(last=False)
         return bound

@@ -54,6 +54,20 @@ class LaneHandle:
         if self._stopping is None or self._stopping.done():
             self._stopping = asyncio.ensure_future(self._stop())
 
+    async def end_if_silent(self, silence_s: float) -> None:
+        """Ask whether it is there, and end it where nothing is heard of it for so long, or it cannot be reached."""
+        try:
+            async with asyncio.timeout(silence_s + REACH_S):
+                await answer(self.actor.identity, max_silent_looks=silence_s / PAUSE_S)
+        except TimeoutError:
+            self._end()
+        except ray.exceptions.RayError as error:  # which its calls will hear of
+            logger.info("a lane was asked whether it is there: %s", first_line(error))
+
+    def _end(self) -> None:
+        logger.warning("a lane (process %s) does not answer, as where a request blocks it, and is started anew", self.pid)
+        ray.kill(self.actor)
+
     def forget(self) -> None:
         """Ask it for nothing more."""
         self.steps.close()
@@ -67,8 +81,7 @@ class LaneHandle:
                 async with asyncio.timeout(REACH_S):
                     await self._say(keys)
         except TimeoutError:
-            logger.warning("a lane (process %s) is blocked by code of a request and is started anew", self.pid)
-            ray.kill(self.actor)
+            self._end()
         except DEAD as error:  # by itself, which its calls will hear of
             logger.info("a lane was to stop a run, and has died: %s", first_line(error))
 

@@ -29,6 +29,7 @@ T = TypeVar("T")
 _MAX_CONCURRENCY = 100_000  # the window bounds what is in flight; a lane takes all that it is given
 _INQUEST_S = 15.0
 _CLOSE_S = 2.0
+_LOOKS = 4  # so often in the time that a lane may stand still is looked at whether it does
 _PLACE_TRIES = 8
 
 _LaneActor = ray.remote(Lane)
@@ -44,8 +45,8 @@ _LANE_OPTIONS = {
 class Lanes:
     """Lanes that are replaced where they die.  `on_lost` is told why where that cannot be done."""
 
-    def __init__(self, on_lost: Callable[[str], None]) -> None:
-        self._on_lost = on_lost
+    def __init__(self, on_lost: Callable[[str], None], silence_s: float) -> None:
+        self._on_lost, self._silence_s = on_lost, silence_s
         self._places: list[asyncio.Task[LaneHandle]] = []  # the lane of each: it is there, or being started
         self._tasks: set[asyncio.Task[Any]] = set()  # inquests
         self._changed = asyncio.Event()
@@ -54,6 +55,7 @@ class Lanes:
         """Start a lane on each of these nodes.  Raises RayError."""
         self._places = [asyncio.ensure_future(_start_lane(node_id, _PLACE_TRIES)) for node_id in node_ids]
         await asyncio.gather(*self._places)
+        self._begin(self._look_after())
 
     async def least_busy(self) -> LaneHandle:
         """Return the lane with the fewest calls, as soon as one is up."""
@@ -103,6 +105,13 @@ class Lanes:
         for task in (*self._places, *self._tasks):
             task.cancel()
         self._places = []
+
+    async def _look_after(self) -> None:
+        """End lanes that stand still: one request's code may hold up all that share its lane, and make them late."""
+        while True:
+            await asyncio.sleep(self._silence_s / _LOOKS)
+            busy = [lane for lane in self._there() if lane.in_flight and not lane.is_down]
+            await asyncio.gather(*(lane.end_if_silent(self._silence_s) for lane in busy))
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)

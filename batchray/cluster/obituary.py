@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import mmap
 import os
 import re
 import struct
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
+
+logger = logging.getLogger(__name__)
 
 _STATE = struct.Struct("<qqq")  # whether it exited by itself, with which status, and its resident memory in bytes
 _SAMPLE_S = 0.25
@@ -38,11 +41,9 @@ class Obituary:
 
     def __init__(self, file: Path) -> None:
         self._file, self._pid = file, os.getpid()
-        with file.open("xb+") as opened:
-            opened.truncate(_STATE.size)
-            self._state = mmap.mmap(opened.fileno(), 0)
+        self._state = mapped(file, _STATE.size)
         self._note_memory()
-        self._crash = _crash_file(file).open("xb")
+        self._crash = _opened(_crash_file(file))
         faulthandler.enable(self._crash, all_threads=False)
         self._leave, os._exit = os._exit, self._exit  # type: ignore[assignment]
         self._is_closed = threading.Event()
@@ -69,6 +70,29 @@ class Obituary:
 
     def _note_memory(self) -> None:
         _STATE.pack_into(self._state, 0, False, 0, _resident_bytes())
+
+
+def mapped(file: Path, n_bytes: int) -> mmap.mmap:
+    """Map a new file of zeros; memory alone where its disk is full, and then it ends with this process.
+
+    Its room is taken at once: a page that finds none when it is written to ends the process.
+    """
+    try:
+        with file.open("xb+") as opened:
+            os.posix_fallocate(opened.fileno(), 0, n_bytes)
+            return mmap.mmap(opened.fileno(), n_bytes)
+    except OSError as error:
+        logger.warning("what this process may die of cannot be kept: %s", error)
+        file.unlink(missing_ok=True)
+        return mmap.mmap(-1, n_bytes)
+
+
+def _opened(file: Path) -> IO[bytes]:
+    try:
+        return file.open("xb")
+    except OSError as error:
+        logger.warning("a crash of this process cannot be kept: %s", error)
+        return Path(os.devnull).open("wb")
 
 
 def read_obituary(file: Path) -> Death | None:

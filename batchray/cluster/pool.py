@@ -45,7 +45,7 @@ class RayExecutor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lanes = Lanes(self._lose)
+        self._lanes = Lanes(self._lose, settings.lane_silence_s)
         self._packed: weakref.WeakKeyDictionary[BoundAgent, bytes] = weakref.WeakKeyDictionary()
         self._owns_connection = False
         self._lost_by: str | None = None

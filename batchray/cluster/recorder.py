@@ -8,7 +8,6 @@ SIGKILL, and any other lane of its node can read it.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import re
 import struct
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from batchray.cluster.obituary import UNTOLD, Death, Obituary, read_obituary
+from batchray.cluster.obituary import UNTOLD, Death, Obituary, mapped, read_obituary
 
 _SLOT = struct.Struct("<40sq")  # a job id, and an index
 _N_SLOTS = 8192
@@ -42,9 +41,7 @@ class Recorder:
         _remove_stale(directory)
         self._obituary = obituary(directory, actor_id)
         self._file = directory / _NAME.format(actor_id=actor_id, pid=os.getpid())
-        with self._file.open("xb+") as file:
-            file.truncate(_SLOT.size * _N_SLOTS)
-            self._slots = mmap.mmap(file.fileno(), 0)
+        self._slots = mapped(self._file, _SLOT.size * _N_SLOTS)
         self._free = list(range(_N_SLOTS))
 
     @contextmanager

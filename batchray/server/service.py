@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
 from batchray.control import ControlFile, Wishes
-from batchray.driver import cancel_at_rest, expire_at_rest, give_up
+from batchray.driver import cancel_at_rest, end_at_rest, expire_at_rest
 from batchray.errors import (
     BatchrayError,
     ClusterError,
@@ -29,6 +29,7 @@ from batchray.errors import (
 from batchray.intake import read_body
 from batchray.job import Job
 from batchray.retention import keep_for
+from batchray.running import CANCELED
 from batchray.schema import new_job_id
 from batchray.server.errors import FINAL, HttpError, later
 from batchray.server.upload import Body
@@ -107,7 +108,7 @@ class Service:
             await self._keep_cancel(record)
             return
         with self._not_waiting(record.id):
-            await self.store.call(cancel_at_rest, self.store, record.id)
+            await self.store.call_in_pieces(cancel_at_rest(self.store, record.id))
         self.on_end()
 
     async def retry(self, record: JobRecord) -> None:
@@ -156,7 +157,9 @@ class Service:
             raise
         except BatchrayError as error:
             with suppress(StoreError):
-                await self.store.call(cancel_at_rest, self.store, job.id)  # or it would be run again, for nobody
+                await self.store.call_in_pieces(
+                    cancel_at_rest(self.store, job.id)
+                )  # or it would be run again, for nobody
             raise later(5, f"the request could not be run: {error}") from None
         result = await self.read(self.reader.result, record, 0)
         if result is None:
@@ -264,7 +267,7 @@ class Service:
                 self._waiting.append(record.id)
             else:  # whoever asked for it has gone
                 with suppress(LeaseLostError):
-                    await self.store.call(give_up, self.store, record.id)
+                    await self.store.call_in_pieces(end_at_rest(self.store, record.id, CANCELED))
         self._start_next()
 
     async def _adopt_orphans(self) -> None:
@@ -376,7 +379,7 @@ class Service:
             if (
                 is_at_rest
                 and not self.is_draining
-                and await self.store.call(expire_at_rest, self.store, record, self.settings)
+                and await self.store.call_in_pieces(expire_at_rest(self.store, record, self.settings))
             ):
                 if record.id in self._waiting:
                     self._waiting.remove(record.id)

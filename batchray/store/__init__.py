@@ -7,6 +7,7 @@ is spawned; an outcome is taken once, and only from the item's current attempt; 
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from pathlib import Path
 from typing import Self
@@ -14,6 +15,7 @@ from typing import Self
 from batchray.errors import ConfigError, StoreError, StoreFullError
 from batchray.store.agents import Agents
 from batchray.store.backend import Backend
+from batchray.store.database import Pieces, at_once
 from batchray.store.directory import is_locked, lock, running_jobs, write_holder
 from batchray.store.filesystem import network_fs
 from batchray.store.leases import LEASE_S
@@ -62,12 +64,14 @@ __all__ = [
     "Order",
     "Patience",
     "PendingItem",
+    "Pieces",
     "Prior",
     "Sequel",
     "Store",
     "StoredAgent",
     "StoredItem",
     "StoredResult",
+    "at_once",
     "is_locked",
     "is_no_room",
     "lock",
@@ -92,6 +96,7 @@ class Store(Salvage, Outbox, Agents, Retention, Sequels):
         self.leader = f"leader-{uuid.uuid4()}"
         self._lock = lock
         self._running_jobs: list[str] = []
+        self._telling = threading.Lock()
 
     @classmethod
     def open(
@@ -158,14 +163,16 @@ class Store(Salvage, Outbox, Agents, Retention, Sequels):
         return self.led_jobs() if self.is_shared else running_jobs(self.data_dir)
 
     def announce(self, job_id: str) -> None:
-        """Let other processes know that this one runs a job."""
-        self._write_lock([*self._running_jobs, job_id])
+        """Let other processes know that this one runs a job; on any thread."""
+        with self._telling:
+            self._tell([*self._running_jobs, job_id])
 
     def withdraw(self, job_id: str) -> None:
-        """Let other processes know that this one does not run a job any more."""
-        self._write_lock([each for each in self._running_jobs if each != job_id])
+        """Let other processes know that this one does not run a job any more; on any thread."""
+        with self._telling:
+            self._tell([each for each in self._running_jobs if each != job_id])
 
-    def _write_lock(self, running_jobs: list[str]) -> None:
+    def _tell(self, running_jobs: list[str]) -> None:
         if self._lock is not None:
             write_holder(self._lock, running_jobs)
         self._running_jobs = running_jobs

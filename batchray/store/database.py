@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Pieces = Generator[None, None, T]
+"""Long work on the store in short pieces: it yields where others may have their turn, and returns its result."""
 
 CHUNK = 500
 """Rows read or written at a time."""
@@ -47,6 +50,13 @@ class Database:
         """Run a blocking method on the writer's thread.  A cancelled wait lets it finish."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writer, lambda: method(*args, **keywords))
+
+    async def call_in_pieces(self, work: Pieces[T]) -> T:
+        """Run long work on the writer's thread, and let others have their turn between its pieces."""
+        while True:
+            result = await self.call(_next_piece, work)
+            if result is not _MORE:
+                return result  # type: ignore[return-value]
 
     def soon(self, method: Callable[P, object], /, *args: P.args, **keywords: P.kwargs) -> None:
         """Run a blocking method on the writer's thread without waiting for it; a failure is only logged."""
@@ -157,6 +167,26 @@ class Database:
             yield
         except self._backend.errors as error:
             raise self._backend.failure(error) from error
+
+
+_MORE = object()
+
+
+def _next_piece(work: Pieces[T]) -> T | object:
+    """Do one piece of some work; returns its result, or that there is more to do."""
+    try:
+        next(work)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    return _MORE
+
+
+def at_once(work: Pieces[T]) -> T:
+    """Do all of some work, where nobody waits for a turn."""
+    while (result := _next_piece(work)) is _MORE:
+        pass
+    return result  # type: ignore[return-value]
 
 
 def _log_failure(done: Future[Any]) -> None:

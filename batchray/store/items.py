@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import sqlalchemy as sa
 
 from batchray.crash import crash_at
 from batchray.progress import STATUSES
-from batchray.store.database import CHUNK, chunks
+from batchray.store.database import CHUNK, Pieces, chunks
 from batchray.store.jobs import between
 from batchray.store.leases import Leases
 from batchray.store.records import (
@@ -34,8 +34,16 @@ from batchray.store.tables import jobs as _jobs
 from batchray.store.tables import outcomes as _outcomes
 from batchray.store.tables import steps as _steps
 
+_ENDED_AT_ONCE = 5000
 _OUTCOME_COLUMNS = ("status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
 _RESULT_COLUMNS = ("status", "stop_reason", "error", "usage", "queued_ns", "ttft_ns", "duration_ns", "messages")
+
+
+class _Ended(NamedTuple):
+    """How many items were ended, and the last of them."""
+
+    n_items: int
+    last: int
 
 
 class Items(Leases):
@@ -128,25 +136,56 @@ class Items(Leases):
                 kinds[key] = FailureKind(*key, count + 1, error["message"])
         return sorted(kinds.values(), key=lambda kind: -kind.n_items)
 
-    def end_unfinished(self, job: JobRecord, status: str, stop_reason: str, error: Mapping[str, str] | None) -> int:
+    def end_unfinished(
+        self, job: JobRecord, status: str, stop_reason: str, error: Mapping[str, str] | None
+    ) -> Pieces[int]:
         """Give every item without an outcome this one; returns how many.  In short transactions.
 
         Raises LeaseLostError where another process leads the job now.
         """
-        total, last = 0, -1
-        while pending := self.unfinished(job, after=last):
-            last = pending[-1].index
-            attempts = [NewAttempt(item.index, 1) for item in pending if item.attempt == 0]
-            outcomes = [
-                NewOutcome(item.index, max(item.attempt, 1), status, stop_reason, error, {}, 0, None, 0, b"[]")
-                for item in pending
-            ]
-            total += len(self.write(job, attempts, outcomes))
+        n_ended, last = 0, -1
+        outcome = {
+            "status": status,
+            "stop_reason": stop_reason,
+            "error": orjson.dumps(error) if error else None,
+            "usage": b"{}",
+            "queued_ns": 0,
+            "duration_ns": 0,
+            "messages": b"[]",
+        }
+        while (ended := self._end_some(job, last, outcome)) is not None:
+            n_ended, last = n_ended + ended.n_items, ended.last
+            yield
+        return n_ended
+
+    def _end_some(self, job: JobRecord, after: int, outcome: Mapping[str, Any]) -> _Ended | None:
+        """Give the next items without an outcome this one, inside the database: their requests are not read.
+
+        None where there was none any more: then what was left of items without an outcome is let go.
+        """
         with self._transaction() as connection:
             self._check_lease(connection, job)
-            release_claims(connection, job)
-            connection.execute(sa.delete(_steps).where(_steps.c.job == job.key))
-        return total
+            seq = connection.execute(sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key)).scalar_one()
+            left = _left(job, after).subquery()
+            new = sa.select(left.c.job, left.c.idx, sa.literal(1)).where(left.c.attempt.is_(None))
+            connection.execute(sa.insert(_attempts).from_select(["job", "idx", "attempt"], new))
+            same = {**outcome, "finished_at": utc_now()}
+            rank = sa.func.row_number().over(order_by=left.c.idx)
+            literals = (sa.literal(value, _outcomes.c[name].type) for name, value in same.items())
+            ended = sa.select(left.c.job, left.c.idx, seq + rank, left.c.attempt, *literals)
+            connection.execute(sa.insert(_outcomes).from_select(["job", "idx", "seq", "attempt", *same], ended))
+            these = sa.and_(_outcomes.c.job == job.key, _outcomes.c.seq > seq)
+            counted = sa.select(sa.func.count(), sa.func.max(_outcomes.c.idx)).where(these)
+            n_ended, last = connection.execute(counted).one()
+            if n_ended == 0:
+                release_claims(connection, job)
+                connection.execute(sa.delete(_steps).where(_steps.c.job == job.key))
+                return None
+            status = outcome["status"]
+            values = {status: _jobs.c[status] + n_ended, "last_seq": seq + n_ended, "updated_at": same["finished_at"]}
+            connection.execute(sa.update(_jobs).where(_jobs.c.job == job.key).values(**values))
+        crash_at("outcome-committed")
+        return _Ended(n_ended, last)
 
     def results(
         self,
@@ -349,6 +388,18 @@ class Items(Leases):
         values: dict[str, Any] = {name: _jobs.c[name] + n for name, n in added.items() if n}
         values["last_seq"] = seq + len(taken)
         connection.execute(sa.update(_jobs).where(_jobs.c.job == job.key).values(updated_at=now, **values))
+
+
+def _left(job: JobRecord, after: int) -> sa.Select[Any]:
+    """Select the next items without an outcome, and the attempts at them that count; NULL where there was none."""
+    return (
+        sa.select(_items.c.job, _items.c.idx, (_attempts.c.attempt - _attempts.c.losses).label("attempt"))
+        .outerjoin(_outcomes, same_item(_items, _outcomes))
+        .outerjoin(_attempts, same_item(_items, _attempts))
+        .where(_items.c.job == job.key, _items.c.idx > after, _outcomes.c.idx.is_(None))
+        .order_by(_items.c.idx)
+        .limit(_ENDED_AT_ONCE)
+    )
 
 
 def _results_of(job: JobRecord) -> sa.Select[Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 from batchray.errors import StoreUnavailableError
-from batchray.store.database import Database
+from batchray.store.database import Database, Pieces
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,17 @@ class Patience:
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
         """Run a blocking method on the writer's thread until it can be done."""
+        return await self._done(lambda: self._store.call(method, *args, **keywords))
+
+    async def call_in_pieces(self, work: Callable[P, Pieces[T]], /, *args: P.args, **keywords: P.kwargs) -> T:
+        """Do long work on the writer's thread, from its beginning again until it can be done."""
+        return await self._done(lambda: self._store.call_in_pieces(work(*args, **keywords)))
+
+    async def _done(self, try_it: Callable[[], Awaitable[T]]) -> T:
         n_failures = 0
         while True:
             try:
-                result = await self._store.call(method, *args, **keywords)
+                result = await try_it()
             except StoreUnavailableError as error:
                 if self._ended.is_set():
                     raise

@@ -53,6 +53,40 @@ def test_a_deadly_request_ends_after_three_attempts_with_its_cause_and_nobody_el
         assert "MiB of memory" in result.error.message
 
 
+def test_a_request_whose_code_kills_its_process_as_it_is_imported_ends_after_three_attempts(
+    options: dict[str, Any],
+) -> None:
+    fleet = [Agent(id="deadly", run="tests.cluster.deadly_import:answer"), Agent(id="ask", model="local/m")]
+    requests = [*[{"agent_id": "ask", "input": "?"}] * 20, {"agent_id": "deadly", "input": "?"}]
+    with run_in_thread(latency_s=1) as server:
+        local = {"protocol": "openai", "base_url": server.base_url}
+        job = batchray.run(requests, fleet, providers={"local": local}, **options)
+    *others, last = job.results("index")
+    assert {(str(result.status), result.attempts) for result in others} == {("succeeded", 1)}
+    assert last.error is not None
+    assert (last.error.type, last.attempts) == ("worker_died", 3)
+    assert CAUSES["exit"] in last.error.message
+
+
+def test_a_request_that_holds_up_its_lane_costs_nobody_else(ray_session: None, tmp_path: Path) -> None:
+    fleet = [
+        {"id": "block", "run": "tests.cluster.test_awkward:block_the_loop", "deadline_s": 9},
+        {"id": "ask", "model": "local/m", "deadline_s": 9},
+    ]
+    requests = [{"agent_id": "ask", "input": "?"}] * 20 + [{"agent_id": "block", "input": "?"}]
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    environment = {"BATCHRAY_LANE_SILENCE_S": "1", "BATCHRAY_DEADLINE_GRACE_S": "1"}
+    arguments = ["requests.jsonl", "--agents", "agents.json", "--lanes", "1", "--output", "out.jsonl", "--quiet"]
+    with run_in_thread(latency_s=3) as server:
+        providers = {"local": {"protocol": "openai", "base_url": server.base_url}}
+        (tmp_path / "agents.json").write_text(json.dumps({"providers": providers, "agents": fleet}))
+        with run_cli("run", *arguments, cwd=tmp_path, environment=environment) as driver:
+            _, err = driver.communicate(timeout=150)
+    *others, last = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {(each["status"], each["attempts"]) for each in others} == {("succeeded", 1)}, err
+    assert (last["error"]["type"], last["attempts"]) == ("deadline_exceeded", 2)
+
+
 @pytest.mark.usefixtures("memory_alone")
 def test_a_request_that_takes_all_memory_ends_after_three_attempts(ray_session: None, tmp_path: Path) -> None:
     agents_file = {

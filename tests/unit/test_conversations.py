@@ -29,7 +29,18 @@ from batchray.schema import (
     message_id,
     new_job_id,
 )
-from batchray.store import DEFAULT_USER, JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Prior, Sequel, Store
+from batchray.store import (
+    DEFAULT_USER,
+    JobRecord,
+    NewAttempt,
+    NewItem,
+    NewJob,
+    NewOutcome,
+    Prior,
+    Sequel,
+    Store,
+    at_once,
+)
 from tests.unit.test_agents import calls
 from tests.unit.test_driver import Scripted
 from tests.waiting import soon
@@ -311,7 +322,7 @@ async def test_a_run_waits_again_where_the_job_of_its_answer_is_canceled_at_rest
     [asked] = await run(store, agent, ask())
     job_id = new_job(store, answer(*waiting(asked)))
     store.go_on(store.job(job_id), 0, "guarded", is_stateful=False, answered=frozenset(waiting(asked)))
-    cancel_at_rest(store, job_id)
+    at_once(cancel_at_rest(store, job_id))
     assert kinds(await run(store, agent, answer(*waiting(asked)))) == ["end_turn"]
 
 

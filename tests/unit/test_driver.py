@@ -28,7 +28,7 @@ from batchray.errors import (
 )
 from batchray.running import RunningJob, expired
 from batchray.schema import AgentRequest, new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, PendingItem, Store
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, PendingItem, Pieces, Store, at_once
 from tests.waiting import soon
 
 
@@ -284,6 +284,18 @@ async def test_deaths_of_anothers_doing_are_not_counted_after_a_restart_of_the_d
     record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
     assert [order.attempt for order in executor.orders] == [7]
     assert store.results(record)[0].attempts == 3
+
+
+async def test_a_retry_bears_as_many_deaths_of_anothers_doing_as_the_first_run(store: Store) -> None:
+    job_id = new_job(store, "echo")
+    store.begin_attempts(store.job(job_id), [NewAttempt(0, 20, losses=19)])  # as it was when it was given up
+
+    def die(order: Order) -> None:
+        if order.attempt < 30:
+            raise WorkerDiedError("its lane died", is_suspect=False)
+
+    record = await run_job(await started(store, job_id), store, Scripted(die))
+    assert (record.status, store.results(record)[0].attempts) == ("completed", 2)
 
 
 async def test_an_attempt_that_cannot_be_spawned_is_its_items_outcome(store: Store) -> None:
@@ -571,8 +583,8 @@ async def test_a_job_whose_end_was_interrupted_is_still_expired(store: Store) ->
     job_id = new_job(store, "echo", "echo")
     made_at(store, job_id, hours_ago=2)
     job = await started(store, job_id, job_deadline_s=3600)
-    store.end_unfinished(
-        job.record, *expired(job.settings).of_items
+    at_once(
+        store.end_unfinished(job.record, *expired(job.settings).of_items)
     )  # as by an earlier try that did not come to an end
     record = await run_job(job, store, Scripted())
     assert (record.status, record.counts["expired"]) == ("expired", 2)
@@ -620,9 +632,9 @@ async def test_a_job_that_nobody_runs_expires_too_and_only_at_its_deadline(store
     young, old = new_job(store, "echo"), new_job(store, "echo", "echo")
     made_at(store, old, hours_ago=2)
     settings = load_settings(job_deadline_s=3600)
-    assert not expire_at_rest(store, store.job(young), settings)
-    assert expire_at_rest(store, store.job(old), settings)
-    assert not expire_at_rest(store, store.job(old), settings)
+    assert not at_once(expire_at_rest(store, store.job(young), settings))
+    assert at_once(expire_at_rest(store, store.job(old), settings))
+    assert not at_once(expire_at_rest(store, store.job(old), settings))
     assert [store.job(job_id).status for job_id in (young, old)] == ["created", "expired"]
     assert store.job(old).counts["expired"] == 2
 
@@ -688,9 +700,9 @@ async def test_a_cancel_that_is_heard_from_elsewhere_is_kept_for_whoever_goes_on
     executor, end_unfinished = Scripted(lambda order: asyncio.Event().wait()), store.end_unfinished
     asked: list[dict[str, Any]] = []
 
-    def end(*arguments: Any) -> int:
+    def end(*arguments: Any) -> Pieces[int]:
         asked.append(store.wishes(job.record))  # the last moment at which its driver could die
-        return end_unfinished(*arguments)
+        return (yield from end_unfinished(*arguments))
 
     monkeypatch.setattr(store, "end_unfinished", end)
     record = await run_job(job, store, executor, [Watcher(is_canceled=True)])

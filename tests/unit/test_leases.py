@@ -25,7 +25,7 @@ from batchray.errors import (
 from batchray.progress import Progress
 from batchray.schema import new_job_id
 from batchray.session import Session
-from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewStep, Store
+from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewStep, Store, at_once
 from tests.postgres import Database
 from tests.unit.test_driver import AGENTS, Scripted, started
 from tests.unit.test_driver import new_job as driver_job
@@ -230,20 +230,16 @@ def test_a_job_that_was_taken_over_is_not_ended_by_its_former_leader(one: Store,
 def test_a_former_leader_takes_no_steps_from_the_next_one(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     begin(one, job, 0)
-    one.record(job, [outcome(0, status="errored")])
-
-    def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
-        if "FROM items" in statement:  # it has seen that every item has an outcome
-            run_out(two)
-            failed(two, two.take_job(job.id))
-            two.reopen(job.id)
-            again = two.start_job(job.id)
-            begin(two, again, 0, attempt=2)
-            two.write(again, [], [], steps=[NewStep(0, 2, 1, b"1")])
-
-    sa.event.listen(one._engine, "after_cursor_execute", meanwhile)
+    ending = one.end_unfinished(job, "canceled", "cancelled", None)
+    next(ending)  # every item has an outcome now
+    run_out(two)
+    failed(two, two.take_job(job.id))
+    two.reopen(job.id)
+    again = two.start_job(job.id)
+    begin(two, again, 0, attempt=2)
+    two.write(again, [], [], steps=[NewStep(0, 2, 1, b"1")])
     with pytest.raises(LeaseLostError):
-        one.end_unfinished(job, "canceled", "cancelled", None)
+        next(ending)
     assert two.steps(job, 0) == [b"1"]
 
 
@@ -278,10 +274,10 @@ def test_of_two_servers_that_open_a_job_again_at_once_one_is_refused(one: Store,
 
 def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: Store, two: Store) -> None:
     job = new_job(one)
-    cancel_at_rest(two, job.id)
+    at_once(cancel_at_rest(two, job.id))
     assert (two.job(job.id).is_ended, one.wishes(job)) == (False, {"is_canceled": True})
     run_out(one)
-    cancel_at_rest(two, job.id)
+    at_once(cancel_at_rest(two, job.id))
     assert two.job(job.id).status == "cancelled"
 
 
@@ -298,7 +294,7 @@ def test_a_large_job_that_another_process_takes_over_while_it_is_being_cancelled
             taken.append(one.start_job(job.id))
 
     sa.event.listen(two._engine, "before_cursor_execute", meanwhile)
-    cancel_at_rest(two, job.id)
+    at_once(cancel_at_rest(two, job.id))
     assert (one.job(job.id).is_ended, one.wishes(taken[0])) == (False, {"is_canceled": True})
 
 
@@ -376,7 +372,7 @@ def test_a_job_that_has_ended_meanwhile_is_told_as_it_ended_and_not_as_interrupt
         settings = load_settings(executor="local", data_dir=tmp_path, database_url=url)
         store = session.open_store(settings)
         job_id = driver_job(store, "echo")
-        cancel_at_rest(store, job_id)
+        at_once(cancel_at_rest(store, job_id))
         ended = store.job(job_id)
         monkeypatch.setattr(store, "renew_lease", renewed.append)  # it has none, which would be taken for a lost one
         assert session.start(job_id, AGENTS, store, settings).wait(60) == ended
@@ -399,7 +395,7 @@ async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_
     one: Store, two: Store
 ) -> None:
     job_id = driver_job(one, *["echo"] * 300)
-    cancel_at_rest(two, job_id)
+    at_once(cancel_at_rest(two, job_id))
     job = await started(one, job_id, max_in_flight=1)
     executor = Scripted(lambda order: soon(lambda: job.ending is not None))
     record = await run_job(job, one, executor, [LeaseLink(one, job.record)])
@@ -409,7 +405,7 @@ async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_
 def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     two.ask_leader(job, is_canceled=True)
-    cancel_at_rest(one, job.id)
+    at_once(cancel_at_rest(one, job.id))
     two.reopen(job.id)
     assert two.wishes(two.start_job(job.id)) == {}
 
@@ -417,7 +413,7 @@ def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: 
 def test_what_a_former_leader_heard_is_not_asked_of_the_one_that_has_the_job_now(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     run_out(one)
-    cancel_at_rest(two, job.id)
+    at_once(cancel_at_rest(two, job.id))
     two.reopen(job.id)
     again = two.start_job(job.id)
     one.ask_leader(job, is_canceled=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchray.cluster.obituary import Obituary, read_obituary
+from batchray.cluster.obituary import Obituary, mapped, read_obituary
 
 DEATHS = {
     "os._exit(7)": "it exited with status 7; it held ",
@@ -37,4 +37,29 @@ if os.fork() == 0: os._exit(1)
 
 def test_a_process_that_lives_on_leaves_nothing(tmp_path: Path) -> None:
     Obituary(tmp_path / "death").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_room_of_what_is_kept_is_taken_at_once(tmp_path: Path) -> None:
+    page = mapped(tmp_path / "kept", 400_000)  # or the first write to a page of it would end the process
+    assert (tmp_path / "kept").stat().st_blocks * 512 >= 400_000
+    page.close()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from batchray.cluster.recorder import Recorder
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+recorder = Recorder("actor", Path(sys.argv[1]))
+with recorder.executing("job-1", 0):
+    pass
+recorder.close()
+print("it lives")
+"""
+
+
+def test_a_process_lives_where_nothing_of_it_can_be_kept(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], check=False, capture_output=True, text=True)
+    assert (ran.stdout, ran.returncode) == ("it lives\n", 0), ran.stderr
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from batchray.agents import Answerer, encode_item, read_report
 from batchray.config import Agent, bind_agents
 from batchray.results import parse_time, result_of, text_of, to_frame
 from batchray.schema import AssistantMessage, ItemStatus, Result, item_id, new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, utc_now
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, at_once, utc_now
 
 
 def double(n: int) -> int:
@@ -113,7 +113,7 @@ def test_an_item_that_never_ran_has_a_result(tmp_path: Path) -> None:
         job_id = new_job_id()
         store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
         job = store.start_job(job_id)
-        store.end_unfinished(job, "expired", "error", {"type": "expired", "message": "too late"})
+        at_once(store.end_unfinished(job, "expired", "error", {"type": "expired", "message": "too late"}))
         (stored,) = store.results(job)
     result = result_of(job, stored)
     assert (result.status, result.messages, result.usage.total_tokens) == (ItemStatus.EXPIRED, [], 0)

@@ -15,7 +15,7 @@ from batchray.agents import Answerer, Keeper, Report, SteppedRun, encode_item, f
 from batchray.cluster.stepping import SteppedRuns, steps_alone
 from batchray.config import Agent, BoundAgent, bind_agents
 from batchray.schema import Message, letta_messages, new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store, at_once
 from tests.waiting import let_it_run
 
 JOB = new_job_id()
@@ -299,5 +299,5 @@ def test_an_outcome_takes_the_place_of_its_items_steps(job: tuple[Store, JobReco
     assert store.record(record, [outcome(0, 1)]) == [outcome(0, 1)]
     store.write(record, [], [], False, [NewStep(0, 1, 1, b"late")])
     assert [store.steps(record, index) for index in range(2)] == [[], [b"b0"]]
-    assert store.end_unfinished(record, "canceled", "cancelled", None) == 2
+    assert at_once(store.end_unfinished(record, "canceled", "cancelled", None)) == 2
     assert store.steps(record, 1) == []

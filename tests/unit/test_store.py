@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from batchray.errors import JobNotEndedError, StoreError, StoreLockedError, UnknownJobError
 from batchray.progress import STATUSES, Progress
 from batchray.schema import new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, is_locked, running_jobs
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, at_once, is_locked, running_jobs
 
 AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
 
@@ -256,7 +257,7 @@ def test_items_without_an_outcome_are_all_ended_and_the_others_stay(store: Store
     begin(store, job, 0, 1)
     begin(store, job, 1, attempt=2)
     store.record(job, [outcome(0)])
-    assert store.end_unfinished(job, "canceled", "cancelled", None) == 1202
+    assert at_once(store.end_unfinished(job, "canceled", "cancelled", None)) == 1202
     assert store.unfinished(job, after=-1) == []
     assert store.job(job.id).counts == {"succeeded": 1, "errored": 0, "canceled": 1202, "expired": 0}
     assert [(each.status, each.attempts) for each in store.results(job)[:3]] == [
@@ -264,7 +265,7 @@ def test_items_without_an_outcome_are_all_ended_and_the_others_stay(store: Store
         ("canceled", 2),
         ("canceled", 1),
     ]
-    assert store.end_unfinished(job, "canceled", "cancelled", None) == 0
+    assert at_once(store.end_unfinished(job, "canceled", "cancelled", None)) == 0
 
 
 def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) -> None:
@@ -376,6 +377,19 @@ def test_a_second_writer_in_another_process_is_refused_with_the_first_ones_pid(t
     assert not is_locked(tmp_path)
 
 
+def test_of_jobs_that_begin_and_end_at_the_same_moment_none_is_forgotten(sqlite: Store) -> None:
+    def begin_and_end(name: str) -> None:
+        for n in range(300):
+            sqlite.announce(f"job-{name}-{n}")
+            sqlite.withdraw(f"job-{name}-{n}")
+        sqlite.announce(f"job-{name}")
+
+    names = ("a", "b", "c")
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(begin_and_end, names))
+    assert running_jobs(sqlite.data_dir) == {f"job-{name}" for name in names}
+
+
 def test_other_processes_know_which_jobs_are_run(sqlite: Store) -> None:
     assert running_jobs(sqlite.data_dir) == set()
     jobs = [new_job(sqlite).id for _ in range(2)]
@@ -409,7 +423,7 @@ def test_a_reader_sees_each_commit_beside_the_writer_and_after_it(tmp_path: Path
             store.record(job, [outcome(0)])
             assert (reader.job(job.id).done, [each.index for each in reader.results(job)]) == (1, [0])
             with pytest.raises(StoreError, match="attempt to write a readonly database"):
-                reader.end_unfinished(job, "canceled", "cancelled", None)
+                at_once(reader.end_unfinished(job, "canceled", "cancelled", None))
             with Store.open_for_reading(tmp_path) as another:
                 assert another.job(job.id).done == 1
     with Store.open_for_reading(tmp_path) as reader:
