@@ -29,12 +29,14 @@ async def keep_for(store: Store, days: float) -> None:
 async def prune(store: Store, days: float) -> None:
     """Delete the jobs that ended more than `days` ago, and give their room back to the disk."""
     ended_before = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="microseconds")
-    has_deleted = False
-    while await _step(store, ended_before):
-        has_deleted = True
+    has_more = True
+    while has_more:
+        has_more = await _step(store, ended_before)
         await asyncio.sleep(_REST_S)
-    while has_deleted:
-        has_deleted = await store.call(store.shrink)
+    has_more = True  # also where nothing was deleted now: an earlier server may not have come to it
+    while has_more:
+        has_more = await store.call(store.shrink)
+        await asyncio.sleep(_REST_S)
 
 
 async def _step(store: Store, ended_before: str) -> bool:

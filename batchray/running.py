@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any, NamedTuple
 
-from batchray.agents import Keep, done_in, read_report
+from batchray.agents import Keep, done_in, read_report, untimed
 from batchray.cluster import Executor, Order
 from batchray.config import AgentSet, Settings
 from batchray.context import Turns, context_of, limited, sequel_of, turns_of, with_sequel
@@ -33,6 +33,7 @@ _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _ITEM_BYTES = 512
 # Attempts that ended with a death of another's doing are not an item's own, but it does not go on for ever.
 _MAX_LOSSES = 20
+_MAX_SHARED_LOSSES = 5
 
 
 class Ending(NamedTuple):
@@ -113,7 +114,9 @@ class RunningJob:
                 await ledger.begin(NewAttempt(item.index, attempt, deaths, losses))  # counted before it is spawned
                 self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
                 try:
-                    outcome = await self._attempt(store, executor, item, attempt, left_s, is_alone=deaths > 0)
+                    # Alone: one that may have killed others, and one that others have killed again and again.
+                    is_alone = deaths > 0 or losses - item.losses >= _MAX_SHARED_LOSSES
+                    outcome = await self._attempt(store, executor, item, attempt, left_s, is_alone=is_alone)
                 except WorkerDiedError as error:
                     left_s = max(left_s - error.ran_s, 0.0)
                     deaths, losses = deaths + error.is_suspect, losses + (not error.is_suspect)
@@ -211,8 +214,8 @@ class RunningJob:
         is_queued = order.is_alone or bound.agent.placement == "process"
         limit_s = None if is_queued else left_s + self.settings.deadline_grace_s
         try:
-            async with asyncio.timeout(limit_s):
-                reported = await executor.run(order, self._keep(store, order, len(steps)))
+            async with asyncio.timeout(limit_s) as limit:
+                reported = await executor.run(order, self._keep(store, order, len(steps), limit))
         except TimeoutError:
             late = DeadlineExceededError("deadline_exceeded", "its worker gave no answer by its deadline")
             return self._failed(item.index, attempt, late)
@@ -239,13 +242,14 @@ class RunningJob:
         messages, usage = done_in(steps)
         return replace(outcome, messages=messages, usage=usage)
 
-    def _keep(self, store: Store, order: Order, n_before: int) -> Keep:
-        """Return what keeps the steps of one attempt; `n_before` checkpoints are from those before it."""
+    def _keep(self, store: Store, order: Order, n_before: int, limit: asyncio.Timeout) -> Keep:
+        """Return what keeps the steps of one attempt, which `limit` ends; `n_before` are from those before it."""
         seq = count(n_before)
 
         async def keep(checkpoints: Sequence[bytes]) -> None:
             steps = [NewStep(order.index, order.attempt, next(seq), checkpoint) for checkpoint in checkpoints]
-            await self.ledger(store).keep(steps)
+            with untimed(limit):
+                await self.ledger(store).keep(steps)
 
         return keep
 

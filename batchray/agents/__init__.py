@@ -5,7 +5,7 @@ from batchray.agents.base import AgentRunner, Run
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
-from batchray.agents.steps import Checkpoints, Fetched, Keep, Keeper, SteppedRun, done_in, follow
+from batchray.agents.steps import Checkpoints, Fetched, Keep, Keeper, SteppedRun, done_in, follow, untimed
 
 __all__ = [
     "AgentRunner",
@@ -27,4 +27,5 @@ __all__ = [
     "encode_item",
     "follow",
     "read_report",
+    "untimed",
 ]

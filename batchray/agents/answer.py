@@ -153,6 +153,7 @@ class Answerer:
         error: RequestError | None = None
         try:
             async with asyncio.timeout(left_s) as limit:
+                run.limit = limit
                 stop_reason = await self._ready(bound, parsed).run(run)
         except RequestError as raised:
             error = raised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from batchray.agents.approvals import answered_message, as_spoken, brings_answers
 from batchray.agents.memory import Memory
-from batchray.agents.steps import Checkpoint, Keeper
+from batchray.agents.steps import Checkpoint, Keeper, untimed
 from batchray.schema import (
     AgentRequest,
     ApprovalCreate,
@@ -45,7 +46,8 @@ class Run:
     `time.monotonic()`'s clock, in seconds; the `_ns` fields are on `time.monotonic_ns()`'s.  `history` is the
     conversation that it goes on with, and `edited_memory` what earlier runs made of the agent's memory; `pending` are
     the tool calls that wait when it ends.  `returned` is what tools of the step that is not finished gave back to an
-    earlier attempt, by call; `keeper` takes what is done, where that is to be kept step by step.
+    earlier attempt, by call; `keeper` takes what is done, where that is to be kept step by step; `limit` ends it at its
+    deadline.
     """
 
     job_id: str
@@ -64,6 +66,7 @@ class Run:
     pending: tuple[str, ...] = ()
     returned: Mapping[str, MessageToolReturn] = field(default_factory=dict)
     keeper: Keeper | None = None
+    limit: asyncio.Timeout | None = None
     _n_kept: int = 0
 
     @property
@@ -114,9 +117,13 @@ class Run:
         self.keeper.add(done.model_dump_json(exclude_none=True).encode())
 
     async def settled(self) -> None:
-        """Wait until all that was handed out is kept."""
-        if self.keeper is not None:
+        """Wait until all that was handed out is kept; its deadline moves by that time."""
+        if self.keeper is None:
+            return
+        began = time.monotonic()
+        with untimed(self.limit) if self.limit is not None else contextlib.nullcontext():
             await self.keeper.settled()
+        self.deadline += time.monotonic() - began
 
     def spend(self, usage: Usage) -> None:
         """Count what a model call cost."""

@@ -7,7 +7,8 @@ comes.  So an attempt that goes on from there repeats one model call at the most
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol
 
 import orjson
@@ -73,6 +74,22 @@ class Checkpoints:
         self._n_kept += n_new
         if not self.new:
             self._settled.set()
+
+
+@contextmanager
+def untimed(limit: asyncio.Timeout) -> Iterator[None]:
+    """Let the time for which this is entered not count towards a limit: nobody can help it that a store waits."""
+    ends, loop = limit.when(), asyncio.get_running_loop()
+    if ends is None or limit.expired():
+        yield
+        return
+    began = loop.time()
+    limit.reschedule(None)
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):  # what it limits is over
+            limit.reschedule(ends + loop.time() - began)
 
 
 class Fetched(NamedTuple):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 import ray.exceptions
 
-from batchray.agents import Keep
+from batchray.agents import Keep, untimed
 from batchray.cluster.executor import Order
 from batchray.cluster.lane import run_in_process
 from batchray.errors import ClusterError
@@ -83,7 +83,7 @@ async def call_process(
             await _next(results)
         began.begin()
         async with asyncio.timeout(order.left_s + grace_s) as limit:
-            return await _followed(results, _unlimited(keep, limit))
+            return await _followed(results, keep, limit)
     except (*_TOLD, ClusterError):
         raise
     except BaseException:  # whatever it is, nobody waits for the process any more
@@ -96,7 +96,7 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-async def _followed(results: Any, keep: Keep) -> bytes:
+async def _followed(results: Any, keep: Keep, limit: asyncio.Timeout) -> bytes:
     """Keep what a process has done as it comes, and return its report."""
     while True:
         fetched = await _next(results)
@@ -104,20 +104,8 @@ async def _followed(results: Any, keep: Keep) -> bytes:
             continue
         if fetched.report is not None:
             return fetched.report  # type: ignore[no-any-return]
-        await keep(fetched.checkpoints)
-
-
-def _unlimited(keep: Keep, limit: asyncio.Timeout) -> Keep:
-    """Let the time that keeping takes not count: the run stands still until then, and ends by its own clock."""
-
-    async def unlimited(checkpoints: Sequence[bytes]) -> None:
-        ends, loop = limit.when() or 0.0, asyncio.get_running_loop()
-        began = loop.time()
-        limit.reschedule(None)
-        await keep(checkpoints)
-        limit.reschedule(ends + loop.time() - began)
-
-    return unlimited
+        with untimed(limit):  # the run stands still until then
+            await keep(fetched.checkpoints)
 
 
 async def _next(results: Any) -> Any:

@@ -65,7 +65,9 @@ class LaneHandle:
             logger.info("a lane was asked whether it is there: %s", first_line(error))
 
     def _end(self) -> None:
-        logger.warning("a lane (process %s) does not answer, as where a request blocks it, and is started anew", self.pid)
+        logger.warning(
+            "a lane (process %s) does not answer, as where a request blocks it, and is started anew", self.pid
+        )
         ray.kill(self.actor)
 
     def forget(self) -> None:

@@ -54,8 +54,8 @@ class Lanes:
     async def start(self, node_ids: Sequence[str]) -> None:
         """Start a lane on each of these nodes.  Raises RayError."""
         self._places = [asyncio.ensure_future(_start_lane(node_id, _PLACE_TRIES)) for node_id in node_ids]
-        await asyncio.gather(*self._places)
-        self._begin(self._look_after())
+        for lane in await asyncio.gather(*self._places):
+            self._begin(self._look_after(lane))
 
     async def least_busy(self) -> LaneHandle:
         """Return the lane with the fewest calls, as soon as one is up."""
@@ -106,12 +106,12 @@ class Lanes:
             task.cancel()
         self._places = []
 
-    async def _look_after(self) -> None:
-        """End lanes that stand still: one request's code may hold up all that share its lane, and make them late."""
-        while True:
+    async def _look_after(self, lane: LaneHandle) -> None:
+        """End a lane that stands still: one request's code may hold up all that share it, and make them late."""
+        while lane in self._there():
             await asyncio.sleep(self._silence_s / _LOOKS)
-            busy = [lane for lane in self._there() if lane.in_flight and not lane.is_down]
-            await asyncio.gather(*(lane.end_if_silent(self._silence_s) for lane in busy))
+            if lane.in_flight and not lane.is_down:
+                await lane.end_if_silent(self._silence_s)
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
@@ -153,6 +153,8 @@ class Lanes:
             return
         if (error := place.exception()) is not None:
             self._on_lost(str(error))
+        else:
+            self._begin(self._look_after(place.result()))
         self._changed.set()
 
     async def _told(self, method: str, key: str) -> tuple[Any, bool]:

@@ -99,9 +99,11 @@ def read_obituary(file: Path) -> Death | None:
     """Return what is known of a death; None where no process left this file."""
     try:
         has_exited, status, n_bytes = _STATE.unpack(file.read_bytes())
-        crash = _crash_file(file).read_text(errors="replace")
     except FileNotFoundError:
         return None
+    crash = ""
+    with contextlib.suppress(FileNotFoundError):  # there was no room for it
+        crash = _crash_file(file).read_text(errors="replace")
     if has_exited:
         return Death(f"it exited with status {status}", n_bytes)
     return Death(_crash_in_words(crash) or UNTOLD.cause, n_bytes)

@@ -78,9 +78,10 @@ def death_of(directory: Path, key: str) -> Death | None:
 
 def last_words(directory: Path, actor_id: str) -> LastWords | None:
     """Return what a lane of this node left behind, until `bury`; None where there was no such lane here."""
+    death = death_of(directory, actor_id)
     for file in directory.glob(_NAME.format(actor_id=actor_id, pid="*")):
-        return LastWords(list(_executing(file.read_bytes())), death_of(directory, actor_id) or UNTOLD)
-    return None
+        return LastWords(list(_executing(file.read_bytes())), death or UNTOLD)
+    return None if death is None else LastWords([], death)
 
 
 def bury(directory: Path, key: str) -> None:

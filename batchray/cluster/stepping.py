@@ -68,27 +68,30 @@ def steps_alone(
     """Run one request on an event loop of its own, and yield what it has done, step by step, and its report.
 
     None comes first, when its agent's code is there; and after what is to be kept: when that is taken, what came before
-    it is kept.  The run stands still between.  `limited` is entered for as long as it lasts.
+    it is kept.  The run stands still between.  `limited` is entered while it does not.
     """
     with asyncio.Runner() as runner:
         answerer = Answerer()
         try:
             runner.run(_prepared(answerer, bound))
             yield None
-            with limited():
-                yield from _steps(runner, runner.run(_begun(answerer, bound, item)))
+            yield from _steps(runner, runner.run(_begun(answerer, bound, item)), limited)
         finally:
             runner.run(answerer.close())
 
 
-def _steps(runner: asyncio.Runner, run: SteppedRun) -> Iterator[Fetched | None]:
-    n_kept, fetched = 0, runner.run(run.fetch(0))
-    while fetched.report is None:
+def _steps(
+    runner: asyncio.Runner, run: SteppedRun, limited: Callable[[], AbstractContextManager[None]]
+) -> Iterator[Fetched | None]:
+    n_kept = 0
+    while True:
+        with limited():
+            fetched = runner.run(run.fetch(n_kept))
         yield fetched
+        if fetched.report is not None:
+            return
         yield None
         n_kept += len(fetched.checkpoints)
-        fetched = runner.run(run.fetch(n_kept))
-    yield fetched
 
 
 async def _prepared(answerer: Answerer, bound: BoundAgent) -> None:

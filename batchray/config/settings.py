@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     """A whole job, from its creation, restarts included; what is not done then expires.  A day, as providers give."""
     deadline_grace_s: Positive = 30.0
     """What a lane gets beyond a request's own deadline before the driver stops waiting for its answer."""
-    lane_silence_s: Positive = 60.0
-    """How long a lane may stand still before it is started anew; an import of much code holds one up for less."""
+    lane_silence_s: Positive = 300.0
+    """How long a lane may stand still before it is started anew; the import of much code may hold one up for long."""
     min_watched_items: Count = 1
     """Jobs of so many items have a job actor, which is a process of its own."""
 

@@ -36,6 +36,7 @@ from batchray.schema.content import (
     UrlImage,
 )
 from batchray.schema.ids import (
+    MAX_INPUT_MESSAGES,
     MAX_ITEMS,
     MAX_MESSAGES_PER_ITEM,
     MAX_OTIDS_PER_MESSAGE,
@@ -100,6 +101,7 @@ from batchray.schema.requests import (
 from batchray.schema.shown import shown_messages
 
 __all__ = [
+    "MAX_INPUT_MESSAGES",
     "MAX_ITEMS",
     "MAX_MESSAGES_PER_ITEM",
     "MAX_OTIDS_PER_MESSAGE",

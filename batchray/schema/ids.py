@@ -17,6 +17,8 @@ import uuid
 
 MAX_ITEMS = 2**28
 MAX_MESSAGES_PER_ITEM = 2**12
+MAX_INPUT_MESSAGES = MAX_MESSAGES_PER_ITEM - 2**10
+"""The messages of a request; the others of an item are its agent's."""
 MAX_OTIDS_PER_MESSAGE = 2**7
 
 _UUID4 = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"

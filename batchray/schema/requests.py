@@ -24,6 +24,7 @@ from pydantic_core import core_schema
 
 from batchray.schema.base import WireModel, given, one_given
 from batchray.schema.content import Content, ImageContent, TextContent, tag_by_shape
+from batchray.schema.ids import MAX_INPUT_MESSAGES
 
 
 class MessageType(StrEnum):
@@ -180,7 +181,7 @@ class LettaRequest(WireModel):
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [given("input"), given("messages")]})
 
-    messages: list[RequestMessage] | None = None
+    messages: Annotated[list[RequestMessage], Field(max_length=MAX_INPUT_MESSAGES)] | None = None
     input: Content | None = None
     max_steps: int | None = None
     include_return_message_types: list[MessageType] | None = None

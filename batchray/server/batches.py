@@ -136,7 +136,8 @@ class Batches:
         key = request.headers.get("Idempotency-Key")
         if key is not None and not re.fullmatch(_KEY_PATTERN, key):
             raise HttpError(400, "Idempotency-Key: need 1 to 255 printable characters of ASCII")
-        await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
+        if key is None:  # or it may have been accepted before, and only its answer is asked for again
+            await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
         async with self._uploads.receive(request, needs_digest=key is not None) as body:
             return batch_job(await self._service.accept(user_of(request), body, key))
 
@@ -268,11 +269,11 @@ class Batches:
         told: Any = None
         while True:
             is_over = await self._service.is_over(job.id)
+            record = await self._service.read(self._reader.job, job.id)  # first: of one that has ended all is there
             while page := await self._service.read(self._reader.results, job, after_seq=last_seq, limit=100):
                 for stored in page:
                     last_seq = stored.seq
                     await events.send("outcome", _outcome(job, stored), str(last_seq))
-            record = await self._service.read(self._reader.job, job.id)
             if is_over or record.is_ended:
                 await events.send("end", batch_job(record).model_dump_json().encode())
                 return await events.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from batchray import context
+from batchray.errors import StoreError
 from batchray.schema import (
     ErrorMessage,
     LettaMessage,
@@ -189,7 +191,9 @@ class Runs:
         events, n_sent, n_quiet = Events(request), 0, 0
         try:
             while not (await asyncio.wait({run}, timeout=_LOOK_S))[0]:
-                new = (await self._service.read(self._steps, job.id, body))[n_sent:]
+                new = list[LettaMessage]()
+                with suppress(StoreError):  # it can be read again in a moment; the run goes on meanwhile
+                    new = (await self._service.read(self._steps, job.id, body))[n_sent:]
                 for message in new:
                     await events.send("", encode(message))
                 n_sent, n_quiet = n_sent + len(new), 0 if new else n_quiet + 1

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
@@ -63,8 +64,10 @@ class Service:
         self._waiting: deque[str] = deque()
         self._starting: dict[str, asyncio.Task[None]] = {}  # no longer waiting, and not yet running
         self._running: dict[str, Job] = {}
+        self._single: set[str] = set()  # of those that run, the runs of one request
         self._restarting: set[str] = set()  # failed, and to be started again in a moment
         self._reopening: set[str] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._keys_in_use: set[tuple[str, str]] = set()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,14 +104,15 @@ class Service:
 
         Raises StoreUnavailableError, and HttpError 503, where that cannot be kept; what runs is stopped all the same.
         """
-        if starting := self._starting.get(record.id):
-            await asyncio.wait({starting})
-        job = self._running.get(record.id)
-        if job is not None and job.steer(Wishes(is_canceled=True)):
-            await self._keep_cancel(record)
-            return
-        with self._not_waiting(record.id):
-            await self.store.call_in_pieces(cancel_at_rest(self.store, record.id))
+        async with self._turn(record.id):
+            if starting := self._starting.get(record.id):
+                await asyncio.wait({starting})
+            job = self._running.get(record.id)
+            if job is not None and job.steer(Wishes(is_canceled=True)):
+                await self._keep_cancel(record)
+                return
+            with self._not_waiting(record.id):
+                await self.store.call_in_pieces(cancel_at_rest(self.store, record.id))
         self.on_end()
 
     async def retry(self, record: JobRecord) -> None:
@@ -146,7 +150,12 @@ class Service:
             raise later(5, f"nothing can be run now: {error}") from None
         new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
         await self.store.call(self.store.create_job, new, [NewItem(agent_id, None, request)])
-        return await self._launch(new.id)
+        self._single.add(new.id)
+        try:
+            return await self._launch(new.id)
+        except BaseException:
+            self._single.discard(new.id)
+            raise
 
     async def result_of(self, job: Job) -> tuple[JobRecord, StoredResult]:
         """Wait for the end of a run, and return its job with the result.  A cancelled wait cancels the run."""
@@ -256,6 +265,10 @@ class Service:
                 self._start_next()
             raise
 
+    def _turn(self, job_id: str) -> asyncio.Lock:
+        """Return what lets one at a time end a job that does not run: that is done in pieces."""
+        return self._turns.setdefault(job_id, asyncio.Lock())
+
     def _has(self, job_id: str) -> bool:
         return job_id in self._running or job_id in self._starting or job_id in self._waiting
 
@@ -265,10 +278,27 @@ class Service:
                 continue
             if record.kind == "batch":
                 self._waiting.append(record.id)
-            else:  # whoever asked for it has gone
-                with suppress(LeaseLostError):
-                    await self.store.call_in_pieces(end_at_rest(self.store, record.id, CANCELED))
+            elif not await self._gave_up(record.id):
+                self._spawn(self._give_up_later(record.id))
         self._start_next()
+
+    async def _gave_up(self, job_id: str) -> bool:
+        """End a run of a server that is gone, as whoever asked for it is; False where it cannot be ended now."""
+        try:
+            async with self._turn(job_id):
+                await self.store.call_in_pieces(end_at_rest(self.store, job_id, CANCELED))
+        except LeaseLostError:  # another server was faster
+            return True
+        except StoreError as error:
+            logger.warning("job %s cannot be ended at the moment: %s", job_id, error)
+            return False
+        return True
+
+    async def _give_up_later(self, job_id: str) -> None:
+        has_ended = False
+        while not has_ended:
+            await asyncio.sleep(_RESTART_S)
+            has_ended = await self._gave_up(job_id)
 
     async def _adopt_orphans(self) -> None:
         """Go on with jobs whose leaders have died."""
@@ -311,7 +341,7 @@ class Service:
 
     def _start_next(self) -> None:
         while self._waiting and not self.is_draining:
-            if len(self._running) + len(self._starting) >= self.settings.max_running_jobs:
+            if len(self._running.keys() - self._single) + len(self._starting) >= self.settings.max_running_jobs:
                 return
             job_id = self._waiting.popleft()
             self._starting[job_id] = self._spawn(self._start_one(job_id))
@@ -343,6 +373,7 @@ class Service:
     def _over(self, job: Job) -> None:
         """A job has ended, or its driver has failed: then it is started again after a while."""
         del self._running[job.id]
+        self._single.discard(job.id)
         error = job.error()
         if error is not None and not isinstance(error, JobInterruptedError) and not self.is_draining:
             logger.error("job %s stopped and will go on: %s", job.id, error)
@@ -375,15 +406,14 @@ class Service:
 
     async def _expire_at_rest(self) -> None:
         for record in await self.read(self.reader.unended_jobs):
-            is_at_rest = record.id not in self._running and record.id not in self._starting
-            if (
-                is_at_rest
-                and not self.is_draining
-                and await self.store.call_in_pieces(expire_at_rest(self.store, record, self.settings))
-            ):
-                if record.id in self._waiting:
-                    self._waiting.remove(record.id)
-                self.on_end()
+            async with self._turn(record.id):
+                is_at_rest = record.id not in self._running and record.id not in self._starting
+                if not is_at_rest or self.is_draining:
+                    continue
+                if await self.store.call_in_pieces(expire_at_rest(self.store, record, self.settings)):
+                    if record.id in self._waiting:
+                        self._waiting.remove(record.id)
+                    self.on_end()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

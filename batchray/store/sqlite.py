@@ -24,7 +24,8 @@ _BUSY_S = 10.0
 """How long a statement waits for another program's lock before it fails, and is tried again."""
 _MAX_CHECKED_BYTES = 64 * 1024 * 1024
 """A file up to this size is checked whole when it is opened; a larger one would hold up the start."""
-_SHRINK_PAGES = 2048
+# About 4 MiB, and as much again in the log: well below the reserve, which may be all the room that there is.
+_SHRINK_PAGES = 512
 
 # By hand and many rows at once: compiling, mappings, and a statement for each row cost more than SQLite itself.
 _ROWS_AT_ONCE = 100
@@ -116,7 +117,7 @@ class Sqlite:
 
     def shrink(self) -> bool:
         """Cut free pages off the file's end, and the log to nothing where no reader is in it."""
-        self._run(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
+        self._run_script(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
         self._run("PRAGMA busy_timeout = 0")
         try:
             self._run("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -129,6 +130,11 @@ class Sqlite:
         """Return what SQLite's integrity check finds."""
         found = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
         return [line for line in found if line != "ok"]
+
+    def _run_script(self, script: str) -> None:
+        """Run statements to their end: of one that returns no rows `execute` does the first step only."""
+        with self.engine.connect() as connection, closing(connection.connection.cursor()) as cursor:
+            cursor.executescript(script)
 
     def _run(self, statement: str) -> list[Any]:
         """Run a statement outside of a transaction, where SQLAlchemy would begin one."""

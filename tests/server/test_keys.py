@@ -99,7 +99,16 @@ ROUTES = [
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_without_a_key_every_route_is_401(keyed: LiveServer, keys: tuple[str, str], method: str, path: str) -> None:
-    wrong = ["", "Bearer", "Bearer ", "Bearer br-wrong", f"Basic {keys[0]}", f"Bearer {keys[0]}x", keys[0]]
+    wrong = [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer br-wrong",
+        "Bearer \xff",
+        f"Basic {keys[0]}",
+        f"Bearer {keys[0]}x",
+        keys[0],
+    ]
     for header in wrong:
         answer = call(keyed, method, path, headers={"Authorization": header} if header else {})
         assert (answer.status, answer.body["detail"]) == (401, "Unauthorized")

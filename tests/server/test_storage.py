@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sqlite3
+import threading
 import time
 import urllib.error
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from tests.chaos.judge import AGENTS, Sender
 from tests.server.live import LiveServer, live_server
-from tests.server.talk import BATCHES, ask, status_of
+from tests.server.talk import BATCHES, LOST, ask, status_of
 from tests.waiting import until
 
 
@@ -54,6 +55,47 @@ def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_
         assert "nothing new is accepted" in server.log or "jobs wait until there is room" in server.log
         assert server.stop() == 0
         assert "Traceback" not in server.log
+
+
+def test_a_batch_that_was_accepted_is_told_by_its_key_on_a_full_disk_too(tmp_path: Path) -> None:
+    key = {"Idempotency-Key": "once"}
+    with live_server(tmp_path / "data", agents=AGENTS) as server:
+        job = ask(server.url, BATCHES, batch(1, 10), **key)
+        with full_disk(server, 0):
+            assert status_of(server.url, BATCHES, batch(1, 20)) == 507
+            until(lambda: status_of(server.url, "/readyz") == 503)
+            assert ask(server.url, BATCHES, batch(1, 10), **key)["id"] == job["id"]
+
+
+def test_a_server_starts_on_a_full_disk_with_a_run_of_an_earlier_one_left_over(tmp_path: Path) -> None:
+    agents = tmp_path / "agents.json"
+    agents.write_text(json.dumps({"agents": [{"id": "wait", "run": "tests.cluster.agents:wait"}]}))
+    with live_server(tmp_path / "data", agents=agents) as server:
+        asking = threading.Thread(target=status_or_lost, args=(server, "/v1/agents/wait/messages", {"input": "60"}))
+        asking.start()
+        until(lambda: n_rows(tmp_path / "data", "attempts") == 1)
+        server.kill()
+        asking.join()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (40_000, before[1])
+    )  # the server inherits it, and can just open its files
+    try:
+        with live_server(tmp_path / "data", agents=agents) as server:
+            until(lambda: "cannot be ended at the moment" in server.log)
+            assert ask(server.url, BATCHES) == []
+            resource.prlimit(server.pid, resource.RLIMIT_FSIZE, before)
+            until(lambda: n_rows(tmp_path / "data", "outcomes") == 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def status_or_lost(server: LiveServer, path: str, body: object) -> int | None:
+    """Ask, and return the status; None where the server goes away meanwhile."""
+    try:
+        return status_of(server.url, path, body)
+    except LOST:
+        return None
 
 
 def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_path: Path) -> None:

@@ -241,13 +241,13 @@ async def test_a_deadly_item_has_exactly_its_attempts_whatever_others_cost_it(st
 
 async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) -> None:
     def die(order: Order) -> None:
-        if order.attempt <= 6:
+        if order.attempt <= 4:
             raise WorkerDiedError("its lane died", is_suspect=False)
 
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
     assert record.counts["succeeded"] == 1
-    assert [(order.attempt, order.is_alone) for order in executor.orders] == [(n, False) for n in range(1, 8)]
+    assert [(order.attempt, order.is_alone) for order in executor.orders] == [(n, False) for n in range(1, 6)]
     assert store.results(record)[0].attempts == 1
 
 
@@ -258,6 +258,17 @@ async def test_an_item_whose_process_always_dies_ends_in_the_end(store: Store) -
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
     assert (record.status, len(executor.orders)) == ("failed", 20)
+
+
+async def test_who_has_shared_many_deaths_of_others_runs_where_they_cannot_reach_it(store: Store) -> None:
+    def die(order: Order) -> None:
+        if not order.is_alone:
+            raise WorkerDiedError("its lane died", is_suspect=False)
+
+    executor = Scripted(die)
+    record = await run_job(await started(store, new_job(store, "echo")), store, executor)
+    assert [order.is_alone for order in executor.orders] == [False] * 5 + [True]
+    assert (record.status, store.results(record)[0].attempts) == ("completed", 1)
 
 
 async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None:

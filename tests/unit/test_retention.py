@@ -133,7 +133,12 @@ async def test_what_was_deleted_is_given_back_to_the_disk(tmp_path: Path) -> Non
         ended(store, 30, 1_000_000)
         store.checkpoint()
         assert file.stat().st_size > 30_000_000
-        await prune(store, days=1e-9)
+        while store.prune("9999"):
+            pass
+        n_pieces = 1
+        while store.shrink():
+            n_pieces += 1
+        assert n_pieces <= 10  # of 4 MiB
         assert file.stat().st_size < 1_000_000
         assert (tmp_path / "batchray.db-wal").stat().st_size == 0
     check_integrity(tmp_path)
@@ -156,3 +161,12 @@ def test_the_command_line_keeps_checks_saves_and_deletes_in_both_databases(
     assert command(tmp_path, "db", "prune", **url) == (0, "1 jobs are left\n", "")
     assert command(tmp_path, "db", "prune", "--days", "0", **url) == (0, "0 jobs are left\n", "")
     assert command(tmp_path, "results", job_id, **url).status == 2
+
+
+async def test_room_that_an_earlier_server_did_not_come_to_give_back_is_given_back(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        ended(store, 30, 1_000_000)
+        while store.prune("9999"):
+            pass
+        await prune(store, days=1)
+        assert (tmp_path / "batchray.db").stat().st_size < 1_000_000

@@ -24,6 +24,8 @@ from pydantic_core import PydanticUndefined
 
 import batchray.schema as schema
 from batchray.schema import (
+    MAX_INPUT_MESSAGES,
+    MAX_MESSAGES_PER_ITEM,
     TERMINAL_JOB_STATUSES,
     AgentRequest,
     AgentState,
@@ -814,3 +816,14 @@ def test_an_id_of_another_job_is_told_apart() -> None:
     other = "job-e585b03b-3457-46fc-acfb-24351a867b9c"
     assert not is_of_job(item_id(other, 0), JOB_ID)
     assert not is_of_job(JOB_ID, JOB_ID)
+
+
+def test_a_request_has_no_more_messages_than_there_are_ids_for_with_those_of_its_agent() -> None:
+    def asked(n: int) -> AgentRequest:
+        message = {"role": "user", "content": "?"}
+        return AgentRequest.model_validate({"agent_id": "a", "messages": [message] * n})
+
+    assert MAX_INPUT_MESSAGES < MAX_MESSAGES_PER_ITEM
+    assert len(asked(MAX_INPUT_MESSAGES).input_messages) == MAX_INPUT_MESSAGES
+    with pytest.raises(ValidationError, match=f"at most {MAX_INPUT_MESSAGES} items"):
+        asked(MAX_INPUT_MESSAGES + 1)

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from batchray.agents import Answerer, Keeper, Report, SteppedRun, encode_item, follow, read_report
+from batchray.agents import Answerer, Keeper, Report, SteppedRun, encode_item, follow, read_report, untimed
 from batchray.cluster.stepping import SteppedRuns, steps_alone
 from batchray.config import Agent, BoundAgent, bind_agents
 from batchray.schema import Message, letta_messages, new_job_id
@@ -191,6 +191,43 @@ def test_an_agent_whose_code_cannot_be_imported_fails_its_request_and_is_importe
     report = read_report(fetched.report)
     assert (report.status, report.error and report.error["type"]) == ("errored", "config_error")
     assert imports.read_text() == "x"
+
+
+class Slow:
+    """Keeps what is done, and takes its time."""
+
+    def add(self, checkpoint: bytes) -> None:
+        pass
+
+    async def settled(self) -> None:
+        await asyncio.sleep(0.3)
+
+
+async def test_the_time_for_which_a_run_waits_for_the_store_does_not_count_towards_its_deadline(
+    answerer: Answerer,
+) -> None:
+    report = await answerer.answer(stepped(deadline_s=0.5), encode_item(JOB, 0, 1, REQUEST), Slow())
+    assert read_report(report).status == "succeeded"
+
+
+async def test_a_limit_goes_on_where_it_was_after_what_does_not_count() -> None:
+    limit = asyncio.timeout(0.1)
+
+    async def wait_twice() -> None:
+        async with limit:
+            with untimed(limit):
+                await asyncio.sleep(0.2)
+            assert not limit.expired()
+            await asyncio.sleep(3600)
+
+    with pytest.raises(TimeoutError):
+        await wait_twice()
+    with untimed(limit):  # one that is over stays as it is
+        pass
+    async with asyncio.timeout(None) as unlimited:
+        with untimed(unlimited):
+            pass
+        assert unlimited.when() is None
 
 
 # A lane's runs.
