@@ -80,16 +80,17 @@ class Checkpoints:
 def untimed(limit: asyncio.Timeout) -> Iterator[None]:
     """Let the time for which this is entered not count towards a limit: nobody can help it that a store waits."""
     ends, loop = limit.when(), asyncio.get_running_loop()
-    if ends is None or limit.expired():
-        yield
-        return
     began = loop.time()
-    limit.reschedule(None)
+    _move(limit, None)
     try:
         yield
     finally:
-        with suppress(RuntimeError):  # what it limits is over
-            limit.reschedule(ends + loop.time() - began)
+        _move(limit, None if ends is None else ends + loop.time() - began)
+
+
+def _move(limit: asyncio.Timeout, ends: float | None) -> None:
+    with suppress(RuntimeError):  # what it limits is over, or is being ended
+        limit.reschedule(ends)
 
 
 class Fetched(NamedTuple):

@@ -228,6 +228,8 @@ async def test_a_limit_goes_on_where_it_was_after_what_does_not_count() -> None:
         with untimed(unlimited):
             pass
         assert unlimited.when() is None
+    with untimed(unlimited):
+        pass
 
 
 # A lane's runs.
