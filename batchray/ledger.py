@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from batchray.limits import Limits
 from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, Patience, Store
 
 
 class Ledger:
     """Group commits: what all items ask to be written goes to disk together, at most every `interval_s`.
 
-    While the store cannot be used, outcomes are kept here, at most one for each place of the window, and no attempt
-    begins.
+    While the store cannot be used, outcomes are kept here, at most one for each place of the window, no attempt begins,
+    and `limits` stand still.
     """
 
-    def __init__(self, store: Store, job: JobRecord, patience: Patience, interval_s: float = 0.02) -> None:
+    def __init__(
+        self, store: Store, job: JobRecord, patience: Patience, limits: Limits, interval_s: float = 0.02
+    ) -> None:
         self._store, self._job, self._patience, self._interval_s = store, job, patience, interval_s
+        self._limits = limits
         self._attempts: list[NewAttempt] = []
         self._outcomes: list[NewOutcome] = []
         self._steps: list[NewStep] = []
@@ -58,7 +62,8 @@ class Ledger:
             waiting = self._waiting
             self._attempts, self._outcomes, self._steps, self._waiting = [], [], [], None
             try:
-                taken = await self._patience.call(write)
+                with self._limits.waiting():
+                    taken = await self._patience.call(write)
             except Exception as error:  # noqa: BLE001  # every waiter has to hear of it; the job ends with it
                 waiting.set_exception(error)
                 waiting.exception()  # a waiter may be gone; that is no fault of its own

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any, NamedTuple
 
-from batchray.agents import Keep, done_in, read_report, untimed
+from batchray.agents import Keep, done_in, read_report
 from batchray.cluster import Executor, Order
 from batchray.config import AgentSet, Settings
 from batchray.context import Turns, context_of, limited, sequel_of, turns_of, with_sequel
@@ -20,6 +20,7 @@ from batchray.control import Wishes
 from batchray.errors import DeadlineExceededError, RequestError, WorkerDiedError
 from batchray.in_flight import InFlight
 from batchray.ledger import Ledger
+from batchray.limits import Limits
 from batchray.progress import Progress
 from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, Patience, PendingItem, Store
 from batchray.window import Window
@@ -88,11 +89,12 @@ class RunningJob:
         self.first_token_ns: int | None = None
         self._is_resumed = progress.done > 0
         self._accepted_ns = time.monotonic_ns() - age_ns(record.created_at)
+        self._limits = Limits()
         self._ledger: Ledger | None = None
 
     def ledger(self, store: Store) -> Ledger:
         """Return the job's way into the store."""
-        self._ledger = self._ledger or Ledger(store, self.record, self.patience)
+        self._ledger = self._ledger or Ledger(store, self.record, self.patience, self._limits)
         return self._ledger
 
     def attend(self, store: Store, executor: Executor) -> Callable[[PendingItem], Any]:
@@ -113,12 +115,14 @@ class RunningJob:
                 attempt += 1
                 await ledger.begin(NewAttempt(item.index, attempt, deaths, losses))  # counted before it is spawned
                 self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
+                stalled_s = self._limits.stalled_s
                 try:
                     # Alone: one that may have killed others, and one that others have killed again and again.
                     is_alone = deaths > 0 or losses - item.losses >= _MAX_SHARED_LOSSES
                     outcome = await self._attempt(store, executor, item, attempt, left_s, is_alone=is_alone)
                 except WorkerDiedError as error:
-                    left_s = max(left_s - error.ran_s, 0.0)
+                    ran_s = max(error.ran_s - (self._limits.stalled_s - stalled_s), 0.0)
+                    left_s = max(left_s - ran_s, 0.0)
                     deaths, losses = deaths + error.is_suspect, losses + (not error.is_suspect)
                     n_losses = losses - item.losses  # in this run of the job: a retry has its own
                     is_given_up = deaths >= self.settings.max_attempts or n_losses >= _MAX_LOSSES
@@ -215,7 +219,8 @@ class RunningJob:
         limit_s = None if is_queued else left_s + self.settings.deadline_grace_s
         try:
             async with asyncio.timeout(limit_s) as limit:
-                reported = await executor.run(order, self._keep(store, order, len(steps), limit))
+                with self._limits.of(limit):
+                    reported = await executor.run(order, self._keep(store, order, len(steps)))
         except TimeoutError:
             late = DeadlineExceededError("deadline_exceeded", "its worker gave no answer by its deadline")
             return self._failed(item.index, attempt, late)
@@ -242,14 +247,13 @@ class RunningJob:
         messages, usage = done_in(steps)
         return replace(outcome, messages=messages, usage=usage)
 
-    def _keep(self, store: Store, order: Order, n_before: int, limit: asyncio.Timeout) -> Keep:
-        """Return what keeps the steps of one attempt, which `limit` ends; `n_before` are from those before it."""
+    def _keep(self, store: Store, order: Order, n_before: int) -> Keep:
+        """Return what keeps the steps of one attempt; `n_before` checkpoints are from those before it."""
         seq = count(n_before)
 
         async def keep(checkpoints: Sequence[bytes]) -> None:
             steps = [NewStep(order.index, order.attempt, next(seq), checkpoint) for checkpoint in checkpoints]
-            with untimed(limit):
-                await self.ledger(store).keep(steps)
+            await self.ledger(store).keep(steps)
 
         return keep
 

@@ -1,9 +1,10 @@
-"""A thread that does what it is told, in order."""
+"""Threads that do what they are told: calls in order, and an event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
@@ -46,3 +47,30 @@ class DaemonThread(Executor):
                 future.set_exception(error)
             else:
                 future.set_result(value)
+
+
+class LoopThread:
+    """An event loop on a thread of its own, which goes on while the caller does something else."""
+
+    def __init__(self, name: str) -> None:
+        self._loop: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop, and wait for what it returns."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop.result()).result()
+
+    def close(self) -> None:
+        """End the loop, and what still runs on it."""
+        self._loop.result().call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with asyncio.Runner() as runner:
+            runner.run(self._wait())
+
+    async def _wait(self) -> None:
+        self._stopping = asyncio.Event()
+        self._loop.set_result(asyncio.get_running_loop())
+        await self._stopping.wait()

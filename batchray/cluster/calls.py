@@ -104,7 +104,7 @@ async def _followed(results: Any, keep: Keep, limit: asyncio.Timeout) -> bytes:
             continue
         if fetched.report is not None:
             return fetched.report  # type: ignore[no-any-return]
-        with untimed(limit):  # the run stands still until then
+        with untimed(limit):  # the run may wait for it, and ends by its own clock
             await keep(fetched.checkpoints)
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 
 from batchray.agents import Answerer, Checkpoints, Fetched, Keeper, SteppedRun
 from batchray.config import BoundAgent
+from batchray.threads import LoopThread
 
 News = dict[str, list[bytes]]
 """Checkpoints that are not known to be kept, by the key of their attempt."""
@@ -68,30 +69,26 @@ def steps_alone(
     """Run one request on an event loop of its own, and yield what it has done, step by step, and its report.
 
     None comes first, when its agent's code is there; and after what is to be kept: when that is taken, what came before
-    it is kept.  The run stands still between.  `limited` is entered while it does not.
+    it is kept.  `limited` is entered while something of the run is waited for.
     """
-    with asyncio.Runner() as runner:
+    with closing(LoopThread("batchray-run")) as loop:  # it goes on while what it has done is being kept
         answerer = Answerer()
         try:
-            runner.run(_prepared(answerer, bound))
+            loop.run(_prepared(answerer, bound))
             yield None
-            yield from _steps(runner, runner.run(_begun(answerer, bound, item)), limited)
+            with limited():
+                run = loop.run(_begun(answerer, bound, item))
+            n_kept = 0
+            while True:
+                with limited():
+                    fetched = loop.run(run.fetch(n_kept))
+                yield fetched
+                if fetched.report is not None:
+                    return
+                yield None
+                n_kept += len(fetched.checkpoints)
         finally:
-            runner.run(answerer.close())
-
-
-def _steps(
-    runner: asyncio.Runner, run: SteppedRun, limited: Callable[[], AbstractContextManager[None]]
-) -> Iterator[Fetched | None]:
-    n_kept = 0
-    while True:
-        with limited():
-            fetched = runner.run(run.fetch(n_kept))
-        yield fetched
-        if fetched.report is not None:
-            return
-        yield None
-        n_kept += len(fetched.checkpoints)
+            loop.run(answerer.close())
 
 
 async def _prepared(answerer: Answerer, bound: BoundAgent) -> None:

@@ -136,10 +136,11 @@ class Batches:
         key = request.headers.get("Idempotency-Key")
         if key is not None and not re.fullmatch(_KEY_PATTERN, key):
             raise HttpError(400, "Idempotency-Key: need 1 to 255 printable characters of ASCII")
-        if key is None:  # or it may have been accepted before, and only its answer is asked for again
+        user_id = user_of(request)
+        if key is None or await self._service.read(self._reader.job_of_key, user_id, key) is None:
             await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
         async with self._uploads.receive(request, needs_digest=key is not None) as body:
-            return batch_job(await self._service.accept(user_of(request), body, key))
+            return batch_job(await self._service.accept(user_id, body, key))
 
     async def index(self, request: web.Request, query: Page) -> Answer:
         """List a user's batches, of every state."""

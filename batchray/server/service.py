@@ -65,6 +65,7 @@ class Service:
         self._starting: dict[str, asyncio.Task[None]] = {}  # no longer waiting, and not yet running
         self._running: dict[str, Job] = {}
         self._single: set[str] = set()  # of those that run, the runs of one request
+        self._giving_up: set[str] = set()  # single runs that nobody asks for any more, and that cannot be ended now
         self._restarting: set[str] = set()  # failed, and to be started again in a moment
         self._reopening: set[str] = set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -278,7 +279,8 @@ class Service:
                 continue
             if record.kind == "batch":
                 self._waiting.append(record.id)
-            elif not await self._gave_up(record.id):
+            elif record.id not in self._giving_up and not await self._gave_up(record.id):
+                self._giving_up.add(record.id)
                 self._spawn(self._give_up_later(record.id))
         self._start_next()
 
@@ -299,6 +301,7 @@ class Service:
         while not has_ended:
             await asyncio.sleep(_RESTART_S)
             has_ended = await self._gave_up(job_id)
+        self._giving_up.discard(job_id)
 
     async def _adopt_orphans(self) -> None:
         """Go on with jobs whose leaders have died."""

@@ -17,6 +17,7 @@ from batchray import Agent, Job, Result
 from batchray.store import Store
 from tests.cluster.dying import die
 from tests.cluster.test_faults import descendants, processes_named, run_cli
+from tests.locked import locked
 from tests.provider_server import ProviderServer, run_in_thread
 from tests.waiting import until
 
@@ -186,3 +187,21 @@ def n_kept(data_dir: Path) -> int:
 
 def _quiet(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "progress"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_store_that_is_locked_for_longer_than_a_deadline_costs_no_request(
+    place: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    options.pop("progress")
+    ledgers = [tmp_path / f"ledger-{index}" for index in range(2)]
+    requests = [request for ledger in ledgers for request in asked(ledger, 0.4)]
+    extra = {"placement": place, **({"num_cpus": 0.25} if place == "process" else {})}
+    with run_in_thread() as server:
+        job = batchray.submit(requests, **agent(server, deadline_s=4, **extra), deadline_grace_s=1, **options)
+        until(lambda: all(events(ledger, "ended") for ledger in ledgers))
+        with locked(options["data_dir"]):
+            time.sleep(8)  # what has to be longer than the deadline and its grace
+        job.wait(90)
+        assert [(str(result.status), result.attempts) for result in job.results()] == [("succeeded", 1)] * 2
+        assert server.n_calls == 2 * (N_STEPS + 1)

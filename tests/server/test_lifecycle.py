@@ -7,14 +7,12 @@ import os
 import random
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +21,7 @@ import psutil
 import pytest
 
 from tests.chaos.kit import check_no_process_is_left
+from tests.locked import locked
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
 from tests.server.talk import BATCHES, LOST, get, patch, post
 from tests.waiting import until
@@ -156,22 +155,6 @@ def test_a_cancel_that_cannot_be_kept_is_done_and_not_confirmed(tmp_path: Path, 
             assert in_flight(server) == 0
         assert patch(server, f"{BATCHES}/{job_id}/cancel")[0] == 200
         until(lambda: job_of(server, job_id)["status"] == "cancelled")
-
-
-@contextmanager
-def locked(data_dir: Path) -> Iterator[None]:
-    """Lock the store against all writers, as another program may."""
-    with closing(sqlite3.connect(data_dir / "batchray.db", isolation_level=None)) as other:
-        until(lambda: _begun(other))
-        yield
-
-
-def _begun(connection: sqlite3.Connection) -> bool:
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError:  # the server writes at this moment
-        return False
-    return True
 
 
 def in_flight(server: LiveServer) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sqlite3
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.judge import AGENTS, Sender
+from tests.locked import locked
 from tests.server.live import LiveServer, live_server
 from tests.server.talk import BATCHES, LOST, ask, status_of
 from tests.waiting import until
@@ -67,27 +69,32 @@ def test_a_batch_that_was_accepted_is_told_by_its_key_on_a_full_disk_too(tmp_pat
             assert ask(server.url, BATCHES, batch(1, 10), **key)["id"] == job["id"]
 
 
-def test_a_server_starts_on_a_full_disk_with_a_run_of_an_earlier_one_left_over(tmp_path: Path) -> None:
-    agents = tmp_path / "agents.json"
+@pytest.mark.cluster
+def test_a_server_starts_though_a_run_that_an_earlier_one_has_left_cannot_be_ended(tmp_path: Path) -> None:
+    data_dir, agents = tmp_path / "data", tmp_path / "agents.json"
     agents.write_text(json.dumps({"agents": [{"id": "wait", "run": "tests.cluster.agents:wait"}]}))
-    with live_server(tmp_path / "data", agents=agents) as server:
+    with live_server(data_dir, agents=agents) as server:
         asking = threading.Thread(target=status_or_lost, args=(server, "/v1/agents/wait/messages", {"input": "60"}))
         asking.start()
-        until(lambda: n_rows(tmp_path / "data", "attempts") == 1)
+        until(lambda: n_rows(data_dir, "attempts") == 1)
         server.kill()
         asking.join()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (40_000, before[1])
-    )  # the server inherits it, and can just open its files
-    try:
-        with live_server(tmp_path / "data", agents=agents) as server:
-            until(lambda: "cannot be ended at the moment" in server.log)
-            assert ask(server.url, BATCHES) == []
-            resource.prlimit(server.pid, resource.RLIMIT_FSIZE, before)
-            until(lambda: n_rows(tmp_path / "data", "outcomes") == 1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    shutil.rmtree(data_dir / "uploads")
+    may_end = threading.Event()
+
+    def lock() -> None:
+        until((data_dir / "uploads").exists)  # its store is open, and Ray is still being started
+        with locked(data_dir):
+            assert may_end.wait(60)
+
+    locking = threading.Thread(target=lock)
+    locking.start()
+    with live_server(data_dir, "--lanes", "1", agents=agents, executor="ray") as server:
+        until(lambda: "cannot be ended at the moment" in server.log)
+        assert ask(server.url, BATCHES) == []
+        may_end.set()
+        until(lambda: n_rows(data_dir, "outcomes") == 1)
+    locking.join()
 
 
 def status_or_lost(server: LiveServer, path: str, body: object) -> int | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -718,3 +719,41 @@ async def test_a_cancel_that_is_heard_from_elsewhere_is_kept_for_whoever_goes_on
     monkeypatch.setattr(store, "end_unfinished", end)
     record = await run_job(job, store, executor, [Watcher(is_canceled=True)])
     assert (record.status, asked) == ("cancelled", [{"is_canceled": True}])
+
+
+def lock_for(store: Store, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no outcome be written for so long."""
+    write, end = store.write, time.monotonic() + seconds
+
+    def write_later(job: JobRecord, attempts: Any, outcomes: Any, *more: Any) -> Any:
+        if outcomes and time.monotonic() < end:
+            raise StoreUnavailableError("locked")
+        return write(job, attempts, outcomes, *more)
+
+    monkeypatch.setattr(store, "write", write_later)
+
+
+async def test_the_limits_of_what_runs_stand_still_while_the_store_does(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = bind_agents([Agent(id="echo", run=echo, deadline_s=0.9)])
+    job = await started(store, new_job(store, "echo", "echo"), agents, deadline_grace_s=0.9)
+    lock_for(store, 3, monkeypatch)
+    executor = Scripted(lambda order: asyncio.sleep(2.5) if order.index == 0 else None)
+    assert (await run_job(job, store, executor)).counts["succeeded"] == 2
+
+
+async def test_the_time_for_which_the_store_was_waited_for_is_not_taken_from_the_next_attempt(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = bind_agents([Agent(id="echo", run=echo, deadline_s=2)])
+    job = await started(store, new_job(store, "echo", "echo"), agents)
+    lock_for(store, 3, monkeypatch)
+
+    async def die_late() -> None:
+        await asyncio.sleep(2.5)
+        raise WorkerDiedError("its lane died", is_suspect=False, ran_s=2.5)
+
+    executor = Scripted(lambda order: die_late() if (order.index, order.attempt) == (0, 1) else None)
+    assert (await run_job(job, store, executor)).counts["succeeded"] == 2
+    assert executor.orders[-1].left_s > 0.5

@@ -40,6 +40,7 @@ FLOORS = (
     # the story
     "context",
     "in_flight",
+    "limits",
     "ledger",
     "running",
     "driver",
