@@ -16,6 +16,7 @@ from batchray.config import AgentSet, Settings
 from batchray.context import Turns
 from batchray.control import LeaseLink, Wishes
 from batchray.errors import JobInterruptedError, LeaseLostError, StoreError
+from batchray.limits import Limits
 from batchray.progress import Progress
 from batchray.running import CANCELED, Ending, RunningJob, age_ns, expired
 from batchray.store import JobRecord, Patience, PendingItem, Pieces, Store
@@ -55,11 +56,17 @@ async def run_job(job: RunningJob, store: Store, executor: Executor, links: Sequ
 
 
 async def start_job(
-    job_id: str, agents: AgentSet, store: Store, settings: Settings, turns: Turns | None = None
+    job_id: str,
+    agents: AgentSet,
+    store: Store,
+    settings: Settings,
+    turns: Turns | None = None,
+    limits: Limits | None = None,
 ) -> RunningJob:
     """Mark a job as running here, with its progress so far read from the store.
 
-    `turns` are those that all jobs of this process share.  Raises LeaseLostError while another process leads it.
+    `turns` and `limits` are those that all jobs of this process share.  Raises LeaseLostError while another process
+    leads it.
     """
     patience = Patience(store, f"job {job_id}")
     record = await patience.call(store.start_job, job_id)
@@ -67,7 +74,7 @@ async def start_job(
         progress = await patience.call_in_pieces(_rebuild_progress, store, record)
         opened_at = await patience.call(store.opened_at, record)
         wishes = {} if record.is_ended else await patience.call(store.wishes, record)
-    job = RunningJob(record, agents, settings, progress, opened_at, patience, turns or Turns())
+    job = RunningJob(record, agents, settings, progress, opened_at, patience, turns or Turns(), limits or Limits())
     if wishes.get("is_canceled"):  # which an earlier leader, or this process before it died, has not done
         job.cancel()
     return job

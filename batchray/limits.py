@@ -3,56 +3,87 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
-from batchray.agents import untimed
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 # A commit takes milliseconds; who waits for one that takes longer than this waits for a disk or a database.
 _SLOW_S = 1.0
 
 
+class _Standing(NamedTuple):
+    """When a limit would have come, and since when it stands still, by the loop's clock."""
+
+    ends: float | None
+    since: float
+
+
 class Limits:
-    """The limits of what runs now.  `stalled_s` is for how long they have stood still so far, in seconds."""
+    """The limits of all that runs in one process: a lane keeps the steps of several jobs at once.
+
+    They stand still from a moment before a store is found to be slow until none is waited for any more.
+    """
 
     def __init__(self, slow_s: float = _SLOW_S) -> None:
-        self._slow_s, self._stalled_s = slow_s, 0.0
+        self._slow_s, self._stalled_s, self._since = slow_s, 0.0, 0.0
         self._limits: dict[asyncio.Timeout, None] = {}
-        self._standing: ExitStack | None = None
-        self._since = 0.0
+        self._standing: dict[asyncio.Timeout, _Standing] = {}
+        self._slow: set[object] = set()  # of those who wait, who have waited for long
 
-    @property
     def stalled_s(self) -> float:
-        """For how long they have stood still, in seconds."""
-        return self._stalled_s + (time.monotonic() - self._since if self._standing is not None else 0.0)
+        """Return for how long they have stood still so far, in seconds."""
+        return self._stalled_s + (_now() - self._since if self._slow else 0.0)
 
     @contextmanager
     def of(self, limit: asyncio.Timeout) -> Iterator[None]:
         """Let a limit, which has been entered, be one of them while this is."""
         self._limits[limit] = None
+        if self._slow:
+            self._stand_still(limit, _now())
         try:
             yield
         finally:
             del self._limits[limit]
+            self._standing.pop(limit, None)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Enter while the store is waited for; where that is for long they stand still until it is over."""
-        slow = asyncio.get_running_loop().call_later(self._slow_s, self._stand)
+        """Enter while a store is waited for."""
+        waiter = object()
+        slow = asyncio.get_running_loop().call_later(self._slow_s, self._begin, waiter)
         try:
             yield
         finally:
             slow.cancel()
-            self._go_on()
+            self._end(waiter)
 
-    def _stand(self) -> None:
-        self._since, self._standing = time.monotonic(), ExitStack()
-        for limit in self._limits:
-            self._standing.enter_context(untimed(limit))
+    def _begin(self, waiter: object) -> None:
+        if not self._slow:
+            self._since = _now() - self._slow_s
+            for limit in self._limits:
+                self._stand_still(limit, self._since)
+        self._slow.add(waiter)
 
-    def _go_on(self) -> None:
-        if self._standing is not None:
-            self._stalled_s += time.monotonic() - self._since
-            self._standing.close()
-            self._standing = None
+    def _end(self, waiter: object) -> None:
+        if waiter not in self._slow:
+            return
+        self._slow.discard(waiter)
+        if not self._slow:
+            now = _now()
+            self._stalled_s += now - self._since
+            for limit, standing in self._standing.items():
+                _move(limit, None if standing.ends is None else standing.ends + now - standing.since)
+            self._standing.clear()
+
+    def _stand_still(self, limit: asyncio.Timeout, since: float) -> None:
+        self._standing[limit] = _Standing(limit.when(), since)
+        _move(limit, None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _move(limit: asyncio.Timeout, ends: float | None) -> None:
+    with suppress(RuntimeError):  # it has come
+        limit.reschedule(ends)

@@ -69,14 +69,15 @@ class RunningJob:
         opened_at: str,
         patience: Patience,
         turns: Turns,
+        limits: Limits,
     ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
-        self.patience, self._turns = patience, turns
-        self._keys, limits = limited(agents)
+        self.patience, self._turns, self._limits = patience, turns, limits
+        self._keys, max_running = limited(agents)
         self.window: Window[PendingItem, NewOutcome | None] = Window(
             settings.max_in_flight,
             keys=lambda item: self._keys[item.agent_id],
-            limits=limits,
+            limits=max_running,
             weight=lambda item: len(item.request) + _ITEM_BYTES,
             max_waiting=_MAX_WAITING_BYTES,
         )
@@ -89,7 +90,6 @@ class RunningJob:
         self.first_token_ns: int | None = None
         self._is_resumed = progress.done > 0
         self._accepted_ns = time.monotonic_ns() - age_ns(record.created_at)
-        self._limits = Limits()
         self._ledger: Ledger | None = None
 
     def ledger(self, store: Store) -> Ledger:
@@ -115,13 +115,13 @@ class RunningJob:
                 attempt += 1
                 await ledger.begin(NewAttempt(item.index, attempt, deaths, losses))  # counted before it is spawned
                 self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
-                stalled_s = self._limits.stalled_s
+                stalled_s = self._limits.stalled_s()
                 try:
                     # Alone: one that may have killed others, and one that others have killed again and again.
                     is_alone = deaths > 0 or losses - item.losses >= _MAX_SHARED_LOSSES
                     outcome = await self._attempt(store, executor, item, attempt, left_s, is_alone=is_alone)
                 except WorkerDiedError as error:
-                    ran_s = max(error.ran_s - (self._limits.stalled_s - stalled_s), 0.0)
+                    ran_s = max(error.ran_s - (self._limits.stalled_s() - stalled_s), 0.0)
                     left_s = max(left_s - ran_s, 0.0)
                     deaths, losses = deaths + error.is_suspect, losses + (not error.is_suspect)
                     n_losses = losses - item.losses  # in this run of the job: a retry has its own

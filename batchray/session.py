@@ -20,6 +20,7 @@ from batchray.errors import BatchFormatError, ConfigError
 from batchray.intake import Batch, Spool, read_batch
 from batchray.interpreter import serve_many
 from batchray.job import Job
+from batchray.limits import Limits
 from batchray.running import RunningJob
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import JobRecord, NewItem, NewJob, Store
@@ -57,7 +58,7 @@ class Session:
         self._sharing: dict[RunningJob, None] = {}  # in the order of their start
         self._shared_window: int | None = None
         self._is_draining = False
-        self._turns = Turns()
+        self._turns, self._limits = Turns(), Limits()
         atexit.register(self.close)
 
     def share_window(self, size: int) -> None:
@@ -116,7 +117,7 @@ class Session:
         try:
             executor = await self._executor(settings)
             executor.check(agents)
-            running = await start_job(job.id, agents, store, settings, self._turns)
+            running = await start_job(job.id, agents, store, settings, self._turns, self._limits)
             job.started(running)
             self._take_share(running)
             record = running.record

@@ -118,8 +118,8 @@ class Lane:
 def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | Fetched | None]:
     """Run one request in a worker process of its own; yields the id of its node, then what `steps_alone` does.
 
-    The process ends where code that blocks outlives the deadline.  `key` is what the lane of its node finds the cause
-    of its death under.
+    The process ends where code that blocks outlives the deadline, counted anew after each step.  `key` is what the lane
+    of its node finds the cause of its death under.
     """
     with _remembered(key):
         yield _node_id()  # before its code is imported, which may take long, or for ever

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 
 from batchray.agents import Answerer, Checkpoints, Fetched, Keeper, SteppedRun
 from batchray.config import BoundAgent
@@ -88,7 +88,8 @@ def steps_alone(
                 yield None
                 n_kept += len(fetched.checkpoints)
         finally:
-            loop.run(answerer.close())
+            with suppress(RuntimeError):  # the request's own code has ended the loop
+                loop.run(answerer.close())
 
 
 async def _prepared(answerer: Answerer, bound: BoundAgent) -> None:
