@@ -34,7 +34,7 @@ _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _ITEM_BYTES = 512
 # Attempts that ended with a death of another's doing are not an item's own, but it does not go on for ever.
 _MAX_LOSSES = 20
-_MAX_SHARED_LOSSES = 5
+_MAX_SHARED_LOSSES = 12
 
 
 class Ending(NamedTuple):

@@ -268,7 +268,7 @@ async def test_who_has_shared_many_deaths_of_others_runs_where_they_cannot_reach
 
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo")), store, executor)
-    assert [order.is_alone for order in executor.orders] == [False] * 5 + [True]
+    assert [order.is_alone for order in executor.orders] == [False] * 12 + [True]
     assert (record.status, store.results(record)[0].attempts) == ("completed", 1)
 
 
