@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, first_sentence, load_agents, load_settings
-from batchray.control import ControlFile
+from batchray.control import open_again
 from batchray.errors import ConfigError
 from batchray.intake import read_callback_url
 from batchray.job import Job
@@ -101,8 +101,7 @@ def submit_resume(job_id: str, agents: AgentsLike | None = None, *, is_retry: bo
         bound = _checked(AgentSet.from_snapshot(snapshot, given))
         _check_travel(bound, settings)
         if is_retry:
-            ControlFile(store.data_dir, job_id).forget()  # what was asked before its end is not for what comes now
-            session.wait(store.call(store.reopen, job_id))
+            session.wait(store.call(open_again, store, job_id))
         return session.start(job_id, bound, store, settings)
     except BaseException:
         session.release_store(store)

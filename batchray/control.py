@@ -95,6 +95,12 @@ def _sync(directory: Path) -> None:
         os.close(opened)
 
 
+def open_again(store: Store, job_id: str) -> int:
+    """Open an ended job again as `Store.reopen` does; what was asked before its end is not for what comes now."""
+    ControlFile(store.data_dir, job_id).forget()
+    return store.reopen(job_id)
+
+
 class LeaseLink:
     """Renews the lease under which this process leads a job, and hears what others ask of it.  See `driver.Link`."""
 

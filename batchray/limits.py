@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from contextlib import contextmanager
+
+from batchray.agents import Standstill
 
 # A commit takes milliseconds; who waits for one that takes longer than this waits for a disk or a database.
 _SLOW_S = 1.0
-
-
-class _Standing(NamedTuple):
-    """When a limit would have come, and since when it stands still, by the loop's clock."""
-
-    ends: float | None
-    since: float
 
 
 class Limits:
@@ -27,7 +21,7 @@ class Limits:
     def __init__(self, slow_s: float = _SLOW_S) -> None:
         self._slow_s, self._stalled_s, self._since = slow_s, 0.0, 0.0
         self._limits: dict[asyncio.Timeout, None] = {}
-        self._standing: dict[asyncio.Timeout, _Standing] = {}
+        self._standing: dict[asyncio.Timeout, Standstill] = {}
         self._slow: set[object] = set()  # of those who wait, who have waited for long
 
     def stalled_s(self) -> float:
@@ -39,7 +33,7 @@ class Limits:
         """Let a limit, which has been entered, be one of them while this is."""
         self._limits[limit] = None
         if self._slow:
-            self._stand_still(limit, _now())
+            self._standing[limit] = Standstill(limit)
         try:
             yield
         finally:
@@ -60,8 +54,7 @@ class Limits:
     def _begin(self, waiter: object) -> None:
         if not self._slow:
             self._since = _now() - self._slow_s
-            for limit in self._limits:
-                self._stand_still(limit, self._since)
+            self._standing = {limit: Standstill(limit, self._since) for limit in self._limits}
         self._slow.add(waiter)
 
     def _end(self, waiter: object) -> None:
@@ -69,21 +62,11 @@ class Limits:
             return
         self._slow.discard(waiter)
         if not self._slow:
-            now = _now()
-            self._stalled_s += now - self._since
-            for limit, standing in self._standing.items():
-                _move(limit, None if standing.ends is None else standing.ends + now - standing.since)
+            self._stalled_s += _now() - self._since
+            for standstill in self._standing.values():
+                standstill.end()
             self._standing.clear()
-
-    def _stand_still(self, limit: asyncio.Timeout, since: float) -> None:
-        self._standing[limit] = _Standing(limit.when(), since)
-        _move(limit, None)
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _move(limit: asyncio.Timeout, ends: float | None) -> None:
-    with suppress(RuntimeError):  # it has come
-        limit.reschedule(ends)

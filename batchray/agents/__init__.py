@@ -5,7 +5,7 @@ from batchray.agents.base import AgentRunner, Run
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
-from batchray.agents.steps import Checkpoints, Fetched, Keep, Keeper, SteppedRun, done_in, follow, untimed
+from batchray.agents.steps import Checkpoints, Fetched, Keep, Keeper, Standstill, SteppedRun, done_in, follow, untimed
 
 __all__ = [
     "AgentRunner",
@@ -20,6 +20,7 @@ __all__ = [
     "Keeper",
     "Report",
     "Run",
+    "Standstill",
     "SteppedRun",
     "ToolLoop",
     "build_agent",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import orjson
 from aiohttp import web
 
-from batchray.errors import UnknownJobError
+from batchray.errors import StoreFullError, UnknownJobError
 from batchray.results import result_of
 from batchray.schema import (
     BatchJob,
@@ -137,8 +137,11 @@ class Batches:
         if key is not None and not re.fullmatch(_KEY_PATTERN, key):
             raise HttpError(400, "Idempotency-Key: need 1 to 255 printable characters of ASCII")
         user_id = user_of(request)
-        if key is None or await self._service.read(self._reader.job_of_key, user_id, key) is None:
+        try:
             await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
+        except StoreFullError:
+            if key is None or await self._service.read(self._reader.job_of_key, user_id, key) is None:
+                raise
         async with self._uploads.receive(request, needs_digest=key is not None) as body:
             return batch_job(await self._service.accept(user_id, body, key))
 

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
-from batchray.control import ControlFile, Wishes
+from batchray.control import Wishes, open_again
 from batchray.driver import cancel_at_rest, end_at_rest, expire_at_rest
 from batchray.errors import (
     BatchrayError,
@@ -126,8 +126,7 @@ class Service:
         if record.counts["succeeded"] < record.total:
             self._reopening.add(record.id)
             try:
-                ControlFile(self.store.data_dir, record.id).forget()
-                await self.store.call(self.store.reopen, record.id)
+                await self.store.call(open_again, self.store, record.id)
             finally:
                 self._reopening.discard(record.id)
             self._waiting.append(record.id)
@@ -166,10 +165,9 @@ class Service:
             job.steer(Wishes(is_canceled=True))
             raise
         except BatchrayError as error:
-            with suppress(StoreError):
-                await self.store.call_in_pieces(
-                    cancel_at_rest(self.store, job.id)
-                )  # or it would be run again, for nobody
+            with suppress(StoreError):  # or it would be run again, for nobody
+                async with self._turn(job.id):
+                    await self.store.call_in_pieces(cancel_at_rest(self.store, job.id))
             raise later(5, f"the request could not be run: {error}") from None
         result = await self.read(self.reader.result, record, 0)
         if result is None:

@@ -17,7 +17,7 @@ from batchray import Agent, AgentRequest
 
 async def where(request: AgentRequest) -> str:
     """Answer with the node that ran it, after a moment."""
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)  # long enough that some of those on a node that is lost have not answered yet
     return str(ray.get_runtime_context().get_node_id())
 
 
@@ -28,7 +28,7 @@ def main(data_dir: Path) -> None:
     try:
         requests = [{"agent_id": "where", "input": "?"} for _ in range(600)]
         fleet = [Agent(id="where", run=where)]
-        job = batchray.submit(requests, fleet, data_dir=data_dir, max_in_flight=16, ray_address=cluster.address)
+        job = batchray.submit(requests, fleet, data_dir=data_dir, max_in_flight=32, ray_address=cluster.address)
         while job.live().done < 100:
             time.sleep(0.05)
         cluster.remove_node(second, allow_graceful=False)

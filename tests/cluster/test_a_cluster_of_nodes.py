@@ -17,5 +17,5 @@ def test_lanes_spread_over_nodes_and_a_lost_node_costs_only_its_attempts(ray_ses
     assert report["status"] == "completed"
     assert report["indices"] == list(range(600))
     assert report["nodes"] == 2
-    assert report["attempts"] <= 2  # one, where those on the lost node had just answered, and nobody had heard
+    assert report["attempts"] == 2
     assert report["nodes_left"] == 1

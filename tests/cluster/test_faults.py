@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,16 @@ def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = 
     return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@contextmanager
+def run_until(directory: Path, n_done: int, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a directory's batch by the command line; yields driver and job when more than `n_done` items are done."""
+    with run_cli("run", "requests.jsonl", "--agents", "agents.json", *options, cwd=directory) as driver:
+        assert driver.stdout is not None
+        job_id = driver.stdout.readline().strip()
+        until(lambda: done_in(directory, job_id) > n_done, 60)
+        yield driver, job_id
+
+
 def write_waiting_batch(directory: Path, n: int, seconds: float) -> None:
     agent = {"id": "wait", "run": "tests.cluster.agents:wait"}
     (directory / "agents.json").write_text(json.dumps({"agents": [agent]}))
@@ -195,11 +206,7 @@ def test_a_killed_driver_is_resumed_without_repeating_finished_items(
     ray_session: None, tmp_path: Path, orphans: list[psutil.Process]
 ) -> None:
     write_waiting_batch(tmp_path, 900, 0.1)
-    arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "16", "--lanes", "1", "--quiet"]
-    with run_cli("run", *arguments, cwd=tmp_path) as driver:
-        assert driver.stdout is not None
-        job_id = driver.stdout.readline().strip()
-        until(lambda: done_in(tmp_path, job_id) > 60, 60)
+    with run_until(tmp_path, 60, "--max-in-flight", "16", "--lanes", "1", "--quiet") as (driver, job_id):
         orphans += descendants(driver)
         workers = [p for p in orphans if p.name().startswith(("ray::Lane", "ray::Job", "ray::IDLE", "raylet", "gcs_"))]
         driver.kill()
@@ -220,11 +227,7 @@ def test_a_killed_driver_is_resumed_without_repeating_finished_items(
 
 def test_an_interrupt_keeps_outcomes_says_how_to_resume_and_exits_130(ray_session: None, tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 900, 0.2)
-    arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "16", "--lanes", "1"]
-    with run_cli("run", *arguments, cwd=tmp_path) as driver:
-        assert driver.stdout is not None
-        job_id = driver.stdout.readline().strip()
-        until(lambda: done_in(tmp_path, job_id) > 20, 60)
+    with run_until(tmp_path, 20, "--max-in-flight", "16", "--lanes", "1") as (driver, job_id):
         family = descendants(driver)
         driver.send_signal(signal.SIGINT)
         _, err = driver.communicate(timeout=60)
@@ -240,11 +243,7 @@ def test_an_interrupt_keeps_outcomes_says_how_to_resume_and_exits_130(ray_sessio
 
 def test_cancel_from_another_terminal_ends_the_job(ray_session: None, tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 200, 0.5)
-    arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "8", "--executor", "local"]
-    with run_cli("run", *arguments, cwd=tmp_path) as driver:
-        assert driver.stdout is not None
-        job_id = driver.stdout.readline().strip()
-        until(lambda: done_in(tmp_path, job_id) > 8, 60)
+    with run_until(tmp_path, 8, "--max-in-flight", "8", "--executor", "local") as (driver, job_id):
         with run_cli("cancel", job_id, cwd=tmp_path) as cancel:
             assert cancel.wait(30) == 0
         _, err = driver.communicate(timeout=60)
@@ -257,11 +256,7 @@ def test_cancel_from_another_terminal_ends_the_job(ray_session: None, tmp_path: 
 
 def test_a_cancel_from_another_terminal_outlives_the_driver(tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 200, 0.5)
-    arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "8", "--executor", "local"]
-    with run_cli("run", *arguments, cwd=tmp_path) as driver:
-        assert driver.stdout is not None
-        job_id = driver.stdout.readline().strip()
-        until(lambda: done_in(tmp_path, job_id) > 8, 60)
+    with run_until(tmp_path, 8, "--max-in-flight", "8", "--executor", "local") as (driver, job_id):
         driver.send_signal(signal.SIGSTOP)  # it hears of nothing any more
         with run_cli("cancel", job_id, cwd=tmp_path) as cancel:
             assert cancel.wait(30) == 0
@@ -303,11 +298,7 @@ def check_that_a_resume_cancels(directory: Path, job_id: str) -> None:
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_dead_cluster_ends_the_run_with_a_sentence_and_a_resume(name: str, ray_session: None, tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 3000, 0.5)
-    arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "8", "--lanes", "1"]
-    with run_cli("run", *arguments, cwd=tmp_path) as driver:
-        assert driver.stdout is not None
-        job_id = driver.stdout.readline().strip()
-        until(lambda: done_in(tmp_path, job_id) > 8, 60)
+    with run_until(tmp_path, 8, "--max-in-flight", "8", "--lanes", "1") as (driver, job_id):
         [victim] = [process for process in descendants(driver) if process.name() == name]
         victim.kill()
         killed = time.monotonic()
@@ -335,16 +326,10 @@ def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 
 def test_status_tells_running_paused_and_unfinished_apart(tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 400, 0.1)
-    arguments = ["requests.jsonl", "--agents", "agents.json", "--max-in-flight", "4", "--executor", "local"]
-    with run_cli("run", *arguments, cwd=tmp_path) as first:
-        assert first.stdout is not None
-        first_id = first.stdout.readline().strip()
-        until(lambda: done_in(tmp_path, first_id) > 4, 60)
+    options = ("--max-in-flight", "4", "--executor", "local")
+    with run_until(tmp_path, 4, *options) as (first, first_id):
         first.kill()
-    with run_cli("run", *arguments, cwd=tmp_path) as second:
-        assert second.stdout is not None
-        second_id = second.stdout.readline().strip()
-        until(lambda: done_in(tmp_path, second_id) > 4, 60)
+    with run_until(tmp_path, 4, *options) as (second, second_id):
         assert states(tmp_path) == {first_id: "unfinished", second_id: "running"}
         call_cli("pause", second_id, cwd=tmp_path)
         assert states(tmp_path) == {first_id: "unfinished", second_id: "paused"}

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.error
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ import pytest
 from tests.chaos.kit import check_no_process_is_left
 from tests.locked import locked
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
-from tests.server.talk import BATCHES, LOST, get, patch, post
+from tests.server.talk import BATCHES, get, if_there, patch, post
 from tests.waiting import until
 
 GRACE_S = 2
@@ -225,17 +225,13 @@ def test_a_small_job_behind_a_large_one_starts_within_a_second(tmp_path: Path, w
 
 def test_runs_of_one_request_leave_batches_their_turn(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_MAX_RUNNING_JOBS="1") as server:
-        asking = threading.Thread(target=post_or_lose, args=(server, "/v1/agents/wait/messages", {"input": "60"}))
+        asked = partial(post, server, "/v1/agents/wait/messages", {"input": "60"})
+        asking = threading.Thread(target=if_there, args=(asked,))
         asking.start()
         until(lambda: in_flight(server) == 1)
         assert succeeded(server, post(server, BATCHES, batch(3, 0))["id"]) == 3
         server.kill()
         asking.join()
-
-
-def post_or_lose(server: LiveServer, path: str, body: dict[str, Any]) -> None:
-    with suppress(*LOST):
-        post(server, path, body)
 
 
 def test_an_address_in_use_is_told_before_ray_is_started(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 import urllib.error
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from tests.chaos.judge import AGENTS, Sender
 from tests.locked import locked
 from tests.server.live import LiveServer, live_server
-from tests.server.talk import BATCHES, LOST, ask, status_of
+from tests.server.talk import BATCHES, ask, if_there, status_of
 from tests.waiting import until
 
 
@@ -74,7 +75,8 @@ def test_a_server_starts_though_a_run_that_an_earlier_one_has_left_cannot_be_end
     data_dir, agents = tmp_path / "data", tmp_path / "agents.json"
     agents.write_text(json.dumps({"agents": [{"id": "wait", "run": "tests.cluster.agents:wait"}]}))
     with live_server(data_dir, agents=agents) as server:
-        asking = threading.Thread(target=status_or_lost, args=(server, "/v1/agents/wait/messages", {"input": "60"}))
+        asked = partial(ask, server.url, "/v1/agents/wait/messages", {"input": "60"})
+        asking = threading.Thread(target=if_there, args=(asked,))
         asking.start()
         until(lambda: n_rows(data_dir, "attempts") == 1)
         server.kill()
@@ -95,14 +97,6 @@ def test_a_server_starts_though_a_run_that_an_earlier_one_has_left_cannot_be_end
         may_end.set()
         until(lambda: n_rows(data_dir, "outcomes") == 1)
     locking.join()
-
-
-def status_or_lost(server: LiveServer, path: str, body: object) -> int | None:
-    """Ask, and return the status; None where the server goes away meanwhile."""
-    try:
-        return status_of(server.url, path, body)
-    except LOST:
-        return None
 
 
 def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_path: Path) -> None:
