@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchray.api import arun, attach, resume, run, shutdown, submit
-    from batchray.cluster.job_actor import find_job
     from batchray.config import Agent, Provider, Settings, load_agents
     from batchray.errors import BatchrayError
-    from batchray.job import Job
-    from batchray.results import text_of
+    from batchray.executors.ray.job_actor import find_job
+    from batchray.jobs.handle import Job
     from batchray.schema import AgentRequest, Result
+    from batchray.views.results import text_of
 
 __version__ = "0.1.0"
 
@@ -38,11 +38,11 @@ __all__ = [
 
 _HOMES = {
     "batchray.api": ("arun", "attach", "resume", "run", "shutdown", "submit"),
-    "batchray.cluster.job_actor": ("find_job",),
+    "batchray.executors.ray.job_actor": ("find_job",),
     "batchray.config": ("Agent", "Provider", "Settings", "load_agents"),
     "batchray.errors": ("BatchrayError",),
-    "batchray.job": ("Job",),
-    "batchray.results": ("text_of",),
+    "batchray.jobs.handle": ("Job",),
+    "batchray.views.results": ("text_of",),
     "batchray.schema": ("AgentRequest", "Result"),
 }
 

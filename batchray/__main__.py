@@ -1,6 +1,6 @@
 """`python -m batchray` is the command `batchray`."""
 
-from batchray.cli import main
+from batchray.cli.main import main
 
 if __name__ == "__main__":
     main()

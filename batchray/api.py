@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from batchray.agents import Clients, build_agent
+from batchray.batch.parse import read_callback_url
 from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, first_sentence, load_agents, load_settings
-from batchray.control import open_again
 from batchray.errors import ConfigError
-from batchray.intake import read_callback_url
-from batchray.job import Job
-from batchray.session import Requests, Session, collect, create_job
+from batchray.jobs.control import reopen_job
+from batchray.jobs.create import Requests, collect, create_job
+from batchray.jobs.handle import Job
+from batchray.jobs.runtime import Runtime
 
 AgentsLike = Sequence[Agent | Mapping[str, Any]] | str | Path | AgentSet
 """Agents, or the path of an agents file."""
@@ -101,7 +102,7 @@ def submit_resume(job_id: str, agents: AgentsLike | None = None, *, is_retry: bo
         bound = _checked(AgentSet.from_snapshot(snapshot, given))
         _check_travel(bound, settings)
         if is_retry:
-            session.wait(store.call(open_again, store, job_id))
+            session.wait(store.call(reopen_job, store, job_id))
         return session.start(job_id, bound, store, settings)
     except BaseException:
         session.release_store(store)
@@ -138,9 +139,9 @@ def shutdown() -> None:
 
 
 @functools.cache
-def _session() -> Session:
+def _session() -> Runtime:
     # The one piece of state a process has: lanes are kept warm from job to job, and end with the process.
-    return Session()
+    return Runtime()
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:
@@ -181,14 +182,14 @@ def _check_travel(agents: AgentSet, settings: Settings) -> None:
     """Refuse Python functions that cannot be sent to a lane before a batch that needs them is accepted."""
     carried = [bound for bound in agents.agents.values() if any(map(callable, (bound.agent.run, *bound.agent.tools)))]
     if carried and settings.executor == "ray":
-        from batchray.cluster.lane import pack
+        from batchray.executors.ray.lane import pack
 
         for bound in carried:
             pack(bound)
 
 
 def _watch(job: Job, is_shown: bool) -> Job:
-    from batchray.display import show_progress
+    from batchray.views.progress_display import show_progress
 
     try:
         if is_shown:

@@ -1,32 +1,48 @@
 """Agents: things that answer one request, in plain async code that has never heard of Ray."""
 
-from batchray.agents.answer import Answerer, Context, Item, Report, encode_item, read_report
+from batchray.agents.attempt import (
+    AttemptContext,
+    AttemptInput,
+    AttemptReport,
+    AttemptRunner,
+    encode_input,
+    read_report,
+)
 from batchray.agents.base import AgentRunner, Run
 from batchray.agents.build import Clients, build_agent
+from batchray.agents.checkpoints import (
+    CheckpointedRun,
+    Checkpoints,
+    CheckpointSink,
+    RunUpdate,
+    SaveCheckpoints,
+    completed_work,
+    pump_checkpoints,
+)
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
-from batchray.agents.steps import Checkpoints, Fetched, Keep, Keeper, Standstill, SteppedRun, done_in, follow, untimed
+from batchray.support.timeouts import PausedTimeout, paused
 
 __all__ = [
     "AgentRunner",
-    "Answerer",
+    "AttemptContext",
+    "AttemptInput",
+    "AttemptReport",
+    "AttemptRunner",
+    "CheckpointSink",
+    "CheckpointedRun",
     "Checkpoints",
     "Clients",
-    "Context",
-    "Fetched",
     "FunctionAgent",
-    "Item",
-    "Keep",
-    "Keeper",
-    "Report",
+    "PausedTimeout",
     "Run",
-    "Standstill",
-    "SteppedRun",
+    "RunUpdate",
+    "SaveCheckpoints",
     "ToolLoop",
     "build_agent",
-    "done_in",
-    "encode_item",
-    "follow",
+    "completed_work",
+    "encode_input",
+    "paused",
+    "pump_checkpoints",
     "read_report",
-    "untimed",
 ]

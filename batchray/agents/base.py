@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from batchray.agents.approvals import answered_message, as_spoken, brings_answers
+from batchray.agents.checkpoints import Checkpoint, CheckpointSink
 from batchray.agents.memory import Memory
-from batchray.agents.steps import Checkpoint, Keeper, untimed
 from batchray.schema import (
     AgentRequest,
     ApprovalCreate,
@@ -28,6 +28,7 @@ from batchray.schema import (
     message_id,
     run_id,
 )
+from batchray.support.timeouts import paused
 
 Guard = Callable[[str, int], AbstractContextManager[None]]
 """Given a job id and an index, marks that the request runs code of its own (a tool, a callable) while it is entered."""
@@ -46,7 +47,7 @@ class Run:
     `time.monotonic()`'s clock, in seconds; the `_ns` fields are on `time.monotonic_ns()`'s.  `history` is the
     conversation that it goes on with, and `edited_memory` what earlier runs made of the agent's memory; `pending` are
     the tool calls that wait when it ends.  `returned` is what tools of the step that is not finished gave back to an
-    earlier attempt, by call; `keeper` takes what is done, where that is to be kept step by step; `limit` ends it at its
+    earlier attempt, by call; `sink` takes what is done, where that is to be kept step by step; `limit` ends it at its
     deadline.
     """
 
@@ -65,7 +66,7 @@ class Run:
     memory: Memory = field(default_factory=Memory)
     pending: tuple[str, ...] = ()
     returned: Mapping[str, MessageToolReturn] = field(default_factory=dict)
-    keeper: Keeper | None = None
+    sink: CheckpointSink | None = None
     limit: asyncio.Timeout | None = None
     _n_kept: int = 0
 
@@ -104,7 +105,7 @@ class Run:
 
     def keep(self, *returns: MessageToolReturn) -> None:
         """Hand out what was done since the last time, and what tools of the step gave back."""
-        if self.keeper is None:
+        if self.sink is None:
             return
         done = Checkpoint(
             messages=self.messages[self._n_kept :],
@@ -114,15 +115,15 @@ class Run:
             memory=self.memory.edited,
         )
         self._n_kept = len(self.messages)
-        self.keeper.add(done.model_dump_json(exclude_none=True).encode())
+        self.sink.add(done.model_dump_json(exclude_none=True).encode())
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         """Wait until all that was handed out is kept; its deadline moves by that time."""
-        if self.keeper is None:
+        if self.sink is None:
             return
         began = time.monotonic()
-        with untimed(self.limit) if self.limit is not None else contextlib.nullcontext():
-            await self.keeper.settled()
+        with paused(self.limit) if self.limit is not None else contextlib.nullcontext():
+            await self.sink.flush()
         self.deadline += time.monotonic() - began
 
     def spend(self, usage: Usage) -> None:

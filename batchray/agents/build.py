@@ -10,10 +10,10 @@ from batchray.agents.base import AgentRunner
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
 from batchray.agents.memory import memory_tools
+from batchray.agents.tools import load_function, load_tools
 from batchray.config import BoundAgent, Provider
 from batchray.errors import ConfigError
 from batchray.models import ModelClient, RetryPolicy, Timeouts, make_client
-from batchray.tools import load_function, load_tools
 
 
 class Clients:

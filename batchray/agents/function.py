@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from batchray.agents.base import Run
+from batchray.agents.tools import as_text, call_function
 from batchray.schema import StopReason, TextContent, Usage, new_id
-from batchray.tools import as_text, call_function
 
 
 class FunctionAgent:

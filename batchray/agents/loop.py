@@ -12,6 +12,7 @@ from batchray.agents.base import Run
 from batchray.agents.budget import check_budget
 from batchray.agents.memory import Memory
 from batchray.agents.toolbox import Toolbox
+from batchray.agents.tools import Tool, ToolError
 from batchray.config import Agent
 from batchray.errors import ApprovalError, InvalidResponseError, NoToolCallError
 from batchray.models import ModelCall, ModelClient, ModelReply
@@ -25,7 +26,6 @@ from batchray.schema import (
     Usage,
     new_id,
 )
-from batchray.tools import Tool, ToolError
 
 
 class ToolLoop:
@@ -94,7 +94,7 @@ class ToolLoop:
             return self._end_turn(run)
         check_budget(self._agent, run.usage)
         run.keep()
-        await run.settled()  # or a run whose driver has died would run tools that another attempt runs again
+        await run.flush()  # or a run whose driver has died would run tools that another attempt runs again
         return await self._run_tools(run, tools, reply.tool_calls, step_id)
 
     async def _run_tools(self, run: Run, tools: Toolbox, calls: Sequence[ToolCall], step_id: str) -> StopReason | None:
@@ -168,7 +168,7 @@ class ToolLoop:
             body=self._agent.request_body,
             deadline=run.deadline,
             thinking=run.request.thinking,
-            on_lost=run.spend,
+            on_wasted_usage=run.spend,
         )
         reply = await self._client.ask(call)
         if run.first_token_ns is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from batchray.agents.tools import Tool, make_tool
 from batchray.config import MemoryBlock
-from batchray.tools import Tool, make_tool
 
 
 class Memory:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from batchray.agents.memory import Memory
+from batchray.agents.tools import Tool
 from batchray.config import Agent
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
 from batchray.schema import ClientTool
-from batchray.tools import Tool
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Keys of providers are never part of it: a provider names the environment variabl
 
 from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, function_name
 from batchray.config.base import first_sentence
-from batchray.config.fleet import AgentSet, BoundAgent, bind_agents, load_agents
+from batchray.config.binding import AgentSet, BoundAgent, bind_agents, load_agents
 from batchray.config.settings import ServerSettings, Settings, load_server_settings, load_settings
 
 __all__ = [

@@ -13,11 +13,11 @@ from typing import Any, Unpack
 import orjson
 
 from batchray.errors import InvalidResponseError, InvalidToolCallError
-from batchray.models.answer import BAD_SHAPE, PartialCall, is_object, string, whole_calls
 from batchray.models.base import ModelCall, ModelReply, ReplyPart
-from batchray.models.client import HttpClient, TransportSettings, report_lost
+from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Places, ToolResult, calls_of, is_answer, used_ids
 from batchray.models.http import Transport
+from batchray.models.partial_reply import BAD_SHAPE, PartialCall, is_object, string, whole_calls
 from batchray.models.sse import Event
 from batchray.schema import (
     ContentPart,
@@ -398,7 +398,7 @@ class _Answer:
 
 def _report_lost(answers: Sequence[_Answer], call: ModelCall) -> None:
     for answer in answers:
-        report_lost(answer, call)
+        report_wasted_usage(answer, call)
 
 
 def _part(block: _PartialBlock) -> ReplyPart | None:

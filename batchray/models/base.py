@@ -40,8 +40,8 @@ class ModelCall:
     `model` is the provider's own name, without the provider.  `body` holds further fields of the provider's request
     body (`temperature`, `max_tokens`, `tool_choice`, ...), as the agent's file gives them.  `deadline` is on
     `time.monotonic()`'s clock, in seconds: neither the call nor a retry goes on past it.  `thinking` switches the
-    model's reasoning on or off where the provider has such a switch; None leaves it as `body` has it.  `on_lost` hears
-    what attempts cost that no reply came of, as far as the provider told.
+    model's reasoning on or off where the provider has such a switch; None leaves it as `body` has it.
+    `on_wasted_usage` receives the usage of attempts that led to no reply, as far as the provider reported it.
     """
 
     model: str
@@ -51,7 +51,7 @@ class ModelCall:
     body: Mapping[str, Any] = field(default_factory=dict)
     deadline: float = float("inf")
     thinking: bool | None = None
-    on_lost: Callable[[Usage], None] = ignore
+    on_wasted_usage: Callable[[Usage], None] = ignore
 
 
 @dataclass(frozen=True, slots=True)

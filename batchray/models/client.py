@@ -13,9 +13,9 @@ import aiohttp
 import orjson
 
 from batchray.errors import InvalidResponseError, ModelAPIError
-from batchray.models.answer import Answer
 from batchray.models.base import ModelCall
 from batchray.models.http import MAX_ANSWER_BYTES, Transport
+from batchray.models.partial_reply import Answer
 from batchray.models.retry import RetryPolicy, Timeouts
 from batchray.models.sse import EventParser
 
@@ -82,7 +82,7 @@ class HttpClient:
                 await self._read(response, answer)
                 answer.check()
             except BaseException:  # whatever ended it, what had come so far was paid for
-                report_lost(answer, call)
+                report_wasted_usage(answer, call)
                 raise
             return answer
 
@@ -122,10 +122,10 @@ class HttpClient:
             raise InvalidResponseError("malformed_stream", reason)
 
 
-def report_lost(answer: Answer, call: ModelCall) -> None:
+def report_wasted_usage(answer: Answer, call: ModelCall) -> None:
     """Tell what an answer cost that no reply comes of."""
     with contextlib.suppress(InvalidResponseError):  # its usage is what makes no sense, or it told none
-        call.on_lost(answer.usage())
+        call.on_wasted_usage(answer.usage())
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:

@@ -60,7 +60,7 @@ _PASSING_CODES = {
 }
 
 
-class Fault(Exception):
+class TransientError(Exception):
     """An attempt failed in a way that the next one may not.  Never leaves this package."""
 
     def __init__(self, type: str, detail: str, status: int | None = None, retry_after_s: float | None = None) -> None:
@@ -138,7 +138,7 @@ class Transport:
         self.clock, self._wall_clock, self._sleep = clock, wall_clock, sleep
         self._rng = rng or random.Random()
         self._gate = Gate(clock, self._rng, self._retry.cap_s)
-        self._closed_by: Fault | None = None
+        self._closed_by: TransientError | None = None
         self._session: aiohttp.ClientSession | None = None
         self._scopes: set[asyncio.Timeout] = set()
         self._is_closed = False
@@ -179,13 +179,13 @@ class Transport:
         text = self._secrets.sub("***", text) if self._secrets else text  # first, or the cut could leave half a key
         return text if len(text) <= _MAX_DETAIL_CHARS else f"{text[: _MAX_DETAIL_CHARS - 3]}..."
 
-    def error_in_answer(self, error: Any) -> Fault | ModelAPIError | InvalidResponseError:
+    def error_in_answer(self, error: Any) -> TransientError | ModelAPIError | InvalidResponseError:
         """Return what to raise for an error object that came inside an answer of status 200."""
         said = ProviderError.read(error)
         if said.is_too_long:
             return ModelAPIError("context_length_exceeded", f"{self.name}: {self.clean(said.message)}")
         if said.status is not None and is_passing(said.status) and not said.codes & _FINAL_CODES:
-            return Fault(_ERROR_TYPES.get(said.status, "server_error"), said.message, said.status)
+            return TransientError(_ERROR_TYPES.get(said.status, "server_error"), said.message, said.status)
         return InvalidResponseError(
             "stream_error", f"{self.name}: an error inside the answer: {self.clean(said.message)}"
         )
@@ -198,7 +198,7 @@ class Transport:
             await self._wait_for(turn, deadline)
             try:
                 return await self._attempt(path, body, read, deadline)
-            except Fault as fault:
+            except TransientError as fault:
                 n_faults += 1
                 self._plan_retry(fault, n_faults, turn, deadline)
 
@@ -208,7 +208,7 @@ class Transport:
                 raise self._error(self._closed_by, f"{self._closed_by}; asks to wait {wait_s:.1f} s, past the deadline")
             await self._sleep(wait_s)
 
-    def _plan_retry(self, fault: Fault, n_faults: int, turn: Turn, deadline: float) -> None:
+    def _plan_retry(self, fault: TransientError, n_faults: int, turn: Turn, deadline: float) -> None:
         """Set when `turn` goes again.  Raises the fault as what the caller sees where it does not."""
         if self._is_closed:
             raise self._closed_error() from None
@@ -228,7 +228,7 @@ class Transport:
     def _closed_error(self) -> ModelAPIError:
         return ModelAPIError("client_closed", f"{self.name}: the client has been closed")
 
-    def _error(self, fault: Fault, reason: str) -> ModelAPIError:
+    def _error(self, fault: TransientError, reason: str) -> ModelAPIError:
         return ModelAPIError(fault.type, _joined(f"{self.name}: {reason}", self.clean(fault.detail)))
 
     async def _attempt(
@@ -245,23 +245,23 @@ class Transport:
                     raise await self._refusal(response)
                 return await read(response)
         except aiohttp.ConnectionTimeoutError:
-            raise Fault("timeout", f"no connection within {limits.connect_s:g} s") from None
+            raise TransientError("timeout", f"no connection within {limits.connect_s:g} s") from None
         except aiohttp.SocketTimeoutError:
-            raise Fault("timeout", f"no byte for {limits.idle_s:g} s") from None
+            raise TransientError("timeout", f"no byte for {limits.idle_s:g} s") from None
         except TimeoutError:
             if not limit.expired():
-                raise Fault("connection_error", "the connection timed out") from None
+                raise TransientError("connection_error", "the connection timed out") from None
             if left_s <= limits.call_s:
                 reason = f"{self.name}: no whole answer before the request's deadline"
                 raise DeadlineExceededError("deadline_exceeded", reason) from None
-            raise Fault("timeout", f"no whole answer within {limits.call_s:g} s") from None
+            raise TransientError("timeout", f"no whole answer within {limits.call_s:g} s") from None
         except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch) as error:  # waiting mends no certificate
             raise ModelAPIError("connection_error", f"{self.name}: {self.clean(str(error))}") from None
         except aiohttp.ClientResponseError as error:
             reason = f"{self.name}: the answer is not HTTP: {self.clean(error.message)}"
             raise InvalidResponseError("malformed_response", reason) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Fault("connection_error", str(error) or type(error).__name__) from None
+            raise TransientError("connection_error", str(error) or type(error).__name__) from None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._is_closed:
@@ -275,13 +275,13 @@ class Transport:
             )
         return self._session
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> Fault | ModelAPIError:
+    async def _refusal(self, response: aiohttp.ClientResponse) -> TransientError | ModelAPIError:
         status = response.status
         wait_s = retry_after_s(response.headers, self._wall_clock()) if is_passing(status) else None
         said = ProviderError.of_body(await _read_error(response))
         final = sorted(said.codes & _FINAL_CODES)
         if is_passing(status) and not final:
-            return Fault(_ERROR_TYPES.get(status, "server_error"), said.message, status, wait_s)
+            return TransientError(_ERROR_TYPES.get(status, "server_error"), said.message, status, wait_s)
         if 300 <= status < 400:
             said = ProviderError("it redirects elsewhere; check base_url")
         kind = "context_length_exceeded" if said.is_too_long else next(iter(final), _ERROR_TYPES.get(status, "refused"))

@@ -114,7 +114,7 @@ class ScriptedModel:
         await self._wait(turn.delay_s, call.deadline)
         usage = turn.usage.filled() if turn.usage else None
         if turn.fail is not None:
-            call.on_lost(usage or Usage())
+            call.on_wasted_usage(usage or Usage())
             raise _FAILURES[turn.fail.type](turn.fail.type, turn.fail.message)
         asked = [(each.name, each.arguments) for each in turn.tool_calls]
         reasoning = "" if call.thinking is False else turn.reasoning

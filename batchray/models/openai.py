@@ -14,11 +14,11 @@ from typing import Any, Unpack
 import orjson
 
 from batchray.errors import InvalidResponseError, InvalidToolCallError
-from batchray.models.answer import BAD_SHAPE, PartialCall, string, whole_calls
 from batchray.models.base import ModelCall, ModelReply, said
-from batchray.models.client import HttpClient, TransportSettings, report_lost
+from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Places, calls_of, is_answer, used_ids
 from batchray.models.http import Transport
+from batchray.models.partial_reply import BAD_SHAPE, PartialCall, string, whole_calls
 from batchray.models.sse import Event
 from batchray.schema import ImageContent, Message, TextContent, ToolCall, ToolReturnContent, UrlImage, Usage
 
@@ -66,7 +66,7 @@ class OpenAIClient(HttpClient):
         try:
             return answer.reply(call, self._ids)
         except (InvalidResponseError, InvalidToolCallError):
-            report_lost(answer, call)
+            report_wasted_usage(answer, call)
             raise
 
 

@@ -98,7 +98,7 @@ from batchray.schema.requests import (
     ToolReturnCreate,
     ToolReturnPart,
 )
-from batchray.schema.shown import shown_messages
+from batchray.schema.visible import visible_messages
 
 __all__ = [
     "MAX_INPUT_MESSAGES",
@@ -200,6 +200,6 @@ __all__ = [
     "ordinal_of",
     "otid",
     "run_id",
-    "shown_messages",
     "status_of",
+    "visible_messages",
 ]

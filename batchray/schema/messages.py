@@ -297,13 +297,13 @@ _Draft = tuple[type[LettaMessageBase], dict[str, Any]]
 
 
 def letta_messages(
-    message: Message, spoken_tool: str | None = None, spoken_kwarg: str = "message"
+    message: Message, assistant_message_tool: str | None = None, spoken_kwarg: str = "message"
 ) -> list[LettaMessage]:
     """Return `message` as clients see it: none, one or several LettaMessages that share its id.
 
     Parts keep their order, adjacent texts are one message, and tool calls come last.  Text is taken as it is: the JSON
-    envelopes of older Letta agents are not unwrapped.  A call to `spoken_tool` becomes an assistant message with the
-    text of its argument `spoken_kwarg`; what tools gave back stays.
+    envelopes of older Letta agents are not unwrapped.  A call to `assistant_message_tool` becomes
+    an assistant message with the text of its argument `spoken_kwarg`; tool returns stay.
     """
     common = {
         "id": message.id,
@@ -314,7 +314,7 @@ def letta_messages(
         "is_err": message.is_err,
         "run_id": message.run_id,
     }
-    drafts = enumerate(_drafts(message, spoken_tool, spoken_kwarg))
+    drafts = enumerate(_drafts(message, assistant_message_tool, spoken_kwarg))
     return [kind(**common, otid=_otid(message, k), **fields) for k, (kind, fields) in drafts]  # type: ignore[misc]
 
 

@@ -221,7 +221,7 @@ class LettaRequest(WireModel):
         return str(self.enable_thinking).strip().lower() not in _NO
 
     @property
-    def spoken_tool(self) -> str | None:
+    def assistant_message_tool(self) -> str | None:
         """The tool whose calls are to be shown as assistant messages; None for none.
 
         Letta's newer agents, which all agents here are, ignore the deprecated switch and its default: it counts where

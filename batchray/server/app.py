@@ -16,23 +16,23 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
-from batchray.callback import DELAYS_S, make_sender
+from batchray.callbacks import DELAYS_S, make_sender
 from batchray.config import AgentSet, ServerSettings
-from batchray.server.agents import Agents
+from batchray.jobs.runtime import Runtime
+from batchray.server.agent_catalog import AgentCatalog
 from batchray.server.auth import authentication, check_exposure
-from batchray.server.batches import Batches
+from batchray.server.callback_outbox import StoredOutbox
 from batchray.server.errors import errors_as_json
-from batchray.server.fleet import Fleet
-from batchray.server.health import Health
-from batchray.server.keeper import keep
+from batchray.server.executor_supervisor import supervise
 from batchray.server.keys import KeyFile
 from batchray.server.openapi import document
-from batchray.server.outbox import StoredOutbox
+from batchray.server.routes.agents import Agents
+from batchray.server.routes.batches import Batches
+from batchray.server.routes.health import Health
+from batchray.server.routes.messages import Runs
 from batchray.server.routing import ROUTES, Answer, NoQuery, Route, add_routes
-from batchray.server.runs import Runs
-from batchray.server.service import Service, check_fleet
+from batchray.server.scheduler import Service, check_agents
 from batchray.server.upload import Uploads
-from batchray.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -80,19 +80,19 @@ class _WithoutTexts(logging.LoggerAdapter[logging.Logger]):
 
 
 @asynccontextmanager
-async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -> AsyncIterator[Running]:
+async def serving(settings: ServerSettings, agents: AgentSet, session: Runtime) -> AsyncIterator[Running]:
     """Listen, and go on with unfinished jobs; stops in good order at the end.
 
     Raises ConfigError for what cannot be served, StoreLockedError for a data directory in use, ClusterError where Ray
     cannot be had, and OSError for an address in use.
     """
-    check_fleet(fleet)
+    check_agents(agents)
     keys = KeyFile(settings.data_dir)
     needs_key = check_exposure(settings, keys)
-    choice = Fleet(fleet)
+    choice = AgentCatalog(agents)
     await _check_address(settings)
     async with AsyncExitStack() as ending:  # read it from the bottom up
-        service = Service(settings, fleet, session)
+        service = Service(settings, agents, session)
         ending.callback(service.close)
         ending.push_async_callback(asyncio.to_thread, session.close, _STOP_S)
         sender = make_sender(
@@ -103,7 +103,7 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
         )
         service.on_end = sender.wake
         uploads = Uploads(_emptied_directory(settings), settings)
-        (await session.revive(settings)).check(fleet)
+        (await session.ensure_executor(settings)).check(agents)
         health = Health(service, uploads, lambda: session.is_ready(settings))
         routes = [
             *Batches(service, uploads).routes(),
@@ -116,7 +116,7 @@ async def serving(settings: ServerSettings, fleet: AgentSet, session: Session) -
         ending.push_async_callback(_finished, sending)
         ending.push_async_callback(sender.close)
         ending.push_async_callback(runner.cleanup)
-        keeping = asyncio.create_task(keep(session, settings))
+        keeping = asyncio.create_task(supervise(session, settings))
         ending.callback(keeping.cancel)
         await runner.setup()
         await service.start()  # before anybody can ask for something new, which it would take for something old
@@ -180,7 +180,7 @@ def _emptied_directory(settings: ServerSettings) -> Path:
     return directory
 
 
-async def serve(settings: ServerSettings, fleet: AgentSet, on_start: Callable[[Running], None]) -> None:
+async def serve(settings: ServerSettings, agents: AgentSet, on_start: Callable[[Running], None]) -> None:
     """Serve until SIGTERM or SIGINT, which are heard from the very beginning to the very end.
 
     `on_start` is called when the server listens.  Raises as `serving` does, and ClusterError where nothing can run any
@@ -197,10 +197,10 @@ async def serve(settings: ServerSettings, fleet: AgentSet, on_start: Callable[[R
 
     for signal_number in _SIGNALS:
         loop.add_signal_handler(signal_number, stop)
-    session = await asyncio.to_thread(Session)
+    session = await asyncio.to_thread(Runtime)
 
     async def live() -> None:
-        async with serving(settings, fleet, session) as running:
+        async with serving(settings, agents, session) as running:
             started.set()
             on_start(running)
             await _first_of(stopped.wait(), running.keeping)

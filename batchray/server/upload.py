@@ -17,13 +17,14 @@ from typing import IO, TypeVar
 from aiohttp import HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 
+from batchray.batch.parse import MAX_REQUEST_BYTES, one_sentence
+from batchray.batch.strict_json import strict_json
 from batchray.config import ServerSettings
-from batchray.crash import crash_at
 from batchray.errors import BatchFormatError, StoreFullError
-from batchray.intake import MAX_REQUEST_BYTES, one_sentence, strict_json
-from batchray.server.checker import Checker
+from batchray.server.body_checker import Checker
 from batchray.server.errors import HttpError, later
 from batchray.store import is_no_room
+from batchray.support.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +67,9 @@ class Uploads:
         spool = _Spool(self._directory, hashlib.sha256() if needs_digest else None)
         with self._place(is_small=0 <= (request.content_length or -1) <= _IN_MEMORY_BYTES):
             try:
-                crash_at("before-spool")
+                failpoint("before-spool")
                 body = await self._received(request, spool)
-                crash_at("after-spool")
+                failpoint("after-spool")
                 yield body
             finally:
                 await asyncio.to_thread(spool.close)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
-from batchray import context
-from batchray.agents import done_in
-from batchray.results import parse_time
+from batchray.agents import completed_work
+from batchray.jobs import context
 from batchray.schema import (
     AgentRequest,
     BatchJob,
@@ -27,11 +26,12 @@ from batchray.schema import (
     UsageStatistics,
     item_id,
     run_id,
-    shown_messages,
+    visible_messages,
 )
 from batchray.schema.base import WireModel
 from batchray.schema.messages import LettaMessageBase
-from batchray.store import JobRecord, Prior, StoredItem, StoredResult
+from batchray.store import HistoryItem, JobRecord, StoredItem, StoredResult
+from batchray.views.results import parse_time
 
 _MESSAGES = TypeAdapter(list[Message])
 
@@ -111,27 +111,27 @@ def wanted_messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
     messages = messages_of(job, result)
     if request.include_return_message_types is None:
         return messages
-    wanted = {shown.id for shown in shown_messages(messages, request) if isinstance(shown, LettaMessageBase)}
+    wanted = {shown.id for shown in visible_messages(messages, request) if isinstance(shown, LettaMessageBase)}
     return [message for message in messages if message.id in wanted]
 
 
 def messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
     """Return an item's input and output messages."""
-    return context.messages_of(Prior(job.id, job.created_at, result.index, result.request, result.messages))
+    return context.messages_of(HistoryItem(job.id, job.created_at, result.index, result.request, result.messages))
 
 
 def outputs_of(result: StoredResult) -> list[LettaMessage]:
     """Return what the agent put out in one run, as LettaMessages of the types that were asked for."""
     request = AgentRequest.model_validate_json(result.request)
-    return shown_messages(_MESSAGES.validate_json(result.messages), request)
+    return visible_messages(_MESSAGES.validate_json(result.messages), request)
 
 
 def steps_of(request: bytes, checkpoints: Sequence[bytes]) -> list[LettaMessage]:
     """Return what the agent has put out so far in a run that goes on: what `outputs_of` its result will begin with."""
     if not checkpoints:
         return []
-    messages, _ = done_in(checkpoints)
-    return shown_messages(_MESSAGES.validate_json(messages), AgentRequest.model_validate_json(request))
+    messages, _ = completed_work(checkpoints)
+    return visible_messages(_MESSAGES.validate_json(messages), AgentRequest.model_validate_json(request))
 
 
 def letta_response(job: JobRecord, result: StoredResult) -> LettaResponse:

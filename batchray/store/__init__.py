@@ -15,66 +15,66 @@ from typing import Self
 from batchray.errors import ConfigError, StoreError, StoreFullError
 from batchray.store.agents import Agents
 from batchray.store.backend import Backend
-from batchray.store.database import Pieces, at_once
+from batchray.store.callbacks import DueCallback, Outbox
+from batchray.store.conversations import Conversations
+from batchray.store.database import Chunked, run_all
 from batchray.store.directory import is_locked, lock, running_jobs, write_holder
+from batchray.store.disk_reserve import Reserve, is_no_room
 from batchray.store.filesystem import network_fs
+from batchray.store.integrity import Integrity
 from batchray.store.leases import LEASE_S
-from batchray.store.outbox import DueCallback, Outbox
-from batchray.store.patience import Patience
 from batchray.store.postgres import Postgres
 from batchray.store.records import (
     DEFAULT_USER,
+    ConversationState,
+    ConversationUpdate,
     FailureKind,
+    HistoryItem,
     ItemPage,
     JobRecord,
-    Kept,
     NewAttempt,
     NewItem,
     NewJob,
     NewOutcome,
     NewStep,
-    Order,
     PendingItem,
-    Prior,
-    Sequel,
+    SortOrder,
     StoredAgent,
     StoredItem,
     StoredResult,
     utc_now,
 )
-from batchray.store.reserve import Reserve, is_no_room
 from batchray.store.retention import Retention
-from batchray.store.salvage import Salvage
-from batchray.store.sequels import Sequels
+from batchray.store.retry import StoreRetry
 from batchray.store.sqlite import Sqlite
 
 __all__ = [
     "DATABASE",
     "DEFAULT_USER",
+    "Chunked",
+    "ConversationState",
+    "ConversationUpdate",
     "DueCallback",
     "FailureKind",
+    "HistoryItem",
     "ItemPage",
     "JobRecord",
-    "Kept",
     "NewAttempt",
     "NewItem",
     "NewJob",
     "NewOutcome",
     "NewStep",
-    "Order",
-    "Patience",
     "PendingItem",
-    "Pieces",
-    "Prior",
-    "Sequel",
+    "SortOrder",
     "Store",
+    "StoreRetry",
     "StoredAgent",
     "StoredItem",
     "StoredResult",
-    "at_once",
     "is_locked",
     "is_no_room",
     "lock",
+    "run_all",
     "running_jobs",
     "utc_now",
 ]
@@ -88,7 +88,7 @@ _NETWORK_FS = (
 )
 
 
-class Store(Salvage, Outbox, Agents, Retention, Sequels):
+class Store(Integrity, Outbox, Agents, Retention, Conversations):
     """One data directory, or one PostgreSQL database."""
 
     def __init__(self, data_dir: Path, backend: Backend, lock: int | None = None) -> None:
@@ -162,12 +162,12 @@ class Store(Salvage, Outbox, Agents, Retention, Sequels):
         """Return the ids of the jobs that a process is running now."""
         return self.led_jobs() if self.is_shared else running_jobs(self.data_dir)
 
-    def announce(self, job_id: str) -> None:
+    def mark_running(self, job_id: str) -> None:
         """Let other processes know that this one runs a job; on any thread."""
         with self._telling:
             self._tell([*self._running_jobs, job_id])
 
-    def withdraw(self, job_id: str) -> None:
+    def unmark_running(self, job_id: str) -> None:
         """Let other processes know that this one does not run a job any more; on any thread."""
         with self._telling:
             self._tell([each for each in self._running_jobs if each != job_id])

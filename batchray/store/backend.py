@@ -53,7 +53,7 @@ class Backend(Protocol):
         """Surround one large transaction."""
         ...
 
-    def hurry(self, connection: sa.Connection) -> None:
+    def limit_lock_wait(self, connection: sa.Connection) -> None:
         """Let the transaction fail, and be repeated later, where it would wait long for what another one has locked."""
         ...
 
@@ -65,6 +65,6 @@ class Backend(Protocol):
         """Give a part of the room that is not needed any more back to the disk; tell whether there is more."""
         ...
 
-    def damages(self, connection: sa.Connection) -> list[str]:
+    def corruption(self, connection: sa.Connection) -> list[str]:
         """Read all of it, and say what is damaged."""
         ...

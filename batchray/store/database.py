@@ -15,16 +15,16 @@ import sqlalchemy as sa
 
 from batchray.errors import StoreError, StoreFullError
 from batchray.store.backend import Backend
-from batchray.store.reserve import Reserve
+from batchray.store.disk_reserve import Reserve
 from batchray.store.tables import SCHEMA_VERSION, metadata
-from batchray.threads import DaemonThread
+from batchray.support.threads import DaemonThread
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Pieces = Generator[None, None, T]
+Chunked = Generator[None, None, T]
 """Long work on the store in short pieces: it yields where others may have their turn, and returns its result."""
 
 CHUNK = 500
@@ -51,7 +51,7 @@ class Database:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writer, lambda: method(*args, **keywords))
 
-    async def call_in_pieces(self, work: Pieces[T]) -> T:
+    async def call_chunked(self, work: Chunked[T]) -> T:
         """Run long work on the writer's thread, and let others have their turn between its pieces."""
         while True:
             result = await self.call(_next_piece, work)
@@ -118,7 +118,7 @@ class Database:
         if not self.has_room():
             raise StoreFullError(f"the disk of {self._backend.name} is full; make room there")
 
-    def _give_way(self) -> None:
+    def _release_reserve(self) -> None:
         """The disk is full: release the reserve, and what an undone transaction has left in the log."""
         if self._reserve is None:
             return
@@ -153,7 +153,7 @@ class Database:
             with self._translated(), self._engine.begin() as connection:
                 yield connection
         except StoreFullError:
-            self._give_way()
+            self._release_reserve()
             raise
 
     @contextmanager
@@ -172,7 +172,7 @@ class Database:
 _MORE = object()
 
 
-def _next_piece(work: Pieces[T]) -> T | object:
+def _next_piece(work: Chunked[T]) -> T | object:
     """Do one piece of some work; returns its result, or that there is more to do."""
     try:
         next(work)
@@ -182,7 +182,7 @@ def _next_piece(work: Pieces[T]) -> T | object:
     return _MORE
 
 
-def at_once(work: Pieces[T]) -> T:
+def run_all(work: Chunked[T]) -> T:
     """Do all of some work, where nobody waits for a turn."""
     while (result := _next_piece(work)) is _MORE:
         pass

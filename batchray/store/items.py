@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import orjson
 import sqlalchemy as sa
 
-from batchray.crash import crash_at
-from batchray.progress import STATUSES
-from batchray.store.database import CHUNK, Pieces, chunks
+from batchray.schema.progress import STATUSES
+from batchray.store.conversations import apply_conversation_updates, release_claims
+from batchray.store.database import CHUNK, Chunked, chunks
 from batchray.store.jobs import between
 from batchray.store.leases import Leases
 from batchray.store.records import (
@@ -20,19 +20,19 @@ from batchray.store.records import (
     NewAttempt,
     NewOutcome,
     NewStep,
-    Order,
     PendingItem,
+    SortOrder,
     StoredItem,
     StoredResult,
     utc_now,
 )
-from batchray.store.sequels import keep_sequels, release_claims
 from batchray.store.tables import DELETED, same_item
 from batchray.store.tables import attempts as _attempts
 from batchray.store.tables import items as _items
 from batchray.store.tables import jobs as _jobs
 from batchray.store.tables import outcomes as _outcomes
 from batchray.store.tables import steps as _steps
+from batchray.support.failpoints import failpoint
 
 _ENDED_AT_ONCE = 5000
 _OUTCOME_COLUMNS = ("status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
@@ -103,9 +103,9 @@ class Items(Leases):
             if taken:
                 self._insert_outcomes(connection, job, taken)
         if steps:
-            crash_at("step-committed")
+            failpoint("step-committed")
         if taken:
-            crash_at("outcome-committed")
+            failpoint("outcome-committed")
         return [*before, *taken.values()]
 
     def steps(self, job: JobRecord, index: int) -> list[bytes]:
@@ -138,7 +138,7 @@ class Items(Leases):
 
     def end_unfinished(
         self, job: JobRecord, status: str, stop_reason: str, error: Mapping[str, str] | None
-    ) -> Pieces[int]:
+    ) -> Chunked[int]:
         """Give every item without an outcome this one; returns how many.  In short transactions.
 
         Raises LeaseLostError where another process leads the job now.
@@ -184,7 +184,7 @@ class Items(Leases):
             status = outcome["status"]
             values = {status: _jobs.c[status] + n_ended, "last_seq": seq + n_ended, "updated_at": same["finished_at"]}
             connection.execute(sa.update(_jobs).where(_jobs.c.job == job.key).values(**values))
-        crash_at("outcome-committed")
+        failpoint("outcome-committed")
         return _Ended(n_ended, last)
 
     def results(
@@ -210,7 +210,7 @@ class Items(Leases):
         self,
         job: JobRecord,
         *,
-        order: Order = "asc",
+        order: SortOrder = "asc",
         since: int | None = None,
         until: int | None = None,
         agent_id: str | None = None,
@@ -242,7 +242,7 @@ class Items(Leases):
         self,
         job: JobRecord,
         *,
-        order: Order = "asc",
+        order: SortOrder = "asc",
         after: int | None = None,
         before: int | None = None,
         status: str | None = None,
@@ -303,7 +303,13 @@ class Items(Leases):
             set_={name: statement.excluded[name] for name in ("attempt", "deaths", "losses")},
         )
         rows = [
-            {"job": job.key, "idx": each.index, "attempt": each.attempt, "deaths": each.deaths, "losses": each.losses}
+            {
+                "job": job.key,
+                "idx": each.index,
+                "attempt": each.attempt,
+                "deaths": each.blamed_crashes,
+                "losses": each.collateral_crashes,
+            }
             for each in attempts
         ]
         connection.execute(statement, rows)
@@ -371,7 +377,7 @@ class Items(Leases):
                 "seq": seq + n,
                 "finished_at": now,
                 "idx": outcome.index,
-                "attempt": outcome.attempt - attempt.losses,
+                "attempt": outcome.attempt - attempt.collateral_crashes,
                 **{name: getattr(outcome, name) for name in _OUTCOME_COLUMNS},
                 "error": orjson.dumps(outcome.error) if outcome.error else None,
                 "usage": orjson.dumps(outcome.usage),
@@ -379,7 +385,7 @@ class Items(Leases):
             for n, (attempt, outcome) in enumerate(outcomes.items(), start=1)
         ]
         connection.execute(sa.insert(_outcomes), rows)
-        keep_sequels(connection, job, taken)
+        apply_conversation_updates(connection, job, taken)
         for chunk in chunks(outcome.index for outcome in taken if outcome.has_steps):
             connection.execute(sa.delete(_steps).where(_steps.c.job == job.key, _steps.c.idx.in_(chunk)))
         added = {status: sum(outcome.status == status for outcome in taken) for status in STATUSES}

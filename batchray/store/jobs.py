@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from batchray.crash import crash_at
 from batchray.errors import JobNotEndedError, KeyInUseError, UnknownJobError
-from batchray.progress import STATUSES, Progress
+from batchray.schema.progress import STATUSES, Progress
 from batchray.store.database import chunks
 from batchray.store.leases import Leases
-from batchray.store.records import ItemPage, JobRecord, NewItem, NewJob, Order, job_record, utc_now
+from batchray.store.records import ItemPage, JobRecord, NewItem, NewJob, SortOrder, job_record, utc_now
 from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes, reopenings, steps
+from batchray.support.failpoints import failpoint
 
 # What a list of jobs does not need: the agents' settings may be long.
 _COLUMNS = [column for column in jobs.c if column.name != "agents"]
@@ -40,7 +40,9 @@ class Jobs(Leases):
         self.check_room()
         now, total, agent_ids = utc_now(), 0, set[str]()
         with self._translated(), self._backend.bulk(), self._transaction() as connection:
-            self._backend.hurry(connection)  # or nothing more is written here until a large batch of its key is there
+            self._backend.limit_lock_wait(
+                connection
+            )  # or nothing more is written here until a large batch of its key is there
             job = self._insert_job(connection, new, now)
             for page in pages:
                 rows = list(zip(repeat(job), count(total), *page, strict=False))
@@ -49,8 +51,8 @@ class Jobs(Leases):
                 total += len(page.requests)
             snapshot = orjson.dumps(new.snapshot(agent_ids))
             connection.execute(sa.update(jobs).where(jobs.c.job == job).values(total=total, agents=snapshot))
-            crash_at("before-commit")
-        crash_at("after-commit")
+            failpoint("before-commit")
+        failpoint("after-commit")
         return total
 
     def _insert_job(self, connection: sa.Connection, new: NewJob, now: str) -> int:
@@ -125,7 +127,7 @@ class Jobs(Leases):
                     connection.execute(sa.insert(callbacks).values(job=job.key, due_at=time.time()))
                 # Outcomes take their items' steps along; of an agent that was replaced by one without, some are left.
                 connection.execute(sa.delete(steps).where(steps.c.job == job.key))
-        crash_at("job-ended")
+        failpoint("job-ended")
         return self.job(job.id)
 
     def reopen(self, job_id: str) -> int:
@@ -213,7 +215,7 @@ class Jobs(Leases):
         user_id: str | None = None,
         kind: str | None = None,
         agent_id: str | None = None,
-        order: Order = "asc",
+        order: SortOrder = "asc",
         after: int | None = None,
         before: int | None = None,
         limit: int | None = None,
@@ -250,7 +252,7 @@ def starts_with(column: sa.ColumnElement[Any], stem: str) -> sa.ColumnElement[bo
 
 
 def between(
-    query: sa.Select[Any], column: sa.ColumnElement[Any], order: Order, after: int | None, before: int | None
+    query: sa.Select[Any], column: sa.ColumnElement[Any], order: SortOrder, after: int | None, before: int | None
 ) -> sa.Select[Any]:
     """Keep what comes after one value and before another in this order."""
     if order == "desc":

@@ -110,7 +110,7 @@ class Postgres:
         """Surround nothing: PostgreSQL's checkpoints are its own affair."""
         yield
 
-    def hurry(self, connection: sa.Connection) -> None:
+    def limit_lock_wait(self, connection: sa.Connection) -> None:
         """Wait for locks for a few seconds at most; the error then is one of those that waiting helps against."""
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_MS}")
 
@@ -121,6 +121,6 @@ class Postgres:
         """Leave it to PostgreSQL's autovacuum."""
         return False
 
-    def damages(self, connection: sa.Connection) -> list[str]:
+    def corruption(self, connection: sa.Connection) -> list[str]:
         """Return nothing: PostgreSQL has tools of its own for that, as pg_amcheck."""
         return []

@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from batchray.progress import STATUSES, Progress
+from batchray.schema.progress import STATUSES, Progress
 
 DEFAULT_USER = "user-00000000-0000-4000-8000-000000000000"
 """Whose jobs those are that are made without an API key; Letta's default user."""
 
-Order = Literal["asc", "desc"]
+SortOrder = Literal["asc", "desc"]
 """Oldest first, or newest first."""
 
 
@@ -60,22 +60,22 @@ class PendingItem:
     agent_id: str
     request: bytes
     attempt: int
-    deaths: int
-    losses: int
+    blamed_crashes: int
+    collateral_crashes: int
 
 
 @dataclass(frozen=True, slots=True)
 class NewAttempt:
     """An attempt as it begins; `attempt` counts all that were spawned.
 
-    Of those before it, `deaths` ended with a death of their process that may be their own doing, and `losses` with one
-    that is not.
+    Of the attempts before it, `blamed_crashes` may have crashed their process, and `collateral_crashes` ended with one
+    that another request caused.
     """
 
     index: int
     attempt: int
-    deaths: int = 0
-    losses: int = 0
+    blamed_crashes: int = 0
+    collateral_crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class NewStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequel:
+class ConversationUpdate:
     """What an outcome means for later requests to its agent; of one that did not succeed, nothing is kept.
 
     `pending` are the ids of the tool calls that wait for the caller, `memory` the agent's memory as far as it was ever
@@ -103,7 +103,7 @@ class Sequel:
 
 
 @dataclass(frozen=True, slots=True)
-class Prior:
+class HistoryItem:
     """An item that came before another one in its conversation."""
 
     job_id: str
@@ -113,10 +113,10 @@ class Prior:
     messages: bytes
 
 
-class Kept(NamedTuple):
+class ConversationState(NamedTuple):
     """What an item goes on with: its conversation, the oldest item first, and memory by label."""
 
-    priors: list[Prior]
+    history: list[HistoryItem]
     memory: dict[str, str]
 
 
@@ -124,7 +124,7 @@ class Kept(NamedTuple):
 class NewOutcome:
     """What became of an item's current attempt.  `error`, `usage`: plain data; `messages`: a JSON array.
 
-    `sequel` is None where no later request has to do with it.  `has_steps`: checkpoints may have been kept of it.
+    `conversation_update` is None if no later request depends on it.  `has_steps`: its checkpoints may be stored.
     """
 
     index: int
@@ -137,7 +137,7 @@ class NewOutcome:
     ttft_ns: int | None
     duration_ns: int
     messages: bytes
-    sequel: Sequel | None = None
+    conversation_update: ConversationUpdate | None = None
     has_steps: bool = False
 
 

@@ -108,7 +108,7 @@ class Sqlite:
         finally:
             self._run("PRAGMA wal_autocheckpoint = 1000")
 
-    def hurry(self, connection: sa.Connection) -> None:
+    def limit_lock_wait(self, connection: sa.Connection) -> None:
         """Do nothing: a transaction waits when it begins, and for other programs only."""
 
     def checkpoint(self) -> None:
@@ -126,7 +126,7 @@ class Sqlite:
         is_incremental = self._run("PRAGMA auto_vacuum") == [(2,)]
         return is_incremental and self._run("PRAGMA freelist_count") != [(0,)]
 
-    def damages(self, connection: sa.Connection) -> list[str]:
+    def corruption(self, connection: sa.Connection) -> list[str]:
         """Return what SQLite's integrity check finds."""
         found = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
         return [line for line in found if line != "ok"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from batchray.progress import STATUSES
+from batchray.schema.progress import STATUSES
 
 SCHEMA_VERSION = 2
 DELETED = "deleted"

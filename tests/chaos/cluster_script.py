@@ -6,8 +6,8 @@ import sys
 
 import ray
 
-from batchray.cluster.connect import connect
 from batchray.config import load_settings
+from batchray.executors.ray.connection import connect
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from typing import get_args
 
 import pytest
 
-from batchray.crash import VARIABLE, Place
 from batchray.store import Store
+from batchray.support.failpoints import VARIABLE, Place
 from tests.chaos.judge import AGENTS, Sender, called_back
 from tests.server.live import ServerDiedError, live_server
 from tests.server.receiver import receiver

@@ -17,7 +17,7 @@ IMPORTS = """
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from batchray.progress import Progress
+from batchray.schema.progress import Progress
 from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
 """
 LIFE = """

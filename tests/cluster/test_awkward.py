@@ -13,8 +13,8 @@ import pytest
 import batchray
 from batchray import Agent, AgentRequest
 from batchray.api import submit_retry
-from batchray.control import ControlFile
 from batchray.errors import BatchFormatError, ConfigError
+from batchray.jobs.control import ControlFile
 from batchray.store import Store
 from tests.cluster import agents
 from tests.cluster.test_jobs import ECHO, echoes

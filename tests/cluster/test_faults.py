@@ -168,7 +168,7 @@ def run_until(directory: Path, n_done: int, *options: str) -> Iterator[tuple[sub
     with run_cli("run", "requests.jsonl", "--agents", "agents.json", *options, cwd=directory) as driver:
         assert driver.stdout is not None
         job_id = driver.stdout.readline().strip()
-        until(lambda: done_in(directory, job_id) > n_done, 60)
+        until(lambda: completed_work(directory, job_id) > n_done, 60)
         yield driver, job_id
 
 
@@ -179,7 +179,7 @@ def write_waiting_batch(directory: Path, n: int, seconds: float) -> None:
     (directory / "requests.jsonl").write_text("\n".join(lines))
 
 
-def done_in(directory: Path, job_id: str) -> int:
+def completed_work(directory: Path, job_id: str) -> int:
     return batchray.attach(job_id, directory / ".batchray").record().done
 
 
@@ -261,7 +261,7 @@ def test_a_cancel_from_another_terminal_outlives_the_driver(tmp_path: Path) -> N
         with run_cli("cancel", job_id, cwd=tmp_path) as cancel:
             assert cancel.wait(30) == 0
         driver.kill()
-    done = done_in(tmp_path, job_id)
+    done = completed_work(tmp_path, job_id)
     check_that_a_resume_cancels(tmp_path, job_id)
     assert batchray.attach(job_id, tmp_path / ".batchray").counts["succeeded"] == done
 

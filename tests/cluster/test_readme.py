@@ -113,7 +113,7 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 
 
 def test_the_options_are_those_of_the_command_line() -> None:
-    from batchray.cli import cli
+    from batchray.cli.main import cli
 
     groups = [command for command in cli.commands.values() if isinstance(command, click.Group)]
     commands = [*cli.commands.values(), *(command for group in groups for command in group.commands.values())]

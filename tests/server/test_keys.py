@@ -14,7 +14,7 @@ import letta_client
 import pytest
 from click.testing import CliRunner
 
-from batchray.cli import cli
+from batchray.cli.main import cli
 from tests.server.client import Answer, call
 from tests.server.live import QUICKSTART, ROOT, LiveServer, live_server
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from batchray.agents import Answerer, Clients, Report, build_agent, encode_item, read_report
+from batchray.agents import AttemptReport, AttemptRunner, Clients, build_agent, encode_input, read_report
 from batchray.agents.base import input_messages
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
@@ -33,8 +33,8 @@ def fails() -> None:
 
 
 @pytest.fixture
-async def answerer() -> AsyncIterator[Answerer]:
-    made = Answerer()
+async def answerer() -> AsyncIterator[AttemptRunner]:
+    made = AttemptRunner()
     yield made
     await made.close()
 
@@ -42,18 +42,18 @@ async def answerer() -> AsyncIterator[Answerer]:
 class Conversation:
     """One agent asked again and again, each time with all that was said before."""
 
-    def __init__(self, answerer: Answerer, agent: BoundAgent) -> None:
+    def __init__(self, answerer: AttemptRunner, agent: BoundAgent) -> None:
         self._answerer, self._agent = answerer, agent
         self.history: list[Message] = []
         self.index = 0
         self.memory: dict[str, str] = {}
 
-    async def ask(self, **given: Any) -> tuple[Report, list[Message]]:
+    async def ask(self, **given: Any) -> tuple[AttemptReport, list[Message]]:
         given = {"agent_id": "a", **({} if "messages" in given else {"input": "hi"}), **given}
         context = orjson.dumps(
             {"history": [each.model_dump(mode="json") for each in self.history], "memory": self.memory}
         )
-        item = encode_item(JOB, self.index, 1, json.dumps(given).encode(), context)
+        item = encode_input(JOB, self.index, 1, json.dumps(given).encode(), context)
         report = read_report(await self._answerer.answer(self._agent, item))
         messages = [Message.model_validate(each) for each in json.loads(report.messages)]
         request = AgentRequest.model_validate(given)
@@ -92,14 +92,14 @@ def approve(*ids: str, **fields: Any) -> dict[str, Any]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_each_stop_reason_has_a_path(
-    answerer: Answerer, turns: list[Any], options: dict[str, Any], stop_reason: str, status: str
+    answerer: AttemptRunner, turns: list[Any], options: dict[str, Any], stop_reason: str, status: str
 ) -> None:
     report, _ = await Conversation(answerer, bound(script=turns, tools=[double], **options)).ask()
     assert (report.stop_reason, report.status) == (stop_reason, status)
     assert (report.error is None) == (status == "succeeded")
 
 
-async def test_a_terminal_tool_ends_the_run_only_where_it_has_returned(answerer: Answerer) -> None:
+async def test_a_terminal_tool_ends_the_run_only_where_it_has_returned(answerer: AttemptRunner) -> None:
     agent = bound(
         script=[calls(("fails", {})), calls(("fails", {}), ("double", {"n": 2})), {"text": "never said"}],
         tools=[double, fails],
@@ -110,14 +110,14 @@ async def test_a_terminal_tool_ends_the_run_only_where_it_has_returned(answerer:
     assert [status for status, _ in returns(messages)] == ["error", "error", "success"]
 
 
-async def test_an_agent_that_requires_a_tool_may_speak_after_it(answerer: Answerer) -> None:
+async def test_an_agent_that_requires_a_tool_may_speak_after_it(answerer: AttemptRunner) -> None:
     agent = bound(script=[calls(("double", {"n": 1})), {"text": "2"}], tools=[double], requires_tool=True)
     report, _ = await Conversation(answerer, agent).ask()
     assert (report.stop_reason, report.error) == ("end_turn", None)
 
 
 @pytest.mark.parametrize("max_steps", [0, -3])
-async def test_no_step_is_taken_where_none_is_asked_for(answerer: Answerer, max_steps: int) -> None:
+async def test_no_step_is_taken_where_none_is_asked_for(answerer: AttemptRunner, max_steps: int) -> None:
     report, messages = await Conversation(answerer, bound(script=[{"text": "hi"}])).ask(max_steps=max_steps)
     assert (report.stop_reason, messages, report.usage["step_count"]) == ("end_turn", [], 0)
 
@@ -159,7 +159,7 @@ def test_an_option_that_names_no_tool_is_refused(option: dict[str, Any], reason:
     ],
 )
 async def test_a_run_whose_budget_is_used_up_takes_no_further_step(
-    answerer: Answerer, options: dict[str, Any], error: dict[str, str]
+    answerer: AttemptRunner, options: dict[str, Any], error: dict[str, str]
 ) -> None:
     called: list[int] = []
 
@@ -174,13 +174,13 @@ async def test_a_run_whose_budget_is_used_up_takes_no_further_step(
     assert (report.usage["total_tokens"], report.usage["cached_input_tokens"]) == (110, 60)
 
 
-async def test_an_answer_that_uses_up_the_budget_still_counts(answerer: Answerer) -> None:
+async def test_an_answer_that_uses_up_the_budget_still_counts(answerer: AttemptRunner) -> None:
     agent = bound(script=[{"text": "done", "usage": {"prompt_tokens": 9}}], max_total_tokens=5)
     report, _ = await Conversation(answerer, agent).ask()
     assert (report.stop_reason, report.usage["total_tokens"]) == ("end_turn", 9)
 
 
-async def test_what_a_failed_model_call_cost_is_counted(answerer: Answerer) -> None:
+async def test_what_a_failed_model_call_cost_is_counted(answerer: AttemptRunner) -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "reasoning_tokens": 2}
     agent = bound(script=[{"fail": {"type": "invalid_response"}, "usage": usage}])
     report, _ = await Conversation(answerer, agent).ask()
@@ -188,7 +188,7 @@ async def test_what_a_failed_model_call_cost_is_counted(answerer: Answerer) -> N
     assert counted == {"total_tokens": 10, "reasoning_tokens": 2, "step_count": 0}
 
 
-async def test_reasoning_is_left_out_where_the_request_switches_it_off(answerer: Answerer) -> None:
+async def test_reasoning_is_left_out_where_the_request_switches_it_off(answerer: AttemptRunner) -> None:
     agent = bound(script=[{"text": "done", "reasoning": "hm"}])
     types = [
         shown((await Conversation(answerer, agent).ask(**fields))[1])
@@ -200,7 +200,7 @@ async def test_reasoning_is_left_out_where_the_request_switches_it_off(answerer:
 # -- approvals
 
 
-async def test_nothing_of_a_step_runs_before_all_calls_that_wait_are_answered(answerer: Answerer) -> None:
+async def test_nothing_of_a_step_runs_before_all_calls_that_wait_are_answered(answerer: AttemptRunner) -> None:
     called: list[str] = []
 
     def look(key: str) -> str:
@@ -235,7 +235,7 @@ async def test_nothing_of_a_step_runs_before_all_calls_that_wait_are_answered(an
 
 
 @pytest.mark.parametrize("form", ["approval", "tool_return"])
-async def test_a_call_to_a_tool_of_the_callers_waits_for_its_return(answerer: Answerer, form: str) -> None:
+async def test_a_call_to_a_tool_of_the_callers_waits_for_its_return(answerer: AttemptRunner, form: str) -> None:
     agent = bound(script=[calls(("locate", {"who": "me"})), {"text": "found"}], tools=[double])
     tools = [{"name": "locate", "description": "Where somebody is.", "parameters": {"type": "object"}}]
     talk = Conversation(answerer, agent)
@@ -256,7 +256,7 @@ async def test_a_call_to_a_tool_of_the_callers_waits_for_its_return(answerer: An
     ]
 
 
-async def test_the_model_is_shown_the_tools_of_the_caller_and_they_win(answerer: Answerer) -> None:
+async def test_the_model_is_shown_the_tools_of_the_caller_and_they_win(answerer: AttemptRunner) -> None:
     client_tools = [{"name": "calculate"}]
 
     def calculate(expression: str) -> str:
@@ -271,7 +271,7 @@ async def test_the_model_is_shown_the_tools_of_the_caller_and_they_win(answerer:
 
 
 @pytest.mark.parametrize("by", ["call", "message"])
-async def test_the_old_form_of_an_approval_goes_on_too(answerer: Answerer, by: str) -> None:
+async def test_the_old_form_of_an_approval_goes_on_too(answerer: AttemptRunner, by: str) -> None:
     agent = bound(script=[calls(("double", {"n": 4})), {"text": "8"}], tools=[double], requires_approval=["double"])
     talk = Conversation(answerer, agent)
     report, messages = await talk.ask()
@@ -280,7 +280,7 @@ async def test_the_old_form_of_an_approval_goes_on_too(answerer: Answerer, by: s
     assert (report.stop_reason, returns(messages)) == ("end_turn", [("success", "8")])
 
 
-async def test_a_run_may_stop_for_an_approval_again_and_end_by_a_terminal_tool(answerer: Answerer) -> None:
+async def test_a_run_may_stop_for_an_approval_again_and_end_by_a_terminal_tool(answerer: AttemptRunner) -> None:
     turns = [calls(("double", {"n": 4})), calls(("shout", {"text": "so"})), {"text": "never said"}]
     agent = bound(
         script=turns,
@@ -311,7 +311,7 @@ async def test_a_run_may_stop_for_an_approval_again_and_end_by_a_terminal_tool(a
     ],
 )
 async def test_answers_that_do_not_fit_are_an_error_that_says_so(
-    answerer: Answerer, answers: list[Any], kind: str, message: str
+    answerer: AttemptRunner, answers: list[Any], kind: str, message: str
 ) -> None:
     asked = calls(("double", {"n": 4}), ("double", {"n": 5}))
     agent = bound(script=[asked, {"text": "8"}], tools=[double], requires_approval=["double"])
@@ -328,7 +328,7 @@ async def test_answers_that_do_not_fit_are_an_error_that_says_so(
     assert message in report.error["message"]
 
 
-async def test_answers_and_other_messages_do_not_mix(answerer: Answerer) -> None:
+async def test_answers_and_other_messages_do_not_mix(answerer: AttemptRunner) -> None:
     agent = bound(script=[calls(("double", {"n": 4}))], tools=[double], requires_approval=["double"])
     talk = Conversation(answerer, agent)
     report, _ = await talk.ask()
@@ -338,7 +338,7 @@ async def test_answers_and_other_messages_do_not_mix(answerer: Answerer) -> None
     assert (report.error["type"], report.stop_reason) == ("mixed_messages", "invalid_tool_call")
 
 
-async def test_an_image_cannot_be_handed_in(answerer: Answerer) -> None:
+async def test_an_image_cannot_be_handed_in(answerer: AttemptRunner) -> None:
     talk = Conversation(answerer, bound(script=[calls(("locate", {}))]))
     report, _ = await talk.ask(client_tools=[{"name": "locate"}])
     parts = [{"type": "text", "text": "here"}, {"type": "image", "source": {"type": "url", "url": "http://h/a.png"}}]
@@ -351,7 +351,7 @@ async def test_an_image_cannot_be_handed_in(answerer: Answerer) -> None:
     assert returns(messages) == [("success", "here")]
 
 
-async def test_a_tool_of_the_callers_cannot_be_approved(answerer: Answerer) -> None:
+async def test_a_tool_of_the_callers_cannot_be_approved(answerer: AttemptRunner) -> None:
     agent = bound(script=[calls(("locate", {}))])
     talk = Conversation(answerer, agent)
     report, _ = await talk.ask(client_tools=[{"name": "locate"}])

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from batchray.agents import Answerer, Clients, Report, Run, ToolLoop, build_agent, encode_item, read_report
+from batchray.agents import AttemptReport, AttemptRunner, Clients, Run, ToolLoop, build_agent, encode_input, read_report
+from batchray.agents.tools import load_tools
 from batchray.config import Agent, BoundAgent, Provider, bind_agents
 from batchray.errors import ConfigError, InvalidResponseError, InvalidToolCallError
 from batchray.models import ModelCall, ModelReply, RulesModel, said
@@ -29,7 +30,6 @@ from batchray.schema import (
     ordinal_of,
     run_id,
 )
-from batchray.tools import load_tools
 
 JOB = new_job_id()
 
@@ -54,15 +54,15 @@ def calls(*asked: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def answerer() -> AsyncIterator[Answerer]:
-    made = Answerer()
+async def answerer() -> AsyncIterator[AttemptRunner]:
+    made = AttemptRunner()
     yield made
     await made.close()
 
 
-async def answer(answerer: Answerer, agent: BoundAgent, **request: Any) -> tuple[Report, list[Message]]:
+async def answer(answerer: AttemptRunner, agent: BoundAgent, **request: Any) -> tuple[AttemptReport, list[Message]]:
     given = {"agent_id": "a", **({} if "messages" in request else {"input": "hi"}), **request}
-    report = read_report(await answerer.answer(agent, encode_item(JOB, 7, 2, json.dumps(given).encode())))
+    report = read_report(await answerer.answer(agent, encode_input(JOB, 7, 2, json.dumps(given).encode())))
     return report, [Message.model_validate(message) for message in json.loads(report.messages)]
 
 
@@ -70,7 +70,7 @@ def returns(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
     return [(each.status, each.func_response) for message in messages for each in message.tool_returns or ()]
 
 
-async def test_a_model_with_tools_answers_in_steps(answerer: Answerer) -> None:
+async def test_a_model_with_tools_answers_in_steps(answerer: AttemptRunner) -> None:
     agent = bound(script=[{"reasoning": "hm", **calls(("double", {"n": 4}))}, {"text": "It is 8."}], tools=[double])
     report, messages = await answer(answerer, agent)
     assert (report.index, report.attempt, report.status, report.stop_reason) == (7, 2, "succeeded", "end_turn")
@@ -84,7 +84,7 @@ async def test_a_model_with_tools_answers_in_steps(answerer: Answerer) -> None:
     assert shown == ["reasoning_message", "tool_call_message", "tool_return_message", "assistant_message"]
 
 
-async def test_messages_carry_the_ids_of_their_job_item_and_step(answerer: Answerer) -> None:
+async def test_messages_carry_the_ids_of_their_job_item_and_step(answerer: AttemptRunner) -> None:
     agent = bound(script=[calls(("double", {"n": 4}), ("double", {"n": 5})), {"text": "done"}], tools=[double])
     given = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     _, messages = await answer(answerer, agent, messages=given)
@@ -102,7 +102,9 @@ async def test_messages_carry_the_ids_of_their_job_item_and_step(answerer: Answe
     assert len(set(otids)) == len(otids) == 3
 
 
-async def test_the_tools_of_one_step_run_at_once_and_return_in_the_order_of_their_calls(answerer: Answerer) -> None:
+async def test_the_tools_of_one_step_run_at_once_and_return_in_the_order_of_their_calls(
+    answerer: AttemptRunner,
+) -> None:
     met = asyncio.Barrier(3)
 
     async def meet(name: str) -> str:
@@ -115,7 +117,7 @@ async def test_the_tools_of_one_step_run_at_once_and_return_in_the_order_of_thei
     assert returns(messages) == [("success", "a"), ("success", "b"), ("success", "c")]
 
 
-async def test_a_failing_tool_is_told_to_the_model_and_the_run_goes_on(answerer: Answerer) -> None:
+async def test_a_failing_tool_is_told_to_the_model_and_the_run_goes_on(answerer: AttemptRunner) -> None:
     release = threading.Event()
 
     def hang() -> None:
@@ -198,7 +200,7 @@ async def test_the_model_is_asked_with_the_whole_conversation_and_the_agents_set
 
 @pytest.mark.parametrize(("of_agent", "of_request", "steps"), [(3, None, 3), (3, 2, 2), (3, 50, 3)])
 async def test_a_run_ends_at_the_lower_limit_of_steps(
-    answerer: Answerer, of_agent: int, of_request: int | None, steps: int
+    answerer: AttemptRunner, of_agent: int, of_request: int | None, steps: int
 ) -> None:
     agent = bound(script=[calls(("double", {"n": 1}))] * 9, tools=[double], max_steps=of_agent)
     report, messages = await answer(answerer, agent, max_steps=of_request)
@@ -215,7 +217,7 @@ async def test_a_run_ends_at_the_lower_limit_of_steps(
     ],
 )
 async def test_a_failure_of_the_model_keeps_what_was_said_before(
-    answerer: Answerer, failure: str, stop_reason: str
+    answerer: AttemptRunner, failure: str, stop_reason: str
 ) -> None:
     agent = bound(script=[calls(("double", {"n": 1})), {"fail": {"type": failure, "message": "why"}}], tools=[double])
     report, messages = await answer(answerer, agent)
@@ -225,7 +227,7 @@ async def test_a_failure_of_the_model_keeps_what_was_said_before(
     assert report.usage["step_count"] == 1
 
 
-async def test_a_run_that_passes_its_deadline_keeps_what_was_said_before(answerer: Answerer) -> None:
+async def test_a_run_that_passes_its_deadline_keeps_what_was_said_before(answerer: AttemptRunner) -> None:
     cancelled = asyncio.Event()
 
     async def wait() -> None:
@@ -244,7 +246,7 @@ async def test_a_run_that_passes_its_deadline_keeps_what_was_said_before(answere
     assert cancelled.is_set()
 
 
-async def test_a_model_that_answers_too_late_is_the_deadlines_fault(answerer: Answerer) -> None:
+async def test_a_model_that_answers_too_late_is_the_deadlines_fault(answerer: AttemptRunner) -> None:
     report, _ = await answer(answerer, bound(script=[{"text": "late", "delay_s": 60}], deadline_s=0.1))
     assert report.error is not None
     assert report.error["type"] == "deadline_exceeded"
@@ -260,14 +262,14 @@ async def test_a_model_that_answers_too_late_is_the_deadlines_fault(answerer: An
     ],
 )
 async def test_a_function_answers_with_text_or_json(
-    answerer: Answerer, function: Callable[[AgentRequest], object], text: str
+    answerer: AttemptRunner, function: Callable[[AgentRequest], object], text: str
 ) -> None:
     report, messages = await answer(answerer, bound(run=function))
     assert (report.status, report.stop_reason, report.usage["step_count"]) == ("succeeded", "end_turn", 1)
     assert [(message.role, message.text) for message in messages] == [("assistant", text)]
 
 
-async def test_an_async_function_is_an_agent_too(answerer: Answerer) -> None:
+async def test_an_async_function_is_an_agent_too(answerer: AttemptRunner) -> None:
     async def shout(request: AgentRequest) -> str:
         await asyncio.sleep(0)
         return str(request.input).upper()
@@ -303,7 +305,7 @@ def raising_async(error: BaseException) -> Callable[[AgentRequest], object]:
     ],
 )
 async def test_whatever_a_function_raises_is_its_requests_outcome(
-    answerer: Answerer,
+    answerer: AttemptRunner,
     kind: Callable[[BaseException], Callable[[AgentRequest], object]],
     error: BaseException,
     stop_reason: str,
@@ -316,7 +318,7 @@ async def test_whatever_a_function_raises_is_its_requests_outcome(
     assert messages == []
 
 
-async def test_a_function_that_cancels_itself_fails_and_is_not_lost(answerer: Answerer) -> None:
+async def test_a_function_that_cancels_itself_fails_and_is_not_lost(answerer: AttemptRunner) -> None:
     async def function(request: AgentRequest) -> None:
         task = asyncio.create_task(asyncio.sleep(60))
         task.cancel()
@@ -327,7 +329,7 @@ async def test_a_function_that_cancels_itself_fails_and_is_not_lost(answerer: An
     assert (report.status, report.error["type"]) == ("errored", "CancelledError")
 
 
-async def test_a_cancelled_request_is_cancelled(answerer: Answerer) -> None:
+async def test_a_cancelled_request_is_cancelled(answerer: AttemptRunner) -> None:
     started = asyncio.Event()
 
     async def function(request: AgentRequest) -> None:
@@ -341,13 +343,13 @@ async def test_a_cancelled_request_is_cancelled(answerer: Answerer) -> None:
         await task
 
 
-async def test_a_very_long_error_is_cut(answerer: Answerer) -> None:
+async def test_a_very_long_error_is_cut(answerer: AttemptRunner) -> None:
     report, _ = await answer(answerer, bound(run=raising(ValueError("x" * 10_000))))
     assert report.error is not None
     assert len(report.error["message"]) == 4000
 
 
-async def test_an_approval_has_nothing_to_approve(answerer: Answerer) -> None:
+async def test_an_approval_has_nothing_to_approve(answerer: AttemptRunner) -> None:
     approval = {"type": "approval", "approvals": [{"tool_call_id": "1", "approve": True}]}
     report, _ = await answer(answerer, bound(model="offline/rules"), messages=[approval])
     assert report.error == {
@@ -381,7 +383,7 @@ async def test_only_code_of_the_requests_own_runs_under_the_guard() -> None:
 
 
 async def test_agents_and_clients_are_built_once() -> None:
-    answerer = Answerer()
+    answerer = AttemptRunner()
     agent = bound(model="offline/rules")
     assert answerer.agent(agent) is answerer.agent(agent)
     clients = Clients()
@@ -393,7 +395,7 @@ async def test_agents_and_clients_are_built_once() -> None:
 
 @pytest.mark.parametrize("fields", [{"run": "nowhere_at_all:f"}, {"model": "offline/rules", "tools": ["json:nope"]}])
 async def test_code_that_cannot_be_imported_where_it_runs_is_the_requests_outcome(
-    answerer: Answerer, fields: dict[str, Any]
+    answerer: AttemptRunner, fields: dict[str, Any]
 ) -> None:
     agent = bound(**fields)
     with pytest.raises(ConfigError, match=r"^agent 'a': '[\w:]+' cannot be imported: "):
@@ -403,7 +405,7 @@ async def test_code_that_cannot_be_imported_where_it_runs_is_the_requests_outcom
     assert (report.status, report.error["type"]) == ("errored", "config_error")
 
 
-async def test_no_text_of_a_request_is_logged(answerer: Answerer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_text_of_a_request_is_logged(answerer: AttemptRunner, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "batchray")
     await answer(answerer, bound(run=raising(ValueError("a secret"))), input="a secret")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [

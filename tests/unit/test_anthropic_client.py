@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from batchray.agents import Run, ToolLoop
+from batchray.agents.tools import load_tools
 from batchray.config import Agent
 from batchray.errors import ConfigError, InvalidResponseError, ModelAPIError
 from batchray.models import ModelCall, ModelReply, ToolSpec, make_client
@@ -28,7 +29,6 @@ from batchray.schema import (
     Usage,
     new_id,
 )
-from batchray.tools import load_tools
 from tests.asking import KEY, FakeTime, always, call, eager, failure, message
 from tests.provider_messages import signature
 from tests.provider_server import ProviderServer
@@ -86,7 +86,7 @@ async def test_prompt_tokens_include_what_the_cache_gave_and_took(client: Anthro
 async def test_what_an_attempt_cost_that_broke_off_is_told_beside_the_reply(server: ProviderServer) -> None:
     lost: list[Usage] = []
     async with opened(server.root_url, **{**eager(), "sleep": FakeTime().sleep}) as client:
-        reply = await client.ask(call("[[reset:body x2]]", on_lost=lost.append))
+        reply = await client.ask(call("[[reset:body x2]]", on_wasted_usage=lost.append))
     assert reply.usage.completion_tokens == 5
     assert [usage.prompt_tokens for usage in lost] == [reply.usage.prompt_tokens] * 2
 

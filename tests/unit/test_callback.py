@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from batchray.callback import (
+from batchray.callbacks import (
     DELAYS_S,
     AddressGuard,
     Answer,
@@ -36,7 +36,7 @@ from batchray.callback import (
     make_sender,
     payload_of,
 )
-from batchray.callback.transport import MAX_ANSWER_BYTES, Transport
+from batchray.callbacks.transport import MAX_ANSWER_BYTES, Transport
 from batchray.errors import ConfigError
 
 NOW = 1_800_000_000.0

@@ -30,7 +30,7 @@ class Done(NamedTuple):
 
 def _main(arguments: list[str], directory: str, out: str, err: str) -> None:
     """Run the command in this process, which is a fork of one that has imported it."""
-    from batchray.cli import main
+    from batchray.cli.main import main
 
     os.chdir(directory)
     for name in [name for name in os.environ if name.endswith("_API_KEY")]:
@@ -45,7 +45,7 @@ def _main(arguments: list[str], directory: str, out: str, err: str) -> None:
 def processes() -> multiprocessing.context.ForkServerContext:
     """Return what starts processes that need not import everything again."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["batchray.api", "batchray.cli", "batchray.display", __name__])
+    context.set_forkserver_preload(["batchray.api", "batchray.cli.main", "batchray.views.progress_display", __name__])
     return context
 
 

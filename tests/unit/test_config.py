@@ -23,7 +23,7 @@ from batchray.config import (
     load_agents,
     load_settings,
 )
-from batchray.config.fleet import builtin_providers
+from batchray.config.binding import builtin_providers
 from batchray.errors import ConfigError
 
 KEY = "sk-proj-0123456789abcdefABCDEF"

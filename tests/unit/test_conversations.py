@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from batchray.cluster import LocalExecutor, Order
 from batchray.config import Agent, AgentSet, bind_agents, load_settings
-from batchray.context import Turn, Turns, messages_of
-from batchray.driver import cancel_at_rest, run_job, start_job
 from batchray.errors import ApprovalError, JobInterruptedError
-from batchray.results import result_of
-from batchray.running import RunningJob
+from batchray.executors import AttemptSpec, LocalExecutor
+from batchray.jobs.context import messages_of
+from batchray.jobs.driver import cancel_idle_job, run_job, start_job
+from batchray.jobs.running import RunningJob
+from batchray.jobs.slots import KeyedSemaphore, Slot
 from batchray.schema import (
     AgentRequest,
     ApprovalRequestMessage,
@@ -31,16 +31,17 @@ from batchray.schema import (
 )
 from batchray.store import (
     DEFAULT_USER,
+    ConversationUpdate,
+    HistoryItem,
     JobRecord,
     NewAttempt,
     NewItem,
     NewJob,
     NewOutcome,
-    Prior,
-    Sequel,
     Store,
-    at_once,
+    run_all,
 )
+from batchray.views.results import result_of
 from tests.unit.test_agents import calls
 from tests.unit.test_driver import Scripted
 from tests.waiting import soon
@@ -92,7 +93,9 @@ def new_job(store: Store, *requests: Mapping[str, Any], user_id: str = DEFAULT_U
     return job_id
 
 
-async def started(store: Store, job_id: str, *agents: Agent, turns: Turns | None = None, **settings: Any) -> RunningJob:
+async def started(
+    store: Store, job_id: str, *agents: Agent, turns: KeyedSemaphore | None = None, **settings: Any
+) -> RunningJob:
     bound: AgentSet = bind_agents(list(agents), environment={})
     return await start_job(job_id, bound, store, load_settings(executor="local", **settings), turns)
 
@@ -164,7 +167,7 @@ async def test_a_run_may_wait_again_and_goes_on_with_all_that_was_said(store: St
     [first] = await run(store, agent, ask())
     [second] = await run(store, agent, answer(*waiting(first)))
     job = await started(store, new_job(store, answer(*waiting(second), approve=False, otid="mine")), agent)
-    record = await run_job(job, store, Scripted(lambda order: seen.append(order.context)))
+    record = await run_job(job, store, Scripted(lambda spec: seen.append(spec.context)))
     [third] = results_of(store, record)
     assert (third.stop_reason, said(third)) == ("end_turn", ["done"])
     history = json.loads(seen[0])["history"]
@@ -245,8 +248,8 @@ def paused(store: Store, call_id: str) -> str:
         created_at=datetime.now(UTC),
     )
     messages = b"[" + asked.model_dump_json(exclude_none=True).encode() + b"]"
-    sequel = Sequel("guarded", pending=[call_id])
-    outcome = NewOutcome(0, 1, "succeeded", "requires_approval", None, {}, 0, None, 1, messages, sequel)
+    conversation_update = ConversationUpdate("guarded", pending=[call_id])
+    outcome = NewOutcome(0, 1, "succeeded", "requires_approval", None, {}, 0, None, 1, messages, conversation_update)
     assert store.write(record, [NewAttempt(0, 1)], [outcome]) == [outcome]
     return asked.id
 
@@ -269,8 +272,8 @@ async def test_two_processes_do_not_claim_one_run_both(store: Store) -> None:
     paused(store, "call_0")
     jobs = [store.start_job(new_job(store, answer("call_0"))) for _ in range(2)]
     go_on = functools.partial(store.go_on, is_stateful=False, answered=frozenset({"call_0"}))
-    assert len(go_on(jobs[0], 0, "guarded").priors) == 1
-    assert len(go_on(jobs[0], 0, "guarded").priors) == 1  # again, as after a lost answer
+    assert len(go_on(jobs[0], 0, "guarded").history) == 1
+    assert len(go_on(jobs[0], 0, "guarded").history) == 1  # again, as after a lost answer
     with pytest.raises(ApprovalError, match="already_answered"):
         go_on(jobs[1], 0, "guarded")
 
@@ -291,7 +294,7 @@ async def test_an_item_that_was_interrupted_may_bring_its_answer_again(store: St
     [asked] = await run(store, agent, ask())
     job_id = new_job(store, answer(*waiting(asked)))
     job = await started(store, job_id, agent)
-    hanging = Scripted(lambda order: asyncio.Event().wait())
+    hanging = Scripted(lambda spec: asyncio.Event().wait())
     running = asyncio.create_task(run_job(job, store, hanging))
     await soon(lambda: hanging.running["all"] == 1)
     job.interrupt()
@@ -308,7 +311,7 @@ async def test_a_run_waits_again_where_its_answer_came_to_nothing(store: Store) 
     assert kinds(await run(store, failing, answer(*waiting(asked)))) == ["api_error"]
     canceled = new_job(store, answer(*waiting(asked)))
     job = await started(store, canceled, failing)
-    hanging = Scripted(lambda order: asyncio.Event().wait())
+    hanging = Scripted(lambda spec: asyncio.Event().wait())
     running = asyncio.create_task(run_job(job, store, hanging))
     await soon(lambda: hanging.running["all"] == 1)
     job.cancel()
@@ -322,7 +325,7 @@ async def test_a_run_waits_again_where_the_job_of_its_answer_is_canceled_at_rest
     [asked] = await run(store, agent, ask())
     job_id = new_job(store, answer(*waiting(asked)))
     store.go_on(store.job(job_id), 0, "guarded", is_stateful=False, answered=frozenset(waiting(asked)))
-    at_once(cancel_at_rest(store, job_id))
+    run_all(cancel_idle_job(store, job_id))
     assert kinds(await run(store, agent, answer(*waiting(asked)))) == ["end_turn"]
 
 
@@ -340,16 +343,16 @@ async def test_memory_that_was_edited_before_the_wait_is_there_after_it(store: S
 # -- conversations and memory
 
 
-def texts(priors: list[Prior]) -> list[str]:
-    return [message.text for prior in priors for message in messages_of(prior) if message.text]
+def texts(history: list[HistoryItem]) -> list[str]:
+    return [message.text for prior in history for message in messages_of(prior) if message.text]
 
 
 async def test_a_stateful_agent_hears_what_was_said_before_and_others_do_not(store: Store) -> None:
     seen: dict[str, list[int]] = defaultdict(list)
 
-    def look(order: Order) -> None:
-        context = json.loads(order.context) if order.context else {"history": []}
-        seen[order.agent.agent.id].append(len(context["history"]))
+    def look(spec: AttemptSpec) -> None:
+        context = json.loads(spec.context) if spec.context else {"history": []}
+        seen[spec.agent.agent.id].append(len(context["history"]))
 
     agents = [noting("notes"), Agent(id="fresh", model="offline/rules")]
     requests = [ask("hello", agent_id) for agent_id in ("notes", "fresh")] * 3
@@ -417,41 +420,41 @@ async def test_a_forgotten_conversation_has_nothing_to_answer(store: Store) -> N
 
 
 async def test_two_jobs_do_not_ask_a_stateful_agent_at_once(store: Store) -> None:
-    turns = Turns()
+    turns = KeyedSemaphore()
     agents = [noting("notes"), Agent(id="free", model="offline/rules")]
     requests = [ask(script({"text": str(i)}), "notes") for i in range(10)] + [ask("hi", "free")]
     jobs = [await started(store, new_job(store, *requests), *agents, turns=turns) for _ in range(3)]
     running: list[int] = []
     most = 0
 
-    async def count(order: Order) -> None:
+    async def count(spec: AttemptSpec) -> None:
         nonlocal most
-        if order.agent.agent.id == "notes":
-            running.append(order.index)
+        if spec.agent.agent.id == "notes":
+            running.append(spec.index)
             most = max(most, len(running))
             await asyncio.sleep(0.001)
-            running.remove(order.index)
+            running.remove(spec.index)
 
     executor = Scripted(count)
     records = await asyncio.gather(*(run_job(job, store, executor) for job in jobs))
     assert [record.counts["succeeded"] for record in records] == [11] * 3
     assert most == 1
-    priors = store.conversation(DEFAULT_USER, "notes")
-    assert len(priors) == 30
+    history = store.conversation(DEFAULT_USER, "notes")
+    assert len(history) == 30
     for job in jobs:
-        assert [prior.index for prior in priors if prior.job_id == job.record.id] == list(range(10))
+        assert [prior.index for prior in history if prior.job_id == job.record.id] == list(range(10))
 
 
 async def test_turns_leave_nothing_behind() -> None:
-    turns, order = Turns(), list[int]()
+    turns, spec = KeyedSemaphore(), list[int]()
 
     async def take(i: int) -> None:
-        async with turns.of(Turn("a", 2)):
-            order.append(i)
+        async with turns.of(Slot("a", 2)):
+            spec.append(i)
             await asyncio.sleep(0)
 
     await asyncio.gather(*(take(i) for i in range(5)))
-    assert (order, turns._places, turns._n_users) == ([0, 1, 2, 3, 4], {}, {})
+    assert (spec, turns._places, turns._n_users) == ([0, 1, 2, 3, 4], {}, {})
 
 
 async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(local_store: Store) -> None:
@@ -460,11 +463,11 @@ async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(lo
         *(ask(script({"text": "noted"}), "notes") for _ in range(3000)),
         *(ask("hi", "rules") for _ in range(20)),
     ]
-    executor = Scripted(lambda order: asyncio.Event().wait() if order.agent.agent.stateful else None)
+    executor = Scripted(lambda spec: asyncio.Event().wait() if spec.agent.agent.stateful else None)
     job = await started(local_store, new_job(local_store, *requests), *agents, max_in_flight=8)
     running = asyncio.create_task(run_job(job, local_store, executor))
     await soon(lambda: job.progress.done == 20, timeout_s=120)
-    assert (executor.running["all"], executor.orders[0].index) == (1, 0)
+    assert (executor.running["all"], executor.specs[0].index) == (1, 0)
     job.interrupt()
     with pytest.raises(JobInterruptedError):
         await running
@@ -497,7 +500,7 @@ async def test_a_thousand_requests_of_all_kinds_all_come_out_right(local_store: 
                 return ask(f"call {i}", "function")
 
     gate = asyncio.Event()
-    executor = Scripted(lambda order: gate.wait() if order.agent.agent.stateful else None)
+    executor = Scripted(lambda spec: gate.wait() if spec.agent.agent.stateful else None)
     job = await started(store, new_job(store, *map(request, range(1000))), *agents, max_in_flight=64)
     running = asyncio.create_task(run_job(job, store, executor))
     # All the others are done while the five still hold on to their first request.
@@ -514,7 +517,7 @@ async def test_a_thousand_requests_of_all_kinds_all_come_out_right(local_store: 
         expected = list(range(4 * n, 1000, 20))
         assert [prior.index for prior in store.conversation(DEFAULT_USER, f"notes-{n}")] == expected
         assert store.memory(DEFAULT_USER, f"notes-{n}") == {"seen": "\n".join(map(str, expected))}
-        started_in = [order.index for order in executor.orders if order.agent.agent.id == f"notes-{n}"]
+        started_in = [spec.index for spec in executor.specs if spec.agent.agent.id == f"notes-{n}"]
         assert started_in == expected
     answers = [answer(*waiting(each), approve=i % 2 == 0) for i, each in enumerate(results[1::4])]
     answered = await run(store, agents, *answers)

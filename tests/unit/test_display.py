@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from batchray.display import View, clock, duration, share, show_progress, summary
-from batchray.progress import Percentiles, Progress
 from batchray.schema import new_job_id
-from batchray.store import FailureKind, JobRecord, NewItem, NewJob, Store, at_once
+from batchray.schema.progress import Percentiles, Progress
+from batchray.store import FailureKind, JobRecord, NewItem, NewJob, Store, run_all
+from batchray.views.progress_display import View, clock, duration, share, show_progress, summary
 
 
 class Watched:
@@ -125,7 +125,7 @@ def test_a_summary_tells_outcomes_durations_and_tokens(tmp_path: Path) -> None:
         job_id = new_job_id()
         store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
         job = store.start_job(job_id)
-        at_once(store.end_unfinished(job, "canceled", "cancelled", None))
+        run_all(store.end_unfinished(job, "canceled", "cancelled", None))
         ended = store.end_job(job, "cancelled", "cancelled", progress, None, 61_000_000_000)
     failures = [FailureKind("llm_api_error", f"kind_{n}", 1000 - n, "why " * 100) for n in range(10)]
     text = printed(ended, {name: each.percentiles() for name, each in progress.timings.items()}, *failures)

@@ -13,12 +13,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from batchray.agents import Keep
-from batchray.cluster import LocalExecutor, Order
+from batchray.agents import SaveCheckpoints
 from batchray.config import Agent, AgentSet, Provider, bind_agents, load_settings
-from batchray.context import Turns
-from batchray.control import Wishes
-from batchray.driver import expire_at_rest, run_job, start_job
 from batchray.errors import (
     ClusterError,
     InvalidToolCallError,
@@ -27,9 +23,13 @@ from batchray.errors import (
     StoreUnavailableError,
     WorkerDiedError,
 )
-from batchray.running import RunningJob, expired
+from batchray.executors import AttemptSpec, LocalExecutor
+from batchray.jobs.control import ControlRequest
+from batchray.jobs.driver import expire_idle_job, run_job, start_job
+from batchray.jobs.running import RunningJob, expired
+from batchray.jobs.slots import KeyedSemaphore
 from batchray.schema import AgentRequest, new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, PendingItem, Pieces, Store, at_once
+from batchray.store import Chunked, JobRecord, NewAttempt, NewItem, NewJob, PendingItem, Store, run_all
 from tests.waiting import soon
 
 
@@ -67,33 +67,33 @@ async def started(store: Store, job_id: str, agents: AgentSet = AGENTS, **settin
 class Scripted:
     """Runs attempts here like `LocalExecutor`, but for what a test lets happen before."""
 
-    def __init__(self, before: Callable[[Order], Any] = lambda order: None) -> None:
+    def __init__(self, before: Callable[[AttemptSpec], Any] = lambda spec: None) -> None:
         self._local, self._before = LocalExecutor(), before
-        self.orders: list[Order] = []
+        self.specs: list[AttemptSpec] = []
         self.running: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.cancelled: list[int] = []
 
-    async def run(self, order: Order, keep: Keep) -> bytes:
-        self.orders.append(order)
-        provider = order.agent.agent.provider_name or "-"
+    async def run(self, spec: AttemptSpec, keep: SaveCheckpoints) -> bytes:
+        self.specs.append(spec)
+        provider = spec.agent.agent.provider_name or "-"
         for name in (provider, "all"):
             self.running[name] += 1
             self.most[name] = max(self.most[name], self.running[name])
         try:
-            happening = self._before(order)
+            happening = self._before(spec)
             if happening is not None:
                 await happening
-            return await self._local.run(order, keep)
+            return await self._local.run(spec, keep)
         except asyncio.CancelledError:
-            self.cancelled.append(order.index)
+            self.cancelled.append(spec.index)
             raise
         finally:
             for name in (provider, "all"):
                 self.running[name] -= 1
 
-    def attempts_of(self, index: int) -> list[Order]:
-        return [order for order in self.orders if order.index == index]
+    def attempts_of(self, index: int) -> list[AttemptSpec]:
+        return [spec for spec in self.specs if spec.index == index]
 
 
 class Watcher:
@@ -143,10 +143,10 @@ class Dying:
     def __init__(self) -> None:
         self.contexts: list[bytes] = []
 
-    async def run(self, order: Order, keep: Keep) -> bytes:
-        self.contexts.append(order.context)
-        await keep([b'{"n":%d}' % order.attempt])
-        if order.attempt < 3:
+    async def run(self, spec: AttemptSpec, keep: SaveCheckpoints) -> bytes:
+        self.contexts.append(spec.context)
+        await keep([b'{"n":%d}' % spec.attempt])
+        if spec.attempt < 3:
             raise WorkerDiedError("its lane died while it ran", is_suspect=False)
         head = {"index": 0, "attempt": 3, "status": "succeeded", "stop_reason": "end_turn", "error": None}
         return json.dumps({**head, "usage": {}, "ttft_ns": None, "duration_ns": 1}).encode() + b"\n[]"
@@ -174,16 +174,16 @@ async def test_more_items_than_a_page_are_run_within_the_window(store: Store) ->
     job = await started(store, new_job(store, *["echo"] * 1100), max_in_flight=100)
     record = await run_job(job, store, executor)
     assert record.counts["succeeded"] == 1100
-    assert sorted(order.index for order in executor.orders) == list(range(1100))
+    assert sorted(spec.index for spec in executor.specs) == list(range(1100))
     assert 1 < executor.most["all"] <= 100
 
 
 async def test_an_attempt_is_counted_on_disk_before_it_is_spawned(store: Store) -> None:
     seen: list[int] = []
 
-    def look(order: Order) -> None:
+    def look(spec: AttemptSpec) -> None:
         with Store.open_for_reading(store.data_dir) as reader:
-            seen.append(reader.unfinished(reader.job(order.job_id), after=-1)[order.index].attempt)
+            seen.append(reader.unfinished(reader.job(spec.job_id), after=-1)[spec.index].attempt)
 
     await run_job(await started(store, new_job(store, "echo")), store, Scripted(look))
     assert seen == [1]
@@ -202,16 +202,16 @@ async def test_times_are_counted_from_the_first_start(store: Store) -> None:
 
 
 async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: Store) -> None:
-    def die(order: Order) -> None:
-        if order.index == 1:
+    def die(spec: AttemptSpec) -> None:
+        if spec.index == 1:
             raise WorkerDiedError("killed by signal 9", is_suspect=True)
 
     executor = Scripted(die)
     job = await started(store, new_job(store, "echo", "echo", "echo"), max_attempts=3)
     record = await run_job(job, store, executor)
     assert statuses(store, record) == ["succeeded", "errored", "succeeded"]
-    assert [order.is_alone for order in executor.attempts_of(1)] == [False, True, True]
-    assert [order.attempt for order in executor.attempts_of(1)] == [1, 2, 3]
+    assert [spec.is_isolated for spec in executor.attempts_of(1)] == [False, True, True]
+    assert [spec.attempt for spec in executor.attempts_of(1)] == [1, 2, 3]
     assert [len(executor.attempts_of(index)) for index in (0, 2)] == [1, 1]
     failed = store.results(record)[1]
     assert (failed.error, failed.attempts, failed.stop_reason) == (
@@ -225,12 +225,12 @@ async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: St
 
 
 async def test_a_deadly_item_has_exactly_its_attempts_whatever_others_cost_it(store: Store) -> None:
-    def die(order: Order) -> None:
-        raise WorkerDiedError("its lane died", is_suspect=order.attempt in (2, 4, 5))
+    def die(spec: AttemptSpec) -> None:
+        raise WorkerDiedError("its lane died", is_suspect=spec.attempt in (2, 4, 5))
 
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
-    assert [(order.attempt, order.is_alone) for order in executor.orders] == [
+    assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [
         (1, False),
         (2, False),
         (3, True),
@@ -241,34 +241,34 @@ async def test_a_deadly_item_has_exactly_its_attempts_whatever_others_cost_it(st
 
 
 async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) -> None:
-    def die(order: Order) -> None:
-        if order.attempt <= 4:
+    def die(spec: AttemptSpec) -> None:
+        if spec.attempt <= 4:
             raise WorkerDiedError("its lane died", is_suspect=False)
 
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
     assert record.counts["succeeded"] == 1
-    assert [(order.attempt, order.is_alone) for order in executor.orders] == [(n, False) for n in range(1, 6)]
+    assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [(n, False) for n in range(1, 6)]
     assert store.results(record)[0].attempts == 1
 
 
 async def test_an_item_whose_process_always_dies_ends_in_the_end(store: Store) -> None:
-    def die(order: Order) -> None:
+    def die(spec: AttemptSpec) -> None:
         raise WorkerDiedError("its lane died", is_suspect=False)
 
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
-    assert (record.status, len(executor.orders)) == ("failed", 20)
+    assert (record.status, len(executor.specs)) == ("failed", 20)
 
 
 async def test_who_has_shared_many_deaths_of_others_runs_where_they_cannot_reach_it(store: Store) -> None:
-    def die(order: Order) -> None:
-        if not order.is_alone:
+    def die(spec: AttemptSpec) -> None:
+        if not spec.is_isolated:
             raise WorkerDiedError("its lane died", is_suspect=False)
 
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo")), store, executor)
-    assert [order.is_alone for order in executor.orders] == [False] * 12 + [True]
+    assert [spec.is_isolated for spec in executor.specs] == [False] * 12 + [True]
     assert (record.status, store.results(record)[0].attempts) == ("completed", 1)
 
 
@@ -276,34 +276,36 @@ async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None
     job_id = new_job(store, "echo")
     store.begin_attempts(store.job(job_id), [NewAttempt(0, 2, 2)])
 
-    def die(order: Order) -> None:
+    def die(spec: AttemptSpec) -> None:
         raise WorkerDiedError("killed by signal 11")
 
     executor = Scripted(die)
     record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
-    assert [(order.attempt, order.is_alone) for order in executor.orders] == [(3, True)]
+    assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [(3, True)]
     assert record.counts["errored"] == 1
 
 
 async def test_deaths_of_anothers_doing_are_not_counted_after_a_restart_of_the_driver_either(store: Store) -> None:
     job_id = new_job(store, "echo")
-    store.begin_attempts(store.job(job_id), [NewAttempt(0, 6, deaths=2, losses=4)])
+    store.begin_attempts(store.job(job_id), [NewAttempt(0, 6, blamed_crashes=2, collateral_crashes=4)])
 
-    def die(order: Order) -> None:
+    def die(spec: AttemptSpec) -> None:
         raise WorkerDiedError("killed by signal 11")
 
     executor = Scripted(die)
     record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
-    assert [order.attempt for order in executor.orders] == [7]
+    assert [spec.attempt for spec in executor.specs] == [7]
     assert store.results(record)[0].attempts == 3
 
 
 async def test_a_retry_bears_as_many_deaths_of_anothers_doing_as_the_first_run(store: Store) -> None:
     job_id = new_job(store, "echo")
-    store.begin_attempts(store.job(job_id), [NewAttempt(0, 20, losses=19)])  # as it was when it was given up
+    store.begin_attempts(
+        store.job(job_id), [NewAttempt(0, 20, collateral_crashes=19)]
+    )  # as it was when it was given up
 
-    def die(order: Order) -> None:
-        if order.attempt < 30:
+    def die(spec: AttemptSpec) -> None:
+        if spec.attempt < 30:
             raise WorkerDiedError("its lane died", is_suspect=False)
 
     record = await run_job(await started(store, job_id), store, Scripted(die))
@@ -311,8 +313,8 @@ async def test_a_retry_bears_as_many_deaths_of_anothers_doing_as_the_first_run(s
 
 
 async def test_an_attempt_that_cannot_be_spawned_is_its_items_outcome(store: Store) -> None:
-    def refuse(order: Order) -> None:
-        if order.index == 0:
+    def refuse(spec: AttemptSpec) -> None:
+        if spec.index == 0:
             raise InvalidToolCallError("too_large", "why")
 
     record = await run_job(await started(store, new_job(store, "echo", "echo")), store, Scripted(refuse))
@@ -322,7 +324,7 @@ async def test_an_attempt_that_cannot_be_spawned_is_its_items_outcome(store: Sto
 
 async def test_a_lane_that_never_answers_is_given_up_after_the_deadline(store: Store) -> None:
     agents = bind_agents([Agent(id="a", run=echo, deadline_s=0.05), Agent(id="echo", run=echo)])
-    executor = Scripted(lambda order: asyncio.Event().wait() if order.index == 0 else None)
+    executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index == 0 else None)
     job = await started(store, new_job(store, "a", "echo"), agents, deadline_grace_s=0.05)
     record = await run_job(job, store, executor)
     assert statuses(store, record) == ["errored", "succeeded"]
@@ -336,7 +338,7 @@ async def test_a_lane_that_never_answers_is_given_up_after_the_deadline(store: S
 
 
 async def test_a_canceled_job_keeps_its_outcomes_and_cancels_the_rest(store: Store) -> None:
-    executor = Scripted(lambda order: asyncio.Event().wait() if order.index >= 2 else None)
+    executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 2 else None)
     job = await started(store, new_job(store, *["echo"] * 700), max_in_flight=4)
     running = asyncio.create_task(run_job(job, store, executor))
     await soon(lambda: job.progress.done == 2 and executor.running["all"] == 4)
@@ -351,7 +353,7 @@ async def test_a_canceled_job_keeps_its_outcomes_and_cancels_the_rest(store: Sto
 
 async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(store: Store) -> None:
     job_id = new_job(store, *["echo"] * 40)
-    first = Scripted(lambda order: asyncio.Event().wait() if order.index >= 15 else None)
+    first = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 15 else None)
     job = await started(store, job_id, max_in_flight=5)
     running = asyncio.create_task(run_job(job, store, first))
     await soon(lambda: job.progress.done == 15 and first.running["all"] == 5)
@@ -365,14 +367,14 @@ async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(st
     assert job.progress.done == 15
     record = await run_job(job, store, second)
     assert (record.status, record.counts["succeeded"]) == ("completed", 40)
-    assert sorted(order.index for order in second.orders) == list(range(15, 40))
-    assert {order.index: order.attempt for order in second.orders} == {i: 2 if i < 20 else 1 for i in range(15, 40)}
+    assert sorted(spec.index for spec in second.specs) == list(range(15, 40))
+    assert {spec.index: spec.attempt for spec in second.specs} == {i: 2 if i < 20 else 1 for i in range(15, 40)}
     assert record.progress is not None
     assert record.progress.done == 40
 
 
 async def test_a_cancelled_wait_leaves_the_job_to_be_resumed(store: Store) -> None:
-    executor = Scripted(lambda order: asyncio.Event().wait())
+    executor = Scripted(lambda spec: asyncio.Event().wait())
     watcher = Watcher()
     job = await started(store, new_job(store, "echo", "echo"))
     running = asyncio.create_task(run_job(job, store, executor, [watcher]))
@@ -386,25 +388,25 @@ async def test_a_cancelled_wait_leaves_the_job_to_be_resumed(store: Store) -> No
 
 async def test_a_paused_job_starts_nothing_until_it_is_unpaused(store: Store) -> None:
     gate = asyncio.Event()
-    executor = Scripted(lambda order: gate.wait() if order.index < 2 else None)
+    executor = Scripted(lambda spec: gate.wait() if spec.index < 2 else None)
     job = await started(store, new_job(store, *["echo"] * 6), max_in_flight=2)
     running = asyncio.create_task(run_job(job, store, executor))
     await soon(lambda: executor.running["all"] == 2)
-    job.steer(Wishes(is_paused=True))
+    job.steer(ControlRequest(is_paused=True))
     gate.set()
     await soon(lambda: job.progress.done == 2)
-    assert (len(executor.orders), job.snapshot()["is_paused"]) == (2, True)
-    job.steer(Wishes(is_paused=False))
+    assert (len(executor.specs), job.snapshot()["is_paused"]) == (2, True)
+    job.steer(ControlRequest(is_paused=False))
     assert (await running).counts["succeeded"] == 6
 
 
 async def test_the_window_can_be_set_while_a_job_runs(store: Store) -> None:
     gate = asyncio.Event()
-    executor = Scripted(lambda order: gate.wait())
+    executor = Scripted(lambda spec: gate.wait())
     job = await started(store, new_job(store, *["echo"] * 9), max_in_flight=2)
     running = asyncio.create_task(run_job(job, store, executor))
     await soon(lambda: executor.running["all"] == 2)
-    job.steer(Wishes(max_in_flight=7))
+    job.steer(ControlRequest(max_in_flight=7))
     await soon(lambda: executor.running["all"] == 7)
     gate.set()
     await running
@@ -420,7 +422,7 @@ async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> No
         await gate.wait()
         raise InvalidToolCallError("no_network", "this provider is not real")
 
-    executor = Scripted(lambda order: refuse_after_gate() if order.agent.agent.id == "s" else None)
+    executor = Scripted(lambda spec: refuse_after_gate() if spec.agent.agent.id == "s" else None)
     job = await started(store, new_job(store, *["s"] * 20, *["m"] * 20), agents, max_in_flight=8)
     running = asyncio.create_task(run_job(job, store, executor))
     await soon(lambda: job.progress.done == 20)
@@ -434,8 +436,8 @@ async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> No
 async def test_a_providers_limit_is_one_for_all_jobs(store: Store) -> None:
     providers = {"slow": Provider(protocol="offline", max_in_flight=3)}
     agents = bind_agents([Agent(id="s", model="slow/rules"), Agent(id="m", model="offline/rules")], providers, {})
-    turns, gate = Turns(), asyncio.Event()
-    executor = Scripted(lambda order: gate.wait() if order.agent.agent.id == "s" else None)
+    turns, gate = KeyedSemaphore(), asyncio.Event()
+    executor = Scripted(lambda spec: gate.wait() if spec.agent.agent.id == "s" else None)
     settings = load_settings(executor="local", max_in_flight=8)
     job_ids = [new_job(store, *["s"] * 5, *["m"] * 5) for _ in range(3)]
     jobs = [await start_job(job_id, agents, store, settings, turns) for job_id in job_ids]
@@ -449,7 +451,7 @@ async def test_a_providers_limit_is_one_for_all_jobs(store: Store) -> None:
 
 async def test_links_see_the_job_and_steer_it(store: Store) -> None:
     gate = asyncio.Event()
-    executor = Scripted(lambda order: gate.wait())
+    executor = Scripted(lambda spec: gate.wait())
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, *["echo"] * 5, "fail"), max_in_flight=1)
     running = asyncio.create_task(run_job(job, store, executor, [watcher]))
@@ -473,9 +475,9 @@ async def test_a_wish_is_heard_once(store: Store) -> None:
     gate = asyncio.Event()
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, "echo"), max_in_flight=1)
-    running = asyncio.create_task(run_job(job, store, Scripted(lambda order: gate.wait()), [watcher]))
+    running = asyncio.create_task(run_job(job, store, Scripted(lambda spec: gate.wait()), [watcher]))
     await soon(lambda: job.window.size == 3)
-    job.steer(Wishes(max_in_flight=5))  # asked for by other means
+    job.steer(ControlRequest(max_in_flight=5))  # asked for by other means
     watcher.failures = [None, ValueError("broken"), None]  # and lost updates ask for nothing again
     n_seen = len(watcher.snapshots)
     await soon(lambda: len(watcher.snapshots) >= n_seen + 5)
@@ -485,7 +487,7 @@ async def test_a_wish_is_heard_once(store: Store) -> None:
 
 
 async def test_a_snapshot_stays_small(store: Store) -> None:
-    executor = Scripted(lambda order: asyncio.Event().wait() if order.agent.agent.id == "echo" else None)
+    executor = Scripted(lambda spec: asyncio.Event().wait() if spec.agent.agent.id == "echo" else None)
     job = await started(store, new_job(store, *["fail"] * 50, *["echo"] * 300), max_in_flight=300)
     running = asyncio.create_task(run_job(job, store, executor))
     await soon(lambda: job.progress.done == 50 and executor.running["all"] == 300)
@@ -503,8 +505,8 @@ async def test_a_store_that_fails_ends_the_job_cleanly(store: Store) -> None:
     heard: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["message"]))
 
-    def break_the_store(order: Order) -> None:
-        if order.index == 20:
+    def break_the_store(spec: AttemptSpec) -> None:
+        if spec.index == 20:
             with store._transaction() as connection:
                 connection.execute(sa.text("DROP TABLE attempts"))
 
@@ -528,8 +530,8 @@ async def test_a_cluster_that_is_gone_ends_the_job_and_keeps_what_was_recorded(s
     heard: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["message"]))
 
-    def vanish(order: Order) -> None:
-        if order.index >= 20:
+    def vanish(spec: AttemptSpec) -> None:
+        if spec.index >= 20:
             raise ClusterError("Ray is gone")
 
     job = await started(store, new_job(store, *["echo"] * 50), max_in_flight=4)
@@ -549,7 +551,7 @@ async def test_a_finished_job_runs_nothing_again(store: Store) -> None:
     ended = await run_job(await started(store, job_id), store, LocalExecutor())
     executor = Scripted()
     again = await run_job(await started(store, job_id), store, executor)
-    assert (executor.orders, again) == ([], ended)
+    assert (executor.specs, again) == ([], ended)
 
 
 async def test_wishes_that_make_no_sense_are_ignored_and_later_ones_heard(store: Store) -> None:
@@ -568,7 +570,7 @@ async def test_wishes_that_make_no_sense_are_ignored_and_later_ones_heard(store:
 
     watcher = Watcher()
     job = await started(store, new_job(store, "echo"))
-    record = await run_job(job, store, Scripted(lambda order: asyncio.Event().wait()), [watcher])
+    record = await run_job(job, store, Scripted(lambda spec: asyncio.Event().wait()), [watcher])
 
     assert record.status == "cancelled"
     assert watcher.is_closed
@@ -578,7 +580,7 @@ async def test_wishes_that_make_no_sense_are_ignored_and_later_ones_heard(store:
 
 
 async def test_a_job_expires_at_its_deadline_and_keeps_what_is_done(store: Store) -> None:
-    executor = Scripted(lambda order: asyncio.Event().wait() if order.index >= 2 else None)
+    executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 2 else None)
     job = await started(store, new_job(store, *["echo"] * 700), max_in_flight=4, job_deadline_s=1)
     record = await run_job(job, store, executor)
     assert (record.status, record.stop_reason) == ("expired", "error")
@@ -595,7 +597,7 @@ async def test_a_job_whose_end_was_interrupted_is_still_expired(store: Store) ->
     job_id = new_job(store, "echo", "echo")
     made_at(store, job_id, hours_ago=2)
     job = await started(store, job_id, job_deadline_s=3600)
-    at_once(
+    run_all(
         store.end_unfinished(job.record, *expired(job.settings).of_items)
     )  # as by an earlier try that did not come to an end
     record = await run_job(job, store, Scripted())
@@ -603,14 +605,14 @@ async def test_a_job_whose_end_was_interrupted_is_still_expired(store: Store) ->
 
 
 async def test_attempts_that_died_count_towards_the_deadline(store: Store) -> None:
-    def die(order: Order) -> None:
-        if order.attempt < 4:
+    def die(spec: AttemptSpec) -> None:
+        if spec.attempt < 4:
             raise WorkerDiedError("it died", is_suspect=False, ran_s=0.4)
 
     executor = Scripted(die)
     agents = bind_agents([Agent(id="echo", run=echo, deadline_s=1)])
     record = await run_job(await started(store, new_job(store, "echo"), agents), store, executor)
-    assert [order.left_s for order in executor.orders] == [1, pytest.approx(0.6), pytest.approx(0.2)]
+    assert [spec.left_s for spec in executor.specs] == [1, pytest.approx(0.6), pytest.approx(0.2)]
     [result] = store.results(record)
     assert result.error == {"type": "deadline_exceeded", "message": "its time was used up when it died"}
 
@@ -620,7 +622,7 @@ async def test_a_cancel_that_a_crash_came_before_is_done_at_the_next_start(store
     store.ask_leader(store.job(job_id), is_canceled=True)
     executor = Scripted()
     record = await run_job(await started(store, job_id), store, executor)
-    assert (record.status, record.counts["canceled"], executor.orders) == ("cancelled", 5, [])
+    assert (record.status, record.counts["canceled"], executor.specs) == ("cancelled", 5, [])
 
 
 async def test_a_jobs_deadline_counts_from_its_creation_over_restarts(store: Store) -> None:
@@ -628,7 +630,7 @@ async def test_a_jobs_deadline_counts_from_its_creation_over_restarts(store: Sto
     made_at(store, job_id, hours_ago=2)
     executor = Scripted()
     record = await run_job(await started(store, job_id, job_deadline_s=3600), store, executor)
-    assert (record.status, record.counts["expired"], executor.orders) == ("expired", 2, [])
+    assert (record.status, record.counts["expired"], executor.specs) == ("expired", 2, [])
 
 
 async def test_a_job_that_is_opened_again_has_its_whole_time_again(store: Store) -> None:
@@ -644,9 +646,9 @@ async def test_a_job_that_nobody_runs_expires_too_and_only_at_its_deadline(store
     young, old = new_job(store, "echo"), new_job(store, "echo", "echo")
     made_at(store, old, hours_ago=2)
     settings = load_settings(job_deadline_s=3600)
-    assert not at_once(expire_at_rest(store, store.job(young), settings))
-    assert at_once(expire_at_rest(store, store.job(old), settings))
-    assert not at_once(expire_at_rest(store, store.job(old), settings))
+    assert not run_all(expire_idle_job(store, store.job(young), settings))
+    assert run_all(expire_idle_job(store, store.job(old), settings))
+    assert not run_all(expire_idle_job(store, store.job(old), settings))
     assert [store.job(job_id).status for job_id in (young, old)] == ["created", "expired"]
     assert store.job(old).counts["expired"] == 2
 
@@ -660,7 +662,7 @@ def made_at(store: Store, job_id: str, *, hours_ago: float) -> None:
 
 async def test_an_item_that_makes_no_progress_is_named(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     agents = bind_agents([Agent(id="p", run=echo, placement="process", deadline_s=0.05), Agent(id="echo", run=echo)])
-    executor = Scripted(lambda order: asyncio.Event().wait() if order.index == 0 else None)
+    executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index == 0 else None)
     job = await started(store, new_job(store, "p", "echo"), agents, deadline_grace_s=0.05)
     running = asyncio.create_task(run_job(job, store, executor))
     await soon(lambda: bool(job.snapshot()["stalled"]))
@@ -680,7 +682,7 @@ async def test_a_slow_link_does_not_keep_another_from_cancelling(store: Store) -
             return {}
 
     job = await started(store, new_job(store, "echo"))
-    executor = Scripted(lambda order: asyncio.Event().wait())
+    executor = Scripted(lambda spec: asyncio.Event().wait())
     async with asyncio.timeout(20):
         record = await run_job(job, store, executor, [Slow(), Watcher(is_canceled=True)])
     assert record.status == "cancelled"
@@ -690,7 +692,7 @@ async def test_a_cancel_does_not_wait_for_items_that_cannot_be_read(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
-    executor, unfinished = Scripted(lambda order: asyncio.Event().wait()), store.unfinished
+    executor, unfinished = Scripted(lambda spec: asyncio.Event().wait()), store.unfinished
 
     def out_of_reach(record: JobRecord, after: int) -> list[PendingItem]:
         if after < 0:
@@ -709,10 +711,10 @@ async def test_a_cancel_that_is_heard_from_elsewhere_is_kept_for_whoever_goes_on
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
-    executor, end_unfinished = Scripted(lambda order: asyncio.Event().wait()), store.end_unfinished
+    executor, end_unfinished = Scripted(lambda spec: asyncio.Event().wait()), store.end_unfinished
     asked: list[dict[str, Any]] = []
 
-    def end(*arguments: Any) -> Pieces[int]:
+    def end(*arguments: Any) -> Chunked[int]:
         asked.append(store.wishes(job.record))  # the last moment at which its driver could die
         return (yield from end_unfinished(*arguments))
 
@@ -739,7 +741,7 @@ async def test_the_limits_of_what_runs_stand_still_while_the_store_does(
     agents = bind_agents([Agent(id="echo", run=echo, deadline_s=0.9)])
     job = await started(store, new_job(store, "echo", "echo"), agents, deadline_grace_s=0.9)
     lock_for(store, 3, monkeypatch)
-    executor = Scripted(lambda order: asyncio.sleep(2.5) if order.index == 0 else None)
+    executor = Scripted(lambda spec: asyncio.sleep(2.5) if spec.index == 0 else None)
     assert (await run_job(job, store, executor)).counts["succeeded"] == 2
 
 
@@ -754,6 +756,6 @@ async def test_the_time_for_which_the_store_was_waited_for_is_not_taken_from_the
         await asyncio.sleep(2.5)
         raise WorkerDiedError("its lane died", is_suspect=False, ran_s=2.5)
 
-    executor = Scripted(lambda order: die_late() if (order.index, order.attempt) == (0, 1) else None)
+    executor = Scripted(lambda spec: die_late() if (spec.index, spec.attempt) == (0, 1) else None)
     assert (await run_job(job, store, executor)).counts["succeeded"] == 2
-    assert executor.orders[-1].left_s > 0.5
+    assert executor.specs[-1].left_s > 0.5

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from batchray.in_flight import InFlight
+from batchray.jobs.in_flight import InFlight
 
 
 class Clock:

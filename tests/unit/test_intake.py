@@ -12,19 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from batchray.batch.fast_path import parse_simple_requests
+from batchray.batch.parse import MAX_REQUEST_BYTES, Batch, _validated, read_batch
+from batchray.batch.spool import RawRequest, Spool
+from batchray.batch.strict_json import MAX_DEPTH, strict_json
 from batchray.errors import BatchFormatError
-from batchray.intake import (
-    MAX_DEPTH,
-    MAX_REQUEST_BYTES,
-    Batch,
-    RawRequest,
-    Spool,
-    _validated,
-    read_batch,
-    strict_json,
-)
 from batchray.schema import AgentRequest
-from batchray.schema.plain import plain_heads
 
 AGENTS = ["a", "b"]
 GOOD = b'{"agent_id":"a","input":"x"}'
@@ -329,7 +322,7 @@ def test_what_the_fast_way_takes_the_models_take_too_and_alike(
     if repeated in request:
         text = text[:-1] + f", {json.dumps(repeated)}: {json.dumps(request[repeated])}}}"
     body = text.encode("utf-8", "surrogatepass")
-    fast = plain_heads([body], frozenset(AGENTS))
+    fast = parse_simple_requests([body], frozenset(AGENTS))
     if fast is not None:
         assert fast == [_validated(strict_json(body), body, frozenset(AGENTS))[:2]]
 
@@ -343,5 +336,5 @@ def test_what_the_fast_way_takes_the_models_take_too_and_alike(
     ],
 )
 def test_a_plain_request_goes_the_fast_way(body: bytes) -> None:
-    heads = plain_heads([body, body], frozenset(AGENTS))
+    heads = parse_simple_requests([body, body], frozenset(AGENTS))
     assert heads == [_validated(strict_json(body), body, frozenset(AGENTS))[:2]] * 2

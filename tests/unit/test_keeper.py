@@ -6,13 +6,13 @@ import pytest
 
 from batchray.config import Settings, load_settings
 from batchray.errors import ClusterError
-from batchray.server.keeper import keep
+from batchray.server.executor_supervisor import supervise
 from tests.waiting import soon
 
 SETTINGS = load_settings(executor="local")
 
 
-class Hosts:
+class ExecutorSource:
     """Something that is gone, and comes back at the try that a test wishes."""
 
     def __init__(self, back_at: int) -> None:
@@ -21,7 +21,7 @@ class Hosts:
     def is_ready(self, settings: Settings) -> bool:
         return self.is_there
 
-    async def revive(self, settings: Settings) -> object:
+    async def ensure_executor(self, settings: Settings) -> object:
         self.n_tries += 1
         if self.n_tries < self.back_at:
             raise ClusterError("not yet")
@@ -30,8 +30,8 @@ class Hosts:
 
 
 async def test_what_is_gone_is_started_anew_as_often_as_it_goes() -> None:
-    hosts = Hosts(back_at=2)
-    keeping = asyncio.create_task(keep(hosts, SETTINGS, 0.001, waits_s=(0, 0, 0)))
+    hosts = ExecutorSource(back_at=2)
+    keeping = asyncio.create_task(supervise(hosts, SETTINGS, 0.001, waits_s=(0, 0, 0)))
     for _ in range(2):
         hosts.is_there, hosts.n_tries = False, 0
         await soon(lambda: hosts.is_there)
@@ -43,8 +43,8 @@ async def test_what_is_gone_is_started_anew_as_often_as_it_goes() -> None:
 
 
 async def test_what_cannot_be_started_anew_is_the_end() -> None:
-    hosts = Hosts(back_at=9)
+    hosts = ExecutorSource(back_at=9)
     hosts.is_there = False
     with pytest.raises(ClusterError, match=r"could not be started anew \(not yet\); jobs go on when the server starts"):
-        await keep(hosts, SETTINGS, 0.001, waits_s=(0, 0, 0))
+        await supervise(hosts, SETTINGS, 0.001, waits_s=(0, 0, 0))
     assert hosts.n_tries == 3

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
-from batchray.cluster.lane_handle import LaneHandle, answer
+from batchray.executors.ray.lane_client import LaneHandle, answer
 from tests.waiting import soon
 
 UNAVAILABLE = ActorUnavailableError("the connection broke", None)

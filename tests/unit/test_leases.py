@@ -12,8 +12,6 @@ import pytest
 import sqlalchemy as sa
 
 from batchray.config import load_settings
-from batchray.control import ControlFile, LeaseLink
-from batchray.driver import cancel_at_rest, run_job, start_job
 from batchray.errors import (
     BatchFormatError,
     ConfigError,
@@ -22,10 +20,12 @@ from batchray.errors import (
     LeaseLostError,
     StoreUnavailableError,
 )
-from batchray.progress import Progress
+from batchray.jobs.control import ControlFile, LeaseChannel
+from batchray.jobs.driver import cancel_idle_job, run_job, start_job
+from batchray.jobs.runtime import Runtime
 from batchray.schema import new_job_id
-from batchray.session import Session
-from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewStep, Store, at_once
+from batchray.schema.progress import Progress
+from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewStep, Store, run_all
 from tests.postgres import Database
 from tests.unit.test_driver import AGENTS, Scripted, started
 from tests.unit.test_driver import new_job as driver_job
@@ -274,10 +274,10 @@ def test_of_two_servers_that_open_a_job_again_at_once_one_is_refused(one: Store,
 
 def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: Store, two: Store) -> None:
     job = new_job(one)
-    at_once(cancel_at_rest(two, job.id))
+    run_all(cancel_idle_job(two, job.id))
     assert (two.job(job.id).is_ended, one.wishes(job)) == (False, {"is_canceled": True})
     run_out(one)
-    at_once(cancel_at_rest(two, job.id))
+    run_all(cancel_idle_job(two, job.id))
     assert two.job(job.id).status == "cancelled"
 
 
@@ -294,7 +294,7 @@ def test_a_large_job_that_another_process_takes_over_while_it_is_being_cancelled
             taken.append(one.start_job(job.id))
 
     sa.event.listen(two._engine, "before_cursor_execute", meanwhile)
-    at_once(cancel_at_rest(two, job.id))
+    run_all(cancel_idle_job(two, job.id))
     assert (one.job(job.id).is_ended, one.wishes(taken[0])) == (False, {"is_canceled": True})
 
 
@@ -309,7 +309,7 @@ async def test_a_leader_hears_within_a_second_what_others_ask_and_renews_its_lea
 ) -> None:
     now = 0.0
     job = new_job(one)
-    link = LeaseLink(one, job, lambda: now)
+    link = LeaseChannel(one, job, lambda: now)
     assert await link.update({}) == {}
     renewed = lease_of(one, job)
     two.ask_leader(job, is_paused=True)
@@ -327,7 +327,7 @@ async def test_what_a_leader_has_heard_stays_while_nothing_can_be_read(one: Stor
     now = 0.0
     job = new_job(one)
     two.ask_leader(job, is_paused=True)
-    link = LeaseLink(one, job, lambda: now)
+    link = LeaseChannel(one, job, lambda: now)
     assert await link.update({}) == {"is_paused": True}
     with two._transaction() as connection:
         connection.exec_driver_sql("ALTER TABLE leases RENAME TO out_of_reach")
@@ -367,12 +367,12 @@ async def test_of_what_was_asked_of_a_run_that_is_over_only_a_cancel_is_for_the_
 def test_a_job_that_has_ended_meanwhile_is_told_as_it_ended_and_not_as_interrupted(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, renewed = Session(), list[JobRecord]()
+    session, renewed = Runtime(), list[JobRecord]()
     try:
         settings = load_settings(executor="local", data_dir=tmp_path, database_url=url)
         store = session.open_store(settings)
         job_id = driver_job(store, "echo")
-        at_once(cancel_at_rest(store, job_id))
+        run_all(cancel_idle_job(store, job_id))
         ended = store.job(job_id)
         monkeypatch.setattr(store, "renew_lease", renewed.append)  # it has none, which would be taken for a lost one
         assert session.start(job_id, AGENTS, store, settings).wait(60) == ended
@@ -395,17 +395,17 @@ async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_
     one: Store, two: Store
 ) -> None:
     job_id = driver_job(one, *["echo"] * 300)
-    at_once(cancel_at_rest(two, job_id))
+    run_all(cancel_idle_job(two, job_id))
     job = await started(one, job_id, max_in_flight=1)
     executor = Scripted(lambda order: soon(lambda: job.ending is not None))
-    record = await run_job(job, one, executor, [LeaseLink(one, job.record)])
-    assert (record.status, len(executor.orders) <= 1) == ("cancelled", True)
+    record = await run_job(job, one, executor, [LeaseChannel(one, job.record)])
+    assert (record.status, len(executor.specs) <= 1) == ("cancelled", True)
 
 
 def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     two.ask_leader(job, is_canceled=True)
-    at_once(cancel_at_rest(one, job.id))
+    run_all(cancel_idle_job(one, job.id))
     two.reopen(job.id)
     assert two.wishes(two.start_job(job.id)) == {}
 
@@ -413,7 +413,7 @@ def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: 
 def test_what_a_former_leader_heard_is_not_asked_of_the_one_that_has_the_job_now(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     run_out(one)
-    at_once(cancel_at_rest(two, job.id))
+    run_all(cancel_idle_job(two, job.id))
     two.reopen(job.id)
     again = two.start_job(job.id)
     one.ask_leader(job, is_canceled=True)
@@ -426,7 +426,7 @@ async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store,
     job = await started(one, job_id, max_in_flight=4)
 
     def take_over(order: object) -> None:
-        if len(first.orders) == 100:
+        if len(first.specs) == 100:
             run_out(two)
             taken.append(two.start_job(job_id))
 
@@ -434,7 +434,7 @@ async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store,
     first = Scripted(take_over)
     with pytest.raises(LeaseLostError):
         await run_job(job, one, first)
-    assert len(first.orders) < 110
+    assert len(first.specs) < 110
     record = await run_job(await start_job(job_id, AGENTS, two, job.settings), two, gates)
     assert record.counts["succeeded"] == 300
     assert sorted(result.index for result in two.results(record)) == list(range(300))
@@ -452,7 +452,7 @@ async def test_a_restart_of_the_database_in_the_middle_of_a_job_costs_no_attempt
         await asyncio.to_thread(database.start)
     record = await running
     assert record.counts["succeeded"] == 500
-    assert sorted(order.index for order in executor.orders) == list(range(500))
+    assert sorted(order.index for order in executor.specs) == list(range(500))
 
 
 def test_a_database_that_is_not_there_is_one_sentence_without_the_password(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from batchray.limits import Limits
+from batchray.jobs.deadlines import PausableDeadlines
 
 SLOW_S = 0.05
 
 
 async def test_a_limit_does_not_count_a_slow_wait() -> None:
-    limits = Limits(SLOW_S)
+    limits = PausableDeadlines(SLOW_S)
     async with asyncio.timeout(100) as limit:
         ends = limit.when()
         with limits.of(limit):
@@ -28,7 +28,7 @@ async def test_a_limit_does_not_count_a_slow_wait() -> None:
 
 
 async def test_a_limit_that_begins_meanwhile_stands_still_too() -> None:
-    limits = Limits(SLOW_S)
+    limits = PausableDeadlines(SLOW_S)
     async with asyncio.timeout(100) as limit:
         ends = limit.when()
         with limits.waiting():
@@ -42,7 +42,7 @@ async def test_a_limit_that_begins_meanwhile_stands_still_too() -> None:
 
 
 async def test_all_stand_still_until_no_store_is_waited_for() -> None:
-    limits = Limits(SLOW_S)
+    limits = PausableDeadlines(SLOW_S)
     async with asyncio.timeout(100) as limit:
         with limits.of(limit):
             with limits.waiting():
@@ -53,7 +53,7 @@ async def test_all_stand_still_until_no_store_is_waited_for() -> None:
 
 
 async def test_a_wait_that_is_short_is_not_counted_out() -> None:
-    limits = Limits(100)
+    limits = PausableDeadlines(100)
     async with asyncio.timeout(100) as limit:
         ends = limit.when()
         with limits.of(limit), limits.waiting():
@@ -62,7 +62,7 @@ async def test_a_wait_that_is_short_is_not_counted_out() -> None:
 
 
 async def test_a_limit_that_has_come_stays_so() -> None:
-    limits = Limits(SLOW_S)
+    limits = PausableDeadlines(SLOW_S)
     limit = asyncio.timeout(0.01)
 
     async def wait() -> None:

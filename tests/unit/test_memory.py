@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchray.agents import Answerer
+from batchray.agents import AttemptRunner
 from batchray.agents.memory import Memory, memory_tools
 from batchray.config import Agent, MemoryBlock
 from tests.unit.test_agent_endings import Conversation, answerer
@@ -95,7 +95,7 @@ def test_there_are_tools_only_where_something_can_be_edited() -> None:
     assert insert.description == "Insert text into a memory block as lines of its own."
 
 
-async def test_a_model_edits_its_memory_by_tools_and_is_told_what_it_cannot(answerer: Answerer) -> None:
+async def test_a_model_edits_its_memory_by_tools_and_is_told_what_it_cannot(answerer: AttemptRunner) -> None:
     asked = calls(
         ("memory_insert", {"label": "human", "new_str": "Age: 36"}),
         ("memory_replace", {"label": "human", "old_str": "tea", "new_str": "coffee"}),
@@ -114,7 +114,7 @@ async def test_a_model_edits_its_memory_by_tools_and_is_told_what_it_cannot(answ
     )
 
 
-async def test_the_models_of_two_runs_do_not_share_a_memory(answerer: Answerer) -> None:
+async def test_the_models_of_two_runs_do_not_share_a_memory(answerer: AttemptRunner) -> None:
     agent = bound(
         script=[calls(("memory_insert", {"label": "human", "new_str": "x"})), {"text": "noted"}], memory_blocks=[HUMAN]
     )

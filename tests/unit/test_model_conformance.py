@@ -18,13 +18,13 @@ import pytest
 
 from batchray.agents import Run, ToolLoop
 from batchray.agents.base import input_messages
+from batchray.agents.tools import load_tools
 from batchray.config import Agent
 from batchray.errors import InvalidResponseError, InvalidToolCallError, ModelAPIError, RequestError
 from batchray.models import ModelClient, RetryPolicy, Timeouts
 from batchray.models.anthropic import AnthropicClient
 from batchray.models.openai import OpenAIClient
 from batchray.schema import AgentRequest, ApprovalCreate, ApprovalReturn, StopReason, Usage, new_job_id
-from batchray.tools import load_tools
 from tests.asking import KEY, FakeTime, call, eager, failure
 from tests.provider_server import ProviderServer
 
@@ -159,9 +159,9 @@ async def test_a_step_that_waited_for_the_caller_is_one_answer_to_the_provider(
 async def test_what_an_answer_cost_that_cannot_be_used_is_told(server: ProviderServer, opened: Opened) -> None:
     lost: list[Usage] = []
     async with opened(server) as client:
-        await failure(client.ask(call("[[badargs]]", on_lost=lost.append)), InvalidToolCallError)
+        await failure(client.ask(call("[[badargs]]", on_wasted_usage=lost.append)), InvalidToolCallError)
         assert [usage.total_tokens > 0 for usage in lost] == [True]
-        reply = await client.ask(call("hi", on_lost=lost.append))
+        reply = await client.ask(call("hi", on_wasted_usage=lost.append))
     assert (len(lost), reply.usage.total_tokens > 0) == (1, True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchray.cluster.obituary import Obituary, mapped, read_obituary
+from batchray.executors.ray.exit_report import ExitReport, mapped, read_exit_report
 
 DEATHS = {
     "os._exit(7)": "it exited with status 7; it held ",
@@ -21,22 +21,22 @@ def test_what_a_process_died_of_is_read_by_another(how: str, tmp_path: Path) -> 
     code = f"""
 import faulthandler, os, signal, sys
 from pathlib import Path
-from batchray.cluster.obituary import Obituary
-kept = Obituary(Path(sys.argv[1]))
+from batchray.executors.ray.exit_report import ExitReport
+kept = ExitReport(Path(sys.argv[1]))
 if os.fork() == 0: os._exit(1)
 {how}
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "death")], check=False, capture_output=True)
-    death = read_obituary(tmp_path / "death")
+    death = read_exit_report(tmp_path / "death")
     assert death is not None
     assert str(death).startswith(DEATHS[how])
     assert 2**20 < death.n_bytes < 2**30
-    assert read_obituary(tmp_path / "death") == death  # the first answer may have got lost
-    assert read_obituary(tmp_path / "another") is None
+    assert read_exit_report(tmp_path / "death") == death  # the first answer may have got lost
+    assert read_exit_report(tmp_path / "another") is None
 
 
 def test_a_process_that_lives_on_leaves_nothing(tmp_path: Path) -> None:
-    Obituary(tmp_path / "death").close()
+    ExitReport(tmp_path / "death").close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -49,9 +49,9 @@ def test_the_room_of_what_is_kept_is_taken_at_once(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from batchray.cluster.recorder import Recorder
+from batchray.executors.ray.activity_log import ActivityLog
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-recorder = Recorder("actor", Path(sys.argv[1]))
+recorder = ActivityLog("actor", Path(sys.argv[1]))
 with recorder.executing("job-1", 0):
     pass
 recorder.close()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batchray.progress import STATUSES, Histogram, Progress
+from batchray.schema.progress import STATUSES, Histogram, Progress
 
 durations = st.integers(0, 2**63 - 1)
 TOO_HIGH = 2 ** (1 / 16)

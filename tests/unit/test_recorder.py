@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from batchray.cluster.obituary import UNTOLD
-from batchray.cluster.recorder import Recorder, bury, last_words
+from batchray.executors.ray.activity_log import ActivityLog, discard_records, read_crash_record
+from batchray.executors.ray.exit_report import UNKNOWN_CAUSE
 from batchray.schema import new_job_id
 
 JOB = new_job_id()
@@ -34,8 +34,8 @@ def killed_while(executing: str, directory: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from batchray.cluster.recorder import Recorder
-recorder = Recorder("actor", Path(sys.argv[1]))
+from batchray.executors.ray.activity_log import ActivityLog
+recorder = ActivityLog("actor", Path(sys.argv[1]))
 {executing}
 """
     die = "print('now', flush=True); sys.stdin.read()"
@@ -52,7 +52,7 @@ recorder = Recorder("actor", Path(sys.argv[1]))
 
 def executing(actor_id: str, directory: Path) -> list[tuple[str, int]] | None:
     """Return what a lane that died was executing, None where nothing is known of it."""
-    words = last_words(directory, actor_id)
+    words = read_crash_record(directory, actor_id)
     return None if words is None else words.executing
 
 
@@ -60,10 +60,10 @@ def test_another_process_reads_what_a_killed_one_was_executing(tmp_path: Path) -
     done = f"with recorder.executing({JOB!r}, 1): pass"
     running = f"with recorder.executing({JOB!r}, 2), recorder.executing({JOB!r}, 2**27): DIE"
     killed_while(f"{done}\n{running}", tmp_path)
-    words = last_words(tmp_path, "actor")
+    words = read_crash_record(tmp_path, "actor")
     assert words is not None
     assert sorted(words.executing) == [(JOB, 2), (JOB, 2**27)]
-    assert words.death.cause == UNTOLD.cause
+    assert words.death.cause == UNKNOWN_CAUSE.cause
     assert words.death.n_bytes > 0
 
 
@@ -76,14 +76,14 @@ def test_last_words_are_told_until_they_are_forgotten_and_only_of_the_lane_that_
     killed_while(f"with recorder.executing({JOB!r}, 5): DIE", tmp_path)
     told = [executing(actor_id, tmp_path) for actor_id in ("another", "actor", "actor")]
     assert told == [None, [(JOB, 5)], [(JOB, 5)]]  # the first answer may have got lost
-    bury(tmp_path, "acto")
-    bury(tmp_path, "actor")
+    discard_records(tmp_path, "acto")
+    discard_records(tmp_path, "actor")
     assert executing("actor", tmp_path) is None
     assert files(tmp_path) == []
 
 
 def test_what_ended_is_forgotten_also_when_it_failed(tmp_path: Path) -> None:
-    recorder = Recorder("actor", tmp_path)
+    recorder = ActivityLog("actor", tmp_path)
     with pytest.raises(LookupError), recorder.executing(JOB, 1):
         raise LookupError
     with recorder.executing(JOB, 2):
@@ -92,7 +92,7 @@ def test_what_ended_is_forgotten_also_when_it_failed(tmp_path: Path) -> None:
 
 
 def test_more_at_once_than_there_are_slots_are_run_unnoted(tmp_path: Path) -> None:
-    recorder = Recorder("actor", tmp_path)
+    recorder = ActivityLog("actor", tmp_path)
     with ExitStack() as stack:
         for index in range(8200):
             stack.enter_context(recorder.executing(JOB, index))
@@ -114,10 +114,10 @@ def test_only_old_files_of_processes_that_are_gone_are_removed(tmp_path: Path, d
     for name, changed in names.items():
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (changed, changed))
-    Recorder("actor", tmp_path).close()
+    ActivityLog("actor", tmp_path).close()
     assert sorted(files(tmp_path)) == sorted(names.keys() - {f"batchray-lane-old-{dead_pid}"})
 
 
 def test_the_recorder_needs_no_ray() -> None:
-    code = "import sys, batchray.cluster.recorder; print('ray' in sys.modules)"
+    code = "import sys, batchray.executors.ray.activity_log; print('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchray.cluster.reports import took_the_memory
+from batchray.executors.ray.oom import is_oom_culprit
 
 LANE, OTHER_LANE, PROCESS = "4a2033d3717caf58abaed80701000000", "8e9aa5cf6d78e7fb85c8cf1201000000", "job-1-2-3"
 SMALL, LARGE = 150 << 20, 3500 << 20
@@ -31,39 +31,39 @@ def killed(worker: str) -> str:
 
 def test_a_small_process_that_was_killed_for_a_large_one_did_not_take_the_memory() -> None:
     text = report(killed(lane(LANE, 0.15)), killed(process(PROCESS, 3.4)), lane(OTHER_LANE, 0.15))
-    assert not took_the_memory(LANE, SMALL, text)
-    assert took_the_memory(PROCESS, LARGE, text)
+    assert not is_oom_culprit(LANE, SMALL, text)
+    assert is_oom_culprit(PROCESS, LARGE, text)
 
 
 def test_a_small_process_did_not_take_the_memory_where_the_large_one_lives_on() -> None:
-    assert not took_the_memory(PROCESS, SMALL, report(killed(process(PROCESS, 0.14)), lane(LANE, 3.9)))
+    assert not is_oom_culprit(PROCESS, SMALL, report(killed(process(PROCESS, 0.14)), lane(LANE, 3.9)))
 
 
 def test_a_lane_takes_the_memory_like_any_process() -> None:
-    assert took_the_memory(LANE, LARGE, report(killed(lane(LANE, 3.9)), process(PROCESS, 0.1)))
+    assert is_oom_culprit(LANE, LARGE, report(killed(lane(LANE, 3.9)), process(PROCESS, 0.1)))
 
 
 def test_two_that_filled_the_memory_together_both_took_it() -> None:
     text = report(killed(process(PROCESS, 1.9)), killed(process("job-1-7-1", 2.5)))
-    assert took_the_memory(PROCESS, 1900 << 20, text)
-    assert took_the_memory("job-1-7-1", 2500 << 20, text)
+    assert is_oom_culprit(PROCESS, 1900 << 20, text)
+    assert is_oom_culprit("job-1-7-1", 2500 << 20, text)
 
 
 def test_work_of_others_on_the_cluster_is_no_measure() -> None:
-    assert took_the_memory(PROCESS, LARGE, report(killed(process(PROCESS, 3.5)), process("train", 12.0)))
+    assert is_oom_culprit(PROCESS, LARGE, report(killed(process(PROCESS, 3.5)), process("train", 12.0)))
 
 
 def test_a_task_in_a_process_that_was_started_for_another_one_is_known_by_its_own_account() -> None:
     text = report(killed(process("job-1-7-1", 3.5)), killed(process("job-1-8-1", 0.1)))
-    assert took_the_memory(PROCESS, LARGE, text)
-    assert not took_the_memory("job-1-7-1", SMALL, text)
+    assert is_oom_culprit(PROCESS, LARGE, text)
+    assert not is_oom_culprit("job-1-7-1", SMALL, text)
 
 
 def test_a_process_on_a_node_without_a_lane_is_known_by_its_name() -> None:
     text = report(killed(process(PROCESS, 3.5)), killed(process("job-1-8-1", 0.1)))
-    assert [took_the_memory(name, 0, text) for name in (PROCESS, "job-1-8-1")] == [True, False]
+    assert [is_oom_culprit(name, 0, text) for name in (PROCESS, "job-1-8-1")] == [True, False]
 
 
 @pytest.mark.parametrize("text", ["", report(killed(process("job-1-7-1", 2.5)))], ids=["empty", "others"])
 def test_a_process_that_had_not_begun_did_not_take_the_memory(text: str) -> None:
-    assert not took_the_memory(PROCESS, 0, text)
+    assert not is_oom_culprit(PROCESS, 0, text)

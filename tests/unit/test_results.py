@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from batchray.agents import Answerer, encode_item, read_report
+from batchray.agents import AttemptRunner, encode_input, read_report
 from batchray.config import Agent, bind_agents
-from batchray.results import parse_time, result_of, text_of, to_frame
 from batchray.schema import AssistantMessage, ItemStatus, Result, item_id, new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, at_once, utc_now
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, run_all, utc_now
+from batchray.views.results import parse_time, result_of, text_of, to_frame
 
 
 def double(n: int) -> int:
@@ -41,14 +41,14 @@ def job(tmp_path: Path) -> JobRecord:
 async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> list[Result]:
     """Run requests by the agent above, and read their results back from a store."""
     bodies = [json.dumps({"agent_id": "a", "input": "hi", **request}).encode() for request in requests]
-    answerer, bound = Answerer(), bind_agents([AGENT]).agents["a"]
+    answerer, bound = AttemptRunner(), bind_agents([AGENT]).agents["a"]
     with Store.open(tmp_path / "data") as store:
         items = [NewItem("a", request.get("custom_id"), body) for request, body in zip(requests, bodies, strict=True)]
         store.create_job(NewJob(job_id, lambda ids: {}), items)
         job = store.start_job(job_id)
         store.begin_attempts(job, [NewAttempt(index, 1) for index in range(len(items))])
         for index, body in enumerate(bodies):
-            report = read_report(await answerer.answer(bound, encode_item(job_id, index, 1, body)))
+            report = read_report(await answerer.answer(bound, encode_input(job_id, index, 1, body)))
             fields = (report.index, report.attempt, report.status, report.stop_reason, report.error, report.usage)
             store.record(job, [NewOutcome(*fields, 1_500_000_000, report.ttft_ns, 2_500_000_000, report.messages)])
         return [result_of(job, stored) for stored in store.results(job)]
@@ -113,7 +113,7 @@ def test_an_item_that_never_ran_has_a_result(tmp_path: Path) -> None:
         job_id = new_job_id()
         store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
         job = store.start_job(job_id)
-        at_once(store.end_unfinished(job, "expired", "error", {"type": "expired", "message": "too late"}))
+        run_all(store.end_unfinished(job, "expired", "error", {"type": "expired", "message": "too late"}))
         (stored,) = store.results(job)
     result = result_of(job, stored)
     assert (result.status, result.messages, result.usage.total_tokens) == (ItemStatus.EXPIRED, [], 0)

@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from batchray.errors import UnknownJobError
-from batchray.progress import Progress
-from batchray.retention import prune
+from batchray.jobs.retention import prune
+from batchray.schema.progress import Progress
 from batchray.store import JobRecord, Store
 from batchray.store.tables import metadata
 from tests.postgres import Database

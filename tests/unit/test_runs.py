@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from batchray.cluster.runs import Runs
 from batchray.errors import WorkerDiedError
+from batchray.executors.ray.run_registry import RunRegistry
 from tests.waiting import let_it_run
 
 
@@ -30,7 +30,7 @@ class Work:
 
 
 async def test_all_calls_for_one_attempt_get_the_report_of_one_run() -> None:
-    runs, work = Runs(), Work()
+    runs, work = RunRegistry(), Work()
     calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
     await let_it_run()
     work.may_end.set()
@@ -39,7 +39,7 @@ async def test_all_calls_for_one_attempt_get_the_report_of_one_run() -> None:
 
 
 async def test_a_call_that_is_gone_leaves_the_run_to_the_next_one() -> None:
-    runs, work = Runs(), Work()
+    runs, work = RunRegistry(), Work()
     lost = asyncio.ensure_future(runs.run("k", work))
     await let_it_run()
     lost.cancel()
@@ -49,7 +49,7 @@ async def test_a_call_that_is_gone_leaves_the_run_to_the_next_one() -> None:
 
 
 async def test_a_stopped_run_ends_for_all_who_wait_and_does_not_start_again() -> None:
-    runs, work = Runs(), Work()
+    runs, work = RunRegistry(), Work()
     calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
     await let_it_run()
     runs.stop(["k"])
@@ -58,13 +58,13 @@ async def test_a_stopped_run_ends_for_all_who_wait_and_does_not_start_again() ->
 
 
 async def test_a_run_that_is_stopped_before_its_call_comes_does_not_start() -> None:
-    runs, work = Runs(), Work()
+    runs, work = RunRegistry(), Work()
     runs.stop(["k"])
     assert (await runs.run("k", work), work.n_begun) == (b"", 0)
 
 
 async def test_a_run_that_is_stopped_after_its_end_keeps_its_report() -> None:
-    runs, work = Runs(), Work()
+    runs, work = RunRegistry(), Work()
     work.may_end.set()
     await runs.run("k", work)
     runs.stop(["k"])
@@ -72,7 +72,7 @@ async def test_a_run_that_is_stopped_after_its_end_keeps_its_report() -> None:
 
 
 async def test_what_a_run_raises_reaches_its_caller_and_it_is_not_run_again() -> None:
-    runs = Runs()
+    runs = RunRegistry()
 
     async def fails() -> bytes:
         raise LookupError
@@ -87,14 +87,14 @@ async def test_a_run_that_cancels_itself_is_an_error_and_no_lost_call() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(RuntimeError, match="cancelled itself"):
-        await Runs().run("k", cancels_itself)
+        await RunRegistry().run("k", cancels_itself)
 
 
 @pytest.mark.parametrize("limits", [{"max_reports": 2}, {"max_bytes": 5}])
 async def test_only_the_newest_reports_are_kept_and_a_run_whose_report_is_gone_is_not_run_again(
     limits: dict[str, int],
 ) -> None:
-    runs, works = Runs(**limits), [Work(f"r{n}".encode()) for n in range(3)]
+    runs, works = RunRegistry(**limits), [Work(f"r{n}".encode()) for n in range(3)]
     for n, work in enumerate(works):
         work.may_end.set()
         await runs.run(str(n), work)
@@ -106,14 +106,14 @@ async def test_only_the_newest_reports_are_kept_and_a_run_whose_report_is_gone_i
 
 
 async def test_the_newest_report_is_kept_however_long_it_is() -> None:
-    runs, work = Runs(max_bytes=5), Work(b"longer than that")
+    runs, work = RunRegistry(max_bytes=5), Work(b"longer than that")
     work.may_end.set()
     assert [await runs.run("k", work) for _ in range(2)] == [b"longer than that"] * 2
     assert work.n_begun == 1
 
 
 async def test_runs_that_were_stopped_take_no_room_from_reports() -> None:
-    runs, work = Runs(max_reports=1, max_marks=2), Work()
+    runs, work = RunRegistry(max_reports=1, max_marks=2), Work()
     work.may_end.set()
     await runs.run("k", work)
     runs.stop(["s1", "s2", "s3"])

@@ -81,8 +81,8 @@ from batchray.schema import (
     ordinal_of,
     otid,
     run_id,
-    shown_messages,
     status_of,
+    visible_messages,
 )
 
 NOW = datetime(2026, 11, 23, 19, 21, 47, 123456, tzinfo=UTC)
@@ -535,11 +535,11 @@ def test_returns_of_the_message_tool_are_dropped_only_on_demand() -> None:
     calls = [ToolCall.of("call_1", "roll", "{}"), ToolCall.of("call_2", "send_message", '{"message": "hi"}')]
     returns = [MessageToolReturn(tool_call_id=f"call_{i}", status="success", func_response=str(i)) for i in (1, 2)]
     messages = [message(tool_calls=calls), message(role="tool", name="roll", tool_returns=returns)]
-    asked = shown_messages(messages, request(use_assistant_message=True))
+    asked = visible_messages(messages, request(use_assistant_message=True))
     assert types_of(asked) == ["tool_call_message", "assistant_message", "tool_return_message"]
     assert isinstance(asked[2], ToolReturnMessage)
     assert [each.tool_call_id for each in asked[2].tool_returns or ()] == ["call_1"]
-    only = shown_messages(
+    only = visible_messages(
         [messages[0], message(role="tool", tool_returns=returns[1:])], request(use_assistant_message=True)
     )
     assert types_of(only) == ["tool_call_message", "assistant_message"]
@@ -560,7 +560,7 @@ def test_a_tool_speaks_where_the_request_says_which_and_by_which_argument(
     fields: dict[str, Any], is_spoken: bool
 ) -> None:
     said = message(tool_calls=[ToolCall.of("call_1", "say", '{"message": "hi"}')])
-    views = shown_messages([said], request(**fields))
+    views = visible_messages([said], request(**fields))
     assert types_of(views) == ["assistant_message" if is_spoken else "tool_call_message"]
 
 

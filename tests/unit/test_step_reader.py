@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from batchray.agents import Keeper
-from batchray.cluster.step_reader import StepReader
-from batchray.cluster.stepping import SteppedRuns
+from batchray.agents import CheckpointSink
 from batchray.errors import StoreError
+from batchray.executors.ray.checkpoint_reader import CheckpointReader
+from batchray.executors.ray.checkpointed_runs import CheckpointedRuns
 from tests.waiting import let_it_run
 
 
@@ -20,7 +20,7 @@ class Place:
     """A lane's stepped runs, called as an actor's handle is."""
 
     def __init__(self) -> None:
-        self.runs, self.n_collected = SteppedRuns(), 0
+        self.runs, self.n_collected = CheckpointedRuns(), 0
         self.collect = SimpleNamespace(remote=self._collect)
 
     async def _collect(self, n_kept: dict[str, int]) -> Any:
@@ -34,11 +34,11 @@ def never(key: str) -> None:
     raise AssertionError(f"{key} is followed")
 
 
-def adds(*checkpoints: bytes) -> Callable[[Keeper], Any]:
-    async def start(keeper: Keeper) -> bytes:
+def adds(*checkpoints: bytes) -> Callable[[CheckpointSink], Any]:
+    async def start(sink: CheckpointSink) -> bytes:
         for checkpoint in checkpoints:
-            keeper.add(checkpoint)
-            await keeper.settled()
+            sink.add(checkpoint)
+            await sink.flush()
         return b"report"
 
     return start
@@ -46,16 +46,16 @@ def adds(*checkpoints: bytes) -> Callable[[Keeper], Any]:
 
 async def test_what_runs_hand_out_is_kept_in_order_for_each_follower() -> None:
     place, kept = Place(), dict[str, list[bytes]]()
-    reader = StepReader(place, never)
+    reader = CheckpointReader(place, never)
 
-    async def follow(key: str) -> bytes:
+    async def pump_checkpoints(key: str) -> bytes:
         async def keep(checkpoints: Sequence[bytes]) -> None:
             kept.setdefault(key, []).extend(checkpoints)
 
         with reader.following(key, keep):
             return await place.runs.run(key, adds(b"1", b"2", b"3"))
 
-    assert list(await asyncio.gather(follow("a"), follow("b"))) == [b"report"] * 2
+    assert list(await asyncio.gather(pump_checkpoints("a"), pump_checkpoints("b"))) == [b"report"] * 2
     assert kept == {"a": [b"1", b"2", b"3"], "b": [b"1", b"2", b"3"]}
     reader.close()
 
@@ -71,7 +71,7 @@ async def test_a_run_that_nobody_follows_is_stopped_and_does_not_keep_the_reader
     async def keep(checkpoints: Sequence[bytes]) -> None:
         raise AssertionError("there is nothing to keep")
 
-    reader = StepReader(place, stop)
+    reader = CheckpointReader(place, stop)
     orphan = asyncio.ensure_future(place.runs.run("orphan", adds(b"1")))
     with reader.following("another", keep):
         await stopped.wait()
@@ -84,7 +84,7 @@ async def test_a_run_that_nobody_follows_is_stopped_and_does_not_keep_the_reader
 
 async def test_who_follows_a_run_is_told_why_its_steps_could_not_be_kept() -> None:
     place = Place()
-    reader = StepReader(place, never)
+    reader = CheckpointReader(place, never)
 
     async def keep(checkpoints: Sequence[bytes]) -> None:
         raise StoreError("no")
@@ -96,7 +96,7 @@ async def test_who_follows_a_run_is_told_why_its_steps_could_not_be_kept() -> No
 
 async def test_who_has_left_a_run_is_not_disturbed_where_its_steps_cannot_be_kept() -> None:
     place, keeping, may_fail = Place(), asyncio.Event(), asyncio.Event()
-    reader = StepReader(place, never)
+    reader = CheckpointReader(place, never)
 
     async def keep(checkpoints: Sequence[bytes]) -> None:
         keeping.set()

@@ -11,11 +11,20 @@ from typing import Any
 import orjson
 import pytest
 
-from batchray.agents import Answerer, Keeper, Report, SteppedRun, encode_item, follow, read_report, untimed
-from batchray.cluster.stepping import SteppedRuns, steps_alone
+from batchray.agents import (
+    AttemptReport,
+    AttemptRunner,
+    CheckpointedRun,
+    CheckpointSink,
+    encode_input,
+    paused,
+    pump_checkpoints,
+    read_report,
+)
 from batchray.config import Agent, BoundAgent, bind_agents
+from batchray.executors.ray.checkpointed_runs import CheckpointedRuns, run_isolated
 from batchray.schema import Message, letta_messages, new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store, at_once
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store, run_all
 from tests.waiting import let_it_run
 
 JOB = new_job_id()
@@ -42,36 +51,36 @@ def stepped(**fields: Any) -> BoundAgent:
 
 
 @pytest.fixture
-async def answerer() -> AsyncIterator[Answerer]:
+async def answerer() -> AsyncIterator[AttemptRunner]:
     _done.clear()
-    made = Answerer()
+    made = AttemptRunner()
     yield made
     await made.close()
 
 
 async def run_from(
-    answerer: Answerer,
+    answerer: AttemptRunner,
     checkpoints: Sequence[bytes],
     agent: BoundAgent | None = None,
     request: bytes = REQUEST,
     history: Sequence[Any] = (),
-) -> tuple[list[bytes], Report]:
+) -> tuple[list[bytes], AttemptReport]:
     """Run from what is kept to the end; returns what was kept besides."""
     agent, kept = agent or stepped(), list[bytes]()
     context = orjson.dumps({"steps": [orjson.Fragment(each) for each in checkpoints], "history": history})
-    item = encode_item(JOB, 0, 1, request, context)
-    run = SteppedRun(lambda keeper: answerer.answer(agent, item, keeper))
+    item = encode_input(JOB, 0, 1, request, context)
+    run = CheckpointedRun(lambda sink: answerer.answer(agent, item, sink))
 
     async def keep(fetched: Sequence[bytes]) -> None:
         kept.extend(fetched)
 
     try:
-        return kept, read_report(await follow(run.fetch, keep))
+        return kept, read_report(await pump_checkpoints(run.fetch, keep))
     finally:
         await run.close()
 
 
-def said(report: Report) -> list[Any]:
+def said(report: AttemptReport) -> list[Any]:
     """What the messages say, and the ids that follow from their place."""
     messages = [Message.model_validate(each) for each in json.loads(report.messages)]
     return [
@@ -82,7 +91,9 @@ def said(report: Report) -> list[Any]:
 
 
 @pytest.mark.parametrize("n_kept", range(N_CHECKPOINTS + 1))
-async def test_wherever_a_run_is_cut_it_goes_on_without_repeating_what_is_kept(answerer: Answerer, n_kept: int) -> None:
+async def test_wherever_a_run_is_cut_it_goes_on_without_repeating_what_is_kept(
+    answerer: AttemptRunner, n_kept: int
+) -> None:
     kept, whole = await run_from(answerer, [])
     assert len(kept) == N_CHECKPOINTS
     assert sorted(_done) == list("abcde")
@@ -96,9 +107,9 @@ async def test_wherever_a_run_is_cut_it_goes_on_without_repeating_what_is_kept(a
     assert len(rest) == N_CHECKPOINTS - n_kept
 
 
-async def test_no_tool_runs_before_its_call_is_kept(answerer: Answerer) -> None:
-    item = encode_item(JOB, 0, 1, REQUEST)
-    run = SteppedRun(lambda keeper: answerer.answer(stepped(), item, keeper))
+async def test_no_tool_runs_before_its_call_is_kept(answerer: AttemptRunner) -> None:
+    item = encode_input(JOB, 0, 1, REQUEST)
+    run = CheckpointedRun(lambda sink: answerer.answer(stepped(), item, sink))
     [said_first] = (await run.fetch(0)).checkpoints
     assert json.loads(said_first)["messages"]
     await let_it_run()
@@ -114,7 +125,7 @@ async def test_no_tool_runs_before_its_call_is_kept(answerer: Answerer) -> None:
     await run.close()
 
 
-async def test_a_step_that_a_terminal_tool_ended_ends_the_run_where_it_is_taken_up(answerer: Answerer) -> None:
+async def test_a_step_that_a_terminal_tool_ended_ends_the_run_where_it_is_taken_up(answerer: AttemptRunner) -> None:
     agent = stepped(terminal_tools=["note"])
     kept, whole = await run_from(answerer, [], agent)
     _done.clear()
@@ -122,7 +133,7 @@ async def test_a_step_that_a_terminal_tool_ended_ends_the_run_where_it_is_taken_
     assert (again.stop_reason, said(again), _done) == ("tool_rule", said(whole), [])
 
 
-async def test_steps_that_are_kept_count_towards_max_steps(answerer: Answerer) -> None:
+async def test_steps_that_are_kept_count_towards_max_steps(answerer: AttemptRunner) -> None:
     agent = stepped(max_steps=2)
     kept, whole = await run_from(answerer, [], agent)
     for n_kept in range(len(kept) + 1):
@@ -130,7 +141,7 @@ async def test_steps_that_are_kept_count_towards_max_steps(answerer: Answerer) -
         assert (again.stop_reason, again.usage["step_count"], said(again)) == ("max_steps", 2, said(whole))
 
 
-async def test_a_step_that_waited_for_the_caller_is_finished_once(answerer: Answerer) -> None:
+async def test_a_step_that_waited_for_the_caller_is_finished_once(answerer: AttemptRunner) -> None:
     agent = stepped(requires_approval=["note"], script=[asks("b", "c"), {"text": "done"}])
     _, paused = await run_from(answerer, [], agent)
     assert paused.stop_reason == "requires_approval"
@@ -147,7 +158,7 @@ async def test_a_step_that_waited_for_the_caller_is_finished_once(answerer: Answ
         assert (said(again), len(_done)) == (said(whole), 2 - n_kept)
 
 
-async def test_memory_is_what_the_kept_steps_made_of_it(answerer: Answerer) -> None:
+async def test_memory_is_what_the_kept_steps_made_of_it(answerer: AttemptRunner) -> None:
     edit = {"name": "memory_insert", "arguments": {"label": "facts", "new_str": "one"}}
     script = [{"tool_calls": [edit]}, {"tool_calls": [edit]}, {"text": "done"}]
     agent = stepped(script=script, tools=[], memory_blocks=[{"label": "facts"}], stateful=True)
@@ -167,7 +178,7 @@ def test_steps_are_kept_only_of_agents_that_may_take_several() -> None:
 
 def test_a_run_on_a_loop_of_its_own_stands_still_until_what_it_did_is_kept() -> None:
     _done.clear()
-    fetched = steps_alone(stepped(), encode_item(JOB, 0, 1, REQUEST))
+    fetched = run_isolated(stepped(), encode_input(JOB, 0, 1, REQUEST))
     n_checkpoints, report = 0, None
     for each in fetched:
         if each is None:
@@ -184,7 +195,7 @@ def test_an_agent_whose_code_cannot_be_imported_fails_its_request_and_is_importe
     module = f"with open({str(imports)!r}, 'a') as file:\n    file.write('x')\nraise LookupError('no')\n"
     (tmp_path / "cannot_be_imported.py").write_text(module)
     agents = bind_agents([Agent(id="a", run="cannot_be_imported:run")], environment={}, import_paths=[str(tmp_path)])
-    ready, fetched = steps_alone(agents.agents["a"], encode_item(JOB, 0, 1, REQUEST))
+    ready, fetched = run_isolated(agents.agents["a"], encode_input(JOB, 0, 1, REQUEST))
     assert ready is None
     assert fetched is not None
     assert fetched.report is not None
@@ -199,14 +210,14 @@ class Slow:
     def add(self, checkpoint: bytes) -> None:
         pass
 
-    async def settled(self) -> None:
+    async def flush(self) -> None:
         await asyncio.sleep(0.3)
 
 
 async def test_the_time_for_which_a_run_waits_for_the_store_does_not_count_towards_its_deadline(
-    answerer: Answerer,
+    answerer: AttemptRunner,
 ) -> None:
-    report = await answerer.answer(stepped(deadline_s=0.5), encode_item(JOB, 0, 1, REQUEST), Slow())
+    report = await answerer.answer(stepped(deadline_s=0.5), encode_input(JOB, 0, 1, REQUEST), Slow())
     assert read_report(report).status == "succeeded"
 
 
@@ -215,20 +226,20 @@ async def test_a_limit_goes_on_where_it_was_after_what_does_not_count() -> None:
 
     async def wait_twice() -> None:
         async with limit:
-            with untimed(limit):
+            with paused(limit):
                 await asyncio.sleep(0.2)
             assert not limit.expired()
             await asyncio.sleep(3600)
 
     with pytest.raises(TimeoutError):
         await wait_twice()
-    with untimed(limit):  # one that is over stays as it is
+    with paused(limit):  # one that is over stays as it is
         pass
     async with asyncio.timeout(None) as unlimited:
-        with untimed(unlimited):
+        with paused(unlimited):
             pass
         assert unlimited.when() is None
-    with untimed(unlimited):
+    with paused(unlimited):
         pass
 
 
@@ -236,11 +247,11 @@ async def test_a_limit_goes_on_where_it_was_after_what_does_not_count() -> None:
 
 
 async def test_what_a_run_has_done_is_handed_out_until_it_is_kept() -> None:
-    runs = SteppedRuns()
+    runs = CheckpointedRuns()
 
-    async def start(keeper: Keeper) -> bytes:
-        keeper.add(b"one")
-        await keeper.settled()
+    async def start(sink: CheckpointSink) -> bytes:
+        sink.add(b"one")
+        await sink.flush()
         return b"report"
 
     call = asyncio.ensure_future(runs.run("k", start))
@@ -252,13 +263,13 @@ async def test_what_a_run_has_done_is_handed_out_until_it_is_kept() -> None:
 
 
 async def test_what_all_runs_have_done_is_collected_at_once() -> None:
-    runs = SteppedRuns()
+    runs = CheckpointedRuns()
 
     def start(name: bytes) -> Any:
-        async def run(keeper: Keeper) -> bytes:
+        async def run(sink: CheckpointSink) -> bytes:
             for number in (b"1", b"2"):
-                keeper.add(name + number)
-                await keeper.settled()
+                sink.add(name + number)
+                await sink.flush()
             return name
 
         return run
@@ -277,15 +288,15 @@ async def test_what_all_runs_have_done_is_collected_at_once() -> None:
 
 
 async def test_where_nothing_happens_the_collector_is_told_so() -> None:
-    assert await SteppedRuns(collect_s=0.0).collect({}) == {}
+    assert await CheckpointedRuns(collect_s=0.0).collect({}) == {}
 
 
 async def test_of_a_run_that_is_being_stopped_nothing_more_is_handed_out() -> None:
-    runs = SteppedRuns(collect_s=0.0)
+    runs = CheckpointedRuns(collect_s=0.0)
 
-    async def stubborn(keeper: Keeper) -> bytes:
-        keeper.add(b"one")
-        await keeper.settled()
+    async def stubborn(sink: CheckpointSink) -> bytes:
+        sink.add(b"one")
+        await sink.flush()
         return b""
 
     call = asyncio.ensure_future(runs.run("k", stubborn))
@@ -338,5 +349,5 @@ def test_an_outcome_takes_the_place_of_its_items_steps(job: tuple[Store, JobReco
     assert store.record(record, [outcome(0, 1)]) == [outcome(0, 1)]
     store.write(record, [], [], False, [NewStep(0, 1, 1, b"late")])
     assert [store.steps(record, index) for index in range(2)] == [[], [b"b0"]]
-    assert at_once(store.end_unfinished(record, "canceled", "cancelled", None)) == 2
+    assert run_all(store.end_unfinished(record, "canceled", "cancelled", None)) == 2
     assert store.steps(record, 1) == []

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from batchray.driver import run_job
 from batchray.errors import ConfigError, JobInterruptedError, StoreCorruptError, StoreFullError, StoreUnavailableError
+from batchray.jobs.driver import run_job
 from batchray.schema import new_job_id
 from batchray.store import NewItem, NewJob, Store, filesystem
+from batchray.store.disk_reserve import RESERVE_BYTES, Reserve
 from batchray.store.filesystem import network_fs
-from batchray.store.reserve import RESERVE_BYTES, Reserve
 from tests.unit.test_cli_errors import AGENTS, command, local
 from tests.unit.test_driver import Scripted, new_job, started
 from tests.unit.test_store import agents_of, begin, check_integrity, items, outcome
@@ -69,7 +69,7 @@ async def test_a_job_waits_while_the_disk_is_full_and_goes_on_by_itself(
     job = await started(store, new_job(store, *["echo"] * 2000), max_in_flight=64)
     running = asyncio.create_task(run_job(job, store, executor))
     await soon(lambda: "waits: the store in" in caplog.text)
-    n_spawned = len(executor.orders)
+    n_spawned = len(executor.specs)
     for _ in range(100):
         await asyncio.sleep(0.001)
     assert not running.done()
@@ -77,7 +77,7 @@ async def test_a_job_waits_while_the_disk_is_full_and_goes_on_by_itself(
     make_room(store)
     record = await running
     assert record.counts["succeeded"] == 2000
-    assert sorted(order.index for order in executor.orders) == list(range(2000))
+    assert sorted(order.index for order in executor.specs) == list(range(2000))
     assert {each.attempts for each in store.results(record)} == {1}
     assert "goes on: the store can be used again" in caplog.text
 
@@ -111,7 +111,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from batchray.errors import StoreFullError
-from batchray.progress import Progress
+from batchray.schema.progress import Progress
 from batchray.schema import new_job_id
 from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
 

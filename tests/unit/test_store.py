@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchray.errors import JobNotEndedError, StoreError, StoreLockedError, UnknownJobError
-from batchray.progress import STATUSES, Progress
 from batchray.schema import new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, at_once, is_locked, running_jobs
+from batchray.schema.progress import STATUSES, Progress
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, is_locked, run_all, running_jobs
 
 AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
 
@@ -74,7 +74,7 @@ def test_a_job_is_read_back_as_it_was_created(store: Store) -> None:
     assert (job.started_at, job.completed_at, job.progress) == (None, None, None)
     assert not job.is_ended
     pending = store.unfinished(job, after=-1)
-    assert [(each.index, each.agent_id, each.request, each.attempt, each.deaths) for each in pending] == [
+    assert [(each.index, each.agent_id, each.request, each.attempt, each.blamed_crashes) for each in pending] == [
         (0, "a", b"0000000000", 0, 0),
         (1, "a", b"0000000001", 0, 0),
         (2, "a", b"0000000002", 0, 0),
@@ -170,7 +170,10 @@ def test_attempts_deaths_and_losses_are_read_back_after_a_restart(tmp_path: Path
         store.begin_attempts(job, [NewAttempt(1, 4, 1, 2)])
     with Store.open(tmp_path) as store:
         pending = store.unfinished(job, after=-1)
-        assert [(each.attempt, each.deaths, each.losses) for each in pending] == [(1, 0, 0), (4, 1, 2)]
+        assert [(each.attempt, each.blamed_crashes, each.collateral_crashes) for each in pending] == [
+            (1, 0, 0),
+            (4, 1, 2),
+        ]
 
 
 def test_an_outcome_is_fenced_by_all_attempts_and_shows_those_that_were_not_lost(store: Store) -> None:
@@ -257,7 +260,7 @@ def test_items_without_an_outcome_are_all_ended_and_the_others_stay(store: Store
     begin(store, job, 0, 1)
     begin(store, job, 1, attempt=2)
     store.record(job, [outcome(0)])
-    assert at_once(store.end_unfinished(job, "canceled", "cancelled", None)) == 1202
+    assert run_all(store.end_unfinished(job, "canceled", "cancelled", None)) == 1202
     assert store.unfinished(job, after=-1) == []
     assert store.job(job.id).counts == {"succeeded": 1, "errored": 0, "canceled": 1202, "expired": 0}
     assert [(each.status, each.attempts) for each in store.results(job)[:3]] == [
@@ -265,7 +268,7 @@ def test_items_without_an_outcome_are_all_ended_and_the_others_stay(store: Store
         ("canceled", 2),
         ("canceled", 1),
     ]
-    assert at_once(store.end_unfinished(job, "canceled", "cancelled", None)) == 0
+    assert run_all(store.end_unfinished(job, "canceled", "cancelled", None)) == 0
 
 
 def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) -> None:
@@ -278,7 +281,7 @@ def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) 
     assert (again.status, again.is_ended, again.stop_reason, again.progress) == ("created", False, None, None)
     assert again.counts == {"succeeded": 1, "errored": 0, "canceled": 0, "expired": 0}
     assert (again.prompt_tokens, again.completion_tokens) == (10, 1)
-    assert [(each.index, each.attempt, each.deaths) for each in store.unfinished(again, after=-1)] == [
+    assert [(each.index, each.attempt, each.blamed_crashes) for each in store.unfinished(again, after=-1)] == [
         (1, 3, 0),
         (2, 1, 0),
     ]
@@ -331,7 +334,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from batchray.errors import BatchrayError
-from batchray.progress import Progress
+from batchray.schema.progress import Progress
 from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
 
 def say(*words):
@@ -380,9 +383,9 @@ def test_a_second_writer_in_another_process_is_refused_with_the_first_ones_pid(t
 def test_of_jobs_that_begin_and_end_at_the_same_moment_none_is_forgotten(sqlite: Store) -> None:
     def begin_and_end(name: str) -> None:
         for n in range(300):
-            sqlite.announce(f"job-{name}-{n}")
-            sqlite.withdraw(f"job-{name}-{n}")
-        sqlite.announce(f"job-{name}")
+            sqlite.mark_running(f"job-{name}-{n}")
+            sqlite.unmark_running(f"job-{name}-{n}")
+        sqlite.mark_running(f"job-{name}")
 
     names = ("a", "b", "c")
     with ThreadPoolExecutor(len(names)) as pool:
@@ -394,9 +397,9 @@ def test_other_processes_know_which_jobs_are_run(sqlite: Store) -> None:
     assert running_jobs(sqlite.data_dir) == set()
     jobs = [new_job(sqlite).id for _ in range(2)]
     for job_id in jobs:
-        sqlite.announce(job_id)
+        sqlite.mark_running(job_id)
     assert running_jobs(sqlite.data_dir) == set(jobs)
-    sqlite.withdraw(jobs[0])
+    sqlite.unmark_running(jobs[0])
     assert running_jobs(sqlite.data_dir) == {jobs[1]}
     with pytest.raises(StoreLockedError, match=f"process {os.getpid()} is writing"):
         Store.open(sqlite.data_dir)
@@ -423,7 +426,7 @@ def test_a_reader_sees_each_commit_beside_the_writer_and_after_it(tmp_path: Path
             store.record(job, [outcome(0)])
             assert (reader.job(job.id).done, [each.index for each in reader.results(job)]) == (1, [0])
             with pytest.raises(StoreError, match="attempt to write a readonly database"):
-                at_once(reader.end_unfinished(job, "canceled", "cancelled", None))
+                run_all(reader.end_unfinished(job, "canceled", "cancelled", None))
             with Store.open_for_reading(tmp_path) as another:
                 assert another.job(job.id).done == 1
     with Store.open_for_reading(tmp_path) as reader:
@@ -588,7 +591,9 @@ def test_a_data_directory_of_an_older_version_is_brought_up_by_its_next_writer(t
     with pytest.raises(StoreError, match="was written by an older version of batchray; resume a job or start a server"):
         Store.open_for_reading(tmp_path)
     with Store.open(tmp_path) as store:
-        assert [(each.attempt, each.losses) for each in store.unfinished(store.job(job.id), after=-1)] == [(2, 0)]
+        assert [(each.attempt, each.collateral_crashes) for each in store.unfinished(store.job(job.id), after=-1)] == [
+            (2, 0)
+        ]
     Store.open_for_reading(tmp_path).close()
 
 

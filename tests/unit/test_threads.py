@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from batchray.threads import LoopThread
+from batchray.support.threads import LoopThread
 
 
 async def name_of_thread() -> str:

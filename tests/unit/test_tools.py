@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+from batchray.agents.tools import MAX_RETURN_CHARS, Tool, ToolError, call_function, load_function, load_tools, make_tool
 from batchray.errors import ConfigError
-from batchray.tools import MAX_RETURN_CHARS, Tool, ToolError, call_function, load_function, load_tools, make_tool
 
 REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchray.window import Keys, Window
+from batchray.jobs.window import Keys, Window
 
 
 async def each(items: Iterable[int]) -> AsyncIterator[int]:

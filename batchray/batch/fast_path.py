@@ -1,0 +1,63 @@
+"""A quick check of the plainest requests, texts to one agent, many at once: several times faster than the models.
+
+What passes is valid for the models too, and they would read the same in it.  What does not pass may be valid all the
+same: the models then say what it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence, Set
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True):
+    role: Literal["user", "system", "assistant"]
+    content: str
+    type: Literal["message"] | UnsetType = UNSET
+    name: str | UnsetType | None = UNSET
+    otid: str | UnsetType | None = UNSET
+
+
+class _Request(msgspec.Struct, forbid_unknown_fields=True):
+    agent_id: str
+    custom_id: str | UnsetType | None = UNSET
+    input: str | UnsetType = UNSET
+    messages: list[_Message] | UnsetType = UNSET
+    max_steps: _Int64 | UnsetType | None = UNSET
+
+
+_DECODER = msgspec.json.Decoder(list[_Request])
+_ENCODER = msgspec.json.Encoder()
+
+
+def parse_simple_requests(
+    bodies: Sequence[bytes | memoryview | msgspec.Raw], known: Set[str]
+) -> list[tuple[str, str | None]] | None:
+    """Return the agent's id and the custom id of each request; None unless all of them are of the plainest kind.
+
+    `known` are the agents that there are.
+    """
+    text = b"[%b]" % b",".join(bodies)
+    try:
+        requests = _DECODER.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    # Written again, a key that came twice stands there once.  An escape of another kind could be a quote, too, or
+    # half of a character.
+    if text.count(b'"') != _ENCODER.encode(requests).count(b'"') or (b"\\" in text and b"\\u" in text):
+        return None
+    if len(requests) != len(bodies) or not all((each.input is UNSET) != (each.messages is UNSET) for each in requests):
+        return None
+    if not known >= {each.agent_id for each in requests}:
+        return None
+    return [
+        # One string for all requests of an agent: it is one too wherever they are pickled.
+        (sys.intern(each.agent_id), None if each.custom_id is UNSET else each.custom_id)
+        for each in requests
+    ]

@@ -1,0 +1,243 @@
+"""Bytes, lines or Python objects -> validated requests, one at a time, with the place of an error.
+
+Nothing here holds more than one request, however large the batch: lines are read one by one, a whole body is mapped
+into memory by the kernel and cut into slices.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BufferedReader, FileIO, IOBase, TextIOBase
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import msgspec
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from batchray.batch.fast_path import parse_simple_requests
+from batchray.batch.spool import RawRequest
+from batchray.batch.strict_json import MAX_DEPTH, _index_at, _refuse_duplicates, strict_json
+from batchray.errors import BatchFormatError, EmptyBatchError, UnknownAgentError
+from batchray.schema import AgentRequest, CreateBatch
+
+MAX_REQUEST_BYTES = 32 * 1024 * 1024
+"""The largest request: no provider that we know of takes a larger body (Anthropic documents 32 MB)."""
+
+# How many requests of a body are checked together, where they are small.
+_GROUP, _GROUP_BYTES = 500, 1024 * 1024
+
+
+class Batch(NamedTuple):
+    """A batch that can be read once: its requests, and what else the caller handed in."""
+
+    requests: Iterator[RawRequest]
+    callback_url: str | None = None
+
+
+def read_batch(source: Path | BinaryIO | Iterable[Any], agents: Iterable[str]) -> Batch:
+    """Return the batch in `source`; its requests are validated while they are iterated.
+
+    `source` is a path (JSON Lines, or JSON with the whole `{"requests": [...]}` body), an open binary file, or an
+    iterable of requests (mappings or AgentRequest).  `agents` are the ids that requests may name.
+    Raises BatchFormatError here or while iterating, with the line or index.
+    """
+    known = frozenset(agents)
+    if isinstance(source, Path):
+        try:
+            stream = source.open("rb")
+        except OSError as error:
+            raise BatchFormatError(f"{source} cannot be read: {error.strerror}") from None
+        return _from_stream(stream, known, is_lines=source.suffix.lower() in (".jsonl", ".ndjson"))
+    if isinstance(source, TextIOBase):
+        raise BatchFormatError("an open file must be open in binary mode")
+    if isinstance(source, IOBase):
+        return _from_stream(cast(BinaryIO, source), known, is_lines=False)
+    return Batch(_not_empty(_from_objects(source, known)))
+
+
+def read_body(buffer: mmap.mmap | bytes, agents: Iterable[str]) -> Batch:
+    """Return the batch in a whole `{"requests": [...]}` body; otherwise as `read_batch`."""
+    return _from_buffer(buffer, frozenset(agents))
+
+
+def parse_request(raw: bytes | memoryview, known: frozenset[str]) -> RawRequest:
+    """Validate one request's JSON.  Raises BatchFormatError without a place; the caller knows it."""
+    if len(raw) > MAX_REQUEST_BYTES:
+        raise BatchFormatError(f"a request of more than {MAX_REQUEST_BYTES >> 20} MiB")
+    body = bytes(raw)
+    if heads := parse_simple_requests([body], known):
+        return RawRequest(*heads[0], body)
+    return _validated(strict_json(body), body, known)
+
+
+def _from_stream(stream: BinaryIO, known: frozenset[str], *, is_lines: bool) -> Batch:
+    first = stream.readline(MAX_REQUEST_BYTES + 1)
+    if is_lines or _is_request_line(first):
+        return Batch(_not_empty(_from_lines(stream, first, known)))
+    return _from_body(stream, first, known)
+
+
+def _is_request_line(first: bytes) -> bool:
+    """Tell whether a first line stands for itself: a JSON value that is not a whole batch."""
+    try:
+        value = orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return not first.lstrip().startswith((b"{", b"[")) or (b'"agent_id"' in first and b'"requests"' not in first)
+    return not (isinstance(value, dict) and "requests" in value) and not isinstance(value, list)
+
+
+def _from_lines(stream: BinaryIO, first: bytes, known: frozenset[str]) -> Iterator[RawRequest]:
+    rest = iter(lambda: stream.readline(MAX_REQUEST_BYTES + 1), b"")
+    with stream:
+        for number, line in enumerate(itertools.chain([first] if first else [], rest), start=1):
+            if line.isspace():
+                continue
+            try:
+                yield parse_request(line.rstrip(b"\r\n"), known)
+            except BatchFormatError as error:
+                raise type(error)(error.reason, line=number) from None
+
+
+class _Body(msgspec.Struct):
+    requests: list[msgspec.Raw]
+    callback_url: str | None = None
+
+
+def _from_body(stream: BinaryIO, first: bytes, known: frozenset[str]) -> Batch:
+    """Read a whole body; the kernel pages a file in and out as it is read."""
+    with stream:
+        return _from_buffer(_mapped(stream) or first + stream.read(), known)
+
+
+def _from_buffer(buffer: mmap.mmap | bytes, known: frozenset[str]) -> Batch:
+    """Cut a whole body into its requests."""
+    try:
+        body = msgspec.json.decode(buffer, type=_Body)
+    except msgspec.ValidationError as error:
+        raise BatchFormatError(f"not a batch: {str(error)[0].lower()}{str(error)[1:]}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _body_error(buffer, error) from None
+    names = re.findall(rb'"(requests|callback_url)"\s*:', buffer)
+    if len(names) > len(set(names)):  # of the body, or of its requests
+        _refuse_duplicates(buffer)
+    callback_url = None if body.callback_url is None else read_callback_url(body.callback_url)
+    return Batch(_not_empty(_from_slices(body.requests, known)), callback_url)
+
+
+def _mapped(stream: BinaryIO) -> mmap.mmap | None:
+    if not (isinstance(stream, BufferedReader) and isinstance(stream.raw, FileIO)):
+        return None  # of a compressed file, say, `fileno` is that of other bytes
+    try:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # a pipe, or an empty file
+        return None
+
+
+def _body_error(buffer: mmap.mmap | bytes, error: Exception) -> BatchFormatError:
+    """Say why a body cannot be cut into requests, and in which request it cannot."""
+    byte = re.search(r"\(byte (\d+)\)$", str(error))
+    index = (
+        _index_at(buffer, int(byte[1]) if byte else len(buffer)) if byte or isinstance(error, RecursionError) else None
+    )
+    if index is None:
+        return BatchFormatError(f"neither JSON Lines nor a JSON batch: {error}")
+    if isinstance(error, RecursionError):
+        return BatchFormatError(f"nested deeper than {MAX_DEPTH} levels", index=index)
+    return BatchFormatError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}", index=index)
+
+
+def _from_slices(slices: Sequence[msgspec.Raw], known: frozenset[str]) -> Iterator[RawRequest]:
+    for start in range(0, len(slices), _GROUP):
+        group = slices[start : start + _GROUP]
+        heads = parse_simple_requests(group, known) if sum(map(len, group)) <= _GROUP_BYTES else None
+        if heads is not None:
+            yield from (RawRequest(*head, bytes(raw)) for head, raw in zip(heads, group, strict=True))
+        else:
+            yield from _one_by_one(group, start, known)
+
+
+def _one_by_one(slices: Sequence[msgspec.Raw], start: int, known: frozenset[str]) -> Iterator[RawRequest]:
+    for index, raw in enumerate(slices, start):
+        try:
+            yield parse_request(memoryview(raw), known)
+        except BatchFormatError as error:
+            raise type(error)(error.reason, index=index) from None
+
+
+def _from_objects(requests: Iterable[Any], known: frozenset[str]) -> Iterator[RawRequest]:
+    if not isinstance(requests, Iterable):
+        raise BatchFormatError(f"a batch is a path, an open file or an iterable, not {type(requests).__name__}")
+    for index, request in enumerate(requests):
+        try:
+            yield object_request(request, known)
+        except BatchFormatError as error:
+            raise type(error)(error.reason, index=index) from None
+
+
+def object_request(request: Any, known: frozenset[str]) -> RawRequest:
+    """Validate one request that is a Python object: a mapping, or an AgentRequest."""
+    if isinstance(request, BaseModel):
+        value = request.model_dump(mode="json", exclude_unset=True)
+    elif isinstance(request, Mapping):
+        value = dict(request)
+    else:
+        raise BatchFormatError(f"a request is a mapping or an AgentRequest, not {type(request).__name__}")
+    try:
+        body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    except orjson.JSONEncodeError as error:
+        raise BatchFormatError(f"cannot be written as JSON: {error}") from None
+    return parse_request(body, known)  # what is validated is what is kept
+
+
+def _validated(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
+    if not isinstance(value, dict):
+        raise BatchFormatError(f"a request is a JSON object, not {type(value).__name__}")
+    try:
+        request = AgentRequest.model_validate_json(body, strict=True)  # "3" is no number, 1 is not true
+    except ValidationError as error:
+        raise BatchFormatError(one_sentence(error)) from None
+    if request.agent_id not in known:
+        names = ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
+        raise UnknownAgentError(f"unknown agent {request.agent_id!r}; known: {names}")
+    return RawRequest(request.agent_id, request.custom_id, body)
+
+
+def one_sentence(error: ValidationError) -> str:
+    """Say the first of pydantic's complaints about a request as one sentence, without its input."""
+    complaints = error.errors(include_url=False, include_input=False, include_context=False)
+    of_field = [each for each in complaints if each["loc"][:1] == complaints[0]["loc"][:1]]
+    # Each branch of a union complains; the one that got furthest is the one that was meant.
+    first = max(of_field, key=lambda complaint: len(complaint["loc"]))
+    path = first["loc"]
+    # Names of union branches stand in the path too; fields and positions are what the caller wrote.
+    parts = [part for before, part in zip(("", *path), path, strict=False) if not _is_branch(before, part)]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _is_branch(before: int | str, part: int | str) -> bool:
+    if isinstance(part, int):
+        return False
+    is_tag = isinstance(before, int) and part in ("message", "approval", "tool", "tool_return", "text", "image")
+    return is_tag or part in ("str", "bool") or not part.isidentifier()
+
+
+def _not_empty(requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
+    first = next(requests, None)
+    if first is None:
+        raise EmptyBatchError("the batch is empty")
+    yield first
+    yield from requests
+
+
+def read_callback_url(url: str) -> str:
+    """Return an http or https address in its normal form.  Raises BatchFormatError for what is none."""
+    try:
+        return CreateBatch.model_validate({"requests": [], "callback_url": url}).callback_url or url
+    except ValidationError as error:
+        raise BatchFormatError(one_sentence(error)) from None

@@ -1,0 +1,47 @@
+"""Requests on disk between their check and their transaction."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import orjson
+
+
+class Spool:
+    """Validated requests in a temporary file, which is gone when the spool is closed; iterated any number of times."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  # closed with the spool
+
+    def add(self, request: RawRequest) -> None:
+        """Add a request at the end."""
+        head = orjson.dumps([request.agent_id, request.custom_id, len(request.body)])
+        self._file.write(head + b"\n" + request.body)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+    def __iter__(self) -> Iterator[RawRequest]:
+        self._file.seek(0)
+        while head := self._file.readline():
+            agent_id, custom_id, n_bytes = orjson.loads(head)
+            yield RawRequest(agent_id, custom_id, self._file.read(n_bytes))
+
+
+class RawRequest(NamedTuple):
+    """One validated request as it came: its JSON, and what the store keeps beside it."""
+
+    agent_id: str
+    custom_id: str | None
+    body: bytes

@@ -1,0 +1,127 @@
+"""One POST to a receiver that nobody vouches for: limits, no redirects, and what its failures mean."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+
+from batchray.callbacks.base import Answer
+from batchray.callbacks.guard import AddressGuard, BlockedAddressError
+from batchray.models.retry import retry_after_s
+
+MAX_ANSWER_BYTES = 64 * 1024
+"""What is read of an answer, so that receivers can end it in peace.  Only its status and `retry-after` count."""
+
+_HEADERS = {
+    "User-Agent": "batchray",
+    "Content-Type": "application/json",
+    "Accept-Encoding": "identity",  # nobody reads the answer
+}
+
+
+class Transport:
+    """Sends POSTs through a guard, each on a connection of its own, so that each passes the guard.
+
+    `limit_s` is for an attempt as a whole: 15 s is the least that the Standard Webhooks specification recommends.
+    `clock` gives Unix time.  The session is opened on the first POST, in its event loop.
+    """
+
+    def __init__(
+        self,
+        guard: AddressGuard,
+        *,
+        limit_s: float = 15.0,
+        clock: Callable[[], float] = time.time,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._guard, self._limit_s, self._clock, self._resolver = guard, limit_s, clock, resolver
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> Answer:
+        """Send and return what it came to; what the receiver or the network does is never an exception."""
+        answer = None
+        request = self._open().post(url, data=payload, headers=headers, allow_redirects=False)
+        try:
+            async with asyncio.timeout(self._limit_s), request as response:
+                asked_s = retry_after_s(response.headers, self._clock())
+                answer = Answer(response.status, _complaint(response.status), asked_s)
+                await _drain(response)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # The status counts, whatever became of the text.
+            return answer or Answer(None, self._reason(error))
+        return answer
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                limit=0,  # the sender bounds them
+                force_close=True,
+                # Every attempt looks its name up.  The cache stays on, because it lets all of a name's look-ups wait
+                # for the one that is under way: a name server that hangs holds one thread, not all there are.
+                ttl_dns_cache=0,
+                resolver=self._resolver,
+                socket_factory=self._guard.open_socket,
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(),
+                headers=_HEADERS,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,  # a proxy would connect where the guard does not see it
+            )
+        return self._session
+
+    def _reason(self, error: Exception) -> str:
+        """Say in our own words why no answer came: aiohttp's hold the URL, and so perhaps a password."""
+        match error:
+            case TimeoutError():
+                return f"the receiver gave no answer within {self._limit_s:g} s"
+            case aiohttp.ClientConnectorDNSError():
+                return "the receiver's name cannot be resolved"
+            case aiohttp.ClientSSLError():
+                return f"no secure connection to the receiver: {_ssl_reason(error)}"
+            case aiohttp.ClientConnectorError(os_error=BlockedAddressError() as blocked):
+                return str(blocked)
+            case aiohttp.ClientConnectorError():
+                number = error.os_error.errno
+                return f"no connection to the receiver: {os.strerror(number) if number else 'no address took it'}"
+            case aiohttp.ClientResponseError():
+                return "the receiver's answer is not HTTP"
+            case ValueError():  # aiohttp's own for a URL among them
+                return "the callback URL cannot be used"
+        return "the receiver ended the connection without an answer"
+
+
+def _complaint(status: int) -> str | None:
+    if 200 <= status < 300:
+        return None
+    if status == HTTPStatus.GONE:
+        return "the receiver answered with status 410: it wants no callbacks any more"
+    if 300 <= status < 400:
+        return f"the receiver answered with status {status}, and redirects are not followed"
+    return f"the receiver answered with status {status}"
+
+
+def _ssl_reason(error: aiohttp.ClientSSLError) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(error.certificate_error, "verify_message", "")
+        return f"its certificate is not valid: {reason}" if reason else "its certificate is not valid"
+    return getattr(error.os_error, "reason", None) or "the handshake failed"
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    left = MAX_ANSWER_BYTES
+    while left and (chunk := await response.content.read(left)):
+        left -= len(chunk)

@@ -1,0 +1,107 @@
+"""A flight recorder: which items were running code of their own (tools, callables) when their process died.
+
+Hundreds of requests share a lane.  When one of them kills it, the others should not be suspected: nearly all of them
+only waited for their model.  So a lane notes in a memory-mapped file which items are executing; the page survives even
+SIGKILL, and any other lane of its node can read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from batchray.executors.ray.exit_report import UNKNOWN_CAUSE, ExitCause, ExitReport, mapped, read_exit_report
+
+_SLOT = struct.Struct("<40sq")  # a job id, and an index
+_N_SLOTS = 8192
+_NAME = "batchray-lane-{actor_id}-{pid}"
+_DEATH = "batchray-death-{key}-{pid}"
+# What has lain about for so long has nobody who could still want to read it.
+_STALE_S = 86_400
+
+
+class CrashRecord(NamedTuple):
+    """What a lane left behind: the items whose own code it ran when it died, and what it died of."""
+
+    executing: list[tuple[str, int]]
+    death: ExitCause
+
+
+class ActivityLog:
+    """The recorder of one lane, which is one process."""
+
+    def __init__(self, actor_id: str, directory: Path) -> None:
+        _remove_stale(directory)
+        self._obituary = open_exit_report(directory, actor_id)
+        self._file = directory / _NAME.format(actor_id=actor_id, pid=os.getpid())
+        self._slots = mapped(self._file, _SLOT.size * _N_SLOTS)
+        self._free = list(range(_N_SLOTS))
+
+    @contextmanager
+    def executing(self, job_id: str, index: int) -> Iterator[None]:
+        """Note an item while its own code runs."""
+        if not self._free:  # thousands at once: the rest go unnoted, and are not suspected
+            yield
+            return
+        slot = self._free.pop()
+        _SLOT.pack_into(self._slots, slot * _SLOT.size, job_id.encode(), index)
+        try:
+            yield
+        finally:
+            _SLOT.pack_into(self._slots, slot * _SLOT.size, b"", 0)
+            self._free.append(slot)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._slots.close()
+        self._file.unlink(missing_ok=True)
+        self._obituary.close()
+
+
+def open_exit_report(directory: Path, key: str) -> ExitReport:
+    """Begin the obituary of this process."""
+    return ExitReport(directory / _DEATH.format(key=key, pid=os.getpid()))
+
+
+def exit_cause_of(directory: Path, key: str) -> ExitCause | None:
+    """Return what a process of this node died of; repeatable until `discard_records`."""
+    files = [file for file in directory.glob(_DEATH.format(key=key, pid="*")) if not file.suffix]
+    return next(filter(None, map(read_exit_report, files)), None)
+
+
+def read_crash_record(directory: Path, actor_id: str) -> CrashRecord | None:
+    """Return what a lane of this node left behind, until `discard_records`; None where there was no such lane here."""
+    death = exit_cause_of(directory, actor_id)
+    for file in directory.glob(_NAME.format(actor_id=actor_id, pid="*")):
+        return CrashRecord(list(_executing(file.read_bytes())), death or UNKNOWN_CAUSE)
+    return None if death is None else CrashRecord([], death)
+
+
+def discard_records(directory: Path, key: str) -> None:
+    """Forget what a lane or a process of this node left behind when it died."""
+    for name in (_NAME.format(actor_id=key, pid="*"), _DEATH.format(key=key, pid="*")):
+        for file in directory.glob(name):
+            file.unlink(missing_ok=True)
+
+
+def _executing(slots: bytes) -> Iterator[tuple[str, int]]:
+    for job_id, index in _SLOT.iter_unpack(slots):
+        if job_id.strip(b"\0"):
+            yield job_id.rstrip(b"\0").decode(), index
+
+
+def _remove_stale(directory: Path) -> None:
+    """Remove what processes left behind whose whole cluster was killed."""
+    for file in directory.glob("batchray-*-*"):
+        with contextlib.suppress(OSError):  # another lane was faster, or it is another user's
+            pid = re.search(r"-(\d+)(\.crash)?$", file.name)
+            is_gone = pid is not None and not Path(f"/proc/{pid[1]}").exists()
+            if is_gone and time.time() - file.stat().st_mtime > _STALE_S:
+                file.unlink()

@@ -1,0 +1,1 @@
+"""Running jobs: the window, attempts, group commits, control, and the public handle."""

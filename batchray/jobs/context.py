@@ -1,0 +1,99 @@
+"""What a request goes on with: the conversation before it, the agent's memory, and its turn with the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import orjson
+from pydantic import TypeAdapter
+
+from batchray.agents import AttemptReport
+from batchray.agents.approvals import answers_in, brings_answers
+from batchray.agents.base import input_messages
+from batchray.config import Agent
+from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
+from batchray.store import ConversationUpdate, HistoryItem, JobRecord, NewOutcome, PendingItem, Store, StoreRetry
+
+_MESSAGES = TypeAdapter(list[Message])
+# How JSON may hide a letter or an underscore.
+_ESCAPED = re.compile(rb"\\u00[4-7]")
+
+
+async def load_context(
+    store: Store, patience: StoreRetry, job: JobRecord, agent: Agent, item: PendingItem, steps: Sequence[bytes] = ()
+) -> bytes:
+    """Return what an item goes on with, as its agent's side reads it; empty for one that starts anew.
+
+    `steps` are the checkpoints of its earlier attempts.  A run that it answers is claimed by it.
+    Raises ApprovalError where there is none, or its answers do not fit.
+    """
+    request = _answering(item)
+    if request is None and not agent.stateful:
+        return _encoded((), {}, steps) if steps else b""
+    answered = frozenset(answer.tool_call_id for answer in answers_in(request)) if request else None
+    kept = await patience.call(
+        store.go_on,
+        job,
+        item.index,
+        agent.id,
+        is_stateful=agent.stateful,
+        answered=answered,
+        request_id=_request_id(request) if request else None,
+    )
+    return await asyncio.to_thread(_encoded, kept.history, kept.memory, steps)  # a long conversation takes its time
+
+
+def conversation_update_of(report: AttemptReport) -> ConversationUpdate | None:
+    """Return what a report leaves for later requests, but for whose it is."""
+    if not report.pending and not report.memory:
+        return None
+    return ConversationUpdate("", pending=report.pending, memory=report.memory)
+
+
+def with_conversation_update(outcome: NewOutcome, agent: Agent, item: PendingItem) -> NewOutcome:
+    """Return an outcome that says whose conversation it belongs to, where later requests have to do with it."""
+    if not agent.stateful and outcome.conversation_update is None and _answering(item) is None:
+        return outcome
+    conversation_update = replace(
+        outcome.conversation_update or ConversationUpdate(agent.id), agent_id=agent.id, is_stateful=agent.stateful
+    )
+    return replace(outcome, conversation_update=conversation_update)
+
+
+def messages_of(prior: HistoryItem) -> list[Message]:
+    """Return an item's input and output messages."""
+    return [*_inputs(prior), *_MESSAGES.validate_json(prior.messages)]
+
+
+def _answering(item: PendingItem) -> AgentRequest | None:
+    """Return the request where it brings answers to tool calls."""
+    body = item.request
+    # No request does without one of these in it, and bodies may be long.
+    if b"approv" not in body and b"tool_return" not in body and not (b"\\u00" in body and _ESCAPED.search(body)):
+        return None
+    request = AgentRequest.model_validate_json(item.request)
+    return request if brings_answers(request) else None
+
+
+def _request_id(request: AgentRequest) -> str | None:
+    given = (each.approval_request_id for each in request.messages or () if isinstance(each, ApprovalCreate))
+    return next((each for each in given if each and is_message_id(each)), None)
+
+
+def _encoded(history: Sequence[HistoryItem], memory: Mapping[str, str], steps: Sequence[bytes]) -> bytes:
+    # Spliced, because the outputs of a long conversation are JSON already, and so are checkpoints.
+    arrays = [
+        array for prior in history for array in (_MESSAGES.dump_json(_inputs(prior), exclude_none=True), prior.messages)
+    ]
+    joined = b",".join(inside for array in arrays if (inside := array.strip()[1:-1].strip()))
+    done = [orjson.Fragment(step) for step in steps]
+    return orjson.dumps({"history": orjson.Fragment(b"[" + joined + b"]"), "memory": memory, "steps": done})
+
+
+def _inputs(prior: HistoryItem) -> list[Message]:
+    request = AgentRequest.model_validate_json(prior.request)
+    return input_messages(prior.job_id, prior.index, request, datetime.fromisoformat(prior.created_at))

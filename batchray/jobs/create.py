@@ -1,0 +1,90 @@
+"""Stores a batch as a job: reads it, checks it, and writes it in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from batchray.batch.parse import Batch, read_batch
+from batchray.batch.spool import Spool
+from batchray.config import AgentSet
+from batchray.errors import BatchFormatError
+from batchray.schema import AgentRequest, new_job_id
+from batchray.store import NewItem, NewJob, Store
+from batchray.support.threads import DaemonThread
+
+Requests = (
+    str
+    | Path
+    | BinaryIO
+    | Iterable[Mapping[str, Any] | AgentRequest]
+    | AsyncIterable[Mapping[str, Any] | AgentRequest]
+    | Any  # a Ray Dataset, which only Ray's package could name
+)
+"""What a batch may be given as; read once, whole, and checked before anything runs."""
+
+
+async def create_job(store: Store, requests: Requests, agents: AgentSet, callback_url: str | None) -> str:
+    """Read, check and store a batch; returns its job's id."""
+    if isinstance(requests, AsyncIterable):
+        requests = await collect(requests, store.data_dir, agents)
+    if not isinstance(requests, str | Path | list | tuple | Spool):
+        # It may be slow, or wait for another job of ours: so not on the writer's thread, in an open transaction.
+        reader = DaemonThread("batchray-intake")
+        spooling = asyncio.get_running_loop().run_in_executor(reader, _spooled, requests, agents, store.data_dir)
+        try:
+            requests, found_url = await spooling
+        finally:
+            reader.shutdown(wait=False)
+        callback_url = callback_url or found_url
+    job_id = new_job_id()
+    await store.call(_create, store, job_id, requests, agents, callback_url)
+    return job_id
+
+
+def _spooled(requests: Any, agents: AgentSet, directory: Path) -> tuple[Spool, str | None]:
+    """Read and check a batch that can be read only once, or slowly."""
+    if hasattr(requests, "iter_rows"):  # a Ray Dataset
+        requests = requests.iter_rows()
+    batch = read_batch(requests, agents.agents)
+    spool = Spool(directory)
+    try:
+        for request in batch.requests:
+            spool.add(request)
+    except BaseException:
+        spool.close()
+        raise
+    return spool, batch.callback_url
+
+
+def _create(store: Store, job_id: str, requests: Requests, agents: AgentSet, callback_url: str | None) -> None:
+    with contextlib.ExitStack() as spools:
+        if isinstance(requests, Spool):
+            batch = Batch(iter(spools.enter_context(requests)))
+        else:
+            source: Any = Path(requests) if isinstance(requests, str) else requests
+            batch = read_batch(source, agents.agents)
+        items = (NewItem(*request) for request in batch.requests)
+        store.create_job(NewJob(job_id, agents.snapshot, callback_url or batch.callback_url), items)
+
+
+async def collect(requests: AsyncIterable[Any], directory: Path, agents: AgentSet) -> Spool:
+    """Read and check an async iterable of requests, on the loop that it belongs to."""
+    spool, n_requests = Spool(directory), 0
+    try:
+        async for request in requests:
+            try:
+                [raw] = read_batch([request], agents.agents).requests
+            except BatchFormatError as error:
+                raise BatchFormatError(error.reason, index=n_requests) from None
+            spool.add(raw)
+            n_requests += 1
+        if n_requests == 0:
+            raise BatchFormatError("the batch is empty")
+    except BaseException:
+        spool.close()
+        raise
+    return spool

@@ -1,0 +1,207 @@
+"""Agents in Letta's shape and in ours: what a client may choose of, and what it is shown."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from batchray.agents.tools import Tool as CallableTool
+from batchray.agents.tools import load_tools
+from batchray.config import Agent, AgentSet, MemoryBlock, function_name
+from batchray.errors import ConfigError
+from batchray.schema import AgentState, Block, CreateBlock, LLMConfig, Memory, Model, Tool
+from batchray.server.errors import HttpError
+from batchray.store import StoredAgent
+
+# Nobody has told us; Letta's clients need a number.
+_CONTEXT_WINDOW = 128_000
+# What Letta calls the rules that a tool ends the run, and that its calls wait for the caller.
+_TERMINAL_RULE, _APPROVAL_RULE = "exit_loop", "requires_approval"
+_OFFLINE = ("offline/rules", "offline/scripted")
+# Letta's clients know a fixed list of these.
+_ENDPOINT_TYPES = {"openai": "openai", "anthropic": "anthropic", "offline": "openai"}
+
+
+class AgentCatalog:
+    """The operator's agents, models and tools, from which clients make agents of their own."""
+
+    def __init__(self, configured: AgentSet) -> None:
+        self._configured = configured
+        names = [*configured.tools]
+        for bound in configured.agents.values():
+            names += [name for tool in bound.agent.tools if (name := function_name(tool)) and name not in names]
+        self._tools: dict[str, CallableTool] = {}
+        self._functions: dict[str, str] = {}
+        for name in names:
+            # The limit is the agent's own; here only names, descriptions and schemas count.
+            [tool] = load_tools([name], 1.0, configured.import_paths).values()
+            if tool.name in self._tools:
+                raise ConfigError(f"two tools are named {tool.name!r}: {self._functions[tool.name]} and {name}")
+            self._tools[tool.name], self._functions[tool.name] = tool, name
+        self.ids = tuple(configured.agents)
+
+    def agent(self, agent_id: str, given: Mapping[str, Any]) -> Agent:
+        """Return the agent that a client asks for.
+
+        Raises ValidationError, and HttpError for a model or a tool that there is not.
+        """
+        handle, settings = _handle(given), given.get("model_settings") or {}
+        if handle.partition("/")[0] not in self._configured.providers:
+            known = ", ".join(model.handle or "" for model in self.models())
+            raise HttpError(404, f"NOT_FOUND: Handle {handle} not found, must be one of [{known}]")
+        wanted = [*(given.get("tools") or ()), *map(self._name_of, given.get("tool_ids") or ())]
+        return Agent.model_validate(
+            {
+                "id": agent_id,
+                "model": handle,
+                "system": given.get("system"),
+                "memory_blocks": _memory_blocks(given),
+                "stateful": given.get("message_buffer_autoclear") is False,
+                "requires_approval": _ruled(given, _APPROVAL_RULE),
+                "terminal_tools": _ruled(given, _TERMINAL_RULE),
+                "tools": [self._function_of(name) for name in dict.fromkeys(wanted)],
+                "temperature": settings.get("temperature"),
+                "max_tokens": settings.get("max_output_tokens"),
+            }
+        )
+
+    def models(self) -> list[Model]:
+        """Return the models that the operator's agents have, and those that are built in."""
+        handles = [bound.agent.model for bound in self._configured.agents.values() if bound.agent.model]
+        return [self._model(handle) for handle in dict.fromkeys([*handles, *_OFFLINE])]
+
+    def configured_state(self, agent_id: str, memory: Mapping[str, str]) -> AgentState:
+        """Return an agent of the operator's as clients see it; `memory` is what it was edited to, by label."""
+        agent = self._configured.agents[agent_id].agent
+        blocks = [block.model_dump() for block in agent.memory_blocks]
+        given = {"name": agent_id, "system": agent.system, "memory_blocks": blocks}
+        return self._state(agent, {**given, "message_buffer_autoclear": not agent.stateful}, memory)
+
+    def state(self, stored: StoredAgent, memory: Mapping[str, str]) -> AgentState:
+        """Return an agent of a client's as clients see it; `memory` is what it was edited to, by label."""
+        state = self._state(Agent.model_validate(stored.spec["agent"]), stored.spec["given"], memory)
+        times = {"created_at": stored.created_at, "updated_at": stored.updated_at}
+        users = {"created_by_id": stored.user_id, "last_updated_by_id": stored.user_id}
+        return AgentState.model_validate({**state.model_dump(), **times, **users})
+
+    def _state(self, agent: Agent, given: Mapping[str, Any], memory: Mapping[str, str]) -> AgentState:
+        model = self._model(agent.model or "offline/function")
+        shown = ("description", "metadata", "model_settings", "timezone", "message_buffer_autoclear")
+        blocks = [
+            Block(
+                id=f"block-{_uuid(agent.id, str(position))}",
+                **{**_given(block, CreateBlock.model_fields), "value": memory.get(block["label"], block["value"])},
+            )
+            for position, block in enumerate(given.get("memory_blocks") or ())
+        ]
+        return AgentState(
+            id=agent.id,
+            name=given.get("name") or agent.id,
+            system=given.get("system") or "",
+            model=agent.model,
+            llm_config=LLMConfig(
+                model=model.model,
+                model_endpoint_type=model.model_endpoint_type,
+                context_window=given.get("context_window_limit") or _CONTEXT_WINDOW,
+                provider_name=model.provider_name,
+                handle=agent.model,
+                temperature=agent.temperature,
+                max_tokens=agent.max_tokens,
+            ),
+            blocks=blocks,
+            memory=Memory(blocks=blocks),
+            tools=[self._tool(name) for name in self._tool_names(agent)],
+            sources=[],
+            tags=list(given.get("tags") or ()),
+            message_ids=[],
+            tool_rules=[
+                *({"type": _TERMINAL_RULE, "tool_name": name} for name in agent.terminal_tools),
+                *({"type": _APPROVAL_RULE, "tool_name": name} for name in agent.requires_approval),
+            ],
+            **_given(given, shown),
+        )
+
+    def _model(self, handle: str) -> Model:
+        provider_name, _, name = handle.partition("/")
+        provider = self._configured.providers.get(provider_name)
+        protocol = provider.protocol if provider else "offline"
+        return Model(
+            name=name,
+            model=name,
+            handle=handle,
+            context_window=_CONTEXT_WINDOW,
+            max_context_window=_CONTEXT_WINDOW,
+            model_endpoint_type=_ENDPOINT_TYPES[protocol],
+            provider_type=_ENDPOINT_TYPES[protocol],
+            provider_name=provider_name,
+            display_name=name,
+        )
+
+    def _tool(self, name: str) -> Tool:
+        spec = self._tools[name].spec
+        schema = {"name": name, "description": spec.description, "parameters": dict(spec.parameters)}
+        return Tool(
+            id=tool_id(name),
+            name=name,
+            description=spec.description,
+            tool_type="custom",
+            source_type="python",
+            json_schema=schema,
+            tags=[],
+        )
+
+    def _tool_names(self, agent: Agent) -> list[str]:
+        by_function = {function: name for name, function in self._functions.items()}
+        functions = map(function_name, agent.tools)
+        return [by_function[function] for function in functions if function in by_function]
+
+    def _function_of(self, name: str) -> str:
+        if name not in self._functions:
+            known = ", ".join(self._functions) or "none"
+            raise HttpError(404, f"NOT_FOUND: Tool {name} not found; the operator has configured: {known}")
+        return self._functions[name]
+
+    def _name_of(self, wanted_id: str) -> str:
+        for name in self._functions:
+            if tool_id(name) == wanted_id:
+                return name
+        raise HttpError(404, f"NOT_FOUND: Tool with id {wanted_id} not found")
+
+
+def tool_id(name: str) -> str:
+    """Return a tool's id, which is the same on every server that has a tool of this name."""
+    return f"tool-{_uuid(name)}"
+
+
+def _given(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: fields[name] for name in names if fields.get(name) is not None}
+
+
+def _memory_blocks(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the memory blocks; without the base tools there is none that could edit them."""
+    blocks = [_given(block, MemoryBlock.model_fields) for block in given.get("memory_blocks") or ()]
+    if given.get("include_base_tools") is False:
+        return [{**block, "read_only": True} for block in blocks]
+    return blocks
+
+
+def _ruled(given: Mapping[str, Any], kind: str) -> list[str]:
+    """Return the tools that have a rule of this kind; rules of other kinds are not known here."""
+    rules = given.get("tool_rules") or ()
+    return list(
+        dict.fromkeys(str(rule["tool_name"]) for rule in rules if rule.get("type") == kind and "tool_name" in rule)
+    )
+
+
+def _uuid(*parts: str) -> uuid.UUID:
+    return uuid.UUID(bytes=hashlib.sha256("\0".join(parts).encode()).digest()[:16], version=4)
+
+
+def _handle(given: Mapping[str, Any]) -> str:
+    config = given.get("llm_config") or {}
+    handle = given.get("model") or config.get("handle") or config.get("model")
+    if not handle:
+        raise HttpError(400, "INVALID_ARGUMENT: Must specify either model or llm_config in request")
+    return str(handle)

@@ -1,0 +1,50 @@
+"""The store's outbox as the callback sender sees it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from batchray.callbacks import Attempt, Delivery, payload_of
+from batchray.server.scheduler import Service
+from batchray.server.views import batch_job
+from batchray.store import DueCallback
+from batchray.support.failpoints import failpoint
+
+
+class StoredOutbox:
+    """Reads what is due, and records what became of it.  See `callback.Outbox`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._store, self._reader = service, service.store, service.reader
+
+    async def due(self, now: float, limit: int) -> list[Delivery]:
+        """Return the callbacks whose time has come."""
+        due_callbacks = self._store.claim_callbacks if self._store.is_shared else self._reader.due_callbacks
+        return [_delivery(due) for due in await self._service.read(due_callbacks, now, limit)]
+
+    async def record(self, delivery: Delivery, attempt: Attempt) -> None:
+        """Keep what became of an attempt."""
+        failpoint("callback-sent")
+        await self._store.call(
+            self._store.record_callback,
+            delivery.job_id,
+            delivery.completed_at,
+            sent_at=attempt.sent_at.isoformat(timespec="microseconds"),
+            status_code=attempt.status_code,
+            error=attempt.error,
+            next_at=attempt.next_at,
+        )
+
+    async def next_due_at(self) -> float | None:
+        """Return when the next one is due."""
+        return await self._service.read(self._reader.next_callback_at)
+
+
+def _delivery(due: DueCallback) -> Delivery:
+    job = due.job
+    assert job.completed_at is not None, "a callback is due with its job's end"
+    assert job.callback_url is not None, "and only where there is an address"
+    completed_at = datetime.fromisoformat(job.completed_at)
+    payload = payload_of(job.id, job.status, completed_at, batch_job(job).metadata)
+    webhook_id = f"{job.id}-{int(completed_at.timestamp())}{completed_at:%f}"  # in microseconds, as a job may end twice
+    return Delivery(job.id, job.completed_at, webhook_id, job.callback_url, payload, due.n_attempts)

@@ -1,0 +1,322 @@
+"""The routes of batches: Letta's own, and what goes beyond them in their style."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from itertools import islice
+from typing import Any, Literal
+
+import orjson
+from aiohttp import web
+
+from batchray.errors import StoreFullError, UnknownJobError
+from batchray.schema import (
+    BatchJob,
+    CreateBatch,
+    ItemStatus,
+    Message,
+    Result,
+    StopReason,
+    index_of,
+    is_job_id,
+    is_of_job,
+    ordinal_of,
+)
+from batchray.schema.base import WireModel
+from batchray.server.auth import user_of
+from batchray.server.errors import FINAL, HttpError
+from batchray.server.pagination import Page, Place, is_between, paged
+from batchray.server.routing import Answer, NoQuery, Route
+from batchray.server.scheduler import Service
+from batchray.server.stream import Events, JsonLines
+from batchray.server.upload import Uploads
+from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, wanted_messages_of
+from batchray.store import JobRecord, SortOrder, StoredItem, StoredResult
+from batchray.views.results import result_of
+
+_POLL_S = 0.5
+_KEY_PATTERN = "[!-~]([ -~]{0,253}[!-~])?"
+_EVENT_ID_PATTERN = "[0-9]{1,18}"
+
+
+class MessagesQuery(Page):
+    """A page of a batch's messages, of one agent or of all."""
+
+    agent_id: str | None = None
+
+
+class ItemsQuery(Page):
+    """A page of a batch's items, in the order of the batch."""
+
+    order: SortOrder = "asc"
+    status: ItemStatus | Literal["pending"] | None = None
+    stop_reason: StopReason | None = None
+    agent_id: str | None = None
+    custom_id: str | None = None
+
+
+class ResultsQuery(WireModel):
+    """Which results; with `follow` also those that are still to come, until the job ends."""
+
+    order: Literal["finish", "index"] = "index"
+    failed: bool = False
+    follow: bool = False
+
+
+class Batches:
+    """The endpoints of batches."""
+
+    def __init__(self, service: Service, uploads: Uploads) -> None:
+        self._service, self._uploads = service, uploads
+        self._reader = service.reader
+
+    def routes(self) -> list[Route]:
+        """Return the routes, those of Letta first."""
+        base = "/v1/messages/batches"
+        one = base + "/{batch_id}"
+        return [
+            Route(
+                "POST",
+                base,
+                self.create,
+                "Create a batch",
+                body=CreateBatch,
+                answer=BatchJob,
+                errors=(404, 408, 409, 413, 415, 422, 503, 507),
+                headers={"Idempotency-Key": _KEY_PATTERN},
+            ),
+            Route("GET", base, self.index, "List batches", Page, answer=BatchJob, is_list=True),
+            Route("GET", one, self.retrieve, "Retrieve a batch", answer=BatchJob, errors=(404,)),
+            Route("PATCH", one + "/cancel", self.cancel, "Cancel a batch", errors=(404,)),
+            Route(
+                "GET",
+                one + "/messages",
+                self.messages,
+                "List the messages of a batch",
+                MessagesQuery,
+                answer=MessagesPage,
+                errors=(404,),
+            ),
+            Route(
+                "GET",
+                one + "/items",
+                self.items,
+                "List the items of a batch",
+                ItemsQuery,
+                answer=ItemView,
+                is_list=True,
+                errors=(404,),
+            ),
+            Route(
+                "GET",
+                one + "/results",
+                self.results,
+                "Stream the results of a batch, one JSON line an item",
+                ResultsQuery,
+                answer=Result,
+                media_type="application/jsonl",
+                errors=(404,),
+            ),
+            Route(
+                "GET",
+                one + "/events",
+                self.events,
+                "Watch a batch: server-sent events of its progress and outcomes",
+                media_type="text/event-stream",
+                headers={"Last-Event-ID": _EVENT_ID_PATTERN},
+                errors=(404,),
+            ),
+            Route("POST", one + "/retry", self.retry, "Run failed items again", answer=BatchJob, errors=(404, 409)),
+        ]
+
+    async def create(self, request: web.Request, query: NoQuery) -> Answer:
+        """Accept a batch: all of it or nothing."""
+        key = request.headers.get("Idempotency-Key")
+        if key is not None and not re.fullmatch(_KEY_PATTERN, key):
+            raise HttpError(400, "Idempotency-Key: need 1 to 255 printable characters of ASCII")
+        user_id = user_of(request)
+        try:
+            await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
+        except StoreFullError:
+            if key is None or await self._service.read(self._reader.job_of_key, user_id, key) is None:
+                raise
+        async with self._uploads.receive(request, needs_digest=key is not None) as body:
+            return batch_job(await self._service.accept(user_id, body, key))
+
+    async def index(self, request: web.Request, query: Page) -> Answer:
+        """List a user's batches, of every state."""
+        user_id = user_of(request)
+
+        def page(query: Page) -> list[JobRecord]:
+            after, before = self._key_of(user_id, query.after), self._key_of(user_id, query.before)
+            return self._reader.jobs(
+                user_id=user_id, kind="batch", order=query.order, after=after, before=before, limit=query.limit
+            )
+
+        return [batch_job(record) for record in await self._service.read(paged, query, page)]
+
+    async def retrieve(self, request: web.Request, query: NoQuery) -> Answer:
+        """Return a batch's job."""
+        return batch_job(await self._job(request))
+
+    async def cancel(self, request: web.Request, query: NoQuery) -> Answer:
+        """Cancel a batch; the answer is null, as Letta's is."""
+        await self._service.cancel(await self._job(request))
+        return None
+
+    async def retry(self, request: web.Request, query: NoQuery) -> Answer:
+        """Run the items of an ended batch again that did not succeed."""
+        record = await self._job(request)
+        await self._service.retry(record)
+        return batch_job(await self._service.read(self._reader.job, record.id))
+
+    async def items(self, request: web.Request, query: ItemsQuery) -> Answer:
+        """List the items of a batch."""
+        job = await self._job(request)
+
+        def page(query: ItemsQuery) -> list[StoredItem]:
+            return self._reader.items(
+                job,
+                order=query.order,
+                after=_index_of(job, query.after),
+                before=_index_of(job, query.before),
+                status=query.status,
+                stop_reason=query.stop_reason,
+                agent_id=query.agent_id,
+                custom_id=query.custom_id,
+                limit=query.limit,
+            )
+
+        return [item_view(job.id, item) for item in await self._service.read(paged, query, page)]
+
+    async def messages(self, request: web.Request, query: MessagesQuery) -> Answer:
+        """List the messages of finished items: input and output of each, item by item as they finished."""
+        job = await self._job(request)
+
+        def page(query: MessagesQuery) -> list[Message]:
+            after, before = self._place(job, query.after), self._place(job, query.before)
+            return list(islice(self._conversation(job, query, after, before), query.limit))
+
+        return MessagesPage(messages=await self._service.read(paged, query, page))
+
+    def _conversation(
+        self, job: JobRecord, query: MessagesQuery, after: Place | None, before: Place | None
+    ) -> Iterator[Message]:
+        """Yield the messages between two places, in the order of the query."""
+        step = 1 if query.order == "asc" else -1
+        since, until = after and after.seq, before and before.seq
+        while found := self._reader.finished(
+            job, order=query.order, since=since, until=until, agent_id=query.agent_id, limit=query.limit
+        ):
+            for result in found:
+                for message in wanted_messages_of(job, result)[::step]:
+                    place = Place(result.seq, ordinal_of(message.id))
+                    if is_between(place, after, before, query.order):
+                        yield message
+            since = found[-1].seq + step
+
+    def _place(self, job: JobRecord, message_id: str | None) -> Place | None:
+        """Return where a message of a job stands.  Raises HttpError 400 for one that there is not."""
+        if message_id is None:
+            return None
+        result = None
+        if message_id.startswith("message-") and is_of_job(message_id, job.id):
+            result = self._reader.result(job, index_of(message_id))
+        if result is None:
+            raise HttpError(400, f"Message with id {message_id} not found")
+        return Place(result.seq, ordinal_of(message_id))
+
+    async def results(self, request: web.Request, query: ResultsQuery) -> Answer:
+        """Stream outcomes as JSON Lines."""
+        job = await self._job(request)
+        lines = JsonLines(request)
+        async for page in self._results(job, query):
+            for stored in page:
+                if not query.failed or stored.status != "succeeded":
+                    await lines.send(result_of(job, stored).model_dump_json().encode())
+            await lines.flush()  # the next page may be long in coming
+        return await lines.end()
+
+    async def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[list[StoredResult]]:
+        """Yield results in pages, as they come; in index order each waits for those before it."""
+        last_index, last_seq = -1, 0
+        while True:
+            is_last = not query.follow or await self._service.is_over(job.id)
+            while page := await self._service.read(
+                self._reader.results,
+                job,
+                after_index=last_index,
+                after_seq=last_seq if query.order == "finish" else None,
+                limit=100,
+            ):
+                if query.order == "index" and not is_last:
+                    page = [stored for i, stored in enumerate(page, start=last_index + 1) if stored.index == i]
+                if not page:
+                    break
+                last_index, last_seq = page[-1].index, page[-1].seq
+                yield page
+            if is_last:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def events(self, request: web.Request, query: NoQuery) -> Answer:
+        """Stream `progress` (the job), `outcome` (an item) and at last `end` (the job).
+
+        An outcome's event id is its place in finish order; a client that comes back with it as `Last-Event-ID` misses
+        none.
+        """
+        job = await self._job(request)
+        last_seq = _last_event(request)
+        events = Events(request)
+        told: Any = None
+        while True:
+            is_over = await self._service.is_over(job.id)
+            record = await self._service.read(self._reader.job, job.id)  # first: of one that has ended all is there
+            while page := await self._service.read(self._reader.results, job, after_seq=last_seq, limit=100):
+                for stored in page:
+                    last_seq = stored.seq
+                    await events.send("outcome", _outcome(job, stored), str(last_seq))
+            if is_over or record.is_ended:
+                await events.send("end", batch_job(record).model_dump_json().encode())
+                return await events.end()
+            if (state := (record.status, record.counts)) != told:
+                told = state
+                await events.send("progress", batch_job(record).model_dump_json().encode())
+            await events.rest(_POLL_S)
+
+    async def _job(self, request: web.Request) -> JobRecord:
+        """Return the batch that a path names.  Raises HttpError 400 for what is no job's id, UnknownJobError."""
+        job_id = request.match_info["batch_id"]
+        if not is_job_id(job_id):
+            raise HttpError(400, f"INVALID_ARGUMENT: Invalid job ID format: {job_id}. Expected format: 'job-<uuid4>'")
+        return await self._service.read(self._reader.job, job_id, user_of(request))
+
+    def _key_of(self, user_id: str, job_id: str | None) -> int | None:
+        if job_id is None:
+            return None
+        try:
+            return self._reader.job(job_id, user_id).key
+        except UnknownJobError:
+            raise HttpError(400, f"Job with id {job_id} not found") from None
+
+
+def _outcome(job: JobRecord, stored: StoredResult) -> bytes:
+    result = result_of(job, stored).model_dump(mode="json", exclude={"messages"})
+    return orjson.dumps(result)
+
+
+def _index_of(job: JobRecord, item_id: str | None) -> int | None:
+    if item_id is None:
+        return None
+    if not (item_id.startswith("batch_item-") and is_of_job(item_id, job.id)):
+        raise HttpError(400, f"Item with id {item_id} not found")
+    return index_of(item_id)
+
+
+def _last_event(request: web.Request) -> int:
+    given = request.headers.get("Last-Event-ID", "0")
+    if not re.fullmatch(_EVENT_ID_PATTERN, given):
+        raise HttpError(400, "Last-Event-ID: not an id of an event of this stream", FINAL)
+    return int(given)

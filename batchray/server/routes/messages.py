@@ -1,0 +1,248 @@
+"""The routes that ask one agent at once, and that read what was said to it so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Annotated, Any
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel, Field
+
+from batchray.errors import StoreError
+from batchray.jobs import context
+from batchray.schema import (
+    ErrorMessage,
+    LettaMessage,
+    LettaRequest,
+    LettaResponse,
+    Message,
+    Ping,
+    RequestMessage,
+    StopReason,
+    StopReasonMessage,
+    is_message_id,
+    letta_messages,
+    new_id,
+    ordinal_of,
+    run_id,
+)
+from batchray.server.auth import user_of
+from batchray.server.errors import FINAL, HttpError
+from batchray.server.pagination import Page, Place, is_between, paged
+from batchray.server.routing import Answer, NoQuery, Route, encode
+from batchray.server.scheduler import Service
+from batchray.server.stream import Events
+from batchray.server.upload import read_json
+from batchray.server.views import letta_response, messages_of, outputs_of, steps_of, usage_of
+from batchray.store import JobRecord, StoredResult, utc_now
+
+_PATH = "/v1/agents/{agent_id}/messages"
+_LOOK_S = 0.25
+_LOOKS_A_PING = 60
+# What Letta's server calls the failures of a model, and answers them with.
+_LLM_ERRORS = {
+    "authentication_error": (401, "llm_authentication"),
+    "permission_denied": (401, "llm_authentication"),
+    "insufficient_quota": (402, "llm_insufficient_credits"),
+    "rate_limited": (429, "llm_rate_limit"),
+    "timeout": (504, "llm_timeout"),
+    "deadline_exceeded": (504, "llm_timeout"),
+}
+# The answers to answers that fit nothing; Letta's server has 409 for an agent that has to be answered first.
+# What the agent waits for is the server's state, which this request does not fit.
+_APPROVAL_ERRORS = frozenset(
+    {
+        "pending_approval",
+        "already_answered",
+        "no_pending_approval",
+        "incomplete_approval",
+        "ambiguous_approval",
+        "mixed_messages",
+        "tool_return_needed",
+    }
+)
+
+
+class AskAgent(LettaRequest):
+    """The body of POST /v1/agents/{id}/messages: a request, and how its answer is to come."""
+
+    messages: Annotated[list[RequestMessage], Field(min_length=1)] | None = None
+    streaming: bool = False
+    stream_tokens: bool = False
+    include_pings: bool = True
+    background: bool = False
+
+
+class Runs:
+    """The endpoints of an agent's messages."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._reader = service, service.reader
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        errors = (401, 402, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
+        return [
+            Route(
+                "POST",
+                _PATH,
+                self.ask,
+                "Ask an agent and wait for its answer",
+                body=AskAgent,
+                answer=LettaResponse,
+                may_stream=True,
+                errors=errors,
+                tag="agents",
+            ),
+            Route(
+                "POST",
+                f"{_PATH}/stream",
+                self.stream,
+                "Ask an agent; its answer comes as server-sent events",
+                body=AskAgent,
+                media_type="text/event-stream",
+                errors=errors,
+                tag="agents",
+            ),
+            Route("GET", _PATH, self.index, "List an agent's messages", Page, errors=(404,), tag="agents"),
+        ]
+
+    async def ask(self, request: web.Request, query: NoQuery) -> Answer:
+        """Run one request at once, through the same lanes as those of batches."""
+        given = await self._read(request)
+        if given.streaming:
+            return await self._stream(request, given)
+        record, result = await self._run(request, given)
+        if result.error is not None:
+            raise _failure(result.error)
+        return letta_response(record, result)
+
+    async def stream(self, request: web.Request, query: NoQuery) -> Answer:
+        """Run one request at once, and answer with events."""
+        return await self._stream(request, await self._read(request))
+
+    async def index(self, request: web.Request, query: Page) -> Answer:
+        """List what was said to a stateful agent; of others, in runs that were asked for one by one; with the input."""
+        user_id, agent_id = user_of(request), request.match_info["agent_id"]
+        bound = await self._service.read(self._service.agent, user_id, agent_id)
+
+        def page(query: Page) -> list[Message]:
+            if bound.agent.stateful:
+                return self._remembered(user_id, agent_id, query)
+            after, before = self._place(user_id, query.after), self._place(user_id, query.before)
+            return list(islice(self._conversation(user_id, agent_id, query, after, before), query.limit))
+
+        messages = await self._service.read(paged, query, page)
+        return [shown for message in messages for shown in _shown(message, query.order == "desc")]
+
+    def _remembered(self, user_id: str, agent_id: str, query: Page) -> list[Message]:
+        history = self._reader.conversation(user_id, agent_id)
+        messages = [message for prior in history for message in context.messages_of(prior)]
+        messages = messages if query.order == "asc" else messages[::-1]
+        ids = [message.id for message in messages]
+        start = _position(ids, query.after) + 1 if query.after else 0
+        end = _position(ids, query.before) if query.before else None
+        return messages[start:end][: query.limit]
+
+    def _conversation(
+        self, user_id: str, agent_id: str, query: Page, after: Place | None, before: Place | None
+    ) -> Iterator[Message]:
+        step = 1 if query.order == "asc" else -1
+        last = after.seq - step if after else None
+        while found := self._reader.jobs(
+            user_id=user_id, kind="run", agent_id=agent_id, order=query.order, after=last, limit=100
+        ):
+            for job in found:
+                result = self._reader.result(job, 0)
+                for message in messages_of(job, result)[::step] if result else ():
+                    if is_between(Place(job.key, ordinal_of(message.id)), after, before, query.order):
+                        yield message
+            last = found[-1].key
+
+    def _place(self, user_id: str, message_id: str | None) -> Place | None:
+        if message_id is None:
+            return None
+        job = None
+        if is_message_id(message_id):
+            job = self._reader.job_like(f"job-{message_id[8:32]}", user_id)
+        if job is None:
+            raise HttpError(400, f"Message with id {message_id} not found")
+        return Place(job.key, ordinal_of(message_id))
+
+    async def _read(self, request: web.Request) -> AskAgent:
+        await self._service.read(self._service.agent, user_of(request), request.match_info["agent_id"])
+        return await read_json(request, AskAgent, self._service.settings)
+
+    async def _run(self, request: web.Request, given: AskAgent) -> tuple[JobRecord, StoredResult]:
+        return await self._service.ask(user_of(request), request.match_info["agent_id"], _body(request, given))
+
+    def _steps(self, job_id: str, body: bytes) -> list[LettaMessage]:
+        return steps_of(body, self._reader.steps(self._reader.job(job_id), 0))
+
+    async def _stream(self, request: web.Request, given: AskAgent) -> web.StreamResponse:
+        """Send what the agent puts out, step by step where its steps are kept, and pings while there is nothing new."""
+        body = _body(request, given)
+        job = await self._service.start_run(user_of(request), request.match_info["agent_id"], body)
+        run = asyncio.create_task(self._service.result_of(job))
+        events, n_sent, n_quiet = Events(request), 0, 0
+        try:
+            while not (await asyncio.wait({run}, timeout=_LOOK_S))[0]:
+                new = list[LettaMessage]()
+                with suppress(StoreError):  # it can be read again in a moment; the run goes on meanwhile
+                    new = (await self._service.read(self._steps, job.id, body))[n_sent:]
+                for message in new:
+                    await events.send("", encode(message))
+                n_sent, n_quiet = n_sent + len(new), 0 if new else n_quiet + 1
+                if given.include_pings and n_quiet and n_quiet % _LOOKS_A_PING == 0:
+                    await events.send("", encode(_ping()))
+            record, result = await run
+        finally:
+            run.cancel()
+        for message in outputs_of(result)[n_sent:]:
+            await events.send("", encode(message))
+        await events.send("", encode(StopReasonMessage(stop_reason=StopReason(result.stop_reason))))
+        if result.error is not None:
+            failed = ErrorMessage(
+                run_id=run_id(record.id, 0), error_type=result.error["type"], message=result.error["message"]
+            )
+            await events.send("error", encode(failed))
+        else:
+            await events.send("", encode(usage_of(record, result)))
+        await events.send("", b"[DONE]")
+        return await events.end()
+
+
+def _body(request: web.Request, given: AskAgent) -> bytes:
+    asked = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
+    return orjson.dumps({**asked, "agent_id": request.match_info["agent_id"]})
+
+
+def _position(ids: list[str], message_id: str) -> int:
+    try:
+        return ids.index(message_id)
+    except ValueError:
+        raise HttpError(400, f"Message with id {message_id} not found") from None
+
+
+def _ping() -> Ping:
+    return Ping.model_validate({"id": new_id("message"), "date": utc_now()})
+
+
+def _shown(message: Message, is_newest_first: bool) -> list[BaseModel]:
+    shown: list[LettaMessage] = letta_messages(message)
+    return [*(shown[::-1] if is_newest_first else shown)]
+
+
+def _failure(error: dict[str, Any]) -> HttpError:
+    if error["type"] in _APPROVAL_ERRORS:
+        told = {"type": error["type"], "message": error["message"], "detail": error["type"]}
+        return HttpError(409, error["message"], FINAL, {"error": told})
+    if error["type"] == "unsupported_content":
+        return HttpError(400, error["message"], FINAL)
+    status, kind = _LLM_ERRORS.get(error["type"], (500, "llm_error"))
+    told = {"type": kind, "message": error["message"], "detail": error["type"]}
+    return HttpError(status, error["message"], FINAL, {"error": told})

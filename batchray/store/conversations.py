@@ -1,0 +1,245 @@
+"""What agents keep from one request to the next: runs that wait for the caller, conversations, memory.
+
+A run that waits (a pause) is answered by one item, which claims it before it is spawned.  The claim holds across
+crashes and restarts, and ends only where that item does not succeed: then the run waits again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from batchray.agents.approvals import check_cover
+from batchray.errors import ApprovalError
+from batchray.schema import index_of, is_message_id
+from batchray.store.jobs import starts_with
+from batchray.store.leases import Leases
+from batchray.store.records import ConversationState, ConversationUpdate, HistoryItem, JobRecord, NewOutcome
+from batchray.store.tables import (
+    DELETED,
+    conversations,
+    items,
+    jobs,
+    memories,
+    outcomes,
+    pauses,
+    pending_calls,
+    same_item,
+)
+
+
+class Conversations(Leases):
+    """What the store knows of what agents keep; each user has conversations of his own."""
+
+    def go_on(
+        self,
+        job: JobRecord,
+        index: int,
+        agent_id: str,
+        *,
+        is_stateful: bool,
+        answered: Set[str] | None = None,
+        request_id: str | None = None,
+    ) -> ConversationState:
+        """Return what an item goes on with; the run that its answers are for is claimed by it, once and for all.
+
+        `answered` are the ids of the tool calls that it brings answers to, or that of an approval request alone;
+        `request_id` tells apart runs that wait for calls of the same ids.  None: it asks anew.
+        Raises ApprovalError where no run waits for just these answers, or the agent has to be answered first, and
+        LeaseLostError where another process leads the job now.
+        """
+        with self._transaction() as connection:
+            self._check_lease(connection, job)
+            pause = None
+            if answered is not None:
+                pause = _claimed(connection, job, index, agent_id, answered, request_id)
+            if not is_stateful:
+                assert pause is not None
+                return ConversationState(_chain(connection, pause.job, pause.idx), orjson.loads(pause.memory))
+            _check_tail(connection, job, index, agent_id, pause)
+            return ConversationState(
+                _conversation(connection, job.user_id, agent_id), _memory(connection, job.user_id, agent_id)
+            )
+
+    def conversation(self, user_id: str, agent_id: str) -> list[HistoryItem]:
+        """Return the items of a stateful agent's conversation, the oldest first."""
+        with self._reading() as connection:
+            return _conversation(connection, user_id, agent_id)
+
+    def memory(self, user_id: str, agent_id: str) -> dict[str, str]:
+        """Return a stateful agent's memory, by label, as far as it was ever edited."""
+        with self._reading() as connection:
+            return _memory(connection, user_id, agent_id)
+
+    def forget(self, user_id: str, agent_id: str, *, with_memory: bool = False) -> None:
+        """Forget an agent's conversation and the runs that wait, and its memory too where that is asked for."""
+        tables = (conversations, pending_calls, pauses, *((memories,) if with_memory else ()))
+        with self._transaction() as connection:
+            for table in tables:
+                connection.execute(sa.delete(table).where(table.c.user_id == user_id, table.c.agent_id == agent_id))
+
+
+def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome]) -> None:
+    """Write what outcomes mean for later requests, in the transaction that takes them."""
+    for outcome in taken:
+        if outcome.conversation_update is None:
+            continue
+        if outcome.status != "succeeded":
+            _release(connection, job, [outcome.index])
+            continue
+        if outcome.conversation_update.is_stateful:
+            _remember(connection, job, outcome.index, outcome.conversation_update)
+        if outcome.conversation_update.pending:
+            _pause(connection, job, outcome.index, outcome.conversation_update)
+
+
+def release_claims(connection: sa.Connection, job: JobRecord) -> None:
+    """Let the runs wait again that items of a job have claimed and not answered with success."""
+    failed = sa.select(outcomes.c.idx).where(outcomes.c.job == job.key, outcomes.c.status != "succeeded")
+    _release(connection, job, failed)
+
+
+def _release(connection: sa.Connection, job: JobRecord, indices: Any) -> None:
+    claims = sa.and_(pauses.c.claimed_job == job.key, pauses.c.claimed_idx.in_(indices))
+    connection.execute(sa.update(pauses).where(claims).values(claimed_job=None, claimed_idx=None))
+
+
+def _remember(connection: sa.Connection, job: JobRecord, index: int, conversation_update: ConversationUpdate) -> None:
+    whose = {"user_id": job.user_id, "agent_id": conversation_update.agent_id}
+    connection.execute(sa.insert(conversations).values(**whose, job=job.key, idx=index))
+    if conversation_update.memory:
+        of_agent = sa.and_(memories.c.user_id == job.user_id, memories.c.agent_id == conversation_update.agent_id)
+        connection.execute(sa.delete(memories).where(of_agent, memories.c.label.in_(list(conversation_update.memory))))
+        rows = [
+            {**whose, "label": label, "value": value.encode()} for label, value in conversation_update.memory.items()
+        ]
+        connection.execute(sa.insert(memories), rows)
+
+
+def _pause(connection: sa.Connection, job: JobRecord, index: int, conversation_update: ConversationUpdate) -> None:
+    whose = {"job": job.key, "idx": index, "user_id": job.user_id, "agent_id": conversation_update.agent_id}
+    connection.execute(sa.insert(pauses).values(**whose, memory=orjson.dumps(dict(conversation_update.memory))))
+    rows = [{**whose, "tool_call_id": call_id.encode()} for call_id in conversation_update.pending]
+    connection.execute(sa.insert(pending_calls), rows)
+
+
+def _claimed(
+    connection: sa.Connection,
+    job: JobRecord,
+    index: int,
+    agent_id: str,
+    answered: Set[str],
+    request_id: str | None,
+) -> sa.Row[Any]:
+    """Find the run that these answers are for, and make it this item's."""
+    if len(answered) == 1 and is_message_id(min(answered)):
+        request_id, answered = min(answered), frozenset()
+    named = request_id or min(answered)
+    found = connection.execute(_pauses_of(job.user_id, agent_id, answered, request_id)).all()
+    if not found:
+        raise ApprovalError("no_pending_approval", f"no tool call {named!r} of this agent waits for an answer")
+    mine = [pause for pause in found if (pause.claimed_job, pause.claimed_idx) == (job.key, index)]
+    waiting = mine or [pause for pause in found if pause.claimed_job is None]
+    if answered:
+        waiting = _covered(connection, waiting, answered)
+    if len(waiting) > 1:
+        reason = f"{len(waiting)} runs wait for a tool call {named!r}"
+        raise ApprovalError("ambiguous_approval", f"{reason}; name the approval request in approval_request_id")
+    if not waiting or not _claim(connection, waiting[0], job, index):
+        raise ApprovalError("already_answered", f"another request has answered the tool call {named!r} already")
+    return waiting[0]
+
+
+def _pauses_of(user_id: str, agent_id: str, answered: Set[str], request_id: str | None) -> sa.Select[Any]:
+    query = sa.select(pauses).where(pauses.c.user_id == user_id, pauses.c.agent_id == agent_id)
+    if request_id is not None:
+        of_job = sa.select(jobs.c.job).where(starts_with(jobs.c.id, f"job-{request_id[8:32]}"))
+        query = query.where(pauses.c.job.in_(of_job), pauses.c.idx == index_of(request_id))
+    if answered:
+        named = sa.select(pending_calls.c.job).where(
+            same_item(pending_calls, pauses),
+            pending_calls.c.user_id == user_id,
+            pending_calls.c.agent_id == agent_id,
+            pending_calls.c.tool_call_id.in_([call_id.encode() for call_id in sorted(answered)]),
+        )
+        query = query.where(named.exists())
+    return query
+
+
+def _covered(connection: sa.Connection, waiting: list[sa.Row[Any]], answered: Set[str]) -> list[sa.Row[Any]]:
+    """Keep the runs that wait for just these answers.  Raises ApprovalError where none of those that wait does."""
+    calls = [_calls_of(connection, pause) for pause in waiting]
+    exact = [pause for pause, of_pause in zip(waiting, calls, strict=True) if set(of_pause) == answered]
+    if waiting and not exact:
+        check_cover(answered, calls[0])
+    return exact
+
+
+def _calls_of(connection: sa.Connection, pause: sa.Row[Any]) -> list[str]:
+    query = sa.select(pending_calls.c.tool_call_id)
+    query = query.where(pending_calls.c.job == pause.job, pending_calls.c.idx == pause.idx)
+    return [call_id.decode() for call_id in connection.execute(query).scalars()]
+
+
+def _claim(connection: sa.Connection, pause: sa.Row[Any], job: JobRecord, index: int) -> bool:
+    """Make a run that waits this item's; False where another process was faster."""
+    this = sa.and_(pauses.c.job == pause.job, pauses.c.idx == pause.idx)
+    mine = sa.and_(pauses.c.claimed_job == job.key, pauses.c.claimed_idx == index)
+    claiming = sa.update(pauses).where(this, sa.or_(pauses.c.claimed_job.is_(None), mine))
+    return connection.execute(claiming.values(claimed_job=job.key, claimed_idx=index)).rowcount > 0
+
+
+def _check_tail(
+    connection: sa.Connection, job: JobRecord, index: int, agent_id: str, pause: sa.Row[Any] | None
+) -> None:
+    """Raise ApprovalError where a stateful agent waits for other answers than this item brings."""
+    last = (
+        sa.select(conversations.c.job, conversations.c.idx)
+        .where(conversations.c.user_id == job.user_id, conversations.c.agent_id == agent_id)
+        .order_by(conversations.c.seq.desc())
+        .limit(1)
+    )
+    tail = connection.execute(last).first()
+    if pause is not None and (tail is None or tuple(tail) != (pause.job, pause.idx)):
+        raise ApprovalError("no_pending_approval", "the agent's conversation has gone on since that tool call")
+    if pause is None and tail is not None:
+        query = sa.select(pauses.c.job).where(pauses.c.job == tail.job, pauses.c.idx == tail.idx)
+        if connection.execute(query).first() is not None:
+            reason = "the agent waits for an answer to its tool calls; answer them first"
+            raise ApprovalError("pending_approval", reason)
+
+
+def _chain(connection: sa.Connection, job: int, index: int) -> list[HistoryItem]:
+    """Return the item that waits, and those that it has gone on from itself, the oldest first."""
+    history: list[HistoryItem] = []
+    place: tuple[int, int] | None = (job, index)
+    while place is not None:
+        row = connection.execute(_priors().where(outcomes.c.job == place[0], outcomes.c.idx == place[1])).first()
+        if row is None:
+            raise ApprovalError("no_pending_approval", "the run that waited has been deleted")
+        history.append(HistoryItem(*row))
+        claimed = sa.and_(pauses.c.claimed_job == place[0], pauses.c.claimed_idx == place[1])
+        before = connection.execute(sa.select(pauses.c.job, pauses.c.idx).where(claimed)).first()
+        place = (before.job, before.idx) if before else None
+    return history[::-1]
+
+
+def _conversation(connection: sa.Connection, user_id: str, agent_id: str) -> list[HistoryItem]:
+    here = sa.and_(conversations.c.user_id == user_id, conversations.c.agent_id == agent_id)
+    query = _priors().join(conversations, same_item(conversations, outcomes)).where(here)
+    return [HistoryItem(*row) for row in connection.execute(query.order_by(conversations.c.seq))]
+
+
+def _memory(connection: sa.Connection, user_id: str, agent_id: str) -> dict[str, str]:
+    query = sa.select(memories.c.label, memories.c.value)
+    query = query.where(memories.c.user_id == user_id, memories.c.agent_id == agent_id)
+    return {label: value.decode() for label, value in connection.execute(query)}
+
+
+def _priors() -> sa.Select[Any]:
+    columns = (jobs.c.id, jobs.c.created_at, outcomes.c.idx, items.c.request, outcomes.c.messages)
+    joined = outcomes.join(items, same_item(items, outcomes)).join(jobs, jobs.c.job == outcomes.c.job)
+    return sa.select(*columns).select_from(joined).where(jobs.c.kind != DELETED)
