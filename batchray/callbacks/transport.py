@@ -13,7 +13,7 @@ from aiohttp.abc import AbstractResolver
 
 from batchray.callbacks.base import Answer
 from batchray.callbacks.guard import AddressGuard, BlockedAddressError
-from batchray.models.retry import retry_after_s
+from batchray.support.backoff import retry_after_s
 
 MAX_ANSWER_BYTES = 64 * 1024
 """What is read of an answer, so that receivers can end it in peace.  Only its status and `retry-after` count."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from batchray.errors import BatchrayError, ConfigError
+from batchray.support.files import atomic_write
 
 if TYPE_CHECKING:
     from batchray.jobs.handle import Job
@@ -31,22 +32,17 @@ def write_results(job: Job, output: Path, failed: bool = False) -> None:
 
     Raises BatchrayError where it cannot be written.
     """
-    file_itself = output.resolve()  # behind a link
-    draft = file_itself.with_name(f"{file_itself.name}.part")
     try:
         if output.exists() and not output.is_file():  # a pipe or a device is written to, never replaced
             with output.open("w", encoding="utf-8") as file:
                 return _write(job, file, failed)
-        with draft.open("w", encoding="utf-8") as file:
+        with atomic_write(output.resolve(), encoding="utf-8") as file:  # the file behind a link, not the link
             _write(job, file, failed)
-        draft.replace(file_itself)
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}; the results are kept in the job") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
-def _write(job: Job, file: TextIO, failed: bool) -> None:
+def _write(job: Job, file: IO[str], failed: bool) -> None:
     for result in job.results("index", wait=False, failed=failed):
         file.write(result.model_dump_json() + "\n")
 

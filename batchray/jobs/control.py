@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchray.errors import StoreError
 from batchray.store import JobRecord, Store
+from batchray.support.files import atomic_write, sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -76,23 +76,9 @@ class ControlFile:
     def _write(self, wishes: ControlRequest) -> None:
         directory = self._file.parent
         directory.mkdir(exist_ok=True)
-        draft = self._file.with_suffix(f".{os.getpid()}")
-        with draft.open("w") as file:
+        with atomic_write(self._file, encoding="utf-8") as file:
             file.write(wishes.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._file)  # a reader sees the old wishes or the new ones, never half of them
-        for each in (directory, directory.parent):
-            _sync(each)
-
-
-def _sync(directory: Path) -> None:
-    """Let what was made in a directory, or renamed, outlive a power cut."""
-    opened = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        sync_directory(directory.parent)  # the directory itself may be new
 
 
 def reopen_job(store: Store, job_id: str) -> int:

@@ -15,7 +15,8 @@ import aiohttp
 import orjson
 
 from batchray.errors import ConfigError, DeadlineExceededError, InvalidResponseError, ModelAPIError
-from batchray.models.retry import Gate, RetryPolicy, Timeouts, Turn, retry_after_s
+from batchray.models.retry import Gate, RetryPolicy, Timeouts, Turn
+from batchray.support.backoff import retry_after_s
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 
-_NUMBER = re.compile(r"\d+(?:\.\d*)?", re.ASCII)
+from batchray.support.backoff import backoff_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +24,7 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often to retry, and the backoff between attempts.
-
-    Source of "full jitter": M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-    """
+    """How often to retry, and the backoff between attempts."""
 
     max_retries: int = 8
     base_s: float = 0.5
@@ -38,39 +32,7 @@ class RetryPolicy:
 
     def backoff_s(self, n_retries: int, rng: random.Random) -> float:
         """Return the wait before the retry that follows `n_retries` others: 0 to min(cap, base * 2^n) seconds."""
-        return rng.uniform(0, min(self.cap_s, self.base_s * 2.0 ** min(n_retries, 64)))
-
-
-def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the wait that a response asks for, in seconds, or None where it asks for none.
-
-    Reads `retry-after-ms`, then `retry-after` as seconds or as an HTTP date; `headers` has lower-case keys or ignores
-    case; `now` is Unix time in seconds.  A wait of zero, a date in the past and nonsense ask for nothing.
-    Source: RFC 9110, 10.2.3; `retry-after-ms` as OpenAI's servers send it.
-    """
-    in_ms = _number(headers.get("retry-after-ms"))
-    given = headers.get("retry-after")
-    wait_s = in_ms / 1000 if in_ms is not None else _number(given)
-    if wait_s is None and given is not None:
-        wait_s = _seconds_until(given, now)
-    return wait_s if wait_s is not None and 0 < wait_s < math.inf else None
-
-
-def _number(text: str | None) -> float | None:
-    return float(text) if text is not None and _NUMBER.fullmatch(text := text.strip()) else None
-
-
-def _seconds_until(date: str, now: float) -> float | None:
-    try:
-        moment = parsedate_to_datetime(date)
-    except (
-        ValueError,
-        TypeError,
-        IndexError,
-        OverflowError,
-    ):  # the parser's various answers to nonsense
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+        return backoff_s(n_retries, self.base_s, self.cap_s, rng)
 
 
 class Turn:

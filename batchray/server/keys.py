@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from batchray.errors import ConfigError
 from batchray.schema import new_id
 from batchray.store import utc_now
+from batchray.support.files import atomic_write
 
 _PREFIX = "br-"
 _FILE = "keys.json"
@@ -79,11 +79,9 @@ class KeyFile:
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._file.with_suffix(f".{os.getpid()}")
         text = json.dumps([{name: getattr(key, name) for name in Key.__slots__} for key in keys], indent=1)
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        with atomic_write(self._file, encoding="utf-8", permissions=0o600) as file:
             file.write(text)
-        draft.replace(self._file)
 
 
 def _digest(key: str) -> str:

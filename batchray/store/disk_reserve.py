@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from batchray.support.files import atomic_write
+
 RESERVE_BYTES = 16 * 1024 * 1024
 """Enough for the log of deletions in small steps, and for the outcomes of a window at a shutdown."""
 
@@ -30,13 +32,10 @@ class Reserve:
             return True
         if shutil.disk_usage(self._file.parent).free < 2 * self._n_bytes:
             return False
-        draft = self._file.with_suffix(".part")
         try:
-            with draft.open("wb") as file:
+            with atomic_write(self._file) as file:
                 os.posix_fallocate(file.fileno(), 0, self._n_bytes)
-            draft.replace(self._file)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             if not is_no_room(error):
                 raise
         return self.is_held

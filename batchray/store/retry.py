@@ -10,13 +10,14 @@ from typing import ParamSpec, TypeVar
 
 from batchray.errors import StoreUnavailableError
 from batchray.store.database import Chunked, Database
+from batchray.support.backoff import backoff_s
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_FIRST_S, _LONGEST_S = 0.05, 2.0
+_BASE_S, _CAP_S = 0.05, 2.0
 
 
 class StoreRetry:
@@ -68,5 +69,5 @@ class StoreRetry:
     async def rest(self, n_failures: int) -> None:
         """Wait after the n-th failure in a row, longer each time; less where the waiting is ended."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(_FIRST_S * 2 ** min(n_failures, 16), _LONGEST_S)):
+            async with asyncio.timeout(backoff_s(n_failures, _BASE_S, _CAP_S)):
                 await self._ended.wait()

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchray.models.retry import Gate, RetryPolicy, Turn, retry_after_s
+from batchray.models.retry import Gate, RetryPolicy, Turn
+from batchray.support.backoff import backoff_s, retry_after_s
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples
 
@@ -82,6 +83,10 @@ def test_backoff_grows_with_the_retries() -> None:
     policy, rng = RetryPolicy(), random.Random(1)
     means = [sum(policy.backoff_s(n, rng) for _ in range(500)) / 500 for n in range(6)]
     assert means == sorted(means)
+
+
+def test_backoff_without_randomness_doubles_up_to_its_cap() -> None:
+    assert [backoff_s(n, 0.05, 2.0) for n in (0, 1, 2, 5, 6, 5000)] == [0.05, 0.1, 0.2, 1.6, 2.0, 2.0]
 
 
 def test_an_open_gate_lets_everybody_through() -> None:

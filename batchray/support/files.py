@@ -1,0 +1,52 @@
+"""Atomic file writes: a reader sees the old content or the new, never a part of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+# What a file system raises that cannot sync a directory, and a directory that may be written to but not read.
+_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
+
+
+@contextmanager
+def atomic_write(path: Path, *, encoding: str | None = None, permissions: int = 0o666) -> Iterator[IO[Any]]:
+    """Open a temporary file in the same directory; it replaces `path` when the block ends.
+
+    The content and the new name are on disk when the block has ended.  If the block raises, `path` stays as it was and
+    the temporary file is removed.  The file is opened for text if `encoding` is given, else for bytes.
+    `permissions` are those of a new file, before the umask.  Raises OSError.
+    """
+    # The process id keeps two writers apart; the fixed rest lets a second try overwrite what a crash left behind.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, permissions)
+    try:
+        with open(descriptor, "w" if encoding else "wb", encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Write a directory's entries to disk, so that a file created or renamed in it survives a power cut.
+
+    Does nothing if the file system cannot do so.  Raises OSError.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
