@@ -6,14 +6,19 @@ Importing it starts nothing and loads neither ray nor aiohttp; the names below l
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from batchray.support import moved
+
 if TYPE_CHECKING:
+    from batchray.agents.tools import ToolError, is_cancelled
     from batchray.api import arun, attach, resume, run, shutdown, submit
     from batchray.config import Agent, Provider, Settings, load_agents
     from batchray.errors import BatchrayError
-    from batchray.executors.ray.job_actor import find_job
+    from batchray.executors.ray.job_actor import RemoteJob, find_job
     from batchray.jobs.handle import Job
     from batchray.schema import AgentRequest, Result
-    from batchray.views.results import text_of
+    from batchray.schema.progress import Percentiles
+    from batchray.store import JobRecord
+    from batchray.views.results import text_of as text_of
 
 __version__ = "0.1.0"
 
@@ -22,35 +27,47 @@ __all__ = [
     "AgentRequest",
     "BatchrayError",
     "Job",
+    "JobRecord",
+    "Percentiles",
     "Provider",
+    "RemoteJob",
     "Result",
     "Settings",
+    "ToolError",
     "arun",
     "attach",
     "find_job",
+    "is_cancelled",
     "load_agents",
     "resume",
     "run",
     "shutdown",
     "submit",
-    "text_of",
 ]
 
 _HOMES = {
+    "batchray.agents.tools": ("ToolError", "is_cancelled"),
     "batchray.api": ("arun", "attach", "resume", "run", "shutdown", "submit"),
-    "batchray.executors.ray.job_actor": ("find_job",),
     "batchray.config": ("Agent", "Provider", "Settings", "load_agents"),
     "batchray.errors": ("BatchrayError",),
+    "batchray.executors.ray.job_actor": ("RemoteJob", "find_job"),
     "batchray.jobs.handle": ("Job",),
-    "batchray.views.results": ("text_of",),
     "batchray.schema": ("AgentRequest", "Result"),
+    "batchray.schema.progress": ("Percentiles",),
+    "batchray.store": ("JobRecord",),
 }
+_DEPRECATED = {"text_of": "batchray.views.results"}
+"""Names of 0.1.0 that warn when they are used."""
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(module), name)
+    if name in _DEPRECATED:
+        return getattr(import_module(_DEPRECATED[name]), name)
     raise AttributeError(f"module 'batchray' has no attribute {name!r}")
 
 

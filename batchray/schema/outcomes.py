@@ -9,7 +9,7 @@ from pydantic import Field
 
 from batchray.schema.base import WireModel
 from batchray.schema.jobs import Count, StopReason
-from batchray.schema.messages import LettaMessage, Message
+from batchray.schema.messages import AssistantMessage, LettaMessage, Message
 
 
 class ItemStatus(StrEnum):
@@ -110,3 +110,12 @@ class Result(WireModel):
     error: ErrorInfo | None = None
     attempts: Count
     timing: Timing
+
+    @property
+    def text(self) -> str:
+        """The text of the agent's last message; empty if there is none."""
+        for message in reversed(self.messages):
+            if isinstance(message, AssistantMessage):
+                content = message.content
+                return content if isinstance(content, str) else "".join(part.text for part in content)
+        return ""

@@ -1,7 +1,8 @@
-"""Stored results -> what a user reads: output lines, frames, timing."""
+"""Turns stored results into what a user reads: output lines and pandas frames."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,6 @@ from pydantic import TypeAdapter
 
 from batchray.schema import (
     AgentRequest,
-    AssistantMessage,
     ErrorInfo,
     ItemStatus,
     Message,
@@ -30,7 +30,7 @@ _MESSAGES = TypeAdapter(list[Message])
 
 
 def result_of(job: JobRecord, stored: StoredResult) -> Result:
-    """Return an item's outcome as its output line has it."""
+    """Return an item's outcome as a line of the output."""
     request = AgentRequest.model_validate_json(stored.request)
     return Result(
         index=stored.index,
@@ -48,16 +48,13 @@ def result_of(job: JobRecord, stored: StoredResult) -> Result:
 
 
 def text_of(result: Result) -> str:
-    """Return the last assistant message's text; empty where there is none."""
-    for message in reversed(result.messages):
-        if isinstance(message, AssistantMessage):
-            content = message.content
-            return content if isinstance(content, str) else "".join(part.text for part in content)
-    return ""
+    """Return `result.text`.  Deprecated: use that."""
+    warnings.warn("text_of(result) is deprecated; use result.text", DeprecationWarning, stacklevel=2)
+    return result.text
 
 
 def to_frame(results: Iterable[Result]) -> pd.DataFrame:
-    """Return a pandas frame, one row an item, indexed by its place in the batch; durations in seconds."""
+    """Return a pandas frame with one row per item, indexed by its position in the batch.  Durations are in seconds."""
     import pandas as pd
 
     return pd.DataFrame.from_records(list(_rows(results)), index="index")
@@ -72,7 +69,7 @@ def _rows(results: Iterable[Result]) -> Iterator[dict[str, Any]]:
             "agent_id": result.agent_id,
             "status": str(result.status),
             "stop_reason": str(result.stop_reason),
-            "text": text_of(result),
+            "text": result.text,
             "error_type": result.error.type if result.error else None,
             "error": result.error.message if result.error else None,
             "prompt_tokens": result.usage.prompt_tokens,
@@ -86,5 +83,5 @@ def _rows(results: Iterable[Result]) -> Iterator[dict[str, Any]]:
 
 
 def parse_time(timestamp: str | None) -> datetime | None:
-    """Read a time as the store writes it."""
+    """Parse a timestamp of the store."""
     return datetime.fromisoformat(timestamp) if timestamp else None

@@ -34,7 +34,7 @@ def main(data_dir: Path) -> None:
         cluster.remove_node(second, allow_graceful=False)
         record = job.wait(120)
         results = list(job.results("index"))
-        nodes = {batchray.text_of(result) for result in results}
+        nodes = {result.text for result in results}
         batchray.shutdown()
         ray.init(address=cluster.address, log_to_driver=False)  # still there: it was not ours to end
         report = {

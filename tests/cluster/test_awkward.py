@@ -50,7 +50,7 @@ def test_a_generator_may_wait_for_another_job_of_the_same_directory(options: dic
 
     def second_stage() -> Iterator[dict[str, Any]]:
         for result in first.results():
-            yield {"agent_id": "echo", "input": batchray.text_of(result)}
+            yield {"agent_id": "echo", "input": result.text}
 
     second = batchray.run(second_stage(), [ECHO], progress=False, **options)
     assert second.counts["succeeded"] == 20

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import ray
 
 import batchray
-from batchray import Agent, AgentRequest
+from batchray import Agent, AgentRequest, RemoteJob
 from batchray.errors import ConfigError, StoreError, UnknownJobError
 from batchray.store import Store
 from tests.cluster import agents
@@ -34,7 +35,7 @@ def test_a_batch_comes_back_whole_and_in_order(options: dict[str, Any]) -> None:
     job = batchray.run(list(echoes(300)), [ECHO], **options)
 
     assert job.status == "completed"
-    assert [batchray.text_of(result) for result in job.results("index")] == [f"echo {i}" for i in range(300)]
+    assert [result.text for result in job.results("index")] == [f"echo {i}" for i in range(300)]
     assert {result.attempts for result in job.results()} == {1}
 
 
@@ -42,7 +43,7 @@ def test_a_function_of_a_notebook_travels_to_the_lanes(options: dict[str, Any]) 
     prefix = "closure over "
     job = batchray.run(list(echoes(3)), [Agent(id="echo", run=lambda request: prefix + request.input)], **options)
 
-    assert [batchray.text_of(result) for result in job.results("index")] == [
+    assert [result.text for result in job.results("index")] == [
         "closure over 0",
         "closure over 1",
         "closure over 2",
@@ -69,7 +70,7 @@ def test_lanes_are_kept_for_the_next_job(options: dict[str, Any]) -> None:
     def pids() -> set[str]:
         requests = [{"agent_id": "pid", "input": "?"} for _ in range(20)]
         job = batchray.run(requests, [Agent(id="pid", run=agents.pid)], **options)
-        return {batchray.text_of(result) for result in job.results()}
+        return {result.text for result in job.results()}
 
     assert len(pids()) == 2
     assert pids() == pids()
@@ -80,9 +81,9 @@ def test_process_placement_gives_each_request_a_process_without_others(options: 
     lanes = batchray.run(requests, [Agent(id="pid", run=agents.pid)], **options)
     alone = batchray.run(requests, [Agent(id="pid", run=agents.pid, placement="process", num_cpus=1)], **options)
 
-    lane_pids = {batchray.text_of(result) for result in lanes.results()}
+    lane_pids = {result.text for result in lanes.results()}
     assert alone.status == "completed"
-    assert not lane_pids & {batchray.text_of(result) for result in alone.results()}
+    assert not lane_pids & {result.text for result in alone.results()}
 
 
 def test_lanes_get_as_much_of_the_cpu_as_their_driver_and_processes_that_compute_get_less(
@@ -92,7 +93,7 @@ def test_lanes_get_as_much_of_the_cpu_as_their_driver_and_processes_that_compute
     job = batchray.run([{"agent_id": agent.id, "input": "?"} for agent in given], given, **options)
     own = os.getpriority(os.PRIO_PROCESS, 0)
 
-    on_lane, in_process = (int(batchray.text_of(result)) for result in job.results("index"))
+    on_lane, in_process = (int(result.text) for result in job.results("index"))
     assert on_lane == own
     assert in_process > own
 
@@ -121,7 +122,7 @@ def test_an_async_generator_and_a_ray_dataset_are_batches(options: dict[str, Any
 
     dataset = ray.data.from_items(list(echoes(7)))
     job = batchray.run(dataset, [ECHO], **options)
-    assert sorted(batchray.text_of(result) for result in job.results()) == [f"echo {i}" for i in range(7)]
+    assert sorted(result.text for result in job.results()) == [f"echo {i}" for i in range(7)]
 
 
 async def test_arun_and_run_work_inside_a_running_loop(options: dict[str, Any]) -> None:
@@ -157,18 +158,18 @@ def test_a_job_is_watched_and_steered_from_another_process(options: dict[str, An
     job = batchray.submit(requests, [Agent(id="wait", run=agents.wait)], max_in_flight=8, **options)
     until(lambda: job.in_flight > 0, 60)  # Ray is there: to ask for its address before would start another cluster
     script = f"""
-import time, ray, batchray
-actor = batchray.find_job({job.id!r}, {ray.get_runtime_context().gcs_address!r})
-ray.get(actor.pause.remote())
-while not (state := ray.get(actor.snapshot.remote())).get("is_paused") or state["n_in_flight"]:
+import time, batchray
+found = batchray.find_job({job.id!r}, {ray.get_runtime_context().gcs_address!r})
+found.pause()
+while not (state := found.snapshot()).get("is_paused") or state["n_in_flight"]:
     time.sleep(0.05)
-done = sum(state["progress"]["counts"].values())
-ray.get(actor.resize.remote(64))
-ray.get(actor.resume.remote())
-while (state := ray.get(actor.snapshot.remote()))["max_in_flight"] != 64 or state["is_paused"]:
+done = found.progress.done
+found.resize(64)
+found.unpause()
+while (state := found.snapshot())["max_in_flight"] != 64 or state["is_paused"]:
     time.sleep(0.05)
-ray.get(actor.cancel.remote())
-print(done, state["progress"]["total"])
+found.cancel()
+print(done, found.progress.total)
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
@@ -176,6 +177,53 @@ print(done, state["progress"]["total"])
     done, total = map(int, ran.stdout.split()[-2:])
     assert 0 < done < total == 4000
     assert job.wait(30).status == "cancelled"
+
+
+def test_the_handle_of_another_process_is_called_through_remote_too_and_says_that_its_job_is_over(
+    options: dict[str, Any],
+) -> None:
+    options.pop("progress")
+    requests = [{"agent_id": "wait", "input": "60"} for _ in range(4)]
+    job = batchray.submit(requests, [Agent(id="wait", run=agents.wait)], **options)
+    until(lambda: job.in_flight > 0, 60)
+    found = find_when_started(job.id)
+    until(lambda: found.snapshot() != {})
+    with pytest.warns(DeprecationWarning, match=r"snapshot\.remote\(\) is deprecated; call \.snapshot\(\)"):
+        state = ray.get(found.snapshot.remote())
+    assert state["id"] == job.id
+    with pytest.warns(DeprecationWarning, match=r"pause\.remote"):
+        ray.get(found.pause.remote())
+    until(lambda: found.snapshot()["is_paused"])
+    with pytest.warns(DeprecationWarning, match=r"resume is deprecated; use \.unpause"):
+        unpause = found.resume
+    unpause()
+    until(lambda: not found.snapshot()["is_paused"])
+    with pytest.raises(ConfigError, match="max_in_flight >= 1"):
+        found.resize(0)
+    found.cancel()
+    job.wait(30)
+
+    def is_over() -> bool:
+        try:
+            found.snapshot()
+        except UnknownJobError:
+            return True
+        return False
+
+    until(is_over)
+
+
+def find_when_started(job_id: str) -> RemoteJob:
+    """Return the handle of a job once its actor is there."""
+    found: list[RemoteJob] = []
+
+    def is_there() -> bool:
+        with suppress(UnknownJobError):
+            found.append(batchray.find_job(job_id))
+        return bool(found)
+
+    until(is_there, 60)
+    return found[0]
 
 
 def test_a_job_that_is_over_before_its_actor_is_there_leaves_none_behind(options: dict[str, Any]) -> None:

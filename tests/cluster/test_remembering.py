@@ -58,12 +58,10 @@ def test_requests_of_all_kinds_come_out_right_and_approvals_go_on_elsewhere(opti
     results = list(job.results("index"))
 
     assert job.counts == {"succeeded": n, "errored": 0, "canceled": 0, "expired": 0}
-    assert [batchray.text_of(each) for each in results[0::4]] == [f"note {i}" for i in range(0, n, 4)]
+    assert [each.text for each in results[0::4]] == [f"note {i}" for i in range(0, n, 4)]
     assert {each.stop_reason for each in results[1::4]} == {"requires_approval"}
-    assert [batchray.text_of(each) for each in results[2::4]] == [
-        f"You wrote 2 words: word {i}" for i in range(2, n, 4)
-    ]
-    assert [batchray.text_of(each) for each in results[3::4]] == [f"echo {i}" for i in range(3, n, 4)]
+    assert [each.text for each in results[2::4]] == [f"You wrote 2 words: word {i}" for i in range(2, n, 4)]
+    assert [each.text for each in results[3::4]] == [f"echo {i}" for i in range(3, n, 4)]
     with Store.open_for_reading(options["data_dir"]) as store:
         for k in range(3):
             expected = list(range(4 * k, n, 12))
@@ -72,6 +70,6 @@ def test_requests_of_all_kinds_come_out_right_and_approvals_go_on_elsewhere(opti
 
     answered = batchray.run([answer(each) for each in results[1::4]], AGENTS, **options)
     ended = list(answered.results("index"))
-    assert [batchray.text_of(each) for each in ended] == [f"done {i}" for i in range(1, n, 4)]
+    assert [each.text for each in ended] == [f"done {i}" for i in range(1, n, 4)]
     returned = [each for result in ended for each in result.messages if isinstance(each, ToolReturnMessage)]
     assert [each.tool_return.partition(",")[0] for each in returned] == [f"{i} is gone" for i in range(1, n, 4)]

@@ -12,7 +12,7 @@ from batchray.agents import AttemptRunner, encode_input, read_report
 from batchray.config import Agent, bind_agents
 from batchray.schema import AssistantMessage, ItemStatus, Result, item_id, new_job_id
 from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, run_all, utc_now
-from batchray.views.results import parse_time, result_of, text_of, to_frame
+from batchray.views.results import parse_time, result_of, to_frame
 
 
 def double(n: int) -> int:
@@ -101,11 +101,11 @@ async def test_only_the_types_that_were_asked_for_are_given_back(tmp_path: Path)
 
 async def test_the_text_is_the_last_thing_that_the_agent_said(tmp_path: Path) -> None:
     first, second = await results(tmp_path, new_job_id(), {}, {"include_return_message_types": ["tool_call_message"]})
-    assert (text_of(first), text_of(second)) == ("It is 8.", "")
+    assert (first.text, second.text) == ("It is 8.", "")
     parts = AssistantMessage.model_validate(
         {"id": "m", "date": datetime.now(UTC), "content": [{"text": "a"}, {"text": "b"}]}
     )
-    assert text_of(first.model_copy(update={"messages": [parts]})) == "ab"
+    assert first.model_copy(update={"messages": [parts]}).text == "ab"
 
 
 def test_an_item_that_never_ran_has_a_result(tmp_path: Path) -> None:
