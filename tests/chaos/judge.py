@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.polling import until
 from tests.server.receiver import Receiver
 from tests.server.talk import BATCHES, LOST, ask, results
-from tests.waiting import until
 
 AGENTS = Path(__file__).parent / "agents.yaml"
 

@@ -22,10 +22,10 @@ from typing import Any
 import psutil
 
 from tests.chaos.judge import Ledger, hold_against
+from tests.polling import seconds_until, until
 from tests.provider_server import ProviderServer
 from tests.server.live import LiveServer, live_server
 from tests.server.talk import BATCHES, ask, if_there, results
-from tests.waiting import seconds_until, until
 
 _POLL_S = 0.25
 _N_STEPS = 2

@@ -15,10 +15,10 @@ import pytest
 from batchray.store import Store
 from batchray.support.failpoints import VARIABLE, Place
 from tests.chaos.judge import AGENTS, Sender, called_back
+from tests.polling import until
 from tests.server.live import ServerDiedError, live_server
 from tests.server.receiver import receiver
 from tests.server.talk import BATCHES, ask, if_there
-from tests.waiting import until
 
 # A later passage where the first would leave nothing that was acknowledged before.
 CRASHES: dict[str, str] = {

@@ -22,8 +22,8 @@ from tests.chaos.kit import (
     scene,
     start_server,
 )
+from tests.polling import until
 from tests.provider_server import run_in_thread
-from tests.waiting import until
 
 FULL = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 GRACE_S = 5

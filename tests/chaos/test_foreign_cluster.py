@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.polling import seconds_until, until
 from tests.server.live import ROOT, live_server
 from tests.server.talk import get, post
-from tests.waiting import seconds_until, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 

@@ -12,11 +12,11 @@ import pytest
 
 from batchray.store import Store
 from tests.chaos.judge import AGENTS, Sender, all_ended
+from tests.polling import until
 from tests.postgres import Database
 from tests.server.live import live_server
 from tests.server.receiver import receiver
 from tests.server.talk import results
-from tests.waiting import until
 
 pytestmark = pytest.mark.chaos
 

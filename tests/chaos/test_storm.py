@@ -27,8 +27,8 @@ from tests.chaos.kit import (
     scene,
     start_server,
 )
+from tests.polling import until
 from tests.provider_server import run_in_thread
-from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 

@@ -9,8 +9,8 @@ import pytest
 
 from batchray.schema import new_job_id
 from batchray.store import Store
+from tests.builders.records import check_integrity
 from tests.chaos.syncs import live
-from tests.unit.test_store import check_integrity
 
 N_ITEMS, N_COMMIT = 40, 8
 IMPORTS = """

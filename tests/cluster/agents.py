@@ -1,4 +1,4 @@
-"""Agents and tools that the cluster's tests name; importable by the lanes."""
+"""Agents, tools and requests of the cluster tests; the lanes import this module."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from batchray import AgentRequest
+from batchray import Agent, AgentRequest
 
 
 def text_of(request: AgentRequest) -> str:
@@ -49,12 +51,26 @@ def fail(expression: str) -> str:
 
 
 def drop(key: str) -> str:
-    """Drop what has this key."""
+    """A tool that reports a key as dropped, and its process."""
     return f"{key} is gone, says {os.getpid()}"
 
 
 async def begin_and_wait(request: AgentRequest) -> str:
-    """Make a file that says that it has begun, and wait for long."""
+    """Create a file to show that the request has begun, then wait for a minute."""
     Path(text_of(request)).touch()
     await asyncio.sleep(60)
     return "waited"
+
+
+async def block_the_loop(request: AgentRequest) -> str:
+    """Block the event loop of its lane, as faulty async code does."""
+    time.sleep(600)
+    return "never"
+
+
+ECHO = Agent(id="echo", run=echo)
+
+
+def echoes(n: int) -> Iterator[dict[str, Any]]:
+    """Yield `n` requests to the agent `echo`."""
+    return ({"agent_id": "echo", "input": str(index)} for index in range(n))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,7 @@ from batchray.errors import BatchFormatError, ConfigError
 from batchray.jobs.control import ControlFile
 from batchray.store import Store
 from tests.cluster import agents
-from tests.cluster.test_jobs import ECHO, echoes
-
-
-async def block_the_loop(request: AgentRequest) -> str:
-    """Block the whole event loop, as an async function must not."""
-    time.sleep(600)
-    return "never"
+from tests.cluster.agents import ECHO, block_the_loop, echoes
 
 
 @pytest.mark.parametrize("placement", ["lane", "process"])

@@ -10,9 +10,9 @@ import pytest
 import batchray
 from batchray import Agent, Job
 from tests.cluster import agents
-from tests.cluster.test_awkward import block_the_loop
+from tests.cluster.agents import block_the_loop
+from tests.polling import until
 from tests.provider_server import ProviderServer, run_in_thread
-from tests.waiting import until
 
 CALLS_S, OVER_S = 2.0, 10.0
 

@@ -12,7 +12,7 @@ import pytest
 import batchray
 from batchray import Agent
 from tests.cluster import agents, dying
-from tests.cluster.test_faults import run_cli
+from tests.cluster.processes import run_cli
 from tests.provider_server import run_in_thread
 
 CAUSES = {
@@ -71,7 +71,7 @@ def test_a_request_whose_code_kills_its_process_as_it_is_imported_ends_after_thr
 
 def test_a_request_that_holds_up_its_lane_costs_nobody_else(ray_session: None, tmp_path: Path) -> None:
     fleet = [
-        {"id": "block", "run": "tests.cluster.test_awkward:block_the_loop", "deadline_s": 9},
+        {"id": "block", "run": "tests.cluster.agents:block_the_loop", "deadline_s": 9},
         {"id": "ask", "model": "local/m", "deadline_s": 9},
     ]
     requests = [{"agent_id": "ask", "input": "?"}] * 20 + [{"agent_id": "block", "input": "?"}]

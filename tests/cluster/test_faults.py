@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import pytest
 import batchray
 from batchray import Agent, Result
 from tests.cluster import agents
+from tests.cluster.processes import descendants, processes_named, run_cli
+from tests.polling import until
 from tests.provider_server import run_in_thread
-from tests.waiting import until
 
 BAD = {
     400: ("good", "[[status:500]]", ("llm_api_error", "server_error")),
@@ -76,18 +77,6 @@ def tool_return(result: Result) -> tuple[str, str]:
 def lane_processes() -> list[psutil.Process]:
     """Return the lanes of this process's cluster."""
     return processes_named("ray::Lane")
-
-
-def processes_named(prefix: str) -> list[psutil.Process]:
-    """Return the descendants of this process whose name starts so."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.name().startswith(prefix):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def test_ten_killed_lanes_lose_and_repeat_nothing(options: dict[str, Any]) -> None:
@@ -155,13 +144,6 @@ def test_the_import_of_an_agents_code_does_not_count_towards_its_deadline(option
     assert (str(result.status), result.attempts) == ("succeeded", 1), result
 
 
-def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start the command line on a cluster of its own."""
-    command = [sys.executable, "-m", "batchray", *arguments]
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(environment or {})}
-    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @contextmanager
 def run_until(directory: Path, n_done: int, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a directory's batch by the command line; yields driver and job when more than `n_done` items are done."""
@@ -181,10 +163,6 @@ def write_waiting_batch(directory: Path, n: int, seconds: float) -> None:
 
 def completed_work(directory: Path, job_id: str) -> int:
     return batchray.attach(job_id, directory / ".batchray").record().done
-
-
-def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
 
 
 def gone(processes: list[psutil.Process]) -> bool:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,9 @@ from batchray import Agent, AgentRequest, RemoteJob
 from batchray.errors import ConfigError, StoreError, UnknownJobError
 from batchray.store import Store
 from tests.cluster import agents
+from tests.cluster.agents import ECHO, echoes
+from tests.polling import until
 from tests.provider_server import run_in_thread
-from tests.waiting import until
-
-ECHO = Agent(id="echo", run=agents.echo)
-
-
-def echoes(n: int) -> Iterator[dict[str, Any]]:
-    return ({"agent_id": "echo", "input": str(index)} for index in range(n))
 
 
 def test_a_batch_comes_back_whole_and_in_order(options: dict[str, Any]) -> None:

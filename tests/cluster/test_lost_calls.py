@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_faults import run_cli
-from tests.cluster.test_steps import N_STEPS, asked, events
+from tests.cluster.processes import run_cli
+from tests.cluster.tool_steps import N_STEPS, asked, events
 from tests.provider_server import run_in_thread
 
 # Of each 100 calls that spawn a request: not sent, answer lost, failed on the way.  A process is ended by Ray where its
@@ -23,7 +23,7 @@ def test_a_run_whose_call_got_lost_is_not_run_twice(placement: str, ray_session:
     ledgers = [tmp_path / f"ledger-{index}" for index in range(n_requests)]
     lines = [json.dumps(asked(ledger, 0.1)[0]) for ledger in ledgers]
     (tmp_path / "requests.jsonl").write_text("\n".join(lines))
-    agent = {"id": "a", "model": "local/m", "tools": ["tests.cluster.test_steps:note"]}
+    agent = {"id": "a", "model": "local/m", "tools": ["tests.cluster.tool_steps:note"]}
     place = {"placement": placement, **({"num_cpus": 0.25} if placement == "process" else {})}
     req, resp, in_flight = FAULTS[placement]
     fault = {"req_failure_prob": req, "resp_failure_prob": resp, "in_flight_failure_prob": in_flight}

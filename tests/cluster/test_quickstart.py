@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-import os
-import shutil
 import subprocess
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = (
-    "batchray run configs/quickstart/requests.jsonl --agents configs/quickstart/agents.yaml --output results.jsonl"
-)
-_TIMEOUT_S = 170
-
-
-@contextlib.contextmanager
-def user_directory(directory: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Give a directory with a copy of configs/, and an environment whose `batchray` and `python` are this one's.
-
-    Ray's files go to a short path, as its sockets need it, and are removed.
-    """
-    shutil.copytree(ROOT / "configs", directory / "configs")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHRAY_", "RAY_"))}
-    with tempfile.TemporaryDirectory(prefix="br", ignore_cleanup_errors=True) as ray_directory:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        yield directory, {**inherited, "PATH": path, "RAY_TMPDIR": ray_directory}
-
-
-def run_there(
-    command: Sequence[str], directory: Path, environment: Mapping[str, str], given: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, and its whole process group with it."""
-    process = subprocess.Popen(
-        command,
-        cwd=directory,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(given, timeout=_TIMEOUT_S)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 9)
-            process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+from tests.cluster.processes import COMMAND, ROOT, run_there, user_directory
 
 
 class Quickstart(NamedTuple):

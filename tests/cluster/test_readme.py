@@ -15,7 +15,7 @@ from typing import NamedTuple
 import click
 import pytest
 
-from tests.cluster.test_quickstart import COMMAND, ROOT, run_there, user_directory
+from tests.cluster.processes import COMMAND, ROOT, run_there, user_directory
 from tests.provider_server import ProviderServer, run_in_thread
 from tests.server.live import live_server
 

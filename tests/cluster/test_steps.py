@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,57 +12,15 @@ import psutil
 import pytest
 
 import batchray
-from batchray import Agent, Job, Result
+from batchray import Job, Result
 from batchray.store import Store
-from tests.cluster.dying import die
-from tests.cluster.test_faults import descendants, processes_named, run_cli
-from tests.locked import locked
-from tests.provider_server import ProviderServer, run_in_thread
-from tests.waiting import until
+from tests.cluster.processes import descendants, processes_named, run_cli
+from tests.cluster.tool_steps import N_STEPS, agent, asked, events
+from tests.polling import until
+from tests.provider_server import run_in_thread
+from tests.sqlite_lock import locked
 
-N_STEPS = 3
 PLACES = {"lane": "ray::Lane", "process": "ray::job-"}  # a process of its own is named after its request
-
-
-def note(ledger: str, wait_for: str = "") -> str:
-    """Write down that it was begun and that it ended, and wait for a file in between."""
-    _write(ledger, "begun")
-    while wait_for and not Path(wait_for).exists():
-        time.sleep(0.01)
-    _write(ledger, "ended")
-    return "noted"
-
-
-def die_after(wait_for: str) -> str:
-    """Die as soon as there is a file."""
-    while not Path(wait_for).exists():
-        time.sleep(0.01)
-    return die("exit")
-
-
-def _write(ledger: str, word: str) -> None:
-    with Path(ledger).open("a") as file:
-        file.write(f"{word} {os.getpid()}\n")
-
-
-def events(ledger: Path, word: str) -> int:
-    return sum(line.startswith(word) for line in ledger.read_text().splitlines()) if ledger.exists() else 0
-
-
-def agent(server: ProviderServer, **fields: Any) -> dict[str, Any]:
-    """The arguments that name an agent with tools, and its provider."""
-    local = {"protocol": "openai", "base_url": server.base_url}
-    return {
-        "agents": [Agent(id="a", model="local/m", tools=[note, die_after], **fields)],
-        "providers": {"local": local},
-    }
-
-
-def asked(ledger: Path, latency_s: float = 0.0, **arguments: str) -> list[dict[str, Any]]:
-    """One request that calls a tool in each of its first answers."""
-    call = json.dumps({"ledger": str(ledger), **arguments})
-    text = f"[[steps:{N_STEPS}]] [[latency:{latency_s}]] [[tool:note {call}]]"
-    return [{"agent_id": "a", "input": text}]
 
 
 def kill(place: str) -> None:
@@ -150,7 +107,7 @@ def test_a_killed_driver_repeats_one_model_call_a_request_and_no_tool(ray_sessio
     n_requests, ledgers = 4, [tmp_path / f"ledger{i}" for i in range(4)]
     lines = [json.dumps(asked(ledger, 1.0)[0]) for ledger in ledgers]
     (tmp_path / "requests.jsonl").write_text("\n".join(lines))
-    tools = ["tests.cluster.test_steps:note"]
+    tools = ["tests.cluster.tool_steps:note"]
     with run_in_thread() as server:
         providers = {"local": {"protocol": "openai", "base_url": server.base_url}}
         fleet = {"providers": providers, "agents": [{"id": "a", "model": "local/m", "tools": tools}]}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from standardwebhooks import Webhook
 
+from tests.polling import until
 from tests.server.client import call, create, ended, job_when
 from tests.server.live import LiveServer, live_server
 from tests.server.receiver import receiver
-from tests.waiting import until
 
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 LOOPBACK = '["127.0.0.0/8"]'

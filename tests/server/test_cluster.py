@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.polling import until
 from tests.server.live import LiveServer, live_server
 from tests.server.talk import get, post
-from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 

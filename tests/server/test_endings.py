@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.polling import until
 from tests.provider_server import run_in_thread
 from tests.server.live import LiveServer, live_server
 from tests.server.receiver import Receiver, receiver
 from tests.server.talk import BATCHES, get, patch, post
-from tests.waiting import until
 
 
 @pytest.fixture

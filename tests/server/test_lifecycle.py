@@ -21,10 +21,10 @@ import psutil
 import pytest
 
 from tests.chaos.kit import check_no_process_is_left
-from tests.locked import locked
+from tests.polling import until
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
 from tests.server.talk import BATCHES, get, if_there, patch, post
-from tests.waiting import until
+from tests.sqlite_lock import locked
 
 GRACE_S = 2
 

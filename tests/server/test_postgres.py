@@ -9,11 +9,11 @@ from typing import Any
 
 from batchray.store import Store
 from tests.chaos.judge import AGENTS, Sender, called_back
+from tests.polling import until
 from tests.postgres import Database
 from tests.server.live import LiveServer, live_server
 from tests.server.receiver import receiver
 from tests.server.talk import BATCHES, ask, results, status_of
-from tests.waiting import until
 
 LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
 QUICK = {"BATCHRAY_LEASE_S": "3"}

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.judge import AGENTS, Sender
-from tests.locked import locked
+from tests.polling import until
 from tests.server.live import LiveServer, live_server
 from tests.server.talk import BATCHES, ask, if_there, status_of
-from tests.waiting import until
+from tests.sqlite_lock import locked
 
 
 @contextmanager

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
-import orjson
 import pytest
 
-from batchray.agents import AttemptReport, AttemptRunner, Clients, build_agent, encode_input, read_report
-from batchray.agents.base import input_messages
-from batchray.config import BoundAgent
+from batchray.agents import AttemptRunner, Clients, build_agent
 from batchray.errors import ConfigError
-from batchray.schema import AgentRequest, Message, letta_messages, new_job_id
-from tests.unit.test_agents import bound, calls, returns
-
-JOB = new_job_id()
+from batchray.schema import Message, letta_messages
+from tests.builders.agents import Conversation, bound, calls, returns
 
 
 def double(n: int) -> int:
@@ -30,38 +23,6 @@ def shout(text: str) -> str:
 
 def fails() -> None:
     raise LookupError("no such thing")
-
-
-@pytest.fixture
-async def answerer() -> AsyncIterator[AttemptRunner]:
-    made = AttemptRunner()
-    yield made
-    await made.close()
-
-
-class Conversation:
-    """One agent asked again and again, each time with all that was said before."""
-
-    def __init__(self, answerer: AttemptRunner, agent: BoundAgent) -> None:
-        self._answerer, self._agent = answerer, agent
-        self.history: list[Message] = []
-        self.index = 0
-        self.memory: dict[str, str] = {}
-
-    async def ask(self, **given: Any) -> tuple[AttemptReport, list[Message]]:
-        given = {"agent_id": "a", **({} if "messages" in given else {"input": "hi"}), **given}
-        context = orjson.dumps(
-            {"history": [each.model_dump(mode="json") for each in self.history], "memory": self.memory}
-        )
-        item = encode_input(JOB, self.index, 1, json.dumps(given).encode(), context)
-        report = read_report(await self._answerer.answer(self._agent, item))
-        messages = [Message.model_validate(each) for each in json.loads(report.messages)]
-        request = AgentRequest.model_validate(given)
-        if report.error is None:
-            self.history += [*input_messages(JOB, self.index, request, datetime.now(UTC)), *messages]
-            self.memory = dict(report.memory)
-        self.index += 1
-        return report, messages
 
 
 def shown(messages: Sequence[Message]) -> list[str]:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 
 from batchray.agents import AttemptReport, AttemptRunner, Clients, Run, ToolLoop, build_agent, encode_input, read_report
 from batchray.agents.tools import load_tools
-from batchray.config import Agent, BoundAgent, Provider, bind_agents
+from batchray.config import BoundAgent, Provider
 from batchray.errors import ConfigError, InvalidResponseError, InvalidToolCallError
 from batchray.models import ModelCall, ModelReply, RulesModel, said
 from batchray.schema import (
@@ -30,6 +30,7 @@ from batchray.schema import (
     ordinal_of,
     run_id,
 )
+from tests.builders.agents import bound, calls, returns
 
 JOB = new_job_id()
 
@@ -42,32 +43,10 @@ def boom() -> None:
     raise LookupError("no such thing")
 
 
-def bound(**fields: Any) -> BoundAgent:
-    """An agent, of the model offline/scripted where it has a script."""
-    if "script" in fields:
-        fields["model"] = "offline/scripted"
-    return bind_agents([Agent.model_validate({"id": "a", **fields})], environment={}).agents["a"]
-
-
-def calls(*asked: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {"tool_calls": [{"name": name, "arguments": arguments} for name, arguments in asked]}
-
-
-@pytest.fixture
-async def answerer() -> AsyncIterator[AttemptRunner]:
-    made = AttemptRunner()
-    yield made
-    await made.close()
-
-
 async def answer(answerer: AttemptRunner, agent: BoundAgent, **request: Any) -> tuple[AttemptReport, list[Message]]:
     given = {"agent_id": "a", **({} if "messages" in request else {"input": "hi"}), **request}
     report = read_report(await answerer.answer(agent, encode_input(JOB, 7, 2, json.dumps(given).encode())))
     return report, [Message.model_validate(message) for message in json.loads(report.messages)]
-
-
-def returns(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
-    return [(each.status, each.func_response) for message in messages for each in message.tool_returns or ()]
 
 
 async def test_a_model_with_tools_answers_in_steps(answerer: AttemptRunner) -> None:

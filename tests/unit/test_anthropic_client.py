@@ -29,7 +29,7 @@ from batchray.schema import (
     Usage,
     new_id,
 )
-from tests.asking import KEY, FakeTime, always, call, eager, failure, message
+from tests.builders.model_calls import KEY, FakeTime, always, call, eager, failure, message
 from tests.provider_messages import signature
 from tests.provider_server import ProviderServer
 

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from batchray.store import Store
-from tests.unit.test_config import BAD_AGENTS_FILES
-from tests.unit.test_intake import BAD_BODIES, BAD_REQUESTS, GOOD
+from tests.builders.batches import BAD_AGENTS_FILES, BAD_BODIES, BAD_REQUESTS, GOOD
+from tests.builders.commands import AGENTS, Done, command, local
 
-AGENTS = "agents:\n  - {id: a, model: offline/rules}\n  - {id: b, model: offline/rules}\n"
 KEY = "sk-proj-0123456789abcdefABCDEF"
-
-
-class Done(NamedTuple):
-    """What became of a command."""
-
-    status: int | None
-    out: str
-    err: str
 
 
 def _main(arguments: list[str], directory: str, out: str, err: str) -> None:
@@ -72,10 +61,6 @@ def refused(done: Done, directory: Path) -> str:
         with Store.open_for_reading(directory / ".batchray") as store:
             assert store.jobs() == []
     return sentence.removeprefix("batchray: ")
-
-
-def local(requests: str, *options: str) -> list[str]:
-    return ["run", requests, "--agents", "agents.yaml", "--executor", "local", *options]
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
@@ -128,18 +113,6 @@ def test_what_a_command_names_and_is_not_there_is_refused(
     (tmp_path / "agents.yaml").write_text(agents)
     (tmp_path / "requests.jsonl").write_bytes(GOOD)
     assert reason in refused(run(*arguments), tmp_path)
-
-
-def command(tmp_path: Path, *arguments: str, given: bytes = b"", **environment: str) -> Done:
-    """Run the real command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "batchray", *arguments],
-        cwd=tmp_path,
-        input=given,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
-    )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def test_a_bad_line_of_standard_input_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from batchray.config import (
 )
 from batchray.config.binding import builtin_providers
 from batchray.errors import ConfigError
+from tests.builders.batches import BAD_AGENTS_FILES
 
 KEY = "sk-proj-0123456789abcdefABCDEF"
 ENVIRONMENT = {"OPENAI_API_KEY": KEY}
@@ -76,77 +77,6 @@ def test_agents_of_one_file_may_use_a_provider_of_another(write: Callable[..., P
     bound = load_agents([agents, providers], {}).agents["a"]
     assert bound.provider is not None
     assert bound.provider.base_url == "http://h"
-
-
-# Shared with test_cli_errors: an agents file that must be refused, and the reason.
-BAD_AGENTS_FILES: dict[str, tuple[str | bytes, str]] = {
-    "not-yaml": ("agents: [\n  {id: a", "agents.yaml, line 2: is not YAML: "),
-    "tab": ("agents:\n\t- id: a", "agents.yaml, line 2: is not YAML: "),
-    "no-such-date": ("agents: [{id: 2024-99-99}]", "agents.yaml: is not YAML: month must be in 1..12"),
-    "control-character": ("agents: \x00", "agents.yaml: is not YAML: "),
-    "not-utf8": (b"agents: \xff", "agents.yaml: is not UTF-8 text"),
-    "too-deep": ("[" * 50_000, "agents.yaml: is nested too deep"),
-    "empty": ("", "agents.yaml: must be a mapping with the keys providers and agents"),
-    "a-list": ("- id: a", "agents.yaml: must be a mapping with the keys providers and agents"),
-    "no-agents": ("providers: {}", "agents.yaml: no agents in it"),
-    "unknown-key": (
-        "agents:\n  - id: a\n    modle: offline/rules",
-        "agents.yaml, line 3, agents[0].modle: unknown key 'modle'; did you mean 'model'?",
-    ),
-    "unknown-top-key": ("agent: []", "agents.yaml, line 1, agent: unknown key 'agent'; did you mean 'agents'?"),
-    "key-like-no-other": ("agents: [{id: a, qqq: 1}]", "agents.yaml, line 1, agents[0].qqq: unknown key 'qqq'"),
-    "unknown-provider": (
-        "agents: [{id: a, model: acme/m}]",
-        "agents.yaml, line 1, agents[0]: agent 'a': unknown provider 'acme'; known: anthropic, offline, openai",
-    ),
-    "duplicate-ids": (
-        "agents:\n  - {id: a, model: offline/rules}\n  - {id: a, model: offline/rules}",
-        "agents.yaml, line 3, agents[1]: duplicate agent id 'a'",
-    ),
-    "no-id": ("agents: [{model: offline/rules}]", "agents.yaml, line 1, agents[0]: agents[0].id: Field required"),
-    "id-no-text": ("agents: [{id: 5, model: offline/rules}]", "agents[0].id: Input should be a valid string"),
-    "no-handle": ("agents: [{id: a, model: gpt}]", "agents[0].model: 'gpt' is not of the form provider/model"),
-    "neither-model-nor-run": ("agents: [{id: a}]", "agents[0]: give exactly one of model and run"),
-    "tools-of-a-function": (
-        "agents: [{id: a, run: 'json:dumps', tools: ['json:loads']}]",
-        "agents[0]: tools cannot be given with run, only with a model",
-    ),
-    "script-of-a-real-model": (
-        "agents: [{id: a, model: offline/rules, script: []}]",
-        "agents[0]: script belongs to the model offline/scripted",
-    ),
-    "cpus-in-a-lane": (
-        "agents: [{id: a, model: offline/rules, num_cpus: 1}]",
-        "agents[0]: num_cpus and num_gpus belong to placement: process",
-    ),
-    "no-steps": ("agents: [{id: a, model: offline/rules, max_steps: 0}]", "agents[0].max_steps: Input should be"),
-    "endless-deadline": ("agents: [{id: a, model: offline/rules, deadline_s: .inf}]", "agents[0].deadline_s: "),
-    "missing-key": (
-        "agents: [{id: a, model: openai/gpt}]",
-        "agent 'a': provider 'openai' needs its key in the environment variable OPENAI_API_KEY",
-    ),
-    "missing-key-of-anthropic": (
-        "agents: [{id: a, model: anthropic/claude}]",
-        "agent 'a': provider 'anthropic' needs its key in the environment variable ANTHROPIC_API_KEY",
-    ),
-    "unknown-offline-model": (
-        "agents: [{id: a, model: offline/gpt}]",
-        "agent 'a': no offline model 'gpt'; there are offline/rules and offline/scripted",
-    ),
-    "no-address": (
-        "providers: {p: {protocol: openai}}",
-        "agents.yaml, line 1, providers.p: providers.p: protocol openai needs a base_url",
-    ),
-    "bad-address-of-anthropic": (
-        "providers: {p: {protocol: anthropic, base_url: 'h'}}",
-        "providers.p: protocol anthropic needs a base_url that starts with http:// or https://",
-    ),
-    "address-of-anthropic-with-its-path": (
-        "providers: {p: {protocol: anthropic, base_url: 'http://h/v1/'}}",
-        "providers.p: leave /v1 out of base_url: protocol anthropic asks at base_url + /v1/messages",
-    ),
-    "unknown-protocol": ("providers: {p: {protocol: grpc}}", "providers.p.protocol: Input should be"),
-}
 
 
 @pytest.mark.parametrize(("content", "reason"), BAD_AGENTS_FILES.values(), ids=BAD_AGENTS_FILES)

@@ -42,9 +42,9 @@ from batchray.store import (
     run_all,
 )
 from batchray.views.results import result_of
-from tests.unit.test_agents import calls
-from tests.unit.test_driver import Scripted
-from tests.waiting import soon
+from tests.builders.agents import calls
+from tests.builders.jobs import Scripted
+from tests.polling import wait_until
 
 
 def drop(key: str) -> str:
@@ -296,7 +296,7 @@ async def test_an_item_that_was_interrupted_may_bring_its_answer_again(store: St
     job = await started(store, job_id, agent)
     hanging = Scripted(lambda spec: asyncio.Event().wait())
     running = asyncio.create_task(run_job(job, store, hanging))
-    await soon(lambda: hanging.running["all"] == 1)
+    await wait_until(lambda: hanging.running["all"] == 1)
     job.interrupt()
     with pytest.raises(JobInterruptedError):
         await running
@@ -313,7 +313,7 @@ async def test_a_run_waits_again_where_its_answer_came_to_nothing(store: Store) 
     job = await started(store, canceled, failing)
     hanging = Scripted(lambda spec: asyncio.Event().wait())
     running = asyncio.create_task(run_job(job, store, hanging))
-    await soon(lambda: hanging.running["all"] == 1)
+    await wait_until(lambda: hanging.running["all"] == 1)
     job.cancel()
     assert (await running).counts["canceled"] == 1
     mended = guarded(asking("a"), {"text": "done"})
@@ -466,7 +466,7 @@ async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(lo
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.agent.agent.stateful else None)
     job = await started(local_store, new_job(local_store, *requests), *agents, max_in_flight=8)
     running = asyncio.create_task(run_job(job, local_store, executor))
-    await soon(lambda: job.progress.done == 20, timeout_s=120)
+    await wait_until(lambda: job.progress.done == 20, timeout_s=120)
     assert (executor.running["all"], executor.specs[0].index) == (1, 0)
     job.interrupt()
     with pytest.raises(JobInterruptedError):
@@ -504,7 +504,7 @@ async def test_a_thousand_requests_of_all_kinds_all_come_out_right(local_store: 
     job = await started(store, new_job(store, *map(request, range(1000))), *agents, max_in_flight=64)
     running = asyncio.create_task(run_job(job, store, executor))
     # All the others are done while the five still hold on to their first request.
-    await soon(lambda: job.progress.done == 750, timeout_s=120)
+    await wait_until(lambda: job.progress.done == 750, timeout_s=120)
     assert (job.progress.counts["succeeded"], job.window.in_flight) == (750, 5)
     gate.set()
     record = await running

@@ -4,8 +4,7 @@ import asyncio
 import gc
 import json
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from batchray.agents import SaveCheckpoints
-from batchray.config import Agent, AgentSet, Provider, bind_agents, load_settings
+from batchray.config import Agent, Provider, bind_agents, load_settings
 from batchray.errors import (
     ClusterError,
     InvalidToolCallError,
@@ -26,74 +25,17 @@ from batchray.errors import (
 from batchray.executors import AttemptSpec, LocalExecutor
 from batchray.jobs.control import ControlRequest
 from batchray.jobs.driver import expire_idle_job, run_job, start_job
-from batchray.jobs.running import RunningJob, expired
+from batchray.jobs.running import expired
 from batchray.jobs.slots import KeyedSemaphore
-from batchray.schema import AgentRequest, new_job_id
-from batchray.store import Chunked, JobRecord, NewAttempt, NewItem, NewJob, PendingItem, Store, run_all
-from tests.waiting import soon
-
-
-def echo(request: AgentRequest) -> str:
-    return str(request.input)
-
-
-def fail(request: AgentRequest) -> str:
-    raise LookupError("no such thing")
-
-
-AGENTS = bind_agents([Agent(id="echo", run=echo), Agent(id="fail", run=fail)])
+from batchray.store import Chunked, JobRecord, NewAttempt, PendingItem, Store, run_all
+from tests.builders.jobs import Scripted, echo, new_job, started
+from tests.polling import wait_until
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     with Store.open(tmp_path / "data") as opened:
         yield opened
-
-
-def new_job(store: Store, *agent_ids: str) -> str:
-    job_id = new_job_id()
-    bodies = [json.dumps({"agent_id": name, "input": f"text {i}"}).encode() for i, name in enumerate(agent_ids)]
-    store.create_job(
-        NewJob(job_id, lambda ids: {}),
-        [NewItem(name, None, body) for name, body in zip(agent_ids, bodies, strict=True)],
-    )
-    return job_id
-
-
-async def started(store: Store, job_id: str, agents: AgentSet = AGENTS, **settings: Any) -> RunningJob:
-    return await start_job(job_id, agents, store, load_settings(executor="local", **settings))
-
-
-class Scripted:
-    """Runs attempts here like `LocalExecutor`, but for what a test lets happen before."""
-
-    def __init__(self, before: Callable[[AttemptSpec], Any] = lambda spec: None) -> None:
-        self._local, self._before = LocalExecutor(), before
-        self.specs: list[AttemptSpec] = []
-        self.running: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        self.cancelled: list[int] = []
-
-    async def run(self, spec: AttemptSpec, keep: SaveCheckpoints) -> bytes:
-        self.specs.append(spec)
-        provider = spec.agent.agent.provider_name or "-"
-        for name in (provider, "all"):
-            self.running[name] += 1
-            self.most[name] = max(self.most[name], self.running[name])
-        try:
-            happening = self._before(spec)
-            if happening is not None:
-                await happening
-            return await self._local.run(spec, keep)
-        except asyncio.CancelledError:
-            self.cancelled.append(spec.index)
-            raise
-        finally:
-            for name in (provider, "all"):
-                self.running[name] -= 1
-
-    def attempts_of(self, index: int) -> list[AttemptSpec]:
-        return [spec for spec in self.specs if spec.index == index]
 
 
 class Watcher:
@@ -341,7 +283,7 @@ async def test_a_canceled_job_keeps_its_outcomes_and_cancels_the_rest(store: Sto
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 2 else None)
     job = await started(store, new_job(store, *["echo"] * 700), max_in_flight=4)
     running = asyncio.create_task(run_job(job, store, executor))
-    await soon(lambda: job.progress.done == 2 and executor.running["all"] == 4)
+    await wait_until(lambda: job.progress.done == 2 and executor.running["all"] == 4)
     job.cancel()
     record = await running
     assert (record.status, record.stop_reason) == ("cancelled", "cancelled")
@@ -356,7 +298,7 @@ async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(st
     first = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 15 else None)
     job = await started(store, job_id, max_in_flight=5)
     running = asyncio.create_task(run_job(job, store, first))
-    await soon(lambda: job.progress.done == 15 and first.running["all"] == 5)
+    await wait_until(lambda: job.progress.done == 15 and first.running["all"] == 5)
     job.interrupt()
     with pytest.raises(JobInterruptedError, match=job_id):
         await running
@@ -378,7 +320,7 @@ async def test_a_cancelled_wait_leaves_the_job_to_be_resumed(store: Store) -> No
     watcher = Watcher()
     job = await started(store, new_job(store, "echo", "echo"))
     running = asyncio.create_task(run_job(job, store, executor, [watcher]))
-    await soon(lambda: executor.running["all"] == 2)
+    await wait_until(lambda: executor.running["all"] == 2)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -391,10 +333,10 @@ async def test_a_paused_job_starts_nothing_until_it_is_unpaused(store: Store) ->
     executor = Scripted(lambda spec: gate.wait() if spec.index < 2 else None)
     job = await started(store, new_job(store, *["echo"] * 6), max_in_flight=2)
     running = asyncio.create_task(run_job(job, store, executor))
-    await soon(lambda: executor.running["all"] == 2)
+    await wait_until(lambda: executor.running["all"] == 2)
     job.steer(ControlRequest(is_paused=True))
     gate.set()
-    await soon(lambda: job.progress.done == 2)
+    await wait_until(lambda: job.progress.done == 2)
     assert (len(executor.specs), job.snapshot()["is_paused"]) == (2, True)
     job.steer(ControlRequest(is_paused=False))
     assert (await running).counts["succeeded"] == 6
@@ -405,9 +347,9 @@ async def test_the_window_can_be_set_while_a_job_runs(store: Store) -> None:
     executor = Scripted(lambda spec: gate.wait())
     job = await started(store, new_job(store, *["echo"] * 9), max_in_flight=2)
     running = asyncio.create_task(run_job(job, store, executor))
-    await soon(lambda: executor.running["all"] == 2)
+    await wait_until(lambda: executor.running["all"] == 2)
     job.steer(ControlRequest(max_in_flight=7))
-    await soon(lambda: executor.running["all"] == 7)
+    await wait_until(lambda: executor.running["all"] == 7)
     gate.set()
     await running
     assert executor.most["all"] == 7
@@ -425,7 +367,7 @@ async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> No
     executor = Scripted(lambda spec: refuse_after_gate() if spec.agent.agent.id == "s" else None)
     job = await started(store, new_job(store, *["s"] * 20, *["m"] * 20), agents, max_in_flight=8)
     running = asyncio.create_task(run_job(job, store, executor))
-    await soon(lambda: job.progress.done == 20)
+    await wait_until(lambda: job.progress.done == 20)
     assert (executor.running["slow"], job.progress.counts["succeeded"]) == (2, 20)
     gate.set()
     record = await running
@@ -442,7 +384,7 @@ async def test_a_providers_limit_is_one_for_all_jobs(store: Store) -> None:
     job_ids = [new_job(store, *["s"] * 5, *["m"] * 5) for _ in range(3)]
     jobs = [await start_job(job_id, agents, store, settings, turns) for job_id in job_ids]
     running = [asyncio.create_task(run_job(job, store, executor)) for job in jobs]
-    await soon(lambda: [job.progress.done for job in jobs] == [5] * 3 and executor.running["slow"] == 3)
+    await wait_until(lambda: [job.progress.done for job in jobs] == [5] * 3 and executor.running["slow"] == 3)
     gate.set()
     records = await asyncio.gather(*running)
     assert [record.counts["succeeded"] for record in records] == [10] * 3
@@ -455,8 +397,8 @@ async def test_links_see_the_job_and_steer_it(store: Store) -> None:
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, *["echo"] * 5, "fail"), max_in_flight=1)
     running = asyncio.create_task(run_job(job, store, executor, [watcher]))
-    await soon(lambda: executor.running["all"] == 3)
-    await soon(lambda: watcher.snapshots[-1]["n_in_flight"] == 3)
+    await wait_until(lambda: executor.running["all"] == 3)
+    await wait_until(lambda: watcher.snapshots[-1]["n_in_flight"] == 3)
     live = watcher.snapshots[-1]
     assert (live["id"], live["max_in_flight"], live["is_canceled"]) == (job.record.id, 3, False)
     assert [(each["index"], each["agent_id"], each["attempt"]) for each in live["in_flight"]] == [
@@ -476,11 +418,11 @@ async def test_a_wish_is_heard_once(store: Store) -> None:
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, "echo"), max_in_flight=1)
     running = asyncio.create_task(run_job(job, store, Scripted(lambda spec: gate.wait()), [watcher]))
-    await soon(lambda: job.window.size == 3)
+    await wait_until(lambda: job.window.size == 3)
     job.steer(ControlRequest(max_in_flight=5))  # asked for by other means
     watcher.failures = [None, ValueError("broken"), None]  # and lost updates ask for nothing again
     n_seen = len(watcher.snapshots)
-    await soon(lambda: len(watcher.snapshots) >= n_seen + 5)
+    await wait_until(lambda: len(watcher.snapshots) >= n_seen + 5)
     assert job.window.size == 5
     gate.set()
     await running
@@ -490,7 +432,7 @@ async def test_a_snapshot_stays_small(store: Store) -> None:
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.agent.agent.id == "echo" else None)
     job = await started(store, new_job(store, *["fail"] * 50, *["echo"] * 300), max_in_flight=300)
     running = asyncio.create_task(run_job(job, store, executor))
-    await soon(lambda: job.progress.done == 50 and executor.running["all"] == 300)
+    await wait_until(lambda: job.progress.done == 50 and executor.running["all"] == 300)
     live = job.snapshot()
     assert (live["n_in_flight"], len(live["in_flight"]), len(live["failures"])) == (300, 100, 20)
     job.interrupt()
@@ -665,7 +607,7 @@ async def test_an_item_that_makes_no_progress_is_named(store: Store, caplog: pyt
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index == 0 else None)
     job = await started(store, new_job(store, "p", "echo"), agents, deadline_grace_s=0.05)
     running = asyncio.create_task(run_job(job, store, executor))
-    await soon(lambda: bool(job.snapshot()["stalled"]))
+    await wait_until(lambda: bool(job.snapshot()["stalled"]))
     [stalled] = job.snapshot()["stalled"]
     assert (stalled["index"], stalled["agent_id"], stalled["attempt"]) == (0, "p", 1)
     assert [each.getMessage() for each in caplog.records if "no progress" in each.getMessage()] == [
@@ -701,7 +643,7 @@ async def test_a_cancel_does_not_wait_for_items_that_cannot_be_read(
 
     monkeypatch.setattr(store, "unfinished", out_of_reach)
     running = asyncio.ensure_future(run_job(job, store, executor))
-    await soon(lambda: executor.running["all"] == 10)
+    await wait_until(lambda: executor.running["all"] == 10)
     job.cancel()
     assert (await running).status == "cancelled"
     assert sorted(executor.cancelled) == list(range(10))

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,78 +18,9 @@ from batchray.batch.spool import RawRequest, Spool
 from batchray.batch.strict_json import MAX_DEPTH, strict_json
 from batchray.errors import BatchFormatError
 from batchray.schema import AgentRequest
+from tests.builders.batches import BAD_BODIES, BAD_REQUESTS, GOOD, Bad, with_value
 
 AGENTS = ["a", "b"]
-GOOD = b'{"agent_id":"a","input":"x"}'
-
-
-def with_value(value: bytes) -> bytes:
-    """A request that is right but perhaps for one value deep inside."""
-    return b'{"agent_id":"a","input":"x","client_tools":[{"name":"t","parameters":{"v":%s}}]}' % value
-
-
-class Bad(NamedTuple):
-    """A request that must be refused, and a part of the reason; `in_body` where a whole body tells it otherwise."""
-
-    request: bytes
-    reason: str
-    in_body: str = ""
-
-
-# Shared with test_cli_errors.
-BAD_REQUESTS = {
-    "not-json": Bad(b"hello", "not JSON: "),
-    "cut-off": Bad(b'{"agent_id":"a",', "not JSON: "),
-    "two-on-a-line": Bad(GOOD + b" " + GOOD, "not JSON: "),
-    "a-list": Bad(b"[1]", "a request is a JSON object, not list"),
-    "a-string": Bad(b'"hello"', "a request is a JSON object, not str"),
-    "bad-input": Bad(b'{"agent_id":"a","input":5}', "input: Input should be a valid string"),
-    "bad-part": Bad(b'{"agent_id":"a","input":[{"type":"text"}]}', "input[0].text: Field required"),
-    "unknown-part": Bad(b'{"agent_id":"a","input":[{"type":"smell"}]}', "input[0]: not a known content part"),
-    "null": Bad(b"null", "a request is a JSON object, not NoneType"),
-    "no-agent": Bad(b'{"input":"x"}', "agent_id: Field required"),
-    "unknown-agent": Bad(b'{"agent_id":"nope","input":"x"}', "unknown agent 'nope'; known: a, b"),
-    "both": Bad(b'{"agent_id":"a","input":"x","messages":[]}', "Cannot specify both 'input' and 'messages'."),
-    "neither": Bad(b'{"agent_id":"a"}', "Must specify either 'input' or 'messages'."),
-    "bad-role": Bad(b'{"agent_id":"a","messages":[{"role":"x","content":""}]}', "messages[0].role: Input should be"),
-    "not-utf8": Bad(b'{"agent_id":"a","input":"\xff"}', "not UTF-8: byte 0xff at column 26"),
-    "utf16": Bad(GOOD.decode().encode("utf-16"), "not UTF-8: ", "not JSON: "),
-    "bom": Bad(b"\xef\xbb\xbf" + GOOD, "starts with a byte order mark", "not JSON: "),
-    "lone-surrogate": Bad(b'{"agent_id":"a","input":"\\ud800"}', "not JSON: "),
-    "100-deep": Bad(with_value(b"[" * 100 + b"]" * 100), "nested deeper than 64 levels"),
-    "1000-deep": Bad(with_value(b"[" * 1000 + b"]" * 1000), "nested deeper than 64 levels"),
-    "1000-deep-objects": Bad(with_value(b'{"a":' * 1000 + b"1" + b"}" * 1000), "nested deeper than 64 levels"),
-    "100000-deep": Bad(with_value(b"[" * 100_000 + b"]" * 100_000), "nested deeper than 64 levels"),
-    "nan": Bad(with_value(b"NaN"), "NaN is not JSON", "not JSON: "),
-    "infinity": Bad(with_value(b"-Infinity"), "-Infinity is not JSON", "not JSON: "),
-    "over-64-bits": Bad(with_value(b"18446744073709551616"), "a number beyond 64 bits: 18446744073709551616"),
-    "under-64-bits": Bad(with_value(b"-9223372036854775809"), "a number beyond 64 bits: -9223372036854775809"),
-    "5000-digits": Bad(with_value(b"9" * 5000), "a number beyond 64 bits: 999999999999999999999999..."),
-    "1e400": Bad(with_value(b"1e400"), "number is infinity"),
-    "-1E+400": Bad(with_value(b"-1E+400"), "number is infinity"),
-    "400-digit-float": Bad(with_value(b"1" * 400 + b".5"), "number is infinity"),
-    "duplicate-key": Bad(b'{"agent_id":"a","input":"x","input":"y"}', "duplicate key 'input'"),
-    "duplicate-escaped-key": Bad(b'{"agent_id":"a","input":"x","inp\\u0075t":"y"}', "duplicate key 'input'"),
-    "duplicate-nested-key": Bad(with_value(b'[{"q":1,"r":{"s":1,"s":2}}]'), "duplicate key 's'"),
-    "50-MB": Bad(b'{"agent_id":"a","input":"' + b"x" * 50_000_000 + b'"}', "a request of more than 32 MiB"),
-}
-
-BAD_BODIES = {
-    "two-requests-keys": (b'{"requests":[],"requests":[%s]}' % GOOD, "duplicate key 'requests'"),
-    "two-callback-urls": (
-        b'{"callback_url":"http://h","requests":[%s],"callback_url":"http://i"}' % GOOD,
-        "duplicate key 'callback_url'",
-    ),
-    "bad-callback-url": (b'{"requests":[%s],"callback_url":"ftp://h"}' % GOOD, "callback_url: URL scheme should be"),
-    "no-requests": (b'{"requests":[]}', "the batch is empty"),
-    "requests-no-list": (b'{"requests":5}', "not a batch: expected `array`, got `int`"),
-    "a-list": (b"[%s]" % GOOD, "not a batch: expected `object`, got `array`"),
-    "cut-off": (b'{"requests":[%s,' % GOOD, "neither JSON Lines nor a JSON batch: "),
-    "more-behind-it": (b'{"requests":[%s]} x' % GOOD, "neither JSON Lines nor a JSON batch: "),
-    "bom": (b'\xef\xbb\xbf{"requests":[%s]}' % GOOD, "line 1: starts with a byte order mark"),
-    "empty-file": (b"", "the batch is empty"),
-    "blank-lines": (b"\n \n\n", "the batch is empty"),
-}
 
 
 def read(source: Any) -> list[RawRequest]:

@@ -7,7 +7,7 @@ import pytest
 from batchray.config import Settings, load_settings
 from batchray.errors import ClusterError
 from batchray.server.executor_supervisor import supervise
-from tests.waiting import soon
+from tests.polling import wait_until
 
 SETTINGS = load_settings(executor="local")
 
@@ -34,7 +34,7 @@ async def test_what_is_gone_is_started_anew_as_often_as_it_goes() -> None:
     keeping = asyncio.create_task(supervise(hosts, SETTINGS, 0.001, waits_s=(0, 0, 0)))
     for _ in range(2):
         hosts.is_there, hosts.n_tries = False, 0
-        await soon(lambda: hosts.is_there)
+        await wait_until(lambda: hosts.is_there)
         assert hosts.n_tries == 2
     assert not keeping.done()
     keeping.cancel()

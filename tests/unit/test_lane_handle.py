@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
 from batchray.executors.ray.lane_client import LaneHandle, answer
-from tests.waiting import soon
+from tests.polling import wait_until
 
 UNAVAILABLE = ActorUnavailableError("the connection broke", None)
 SILENCE = "silence"
@@ -63,5 +63,5 @@ async def test_what_is_to_be_stopped_is_said_again_after_an_error(monkeypatch: p
     lane = LaneHandle(SimpleNamespace(stop=stop), "actor", "node", 1)
     lane.stop("a")
     lane.stop("b")
-    await soon(lambda: stop.told)
+    await wait_until(lambda: stop.told)
     assert stop.told == [(["a", "b"],)]

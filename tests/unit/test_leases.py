@@ -26,11 +26,11 @@ from batchray.jobs.runtime import Runtime
 from batchray.schema import new_job_id
 from batchray.schema.progress import Progress
 from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewStep, Store, run_all
+from tests.builders.jobs import AGENTS, Scripted, started
+from tests.builders.jobs import new_job as driver_job
+from tests.builders.records import agents_of, begin, items, new_job, outcome
+from tests.polling import until, wait_until
 from tests.postgres import Database
-from tests.unit.test_driver import AGENTS, Scripted, started
-from tests.unit.test_driver import new_job as driver_job
-from tests.unit.test_store import agents_of, begin, items, new_job, outcome
-from tests.waiting import soon, until
 
 
 @pytest.fixture
@@ -397,7 +397,7 @@ async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_
     job_id = driver_job(one, *["echo"] * 300)
     run_all(cancel_idle_job(two, job_id))
     job = await started(one, job_id, max_in_flight=1)
-    executor = Scripted(lambda order: soon(lambda: job.ending is not None))
+    executor = Scripted(lambda order: wait_until(lambda: job.ending is not None))
     record = await run_job(job, one, executor, [LeaseChannel(one, job.record)])
     assert (record.status, len(executor.specs) <= 1) == ("cancelled", True)
 
@@ -447,7 +447,7 @@ async def test_a_restart_of_the_database_in_the_middle_of_a_job_costs_no_attempt
     executor = Scripted(lambda order: database.stop() if order.index in (100, 300) else None)
     running = asyncio.create_task(run_job(job, one, executor))
     for _ in range(2):
-        await soon(lambda: "waits: the store in" in caplog.text)
+        await wait_until(lambda: "waits: the store in" in caplog.text)
         caplog.clear()
         await asyncio.to_thread(database.start)
     record = await running

@@ -9,10 +9,7 @@ import pytest
 from batchray.agents import AttemptRunner
 from batchray.agents.memory import Memory, memory_tools
 from batchray.config import Agent, MemoryBlock
-from tests.unit.test_agent_endings import Conversation, answerer
-from tests.unit.test_agents import bound, calls, returns
-
-__all__ = ["answerer"]
+from tests.builders.agents import Conversation, bound, calls, returns
 
 HUMAN = MemoryBlock(label="human", value="Name: Ada\nLikes: tea", limit=60, description="Who it is about.")
 RULES = MemoryBlock(label="rules", value="Be kind.", read_only=True)

@@ -25,7 +25,7 @@ from batchray.models import ModelClient, RetryPolicy, Timeouts
 from batchray.models.anthropic import AnthropicClient
 from batchray.models.openai import OpenAIClient
 from batchray.schema import AgentRequest, ApprovalCreate, ApprovalReturn, StopReason, Usage, new_job_id
-from tests.asking import KEY, FakeTime, call, eager, failure
+from tests.builders.model_calls import KEY, FakeTime, call, eager, failure
 from tests.provider_server import ProviderServer
 
 Opened = Callable[..., AbstractAsyncContextManager[ModelClient]]

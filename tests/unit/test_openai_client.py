@@ -38,7 +38,7 @@ from batchray.schema import (
     ToolReturnContent,
     UrlImage,
 )
-from tests.asking import KEY, PATIENT, FakeTime, always, call, eager, failure, message
+from tests.builders.model_calls import KEY, PATIENT, FakeTime, always, call, eager, failure, message
 from tests.provider_server import ProviderServer, run_in_thread
 
 

@@ -35,7 +35,7 @@ from batchray.schema import (
     UrlImage,
 )
 from batchray.schema.content import SummaryPart
-from tests.asking import message
+from tests.builders.model_calls import message
 from tests.provider_messages import signature
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -12,10 +12,10 @@ from batchray.jobs.retention import prune
 from batchray.schema.progress import Progress
 from batchray.store import JobRecord, Store
 from batchray.store.tables import metadata
+from tests.builders.batches import GOOD
+from tests.builders.commands import AGENTS, command, local
+from tests.builders.records import begin, check_integrity, new_job, outcome
 from tests.postgres import Database
-from tests.unit.test_cli_errors import AGENTS, command, local
-from tests.unit.test_intake import GOOD
-from tests.unit.test_store import begin, check_integrity, new_job, outcome
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

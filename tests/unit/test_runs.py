@@ -8,7 +8,7 @@ import pytest
 
 from batchray.errors import WorkerDiedError
 from batchray.executors.ray.run_registry import RunRegistry
-from tests.waiting import let_it_run
+from tests.polling import run_pending_tasks
 
 
 class Work:
@@ -32,7 +32,7 @@ class Work:
 async def test_all_calls_for_one_attempt_get_the_report_of_one_run() -> None:
     runs, work = RunRegistry(), Work()
     calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
-    await let_it_run()
+    await run_pending_tasks()
     work.may_end.set()
     assert await asyncio.gather(*calls) == [b"report"] * 2
     assert (await runs.run("k", work), work.n_begun) == (b"report", 1)
@@ -41,7 +41,7 @@ async def test_all_calls_for_one_attempt_get_the_report_of_one_run() -> None:
 async def test_a_call_that_is_gone_leaves_the_run_to_the_next_one() -> None:
     runs, work = RunRegistry(), Work()
     lost = asyncio.ensure_future(runs.run("k", work))
-    await let_it_run()
+    await run_pending_tasks()
     lost.cancel()
     await asyncio.wait([lost])
     work.may_end.set()
@@ -51,7 +51,7 @@ async def test_a_call_that_is_gone_leaves_the_run_to_the_next_one() -> None:
 async def test_a_stopped_run_ends_for_all_who_wait_and_does_not_start_again() -> None:
     runs, work = RunRegistry(), Work()
     calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
-    await let_it_run()
+    await run_pending_tasks()
     runs.stop(["k"])
     assert await asyncio.gather(*calls) == [b"", b""]
     assert (await runs.run("k", work), work.n_begun, work.n_stopped) == (b"", 1, 1)

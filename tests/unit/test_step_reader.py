@@ -13,7 +13,7 @@ from batchray.agents import CheckpointSink
 from batchray.errors import StoreError
 from batchray.executors.ray.checkpoint_reader import CheckpointReader
 from batchray.executors.ray.checkpointed_runs import CheckpointedRuns
-from tests.waiting import let_it_run
+from tests.polling import run_pending_tasks
 
 
 class Place:
@@ -77,7 +77,7 @@ async def test_a_run_that_nobody_follows_is_stopped_and_does_not_keep_the_reader
         await stopped.wait()
         await asyncio.wait([orphan])
         n_collected = place.n_collected
-        await let_it_run()
+        await run_pending_tasks()
         assert place.n_collected <= n_collected + 1
     reader.close()
 
@@ -107,7 +107,7 @@ async def test_who_has_left_a_run_is_not_disturbed_where_its_steps_cannot_be_kep
     with reader.following("k", keep):
         await keeping.wait()
     may_fail.set()
-    await let_it_run()
+    await run_pending_tasks()
     run.cancel()
     await asyncio.wait([run])
     reader.close()

@@ -25,7 +25,7 @@ from batchray.config import Agent, BoundAgent, bind_agents
 from batchray.executors.ray.checkpointed_runs import CheckpointedRuns, run_isolated
 from batchray.schema import Message, letta_messages, new_job_id
 from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store, run_all
-from tests.waiting import let_it_run
+from tests.polling import run_pending_tasks
 
 JOB = new_job_id()
 _done: list[str] = []
@@ -112,14 +112,14 @@ async def test_no_tool_runs_before_its_call_is_kept(answerer: AttemptRunner) -> 
     run = CheckpointedRun(lambda sink: answerer.answer(stepped(), item, sink))
     [said_first] = (await run.fetch(0)).checkpoints
     assert json.loads(said_first)["messages"]
-    await let_it_run()
+    await run_pending_tasks()
     assert _done == []
     [returned] = (await run.fetch(1)).checkpoints
     assert (json.loads(returned)["returns"][0]["func_response"], _done) == ("noted a", ["a"])
-    await let_it_run()
+    await run_pending_tasks()
     assert (await run.fetch(1)).checkpoints[0] == returned
     said_second = (await run.fetch(2)).checkpoints[0]
-    await let_it_run()
+    await run_pending_tasks()
     assert _done == ["a"]
     assert json.loads(said_second)["usage"]["step_count"] == 2
     await run.close()
@@ -275,15 +275,15 @@ async def test_what_all_runs_have_done_is_collected_at_once() -> None:
         return run
 
     reports = [asyncio.ensure_future(runs.run(key, start(key.encode()))) for key in "ab"]
-    await let_it_run()
+    await run_pending_tasks()
     assert await runs.collect({}) == {"a": [b"a1"], "b": [b"b1"]}
     assert await runs.collect({"a": 1, "unknown": 7}) == {"b": [b"b1"]}
-    await let_it_run()
+    await run_pending_tasks()
     assert await runs.collect({"b": 1}) == {"a": [b"a2"]}
-    await let_it_run()
+    await run_pending_tasks()
     assert await runs.collect({"a": 2}) == {"b": [b"b2"]}
     await asyncio.gather(runs.collect({"b": 2}), *reports)
-    await let_it_run()
+    await run_pending_tasks()
     assert runs._checkpoints == {}
 
 
@@ -300,7 +300,7 @@ async def test_of_a_run_that_is_being_stopped_nothing_more_is_handed_out() -> No
         return b""
 
     call = asyncio.ensure_future(runs.run("k", stubborn))
-    await let_it_run()
+    await run_pending_tasks()
     runs.drop(["k", "unknown"])
     assert await runs.collect({}) == {}
     call.cancel()

@@ -21,11 +21,11 @@ from batchray.schema import new_job_id
 from batchray.store import NewItem, NewJob, Store, filesystem
 from batchray.store.disk_reserve import RESERVE_BYTES, Reserve
 from batchray.store.filesystem import network_fs
-from tests.unit.test_cli_errors import AGENTS, command, local
-from tests.unit.test_driver import Scripted, new_job, started
-from tests.unit.test_store import agents_of, begin, check_integrity, items, outcome
-from tests.unit.test_store import new_job as store_job
-from tests.waiting import soon
+from tests.builders.commands import AGENTS, command, local
+from tests.builders.jobs import Scripted, new_job, started
+from tests.builders.records import agents_of, begin, check_integrity, items, outcome
+from tests.builders.records import new_job as store_job
+from tests.polling import wait_until
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ async def test_a_job_waits_while_the_disk_is_full_and_goes_on_by_itself(
     executor = Scripted(lambda order: fill(store) if order.index == 40 else None)
     job = await started(store, new_job(store, *["echo"] * 2000), max_in_flight=64)
     running = asyncio.create_task(run_job(job, store, executor))
-    await soon(lambda: "waits: the store in" in caplog.text)
+    await wait_until(lambda: "waits: the store in" in caplog.text)
     n_spawned = len(executor.specs)
     for _ in range(100):
         await asyncio.sleep(0.001)
@@ -87,7 +87,7 @@ async def test_a_job_can_be_interrupted_while_it_waits_for_room(store: Store, ca
     job_id = new_job(store, *["echo"] * 2000)
     job = await started(store, job_id, max_in_flight=64)
     running = asyncio.create_task(run_job(job, store, executor))
-    await soon(lambda: "waits: the store in" in caplog.text)
+    await wait_until(lambda: "waits: the store in" in caplog.text)
     job.interrupt()
     with pytest.raises((JobInterruptedError, StoreFullError)):
         await running
@@ -196,7 +196,7 @@ async def test_a_lock_of_an_outsider_is_waited_for_and_readers_read_on(
     job = await started(store, new_job(store, *["echo"] * 50), max_in_flight=4)
     with write_lock(store):
         running = asyncio.create_task(run_job(job, store, Scripted()))
-        await soon(lambda: "waits: the store in" in caplog.text)
+        await wait_until(lambda: "waits: the store in" in caplog.text)
         assert "database is locked" in caplog.text
         with Store.open_for_reading(store.data_dir) as reader:
             assert reader.job(job.record.id).done < 50

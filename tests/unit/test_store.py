@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,8 @@ from hypothesis import strategies as st
 from batchray.errors import JobNotEndedError, StoreError, StoreLockedError, UnknownJobError
 from batchray.schema import new_job_id
 from batchray.schema.progress import STATUSES, Progress
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, is_locked, run_all, running_jobs
-
-AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
+from batchray.store import NewAttempt, NewItem, NewJob, Store, is_locked, run_all, running_jobs
+from tests.builders.records import AGENTS, agents_of, begin, check_integrity, items, new_job, outcome
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -39,30 +38,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def sqlite(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "data") as opened:
         yield opened
-
-
-def agents_of(agent_ids: Set[str]) -> dict[str, dict[str, object]]:
-    return {agent_id: AGENTS[agent_id] for agent_id in agent_ids}
-
-
-def items(n: int, size: int = 10) -> list[NewItem]:
-    return [NewItem("a", f"c-{i}" if i % 2 else None, b"%0*d" % (size, i)) for i in range(n)]
-
-
-def new_job(store: Store, n: int = 3, size: int = 10) -> JobRecord:
-    job_id = new_job_id()
-    assert store.create_job(NewJob(job_id, agents_of, "http://h/"), items(n, size)) == n
-    return store.start_job(job_id)
-
-
-def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: bytes = b"[]") -> NewOutcome:
-    error = None if status == "succeeded" else {"type": "x", "message": "why"}
-    usage = {"prompt_tokens": 10, "completion_tokens": 1}
-    return NewOutcome(index, attempt, status, "end_turn", error, usage, 5, None, 7, messages)
-
-
-def begin(store: Store, job: JobRecord, *indexes: int, attempt: int = 1) -> None:
-    store.begin_attempts(job, [NewAttempt(index, attempt) for index in indexes])
 
 
 def test_a_job_is_read_back_as_it_was_created(store: Store) -> None:
@@ -542,11 +517,6 @@ Store.open(data_dir).create_job(NewJob(job_id, lambda ids: {}), slow())
         assert store.jobs() == []
         assert new_job(store).total == 3
     check_integrity(tmp_path)
-
-
-def check_integrity(data_dir: Path) -> None:
-    with contextlib.closing(sqlite3.connect(data_dir / "batchray.db")) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 def test_what_is_handed_in_is_written_before_the_store_closes(tmp_path: Path) -> None:

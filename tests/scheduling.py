@@ -1,6 +1,7 @@
-"""Which tests are run by one process, one after the other, where several processes share a run.
+"""Groups of tests: one process runs a whole group, one test after the other.
 
-A scheduler of our own: xdist's `loadgroup` renames the tests, and under some versions of pytest it groups nothing.
+This is a scheduler of our own because xdist's `loadgroup` renames the tests, and with some versions of pytest it
+groups nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def group_of(nodeid: str) -> str:
     return CLUSTER if shares_cluster else str(file)
 
 
-class InGroups(LoadScopeScheduling):  # type: ignore[misc]  # xdist tells no types
-    """Hands out whole groups, in the order of the collection."""
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Assigns whole groups to processes, in the order of the collection."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)

@@ -1,4 +1,4 @@
-"""What the tests of the model clients share: calls to make, time that does not pass, and servers with one answer."""
+"""Builders for tests of the model clients: calls, a clock without real time, and a server with one fixed response."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENT = Timeouts(connect_s=30, idle_s=30, call_s=30)
 
 
 class FakeTime:
-    """A clock that only sleeping moves on.  The others run meanwhile, as they do during a real sleep."""
+    """A clock that only `sleep` advances.  Other tasks run meanwhile, as they do during a real sleep."""
 
     def __init__(self) -> None:
         self.now, self.slept = 1000.0, list[float]()
@@ -36,20 +36,23 @@ class FakeTime:
 
 
 def eager() -> dict[str, Any]:
-    """Settings of a client that gives up after two retries, and whose waits come out the same each time."""
+    """Return settings of a client that gives up after two retries, with a seeded jitter."""
     return {"name": "local", "timeouts": PATIENT, "retry": RetryPolicy(max_retries=2), "rng": random.Random(1)}
 
 
 def message(role: Any, *content: Any, **fields: Any) -> Message:
+    """Return a message; a string in `content` becomes a text part."""
     parts = [TextContent(text=part) if isinstance(part, str) else part for part in content]
     return Message(id="message-1", role=role, content=parts, created_at=datetime.now(UTC), **fields)
 
 
 def call(text: str = "hi", **fields: Any) -> ModelCall:
+    """Return a model call with one user message."""
     return ModelCall(**{"model": "m", "messages": [message("user", text)], **fields})
 
 
 async def failure(answer: Awaitable[object], kind: type[RequestError]) -> RequestError:
+    """Await a call that must fail with exactly `kind`, and return the error; it must not contain the API key."""
     with pytest.raises(kind) as raised:
         await answer
     assert type(raised.value) is kind
@@ -59,7 +62,7 @@ async def failure(answer: Awaitable[object], kind: type[RequestError]) -> Reques
 
 @asynccontextmanager
 async def always(body: bytes, content_type: str) -> AsyncIterator[str]:
-    """The address of a server that gives this body to every call, by aiohttp's own server."""
+    """Yield the URL of an aiohttp server that responds to every call with this body."""
 
     async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
         await request.read()

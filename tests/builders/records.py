@@ -1,0 +1,48 @@
+"""Jobs, items, attempts and outcomes for tests of the store."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Set
+from pathlib import Path
+
+from batchray.schema import new_job_id
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store
+
+AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
+
+
+def agents_of(agent_ids: Set[str]) -> dict[str, dict[str, object]]:
+    """Return the agent snapshots that a new job of these agents stores."""
+    return {agent_id: AGENTS[agent_id] for agent_id in agent_ids}
+
+
+def items(n: int, size: int = 10) -> list[NewItem]:
+    """Return `n` items with bodies of `size` bytes; every second one has a custom id."""
+    return [NewItem("a", f"c-{i}" if i % 2 else None, b"%0*d" % (size, i)) for i in range(n)]
+
+
+def new_job(store: Store, n: int = 3, size: int = 10) -> JobRecord:
+    """Create and start a job of `n` items."""
+    job_id = new_job_id()
+    assert store.create_job(NewJob(job_id, agents_of, "http://h/"), items(n, size)) == n
+    return store.start_job(job_id)
+
+
+def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: bytes = b"[]") -> NewOutcome:
+    """Return an outcome; any status except `succeeded` carries an error."""
+    error = None if status == "succeeded" else {"type": "x", "message": "why"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 1}
+    return NewOutcome(index, attempt, status, "end_turn", error, usage, 5, None, 7, messages)
+
+
+def begin(store: Store, job: JobRecord, *indexes: int, attempt: int = 1) -> None:
+    """Record that attempts of these items began."""
+    store.begin_attempts(job, [NewAttempt(index, attempt) for index in indexes])
+
+
+def check_integrity(data_dir: Path) -> None:
+    """Assert that the SQLite file is intact."""
+    with contextlib.closing(sqlite3.connect(data_dir / "batchray.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
