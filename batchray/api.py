@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from batchray.agents import Clients, build_agent
+from batchray.agents.build import check_agents_build
 from batchray.batch.parse import read_callback_url
-from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, first_sentence, load_agents, load_settings
+from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, load_agents, load_settings
 from batchray.errors import ConfigError
 from batchray.jobs.control import reopen_job
 from batchray.jobs.create import Requests, collect, create_job
 from batchray.jobs.handle import Job
 from batchray.jobs.runtime import Runtime
+from batchray.schema.validation_text import first_problem
 
 AgentsLike = Sequence[Agent | Mapping[str, Any]] | str | Path | AgentSet
 """Agents, or the path of an agents file."""
@@ -99,7 +100,8 @@ def submit_resume(job_id: str, agents: AgentsLike | None = None, *, is_retry: bo
             return Job(job_id, settings.data_dir, url=settings.url)
         given = _agent_set(agents, providers) if agents is not None else None
         snapshot = session.wait(store.call(store.agent_snapshot, job_id))
-        bound = _checked(AgentSet.from_snapshot(snapshot, given))
+        bound = AgentSet.from_snapshot(snapshot, given)
+        check_agents_build(bound)
         _check_travel(bound, settings)
         if is_retry:
             session.wait(store.call(reopen_job, store, job_id))
@@ -151,14 +153,17 @@ def _settings(options: Mapping[str, Any]) -> Settings:
 
 
 def _agent_set(agents: AgentsLike, providers: Mapping[str, Provider | Mapping[str, Any]] | None = None) -> AgentSet:
-    """Return the agents bound to their providers, and proven to build."""
+    """Return the agents bound to their providers.  Raises ConfigError for one that cannot be built."""
     if isinstance(agents, AgentSet):
-        return _checked(agents)
-    if isinstance(agents, str | Path):
-        return _checked(load_agents([Path(agents)]))
-    parsed = [_validated(Agent, agent, f"agents[{position}]") for position, agent in enumerate(agents)]
-    known = {name: _validated(Provider, given, f"providers[{name!r}]") for name, given in (providers or {}).items()}
-    return _checked(bind_agents(parsed, known, import_paths=[str(Path.cwd())]))
+        agent_set = agents
+    elif isinstance(agents, str | Path):
+        agent_set = load_agents([Path(agents)])
+    else:
+        parsed = [_validated(Agent, agent, f"agents[{position}]") for position, agent in enumerate(agents)]
+        known = {name: _validated(Provider, given, f"providers[{name!r}]") for name, given in (providers or {}).items()}
+        agent_set = bind_agents(parsed, known, import_paths=[str(Path.cwd())])
+    check_agents_build(agent_set)
+    return agent_set
 
 
 def _validated(model: type[M], given: M | Mapping[str, Any], place: str) -> M:
@@ -167,15 +172,7 @@ def _validated(model: type[M], given: M | Mapping[str, Any], place: str) -> M:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(first_sentence(error, model), place) from None
-
-
-def _checked(agents: AgentSet) -> AgentSet:
-    """Build every agent once, here, so that what cannot be built is known before anything runs."""
-    clients = Clients()
-    for bound in agents.agents.values():
-        build_agent(bound, clients)
-    return agents
+        raise ConfigError(first_problem(error, model), place) from None
 
 
 def _check_travel(agents: AgentSet, settings: Settings) -> None:

@@ -22,6 +22,7 @@ from batchray.schema import (
     ToolReturn,
     ToolReturnCreate,
 )
+from batchray.schema.approvals import check_all_answered
 
 Answer = ApprovalReturn | ToolReturn
 """What the caller says to one tool call: yes or no, or what its own tool gave back."""
@@ -82,19 +83,8 @@ def by_call(answers: Iterable[Answer], step: PausedStep) -> dict[str, Answer]:
     given = {answer.tool_call_id: answer for answer in answers}
     if step.request_id in given and len(given) == 1:
         return dict.fromkeys(step.waiting, given[step.request_id])
-    check_cover(given.keys(), step.waiting)
+    check_all_answered(given.keys(), step.waiting)
     return given
-
-
-def check_cover(answered: Iterable[str], waiting: Iterable[str]) -> None:
-    """Raise ApprovalError unless the answered calls are exactly those that wait."""
-    answered, waiting = set(answered), set(waiting)
-    if unknown := answered - waiting:
-        reason = f"no tool call {min(unknown)!r} of the same step waits for an answer"
-        raise ApprovalError("no_pending_approval", f"{reason}; answer each run in a request of its own")
-    if missing := waiting - answered:
-        reason = f"the tool call {min(missing)!r} of the same step waits too; answer all of them in one request"
-        raise ApprovalError("incomplete_approval", reason)
 
 
 def answered_message(given: ApprovalCreate | ToolReturnCreate) -> list[ApprovalReturn | MessageToolReturn]:

@@ -11,7 +11,7 @@ from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
 from batchray.agents.memory import memory_tools
 from batchray.agents.tools import load_function, load_tools
-from batchray.config import BoundAgent, Provider
+from batchray.config import AgentSet, BoundAgent, Provider
 from batchray.errors import ConfigError
 from batchray.models import ModelClient, RetryPolicy, Timeouts, make_client
 
@@ -56,3 +56,10 @@ def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
         return ToolLoop(agent, client, tools, memory_tools(agent.memory_blocks, agent.tool_timeout_s))
     except ConfigError as error:
         raise ConfigError(f"agent {agent.id!r}: {error.reason}") from error.__cause__
+
+
+def check_agents_build(agents: AgentSet) -> None:
+    """Build every agent once, so that what cannot be built is known before anything runs.  Raises ConfigError."""
+    clients = Clients()
+    for bound in agents.agents.values():
+        build_agent(bound, clients)

@@ -22,6 +22,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
+from batchray.schema.validation_text import all_problems
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Tool:
         try:
             checked = self.arguments.model_validate(arguments)
         except ValidationError as error:
-            raise ToolError(f"arguments of {self.name}: {_complaints(error)}") from None
+            raise ToolError(f"arguments of {self.name}: {all_problems(error)}") from None
         fields = type(checked).model_fields.items()
         keywords = {field.alias or name: getattr(checked, name) for name, field in fields}
         try:
@@ -205,11 +206,6 @@ def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
     section = re.split(r"\n(?=\S)", rest, maxsplit=1)[0]
     entries = re.findall(r"^\s+(\w+)(?:\s*\([^)]*\))?:\s*(.*(?:\n\s{6,}.*)*)", section, flags=re.MULTILINE)
     return text.strip(), {name: " ".join(description.split()) for name, description in entries}
-
-
-def _complaints(error: ValidationError) -> str:
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems[:5])
 
 
 def is_cancelled() -> bool:

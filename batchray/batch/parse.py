@@ -23,6 +23,7 @@ from batchray.batch.spool import RawRequest
 from batchray.batch.strict_json import MAX_DEPTH, _index_at, _refuse_duplicates, strict_json
 from batchray.errors import BatchFormatError, EmptyBatchError, UnknownAgentError
 from batchray.schema import AgentRequest, CreateBatch
+from batchray.schema.validation_text import request_problem
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request: no provider that we know of takes a larger body (Anthropic documents 32 MB)."""
@@ -199,32 +200,11 @@ def _validated(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
     try:
         request = AgentRequest.model_validate_json(body, strict=True)  # "3" is no number, 1 is not true
     except ValidationError as error:
-        raise BatchFormatError(one_sentence(error)) from None
+        raise BatchFormatError(request_problem(error)) from None
     if request.agent_id not in known:
         names = ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
         raise UnknownAgentError(f"unknown agent {request.agent_id!r}; known: {names}")
     return RawRequest(request.agent_id, request.custom_id, body)
-
-
-def one_sentence(error: ValidationError) -> str:
-    """Say the first of pydantic's complaints about a request as one sentence, without its input."""
-    complaints = error.errors(include_url=False, include_input=False, include_context=False)
-    of_field = [each for each in complaints if each["loc"][:1] == complaints[0]["loc"][:1]]
-    # Each branch of a union complains; the one that got furthest is the one that was meant.
-    first = max(of_field, key=lambda complaint: len(complaint["loc"]))
-    path = first["loc"]
-    # Names of union branches stand in the path too; fields and positions are what the caller wrote.
-    parts = [part for before, part in zip(("", *path), path, strict=False) if not _is_branch(before, part)]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
-
-
-def _is_branch(before: int | str, part: int | str) -> bool:
-    if isinstance(part, int):
-        return False
-    is_tag = isinstance(before, int) and part in ("message", "approval", "tool", "tool_return", "text", "image")
-    return is_tag or part in ("str", "bool") or not part.isidentifier()
 
 
 def _not_empty(requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
@@ -240,4 +220,4 @@ def read_callback_url(url: str) -> str:
     try:
         return CreateBatch.model_validate({"requests": [], "callback_url": url}).callback_url or url
     except ValidationError as error:
-        raise BatchFormatError(one_sentence(error)) from None
+        raise BatchFormatError(request_problem(error)) from None

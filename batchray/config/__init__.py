@@ -4,7 +4,6 @@ Keys of providers are never part of it: a provider names the environment variabl
 """
 
 from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, function_name
-from batchray.config.base import first_sentence
 from batchray.config.binding import AgentSet, BoundAgent, bind_agents, load_agents
 from batchray.config.settings import ServerSettings, Settings, load_server_settings, load_settings
 
@@ -18,7 +17,6 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "bind_agents",
-    "first_sentence",
     "function_name",
     "load_agents",
     "load_server_settings",

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from batchray.config.agents import Agent, AgentsFile, Provider, plain_agent
-from batchray.config.base import first_sentence
 from batchray.config.documents import read_mapping
 from batchray.errors import ConfigError
+from batchray.schema.validation_text import first_problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def _builtin(prefix: str, **fields: Any) -> Provider:
     try:
         return Provider(**fields, api_key_env=f"{prefix}_API_KEY")
     except ValidationError as error:
-        raise ConfigError(first_sentence(error, Provider), f"{prefix}_BASE_URL") from None
+        raise ConfigError(first_problem(error, Provider), f"{prefix}_BASE_URL") from None
 
 
 def bind_agents(
@@ -144,7 +144,7 @@ def load_agents(
             content = AgentsFile.model_validate(document.data)
         except ValidationError as error:
             place = document.place(error.errors()[0]["loc"])
-            raise ConfigError(first_sentence(error, AgentsFile), place) from None
+            raise ConfigError(first_problem(error, AgentsFile), place) from None
         providers.update(content.providers)
         tools.extend(content.tools)
         agents.extend(content.agents)

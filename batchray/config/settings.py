@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from batchray.config.base import Count, Positive, first_sentence
+from batchray.config.base import Count, Positive
 from batchray.config.documents import read_mapping
 from batchray.errors import ConfigError
+from batchray.schema.validation_text import first_problem
 
 
 class Settings(BaseSettings):
@@ -124,4 +125,4 @@ def _load(kind: type[S], file: Path | None, overrides: Mapping[str, Any]) -> S:
     try:
         return kind(**{**{key: value for key, value in from_file.items() if key not in from_env}, **given})
     except ValidationError as error:
-        raise ConfigError(first_sentence(error, kind), str(file or "settings")) from None
+        raise ConfigError(first_problem(error, kind), str(file or "settings")) from None

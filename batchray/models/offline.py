@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from batchray.errors import DeadlineExceededError, InvalidResponseError, InvalidToolCallError, ModelAPIError
 from batchray.models.base import ModelCall, ModelClient, ModelReply, said
 from batchray.schema import Message, ToolCall, Usage
+from batchray.schema.validation_text import first_problem
 
 END_OF_SCRIPT = "(end of script)"
 """What a scripted model says when its turns are used up."""
@@ -181,10 +182,7 @@ def _read_turns(script: Any) -> tuple[_Turn, ...]:
     try:
         return _TURNS.validate_python(script)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
-        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-        raise InvalidResponseError("bad_script", f"script{place}: {what}") from None
+        raise InvalidResponseError("bad_script", first_problem(error, _Turn, "script")) from None
 
 
 def _is_answer(message: Message) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
+from batchray.agents.build import check_agents_build
 from batchray.callbacks import DELAYS_S, make_sender
 from batchray.config import AgentSet, ServerSettings
 from batchray.jobs.runtime import Runtime
@@ -31,7 +32,7 @@ from batchray.server.routes.batches import Batches
 from batchray.server.routes.health import Health
 from batchray.server.routes.messages import Runs
 from batchray.server.routing import ROUTES, Answer, NoQuery, Route, add_routes
-from batchray.server.scheduler import Service, check_agents
+from batchray.server.scheduler import Service
 from batchray.server.upload import Uploads
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, session: Runtime) 
     Raises ConfigError for what cannot be served, StoreLockedError for a data directory in use, ClusterError where Ray
     cannot be had, and OSError for an address in use.
     """
-    check_agents(agents)
+    check_agents_build(agents)
     keys = KeyFile(settings.data_dir)
     needs_key = check_exposure(settings, keys)
     choice = AgentCatalog(agents)

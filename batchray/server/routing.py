@@ -11,8 +11,8 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from batchray.config import first_sentence
 from batchray.schema.base import WireModel
+from batchray.schema.validation_text import first_problem
 from batchray.server.errors import HttpError
 
 VERSION = version("batchray")
@@ -54,7 +54,7 @@ class Route:
         try:
             query = self.query.model_validate({name: self._parameter(request, name) for name in request.query})
         except ValidationError as error:
-            raise HttpError(422, f"query: {first_sentence(error, self.query)}") from None
+            raise HttpError(422, f"query: {first_problem(error, self.query)}") from None
         answer = await self.endpoint(request, query)
         if isinstance(answer, web.StreamResponse):
             return answer

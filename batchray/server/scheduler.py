@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
-from batchray.agents import Clients, build_agent
 from batchray.batch.parse import read_body
 from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
 from batchray.errors import (
@@ -427,10 +426,3 @@ class Service:
 
 def _stopping() -> HttpError:
     return later(10, "the server is stopping; come again in a moment")
-
-
-def check_agents(agents: AgentSet) -> None:
-    """Build every agent once, so that what cannot be built is known at the start.  Raises ConfigError."""
-    clients = Clients()
-    for bound in agents.agents.values():
-        build_agent(bound, clients)

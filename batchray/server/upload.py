@@ -17,10 +17,11 @@ from typing import IO, TypeVar
 from aiohttp import HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 
-from batchray.batch.parse import MAX_REQUEST_BYTES, one_sentence
+from batchray.batch.parse import MAX_REQUEST_BYTES
 from batchray.batch.strict_json import strict_json
 from batchray.config import ServerSettings
 from batchray.errors import BatchFormatError, StoreFullError
+from batchray.schema.validation_text import request_problem
 from batchray.server.body_checker import Checker
 from batchray.server.errors import HttpError, later
 from batchray.store import is_no_room
@@ -170,7 +171,7 @@ def _parsed(body: bytes, model: type[M]) -> M:
     except BatchFormatError as error:
         raise HttpError(422, error.reason) from None
     except ValidationError as error:
-        raise HttpError(422, one_sentence(error)) from None
+        raise HttpError(422, request_problem(error)) from None
 
 
 def check_type(request: web.Request) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from batchray.agents.approvals import check_cover
 from batchray.errors import ApprovalError
 from batchray.schema import index_of, is_message_id
+from batchray.schema.approvals import check_all_answered
 from batchray.store.jobs import starts_with
 from batchray.store.leases import Leases
 from batchray.store.records import ConversationState, ConversationUpdate, HistoryItem, JobRecord, NewOutcome
@@ -174,7 +174,7 @@ def _covered(connection: sa.Connection, waiting: list[sa.Row[Any]], answered: Se
     calls = [_calls_of(connection, pause) for pause in waiting]
     exact = [pause for pause, of_pause in zip(waiting, calls, strict=True) if set(of_pause) == answered]
     if waiting and not exact:
-        check_cover(answered, calls[0])
+        check_all_answered(answered, calls[0])
     return exact
 
 

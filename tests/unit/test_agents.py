@@ -144,7 +144,7 @@ async def test_arguments_that_are_no_json_are_told_to_the_model() -> None:
     told = [text or "" for _, text in returns(run.messages)]
     assert told[0].startswith("the arguments of double are not JSON: ")
     assert told[1:] == [
-        "arguments of double: : Input should be a valid dictionary or instance of double",
+        "arguments of double: Input should be a valid dictionary or instance of double",
         "arguments of double: n: Field required",
     ]
 

@@ -10,10 +10,11 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from batchray.agents import Clients, build_agent
-from batchray.config import Agent, first_sentence
+from batchray.config import Agent
 from batchray.errors import ConfigError, UnknownAgentError
 from batchray.schema import AgentState, CreateAgent, Model, UpdateAgent, new_id
 from batchray.schema.base import WireModel
+from batchray.schema.validation_text import first_problem
 from batchray.server.agent_catalog import AgentCatalog
 from batchray.server.auth import user_of
 from batchray.server.errors import HttpError
@@ -189,7 +190,7 @@ class Agents:
             agent = self._fleet.agent(agent_id, given)
             build_agent(self._service.agents.bind(agent), Clients())
         except ValidationError as error:
-            raise HttpError(422, first_sentence(error, Agent)) from None
+            raise HttpError(422, first_problem(error, Agent)) from None
         except ConfigError as error:
             raise HttpError(400, error.reason) from None
         return {"given": given, "agent": agent.model_dump(mode="json", exclude_defaults=True)}
