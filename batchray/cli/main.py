@@ -239,10 +239,10 @@ def serve(agents_files: tuple[Path, ...], config: Path | None, **options: Any) -
     import asyncio
 
     from batchray.config import load_agents, load_server_settings
-    from batchray.server.app import Running
+    from batchray.server.app import RunningServer
     from batchray.server.app import serve as serve_until_stopped
 
-    def say(running: Running) -> None:
+    def say(running: RunningServer) -> None:
         who = "clients need an API key" if running.needs_key else "no API keys: for this machine only"
         click.echo(f"batchray listens on {running.url} ({who})")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Agents in Letta's shape and in ours: what a client may choose of, and what it is shown."""
+"""Converts agents between Letta's shape and ours, and checks what clients request against the operator's agents."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from batchray.schema import AgentState, Block, CreateBlock, LLMConfig, Memory, M
 from batchray.server.errors import HttpError
 from batchray.store import StoredAgent
 
-# Nobody has told us; Letta's clients need a number.
+# Letta's clients require a number, and the configuration has none.
 _CONTEXT_WINDOW = 128_000
-# What Letta calls the rules that a tool ends the run, and that its calls wait for the caller.
+# Letta's names of two tool rules: a call of the tool ends the run; a call waits for the caller's approval.
 _TERMINAL_RULE, _APPROVAL_RULE = "exit_loop", "requires_approval"
 _OFFLINE = ("offline/rules", "offline/scripted")
-# Letta's clients know a fixed list of these.
+# Letta's strict clients accept a fixed list of endpoint types.
 _ENDPOINT_TYPES = {"openai": "openai", "anthropic": "anthropic", "offline": "openai"}
 
 
 class AgentCatalog:
-    """The operator's agents, models and tools, from which clients make agents of their own."""
+    """The operator's agents, models and tools, from which clients create their own agents."""
 
     def __init__(self, configured: AgentSet) -> None:
         self._configured = configured
@@ -35,7 +35,7 @@ class AgentCatalog:
         self._tools: dict[str, CallableTool] = {}
         self._functions: dict[str, str] = {}
         for name in names:
-            # The limit is the agent's own; here only names, descriptions and schemas count.
+            # The timeout does not matter: each agent sets its own, and only names and schemas are read here.
             [tool] = load_tools([name], 1.0, configured.import_paths).values()
             if tool.name in self._tools:
                 raise ConfigError(f"two tools are named {tool.name!r}: {self._functions[tool.name]} and {name}")
@@ -43,9 +43,9 @@ class AgentCatalog:
         self.ids = tuple(configured.agents)
 
     def agent(self, agent_id: str, given: Mapping[str, Any]) -> Agent:
-        """Return the agent that a client asks for.
+        """Return the agent that a client describes in Letta's fields.
 
-        Raises ValidationError, and HttpError for a model or a tool that there is not.
+        Raises ValidationError, and HttpError 404 for an unknown model or tool.
         """
         handle, settings = _handle(given), given.get("model_settings") or {}
         if handle.partition("/")[0] not in self._configured.providers:
@@ -68,19 +68,19 @@ class AgentCatalog:
         )
 
     def models(self) -> list[Model]:
-        """Return the models that the operator's agents have, and those that are built in."""
+        """Return the models of the operator's agents, and the built-in offline ones."""
         handles = [bound.agent.model for bound in self._configured.agents.values() if bound.agent.model]
         return [self._model(handle) for handle in dict.fromkeys([*handles, *_OFFLINE])]
 
     def configured_state(self, agent_id: str, memory: Mapping[str, str]) -> AgentState:
-        """Return an agent of the operator's as clients see it; `memory` is what it was edited to, by label."""
+        """Return an operator's agent as clients see it.  `memory` holds its edited blocks by label."""
         agent = self._configured.agents[agent_id].agent
         blocks = [block.model_dump() for block in agent.memory_blocks]
         given = {"name": agent_id, "system": agent.system, "memory_blocks": blocks}
         return self._state(agent, {**given, "message_buffer_autoclear": not agent.stateful}, memory)
 
     def state(self, stored: StoredAgent, memory: Mapping[str, str]) -> AgentState:
-        """Return an agent of a client's as clients see it; `memory` is what it was edited to, by label."""
+        """Return a client's agent as clients see it.  `memory` holds its edited blocks by label."""
         state = self._state(Agent.model_validate(stored.spec["agent"]), stored.spec["given"], memory)
         times = {"created_at": stored.created_at, "updated_at": stored.updated_at}
         users = {"created_by_id": stored.user_id, "last_updated_by_id": stored.user_id}
@@ -171,7 +171,7 @@ class AgentCatalog:
 
 
 def tool_id(name: str) -> str:
-    """Return a tool's id, which is the same on every server that has a tool of this name."""
+    """Return a tool's id, derived from its name, so that all servers agree on it."""
     return f"tool-{_uuid(name)}"
 
 
@@ -180,7 +180,7 @@ def _given(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _memory_blocks(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the memory blocks; without the base tools there is none that could edit them."""
+    """Return the memory blocks.  They are read-only without the base tools, which are the ones that edit them."""
     blocks = [_given(block, MemoryBlock.model_fields) for block in given.get("memory_blocks") or ()]
     if given.get("include_base_tools") is False:
         return [{**block, "read_only": True} for block in blocks]
@@ -188,7 +188,7 @@ def _memory_blocks(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ruled(given: Mapping[str, Any], kind: str) -> list[str]:
-    """Return the tools that have a rule of this kind; rules of other kinds are not known here."""
+    """Return the tools that have a rule of this kind; rules of unsupported kinds are ignored."""
     rules = given.get("tool_rules") or ()
     return list(
         dict.fromkeys(str(rule["tool_name"]) for rule in rules if rule.get("type") == kind and "tool_name" in rule)

@@ -27,11 +27,11 @@ from batchray.server.errors import errors_as_json
 from batchray.server.executor_supervisor import supervise
 from batchray.server.keys import KeyFile
 from batchray.server.openapi import document
-from batchray.server.routes.agents import Agents
-from batchray.server.routes.batches import Batches
-from batchray.server.routes.health import Health
-from batchray.server.routes.messages import Runs
-from batchray.server.routing import ROUTES, Answer, NoQuery, Route, add_routes
+from batchray.server.routes.agents import AgentRoutes
+from batchray.server.routes.batches import BatchRoutes
+from batchray.server.routes.health import HealthRoutes
+from batchray.server.routes.messages import MessageRoutes
+from batchray.server.routing import ROUTES, NoQuery, ResponseBody, Route, add_routes
 from batchray.server.scheduler import Service
 from batchray.server.upload import Uploads
 
@@ -54,14 +54,14 @@ _UPLOADS = "uploads"
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningServer:
     """A server that listens: its address, and what to do to stop it."""
 
     host: str
     port: int
     needs_key: bool
     service: Service
-    keeping: asyncio.Task[None]
+    supervision: asyncio.Task[None]
     """Ends, with ClusterError, where nothing can run any more."""
 
     @property
@@ -81,7 +81,7 @@ class _WithoutTexts(logging.LoggerAdapter[logging.Logger]):
 
 
 @asynccontextmanager
-async def serving(settings: ServerSettings, agents: AgentSet, session: Runtime) -> AsyncIterator[Running]:
+async def serving(settings: ServerSettings, agents: AgentSet, session: Runtime) -> AsyncIterator[RunningServer]:
     """Listen, and go on with unfinished jobs; stops in good order at the end.
 
     Raises ConfigError for what cannot be served, StoreLockedError for a data directory in use, ClusterError where Ray
@@ -90,7 +90,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, session: Runtime) 
     check_agents_build(agents)
     keys = KeyFile(settings.data_dir)
     needs_key = check_exposure(settings, keys)
-    choice = AgentCatalog(agents)
+    catalog = AgentCatalog(agents)
     await _check_address(settings)
     async with AsyncExitStack() as ending:  # read it from the bottom up
         service = Service(settings, agents, session)
@@ -105,11 +105,11 @@ async def serving(settings: ServerSettings, agents: AgentSet, session: Runtime) 
         service.on_end = sender.wake
         uploads = Uploads(_emptied_directory(settings), settings)
         (await session.ensure_executor(settings)).check(agents)
-        health = Health(service, uploads, lambda: session.is_ready(settings))
+        health = HealthRoutes(service, uploads, lambda: session.is_ready(settings))
         routes = [
-            *Batches(service, uploads).routes(),
-            *Agents(service, choice).routes(),
-            *Runs(service).routes(),
+            *BatchRoutes(service, uploads).routes(),
+            *AgentRoutes(service, catalog).routes(),
+            *MessageRoutes(service).routes(),
             *health.routes(),
         ]
         runner = _runner(_application(routes, keys, health, needs_key=needs_key), settings)
@@ -117,14 +117,14 @@ async def serving(settings: ServerSettings, agents: AgentSet, session: Runtime) 
         ending.push_async_callback(_finished, sending)
         ending.push_async_callback(sender.close)
         ending.push_async_callback(runner.cleanup)
-        keeping = asyncio.create_task(supervise(session, settings))
-        ending.callback(keeping.cancel)
+        supervision = asyncio.create_task(supervise(session, settings))
+        ending.callback(supervision.cancel)
         await runner.setup()
         await service.start()  # before anybody can ask for something new, which it would take for something old
         site = web.TCPSite(runner, settings.host, settings.port)
         await site.start()
         host, port = runner.addresses[0][:2]
-        yield Running(host, port, needs_key, service, keeping)
+        yield RunningServer(host, port, needs_key, service, supervision)
         ends = asyncio.get_running_loop().time() + settings.shutdown_grace_s
         await service.stop()
         await sender.close(min(_CALLBACK_S, max(ends - asyncio.get_running_loop().time(), 0.0)))
@@ -158,10 +158,10 @@ def _runner(application: web.Application, settings: ServerSettings) -> web.AppRu
     )
 
 
-def _application(routes: Sequence[Route], keys: KeyFile, health: Health, *, needs_key: bool) -> web.Application:
+def _application(routes: Sequence[Route], keys: KeyFile, health: HealthRoutes, *, needs_key: bool) -> web.Application:
     described = document(routes, needs_key=needs_key)
 
-    async def openapi(request: web.Request, query: NoQuery) -> Answer:
+    async def openapi(request: web.Request, query: NoQuery) -> ResponseBody:
         return described
 
     app = web.Application(
@@ -169,7 +169,13 @@ def _application(routes: Sequence[Route], keys: KeyFile, health: Health, *, need
         client_max_size=0,  # bodies are read by `upload`, within its limits
     )
     app[ROUTES] = {}
-    add_routes(app, [*routes, Route("GET", "/openapi.json", openapi, "This document", is_open=True, tag="health")])
+    add_routes(
+        app,
+        [
+            *routes,
+            Route("GET", "/openapi.json", openapi, "openapi", "Return this document", is_open=True, tag="health"),
+        ],
+    )
     return app
 
 
@@ -181,7 +187,7 @@ def _emptied_directory(settings: ServerSettings) -> Path:
     return directory
 
 
-async def serve(settings: ServerSettings, agents: AgentSet, on_start: Callable[[Running], None]) -> None:
+async def serve(settings: ServerSettings, agents: AgentSet, on_start: Callable[[RunningServer], None]) -> None:
     """Serve until SIGTERM or SIGINT, which are heard from the very beginning to the very end.
 
     `on_start` is called when the server listens.  Raises as `serving` does, and ClusterError where nothing can run any
@@ -204,10 +210,10 @@ async def serve(settings: ServerSettings, agents: AgentSet, on_start: Callable[[
         async with serving(settings, agents, session) as running:
             started.set()
             on_start(running)
-            await _first_of(stopped.wait(), running.keeping)
+            await _first_of(stopped.wait(), running.supervision)
             running.service.is_draining = True  # at once: whoever balances load has to know
-            if running.keeping.done():
-                await running.keeping
+            if running.supervision.done():
+                await running.supervision
             logger.info("stopping: running items have %g s to finish", settings.shutdown_grace_s)
 
     living = asyncio.create_task(live())

@@ -1,4 +1,4 @@
-"""Who asks: an API key's user, or, on a server without keys, everybody on this machine as one user."""
+"""Authentication: the user of an API key, or one default user if the server has no keys and listens on loopback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from batchray.config import ServerSettings
 from batchray.errors import ConfigError
-from batchray.server.errors import HttpError, later
+from batchray.server.errors import HttpError, unavailable
 from batchray.server.keys import KeyFile
 from batchray.server.routing import route_of
 from batchray.store import DEFAULT_USER
@@ -22,43 +22,43 @@ _USER = web.RequestKey("user", str)
 
 
 def user_of(request: web.Request) -> str:
-    """Return the id of the user who asks."""
+    """Return the id of the user who sent a request."""
     return request[_USER]
 
 
 def authentication(keys: KeyFile, *, needs_key: bool) -> Middleware:
-    """Return the middleware that finds out who asks, and refuses those who may not.
+    """Return the middleware that identifies the user of a request, and refuses a request without a valid key.
 
-    Without `needs_key` a key is needed as soon as there is one.
+    If `needs_key` is False, keys are required as soon as the first one exists.
     """
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         route = route_of(request)
         if route is not None and not route.is_open:
-            try:  # the first key of a server that started without any counts from now on
-                request[_USER] = _user(request, keys) if needs_key or keys.all() else _anybody(request)
+            try:  # read for each request: a key that was added after the start takes effect at once
+                request[_USER] = _user_of_key(request, keys) if needs_key or keys.all() else _default_user(request)
             except ConfigError as error:
                 logger.error("no API key can be checked: %s", error)
-                raise later(5, "API keys cannot be checked at the moment") from None
+                raise unavailable(5, "API keys cannot be checked at the moment") from None
         return await handler(request)
 
     return authenticate
 
 
 def check_exposure(settings: ServerSettings, keys: KeyFile) -> bool:
-    """Tell whether clients need a key.  Raises ConfigError for a server that all the world could use without one."""
+    """Return whether clients need a key.  Raises ConfigError for a server without keys on a public address."""
     if keys.all():
         return True
     if not _is_loopback(settings.host):
         raise ConfigError(
             f"without API keys the server listens on loopback only, not on {settings.host!r}; "
-            "make one with: batchray keys add NAME"
+            "create a key with: batchray keys add NAME"
         )
     return False
 
 
-def _user(request: web.Request, keys: KeyFile) -> str:
+def _user_of_key(request: web.Request, keys: KeyFile) -> str:
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
     user_id = keys.user_of(key.strip()) if scheme.lower() == "bearer" else None
     if user_id is None:
@@ -66,8 +66,8 @@ def _user(request: web.Request, keys: KeyFile) -> str:
     return user_id
 
 
-def _anybody(request: web.Request) -> str:
-    # A page in a browser on this machine could name us by a host of its own (DNS rebinding).
+def _default_user(request: web.Request) -> str:
+    # A web page in a local browser could reach this server under a host name of its own (DNS rebinding).
     if not _is_loopback(_host_of(request)):
         raise HttpError(421, "without API keys this server answers only to a loopback name")
     return DEFAULT_USER

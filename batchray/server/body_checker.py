@@ -1,8 +1,8 @@
-"""Checks a large body in a process of its own: `python -m batchray.server.body_checker FILE`.
+"""Checks a large body in a subprocess: `python -m batchray.server.body_checker FILE`.
 
-The parser works through a whole body at once, with the interpreter's lock in its hand; in another process it holds up
-nobody, and its memory goes with it.  Known agents come in as a JSON array on standard input; what goes out on standard
-output are pickles: the callback's address, then pages of requests, then None or the error.
+The parser holds the GIL while it reads a whole body.  In a subprocess it blocks no other client, and its memory is
+returned at its exit.  Standard input is a JSON array of the known agents' ids.  Standard output is a series of pickles:
+the callback URL, then pages of requests, then None or the error.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from batchray.batch.spool import RawRequest
 from batchray.errors import BatchFormatError, StoreError
 
 _PAGE, _PAGE_BYTES = 1000, 1024 * 1024
-# Some pages' worth: through the usual 64 KiB, checking and storing would wait for each other all the time.
+# Room for several pages: with the default of 64 KiB, checking and storing would wait for each other at each page.
 _PIPE_BYTES = 1024 * 1024
-# The parser is linear, and does 256 MiB in seconds; beyond this it is not the body that is slow.
-_LIMIT_S = 300.0
+# The parser is linear and reads 256 MiB in seconds; after this time the process hangs, and is killed.
+_TIMEOUT_S = 300.0
 
 
 class CheckedBatch(NamedTuple):
-    """A batch that can be read once: its requests by the page, as columns (agents' ids, custom ids, bodies)."""
+    """A batch that can be iterated once.  A page of requests is three columns: agent ids, custom ids, bodies."""
 
     pages: Iterator[tuple[Sequence[str], Sequence[str | None], Sequence[bytes]]]
     callback_url: str | None
 
 
 class Checker:
-    """The process that checks the body in a file.  It takes a while to get ready: start it while the body arrives."""
+    """The subprocess that checks the body in a file.  Its start takes a while, so start it while the body arrives."""
 
     def __init__(self, file: Path) -> None:
         command = [sys.executable, "-m", "batchray.server.body_checker", str(file)]
@@ -47,55 +47,52 @@ class Checker:
 
     @contextmanager
     def check(self, agents: Iterable[str]) -> Iterator[CheckedBatch]:
-        """Yield the batch in the file, which is complete by now; it is checked while its pages are iterated.
+        """Yield the batch in the file, which must be complete.  The body is checked while its pages are iterated.
 
-        Raises BatchFormatError as `read_body` does, and StoreError where the process dies.
+        Raises BatchFormatError as `read_body` does, and StoreError if the process dies.
         """
-        limit = threading.Timer(_LIMIT_S, self._process.kill)
-        limit.start()
+        timeout = threading.Timer(_TIMEOUT_S, self._process.kill)
+        timeout.start()
         try:
-            said = self._process.stdout
+            output = self._process.stdout
             assert self._process.stdin is not None
-            assert said is not None
-            with (
-                suppress(BrokenPipeError),
-                self._process.stdin as asked,
-            ):  # a dead process says nothing, as we shall see
-                asked.write(orjson.dumps(list(agents)))
-            callback_url = _next(said)
-            yield CheckedBatch(iter(lambda: _next(said), None), callback_url)
+            assert output is not None
+            with suppress(BrokenPipeError), self._process.stdin as input:  # a dead process is noticed at the first read
+                input.write(orjson.dumps(list(agents)))
+            callback_url = _next(output)
+            yield CheckedBatch(iter(lambda: _next(output), None), callback_url)
         finally:
-            limit.cancel()
+            timeout.cancel()
 
     def close(self) -> None:
-        """End the process: it has said all, or nobody listens any more."""
+        """Kill the process, whether or not it has finished."""
         with self._process:
             self._process.kill()
 
 
 def _next(source: IO[bytes]) -> Any:
     try:
-        told = pickle.load(source)
+        message = pickle.load(source)
     except (EOFError, pickle.UnpicklingError):
         raise StoreError("the process that checks a body was killed") from None
-    if isinstance(told, BatchFormatError):
-        raise told
-    return told
+    if isinstance(message, BatchFormatError):
+        raise message
+    return message
 
 
 def main(file: Path) -> None:
-    """Check a body, and say what is in it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the server, which ends us
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # its end is ours
-    asked = sys.stdin.buffer.read()
-    if not asked:  # the body never came in whole, or the server has died
+    """Check the body in a file, and write its contents to standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the server, which ends this process
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when the server stops reading
+    agent_ids = sys.stdin.buffer.read()
+    if not agent_ids:  # the body did not arrive completely, or the server has died
         return
-    known = orjson.loads(asked)
+    known = orjson.loads(agent_ids)
     out = sys.stdout.buffer
     end: BatchFormatError | None = None
     try:
         with file.open("rb") as body:
-            # Not closed by hand: an error on its way still holds slices of it.
+            # Not closed explicitly: a raised error still references slices of it.
             batch = read_body(mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ), known)
         pickle.dump(batch.callback_url, out)
         for page in _pages(batch.requests):

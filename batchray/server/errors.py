@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong, always in one shape: `{"detail": ..., "trace_id": ...}`."""
+"""Error responses.  All have one shape: `{"detail": ..., "trace_id": ...}`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
-    """A request cannot be answered.  `detail` is a sentence for people; `more` stands beside it in the body."""
+    """An error response: raise it in a handler, and `errors_as_json` sends it.
+
+    `detail` is a sentence for people.  `more` holds further keys of the body.
+    """
 
     def __init__(
         self, status: int, detail: str, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None
@@ -36,40 +39,43 @@ class HttpError(Exception):
         self.status, self.detail, self.headers, self.more = status, detail, dict(headers or {}), dict(more or {})
 
 
-FINAL = {"x-should-retry": "false"}
-"""Tells Letta's clients not to repeat a request whose status they would repeat it for."""
+NO_RETRY = {"x-should-retry": "false"}
+"""Headers of an error that a repeated request would get again.
+
+Letta's clients repeat requests on 408, 409, 429 and 5xx unless this header forbids it.
+"""
 
 
-def later(seconds: int, detail: str) -> HttpError:
-    """Return the answer to a client that should come again."""
-    return HttpError(503, detail, {"Retry-After": str(seconds)})
+def unavailable(retry_after_s: int, detail: str) -> HttpError:
+    """Return a 503 that asks the client to repeat the request after `retry_after_s` seconds."""
+    return HttpError(503, detail, {"Retry-After": str(retry_after_s)})
 
 
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer whatever goes wrong in the one shape.  What nobody expected is logged with its trace id."""
+    """Turn every exception into an error response.  An unexpected one is logged with its trace id."""
     trace_id = new_id("trace")
     try:
-        return await _answered(request, handler)
+        return await _handle(request, handler)
     except HttpError as error:
-        told = error
+        failure = error
     except web.HTTPException as error:
         if error.status < 400:
             raise
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        told = HttpError(error.status, error.reason, allow)
+        failure = HttpError(error.status, error.reason, allow)
     except (UsageError, StoreError) as error:
-        told = _told(error)
-    except ConnectionError:  # nobody is there to be told
+        failure = _http_error(error)
+    except ConnectionError:  # the client has disconnected
         raise
-    except Exception:  # a defect of ours: the client hears only that there was one
+    except Exception:  # a bug; its text may hold the client's data, so the response does not show it
         logger.exception("%s %s failed (%s)", request.method, request.path, trace_id)
-        told = HttpError(500, "An unknown error occurred", FINAL)
-    return _response(told, trace_id)
+        failure = HttpError(500, "An unknown error occurred", NO_RETRY)
+    return _response(failure, trace_id)
 
 
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Call the handler.  An answer that fails after it has begun is cut off: it has its status already."""
+async def _handle(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Call the handler.  If it fails after its response has begun, abort the connection: the status is already sent."""
     try:
         return await handler(request)
     except ConnectionError:
@@ -77,18 +83,18 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except Exception as error:
         if request.writer.output_size == 0:
             raise
-        logger.exception("%s: an answer was cut off", request.path)
+        logger.exception("%s: the response was aborted after it had begun", request.path)
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError("an answer was cut off") from error
+        raise ConnectionResetError("the response was aborted") from error
 
 
-def _told(error: UsageError | StoreError) -> HttpError:
+def _http_error(error: UsageError | StoreError) -> HttpError:
     match error:
         case UnknownJobError():
             return HttpError(404, f"Job with id {error.job_id} not found")
         case JobNotEndedError():
-            return HttpError(409, str(error), FINAL)
+            return HttpError(409, str(error), NO_RETRY)
         case EmptyBatchError():
             return HttpError(400, "Empty list of batch_requests passed in!")
         case UnknownAgentError():
@@ -98,10 +104,10 @@ def _told(error: UsageError | StoreError) -> HttpError:
         case ConfigError():
             return HttpError(400, str(error))
         case StoreFullError():
-            return HttpError(507, str(error), FINAL)
+            return HttpError(507, str(error), NO_RETRY)
         case StoreError():
             logger.error("%s", error)
-            return later(5, "the store cannot be used at the moment")
+            return unavailable(5, "the store cannot be used at the moment")
         case _:
             return HttpError(400, str(error))
 
@@ -109,6 +115,6 @@ def _told(error: UsageError | StoreError) -> HttpError:
 def _response(error: HttpError, trace_id: str) -> web.Response:
     body = orjson.dumps({"detail": error.detail, "trace_id": trace_id, **error.more})
     response = web.Response(body=body, status=error.status, content_type="application/json", headers=error.headers)
-    if error.status in (408, 413):  # what is left of the body is not read
+    if error.status in (408, 413):  # the rest of the body is not read
         response.force_close()
     return response

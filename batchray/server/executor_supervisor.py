@@ -1,4 +1,4 @@
-"""Keeps what runs the requests: where a cluster is gone, another one is started, or the server ends."""
+"""Supervises the executor: restarts it when its cluster is lost, and ends the server if that fails."""
 
 from __future__ import annotations
 
@@ -12,48 +12,50 @@ from batchray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.5
-# Before each try: a cluster that is not ours may come back within a minute.
-_WAITS_S = (0.0, 5.0, 10.0, 15.0)
+_POLL_S = 0.5
+# The delay before each attempt: a cluster that this server does not manage may come back within a minute.
+_DELAYS_S = (0.0, 5.0, 10.0, 15.0)
 
 
 class ExecutorSource(Protocol):
-    """What has an executor for these settings.  See `Runtime`."""
+    """The part of `Runtime` that starts executors."""
 
     def is_ready(self, settings: Settings) -> bool:
-        """Whether there is one that can run requests now."""
+        """Return whether an executor for these settings can run requests now."""
         ...
 
     async def ensure_executor(self, settings: Settings) -> object:
-        """Start one anew where it is gone.  Raises ClusterError."""
+        """Start the executor if none is alive.  Raises ClusterError."""
         ...
 
 
 async def supervise(
-    hosts: ExecutorSource, settings: Settings, look_s: float = _LOOK_S, waits_s: Sequence[float] = _WAITS_S
+    source: ExecutorSource, settings: Settings, poll_s: float = _POLL_S, delays_s: Sequence[float] = _DELAYS_S
 ) -> None:
-    """Look after the executor for as long as the server runs.
+    """Restart the executor whenever it is lost, until this is cancelled.
 
-    Raises ClusterError where it is gone and cannot be started anew; then the server has to end, so that its supervisor
-    starts another one.
+    Raises ClusterError if a lost executor cannot be restarted.  The server then has to exit, so that the process
+    manager (systemd, Kubernetes) starts a new one.
     """
     while True:
-        if not hosts.is_ready(settings):
-            await _revive(hosts, settings, waits_s)
-        await asyncio.sleep(look_s)
+        if not source.is_ready(settings):
+            await _restart(source, settings, delays_s)
+        await asyncio.sleep(poll_s)
 
 
-async def _revive(hosts: ExecutorSource, settings: Settings, waits_s: Sequence[float]) -> None:
-    error: ClusterError | None = None
-    for wait_s in waits_s:
-        await asyncio.sleep(wait_s)
-        logger.warning("what runs the requests is gone, and is started anew")
+async def _restart(source: ExecutorSource, settings: Settings, delays_s: Sequence[float]) -> None:
+    last_error: ClusterError | None = None
+    for delay_s in delays_s:
+        await asyncio.sleep(delay_s)
+        logger.warning("the executor is lost; restarting it")
         try:
-            await hosts.ensure_executor(settings)
-        except ClusterError as raised:
-            logger.warning("it could not be started: %s", raised)
-            error = raised
+            await source.ensure_executor(settings)
+        except ClusterError as error:
+            logger.warning("the executor could not be restarted: %s", error)
+            last_error = error
         else:
-            logger.warning("what runs the requests is back")
+            logger.warning("the executor is running again")
             return
-    raise ClusterError(f"Ray is gone and could not be started anew ({error}); jobs go on when the server starts again")
+    raise ClusterError(
+        f"Ray is lost and could not be restarted ({last_error}); jobs continue when the server starts again"
+    )

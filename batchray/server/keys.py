@@ -1,7 +1,6 @@
-"""API keys: random, shown once, kept as hashes, each a user of its own.
+"""API keys: random, shown once, stored as hashes.  Each key has its own user.
 
-A key is 256 random bits, so one round of SHA-256 is enough at rest: there is nothing to guess that a slow hash would
-slow down.
+A key is 256 random bits, so one round of SHA-256 suffices: a slow hash only protects secrets that can be guessed.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _FILE = "keys.json"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key: its name, its user, and its hash."""
+    """A stored key: its name, its user, and its hash."""
 
     name: str
     user_id: str
@@ -33,7 +32,7 @@ class Key:
 
 
 class KeyFile:
-    """The keys of a data directory.  A running server sees a change at once."""
+    """The key file of a data directory.  A running server sees changes at once."""
 
     def __init__(self, data_dir: Path) -> None:
         self._file = data_dir / _FILE
@@ -41,7 +40,7 @@ class KeyFile:
         self._stamp: tuple[int, int] | None = None
 
     def all(self) -> tuple[Key, ...]:
-        """Return the keys that there are.  Raises ConfigError where the file cannot be read."""
+        """Return all keys.  Raises ConfigError if the file cannot be read."""
         try:
             status = self._file.stat()
             stamp = (status.st_mtime_ns, status.st_ino)
@@ -55,7 +54,7 @@ class KeyFile:
         return self._keys
 
     def user_of(self, key: str) -> str | None:
-        """Return whose key it is.  Compares with all of them, in a time that tells nothing of any."""
+        """Return the user of a key, or None.  Compares with every key in constant time, so timing reveals nothing."""
         digest, found = _digest(key), None
         for each in self.all():
             if hmac.compare_digest(each.digest, digest):
@@ -63,7 +62,7 @@ class KeyFile:
         return found
 
     def add(self, name: str) -> str:
-        """Make a key for a new user and return it; it cannot be shown again.  Raises ConfigError for a name in use."""
+        """Create a key for a new user and return it; it is shown only once.  Raises ConfigError for a name in use."""
         if any(each.name == name for each in self.all()):
             raise ConfigError(f"there is a key named {name!r} already")
         key = _PREFIX + secrets.token_urlsafe(32)
@@ -71,7 +70,7 @@ class KeyFile:
         return key
 
     def remove(self, name: str) -> None:
-        """Forget a key; its user's jobs stay.  Raises ConfigError for an unknown name."""
+        """Remove a key; its user's jobs stay.  Raises ConfigError for an unknown name."""
         left = tuple(each for each in self.all() if each.name != name)
         if len(left) == len(self._keys):
             raise ConfigError(f"there is no key named {name!r}")

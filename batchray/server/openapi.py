@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the routes and their models."""
+"""Generates the OpenAPI document from the routes and their models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchray.schema.ids import JOB_ID_PATTERN
 from batchray.server.routing import VERSION, Route
 
 _REF = "#/components/schemas/{model}"
-# What every route may answer: a query it cannot use, or a key that it does not know; and all that is not expected.
+# The errors of every route: an unusable request, an invalid query, a server that is stopping or has lost its store.
 _COMMON = (400, 422, 503)
 _PATH_SCHEMAS = {
     "agent_id": {"type": "string", "minLength": 1},
@@ -23,7 +23,7 @@ _PATH_SCHEMAS = {
 }
 _STREAM = "text/event-stream"
 _EVENT = {
-    "description": "One of the events; `data` is JSON, but for the `[DONE]` at the end of an answer.",
+    "description": "One event of the stream.  `data` is JSON, except the final `[DONE]` of a streamed message.",
     "type": "object",
     "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
     "required": ["data"],
@@ -31,18 +31,18 @@ _EVENT = {
 
 
 class ErrorBody(WireModel):
-    """What is wrong, for people; and what to quote to the operator."""
+    """An error: `detail` is a sentence for people, `trace_id` finds the error in the server's log."""
 
     detail: str
     trace_id: str
 
 
 def document(routes: Sequence[Route], *, needs_key: bool) -> dict[str, Any]:
-    """Return the document of these routes; `needs_key` tells whether those that are not open need an API key."""
+    """Return the OpenAPI document.  If `needs_key`, the routes that are not open require an API key."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(ErrorBody, "serialization")]
     for route in routes:
         models += [(route.body, "validation")] if route.body else []
-        models += [(route.answer, "serialization")] if route.answer else []
+        models += [(route.response, "serialization")] if route.response else []
     refs, definitions = models_json_schema(list(dict.fromkeys(models)), ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -60,7 +60,7 @@ def document(routes: Sequence[Route], *, needs_key: bool) -> dict[str, Any]:
 
 def _operation(route: Route, refs: Any, *, needs_key: bool) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "operationId": route.endpoint.__qualname__.replace(".", "_").lower(),
+        "operationId": route.operation_id,
         "summary": route.summary,
         "tags": [route.tag],
         "parameters": [*_path_parameters(route), *_query_parameters(route), *_header_parameters(route)],
@@ -75,7 +75,7 @@ def _operation(route: Route, refs: Any, *, needs_key: bool) -> dict[str, Any]:
 
 
 def _success(route: Route, refs: Any) -> dict[str, Any]:
-    schema = refs[route.answer, "serialization"] if route.answer else {}
+    schema = refs[route.response, "serialization"] if route.response else {}
     if route.media_type != "application/json":
         schema = _EVENT if route.media_type == _STREAM else {"type": "string"}
     elif route.is_list:
@@ -113,7 +113,7 @@ def _header_parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Return a parameter's schema without references, and without null, which a query cannot hold."""
+    """Return a parameter's schema without references, and without null, which a query string cannot express."""
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:

@@ -1,4 +1,4 @@
-"""Pages of lists, with cursors in the order of the list."""
+"""Pagination: `after` and `before` are cursors in the order of the list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Page(WireModel):
-    """Where a page of a list begins, and how long it is; `after` and `before` are ids, in the order of the list."""
+    """Query parameters of a list.  `after` and `before` are ids; both are relative to the order of the list."""
 
     before: str | None = None
     after: str | None = None
@@ -27,25 +27,25 @@ P = TypeVar("P", bound=Page)
 
 
 def paged(query: P, page: Callable[[P], list[T]]) -> list[T]:
-    """Return the page that begins behind `after`, or else the one that ends in front of `before`.
+    """Return the page after `after`; if only `before` is given, return the page that ends before it.
 
-    For the latter `page` is asked for the one behind, in the other order.
+    For that one, `page` is called with the opposite order and `before` as `after`, and its result is reversed.
     """
     if query.before is None or query.after is not None:
         return page(query)
-    other: SortOrder = "asc" if query.order == "desc" else "desc"
-    return page(query.model_copy(update={"order": other, "before": None, "after": query.before}))[::-1]
+    opposite: SortOrder = "asc" if query.order == "desc" else "desc"
+    return page(query.model_copy(update={"order": opposite, "before": None, "after": query.before}))[::-1]
 
 
-class Place(NamedTuple):
-    """Where a message stands among others: the place of its item or run, its own in that."""
+class Cursor(NamedTuple):
+    """The position of a message: that of its item or run, then its own position within it."""
 
     seq: int
     ordinal: int
 
 
-def is_between(place: Place, after: Place | None, before: Place | None, order: SortOrder) -> bool:
-    """Tell whether a place lies behind one and in front of another in this order."""
+def is_between(cursor: Cursor, after: Cursor | None, before: Cursor | None, order: SortOrder) -> bool:
+    """Return whether a cursor lies after `after` and before `before` in this order."""
     if order == "desc":
         after, before = before, after
-    return (after is None or place > after) and (before is None or place < before)
+    return (after is None or cursor > after) and (before is None or cursor < before)

@@ -1,4 +1,4 @@
-"""Routes as data: what an endpoint takes and gives, for the router and for OpenAPI alike."""
+"""Routes as data: one description of each endpoint, for the router and for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from batchray.server.errors import HttpError
 
 VERSION = version("batchray")
 
-Answer = BaseModel | Sequence[BaseModel] | Mapping[str, Any] | web.StreamResponse | None
-Endpoint = Callable[..., Awaitable[Answer]]
+ResponseBody = BaseModel | Sequence[BaseModel] | Mapping[str, Any] | web.StreamResponse | None
+Endpoint = Callable[..., Awaitable[ResponseBody]]
 
 
 class NoQuery(WireModel):
-    """No parameters."""
+    """The query of an endpoint that has no parameters."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """One endpoint.  `answer` is the model of its body; a list of it where `is_list`.
+    """One endpoint.
 
-    `errors` are the statuses that it has beside those that all routes have, `headers` those that it reads, with the
-    patterns of their values.  With `may_stream` the answer comes as server-sent events where the body asks for them.
-    An open one needs no API key.
+    `operation_id` is its public name in the OpenAPI document.  `response` is the model of the response body; if
+    `is_list`, the body is an array of it.  `errors` are the statuses in addition to those of all routes.  `headers` are
+    the request headers that the endpoint reads, with the patterns of their values.  If `may_stream`, the response is
+    server-sent events when the body asks for that.  An open route needs no API key.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     endpoint: Endpoint
+    operation_id: str
     summary: str
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
-    answer: type[BaseModel] | None = None
+    response: type[BaseModel] | None = None
     is_list: bool = False
     media_type: str = "application/json"
     may_stream: bool = False
@@ -50,15 +52,15 @@ class Route:
     tag: str = field(default="batches")
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Read the query, call the endpoint, and write what it answers as JSON."""
+        """Validate the query, call the endpoint, and encode what it returns as JSON."""
         try:
             query = self.query.model_validate({name: self._parameter(request, name) for name in request.query})
         except ValidationError as error:
             raise HttpError(422, f"query: {first_problem(error, self.query)}") from None
-        answer = await self.endpoint(request, query)
-        if isinstance(answer, web.StreamResponse):
-            return answer
-        return web.Response(body=encode(answer), content_type="application/json")
+        body = await self.endpoint(request, query)
+        if isinstance(body, web.StreamResponse):
+            return body
+        return web.Response(body=encode(body), content_type="application/json")
 
     def _parameter(self, request: web.Request, name: str) -> str | list[str]:
         field = self.query.model_fields.get(name)
@@ -66,33 +68,33 @@ class Route:
         return request.query.getall(name) if is_repeated else request.query[name]
 
 
-def encode(answer: Any) -> bytes:
-    """Return an answer as JSON, all keys of models included."""
-    if isinstance(answer, BaseModel):
-        return answer.model_dump_json().encode()
-    if isinstance(answer, list):
-        return b"[" + b",".join(map(encode, answer)) + b"]"
-    return orjson.dumps(answer)
+def encode(body: Any) -> bytes:
+    """Return a response body as JSON; models with all their keys, nulls included."""
+    if isinstance(body, BaseModel):
+        return body.model_dump_json().encode()
+    if isinstance(body, list):
+        return b"[" + b",".join(map(encode, body)) + b"]"
+    return orjson.dumps(body)
 
 
 def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
-    """Add routes, each with and without a slash at its end: Letta's clients know some with and some without."""
+    """Register routes, each with and without a trailing slash: Letta's clients use both forms."""
     for route in routes:
         bare = route.path.rstrip("/")
         for path in (bare, f"{bare}/"):
-            app.router.add_route(route.method, path, route.handle, name=None, expect_handler=_wait_and_see)
+            app.router.add_route(route.method, path, route.handle, name=None, expect_handler=_defer_continue)
             app[ROUTES][route.method, path] = route
 
 
-async def _wait_and_see(request: web.Request) -> None:
-    """Promise nothing to `Expect: 100-continue`: whoever reads the body says so, when all else is known to be right."""
+async def _defer_continue(request: web.Request) -> None:
+    """Do not send 100 Continue yet: `upload` sends it once the headers are validated."""
 
 
 ROUTES: web.AppKey[dict[tuple[str, str], Route]] = web.AppKey("routes", dict)
-"""All routes by method and path."""
+"""All routes of an application, by method and path."""
 
 
 def route_of(request: web.Request) -> Route | None:
-    """Return the route that answers a request."""
+    """Return the route that a request matches, or None."""
     resource = request.match_info.route.resource
     return request.app[ROUTES].get((request.method, resource.canonical)) if resource else None

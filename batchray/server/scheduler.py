@@ -32,7 +32,7 @@ from batchray.jobs.retention import run_retention
 from batchray.jobs.running import CANCELED
 from batchray.jobs.runtime import Runtime
 from batchray.schema import new_job_id
-from batchray.server.errors import FINAL, HttpError, later
+from batchray.server.errors import NO_RETRY, HttpError, unavailable
 from batchray.server.upload import Body
 from batchray.store import ItemPage, JobRecord, NewItem, NewJob, Store, StoredResult, StoreRetry, lock
 
@@ -86,7 +86,7 @@ class Service:
         with self._holding(user_id, key):
             if key is not None and (known := await self.read(self.reader.job_of_key, user_id, key)) is not None:
                 if known.body_digest != body.digest:
-                    raise HttpError(422, "this Idempotency-Key came with another body before", FINAL)
+                    raise HttpError(422, "this Idempotency-Key came with another body before", NO_RETRY)
                 return known
             job_id = new_job_id()
             new = NewJob(job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest)
@@ -94,7 +94,7 @@ class Service:
             try:
                 await self.store.call(self._create, new, body, agent_ids)
             except KeyInUseError:  # another server has accepted it in this moment
-                raise later(1, "a batch with this Idempotency-Key is being accepted") from None
+                raise unavailable(1, "a batch with this Idempotency-Key is being accepted") from None
         self._waiting.append(job_id)
         self._start_next()
         return await self.read(self.reader.job, job_id)
@@ -121,7 +121,7 @@ class Service:
             with suppress(BatchrayError):
                 await job.ended()
         if not record.is_ended or record.id in self._reopening or self._has(record.id):
-            raise HttpError(409, f"job {record.id} has not ended yet", FINAL)
+            raise HttpError(409, f"job {record.id} has not ended yet", NO_RETRY)
         if record.counts["succeeded"] < record.total:
             self._reopening.add(record.id)
             try:
@@ -148,7 +148,7 @@ class Service:
                 self.settings
             )  # first: a job that waited for it would be taken for left alone
         except ClusterError as error:
-            raise later(5, f"nothing can be run now: {error}") from None
+            raise unavailable(5, f"nothing can be run now: {error}") from None
         new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
         await self.store.call(self.store.create_job, new, [NewItem(agent_id, None, request)])
         self._single.add(new.id)
@@ -169,10 +169,10 @@ class Service:
             with suppress(StoreError):  # or it would be run again, for nobody
                 async with self._turn(job.id):
                     await self.store.call_chunked(cancel_idle_job(self.store, job.id))
-            raise later(5, f"the request could not be run: {error}") from None
+            raise unavailable(5, f"the request could not be run: {error}") from None
         result = await self.read(self.reader.result, record, 0)
         if result is None:
-            raise HttpError(500, "the request ended without a result", FINAL)
+            raise HttpError(500, "the request ended without a result", NO_RETRY)
         return record, result
 
     # -- agents
@@ -247,7 +247,9 @@ class Service:
         try:
             await patience.call(self.store.ask_leader, record, is_canceled=True)
         except StoreUnavailableError:
-            raise later(5, "the batch is being cancelled, but that cannot be written down now; ask again") from None
+            raise unavailable(
+                5, "the batch is being cancelled, but that cannot be written down now; ask again"
+            ) from None
         finally:
             limit.cancel()
 
@@ -425,4 +427,4 @@ class Service:
 
 
 def _stopping() -> HttpError:
-    return later(10, "the server is stopping; come again in a moment")
+    return unavailable(10, "the server is stopping; try again in a moment")

@@ -1,4 +1,4 @@
-"""Answers that go on for as long as there is something to say: JSON Lines, and server-sent events."""
+"""Streamed responses: JSON Lines, and server-sent events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _BUFFER_BYTES = 64 * 1024
 
 
 class JsonLines:
-    """JSON objects, one a line.  The status is sent with the first of them, so that errors before it have their own."""
+    """A response of JSON objects, one a line.
+
+    The status is sent with the first write, so that an error before it still gets its own status.
+    """
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -18,13 +21,13 @@ class JsonLines:
         self._pending = bytearray()
 
     async def send(self, line: bytes) -> None:
-        """Send one line, together with others where there are many."""
+        """Buffer one line; a full buffer is sent."""
         self._pending += line + b"\n"
         if len(self._pending) >= _BUFFER_BYTES:
             await self.flush()
 
     async def flush(self) -> None:
-        """Send what is waiting."""
+        """Send the buffered lines, and the headers if they have not been sent yet."""
         if not self._response.prepared:
             await self._response.prepare(self._request)
         if self._pending:
@@ -32,14 +35,14 @@ class JsonLines:
             self._pending.clear()
 
     async def end(self) -> web.StreamResponse:
-        """Send the rest, and end the answer."""
+        """Send the rest, and end the response."""
         await self.flush()
         await self._response.write_eof()
         return self._response
 
 
 class Events:
-    """Server-sent events.  Source: WHATWG HTML, 9.2 "Server-sent events"."""
+    """A response of server-sent events.  Source: WHATWG HTML, 9.2 "Server-sent events"."""
 
     def __init__(self, request: web.Request, ping_s: float = 15.0) -> None:
         self._request, self._ping_s = request, ping_s
@@ -49,13 +52,13 @@ class Events:
         self._sent_at = self._loop.time()
 
     async def send(self, name: str, data: bytes, event_id: str = "") -> None:
-        """Send one event; without a name it is a plain message.  `data` is one line."""
+        """Send one event; without a name it is of type `message`.  `data` must be one line."""
         lines = [f"event: {name}\n".encode()] if name else []
         lines += [f"id: {event_id}\n".encode()] if event_id else []
         await self._write(b"".join([*lines, b"data: ", data, b"\n\n"]))
 
-    async def rest(self, seconds: float) -> None:
-        """Wait, and let the client know now and then that the line is not dead."""
+    async def sleep(self, seconds: float) -> None:
+        """Sleep; sends a ping comment first if nothing was sent for `ping_s` seconds."""
         if self._loop.time() - self._sent_at >= self._ping_s:
             await self._write(b": ping\n\n")
         await asyncio.sleep(seconds)

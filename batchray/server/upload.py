@@ -1,4 +1,4 @@
-"""Bodies of requests, received within limits of size, time and number; large ones go to disk as they arrive."""
+"""Receives request bodies within limits of size, time and number; large ones are spooled to disk as they arrive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from batchray.config import ServerSettings
 from batchray.errors import BatchFormatError, StoreFullError
 from batchray.schema.validation_text import request_problem
 from batchray.server.body_checker import Checker
-from batchray.server.errors import HttpError, later
+from batchray.server.errors import HttpError, unavailable
 from batchray.store import is_no_room
 from batchray.support.failpoints import failpoint
 
@@ -40,9 +40,9 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A body that has come in whole: in memory where it is small, or else in a file that its checker reads.
+    """A complete body: in `data` if it is small, otherwise in a file that `checker` reads.
 
-    `digest` is there where it was asked for.
+    `digest` is the SHA-256 of the body, or None if the caller needs none.
     """
 
     digest: str | None
@@ -51,9 +51,9 @@ class Body:
 
 
 class Uploads:
-    """Receives the bodies of batches, at most `max_uploads` at once until they are checked and stored.
+    """Receives the bodies of batches.  At most `max_uploads` of them are received, checked or stored at once.
 
-    Bodies that say that they are small are not counted with the others: they are many, and soon over.
+    Bodies whose Content-Length is small have a limit of their own, because they are frequent and take little time.
     """
 
     def __init__(self, directory: Path, settings: ServerSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,24 +62,24 @@ class Uploads:
 
     @asynccontextmanager
     async def receive(self, request: web.Request, *, needs_digest: bool) -> AsyncIterator[Body]:
-        """Yield a request's whole body.  Raises HttpError: 408, 413, 415, 503; and StoreFullError."""
+        """Yield a request's complete body.  Raises HttpError 408, 413, 415 or 503, and StoreFullError."""
         check_type(request)
         _check_length(request, MAX_BODY_BYTES)
         spool = _Spool(self._directory, hashlib.sha256() if needs_digest else None)
-        with self._place(is_small=0 <= (request.content_length or -1) <= _IN_MEMORY_BYTES):
+        with self._upload_slot(is_small=0 <= (request.content_length or -1) <= _IN_MEMORY_BYTES):
             try:
                 failpoint("before-spool")
-                body = await self._received(request, spool)
+                body = await self._read(request, spool)
                 failpoint("after-spool")
                 yield body
             finally:
                 await asyncio.to_thread(spool.close)
 
     @contextmanager
-    def _place(self, *, is_small: bool) -> Iterator[None]:
-        """Take a place among the bodies that are under way.  Raises HttpError 503 where there is none."""
+    def _upload_slot(self, *, is_small: bool) -> Iterator[None]:
+        """Occupy one of the limited upload slots inside this block.  Raises HttpError 503 if all are taken."""
         if self._n_small >= _MAX_SMALL if is_small else self.n_open >= self._settings.max_uploads:
-            raise later(5, "too many batches are being uploaded; come again in a moment")
+            raise unavailable(5, "too many batches are being uploaded; try again in a moment")
         self._n_small += is_small
         self.n_open += not is_small
         try:
@@ -88,7 +88,7 @@ class Uploads:
             self._n_small -= is_small
             self.n_open -= not is_small
 
-    async def _received(self, request: web.Request, spool: _Spool) -> Body:
+    async def _read(self, request: web.Request, spool: _Spool) -> Body:
         pieces, n_pending = list[bytes](), 0
         async for piece in _pieces(request, MAX_BODY_BYTES, self._settings, self._clock):
             pieces.append(piece)
@@ -100,9 +100,10 @@ class Uploads:
 
 
 class _Spool:
-    """A body on its way: a file once it is large, and with it the process that will check it.  Blocking.
+    """A body that is being received.  Once it is large: a temporary file and the process that will check it.
 
-    A wait for a thread may be cancelled, but not the thread: so `close` may come while `write` is still at work.
+    Its methods block, so they run on threads.  Cancelling a task does not stop its thread, so `close` may be called
+    while `write` is still running; a lock orders the two.
     """
 
     def __init__(self, directory: Path, digest: hashlib._Hash | None) -> None:
@@ -112,28 +113,28 @@ class _Spool:
         self._lock, self._is_closed = threading.Lock(), False
 
     def write(self, pieces: Sequence[bytes]) -> None:
-        """Add to the file.  Raises StoreFullError, and HttpError 503 where it, or its checker, cannot be had."""
+        """Append to the file.  Raises StoreFullError, and HttpError 503 if file or checker cannot be created."""
         with self._lock:
             if not self._is_closed:
                 self._write(pieces)
 
     def end(self, pieces: Sequence[bytes]) -> Body:
-        """Return the body, of which these are the last pieces."""
+        """Add the last pieces and return the body."""
         data = b""
         if self._file is None:
-            data = b"".join(self._digested(pieces))
+            data = b"".join(self._update_digest(pieces))
         else:
             self.write(pieces)
         return Body(self._digest.hexdigest() if self._digest else None, data, self._checker)
 
     def close(self) -> None:
-        """Remove the file, and end its checker."""
+        """Remove the file and kill its checker."""
         with self._lock:
             self._is_closed = True
             if self._checker is not None:
                 self._checker.close()
             if self._file is not None:
-                with suppress(OSError):  # what is left to be written, as where there was no room, nobody needs
+                with suppress(OSError):  # buffered data may not fit on a full disk; it is not needed any more
                     self._file.close()
 
     def _write(self, pieces: Sequence[bytes]) -> None:
@@ -141,15 +142,15 @@ class _Spool:
             if self._file is None:
                 self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="upload-")  # noqa: SIM115
                 self._checker = Checker(Path(self._file.name))
-            self._file.writelines(self._digested(pieces))
+            self._file.writelines(self._update_digest(pieces))
             self._file.flush()
         except OSError as error:
             if is_no_room(error):
                 raise StoreFullError(f"the disk of {self._directory} is full; make room there") from None
-            logger.error("a body cannot be kept: %s", error)
-            raise later(5, "the body cannot be kept at the moment") from None
+            logger.error("a body cannot be spooled: %s", error)
+            raise unavailable(5, "the body cannot be stored at the moment") from None
 
-    def _digested(self, pieces: Sequence[bytes]) -> Sequence[bytes]:
+    def _update_digest(self, pieces: Sequence[bytes]) -> Sequence[bytes]:
         if self._digest is not None:
             for piece in pieces:
                 self._digest.update(piece)
@@ -157,14 +158,14 @@ class _Spool:
 
 
 async def read_json(request: web.Request, model: type[M], settings: ServerSettings) -> M:
-    """Return a request's body as a model.  Raises HttpError: 408, 413, 415, or 422 with the reason."""
+    """Read a request's body and validate it as a model.  Raises HttpError 408, 413, 415, or 422 with the reason."""
     check_type(request)
     _check_length(request, MAX_REQUEST_BYTES)
     body = b"".join([piece async for piece in _pieces(request, MAX_REQUEST_BYTES, settings, time.monotonic)])
-    return await asyncio.to_thread(_parsed, body, model)
+    return await asyncio.to_thread(_parse, body, model)
 
 
-def _parsed(body: bytes, model: type[M]) -> M:
+def _parse(body: bytes, model: type[M]) -> M:
     try:
         strict_json(body)
         return model.model_validate_json(body, strict=True)
@@ -175,14 +176,14 @@ def _parsed(body: bytes, model: type[M]) -> M:
 
 
 def check_type(request: web.Request) -> None:
-    """Raise HttpError 400 or 415 for what is not plain JSON."""
+    """Raise HttpError 400 or 415 if the body is not plain JSON in UTF-8."""
     transfer = request.headers.get("Transfer-Encoding", "")
     if transfer and (transfer.lower() != "chunked" or request.version < HttpVersion11):
-        raise HttpError(400, f"Transfer-Encoding {transfer!r} is not supported; send the JSON as it is, or in chunks")
+        raise HttpError(400, f"Transfer-Encoding {transfer!r} is not supported; send plain JSON, or chunked")
     if encoding := request.headers.get("Content-Encoding"):
-        raise HttpError(415, f"Content-Encoding {encoding!r} is not supported; send the JSON as it is")
+        raise HttpError(415, f"Content-Encoding {encoding!r} is not supported; send uncompressed JSON")
     if request.content_type != "application/json" or (request.charset or "utf-8").lower() != "utf-8":
-        raise HttpError(415, "the body has to be of Content-Type application/json, in UTF-8")
+        raise HttpError(415, "the body must have Content-Type application/json and be in UTF-8")
 
 
 def _check_length(request: web.Request, max_bytes: int) -> None:
@@ -193,8 +194,8 @@ def _check_length(request: web.Request, max_bytes: int) -> None:
 async def _pieces(
     request: web.Request, max_bytes: int, settings: ServerSettings, clock: Callable[[], float]
 ) -> AsyncIterator[bytes]:
-    """Yield a body as it arrives, and stop reading where it passes a limit."""
-    _let_come(request)
+    """Yield a body as it arrives.  Raises HttpError 408 or 413 once it exceeds a limit."""
+    _send_continue(request)
     started, n_bytes = clock(), 0
     while True:
         try:
@@ -210,12 +211,12 @@ async def _pieces(
         if n_bytes > max_bytes:
             raise _too_large(max_bytes)
         if clock() - started > settings.upload_idle_s + n_bytes / settings.min_upload_bytes_per_s:
-            raise HttpError(408, f"the sender is slower than {settings.min_upload_bytes_per_s} bytes a second")
+            raise HttpError(408, f"the sender is slower than {settings.min_upload_bytes_per_s} bytes per second")
         yield piece
 
 
-def _let_come(request: web.Request) -> None:
-    """Say that the body is welcome to a client that waits for that, as curl does with a large one."""
+def _send_continue(request: web.Request) -> None:
+    """Send 100 Continue to a client that waits for it, as curl does before a large body."""
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

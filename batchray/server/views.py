@@ -1,4 +1,4 @@
-"""What the store holds, as clients see it: jobs, items, messages, runs."""
+"""Converts stored records to the models that clients see: jobs, items, messages, runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MESSAGES = TypeAdapter(list[Message])
 
 
 class ItemView(WireModel):
-    """A request of a job, with what there is of its outcome.  `status` is `pending` until there is one."""
+    """One request of a batch with its outcome.  `status` is `pending` until the request has ended."""
 
     id: str
     index: Count
@@ -59,7 +59,7 @@ class MessagesPage(WireModel):
 
 
 def batch_job(record: JobRecord) -> BatchJob:
-    """Return a job with all 18 fields of Letta's BatchJob."""
+    """Return a job as Letta's BatchJob, with all 18 fields."""
     counts = RequestCounts(total=record.total, pending=record.total - record.done, **record.counts)
     return BatchJob(
         id=record.id,
@@ -83,7 +83,7 @@ def batch_job(record: JobRecord) -> BatchJob:
 
 
 def item_view(job_id: str, item: StoredItem) -> ItemView:
-    """Return an item as the list of a job's items has it."""
+    """Return an item as an entry of the list of a job's items."""
     timing = None
     if item.queued_ns is not None and item.duration_ns is not None:
         timing = Timing(queued_ns=item.queued_ns, ttft_ns=item.ttft_ns, duration_ns=item.duration_ns)
@@ -103,9 +103,9 @@ def item_view(job_id: str, item: StoredItem) -> ItemView:
 
 
 def wanted_messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
-    """Return an item's input and output messages, as far as its request wants to have them back.
+    """Return an item's input and output messages, filtered by its request's `include_return_message_types`.
 
-    A message is left out where nothing of it would be left as LettaMessages of the types that were asked for.
+    A message is left out if none of the LettaMessages that it converts to has a requested type.
     """
     request = AgentRequest.model_validate_json(result.request)
     messages = messages_of(job, result)
@@ -121,13 +121,13 @@ def messages_of(job: JobRecord, result: StoredResult) -> list[Message]:
 
 
 def outputs_of(result: StoredResult) -> list[LettaMessage]:
-    """Return what the agent put out in one run, as LettaMessages of the types that were asked for."""
+    """Return the output of one run, as LettaMessages of the requested types."""
     request = AgentRequest.model_validate_json(result.request)
     return visible_messages(_MESSAGES.validate_json(result.messages), request)
 
 
 def steps_of(request: bytes, checkpoints: Sequence[bytes]) -> list[LettaMessage]:
-    """Return what the agent has put out so far in a run that goes on: what `outputs_of` its result will begin with."""
+    """Return the output of an unfinished run so far: a prefix of what `outputs_of` will return for its result."""
     if not checkpoints:
         return []
     messages, _ = completed_work(checkpoints)
@@ -135,7 +135,7 @@ def steps_of(request: bytes, checkpoints: Sequence[bytes]) -> list[LettaMessage]
 
 
 def letta_response(job: JobRecord, result: StoredResult) -> LettaResponse:
-    """Return a run as the answer of POST /v1/agents/{id}/messages."""
+    """Return a run as the response of POST /v1/agents/{id}/messages."""
     return LettaResponse(
         messages=outputs_of(result),
         stop_reason=StopReasonMessage(stop_reason=StopReason(result.stop_reason)),
@@ -144,5 +144,5 @@ def letta_response(job: JobRecord, result: StoredResult) -> LettaResponse:
 
 
 def usage_of(job: JobRecord, result: StoredResult) -> UsageStatistics:
-    """Return what a run cost."""
+    """Return the tokens and model calls of a run."""
     return UsageStatistics(**result.usage, run_ids=[run_id(job.id, result.index)])

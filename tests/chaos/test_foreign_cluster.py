@@ -46,7 +46,7 @@ def test_a_server_ends_with_a_sentence_and_its_jobs_go_on_at_the_next_start(
                 ended_s = time.monotonic() - killed
                 server.stop()
     assert status == 1, server.log
-    assert "Ray is gone and could not be started anew" in server.log
+    assert "Ray is lost and could not be restarted" in server.log
     assert "Traceback" not in server.log
     with live_server(tmp_path / "data") as server:
         until(lambda: get(server, f"/v1/messages/batches/{job['id']}")[1]["status"] == "completed", 60)

@@ -1,10 +1,11 @@
-"""The routes of batches: Letta's own, and what goes beyond them in their style."""
+"""The routes of batches: those of Letta, and batchray's additions (items, results, events, retry)."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -26,9 +27,9 @@ from batchray.schema import (
 )
 from batchray.schema.base import WireModel
 from batchray.server.auth import user_of
-from batchray.server.errors import FINAL, HttpError
-from batchray.server.pagination import Page, Place, is_between, paged
-from batchray.server.routing import Answer, NoQuery, Route
+from batchray.server.errors import NO_RETRY, HttpError
+from batchray.server.pagination import Cursor, Page, is_between, paged
+from batchray.server.routing import NoQuery, ResponseBody, Route
 from batchray.server.scheduler import Service
 from batchray.server.stream import Events, JsonLines
 from batchray.server.upload import Uploads
@@ -36,19 +37,20 @@ from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, 
 from batchray.store import JobRecord, SortOrder, StoredItem, StoredResult
 from batchray.views.results import result_of
 
+_BASE = "/v1/messages/batches"
 _POLL_S = 0.5
 _KEY_PATTERN = "[!-~]([ -~]{0,253}[!-~])?"
 _EVENT_ID_PATTERN = "[0-9]{1,18}"
 
 
 class MessagesQuery(Page):
-    """A page of a batch's messages, of one agent or of all."""
+    """Query of a batch's messages: a page, and optionally one agent."""
 
     agent_id: str | None = None
 
 
 class ItemsQuery(Page):
-    """A page of a batch's items, in the order of the batch."""
+    """Query of a batch's items: a page in batch order, and optional filters."""
 
     order: SortOrder = "asc"
     status: ItemStatus | Literal["pending"] | None = None
@@ -58,14 +60,14 @@ class ItemsQuery(Page):
 
 
 class ResultsQuery(WireModel):
-    """Which results; with `follow` also those that are still to come, until the job ends."""
+    """Query of a batch's results.  With `follow` the stream stays open for new results until the job ends."""
 
     order: Literal["finish", "index"] = "index"
     failed: bool = False
     follow: bool = False
 
 
-class Batches:
+class BatchRoutes:
     """The endpoints of batches."""
 
     def __init__(self, service: Service, uploads: Uploads) -> None:
@@ -74,79 +76,85 @@ class Batches:
 
     def routes(self) -> list[Route]:
         """Return the routes, those of Letta first."""
-        base = "/v1/messages/batches"
-        one = base + "/{batch_id}"
+        one = _BASE + "/{batch_id}"
+        of_one = partial(Route, errors=(404,))
+        get = partial(of_one, "GET")
         return [
             Route(
                 "POST",
-                base,
+                _BASE,
                 self.create,
+                "batches_create",
                 "Create a batch",
                 body=CreateBatch,
-                answer=BatchJob,
+                response=BatchJob,
                 errors=(404, 408, 409, 413, 415, 422, 503, 507),
                 headers={"Idempotency-Key": _KEY_PATTERN},
             ),
-            Route("GET", base, self.index, "List batches", Page, answer=BatchJob, is_list=True),
-            Route("GET", one, self.retrieve, "Retrieve a batch", answer=BatchJob, errors=(404,)),
-            Route("PATCH", one + "/cancel", self.cancel, "Cancel a batch", errors=(404,)),
-            Route(
-                "GET",
+            Route("GET", _BASE, self.index, "batches_index", "List batches", Page, response=BatchJob, is_list=True),
+            get(one, self.retrieve, "batches_retrieve", "Retrieve a batch", response=BatchJob),
+            of_one("PATCH", one + "/cancel", self.cancel, "batches_cancel", "Cancel a batch"),
+            get(
                 one + "/messages",
                 self.messages,
+                "batches_messages",
                 "List the messages of a batch",
                 MessagesQuery,
-                answer=MessagesPage,
-                errors=(404,),
+                response=MessagesPage,
             ),
-            Route(
-                "GET",
+            get(
                 one + "/items",
                 self.items,
+                "batches_items",
                 "List the items of a batch",
                 ItemsQuery,
-                answer=ItemView,
+                response=ItemView,
                 is_list=True,
-                errors=(404,),
             ),
-            Route(
-                "GET",
+            get(
                 one + "/results",
                 self.results,
-                "Stream the results of a batch, one JSON line an item",
+                "batches_results",
+                "Stream the results of a batch as JSON Lines, one line per item",
                 ResultsQuery,
-                answer=Result,
+                response=Result,
                 media_type="application/jsonl",
-                errors=(404,),
             ),
-            Route(
-                "GET",
+            get(
                 one + "/events",
                 self.events,
-                "Watch a batch: server-sent events of its progress and outcomes",
+                "batches_events",
+                "Watch a batch: its progress and outcomes as server-sent events",
                 media_type="text/event-stream",
                 headers={"Last-Event-ID": _EVENT_ID_PATTERN},
-                errors=(404,),
             ),
-            Route("POST", one + "/retry", self.retry, "Run failed items again", answer=BatchJob, errors=(404, 409)),
+            Route(
+                "POST",
+                one + "/retry",
+                self.retry,
+                "batches_retry",
+                "Run the failed items of an ended batch again",
+                response=BatchJob,
+                errors=(404, 409),
+            ),
         ]
 
-    async def create(self, request: web.Request, query: NoQuery) -> Answer:
-        """Accept a batch: all of it or nothing."""
+    async def create(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Accept a batch, all of it or nothing; it is durable before the response is sent."""
         key = request.headers.get("Idempotency-Key")
         if key is not None and not re.fullmatch(_KEY_PATTERN, key):
-            raise HttpError(400, "Idempotency-Key: need 1 to 255 printable characters of ASCII")
+            raise HttpError(400, "Idempotency-Key: need 1 to 255 printable ASCII characters")
         user_id = user_of(request)
         try:
-            await self._service.read(self._service.store.check_room)  # before a large body is sent in vain
+            await self._service.read(self._service.store.check_room)  # before a large body is uploaded in vain
         except StoreFullError:
             if key is None or await self._service.read(self._reader.job_of_key, user_id, key) is None:
                 raise
         async with self._uploads.receive(request, needs_digest=key is not None) as body:
             return batch_job(await self._service.accept(user_id, body, key))
 
-    async def index(self, request: web.Request, query: Page) -> Answer:
-        """List a user's batches, of every state."""
+    async def index(self, request: web.Request, query: Page) -> ResponseBody:
+        """List a user's batches, of every status."""
         user_id = user_of(request)
 
         def page(query: Page) -> list[JobRecord]:
@@ -157,22 +165,22 @@ class Batches:
 
         return [batch_job(record) for record in await self._service.read(paged, query, page)]
 
-    async def retrieve(self, request: web.Request, query: NoQuery) -> Answer:
-        """Return a batch's job."""
+    async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Return the job of a batch."""
         return batch_job(await self._job(request))
 
-    async def cancel(self, request: web.Request, query: NoQuery) -> Answer:
-        """Cancel a batch; the answer is null, as Letta's is."""
+    async def cancel(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Cancel a batch; the response is null, as in Letta."""
         await self._service.cancel(await self._job(request))
         return None
 
-    async def retry(self, request: web.Request, query: NoQuery) -> Answer:
-        """Run the items of an ended batch again that did not succeed."""
+    async def retry(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Run the items of an ended batch that did not succeed again."""
         record = await self._job(request)
         await self._service.retry(record)
         return batch_job(await self._service.read(self._reader.job, record.id))
 
-    async def items(self, request: web.Request, query: ItemsQuery) -> Answer:
+    async def items(self, request: web.Request, query: ItemsQuery) -> ResponseBody:
         """List the items of a batch."""
         job = await self._job(request)
 
@@ -191,20 +199,20 @@ class Batches:
 
         return [item_view(job.id, item) for item in await self._service.read(paged, query, page)]
 
-    async def messages(self, request: web.Request, query: MessagesQuery) -> Answer:
-        """List the messages of finished items: input and output of each, item by item as they finished."""
+    async def messages(self, request: web.Request, query: MessagesQuery) -> ResponseBody:
+        """List the input and output messages of finished items, in the order in which the items finished."""
         job = await self._job(request)
 
         def page(query: MessagesQuery) -> list[Message]:
-            after, before = self._place(job, query.after), self._place(job, query.before)
-            return list(islice(self._conversation(job, query, after, before), query.limit))
+            after, before = self._cursor(job, query.after), self._cursor(job, query.before)
+            return list(islice(self._messages(job, query, after, before), query.limit))
 
         return MessagesPage(messages=await self._service.read(paged, query, page))
 
-    def _conversation(
-        self, job: JobRecord, query: MessagesQuery, after: Place | None, before: Place | None
+    def _messages(
+        self, job: JobRecord, query: MessagesQuery, after: Cursor | None, before: Cursor | None
     ) -> Iterator[Message]:
-        """Yield the messages between two places, in the order of the query."""
+        """Yield the messages between two cursors, in the order of the query."""
         step = 1 if query.order == "asc" else -1
         since, until = after and after.seq, before and before.seq
         while found := self._reader.finished(
@@ -212,13 +220,12 @@ class Batches:
         ):
             for result in found:
                 for message in wanted_messages_of(job, result)[::step]:
-                    place = Place(result.seq, ordinal_of(message.id))
-                    if is_between(place, after, before, query.order):
+                    if is_between(Cursor(result.seq, ordinal_of(message.id)), after, before, query.order):
                         yield message
             since = found[-1].seq + step
 
-    def _place(self, job: JobRecord, message_id: str | None) -> Place | None:
-        """Return where a message of a job stands.  Raises HttpError 400 for one that there is not."""
+    def _cursor(self, job: JobRecord, message_id: str | None) -> Cursor | None:
+        """Return the position of a message in a job.  Raises HttpError 400 for an unknown id."""
         if message_id is None:
             return None
         result = None
@@ -226,21 +233,21 @@ class Batches:
             result = self._reader.result(job, index_of(message_id))
         if result is None:
             raise HttpError(400, f"Message with id {message_id} not found")
-        return Place(result.seq, ordinal_of(message_id))
+        return Cursor(result.seq, ordinal_of(message_id))
 
-    async def results(self, request: web.Request, query: ResultsQuery) -> Answer:
-        """Stream outcomes as JSON Lines."""
+    async def results(self, request: web.Request, query: ResultsQuery) -> ResponseBody:
+        """Stream results as JSON Lines."""
         job = await self._job(request)
         lines = JsonLines(request)
         async for page in self._results(job, query):
             for stored in page:
                 if not query.failed or stored.status != "succeeded":
                     await lines.send(result_of(job, stored).model_dump_json().encode())
-            await lines.flush()  # the next page may be long in coming
+            await lines.flush()  # the next page may take long to arrive
         return await lines.end()
 
     async def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[list[StoredResult]]:
-        """Yield results in pages, as they come; in index order each waits for those before it."""
+        """Yield pages of results as they become available; in index order, a result waits for those before it."""
         last_index, last_seq = -1, 0
         while True:
             is_last = not query.follow or await self._service.is_over(job.id)
@@ -261,19 +268,19 @@ class Batches:
                 return
             await asyncio.sleep(_POLL_S)
 
-    async def events(self, request: web.Request, query: NoQuery) -> Answer:
-        """Stream `progress` (the job), `outcome` (an item) and at last `end` (the job).
+    async def events(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Stream `progress` events (the job), `outcome` events (an item), and one final `end` event (the job).
 
-        An outcome's event id is its place in finish order; a client that comes back with it as `Last-Event-ID` misses
-        none.
+        The id of an outcome event is its position in finish order.  A client that reconnects with it as
+        `Last-Event-ID` misses none.
         """
         job = await self._job(request)
         last_seq = _last_event(request)
         events = Events(request)
-        told: Any = None
+        sent_state: Any = None
         while True:
             is_over = await self._service.is_over(job.id)
-            record = await self._service.read(self._reader.job, job.id)  # first: of one that has ended all is there
+            record = await self._service.read(self._reader.job, job.id)  # first: if it has ended, no result is missing
             while page := await self._service.read(self._reader.results, job, after_seq=last_seq, limit=100):
                 for stored in page:
                     last_seq = stored.seq
@@ -281,13 +288,13 @@ class Batches:
             if is_over or record.is_ended:
                 await events.send("end", batch_job(record).model_dump_json().encode())
                 return await events.end()
-            if (state := (record.status, record.counts)) != told:
-                told = state
+            if (state := (record.status, record.counts)) != sent_state:
+                sent_state = state
                 await events.send("progress", batch_job(record).model_dump_json().encode())
-            await events.rest(_POLL_S)
+            await events.sleep(_POLL_S)
 
     async def _job(self, request: web.Request) -> JobRecord:
-        """Return the batch that a path names.  Raises HttpError 400 for what is no job's id, UnknownJobError."""
+        """Return the job of the path's `batch_id`.  Raises HttpError 400 for a malformed id, and UnknownJobError."""
         job_id = request.match_info["batch_id"]
         if not is_job_id(job_id):
             raise HttpError(400, f"INVALID_ARGUMENT: Invalid job ID format: {job_id}. Expected format: 'job-<uuid4>'")
@@ -318,5 +325,5 @@ def _index_of(job: JobRecord, item_id: str | None) -> int | None:
 def _last_event(request: web.Request) -> int:
     given = request.headers.get("Last-Event-ID", "0")
     if not re.fullmatch(_EVENT_ID_PATTERN, given):
-        raise HttpError(400, "Last-Event-ID: not an id of an event of this stream", FINAL)
+        raise HttpError(400, "Last-Event-ID: not an event id of this stream", NO_RETRY)
     return int(given)

@@ -1,9 +1,10 @@
-"""The routes that tell how the server is: for supervisors, for Prometheus, and for Letta's clients."""
+"""Routes that report the server's own state: health checks, readiness, Prometheus metrics."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -14,26 +15,26 @@ from prometheus_client.registry import Collector
 
 from batchray.errors import StoreError
 from batchray.schema.base import WireModel
-from batchray.server.errors import later
-from batchray.server.routing import VERSION, Answer, NoQuery, Route, route_of
+from batchray.server.errors import unavailable
+from batchray.server.routing import VERSION, NoQuery, ResponseBody, Route, route_of
 from batchray.server.scheduler import Service
 from batchray.server.upload import Uploads
 
 
 class HealthView(WireModel):
-    """That the server answers, and which version it is."""
+    """The server's version; the response itself says that the server is up."""
 
     version: str = VERSION
     status: str = "ok"
 
 
-class Health:
-    """The endpoints of the server's own state.  `is_alive` tells whether what runs the requests is there."""
+class HealthRoutes:
+    """The endpoints of the server's own state.  `is_alive` returns whether the executor can run requests."""
 
     def __init__(self, service: Service, uploads: Uploads, is_alive: Callable[[], bool]) -> None:
         self._service, self._is_alive = service, is_alive
         self._registry = CollectorRegistry()
-        self._registry.register(_State(service, uploads))
+        self._registry.register(_StateCollector(service, uploads))
         self._n_requests = Counter(
             "batchray_http_requests", "HTTP requests", ("method", "route", "status"), registry=self._registry
         )
@@ -42,62 +43,47 @@ class Health:
         )
 
     def routes(self) -> list[Route]:
-        """Return the routes; all but the metrics are open, as their callers have no keys."""
+        """Return the routes.  All except the metrics are open, because health checkers have no keys."""
+        route = partial(Route, "GET", tag="health")
+        check = partial(route, response=HealthView, is_open=True)
         return [
-            Route("GET", "/v1/health/", self.health, "Tell the version", answer=HealthView, is_open=True, tag="health"),
-            Route(
-                "GET",
-                "/livez",
-                self.livez,
-                "Whether the process answers",
-                answer=HealthView,
-                is_open=True,
-                tag="health",
-            ),
-            Route(
-                "GET",
-                "/readyz",
-                self.readyz,
-                "Whether it takes batches, and runs them",
-                answer=HealthView,
-                errors=(503,),
-                is_open=True,
-                tag="health",
-            ),
-            Route("GET", "/metrics", self.metrics, "Prometheus metrics", media_type="text/plain", tag="health"),
+            check("/v1/health/", self.health, "health_health", "Return the server's version"),
+            check("/livez", self.livez, "health_livez", "Check that the process responds"),
+            check("/readyz", self.readyz, "health_readyz", "Check that batches are accepted and run", errors=(503,)),
+            route("/metrics", self.metrics, "health_metrics", "Return Prometheus metrics", media_type="text/plain"),
         ]
 
-    async def health(self, request: web.Request, query: NoQuery) -> Answer:
-        """Answer as Letta's server does."""
+    async def health(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Return the version, as Letta's server does."""
         return HealthView()
 
-    async def livez(self, request: web.Request, query: NoQuery) -> Answer:
-        """Answer at once: it says no more than that this loop turns."""
+    async def livez(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Return at once: this proves only that the event loop runs."""
         return HealthView()
 
-    async def readyz(self, request: web.Request, query: NoQuery) -> Answer:
-        """Tell whether a batch would be taken and run now."""
+    async def readyz(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Return 200 if a batch would be accepted and run now.  Raises HttpError 503 with the reason if not."""
         if self._service.is_draining:
-            raise later(10, "the server is stopping")
+            raise unavailable(10, "the server is stopping")
         if not self._is_alive():
-            raise later(5, "what runs the requests is not there")
+            raise unavailable(5, "the executor is not running")
         try:
             async with asyncio.timeout(2):
                 await self._service.read(self._service.reader.count_callbacks)
                 has_room = await self._service.read(self._service.store.has_room)
         except (StoreError, TimeoutError):
-            raise later(5, "the store does not answer") from None
+            raise unavailable(5, "the store does not respond") from None
         if not has_room:
-            raise later(30, "the disk is full")
+            raise unavailable(30, "the disk is full")
         return HealthView()
 
-    async def metrics(self, request: web.Request, query: NoQuery) -> Answer:
+    async def metrics(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return the metrics in Prometheus' text format."""
         text = await self._service.read(generate_latest, self._registry)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def measured(self) -> Middleware:
-        """Return the middleware that counts requests, by their route and never by what a client makes up."""
+        """Return the middleware that counts requests.  Its labels are routes, never text that a client chose."""
 
         @web.middleware
         async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -114,8 +100,8 @@ class Health:
         return measure
 
 
-class _State(Collector):
-    """What the store and the service hold, read when it is asked for."""
+class _StateCollector(Collector):
+    """Gauges of the store and the scheduler, read at each scrape."""
 
     def __init__(self, service: Service, uploads: Uploads) -> None:
         self._service, self._uploads = service, uploads

@@ -1,10 +1,11 @@
-"""The routes that ask one agent at once, and that read what was said to it so."""
+"""The routes of an agent's messages: run one request immediately, and list the messages."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -31,9 +32,9 @@ from batchray.schema import (
     run_id,
 )
 from batchray.server.auth import user_of
-from batchray.server.errors import FINAL, HttpError
-from batchray.server.pagination import Page, Place, is_between, paged
-from batchray.server.routing import Answer, NoQuery, Route, encode
+from batchray.server.errors import NO_RETRY, HttpError
+from batchray.server.pagination import Cursor, Page, is_between, paged
+from batchray.server.routing import NoQuery, ResponseBody, Route, encode
 from batchray.server.scheduler import Service
 from batchray.server.stream import Events
 from batchray.server.upload import read_json
@@ -41,9 +42,9 @@ from batchray.server.views import letta_response, messages_of, outputs_of, steps
 from batchray.store import JobRecord, StoredResult, utc_now
 
 _PATH = "/v1/agents/{agent_id}/messages"
-_LOOK_S = 0.25
-_LOOKS_A_PING = 60
-# What Letta's server calls the failures of a model, and answers them with.
+_POLL_S = 0.25
+_POLLS_PER_PING = 60
+# The status and error type that Letta's server uses for each kind of model failure.
 _LLM_ERRORS = {
     "authentication_error": (401, "llm_authentication"),
     "permission_denied": (401, "llm_authentication"),
@@ -52,8 +53,8 @@ _LLM_ERRORS = {
     "timeout": (504, "llm_timeout"),
     "deadline_exceeded": (504, "llm_timeout"),
 }
-# The answers to answers that fit nothing; Letta's server has 409 for an agent that has to be answered first.
-# What the agent waits for is the server's state, which this request does not fit.
+# Errors of a request that conflicts with the agent's pending approvals, or that answers none of them.  They are 409, as
+# in Letta's server for an agent with pending approvals: the request conflicts with the agent's state on the server.
 _APPROVAL_ERRORS = frozenset(
     {
         "pending_approval",
@@ -68,7 +69,7 @@ _APPROVAL_ERRORS = frozenset(
 
 
 class AskAgent(LettaRequest):
-    """The body of POST /v1/agents/{id}/messages: a request, and how its answer is to come."""
+    """The body of POST /v1/agents/{id}/messages: a request, and how its response is delivered."""
 
     messages: Annotated[list[RequestMessage], Field(min_length=1)] | None = None
     streaming: bool = False
@@ -77,7 +78,7 @@ class AskAgent(LettaRequest):
     background: bool = False
 
 
-class Runs:
+class MessageRoutes:
     """The endpoints of an agent's messages."""
 
     def __init__(self, service: Service) -> None:
@@ -86,33 +87,30 @@ class Runs:
     def routes(self) -> list[Route]:
         """Return the routes."""
         errors = (401, 402, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
+        post = partial(Route, "POST", body=AskAgent, errors=errors, tag="agents")
         return [
-            Route(
-                "POST",
+            post(
                 _PATH,
                 self.ask,
-                "Ask an agent and wait for its answer",
-                body=AskAgent,
-                answer=LettaResponse,
+                "runs_ask",
+                "Send messages to an agent and wait for its response",
+                response=LettaResponse,
                 may_stream=True,
-                errors=errors,
-                tag="agents",
             ),
-            Route(
-                "POST",
+            post(
                 f"{_PATH}/stream",
                 self.stream,
-                "Ask an agent; its answer comes as server-sent events",
-                body=AskAgent,
+                "runs_stream",
+                "Send messages to an agent and stream its response as server-sent events",
                 media_type="text/event-stream",
-                errors=errors,
-                tag="agents",
             ),
-            Route("GET", _PATH, self.index, "List an agent's messages", Page, errors=(404,), tag="agents"),
+            Route(
+                "GET", _PATH, self.index, "runs_index", "List an agent's messages", Page, errors=(404,), tag="agents"
+            ),
         ]
 
-    async def ask(self, request: web.Request, query: NoQuery) -> Answer:
-        """Run one request at once, through the same lanes as those of batches."""
+    async def ask(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Run one request immediately, on the same executor as batches."""
         given = await self._read(request)
         if given.streaming:
             return await self._stream(request, given)
@@ -121,25 +119,29 @@ class Runs:
             raise _failure(result.error)
         return letta_response(record, result)
 
-    async def stream(self, request: web.Request, query: NoQuery) -> Answer:
-        """Run one request at once, and answer with events."""
+    async def stream(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Run one request immediately, and stream its response."""
         return await self._stream(request, await self._read(request))
 
-    async def index(self, request: web.Request, query: Page) -> Answer:
-        """List what was said to a stateful agent; of others, in runs that were asked for one by one; with the input."""
+    async def index(self, request: web.Request, query: Page) -> ResponseBody:
+        """List an agent's messages, input included: the conversation of a stateful agent, or the single runs of others.
+
+        Messages of batches are not listed for agents that are not stateful.
+        """
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         bound = await self._service.read(self._service.agent, user_id, agent_id)
 
         def page(query: Page) -> list[Message]:
             if bound.agent.stateful:
-                return self._remembered(user_id, agent_id, query)
-            after, before = self._place(user_id, query.after), self._place(user_id, query.before)
-            return list(islice(self._conversation(user_id, agent_id, query, after, before), query.limit))
+                return self._conversation(user_id, agent_id, query)
+            after, before = self._cursor(user_id, query.after), self._cursor(user_id, query.before)
+            return list(islice(self._run_messages(user_id, agent_id, query, after, before), query.limit))
 
         messages = await self._service.read(paged, query, page)
-        return [shown for message in messages for shown in _shown(message, query.order == "desc")]
+        is_newest_first = query.order == "desc"
+        return [part for message in messages for part in _letta_messages(message, is_newest_first)]
 
-    def _remembered(self, user_id: str, agent_id: str, query: Page) -> list[Message]:
+    def _conversation(self, user_id: str, agent_id: str, query: Page) -> list[Message]:
         history = self._reader.conversation(user_id, agent_id)
         messages = [message for prior in history for message in context.messages_of(prior)]
         messages = messages if query.order == "asc" else messages[::-1]
@@ -148,9 +150,10 @@ class Runs:
         end = _position(ids, query.before) if query.before else None
         return messages[start:end][: query.limit]
 
-    def _conversation(
-        self, user_id: str, agent_id: str, query: Page, after: Place | None, before: Place | None
+    def _run_messages(
+        self, user_id: str, agent_id: str, query: Page, after: Cursor | None, before: Cursor | None
     ) -> Iterator[Message]:
+        """Yield the messages of an agent's single runs between two cursors, in the order of the query."""
         step = 1 if query.order == "asc" else -1
         last = after.seq - step if after else None
         while found := self._reader.jobs(
@@ -159,11 +162,12 @@ class Runs:
             for job in found:
                 result = self._reader.result(job, 0)
                 for message in messages_of(job, result)[::step] if result else ():
-                    if is_between(Place(job.key, ordinal_of(message.id)), after, before, query.order):
+                    if is_between(Cursor(job.key, ordinal_of(message.id)), after, before, query.order):
                         yield message
             last = found[-1].key
 
-    def _place(self, user_id: str, message_id: str | None) -> Place | None:
+    def _cursor(self, user_id: str, message_id: str | None) -> Cursor | None:
+        """Return the position of a message among all single runs.  Raises HttpError 400 for an unknown id."""
         if message_id is None:
             return None
         job = None
@@ -171,7 +175,7 @@ class Runs:
             job = self._reader.job_like(f"job-{message_id[8:32]}", user_id)
         if job is None:
             raise HttpError(400, f"Message with id {message_id} not found")
-        return Place(job.key, ordinal_of(message_id))
+        return Cursor(job.key, ordinal_of(message_id))
 
     async def _read(self, request: web.Request) -> AskAgent:
         await self._service.read(self._service.agent, user_of(request), request.match_info["agent_id"])
@@ -184,20 +188,20 @@ class Runs:
         return steps_of(body, self._reader.steps(self._reader.job(job_id), 0))
 
     async def _stream(self, request: web.Request, given: AskAgent) -> web.StreamResponse:
-        """Send what the agent puts out, step by step where its steps are kept, and pings while there is nothing new."""
+        """Stream the agent's output as its steps are checkpointed, and pings while there is nothing new."""
         body = _body(request, given)
         job = await self._service.start_run(user_of(request), request.match_info["agent_id"], body)
         run = asyncio.create_task(self._service.result_of(job))
-        events, n_sent, n_quiet = Events(request), 0, 0
+        events, n_sent, n_idle_polls = Events(request), 0, 0
         try:
-            while not (await asyncio.wait({run}, timeout=_LOOK_S))[0]:
+            while not (await asyncio.wait({run}, timeout=_POLL_S))[0]:
                 new = list[LettaMessage]()
-                with suppress(StoreError):  # it can be read again in a moment; the run goes on meanwhile
+                with suppress(StoreError):  # the next poll reads again; the run continues meanwhile
                     new = (await self._service.read(self._steps, job.id, body))[n_sent:]
                 for message in new:
                     await events.send("", encode(message))
-                n_sent, n_quiet = n_sent + len(new), 0 if new else n_quiet + 1
-                if given.include_pings and n_quiet and n_quiet % _LOOKS_A_PING == 0:
+                n_sent, n_idle_polls = n_sent + len(new), 0 if new else n_idle_polls + 1
+                if given.include_pings and n_idle_polls and n_idle_polls % _POLLS_PER_PING == 0:
                     await events.send("", encode(_ping()))
             record, result = await run
         finally:
@@ -217,8 +221,8 @@ class Runs:
 
 
 def _body(request: web.Request, given: AskAgent) -> bytes:
-    asked = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
-    return orjson.dumps({**asked, "agent_id": request.match_info["agent_id"]})
+    fields = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
+    return orjson.dumps({**fields, "agent_id": request.match_info["agent_id"]})
 
 
 def _position(ids: list[str], message_id: str) -> int:
@@ -232,17 +236,18 @@ def _ping() -> Ping:
     return Ping.model_validate({"id": new_id("message"), "date": utc_now()})
 
 
-def _shown(message: Message, is_newest_first: bool) -> list[BaseModel]:
-    shown: list[LettaMessage] = letta_messages(message)
-    return [*(shown[::-1] if is_newest_first else shown)]
+def _letta_messages(message: Message, is_newest_first: bool) -> list[BaseModel]:
+    parts: list[LettaMessage] = letta_messages(message)
+    return [*(parts[::-1] if is_newest_first else parts)]
 
 
 def _failure(error: dict[str, Any]) -> HttpError:
+    """Return the error response for a run that failed."""
     if error["type"] in _APPROVAL_ERRORS:
-        told = {"type": error["type"], "message": error["message"], "detail": error["type"]}
-        return HttpError(409, error["message"], FINAL, {"error": told})
+        body = {"type": error["type"], "message": error["message"], "detail": error["type"]}
+        return HttpError(409, error["message"], NO_RETRY, {"error": body})
     if error["type"] == "unsupported_content":
-        return HttpError(400, error["message"], FINAL)
+        return HttpError(400, error["message"], NO_RETRY)
     status, kind = _LLM_ERRORS.get(error["type"], (500, "llm_error"))
-    told = {"type": kind, "message": error["message"], "detail": error["type"]}
-    return HttpError(status, error["message"], FINAL, {"error": told})
+    body = {"type": kind, "message": error["message"], "detail": error["type"]}
+    return HttpError(status, error["message"], NO_RETRY, {"error": body})
