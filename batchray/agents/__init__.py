@@ -21,7 +21,6 @@ from batchray.agents.checkpoints import (
 )
 from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
-from batchray.support.timeouts import PausedTimeout, paused
 
 __all__ = [
     "AgentRunner",
@@ -34,7 +33,6 @@ __all__ = [
     "Checkpoints",
     "Clients",
     "FunctionAgent",
-    "PausedTimeout",
     "Run",
     "RunUpdate",
     "SaveCheckpoints",
@@ -42,7 +40,6 @@ __all__ = [
     "build_agent",
     "completed_work",
     "encode_input",
-    "paused",
     "pump_checkpoints",
     "read_report",
 ]

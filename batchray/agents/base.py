@@ -121,10 +121,9 @@ class Run:
         """Wait until all that was handed out is kept; its deadline moves by that time."""
         if self.sink is None:
             return
-        began = time.monotonic()
-        with paused(self.limit) if self.limit is not None else contextlib.nullcontext():
+        with paused(self.limit) as pause:
             await self.sink.flush()
-        self.deadline += time.monotonic() - began
+        self.deadline += pause.paused_s
 
     def spend(self, usage: Usage) -> None:
         """Count what a model call cost."""

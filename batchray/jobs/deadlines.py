@@ -1,72 +1,108 @@
-"""Limits of time that stand still while a store does, which nobody who waits for it can help."""
+"""Deadlines that pause while the store is unavailable."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Protocol
 
-from batchray.agents import PausedTimeout
+from batchray.support.timeouts import PausedTimeout
 
-# A commit takes milliseconds; who waits for one that takes longer than this waits for a disk or a database.
+# A commit takes milliseconds.  One that takes longer than this waits for a disk or for a database server.
 _SLOW_S = 1.0
 
 
-class PausableDeadlines:
-    """The limits of all that runs in one process: a lane keeps the steps of several jobs at once.
+class Clock(Protocol):
+    """Tells the time in seconds and sets timers; an asyncio event loop is one."""
 
-    They stand still from a moment before a store is found to be slow until none is waited for any more.
+    def time(self) -> float:
+        """Return the time, in seconds since some moment."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        """Call a function after a delay; the handle cancels that."""
+        ...
+
+
+class PausableDeadlines:
+    """All deadlines of one process that pause while the store is unavailable, for all of its jobs together.
+
+    A stall begins when a commit takes longer than `slow_s`; it counts from the start of that commit, and ends when no
+    slow commit is waited for.  The deadlines are those of everything that runs, because a lane's checkpoints of several
+    jobs wait for the same commits.  `clock` is the running event loop by default.
     """
 
-    def __init__(self, slow_s: float = _SLOW_S) -> None:
-        self._slow_s, self._stalled_s, self._since = slow_s, 0.0, 0.0
-        self._limits: dict[asyncio.Timeout, None] = {}
-        self._standing: dict[asyncio.Timeout, PausedTimeout] = {}
-        self._slow: set[object] = set()  # of those who wait, who have waited for long
+    def __init__(self, slow_s: float = _SLOW_S, clock: Clock | None = None) -> None:
+        self._slow_s, self._given_clock = slow_s, clock
+        self._stalled_s, self._since = 0.0, 0.0
+        self._timeouts: dict[asyncio.Timeout, None] = {}
+        self._paused: dict[asyncio.Timeout, PausedTimeout] = {}
+        self._slow_commits: set[object] = set()
+
+    @asynccontextmanager
+    async def timeout(self, limit_s: float | None) -> AsyncIterator[asyncio.Timeout]:
+        """Limit a block to `limit_s` seconds, not counting stalls, as `asyncio.timeout` does."""
+        async with asyncio.timeout(limit_s) as timeout:
+            self._timeouts[timeout] = None
+            if self._slow_commits:
+                self._pause(timeout, None)
+            try:
+                yield timeout
+            finally:
+                del self._timeouts[timeout]
+                self._paused.pop(timeout, None)
+
+    @contextmanager
+    def commit(self) -> Iterator[None]:
+        """Enter while a commit is waited for."""
+        commit = object()
+        timer = self._clock.call_later(self._slow_s, self._begin_stall, commit)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._end_stall(commit)
+
+    def stopwatch(self) -> Stopwatch:
+        """Start to count stalls, to take them out of a duration that is measured elsewhere."""
+        return Stopwatch(self)
 
     def stalled_s(self) -> float:
-        """Return for how long they have stood still so far, in seconds."""
-        return self._stalled_s + (_now() - self._since if self._slow else 0.0)
+        """Return how long all stalls so far have lasted, in seconds."""
+        return self._stalled_s + (self._clock.time() - self._since if self._slow_commits else 0.0)
 
-    @contextmanager
-    def of(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Let a limit, which has been entered, be one of them while this is."""
-        self._limits[limit] = None
-        if self._slow:
-            self._standing[limit] = PausedTimeout(limit)
-        try:
-            yield
-        finally:
-            del self._limits[limit]
-            self._standing.pop(limit, None)
+    @property
+    def _clock(self) -> Clock:
+        return self._given_clock or asyncio.get_running_loop()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Enter while a store is waited for."""
-        waiter = object()
-        slow = asyncio.get_running_loop().call_later(self._slow_s, self._begin, waiter)
-        try:
-            yield
-        finally:
-            slow.cancel()
-            self._end(waiter)
+    def _pause(self, timeout: asyncio.Timeout, since: float | None) -> None:
+        self._paused[timeout] = PausedTimeout(timeout, since, self._clock.time)
 
-    def _begin(self, waiter: object) -> None:
-        if not self._slow:
-            self._since = _now() - self._slow_s
-            self._standing = {limit: PausedTimeout(limit, self._since) for limit in self._limits}
-        self._slow.add(waiter)
+    def _begin_stall(self, commit: object) -> None:
+        if not self._slow_commits:
+            self._since = self._clock.time() - self._slow_s
+            for timeout in self._timeouts:
+                self._pause(timeout, self._since)
+        self._slow_commits.add(commit)
 
-    def _end(self, waiter: object) -> None:
-        if waiter not in self._slow:
+    def _end_stall(self, commit: object) -> None:
+        if commit not in self._slow_commits:
             return
-        self._slow.discard(waiter)
-        if not self._slow:
-            self._stalled_s += _now() - self._since
-            for standstill in self._standing.values():
-                standstill.end()
-            self._standing.clear()
+        self._slow_commits.discard(commit)
+        if not self._slow_commits:
+            self._stalled_s += self._clock.time() - self._since
+            for pause in self._paused.values():
+                pause.end()
+            self._paused.clear()
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+class Stopwatch:
+    """Counts the stalls since its creation."""
+
+    def __init__(self, deadlines: PausableDeadlines) -> None:
+        self._deadlines, self._before_s = deadlines, deadlines.stalled_s()
+
+    def without_stalls(self, duration_s: float) -> float:
+        """Return a duration that began no earlier than this stopwatch, less the stalls since then; 0 or more."""
+        return max(duration_s - (self._deadlines.stalled_s() - self._before_s), 0.0)

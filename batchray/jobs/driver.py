@@ -66,11 +66,11 @@ async def start_job(
     store: Store,
     settings: Settings,
     turns: KeyedSemaphore | None = None,
-    limits: PausableDeadlines | None = None,
+    deadlines: PausableDeadlines | None = None,
 ) -> RunningJob:
     """Mark a job as running here, with its progress so far read from the store.
 
-    `turns` and `limits` are those that all jobs of this process share.  Raises LeaseLostError while another process
+    `turns` and `deadlines` are those that all jobs of this process share.  Raises LeaseLostError while another process
     leads it.
     """
     patience = StoreRetry(store, f"job {job_id}")
@@ -87,7 +87,7 @@ async def start_job(
         opened_at,
         patience,
         turns or KeyedSemaphore(),
-        limits or PausableDeadlines(),
+        deadlines or PausableDeadlines(),
     )
     if wishes.get("is_canceled"):  # which an earlier leader, or this process before it died, has not done
         job.cancel()

@@ -13,14 +13,14 @@ class GroupCommitter:
     """Group commits: what all items ask to be written goes to disk together, at most every `interval_s`.
 
     While the store cannot be used, outcomes are kept here, at most one for each place of the window, no attempt begins,
-    and `limits` stand still.
+    and `deadlines` are paused.
     """
 
     def __init__(
-        self, store: Store, job: JobRecord, patience: StoreRetry, limits: PausableDeadlines, interval_s: float = 0.02
+        self, store: Store, job: JobRecord, patience: StoreRetry, deadlines: PausableDeadlines, interval_s: float = 0.02
     ) -> None:
         self._store, self._job, self._patience, self._interval_s = store, job, patience, interval_s
-        self._limits = limits
+        self._deadlines = deadlines
         self._attempts: list[NewAttempt] = []
         self._outcomes: list[NewOutcome] = []
         self._steps: list[NewStep] = []
@@ -62,7 +62,7 @@ class GroupCommitter:
             waiting = self._waiting
             self._attempts, self._outcomes, self._steps, self._waiting = [], [], [], None
             try:
-                with self._limits.waiting():
+                with self._deadlines.commit():
                     taken = await self._patience.call(write)
             except Exception as error:  # noqa: BLE001  # every waiter has to hear of it; the job ends with it
                 waiting.set_exception(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -70,10 +69,10 @@ class RunningJob:
         opened_at: str,
         patience: StoreRetry,
         turns: KeyedSemaphore,
-        limits: PausableDeadlines,
+        deadlines: PausableDeadlines,
     ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
-        self.patience, self._turns, self._limits = patience, turns, limits
+        self.patience, self._turns, self._deadlines = patience, turns, deadlines
         self._keys, max_running = window_limits(agents)
         self.window: Window[PendingItem, NewOutcome | None] = Window(
             settings.max_in_flight,
@@ -95,7 +94,7 @@ class RunningJob:
 
     def committer(self, store: Store) -> GroupCommitter:
         """Return the job's way into the store."""
-        self._ledger = self._ledger or GroupCommitter(store, self.record, self.patience, self._limits)
+        self._ledger = self._ledger or GroupCommitter(store, self.record, self.patience, self._deadlines)
         return self._ledger
 
     def run_item(self, store: Store, executor: Executor) -> Callable[[PendingItem], Any]:
@@ -118,7 +117,7 @@ class RunningJob:
                     NewAttempt(item.index, attempt, blamed_crashes, collateral_crashes)
                 )  # counted before it is spawned
                 self.in_flight.begin(item.index, item.agent_id, attempt, self._patience_s(item))
-                stalled_s = self._limits.stalled_s()
+                stopwatch = self._deadlines.stopwatch()
                 try:
                     # Alone: one that may have killed others, and one that others have killed again and again.
                     is_isolated = (
@@ -126,8 +125,7 @@ class RunningJob:
                     )
                     outcome = await self._attempt(store, executor, item, attempt, left_s, is_isolated=is_isolated)
                 except WorkerDiedError as error:
-                    ran_s = max(error.ran_s - (self._limits.stalled_s() - stalled_s), 0.0)
-                    left_s = max(left_s - ran_s, 0.0)
+                    left_s = max(left_s - stopwatch.without_stalls(error.ran_s), 0.0)
                     blamed_crashes, collateral_crashes = (
                         blamed_crashes + error.is_suspect,
                         collateral_crashes + (not error.is_suspect),
@@ -228,9 +226,8 @@ class RunningJob:
         is_queued = spec.is_isolated or bound.agent.placement == "process"
         limit_s = None if is_queued else left_s + self.settings.deadline_grace_s
         try:
-            async with asyncio.timeout(limit_s) as limit:
-                with self._limits.of(limit):
-                    reported = await executor.run(spec, self._keep(store, spec, len(steps)))
+            async with self._deadlines.timeout(limit_s):
+                reported = await executor.run(spec, self._keep(store, spec, len(steps)))
         except TimeoutError:
             late = DeadlineExceededError("deadline_exceeded", "its worker gave no answer by its deadline")
             return self._failed(item.index, attempt, late)

@@ -45,7 +45,7 @@ class Runtime:
         self._sharing: dict[RunningJob, None] = {}  # in the order of their start
         self._shared_window: int | None = None
         self._is_draining = False
-        self._turns, self._limits = KeyedSemaphore(), PausableDeadlines()
+        self._turns, self._deadlines = KeyedSemaphore(), PausableDeadlines()
         atexit.register(self.close)
 
     def share_window(self, size: int) -> None:
@@ -104,7 +104,7 @@ class Runtime:
         try:
             executor = await self._executor(settings)
             executor.check(agents)
-            running = await start_job(job.id, agents, store, settings, self._turns, self._limits)
+            running = await start_job(job.id, agents, store, settings, self._turns, self._deadlines)
             job.started(running)
             self._take_share(running)
             record = running.record

@@ -1,11 +1,11 @@
-"""Threads that do what they are told: calls in order, and an event loop."""
+"""An executor with one daemon thread, and an event loop on a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 class DaemonThread(Executor):
-    """An executor of one daemon thread.
+    """An executor that runs its calls in order on one daemon thread.
 
-    Unlike a ThreadPoolExecutor it works until the very end of the interpreter, and never holds that end up.
+    Unlike a ThreadPoolExecutor it works until the interpreter has exited, and never delays that exit.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,7 +32,7 @@ class DaemonThread(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Finish what is queued, then end."""
+        """End the thread after the queued calls."""
         self._tasks.put(None)
         if wait:
             self._thread.join()
@@ -44,55 +44,78 @@ class DaemonThread(Executor):
                 continue
             try:
                 value = call()
-            except BaseException as error:  # noqa: BLE001  # handed over to whoever waits
+            except BaseException as error:  # noqa: BLE001  # raised where the result is asked for
                 future.set_exception(error)
             else:
                 future.set_result(value)
 
 
 class LoopThread:
-    """An event loop on a thread of its own, which goes on while the caller does something else."""
+    """An event loop that runs on a daemon thread of its own."""
 
     def __init__(self, name: str) -> None:
         self._started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._ended: Future[None] = Future()
+        self.has_ended = False
+        """Whether the loop accepts no more work."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop, and wait for what it returns.  Raises RuntimeError where the loop ends before.
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop."""
+        return self._started.result()[0]
 
-        As it does where a task of it raises SystemExit.
-        """
-        loop, _ = self._started.result()
-        if self._ended.done():
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on the loop.  Raises RuntimeError if the loop has ended."""
+        loop = self.loop
+        if self.has_ended:
             work.close()
             raise RuntimeError("the event loop has ended")
-        running = asyncio.run_coroutine_threadsafe(work, loop)
-        futures: tuple[Future[Any], ...] = (running, self._ended)
-        wait(futures, return_when=FIRST_COMPLETED)
-        if not running.done() or running.cancelled():
-            raise RuntimeError("the event loop has ended")
-        return running.result()
+        return asyncio.run_coroutine_threadsafe(work, loop)
 
-    def close(self) -> None:
-        """End the loop, and what still runs on it."""
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and wait for its result; an interrupt of the wait cancels it.
+
+        Raises RuntimeError if the loop has ended, or ends meanwhile, as it does when a task of it raises SystemExit.
+        """
+        running = self.submit(work)
+        futures: tuple[Future[Any], ...] = (running, self._ended)
+        try:
+            wait(futures, return_when=FIRST_COMPLETED)
+        except BaseException:
+            running.cancel()
+            raise
+        if not running.done():
+            raise RuntimeError("the event loop has ended")
+        try:
+            return running.result()
+        except CancelledError:
+            if self.has_ended:
+                raise RuntimeError("the event loop has ended") from None
+            raise
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """End the loop and cancel what still runs on it; wait for that, at most `timeout_s` seconds."""
         loop, stopping = self._started.result()
-        with suppress(RuntimeError):  # it has ended by itself
+        with suppress(RuntimeError):  # the loop is closed: a task of it has ended it
             loop.call_soon_threadsafe(stopping.set)
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
             with asyncio.Runner() as runner:
-                runner.run(self._live())
-        except BaseException as error:  # noqa: BLE001  # handed over to whoever waits
+                try:
+                    runner.run(self._wait_until_closed())
+                finally:
+                    self.has_ended = True  # before the runner cancels the other tasks
+        except BaseException as error:  # noqa: BLE001  # raised to those that wait for the loop to start
             if not self._started.done():
                 self._started.set_exception(error)
         finally:
             self._ended.set_result(None)
 
-    async def _live(self) -> None:
+    async def _wait_until_closed(self) -> None:
         stopping = asyncio.Event()
         self._started.set_result((asyncio.get_running_loop(), stopping))
         await stopping.wait()

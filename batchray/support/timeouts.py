@@ -1,35 +1,44 @@
-"""Timeouts that pause."""
+"""Timeouts that can be paused."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 
 class PausedTimeout:
-    """A limit that stands still, since this moment or an earlier one by the loop's clock, until `end`."""
+    """A timeout that is paused from `since` until `end` is called; None stands for a timeout that does not exist.
 
-    def __init__(self, limit: asyncio.Timeout, since: float | None = None) -> None:
-        self._limit, self._ends = limit, limit.when()
-        self._since = asyncio.get_running_loop().time() if since is None else since
-        self._move(None)
+    `clock` returns seconds; both default to the running loop's clock, at this moment.
+    """
+
+    def __init__(
+        self, timeout: asyncio.Timeout | None, since: float | None = None, clock: Callable[[], float] | None = None
+    ) -> None:
+        self._clock = clock or asyncio.get_running_loop().time
+        self._timeout, self._when = timeout, timeout.when() if timeout is not None else None
+        self._since = self._clock() if since is None else since
+        self.paused_s = 0.0
+        """How long the pause lasted; 0 until `end`."""
+        self._reschedule(None)
 
     def end(self) -> None:
-        """Let the limit go on where it was."""
-        stood_s = asyncio.get_running_loop().time() - self._since
-        self._move(None if self._ends is None else self._ends + stood_s)
+        """Continue the timeout with the time that was left when the pause began."""
+        self.paused_s = self._clock() - self._since
+        self._reschedule(None if self._when is None else self._when + self.paused_s)
 
-    def _move(self, ends: float | None) -> None:
-        with suppress(RuntimeError):  # what it limits is over, or is being ended
-            self._limit.reschedule(ends)
+    def _reschedule(self, when: float | None) -> None:
+        if self._timeout is not None:
+            with suppress(RuntimeError):  # its block has ended, or it has expired
+                self._timeout.reschedule(when)
 
 
 @contextmanager
-def paused(limit: asyncio.Timeout) -> Iterator[None]:
-    """Let the time for which this is entered not count towards a limit: nobody can help it that a store waits."""
-    standstill = PausedTimeout(limit)
+def paused(timeout: asyncio.Timeout | None) -> Iterator[PausedTimeout]:
+    """Pause a timeout inside this block."""
+    pause = PausedTimeout(timeout)
     try:
-        yield
+        yield pause
     finally:
-        standstill.end()
+        pause.end()

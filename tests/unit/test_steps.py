@@ -17,7 +17,6 @@ from batchray.agents import (
     CheckpointedRun,
     CheckpointSink,
     encode_input,
-    paused,
     pump_checkpoints,
     read_report,
 )
@@ -25,6 +24,7 @@ from batchray.config import Agent, BoundAgent, bind_agents
 from batchray.executors.ray.checkpointed_runs import CheckpointedRuns, run_isolated
 from batchray.schema import Message, letta_messages, new_job_id
 from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store, run_all
+from batchray.support.timeouts import paused
 from tests.polling import run_pending_tasks
 
 JOB = new_job_id()

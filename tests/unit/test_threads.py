@@ -10,45 +10,45 @@ import pytest
 from batchray.support.threads import LoopThread
 
 
-async def name_of_thread() -> str:
+async def thread_name() -> str:
     await asyncio.sleep(0)
     return threading.current_thread().name
 
 
-def test_work_runs_on_the_loops_thread_and_what_is_left_of_it_ends_with_it() -> None:
+def test_work_runs_on_the_loops_thread_and_unfinished_tasks_end_with_the_loop() -> None:
     ended = threading.Event()
 
-    async def left_over() -> None:
+    async def unfinished() -> None:
         try:
             await asyncio.sleep(3600)
         finally:
             ended.set()
 
     async def begin() -> None:
-        tasks.append(asyncio.create_task(left_over()))
+        tasks.append(asyncio.create_task(unfinished()))
         await asyncio.sleep(0)
 
     tasks: list[asyncio.Task[None]] = []
-    loop = LoopThread("aside")
-    assert loop.run(name_of_thread()) == "aside"
+    loop = LoopThread("side")
+    assert loop.run(thread_name()) == "side"
     loop.run(begin())
     loop.close()
     assert ended.is_set()
     with pytest.raises(RuntimeError, match="has ended"):
-        loop.run(name_of_thread())
+        loop.run(thread_name())
 
 
-def test_what_work_raises_is_raised() -> None:
+def test_an_error_of_the_work_is_raised_to_the_caller() -> None:
     async def fails() -> None:
         raise LookupError("no")
 
-    loop = LoopThread("aside")
+    loop = LoopThread("side")
     with pytest.raises(LookupError, match="no"):
         loop.run(fails())
     loop.close()
 
 
-def test_work_that_ends_the_loop_does_not_leave_its_caller_waiting() -> None:
+def test_a_caller_does_not_wait_for_a_loop_that_its_work_has_ended() -> None:
     async def exits() -> None:
         raise SystemExit(3)
 
@@ -57,7 +57,7 @@ def test_work_that_ends_the_loop_does_not_leave_its_caller_waiting() -> None:
         await asyncio.sleep(3600)
 
     tasks: list[asyncio.Task[None]] = []
-    loop = LoopThread("aside")
+    loop = LoopThread("side")
     with pytest.raises(RuntimeError, match="has ended"):
         loop.run(begin())
     loop.close()

@@ -10,10 +10,11 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from batchray.agents import SaveCheckpoints, paused
+from batchray.agents import SaveCheckpoints
 from batchray.errors import ClusterError
 from batchray.executors.base import AttemptSpec
 from batchray.executors.ray.lane import run_in_process
+from batchray.support.timeouts import paused
 
 # How long the import of an agent's code may take, in a process that starts: longer than any deadline of seconds.
 _IMPORT_S = 300.0
