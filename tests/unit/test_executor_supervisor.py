@@ -7,7 +7,7 @@ import pytest
 from batchray.config import Settings, load_settings
 from batchray.errors import ClusterError
 from batchray.server.executor_supervisor import supervise
-from tests.waiting import soon
+from tests.polling import wait_until
 
 SETTINGS = load_settings(executor="local")
 
@@ -34,7 +34,7 @@ async def test_a_lost_executor_is_restarted_each_time() -> None:
     supervision = asyncio.create_task(supervise(source, SETTINGS, 0.001, delays_s=(0, 0, 0)))
     for _ in range(2):
         source.is_alive, source.n_attempts = False, 0
-        await soon(lambda: source.is_alive)
+        await wait_until(lambda: source.is_alive)
         assert source.n_attempts == 2
     assert not supervision.done()
     supervision.cancel()
