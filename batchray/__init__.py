@@ -10,7 +10,19 @@ from batchray.support import moved
 
 if TYPE_CHECKING:
     from batchray.agents.tools import ToolError, is_cancelled
-    from batchray.api import arun, attach, resume, run, shutdown, submit
+    from batchray.api import (
+        aresume,
+        aretry,
+        arun,
+        attach,
+        resume,
+        retry,
+        run,
+        shutdown,
+        submit,
+        submit_resume,
+        submit_retry,
+    )
     from batchray.config import Agent, Provider, Settings, load_agents
     from batchray.errors import BatchrayError
     from batchray.executors.ray.job_actor import RemoteJob, find_job
@@ -34,20 +46,37 @@ __all__ = [
     "Result",
     "Settings",
     "ToolError",
+    "aresume",
+    "aretry",
     "arun",
     "attach",
     "find_job",
     "is_cancelled",
     "load_agents",
     "resume",
+    "retry",
     "run",
     "shutdown",
     "submit",
+    "submit_resume",
+    "submit_retry",
 ]
 
 _HOMES = {
     "batchray.agents.tools": ("ToolError", "is_cancelled"),
-    "batchray.api": ("arun", "attach", "resume", "run", "shutdown", "submit"),
+    "batchray.api": (
+        "aresume",
+        "aretry",
+        "arun",
+        "attach",
+        "resume",
+        "retry",
+        "run",
+        "shutdown",
+        "submit",
+        "submit_resume",
+        "submit_retry",
+    ),
     "batchray.config": ("Agent", "Provider", "Settings", "load_agents"),
     "batchray.errors": ("BatchrayError",),
     "batchray.executors.ray.job_actor": ("RemoteJob", "find_job"),

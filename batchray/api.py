@@ -1,4 +1,8 @@
-"""The Python API: run, submit, resume, retry, attach."""
+"""The Python API: run a batch, resume or retry a job, attach to one.
+
+`run`, `resume` and `retry` watch their job to its end; `arun`, `aresume` and `aretry` do so in async code.  `submit`,
+`submit_resume` and `submit_retry` return at once, and the job runs in the background of this process.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ import asyncio
 import functools
 from collections.abc import AsyncIterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from batchray.agents.build import check_agents_build
 from batchray.batch.parse import read_callback_url
@@ -23,43 +27,82 @@ from batchray.schema.validation_text import first_problem
 AgentsLike = Sequence[Agent | Mapping[str, Any]] | str | Path | AgentSet
 """Agents, or the path of an agents file."""
 
+Providers = Mapping[str, Provider | Mapping[str, Any]]
+"""Providers by name."""
+
 M = TypeVar("M", Agent, Provider)
 
 
-def run(requests: Requests, agents: AgentsLike, *, progress: bool = True, **options: Any) -> Job:
-    """Run a batch, show how it goes, and return the ended job.
+class SettingsOptions(TypedDict, total=False):
+    """The fields of `Settings` as keyword arguments.  One that is left out or None has the value of `load_settings`."""
 
-    Takes what `submit` takes.  Works inside a running event loop, as in a notebook.  An interrupt (Ctrl-C) stops what
-    runs, keeps every outcome, and is raised again; `resume` goes on from there.
+    data_dir: str | Path | None
+    database_url: str | SecretStr | None
+    allow_network_fs: bool | None
+    lease_s: float | None
+    max_in_flight: int | None
+    lanes: int | None
+    executor: Literal["ray", "local"] | None
+    ray_address: str | None
+    num_cpus: int | None
+    max_attempts: int | None
+    job_deadline_s: float | None
+    deadline_grace_s: float | None
+    lane_silence_s: float | None
+    min_watched_items: int | None
+
+
+class ResumeOptions(SettingsOptions, total=False):
+    """What `resume` and `retry` take besides the job and its agents."""
+
+    providers: Providers | None
+
+
+class SubmitOptions(ResumeOptions, total=False):
+    """What `run` and `submit` take besides the requests and their agents."""
+
+    callback_url: str | None
+
+
+def run(requests: Requests, agents: AgentsLike, *, progress: bool = True, **options: Unpack[SubmitOptions]) -> Job:
+    """Run a batch, show its progress, and return the ended job.
+
+    Takes the arguments of `submit`.  Works inside a running event loop, as in a notebook.  An interrupt (Ctrl-C) stops
+    the job, keeps every outcome, and is raised again; `resume` continues the job.
     """
     return _watch(submit(requests, agents, **options), progress)
 
 
-async def arun(requests: Requests, agents: AgentsLike, **options: Any) -> Job:
-    """Run a batch from async code and return the ended job.  A cancelled wait interrupts the job."""
+async def arun(
+    requests: Requests, agents: AgentsLike, *, progress: bool = False, **options: Unpack[SubmitOptions]
+) -> Job:
+    """Run a batch from async code and return the ended job.  Cancelling the call interrupts the job, as in `run`."""
     if isinstance(requests, AsyncIterable):
-        requests = await collect(requests, _settings(options).data_dir, _agent_set(agents, options.get("providers")))
+        own: dict[str, Any] = {
+            name: value for name, value in options.items() if name not in ("providers", "callback_url")
+        }
+        requests = await collect(requests, load_settings(**own).data_dir, _agent_set(agents, options.get("providers")))
     job = await asyncio.to_thread(submit, requests, agents, **options)
-    return await _awaited(job)
+    return await _watch_async(job, progress)
 
 
 def submit(
     requests: Requests,
     agents: AgentsLike,
     *,
-    providers: Mapping[str, Provider | Mapping[str, Any]] | None = None,
+    providers: Providers | None = None,
     callback_url: str | None = None,
-    **settings: Any,
+    **settings: Unpack[SettingsOptions],
 ) -> Job:
     """Accept a batch and return its job, which runs in the background of this process.
 
     `requests` is a path (JSON Lines, or a whole JSON body), an open binary file, an iterable or async iterable of
-    requests, or a Ray Dataset.  `agents` are agents or the path of an agents file; `settings` are fields of `Settings`.
-    When this returns the job and all its items are on disk.
+    requests, or a Ray Dataset.  `agents` are agents or the path of an agents file, `settings` are fields of `Settings`.
+    The job and all its items are on disk when this returns.
 
-    Raises BatchFormatError or ConfigError, and has run nothing, when any of it cannot be used.
+    Raises BatchFormatError or ConfigError if any of the input cannot be used; nothing has run then.
     """
-    chosen = _settings(settings)
+    chosen = load_settings(**settings)
     bound = _agent_set(agents, providers)
     _check_travel(bound, chosen)
     if callback_url is not None:
@@ -76,65 +119,100 @@ def submit(
         raise
 
 
-def resume(job_id: str, agents: AgentsLike | None = None, *, progress: bool = True, **options: Any) -> Job:
-    """Go on with an unfinished job and return it ended: items that have an outcome are not run again.
+def resume(
+    job_id: str, agents: AgentsLike | None = None, *, progress: bool = True, **options: Unpack[ResumeOptions]
+) -> Job:
+    """Continue an unfinished job and return it ended.  Items that have an outcome are not run again.
 
-    The job's agents come from its snapshot in the store; `agents` replaces those of the same ids.
-    Raises UnknownJobError, and ConfigError for an agent whose function or key cannot be found.
+    The job's agents come from its snapshot in the store; `agents` replaces those with the same ids.
+    Raises UnknownJobError, and ConfigError if an agent's function or key cannot be found.
     """
     return _watch(submit_resume(job_id, agents, **options), progress)
 
 
-def submit_resume(job_id: str, agents: AgentsLike | None = None, *, is_retry: bool = False, **options: Any) -> Job:
-    """Go on with an unfinished job in the background of this process; otherwise as `resume`."""
-    providers = options.pop("providers", None)
-    settings = _settings(options)
-    if settings.url is None and not settings.database.exists():
-        raise ConfigError(f"no batchray data in {settings.data_dir}; give the --data-dir that the job was run with")
+async def aresume(
+    job_id: str, agents: AgentsLike | None = None, *, progress: bool = False, **options: Unpack[ResumeOptions]
+) -> Job:
+    """Continue an unfinished job from async code; otherwise as `resume`."""
+    return await _watch_async(await asyncio.to_thread(submit_resume, job_id, agents, **options), progress)
+
+
+def submit_resume(job_id: str, agents: AgentsLike | None = None, **options: Unpack[ResumeOptions]) -> Job:
+    """Continue an unfinished job in the background of this process; otherwise as `resume`."""
+    return _start_again(job_id, agents, is_retry=False, **options)
+
+
+def retry(
+    job_id: str, agents: AgentsLike | None = None, *, progress: bool = True, **options: Unpack[ResumeOptions]
+) -> Job:
+    """Run the items of an ended job that did not succeed again, and return the job ended.
+
+    Their failed outcomes are deleted; those that succeeded stay as they are.  If all have succeeded nothing runs.
+    Raises UnknownJobError, and ConfigError if the job has not ended or an agent's function or key cannot be found.
+    """
+    return _watch(submit_retry(job_id, agents, **options), progress)
+
+
+async def aretry(
+    job_id: str, agents: AgentsLike | None = None, *, progress: bool = False, **options: Unpack[ResumeOptions]
+) -> Job:
+    """Run the failed items of an ended job again from async code; otherwise as `retry`."""
+    return await _watch_async(await asyncio.to_thread(submit_retry, job_id, agents, **options), progress)
+
+
+def submit_retry(job_id: str, agents: AgentsLike | None = None, **options: Unpack[ResumeOptions]) -> Job:
+    """Run the failed items of an ended job again in the background of this process; otherwise as `retry`."""
+    return _start_again(job_id, agents, is_retry=True, **options)
+
+
+def _start_again(
+    job_id: str,
+    agents: AgentsLike | None,
+    *,
+    is_retry: bool,
+    providers: Providers | None = None,
+    **settings: Unpack[SettingsOptions],
+) -> Job:
+    """Start a job of the store in this process.  A job that has nothing to run is returned as it is."""
+    chosen = load_settings(**settings)
+    if chosen.url is None and not chosen.database.exists():
+        raise ConfigError(f"no batchray data in {chosen.data_dir}; give the --data-dir that the job was run with")
     session = _session()
-    store = session.open_store(settings)
+    store = session.open_store(chosen)  # for writing: it brings a database of an older version up to this one
     try:
         record = session.wait(store.call(store.job, job_id))
-        if record.is_ended and not is_retry:
+        if record.counts["succeeded"] == record.total if is_retry else record.is_ended:
             session.release_store(store)
-            return Job(job_id, settings.data_dir, url=settings.url)
+            return Job(job_id, chosen.data_dir, url=chosen.url)
+        if is_retry and not record.is_ended:
+            raise ConfigError(f"job {job_id} has not ended; `batchray resume` continues it")
         given = _agent_set(agents, providers) if agents is not None else None
         snapshot = session.wait(store.call(store.agent_snapshot, job_id))
         bound = AgentSet.from_snapshot(snapshot, given)
         check_agents_build(bound)
-        _check_travel(bound, settings)
+        _check_travel(bound, chosen)
         if is_retry:
             session.wait(store.call(reopen_job, store, job_id))
-        return session.start(job_id, bound, store, settings)
+        return session.start(job_id, bound, store, chosen)
     except BaseException:
         session.release_store(store)
         raise
 
 
-def submit_retry(job_id: str, agents: AgentsLike | None = None, **options: Any) -> Job:
-    """Run the items of an ended job again that did not succeed, in the background of this process.
+def attach(job_id: str, data_dir: str | Path | None = None, database_url: str | None = None) -> Job:
+    """Return the handle of a job in a data directory or database, whichever process runs it.
 
-    Their failed outcomes are forgotten; those that succeeded stay as they are.
+    An argument that is None comes from `BATCHRAY_DATA_DIR` or `BATCHRAY_DATABASE_URL`, as in `submit`.
+    Raises UnknownJobError.
     """
-    settings = _settings(options)
-    job = attach(job_id, settings.data_dir, settings.url)
-    record = job.record()
-    if record.counts["succeeded"] == record.total:
-        return job
-    if not record.is_ended:
-        raise ConfigError(f"job {job_id} has not ended; `batchray resume` goes on with it")
-    return submit_resume(job_id, agents, is_retry=True, **options)
-
-
-def attach(job_id: str, data_dir: str | Path = ".batchray", database_url: str | None = None) -> Job:
-    """Return the handle of a job of this data directory, or this database, whoever runs it.  Raises UnknownJobError."""
-    job = Job(job_id, Path(data_dir), url=database_url)
+    settings = load_settings(data_dir=data_dir, database_url=database_url)
+    job = Job(job_id, settings.data_dir, url=settings.url)
     job.record()
     return job
 
 
 def shutdown() -> None:
-    """Interrupt this process's jobs and end its lanes.  Happens by itself when Python exits."""
+    """Interrupt this process's jobs and end its lanes.  Python's exit does this too."""
     if _session.cache_info().currsize:
         _session().close()
         _session.cache_clear()
@@ -142,17 +220,11 @@ def shutdown() -> None:
 
 @functools.cache
 def _session() -> Runtime:
-    # The one piece of state a process has: lanes are kept warm from job to job, and end with the process.
+    # The only global state of a process: its lanes are reused by the next job, and end with the process.
     return Runtime()
 
 
-def _settings(options: Mapping[str, Any]) -> Settings:
-    return load_settings(
-        **{name: value for name, value in options.items() if name not in ("providers", "callback_url")}
-    )
-
-
-def _agent_set(agents: AgentsLike, providers: Mapping[str, Provider | Mapping[str, Any]] | None = None) -> AgentSet:
+def _agent_set(agents: AgentsLike, providers: Providers | None = None) -> AgentSet:
     """Return the agents bound to their providers.  Raises ConfigError for one that cannot be built."""
     if isinstance(agents, AgentSet):
         agent_set = agents
@@ -176,7 +248,7 @@ def _validated(model: type[M], given: M | Mapping[str, Any], place: str) -> M:
 
 
 def _check_travel(agents: AgentSet, settings: Settings) -> None:
-    """Refuse Python functions that cannot be sent to a lane before a batch that needs them is accepted."""
+    """Refuse a Python function that cannot be sent to a lane, before a batch that needs it is accepted."""
     carried = [bound for bound in agents.agents.values() if any(map(callable, (bound.agent.run, *bound.agent.tools)))]
     if carried and settings.executor == "ray":
         from batchray.executors.ray.lane import pack
@@ -198,8 +270,12 @@ def _watch(job: Job, is_shown: bool) -> Job:
     return job
 
 
-async def _awaited(job: Job) -> Job:
+async def _watch_async(job: Job, is_shown: bool) -> Job:
+    from batchray.views.progress_display import show_progress_async
+
     try:
+        if is_shown:
+            await show_progress_async(job)
         await job.ended()
     except asyncio.CancelledError:
         await asyncio.to_thread(job.stop)

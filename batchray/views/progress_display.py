@@ -1,7 +1,8 @@
-"""What a person sees of a job: a live bar in a terminal or notebook, plain lines elsewhere, a table at the end."""
+"""Shows a job to a person: a live bar in a terminal or notebook, plain lines elsewhere, a table at its end."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import textwrap
@@ -24,17 +25,17 @@ _RATE_OVER_S = 15.0
 _N_FAILURES = 8
 _MAX_ERROR_CHARS = 72
 _TIMING_NOTE = """\
-p50, p95: half of the requests, 95 % of them, took no longer (to 4.4 %)
-before its start: since the batch was accepted, the start of Ray included
+p50, p95: half of the requests, 95 % of them, took at most this long (at most 4.4 % too high)
+before its start: since the batch was accepted, including the start of Ray
 """
 
 
 class Watched(Protocol):
-    """What is shown of a job; `api.Job` is one."""
+    """What the display reads of a job; `Job` is one."""
 
     @property
     def is_done(self) -> bool:
-        """Whether it has ended, or is no longer run."""
+        """Whether it has ended, or no process runs it any more."""
         ...
 
     @property
@@ -53,7 +54,7 @@ class Watched(Protocol):
 
 
 class View(NamedTuple):
-    """A job at one moment."""
+    """A job's state at one moment."""
 
     total: int
     done: int
@@ -61,17 +62,17 @@ class View(NamedTuple):
     in_flight: int
     tokens: int
     rate: float
-    """Outcomes a second over the last seconds."""
+    """Outcomes per second, over the last 15 seconds."""
     is_started: bool = True
-    """False while what the requests run on is still starting."""
+    """False while the executor is still starting."""
 
     @property
     def eta_s(self) -> float:
-        """Seconds until the end at this rate; infinite while there is none."""
+        """Seconds until the end at this rate; infinite if the rate is 0."""
         return (self.total - self.done) / self.rate if self.rate else math.inf
 
     def line(self) -> str:
-        """Return the moment as one line of text."""
+        """Return the state as one line of text."""
         if not self.is_started:
             return f"{self.total:,} requests accepted, starting"
         parts = [f"{self.done:,} of {self.total:,} done", f"{self.failed:,} failed", f"{self.in_flight:,} in flight"]
@@ -82,10 +83,23 @@ class View(NamedTuple):
 
 
 def show_progress(job: Watched) -> None:
-    """Show how a job goes until it ends: in a notebook, in a terminal, or as a line every ten seconds."""
+    """Show a job's progress until it ends: in a notebook, as a bar in a terminal, or as a line every ten seconds."""
+    views = _ViewReader(job)
     with _screen() as draw:
-        for view in _views(job):
-            draw(view)
+        draw(views.read())
+        while not views.is_over:
+            time.sleep(_TICK_S)
+            draw(views.read())
+
+
+async def show_progress_async(job: Watched) -> None:
+    """Show a job's progress from async code; otherwise as `show_progress`."""
+    views = _ViewReader(job)
+    with _screen() as draw:
+        draw(views.read())
+        while not views.is_over:
+            await asyncio.sleep(_TICK_S)
+            draw(views.read())
 
 
 def clock(seconds: float) -> str:
@@ -96,7 +110,7 @@ def clock(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration with a fitting unit; a dash for what was never measured."""
+    """Return a duration with a unit that fits its size; a dash for NaN, which means not measured."""
     if math.isnan(seconds):
         return "-"
     if seconds < 1:
@@ -107,7 +121,7 @@ def duration(seconds: float) -> str:
 def summary(
     record: JobRecord, timing: dict[str, Percentiles], failures: Sequence[FailureKind], console: Console
 ) -> None:
-    """Print what became of a job: outcomes, kinds of failures, durations, tokens."""
+    """Print a job's outcomes, kinds of failures, durations and tokens."""
     console.print(_outcomes_table(record))
     if failures:
         console.print(_failures_table(failures))
@@ -131,7 +145,7 @@ def _outcomes_table(record: JobRecord) -> Table:
 
 
 def share(count: int, total: int) -> str:
-    """Return a share in per cent.  100.0 % is all of them, and 0.0 % none."""
+    """Return a share as a percentage.  Only all of them are 100.0%, and only none are 0.0%."""
     if not 0 < count < total:
         return f"{count / max(total, 1):.1%}"
     return f"{min(max(count / total, 0.001), 0.999):.1%}"
@@ -175,11 +189,19 @@ def _table(title: str, first: str, *others: str) -> Table:
     return table
 
 
-def _views(job: Watched) -> Iterator[View]:
-    """Yield the job's state a few times a second, and once more when it has ended."""
-    seen: deque[tuple[float, int]] = deque()
-    while True:
-        is_last = job.is_done
+class _ViewReader:
+    """Reads a job's state again and again, and computes its rate from the last states."""
+
+    def __init__(self, job: Watched) -> None:
+        self._job = job
+        self._seen: deque[tuple[float, int]] = deque()
+        self.is_over = False
+        """Whether the last state read is the final one."""
+
+    def read(self) -> View:
+        """Return the job's state now."""
+        job, seen = self._job, self._seen
+        self.is_over = job.is_done
         progress, now = job.live(), time.monotonic()
         seen.append((now, progress.done))
         while now - seen[0][0] > _RATE_OVER_S:
@@ -187,11 +209,8 @@ def _views(job: Watched) -> Iterator[View]:
         elapsed = now - seen[0][0]
         rate = (progress.done - seen[0][1]) / elapsed if elapsed else 0.0
         tokens = progress.prompt_tokens + progress.completion_tokens
-        in_flight = 0 if is_last else job.in_flight
-        yield View(progress.total, progress.done, progress.failed, in_flight, tokens, rate, job.is_started)
-        if is_last:
-            return
-        time.sleep(_TICK_S)
+        in_flight = 0 if self.is_over else job.in_flight
+        return View(progress.total, progress.done, progress.failed, in_flight, tokens, rate, job.is_started)
 
 
 def _is_notebook() -> bool:
