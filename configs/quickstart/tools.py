@@ -1,7 +1,7 @@
 """The tools of the quickstart's agents: plain functions, named in agents.yaml as `tools:calculate` and so on.
 
-What the model sees of a tool is its name, its docstring and its parameters' types.  What a tool raises is told to the
-model as the tool's answer; the run goes on.
+The model sees a tool's name, its docstring and its parameters' types.  If a tool raises, the model gets the error as the
+tool's answer, and the run continues.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from batchray import AgentRequest
 
 STOCK = {"apples": 120, "cherries": 900, "lemons": 45, "oranges": 60, "pears": 80, "plums": 210}
-"""What the shop of the quickstart has, in pieces."""
+"""The stock of the quickstart's shop, in pieces."""
 
 _MAX_EXPRESSION_CHARS = 200
 _MAX_EXPONENT = 64
@@ -29,7 +29,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 
 
 def calculate(expression: str) -> float:
-    """Work out an arithmetic expression of numbers, brackets and + - * / // % **.
+    """Evaluate an arithmetic expression of numbers, brackets and + - * / // % **.
 
     Args:
         expression: For example "(3 + 4) * 12".
@@ -56,12 +56,12 @@ def look_up(key: str) -> int:
 
 
 def headline(request: AgentRequest) -> str:
-    """Answer a request with its own text as a headline: an agent made of a function alone, without a model."""
+    """Return the request's text as a headline: an agent that is a function, without a model."""
     return str(request.input).strip().title()
 
 
 def _value(node: ast.expr) -> float:
-    """Evaluate a parsed expression; anything but numbers and operators is refused."""
+    """Evaluate a parsed expression; refuse everything except numbers and operators."""
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
             return number
@@ -72,4 +72,4 @@ def _value(node: ast.expr) -> float:
             if isinstance(op, ast.Pow) and abs(other) > _MAX_EXPONENT:
                 raise ValueError(f"an exponent is at most {_MAX_EXPONENT}")
             return _OPERATORS[type(op)](base, other)
-    raise ValueError("only numbers, brackets and + - * / // % ** can be worked out")
+    raise ValueError("only numbers, brackets and + - * / // % ** can be evaluated")
