@@ -1,7 +1,7 @@
 """The tools of the quickstart's agents: plain functions, named in agents.yaml as `tools:calculate` and so on.
 
-The model sees a tool's name, its docstring and its parameters' types.  If a tool raises, the model gets the error as the
-tool's answer, and the run continues.
+The model sees a tool's name, its docstring and its parameters' types.  If a tool raises, the model gets the error as
+the tool's answer, and the run continues.
 """
 
 from __future__ import annotations
