@@ -66,14 +66,14 @@ class UnknownAgentError(BatchFormatError):
 
 
 class ConfigError(UsageError):
-    """Settings, agents or providers cannot be used.  `place` names the file, and the line or path in it."""
+    """Settings, agents or providers cannot be used.  `location` names the file, and the line or path in it."""
 
-    def __init__(self, reason: str, place: str = "") -> None:
-        super().__init__(reason, place)
-        self.reason, self.place = reason, place
+    def __init__(self, reason: str, location: str = "") -> None:
+        super().__init__(reason, location)
+        self.reason, self.location = reason, location
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}" if self.place else self.reason
+        return f"{self.location}: {self.reason}" if self.location else self.reason
 
 
 class UnknownJobError(UsageError):

@@ -24,7 +24,7 @@ from batchray.schema import (
 )
 from batchray.schema.approvals import check_all_answered
 
-Answer = ApprovalReturn | ToolReturn
+ApprovalAnswer = ApprovalReturn | ToolReturn
 """What the caller says to one tool call: yes or no, or what its own tool gave back."""
 
 
@@ -45,12 +45,12 @@ def brings_answers(request: LettaRequest) -> bool:
     return request.messages is not None and any(not isinstance(each, MessageCreate) for each in request.messages)
 
 
-def answers_in(request: LettaRequest) -> list[Answer]:
+def answers_in(request: LettaRequest) -> list[ApprovalAnswer]:
     """Return the answers of a request that brings them.
 
     Raises ApprovalError where other messages stand beside them, where there are none, or two to one call.
     """
-    answers: list[Answer] = []
+    answers: list[ApprovalAnswer] = []
     for position, given in enumerate(request.messages or ()):
         if isinstance(given, MessageCreate):
             reason = "a request either answers tool calls or brings messages; send the messages afterwards"
@@ -75,7 +75,7 @@ def paused_step(history: Sequence[Message]) -> PausedStep | None:
     return PausedStep(calls, waiting, request.id, request.step_id)
 
 
-def by_call(answers: Iterable[Answer], step: PausedStep) -> dict[str, Answer]:
+def answers_by_call(answers: Iterable[ApprovalAnswer], step: PausedStep) -> dict[str, ApprovalAnswer]:
     """Return the answers by tool call.  One to the approval request itself is one to each of its calls.
 
     Raises ApprovalError unless they answer exactly the calls that wait.
@@ -90,12 +90,12 @@ def by_call(answers: Iterable[Answer], step: PausedStep) -> dict[str, Answer]:
 def answered_message(given: ApprovalCreate | ToolReturnCreate) -> list[ApprovalReturn | MessageToolReturn]:
     """Return answers as a message of the conversation holds them."""
     return [
-        answer if isinstance(answer, ApprovalReturn) else handed_in(answer, answer.tool_call_id)
+        answer if isinstance(answer, ApprovalReturn) else tool_return_message(answer, answer.tool_call_id)
         for answer in _answers_of(given)
     ]
 
 
-def handed_in(answer: ToolReturn, call_id: str) -> MessageToolReturn:
+def tool_return_message(answer: ToolReturn, call_id: str) -> MessageToolReturn:
     """Return what the caller's own tool gave back, as if one of ours had.  An image is only named."""
     parts = answer.tool_return
     text = (
@@ -113,13 +113,13 @@ def has_image(answer: ToolReturn) -> bool:
     return not isinstance(answer.tool_return, str) and any(isinstance(p, ImageContent) for p in answer.tool_return)
 
 
-def denied(answer: ApprovalReturn, call_id: str) -> MessageToolReturn:
+def denial_message(answer: ApprovalReturn, call_id: str) -> MessageToolReturn:
     """Return what the model is told of a call that the caller does not allow."""
     text = f"The call was denied: {answer.reason}" if answer.reason else "The call was denied."
     return MessageToolReturn(tool_call_id=call_id, status="error", func_response=text, stdout=[], stderr=[])
 
 
-def as_spoken(messages: Iterable[Message]) -> list[Message]:
+def model_view(messages: Iterable[Message]) -> list[Message]:
     """Return a kept conversation as models see it: a step that waited is one answer, with its returns behind it."""
     spoken: list[Message] = []
     for message in messages:
@@ -138,7 +138,7 @@ def _is_first_half(message: Message, request: Message) -> bool:
     return message.role == "assistant" and message.step_id is not None and message.step_id == request.step_id
 
 
-def _answers_of(given: object) -> list[Answer]:
+def _answers_of(given: object) -> list[ApprovalAnswer]:
     if isinstance(given, ApprovalCreate):
         return list(given.approvals or ())
     return list(given.tool_returns) if isinstance(given, ToolReturnCreate) else []

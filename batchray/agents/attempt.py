@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from batchray.agents.base import AgentRunner, Guard, Run, unguarded
+from batchray.agents.base import AgentRunner, ExecutionMarker, Run, unmarked
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.checkpoints import Checkpoint, CheckpointSink
 from batchray.agents.tools import encodable, is_cancelled
@@ -102,7 +102,7 @@ class _Unbuilt:
 class AttemptRunner:
     """Runs requests on one event loop; agents and clients are built on first use and kept."""
 
-    def __init__(self, guard: Guard = unguarded) -> None:
+    def __init__(self, guard: ExecutionMarker = unmarked) -> None:
         self._clients, self._guard = Clients(), guard
         self._agents: OrderedDict[BoundAgent, AgentRunner] = OrderedDict()
 
@@ -149,7 +149,7 @@ class AttemptRunner:
             sink=sink,
         )
         if parsed.context:
-            run.take_up(parsed.context.steps)
+            run.restore(parsed.context.steps)
         error: RequestError | None = None
         try:
             async with asyncio.timeout(left_s) as limit:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from batchray.agents.approvals import answered_message, as_spoken, brings_answers
+from batchray.agents.approvals import answered_message, brings_answers, model_view
 from batchray.agents.checkpoints import Checkpoint, CheckpointSink
-from batchray.agents.memory import Memory
+from batchray.agents.memory import RunMemory
 from batchray.schema import (
     AgentRequest,
     ApprovalCreate,
@@ -30,11 +30,11 @@ from batchray.schema import (
 )
 from batchray.support.timeouts import paused
 
-Guard = Callable[[str, int], AbstractContextManager[None]]
+ExecutionMarker = Callable[[str, int], AbstractContextManager[None]]
 """Given a job id and an index, marks that the request runs code of its own (a tool, a callable) while it is entered."""
 
 
-def unguarded(job_id: str, index: int) -> AbstractContextManager[None]:
+def unmarked(job_id: str, index: int) -> AbstractContextManager[None]:
     """Mark nothing."""
     return contextlib.nullcontext()
 
@@ -55,7 +55,7 @@ class Run:
     index: int
     request: AgentRequest
     deadline: float = float("inf")
-    guard: Guard = unguarded
+    guard: ExecutionMarker = unmarked
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     started_ns: int = field(default_factory=time.monotonic_ns)
     first_token_ns: int | None = None
@@ -63,7 +63,7 @@ class Run:
     messages: list[Message] = field(default_factory=list)
     history: list[Message] = field(default_factory=list)
     edited_memory: Mapping[str, str] = field(default_factory=dict)
-    memory: Memory = field(default_factory=Memory)
+    memory: RunMemory = field(default_factory=RunMemory)
     pending: tuple[str, ...] = ()
     returned: Mapping[str, MessageToolReturn] = field(default_factory=dict)
     sink: CheckpointSink | None = None
@@ -81,14 +81,14 @@ class Run:
         inputs = input_messages(self.job_id, self.index, self.request, self.now())
         if not self.history:
             return [*inputs, *self.messages]
-        return as_spoken([*self.history, *inputs, *self.messages])
+        return model_view([*self.history, *inputs, *self.messages])
 
     @property
     def ttft_ns(self) -> int | None:
         """The time from the run's start to the first token of its first model call."""
         return self.first_token_ns - self.started_ns if self.first_token_ns is not None else None
 
-    def take_up(self, checkpoints: Sequence[Checkpoint]) -> None:
+    def restore(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Go on from what an earlier attempt has done."""
         returned: dict[str, MessageToolReturn] = {}
         for checkpoint in checkpoints:
@@ -103,7 +103,7 @@ class Run:
             if last.ttft_ns is not None:
                 self.first_token_ns = self.started_ns + last.ttft_ns
 
-    def keep(self, *returns: MessageToolReturn) -> None:
+    def save_checkpoint(self, *returns: MessageToolReturn) -> None:
         """Hand out what was done since the last time, and what tools of the step gave back."""
         if self.sink is None:
             return
@@ -125,7 +125,7 @@ class Run:
             await self.sink.flush()
         self.deadline += pause.paused_s
 
-    def spend(self, usage: Usage) -> None:
+    def add_usage(self, usage: Usage) -> None:
         """Count what a model call cost."""
         self.usage += usage
 

@@ -13,7 +13,7 @@ from batchray.agents.memory import memory_tools
 from batchray.agents.tools import load_function, load_tools
 from batchray.config import AgentSet, BoundAgent, Provider
 from batchray.errors import ConfigError
-from batchray.models import ModelClient, RetryPolicy, Timeouts, make_client
+from batchray.models import CallTimeouts, ModelClient, RetryPolicy, make_client
 
 
 class Clients:
@@ -32,7 +32,7 @@ class Clients:
                 provider.protocol,
                 base_url=provider.base_url,
                 api_key=secret,
-                timeouts=Timeouts(**provider.timeouts.model_dump()),
+                timeouts=CallTimeouts(**provider.timeouts.model_dump()),
                 retry=RetryPolicy(max_retries=provider.max_retries),
             )
         return self._clients[identity]

@@ -120,12 +120,12 @@ def completed_work(checkpoints: Sequence[bytes]) -> tuple[bytes, dict[str, int]]
     return orjson.dumps(messages), parsed[-1]["usage"]
 
 
-async def pump_checkpoints(fetch: Callable[[int], Awaitable[RunUpdate]], keep: SaveCheckpoints) -> bytes:
+async def pump_checkpoints(fetch: Callable[[int], Awaitable[RunUpdate]], save: SaveCheckpoints) -> bytes:
     """Keep the checkpoints of a run as they come, and return its report."""
     n_kept = 0
     while True:
         checkpoints, report = await fetch(n_kept)
         if report is not None:
             return report
-        await keep(checkpoints)
+        await save(checkpoints)
         n_kept += len(checkpoints)

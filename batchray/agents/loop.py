@@ -7,12 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
-from batchray.agents.approvals import PausedStep, answers_in, by_call, denied, handed_in, has_image, paused_step
+from batchray.agents.approvals import (
+    PausedStep,
+    answers_by_call,
+    answers_in,
+    denial_message,
+    has_image,
+    paused_step,
+    tool_return_message,
+)
 from batchray.agents.base import Run
 from batchray.agents.budget import check_budget
-from batchray.agents.memory import Memory
+from batchray.agents.memory import RunMemory
 from batchray.agents.toolbox import Toolbox
-from batchray.agents.tools import Tool, ToolError
+from batchray.agents.tools import FunctionTool, ToolError
 from batchray.config import Agent
 from batchray.errors import ApprovalError, InvalidResponseError, NoToolCallError
 from batchray.models import ModelCall, ModelClient, ModelReply
@@ -39,8 +47,8 @@ class ToolLoop:
         self,
         agent: Agent,
         client: ModelClient,
-        tools: Mapping[str, Tool],
-        memory_tools: Mapping[str, Tool] | None = None,
+        tools: Mapping[str, FunctionTool],
+        memory_tools: Mapping[str, FunctionTool] | None = None,
     ) -> None:
         self._agent, self._client = agent, client
         self._memory_tools = memory_tools or {}
@@ -52,7 +60,7 @@ class ToolLoop:
         A request that brings answers to tool calls goes on with the step that waited for them.
         """
         if self._agent.memory_blocks:
-            run.memory = Memory(self._agent.memory_blocks, run.edited_memory)
+            run.memory = RunMemory(self._agent.memory_blocks, run.edited_memory)
         tools = self._tools_of(run)
         stop_reason = await self._finish_open_step(run, tools)
         while stop_reason is None and run.usage.step_count < self._max_steps(run):
@@ -93,7 +101,7 @@ class ToolLoop:
         if not reply.tool_calls:
             return self._end_turn(run)
         check_budget(self._agent, run.usage)
-        run.keep()
+        run.save_checkpoint()
         await run.flush()  # or a run whose driver has died would run tools that another attempt runs again
         return await self._run_tools(run, tools, reply.tool_calls, step_id)
 
@@ -106,7 +114,7 @@ class ToolLoop:
         step = paused_step(run.history)
         if step is None:
             raise ApprovalError("no_pending_approval", "there is no tool call that waits for an answer")
-        answers = by_call(answers_in(run.request), step)
+        answers = answers_by_call(answers_in(run.request), step)
         for call in step.calls:
             self._check_answer(call, answers.get(call.id), tools)
         returns = await asyncio.gather(
@@ -128,9 +136,9 @@ class ToolLoop:
         self, run: Run, tools: Toolbox, step: PausedStep, call: ToolCall, answer: ApprovalReturn | ToolReturn | None
     ) -> MessageToolReturn:
         if isinstance(answer, ToolReturn):
-            return handed_in(answer, call.id)
+            return tool_return_message(answer, call.id)
         if answer is not None and not answer.approve:
-            return denied(answer, call.id)
+            return denial_message(answer, call.id)
         return await self._call_once(run, tools, call)
 
     def _end_turn(self, run: Run) -> StopReason:
@@ -168,12 +176,12 @@ class ToolLoop:
             body=self._agent.request_body,
             deadline=run.deadline,
             thinking=run.request.thinking,
-            on_wasted_usage=run.spend,
+            on_wasted_usage=run.add_usage,
         )
         reply = await self._client.ask(call)
         if run.first_token_ns is None:
             run.first_token_ns = reply.first_token_ns
-        run.spend(reply.usage + Usage(step_count=1))
+        run.add_usage(reply.usage + Usage(step_count=1))
         return reply
 
     def _system(self, run: Run) -> str | None:
@@ -204,7 +212,7 @@ class ToolLoop:
         if (given := run.returned.get(call.id)) is not None:
             return given
         given = await self._call_tool(run, tools, call)
-        run.keep(given)
+        run.save_checkpoint(given)
         return given
 
     async def _call_tool(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from batchray.agents.tools import Tool, make_tool
+from batchray.agents.tools import FunctionTool, make_tool
 from batchray.config import MemoryBlock
 
 
-class Memory:
+class RunMemory:
     """The blocks of one run.  `edited` holds the values that are not those of the agent's settings, by label."""
 
     def __init__(self, blocks: Sequence[MemoryBlock] = (), edited: Mapping[str, str] | None = None) -> None:
@@ -57,7 +57,7 @@ class Memory:
             raise ValueError(f"old_str {found} in block {label!r}; it has to stand there exactly once")
         return self._set(label, value.replace(old_str, new_str))
 
-    def tools(self, made: Mapping[str, Tool]) -> dict[str, Tool]:
+    def tools(self, made: Mapping[str, FunctionTool]) -> dict[str, FunctionTool]:
         """Return the tools of `memory_tools`, for these blocks."""
         return {name: replace(tool, function=getattr(self, name)) for name, tool in made.items()}
 
@@ -83,10 +83,10 @@ class Memory:
         return f'<block label="{block.label}">\n{described}{size}\n<value>\n{value}\n</value>\n</block>'
 
 
-def memory_tools(blocks: Sequence[MemoryBlock], timeout_s: float) -> dict[str, Tool]:
+def memory_tools(blocks: Sequence[MemoryBlock], timeout_s: float) -> dict[str, FunctionTool]:
     """Return the tools that edit these blocks; none where there is nothing to edit."""
     if all(block.read_only for block in blocks):
         return {}
-    unbound = Memory()
+    unbound = RunMemory()
     tools = (make_tool(function, timeout_s) for function in (unbound.memory_insert, unbound.memory_replace))
     return {tool.name: tool for tool in tools}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from batchray.agents.memory import Memory
-from batchray.agents.tools import Tool
+from batchray.agents.memory import RunMemory
+from batchray.agents.tools import FunctionTool
 from batchray.config import Agent
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
@@ -17,14 +17,14 @@ from batchray.schema import ClientTool
 class Toolbox:
     """What a model may call.  Calls to tools in `waiting` wait for the caller, who runs those in `foreign` himself."""
 
-    tools: Mapping[str, Tool] = field(default_factory=dict)
+    tools: Mapping[str, FunctionTool] = field(default_factory=dict)
     specs: tuple[ToolSpec, ...] = ()
     waiting: Set[str] = frozenset()
     terminal: Set[str] = frozenset()
     foreign: Set[str] = frozenset()
 
     @classmethod
-    def of(cls, agent: Agent, tools: Mapping[str, Tool]) -> Toolbox:
+    def of(cls, agent: Agent, tools: Mapping[str, FunctionTool]) -> Toolbox:
         """Return an agent's tools.  Raises ConfigError where its settings name one that it has not."""
         for option, names in (("requires_approval", agent.requires_approval), ("terminal_tools", agent.terminal_tools)):
             if unknown := set(names) - tools.keys():
@@ -35,7 +35,7 @@ class Toolbox:
         specs = tuple(tool.spec for tool in tools.values())
         return cls(tools, specs, frozenset(agent.requires_approval), frozenset(agent.terminal_tools))
 
-    def with_memory(self, memory: Memory, made: Mapping[str, Tool]) -> Toolbox:
+    def with_memory(self, memory: RunMemory, made: Mapping[str, FunctionTool]) -> Toolbox:
         """Return these tools, and those that edit the memory of this run."""
         return replace(self, tools={**self.tools, **memory.tools(made)})
 

@@ -36,7 +36,7 @@ class ToolError(Exception):
 
 
 @dataclass(frozen=True)
-class Tool:
+class FunctionTool:
     """A tool that an agent's model may call.  `spec` is what the model sees."""
 
     spec: ToolSpec
@@ -77,9 +77,9 @@ class Tool:
 
 def load_tools(
     names: Iterable[str | Callable[..., Any]], timeout_s: float, import_paths: Sequence[str] = ()
-) -> dict[str, Tool]:
+) -> dict[str, FunctionTool]:
     """Return the tools by name.  Raises ConfigError where one cannot be imported, or two have one name."""
-    tools: dict[str, Tool] = {}
+    tools: dict[str, FunctionTool] = {}
     for named in names:
         tool = make_tool(load_function(named, import_paths), timeout_s)
         if tool.name in tools:
@@ -108,7 +108,7 @@ def load_function(named: str | Callable[..., Any], import_paths: Sequence[str] =
     return function
 
 
-def make_tool(function: Callable[..., Any], timeout_s: float) -> Tool:
+def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
     """Build a tool from a function with annotated parameters.
 
     The docstring's text is the description; lines `name: text` of a Google-style "Args:" section describe the
@@ -132,7 +132,7 @@ def make_tool(function: Callable[..., Any], timeout_s: float) -> Tool:
     except (PydanticUserError, NameError, TypeError, ValueError) as error:
         raise ConfigError(f"tool {name!r} has a signature without a JSON schema: {error}") from error
     schema.pop("title", None)
-    return Tool(ToolSpec(name, description, schema), function, arguments, timeout_s)
+    return FunctionTool(ToolSpec(name, description, schema), function, arguments, timeout_s)
 
 
 async def call_function(function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:

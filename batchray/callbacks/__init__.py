@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from batchray.callbacks.base import Answer, Attempt, Delivery, Outbox
+from batchray.callbacks.base import CallbackResponse, Delivery, DeliveryAttempt, Outbox
 from batchray.callbacks.guard import AddressGuard
 from batchray.callbacks.sender import DELAYS_S, CallbackSender, Schedule
 from batchray.callbacks.webhook import Signer, payload_of
@@ -12,10 +12,10 @@ from batchray.callbacks.webhook import Signer, payload_of
 __all__ = [
     "DELAYS_S",
     "AddressGuard",
-    "Answer",
-    "Attempt",
+    "CallbackResponse",
     "CallbackSender",
     "Delivery",
+    "DeliveryAttempt",
     "Outbox",
     "Schedule",
     "Signer",
@@ -35,7 +35,7 @@ def make_sender(
 
     Raises ConfigError for secrets, networks or delays that cannot be used.
     """
-    from batchray.callbacks.transport import Transport  # aiohttp loads only where callbacks are sent
+    from batchray.callbacks.transport import WebhookTransport  # aiohttp loads only where callbacks are sent
 
-    transport = Transport(AddressGuard(allowed_networks))
+    transport = WebhookTransport(AddressGuard(allowed_networks))
     return CallbackSender(outbox, transport, signer=Signer(secrets), schedule=Schedule(tuple(delays_s)))

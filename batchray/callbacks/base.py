@@ -24,7 +24,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class DeliveryAttempt:
     """What became of one attempt.
 
     `sent_at` is aware UTC.  `status_code` is None where no answer came; `error` is one sentence, None for a success.
@@ -44,7 +44,7 @@ class Outbox(Protocol):
         """Return at most `limit` rows whose time is `now` (Unix time) or earlier, those that wait longest first."""
         ...
 
-    async def record(self, delivery: Delivery, attempt: Attempt) -> None:
+    async def record(self, delivery: Delivery, attempt: DeliveryAttempt) -> None:
         """Count an attempt, keep it for whoever looks at the job, and set when the row is due again, or remove it.
 
         Where the job was opened again meanwhile, the row is gone, or another one's: then nothing is to be kept.
@@ -56,7 +56,7 @@ class Outbox(Protocol):
         ...
 
 
-class Answer(NamedTuple):
+class CallbackResponse(NamedTuple):
     """What one POST came to.  `error` is one sentence that names no URL, and None for a status of 2xx only."""
 
     status_code: int | None
@@ -66,9 +66,9 @@ class Answer(NamedTuple):
 
 
 class Post(Protocol):
-    """Sends one POST; see `transport.Transport`."""
+    """Sends one POST; see `transport.WebhookTransport`."""
 
-    async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> Answer:
+    async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> CallbackResponse:
         """Send and return what it came to; what the receiver or the network does is never an exception."""
         ...
 

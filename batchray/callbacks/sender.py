@@ -15,7 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
 
-from batchray.callbacks.base import Answer, Attempt, Delivery, Outbox, Post
+from batchray.callbacks.base import CallbackResponse, Delivery, DeliveryAttempt, Outbox, Post
 from batchray.callbacks.webhook import Signer
 from batchray.errors import ConfigError
 
@@ -177,25 +177,25 @@ class CallbackSender:
                 logger.error("job %s: its callback's attempt could not be recorded: %s", delivery.job_id, error)
             await self._sleep(_OUTBOX_PAUSE_S)
 
-    async def _attempt(self, delivery: Delivery) -> Attempt:
+    async def _attempt(self, delivery: Delivery) -> DeliveryAttempt:
         sent_at = self._clock()
         headers = self._signer.headers(delivery.webhook_id, sent_at, delivery.payload)
         try:
             answer = await self._transport.post(delivery.url, delivery.payload, headers)
         except Exception as error:  # noqa: BLE001  # one callback's surprise is not the others'
             # Not the error's text, which may hold the URL.
-            answer = Answer(None, f"the attempt failed in an unexpected way ({type(error).__name__})")
+            answer = CallbackResponse(None, f"the attempt failed in an unexpected way ({type(error).__name__})")
         return self._judged(delivery.n_attempts + 1, datetime.fromtimestamp(sent_at, UTC), answer)
 
-    def _judged(self, n_attempts: int, sent_at: datetime, answer: Answer) -> Attempt:
+    def _judged(self, n_attempts: int, sent_at: datetime, answer: CallbackResponse) -> DeliveryAttempt:
         """Say what an answer to the `n_attempts`-th attempt means."""
         if answer.error is None or answer.status_code == HTTPStatus.GONE:
-            return Attempt(sent_at, answer.status_code, answer.error, None)
+            return DeliveryAttempt(sent_at, answer.status_code, answer.error, None)
         wait_s = self._schedule.wait_s(n_attempts, self._rng, answer.retry_after_s)
         if wait_s is None:
             error = f"{answer.error}; given up after {n_attempts} attempt{'s' * (n_attempts > 1)}"
-            return Attempt(sent_at, answer.status_code, error, None)
-        return Attempt(sent_at, answer.status_code, answer.error, self._clock() + wait_s)
+            return DeliveryAttempt(sent_at, answer.status_code, error, None)
+        return DeliveryAttempt(sent_at, answer.status_code, answer.error, self._clock() + wait_s)
 
 
 def _receiver_of(url: str) -> str:
@@ -203,7 +203,7 @@ def _receiver_of(url: str) -> str:
     return url.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
 
 
-def _log(delivery: Delivery, attempt: Attempt) -> None:
+def _log(delivery: Delivery, attempt: DeliveryAttempt) -> None:
     """Never the URL: it may hold a password or a token."""
     extra = {"job_id": delivery.job_id}
     if attempt.error is None:

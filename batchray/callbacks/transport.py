@@ -11,7 +11,7 @@ from http import HTTPStatus
 import aiohttp
 from aiohttp.abc import AbstractResolver
 
-from batchray.callbacks.base import Answer
+from batchray.callbacks.base import CallbackResponse
 from batchray.callbacks.guard import AddressGuard, BlockedAddressError
 from batchray.support.backoff import retry_after_s
 
@@ -25,7 +25,7 @@ _HEADERS = {
 }
 
 
-class Transport:
+class WebhookTransport:
     """Sends POSTs through a guard, each on a connection of its own, so that each passes the guard.
 
     `limit_s` is for an attempt as a whole: 15 s is the least that the Standard Webhooks specification recommends.
@@ -43,18 +43,18 @@ class Transport:
         self._guard, self._limit_s, self._clock, self._resolver = guard, limit_s, clock, resolver
         self._session: aiohttp.ClientSession | None = None
 
-    async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> Answer:
+    async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> CallbackResponse:
         """Send and return what it came to; what the receiver or the network does is never an exception."""
         answer = None
         request = self._open().post(url, data=payload, headers=headers, allow_redirects=False)
         try:
             async with asyncio.timeout(self._limit_s), request as response:
                 asked_s = retry_after_s(response.headers, self._clock())
-                answer = Answer(response.status, _complaint(response.status), asked_s)
+                answer = CallbackResponse(response.status, _complaint(response.status), asked_s)
                 await _drain(response)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # The status counts, whatever became of the text.
-            return answer or Answer(None, self._reason(error))
+            return answer or CallbackResponse(None, self._reason(error))
         return answer
 
     async def close(self) -> None:

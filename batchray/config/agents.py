@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from batchray.config.base import Count, Positive, Strict
+from batchray.config.base import PositiveFloat, PositiveInt, Strict
 
 # What a request's body may be set to by an agent's file without being named under `body`.
 _BODY_FIELDS = ("temperature", "max_tokens")
@@ -31,14 +31,14 @@ _OF_MODELS = (
 )
 
 
-class Timeouts(Strict):
+class ProviderTimeouts(Strict):
     """Limits of one model call, in seconds."""
 
-    connect_s: Positive = 10.0
+    connect_s: PositiveFloat = 10.0
     """A provider that takes longer to accept a connection is down."""
-    idle_s: Positive = 120.0
+    idle_s: PositiveFloat = 120.0
     """Time between bytes; reasoning models stay silent for a minute and more before their first token."""
-    call_s: Positive = 900.0
+    call_s: PositiveFloat = 900.0
     """A whole call; the request's own deadline is usually shorter."""
 
 
@@ -49,11 +49,11 @@ class Provider(Strict):
     base_url: str | None = None
     """Where the server is.  None: Anthropic's own address for the protocol anthropic, an error for openai."""
     api_key_env: str | None = None
-    max_in_flight: Count | None = None
+    max_in_flight: PositiveInt | None = None
     """Requests in flight at once that use this provider, of all jobs of a process.  None: the windows alone decide."""
     max_retries: Annotated[int, Field(ge=0)] = 8
     """Retries of one model call after 408, 409, 429, 5xx, resets and timeouts."""
-    timeouts: Timeouts = Timeouts()
+    timeouts: ProviderTimeouts = ProviderTimeouts()
 
     @model_validator(mode="after")
     def _has_an_address(self) -> Self:
@@ -72,7 +72,7 @@ class MemoryBlock(Strict):
     label: Annotated[str, Field(pattern=r"^\w[\w ./-]{0,127}$")]
     """Names the block to the model."""
     value: str = ""
-    limit: Count = 20_000
+    limit: PositiveInt = 20_000
     """Characters; a block that grows without end would crowd out the conversation."""
     description: str | None = None
     read_only: bool = False
@@ -112,11 +112,11 @@ class Agent(Strict):
     run: str | Callable[..., Any] | None = None
     system: str | None = None
     tools: tuple[str | Callable[..., Any], ...] = ()
-    max_steps: Count = 50
+    max_steps: PositiveInt = 50
     """The most steps of one request; a request's own `max_steps` can lower it, not raise it."""
-    deadline_s: Positive = 600.0
+    deadline_s: PositiveFloat = 600.0
     """A request's whole run, retries and tools included."""
-    tool_timeout_s: Positive = 60.0
+    tool_timeout_s: PositiveFloat = 60.0
     """One tool call."""
     requires_approval: tuple[str, ...] = ()
     """Names of tools whose calls wait for the caller; the run stops there, and a later request goes on from there."""
@@ -127,9 +127,9 @@ class Agent(Strict):
     stateful: bool = False
     """Whether it remembers: its conversation and memory are kept, and its requests run one after another."""
     memory_blocks: tuple[MemoryBlock, ...] = ()
-    max_total_tokens: Count | None = None
+    max_total_tokens: PositiveInt | None = None
     """Tokens of all model calls of one request, prompts included; no further step begins once they are used up."""
-    max_cost_usd: Positive | None = None
+    max_cost_usd: PositiveFloat | None = None
     """The same in money, by `prices`."""
     prices: Prices | None = None
     placement: Literal["lane", "process"] = "lane"
@@ -137,7 +137,7 @@ class Agent(Strict):
     num_cpus: Annotated[float, Field(ge=0)] | None = None
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
-    max_tokens: Count | None = None
+    max_tokens: PositiveInt | None = None
     body: Mapping[str, Any] = Field(default_factory=dict)
     """Further fields of the provider's request body."""
     script: tuple[Mapping[str, Any], ...] | None = None
@@ -201,7 +201,7 @@ class Agent(Strict):
 class AgentsFile(Strict):
     """What an agents file holds."""
 
-    parts: ClassVar[tuple[type[BaseModel], ...]] = (Agent, Provider, Timeouts, MemoryBlock, Prices)
+    parts: ClassVar[tuple[type[BaseModel], ...]] = (Agent, Provider, ProviderTimeouts, MemoryBlock, Prices)
 
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     agents: tuple[Agent, ...] = ()
@@ -209,7 +209,7 @@ class AgentsFile(Strict):
     """Tools that agents made over HTTP may have beside those of the file's own agents."""
 
 
-def plain_agent(agent: Agent) -> dict[str, Any]:
+def agent_to_dict(agent: Agent) -> dict[str, Any]:
     """Return an agent as plain data: names of functions, and None for those that have none."""
     plain = agent.model_dump(mode="json", exclude={"run", "tools"}, exclude_defaults=True)
     if agent.run is not None:

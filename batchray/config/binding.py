@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
-from batchray.config.agents import Agent, AgentsFile, Provider, plain_agent
+from batchray.config.agents import Agent, AgentsFile, Provider, agent_to_dict
 from batchray.config.documents import read_mapping
 from batchray.errors import ConfigError
 from batchray.schema.validation_text import first_problem
@@ -58,7 +58,7 @@ class AgentSet:
         """
         return {
             agent_id: {
-                "agent": plain_agent(bound.agent),
+                "agent": agent_to_dict(bound.agent),
                 "provider": bound.provider.model_dump(mode="json") if bound.provider else None,
                 "import_paths": list(bound.import_paths),
             }
@@ -116,11 +116,13 @@ def bind_agents(
     known = {**builtin_providers(environment), **(providers or {})}
     bound: dict[str, BoundAgent] = {}
     for position, agent in enumerate(agents):
-        place = places[position] if places else f"agents[{position}]"
+        location = places[position] if places else f"agents[{position}]"
         if agent.id in bound:
-            raise ConfigError(f"duplicate agent id {agent.id!r}", place)
-        provider = _provider_of(agent, known, place) if agent.provider_name else None
-        bound[agent.id] = BoundAgent(agent, provider, _key_of(agent, provider, environment, place), tuple(import_paths))
+            raise ConfigError(f"duplicate agent id {agent.id!r}", location)
+        provider = _provider_of(agent, known, location) if agent.provider_name else None
+        bound[agent.id] = BoundAgent(
+            agent, provider, _key_of(agent, provider, environment, location), tuple(import_paths)
+        )
     return AgentSet(bound, known, import_paths=tuple(import_paths))
 
 
@@ -143,12 +145,12 @@ def load_agents(
         try:
             content = AgentsFile.model_validate(document.data)
         except ValidationError as error:
-            place = document.place(error.errors()[0]["loc"])
-            raise ConfigError(first_problem(error, AgentsFile), place) from None
+            location = document.location(error.errors()[0]["loc"])
+            raise ConfigError(first_problem(error, AgentsFile), location) from None
         providers.update(content.providers)
         tools.extend(content.tools)
         agents.extend(content.agents)
-        places.extend(document.place(("agents", i)) for i in range(len(content.agents)))
+        places.extend(document.location(("agents", i)) for i in range(len(content.agents)))
         paths.append(str(file.resolve().parent))
     if needs_agents and not agents:
         raise ConfigError("no agents in it", ", ".join(str(file) for file in files) or "agents")
@@ -157,15 +159,15 @@ def load_agents(
 
 
 def _bound_again(agent_id: str, kept: Mapping[str, Any], environment: Mapping[str, str]) -> BoundAgent:
-    place = "the job's snapshot"
+    location = "the job's snapshot"
     if None in (kept["agent"].get("run", ""), *kept["agent"].get("tools", ())):
         raise ConfigError(f"agent {agent_id!r} is a Python function that cannot be found by name; pass it in agents=")
     agent = Agent.model_validate(kept["agent"])
     provider = Provider.model_validate(kept["provider"]) if kept["provider"] else None
-    return BoundAgent(agent, provider, _key_of(agent, provider, environment, place), tuple(kept["import_paths"]))
+    return BoundAgent(agent, provider, _key_of(agent, provider, environment, location), tuple(kept["import_paths"]))
 
 
-def _key_of(agent: Agent, provider: Provider | None, environment: Mapping[str, str], place: str) -> SecretStr | None:
+def _key_of(agent: Agent, provider: Provider | None, environment: Mapping[str, str], location: str) -> SecretStr | None:
     if provider is None or provider.api_key_env is None:
         return None
     key = environment.get(provider.api_key_env)
@@ -173,19 +175,19 @@ def _key_of(agent: Agent, provider: Provider | None, environment: Mapping[str, s
         raise ConfigError(
             f"agent {agent.id!r}: provider {agent.provider_name!r} needs its key "
             f"in the environment variable {provider.api_key_env}",
-            place,
+            location,
         )
     return SecretStr(key)
 
 
-def _provider_of(agent: Agent, known: Mapping[str, Provider], place: str) -> Provider:
+def _provider_of(agent: Agent, known: Mapping[str, Provider], location: str) -> Provider:
     name = agent.provider_name or ""
     provider = known.get(name)
     if provider is None:
-        raise ConfigError(f"agent {agent.id!r}: unknown provider {name!r}; known: {', '.join(sorted(known))}", place)
+        raise ConfigError(f"agent {agent.id!r}: unknown provider {name!r}; known: {', '.join(sorted(known))}", location)
     if provider.protocol == "offline" and agent.model_name not in ("scripted", "rules"):
         raise ConfigError(
             f"agent {agent.id!r}: no offline model {agent.model_name!r}; there are offline/rules and offline/scripted",
-            place,
+            location,
         )
     return provider

@@ -20,7 +20,7 @@ class Document:
     data: dict[str, Any]
     root: yaml.Node | None
 
-    def place(self, path: Sequence[int | str]) -> str:
+    def location(self, path: Sequence[int | str]) -> str:
         """Name the file, the line and the path of a value, as far down as it exists."""
         node, known = self.root, ""
         line = node.start_mark.line + 1 if node else 1

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from batchray.config.base import Count, Positive
+from batchray.config.base import PositiveFloat, PositiveInt
 from batchray.config.documents import read_mapping
 from batchray.errors import ConfigError
 from batchray.schema.validation_text import first_problem
@@ -27,27 +27,27 @@ class Settings(BaseSettings):
     """A PostgreSQL database instead of the SQLite file: postgresql+psycopg://user:password@host/database."""
     allow_network_fs: bool = False
     """Whether the SQLite file may lie on a network file system, where locks and shared memory are not to be trusted."""
-    lease_s: Positive = 15.0
+    lease_s: PositiveFloat = 15.0
     """On PostgreSQL: how long a job's leader may be silent before another server takes over."""
-    max_in_flight: Count = 256
+    max_in_flight: PositiveInt = 256
     """The window: requests in flight at once.  Most providers' limits are below it, and one lane carries it."""
-    lanes: Count | None = None
+    lanes: PositiveInt | None = None
     """Lanes to start.  None: one a CPU of the cluster, at most 8, since one driver feeds no more of them."""
     executor: Literal["ray", "local"] = "ray"
     """Where requests run.  `local` is this process, for tests and for a look at an agent under a debugger."""
     ray_address: str | None = None
     """An existing cluster.  None: `RAY_ADDRESS`, or else a cluster of our own on loopback."""
-    num_cpus: Count | None = None
+    num_cpus: PositiveInt | None = None
     """CPUs of a cluster of our own.  None: as many as the machine has."""
-    max_attempts: Count = 3
+    max_attempts: PositiveInt = 3
     """Attempts of a request whose process keeps dying under it, before it ends as errored."""
-    job_deadline_s: Positive = 86_400.0
+    job_deadline_s: PositiveFloat = 86_400.0
     """A whole job, from its creation, restarts included; what is not done then expires.  A day, as providers give."""
-    deadline_grace_s: Positive = 30.0
+    deadline_grace_s: PositiveFloat = 30.0
     """What a lane gets beyond a request's own deadline before the driver stops waiting for its answer."""
-    lane_silence_s: Positive = 300.0
+    lane_silence_s: PositiveFloat = 300.0
     """How long a lane may stand still before it is started anew; the import of much code may hold one up for long."""
-    min_watched_items: Count = 1
+    min_watched_items: PositiveInt = 1
     """Jobs of so many items have a job actor, which is a process of its own."""
 
     @classmethod
@@ -80,19 +80,19 @@ class ServerSettings(Settings):
     """Where to listen.  Beyond loopback only with API keys."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8283
     """Letta's default port; 0 takes a free one."""
-    min_watched_items: Count = 1000
+    min_watched_items: PositiveInt = 1000
     """A server has many small jobs, and clients watch them over HTTP."""
-    max_running_jobs: Count = 64
+    max_running_jobs: PositiveInt = 64
     """Jobs that share the window; later ones wait for their turn, in the order of their acceptance."""
-    max_uploads: Count = 8
+    max_uploads: PositiveInt = 8
     """Bodies that are received or checked at once; each may take 256 MiB of disk."""
-    upload_idle_s: Positive = 30.0
+    upload_idle_s: PositiveFloat = 30.0
     """The longest silence of a sender, of headers and of a body."""
-    min_upload_bytes_per_s: Count = 16 * 1024
+    min_upload_bytes_per_s: PositiveInt = 16 * 1024
     """A sender that stays below it is cut off; a phone on a bad line is faster."""
-    retention_days: Positive | None = 29.0
+    retention_days: PositiveFloat | None = 29.0
     """How long an ended job is kept, as Anthropic keeps its batches' results.  None: for ever."""
-    shutdown_grace_s: Positive = 30.0
+    shutdown_grace_s: PositiveFloat = 30.0
     """What running items get to finish after SIGTERM; the usual supervisors kill after it."""
     callback_secret: SecretStr | None = None
     """Signs callbacks after the Standard Webhooks scheme; several, separated by spaces, while one replaces another."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from batchray.errors import ConfigError
 from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, said
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
-from batchray.models.retry import Gate, RetryPolicy, Timeouts
+from batchray.models.retry import CallTimeouts, Gate, RetryPolicy
 
 __all__ = [
+    "CallTimeouts",
     "Gate",
     "ModelCall",
     "ModelClient",
@@ -16,7 +17,6 @@ __all__ = [
     "RetryPolicy",
     "RulesModel",
     "ScriptedModel",
-    "Timeouts",
     "ToolSpec",
     "make_client",
     "said",
@@ -29,7 +29,7 @@ def make_client(
     base_url: str | None = None,
     api_key: str | None = None,
     *,
-    timeouts: Timeouts | None = None,
+    timeouts: CallTimeouts | None = None,
     retry: RetryPolicy | None = None,
 ) -> ModelClient:
     """Return a client of the provider `name`, for use on one event loop.

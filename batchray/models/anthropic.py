@@ -15,8 +15,8 @@ import orjson
 from batchray.errors import InvalidResponseError, InvalidToolCallError
 from batchray.models.base import ModelCall, ModelReply, ReplyPart
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
-from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Places, ToolResult, calls_of, is_answer, used_ids
-from batchray.models.http import Transport
+from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, ToolResult, calls_of, is_answer, used_ids
+from batchray.models.http import HttpTransport
 from batchray.models.partial_reply import BAD_SHAPE, PartialCall, is_object, string, whole_calls
 from batchray.models.sse import Event
 from batchray.schema import (
@@ -42,7 +42,7 @@ _VERSION = "2023-06-01"
 _MAX_PAUSES = 16  # far above what a turn takes; the request's deadline is the limit that counts
 _MIN_THINKING_TOKENS = 1024  # the API refuses a smaller budget, and one that leaves nothing for the answer
 _NOT_WITH_THINKING = frozenset({"temperature", "top_k"})  # which the API refuses beside it
-_PLACES = Places(
+_CAPABILITIES = Capabilities(
     "anthropic",
     frozenset({"text", "image", "tool_call", "tool_return", "reasoning", "redacted_reasoning", "omitted_reasoning"}),
 )
@@ -101,31 +101,33 @@ class AnthropicClient(HttpClient):
         sent back, and the reply holds what was said before and after.
         Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
         """
-        body, answers = request_body(call), list[_Answer]()
+        body, answers = request_body(call), list[PartialMessage]()
         while len(answers) <= _MAX_PAUSES:
             answer = await self._ask_once(body, call, answers)
             answers.append(answer)
             if answer.stop_reason != "pause_turn":
                 return self._reply_of(call, answers)
             body = {**body, "messages": [*body["messages"], {"role": "assistant", "content": answer.blocks()}]}
-        _report_lost(answers, call)
+        _report_wasted(answers, call)
         raise InvalidResponseError("turn_paused", f"{self._transport.name}: still not done after {_MAX_PAUSES} pauses")
 
-    async def _ask_once(self, body: Mapping[str, Any], call: ModelCall, before: Sequence[_Answer]) -> _Answer:
+    async def _ask_once(
+        self, body: Mapping[str, Any], call: ModelCall, before: Sequence[PartialMessage]
+    ) -> PartialMessage:
         try:
-            return await self._post(_PATH, body, _Answer, call)
+            return await self._post(_PATH, body, PartialMessage, call)
         except BaseException:
-            _report_lost(before, call)
+            _report_wasted(before, call)
             raise
 
-    def _reply_of(self, call: ModelCall, answers: Sequence[_Answer]) -> ModelReply:
+    def _reply_of(self, call: ModelCall, answers: Sequence[PartialMessage]) -> ModelReply:
         try:
             return self._reply(call, answers)
         except (InvalidResponseError, InvalidToolCallError):
-            _report_lost(answers, call)
+            _report_wasted(answers, call)
             raise
 
-    def _reply(self, call: ModelCall, answers: Sequence[_Answer]) -> ModelReply:
+    def _reply(self, call: ModelCall, answers: Sequence[PartialMessage]) -> ModelReply:
         stop_reason = answers[-1].stop_reason or ""
         finish_reason = _FINISH_REASONS.get(stop_reason, stop_reason)
         content = [part for answer in answers for part in answer.parts()]
@@ -152,10 +154,10 @@ def request_body(call: ModelCall) -> dict[str, Any]:
     Raises ModelAPIError (`unsupported_content`) for a part that the protocol has no place for.
     """
     marked = {} if "cache_control" in call.body else {"cache_control": {"type": "ephemeral"}}
-    body: dict[str, Any] = _switched({"max_tokens": MAX_TOKENS, "stream": True, **call.body}, call.thinking)
+    body: dict[str, Any] = _with_thinking({"max_tokens": MAX_TOKENS, "stream": True, **call.body}, call.thinking)
     if body.get("cache_control", marked) is None:
         del body["cache_control"]
-    body["model"], body["messages"] = call.model, _turns(call.messages)
+    body["model"], body["messages"] = call.model, _wire_messages(call.messages)
     if system := _system(call, marked):
         body["system"] = system
     if call.tools:
@@ -164,7 +166,7 @@ def request_body(call: ModelCall) -> dict[str, Any]:
     return body
 
 
-def _switched(body: dict[str, Any], thinking: bool | None) -> dict[str, Any]:
+def _with_thinking(body: dict[str, Any], thinking: bool | None) -> dict[str, Any]:
     """Return the body with the model's thinking switched on or off; None leaves it as it is."""
     if thinking is False:
         return {name: value for name, value in body.items() if name != "thinking"}
@@ -196,12 +198,12 @@ def _mark_last(turns: Sequence[Block], marked: Block) -> None:
         turns[-1]["content"][-1].update(marked)
 
 
-def _turns(messages: Sequence[Message]) -> list[Block]:
+def _wire_messages(messages: Sequence[Message]) -> list[Block]:
     """The conversation in turns: what one side says in a row is one message there."""
     turns: list[Block] = []
     for message in messages:
-        _PLACES.check(message)
-        role, blocks = _turn(message)
+        _CAPABILITIES.check(message)
+        role, blocks = _role_and_blocks(message)
         if blocks and turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:
@@ -209,10 +211,10 @@ def _turns(messages: Sequence[Message]) -> list[Block]:
     return turns
 
 
-def _turn(message: Message) -> tuple[str, list[Block]]:
+def _role_and_blocks(message: Message) -> tuple[str, list[Block]]:
     if is_answer(message):
         return "assistant", [*_content(message), *(_tool_use(message, call) for call in calls_of(message))]
-    results = [_tool_result(result) for result in _PLACES.results(message)]
+    results = [_tool_result(result) for result in _CAPABILITIES.results(message)]
     # Results come first, or the API refuses them.
     return "user", results + _content(message) if message.role in ("user", "summary") else results
 
@@ -239,7 +241,7 @@ def _block(message: Message, part: ContentPart) -> Block | None:
 
 def _thinking(message: Message, part: ReasoningContent | OmittedReasoningContent, text: str) -> Block:
     if part.signature is None:
-        raise _PLACES.refusal(message, f"a part of type {part.type} without the signature that Anthropic gave it")
+        raise _CAPABILITIES.refusal(message, f"a part of type {part.type} without the signature that Anthropic gave it")
     return {"type": "thinking", "thinking": text, "signature": part.signature}
 
 
@@ -252,7 +254,7 @@ def _image_source(part: ImageContent) -> Block:
 
 def _tool_use(message: Message, call: ToolCall) -> Block:
     if not is_object(call.arguments or "{}"):
-        raise _PLACES.refusal(message, f"arguments of {call.name!r} that are not a JSON object")
+        raise _CAPABILITIES.refusal(message, f"arguments of {call.name!r} that are not a JSON object")
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": orjson.loads(call.arguments or "{}")}
 
 
@@ -290,12 +292,12 @@ class _PartialBlock:
         return {**block, "input": orjson.loads(self.arguments())} if "input" in block else block
 
 
-class _Answer:
+class PartialMessage:
     """An answer that is still arriving."""
 
     __slots__ = ("_blocks", "_details", "_transport", "_usage", "first_token_ns", "is_done", "stop_reason")
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: HttpTransport) -> None:
         self._transport = transport
         self._blocks: dict[int, _PartialBlock] = {}  # by index, in the order in which they start
         self._usage: dict[str, Any] = {}
@@ -396,7 +398,7 @@ class _Answer:
         return InvalidResponseError(type, f"{name}: not a message: {self._transport.clean(str(error))}")
 
 
-def _report_lost(answers: Sequence[_Answer], call: ModelCall) -> None:
+def _report_wasted(answers: Sequence[PartialMessage], call: ModelCall) -> None:
     for answer in answers:
         report_wasted_usage(answer, call)
 

@@ -14,12 +14,12 @@ import orjson
 
 from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.base import ModelCall
-from batchray.models.http import MAX_ANSWER_BYTES, Transport
-from batchray.models.partial_reply import Answer
-from batchray.models.retry import RetryPolicy, Timeouts
+from batchray.models.http import MAX_ANSWER_BYTES, HttpTransport
+from batchray.models.partial_reply import PartialReply
+from batchray.models.retry import CallTimeouts, RetryPolicy
 from batchray.models.sse import EventParser
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=PartialReply)
 
 # How long the bytes that end a finished answer may take; longer, and the connection is given up instead of kept.
 _END_GRACE_S = 0.1
@@ -27,9 +27,9 @@ _SECRET_HEADERS = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
 
 
 class TransportSettings(TypedDict, total=False):
-    """What a client hands on to its `Transport`.  Give the clocks, `sleep` and `rng` to make it deterministic."""
+    """What a client hands on to its `HttpTransport`.  Give the clocks, `sleep` and `rng` to make it deterministic."""
 
-    timeouts: Timeouts | None
+    timeouts: CallTimeouts | None
     retry: RetryPolicy | None
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
@@ -64,7 +64,7 @@ class HttpClient:
             **given,
         }
         secrets = [key, *(value for header, value in given.items() if _SECRET_HEADERS.search(header))]
-        self._transport = Transport(name, base_url, headers, secrets=secrets, **settings)
+        self._transport = HttpTransport(name, base_url, headers, secrets=secrets, **settings)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._transport!r})"
@@ -73,7 +73,7 @@ class HttpClient:
         """Close the connections.  Calls under way fail, and so do later ones."""
         await self._transport.close()
 
-    async def _post(self, path: str, body: Mapping[str, Any], new: Callable[[Transport], A], call: ModelCall) -> A:
+    async def _post(self, path: str, body: Mapping[str, Any], new: Callable[[HttpTransport], A], call: ModelCall) -> A:
         """Return the whole answer to `body`, after the retries that are due; each attempt begins a `new` one."""
 
         async def read(response: aiohttp.ClientResponse) -> A:
@@ -88,7 +88,7 @@ class HttpClient:
 
         return await self._transport.post(path, _encode(body), read, call.deadline)
 
-    async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
+    async def _read(self, response: aiohttp.ClientResponse, answer: PartialReply) -> None:
         if response.content_type == "text/event-stream":
             await self._read_stream(response.content, answer)
         elif response.content_type == "application/json":
@@ -97,7 +97,7 @@ class HttpClient:
             reason = f"{self._transport.name}: the answer is {self._transport.clean(response.content_type)}"
             raise InvalidResponseError("wrong_content_type", f"{reason}, not an event stream or JSON; check base_url")
 
-    async def _read_stream(self, content: aiohttp.StreamReader, answer: Answer) -> None:
+    async def _read_stream(self, content: aiohttp.StreamReader, answer: PartialReply) -> None:
         parser, n_bytes = EventParser(), 0
         while chunk := await content.readany():
             n_bytes += len(chunk)
@@ -122,7 +122,7 @@ class HttpClient:
             raise InvalidResponseError("malformed_stream", reason)
 
 
-def report_wasted_usage(answer: Answer, call: ModelCall) -> None:
+def report_wasted_usage(answer: PartialReply, call: ModelCall) -> None:
     """Tell what an answer cost that no reply comes of."""
     with contextlib.suppress(InvalidResponseError):  # its usage is what makes no sense, or it told none
         call.on_wasted_usage(answer.usage())

@@ -1,6 +1,6 @@
 """Conversations as every protocol of chat models sees them: who speaks, calls, results, and what has no place.
 
-A protocol says in its `Places` which parts it takes.  All refusals are made here, so that they read alike.
+A protocol says in its `Capabilities` which parts it takes.  All refusals are made here, so that they read alike.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ToolResult(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Capabilities:
     """Which parts of a message a protocol has a place for, by the `type` of the part."""
 
     protocol: str
@@ -47,7 +47,7 @@ class Places:
         for part in message.content or ():
             if part.type not in self.parts:
                 raise self.refusal(message, f"a part of type {part.type}")
-            if not _fits(part, message):
+            if not _is_allowed_in(part, message):
                 raise self.refusal(message, f"a part of type {part.type} in a message of role {message.role}")
             if isinstance(part, ImageContent) and not isinstance(part.source, UrlImage) and not part.source.data:
                 raise self.refusal(message, f"an image by file_id ({part.source.type}) without its data")
@@ -65,14 +65,14 @@ class Places:
                 results.append((part.tool_call_id, part.content, part.is_error))
         if message.role in ("tool", "function") and not results:
             results.append((message.tool_call_id, message.text, bool(message.is_err)))
-        return [ToolResult(self._named(message, call_id), text, failed) for call_id, text, failed in results]
+        return [ToolResult(self._checked_id(message, call_id), text, failed) for call_id, text, failed in results]
 
     def refusal(self, message: Message, what: str) -> ModelAPIError:
         """Return the error that refuses `what` by name."""
         reason = f"{message.id}: the {self.protocol} protocol has no place for {what}"
         return ModelAPIError("unsupported_content", reason)
 
-    def _named(self, message: Message, call_id: str | None) -> str:
+    def _checked_id(self, message: Message, call_id: str | None) -> str:
         if not call_id:
             raise self.refusal(message, "a tool return without a tool_call_id")
         return call_id
@@ -97,7 +97,7 @@ def used_ids(messages: Iterable[Message]) -> set[str]:
     return {call.id for message in messages for call in calls_of(message)}
 
 
-def _fits(part: ContentPart, message: Message) -> bool:
+def _is_allowed_in(part: ContentPart, message: Message) -> bool:
     match part.type:
         case "text":
             return True

@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 
 from batchray.errors import ConfigError, DeadlineExceededError, InvalidResponseError, ModelAPIError
-from batchray.models.retry import Gate, RetryPolicy, Timeouts, Turn
+from batchray.models.retry import CallTimeouts, Gate, GateTicket, RetryPolicy
 from batchray.support.backoff import retry_after_s
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def is_passing(status: int) -> bool:
     return status in (408, 409, 429) or status >= 500
 
 
-class Transport:
+class HttpTransport:
     """The connections to one provider, shared by all its calls on one event loop.
 
     `name` is the provider's, for errors and logs.  The session is opened on the first call, in its event loop.  The
@@ -124,7 +124,7 @@ class Transport:
         headers: Mapping[str, str],
         *,
         secrets: Iterable[str] = (),
-        timeouts: Timeouts | None = None,
+        timeouts: CallTimeouts | None = None,
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -135,7 +135,7 @@ class Transport:
         self._base_url = _checked_url(base_url, name)
         self._headers = _checked_headers(headers, name)
         self._secrets = _secret_pattern(secrets)
-        self._timeouts, self._retry = timeouts or Timeouts(), retry or RetryPolicy()
+        self._timeouts, self._retry = timeouts or CallTimeouts(), retry or RetryPolicy()
         self.clock, self._wall_clock, self._sleep = clock, wall_clock, sleep
         self._rng = rng or random.Random()
         self._gate = Gate(clock, self._rng, self._retry.cap_s)
@@ -194,7 +194,7 @@ class Transport:
     async def _post(
         self, path: str, body: bytes, read: Callable[[aiohttp.ClientResponse], Awaitable[T]], deadline: float
     ) -> T:
-        turn, n_faults = Turn(), 0
+        turn, n_faults = GateTicket(), 0
         while True:
             await self._wait_for(turn, deadline)
             try:
@@ -203,13 +203,13 @@ class Transport:
                 n_faults += 1
                 self._plan_retry(fault, n_faults, turn, deadline)
 
-    async def _wait_for(self, turn: Turn, deadline: float) -> None:
+    async def _wait_for(self, turn: GateTicket, deadline: float) -> None:
         while (wait_s := self._gate.wait_s(turn, deadline)) > 0:
             if self.clock() + wait_s >= deadline and self._closed_by is not None:
                 raise self._error(self._closed_by, f"{self._closed_by}; asks to wait {wait_s:.1f} s, past the deadline")
             await self._sleep(wait_s)
 
-    def _plan_retry(self, fault: TransientError, n_faults: int, turn: Turn, deadline: float) -> None:
+    def _plan_retry(self, fault: TransientError, n_faults: int, turn: GateTicket, deadline: float) -> None:
         """Set when `turn` goes again.  Raises the fault as what the caller sees where it does not."""
         if self._is_closed:
             raise self._closed_error() from None

@@ -71,7 +71,7 @@ class _ScriptedUsage(Usage):
         return Usage(**{**self.model_dump(), "total_tokens": total})
 
 
-class _Turn(_Strict):
+class _ScriptedReply(_Strict):
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[_ScriptedCall, ...] = ()
@@ -80,7 +80,7 @@ class _Turn(_Strict):
     usage: _ScriptedUsage | None = None
 
 
-_TURNS = TypeAdapter(tuple[_Turn, ...])
+_SCRIPT = TypeAdapter(tuple[_ScriptedReply, ...])
 
 
 class ScriptedModel:
@@ -109,9 +109,9 @@ class ScriptedModel:
         Raises what the turn's `fail` asks for, InvalidResponseError (`bad_script`) for a script that cannot be read,
         and DeadlineExceededError once a delay reaches the call's deadline.
         """
-        turns = _read_turns(self._find_script(call))
+        turns = _read_script(self._find_script(call))
         n_answered = sum(_is_answer(message) for message in _since_user(call.messages))
-        turn = turns[n_answered] if n_answered < len(turns) else _Turn(text=END_OF_SCRIPT)
+        turn = turns[n_answered] if n_answered < len(turns) else _ScriptedReply(text=END_OF_SCRIPT)
         await self._wait(turn.delay_s, call.deadline)
         usage = turn.usage.filled() if turn.usage else None
         if turn.fail is not None:
@@ -178,11 +178,11 @@ class RulesModel:
         """Do nothing."""
 
 
-def _read_turns(script: Any) -> tuple[_Turn, ...]:
+def _read_script(script: Any) -> tuple[_ScriptedReply, ...]:
     try:
-        return _TURNS.validate_python(script)
+        return _SCRIPT.validate_python(script)
     except ValidationError as error:
-        raise InvalidResponseError("bad_script", first_problem(error, _Turn, "script")) from None
+        raise InvalidResponseError("bad_script", first_problem(error, _ScriptedReply, "script")) from None
 
 
 def _is_answer(message: Message) -> bool:

@@ -16,8 +16,8 @@ import orjson
 from batchray.errors import InvalidResponseError, InvalidToolCallError
 from batchray.models.base import ModelCall, ModelReply, said
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
-from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Places, calls_of, is_answer, used_ids
-from batchray.models.http import Transport
+from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, calls_of, is_answer, used_ids
+from batchray.models.http import HttpTransport
 from batchray.models.partial_reply import BAD_SHAPE, PartialCall, string, whole_calls
 from batchray.models.sse import Event
 from batchray.schema import ImageContent, Message, TextContent, ToolCall, ToolReturnContent, UrlImage, Usage
@@ -27,7 +27,7 @@ _PATH = "/chat/completions"
 _EFFORT = frozenset({"reasoning_effort", "reasoning"})
 _USABLE_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 # Reasoning is taken and left out: the conversation goes on without it, and many servers refuse to be given it back.
-_PLACES = Places("openai", frozenset({"text", "image", "tool_call", "tool_return", "reasoning"}))
+_CAPABILITIES = Capabilities("openai", frozenset({"text", "image", "tool_call", "tool_return", "reasoning"}))
 
 
 def new_tool_call_id() -> str:
@@ -62,7 +62,7 @@ class OpenAIClient(HttpClient):
 
         Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
         """
-        answer = await self._post(_PATH, request_body(call), _Answer, call)
+        answer = await self._post(_PATH, request_body(call), PartialCompletion, call)
         try:
             return answer.reply(call, self._ids)
         except (InvalidResponseError, InvalidToolCallError):
@@ -108,8 +108,8 @@ def _given(call: ModelCall) -> Mapping[str, Any]:
 
 def _chat_messages(message: Message) -> Iterator[dict[str, Any]]:
     """One message of ours can be several of OpenAI's: each tool return is one there."""
-    _PLACES.check(message)
-    for result in _PLACES.results(message):
+    _CAPABILITIES.check(message)
+    for result in _CAPABILITIES.results(message):
         yield {"role": "tool", "tool_call_id": result.call_id, "content": result.text}
     if is_answer(message):
         yield _assistant_message(message)
@@ -158,7 +158,7 @@ def _image_url(part: ImageContent) -> dict[str, str]:
     return {"url": url, **({"detail": source.detail} if source.detail else {})}
 
 
-class _Answer:
+class PartialCompletion:
     """An answer that is still arriving."""
 
     __slots__ = (
@@ -174,7 +174,7 @@ class _Answer:
         "is_done",
     )
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: HttpTransport) -> None:
         self._transport = transport
         self._text: list[str] = []
         self._reasoning: list[str] = []

@@ -15,7 +15,7 @@ from batchray.schema import ToolCall, Usage
 BAD_SHAPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
-class Answer(Protocol):
+class PartialReply(Protocol):
     """An answer that is still arriving.  All of it raises Fault where asking again may help."""
 
     is_done: bool

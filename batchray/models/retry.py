@@ -11,7 +11,7 @@ from batchray.support.backoff import backoff_s
 
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
+class CallTimeouts:
     """Limits of one attempt at a model call, in seconds.  A call's own deadline cuts all of them."""
 
     connect_s: float = 10.0
@@ -35,7 +35,7 @@ class RetryPolicy:
         return backoff_s(n_retries, self.base_s, self.cap_s, rng)
 
 
-class Turn:
+class GateTicket:
     """One call's place at a gate: when it may go, and the block that this was worked out for."""
 
     __slots__ = ("block", "goes_at")
@@ -56,7 +56,7 @@ class Gate:
         self._clock, self._rng, self._cap_s = clock, rng, cap_s
         self._opens_at, self._spread_s, self._block = -math.inf, 0.0, 0
 
-    def close(self, wait_s: float, told: Turn) -> bool:
+    def close(self, wait_s: float, told: GateTicket) -> bool:
         """Let nobody through for `wait_s` seconds, and then `told` first.
 
         Returns False, and changes nothing, where the gate stays closed for longer already: `told` is then one of many.
@@ -69,7 +69,7 @@ class Gate:
         told.block, told.goes_at = self._block, opens_at
         return True
 
-    def wait_s(self, turn: Turn, deadline: float = math.inf) -> float:
+    def wait_s(self, turn: GateTicket, deadline: float = math.inf) -> float:
         """Return how long `turn` has to wait from now, in seconds; it may go when that is 0 or less.
 
         Ask again after the wait: the gate may have closed meanwhile.  A wait is spread over what is left before

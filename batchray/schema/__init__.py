@@ -1,7 +1,6 @@
 """The wire contract: content parts, messages, requests, jobs, outcomes, agents and ids, as pydantic models."""
 
 from batchray.schema.agents import (
-    TERMINAL_RUN_STATUSES,
     AgentState,
     Block,
     CreateAgent,
@@ -11,9 +10,6 @@ from batchray.schema.agents import (
     LLMConfig,
     Memory,
     Model,
-    Run,
-    RunRequestConfig,
-    RunStatus,
     Source,
     Tool,
     UpdateAgent,
@@ -52,7 +48,7 @@ from batchray.schema.ids import (
     otid,
     run_id,
 )
-from batchray.schema.jobs import TERMINAL_JOB_STATUSES, BatchJob, Count, JobStatus, JobType, RequestCounts, StopReason
+from batchray.schema.jobs import TERMINAL_JOB_STATUSES, BatchJob, JobStatus, JobType, RequestCounts, StopReason
 from batchray.schema.messages import (
     ApprovalRequestMessage,
     ApprovalResponseMessage,
@@ -80,7 +76,7 @@ from batchray.schema.messages import (
     letta_messages,
     of_types,
 )
-from batchray.schema.outcomes import ErrorInfo, ItemStatus, Outcome, Result, Timing, Usage, status_of
+from batchray.schema.outcomes import ErrorInfo, ItemStatus, Result, Timing, Usage, status_of
 from batchray.schema.requests import (
     AgentRequest,
     Approval,
@@ -106,7 +102,6 @@ __all__ = [
     "MAX_MESSAGES_PER_ITEM",
     "MAX_OTIDS_PER_MESSAGE",
     "TERMINAL_JOB_STATUSES",
-    "TERMINAL_RUN_STATUSES",
     "AgentRequest",
     "AgentState",
     "Approval",
@@ -124,7 +119,6 @@ __all__ = [
     "CompactionStats",
     "Content",
     "ContentPart",
-    "Count",
     "CreateAgent",
     "CreateBatch",
     "CreateBlock",
@@ -152,7 +146,6 @@ __all__ = [
     "MessageType",
     "Model",
     "OmittedReasoningContent",
-    "Outcome",
     "Ping",
     "ReasoningContent",
     "ReasoningMessage",
@@ -160,9 +153,6 @@ __all__ = [
     "RequestCounts",
     "RequestMessage",
     "Result",
-    "Run",
-    "RunRequestConfig",
-    "RunStatus",
     "Source",
     "StopReason",
     "StopReasonMessage",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -10,7 +9,6 @@ from pydantic import ConfigDict, Field
 from batchray.schema.base import OpenModel, UtcDatetime, given
 from batchray.schema.jobs import StopReason
 from batchray.schema.messages import LettaMessage, StopReasonMessage, UsageStatistics
-from batchray.schema.requests import MessageType
 
 
 class LLMConfig(OpenModel):
@@ -201,48 +199,3 @@ class LettaResponse(OpenModel):
     usage: UsageStatistics
     logprobs: dict[str, Any] | None = None
     turns: list[dict[str, Any]] | None = None
-
-
-class RunStatus(StrEnum):
-    """The state of a run."""
-
-    CREATED = "created"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-TERMINAL_RUN_STATUSES = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
-"""The states that a run never leaves."""
-
-
-class RunRequestConfig(OpenModel):
-    """How the output of a run is to be shown."""
-
-    use_assistant_message: bool = True
-    assistant_message_tool_name: str = "send_message"
-    assistant_message_tool_kwarg: str = "message"
-    include_return_message_types: list[MessageType] | None = None
-
-
-class Run(OpenModel):
-    """One run of one agent on a Letta server, as GET /v1/runs/{id} shows it."""
-
-    id: str
-    agent_id: str
-    status: RunStatus = RunStatus.CREATED
-    created_at: UtcDatetime | None = None
-    completed_at: UtcDatetime | None = None
-    conversation_id: str | None = None
-    base_template_id: str | None = None
-    background: bool | None = None
-    metadata: dict[str, Any] | None = None
-    request_config: RunRequestConfig | None = None
-    stop_reason: StopReason | None = None
-    callback_url: str | None = None
-    callback_sent_at: UtcDatetime | None = None
-    callback_status_code: int | None = None
-    callback_error: str | None = None
-    ttft_ns: int | None = None
-    total_duration_ns: int | None = None

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
+from pydantic import NonNegativeInt
 
 from batchray.schema.base import UtcDatetime, WireModel
-
-Count = Annotated[int, Field(ge=0)]
-"""How many: an int of 0 or more."""
 
 
 class JobStatus(StrEnum):
@@ -62,12 +59,12 @@ class StopReason(StrEnum):
 class RequestCounts(WireModel):
     """How many items of a job have which outcome; `pending` have none yet.  `total` is the sum of the others."""
 
-    total: Count = 0
-    succeeded: Count = 0
-    errored: Count = 0
-    canceled: Count = 0
-    expired: Count = 0
-    pending: Count = 0
+    total: NonNegativeInt = 0
+    succeeded: NonNegativeInt = 0
+    errored: NonNegativeInt = 0
+    canceled: NonNegativeInt = 0
+    expired: NonNegativeInt = 0
+    pending: NonNegativeInt = 0
 
 
 class BatchJob(WireModel):

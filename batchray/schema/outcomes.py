@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from batchray.schema.base import WireModel
-from batchray.schema.jobs import Count, StopReason
-from batchray.schema.messages import AssistantMessage, LettaMessage, Message
+from batchray.schema.jobs import StopReason
+from batchray.schema.messages import AssistantMessage, LettaMessage
 
 
 class ItemStatus(StrEnum):
@@ -71,25 +71,9 @@ class Timing(WireModel):
     nothing was streamed), `duration_ns` from started to ended.
     """
 
-    queued_ns: Count
-    ttft_ns: Count | None = None
-    duration_ns: Count
-
-
-class Outcome(WireModel):
-    """What one attempt at an item came to: what a lane hands back to the driver.
-
-    `index` is the item's place in the batch, `attempt` counts from 1.  `messages` are the input and then the output.
-    """
-
-    index: Count
-    attempt: Count
-    status: ItemStatus
-    stop_reason: StopReason
-    error: ErrorInfo | None = None
-    usage: Usage
-    timing: Timing
-    messages: list[Message]
+    queued_ns: NonNegativeInt
+    ttft_ns: NonNegativeInt | None = None
+    duration_ns: NonNegativeInt
 
 
 class Result(WireModel):
@@ -99,7 +83,7 @@ class Result(WireModel):
     those that a death of another's doing cut short.
     """
 
-    index: Count
+    index: NonNegativeInt
     custom_id: str | None = None
     batch_item_id: str
     agent_id: str
@@ -108,7 +92,7 @@ class Result(WireModel):
     messages: list[LettaMessage]
     usage: Usage
     error: ErrorInfo | None = None
-    attempts: Count
+    attempts: NonNegativeInt
     timing: Timing
 
     @property

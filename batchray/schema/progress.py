@@ -33,12 +33,6 @@ class Histogram:
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
         self.max_ns = max(self.max_ns, duration_ns)
 
-    def merge(self, other: Histogram) -> None:
-        """Add another histogram's counts to this one's."""
-        for bucket, count in other.buckets.items():
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
-        self.max_ns = max(self.max_ns, other.max_ns)
-
     @property
     def count(self) -> int:
         """How many durations were counted."""

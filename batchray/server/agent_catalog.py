@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from batchray.agents.tools import Tool as CallableTool
+from batchray.agents.tools import FunctionTool as CallableTool
 from batchray.agents.tools import load_tools
 from batchray.config import Agent, AgentSet, MemoryBlock, function_name
 from batchray.errors import ConfigError

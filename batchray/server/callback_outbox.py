@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from batchray.callbacks import Attempt, Delivery, payload_of
+from batchray.callbacks import Delivery, DeliveryAttempt, payload_of
 from batchray.server.scheduler import Service
 from batchray.server.views import batch_job
 from batchray.store import DueCallback
@@ -22,7 +22,7 @@ class StoredOutbox:
         due_callbacks = self._store.claim_callbacks if self._store.is_shared else self._reader.due_callbacks
         return [_delivery(due) for due in await self._service.read(due_callbacks, now, limit)]
 
-    async def record(self, delivery: Delivery, attempt: Attempt) -> None:
+    async def record(self, delivery: Delivery, attempt: DeliveryAttempt) -> None:
         """Keep what became of an attempt."""
         failpoint("callback-sent")
         await self._store.call(

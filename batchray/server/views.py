@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import TypeAdapter
+from pydantic import NonNegativeInt, TypeAdapter
 
 from batchray.agents import completed_work
 from batchray.jobs import context
 from batchray.schema import (
     AgentRequest,
     BatchJob,
-    Count,
     ErrorInfo,
     ItemStatus,
     JobStatus,
@@ -40,7 +39,7 @@ class ItemView(WireModel):
     """One request of a batch with its outcome.  `status` is `pending` until the request has ended."""
 
     id: str
-    index: Count
+    index: NonNegativeInt
     custom_id: str | None
     agent_id: str
     run_id: str
@@ -48,7 +47,7 @@ class ItemView(WireModel):
     stop_reason: StopReason | None
     error: ErrorInfo | None
     usage: Usage
-    attempts: Count
+    attempts: NonNegativeInt
     timing: Timing | None
 
 

@@ -1,6 +1,6 @@
-"""Named places in our own code where a test may let the process die, as a power cut would.
+"""Failpoints: named places in our own code at which a test can kill the process, as a power cut would.
 
-`BATCHRAY_CRASH_AT=name` or `name:n` kills the process where it comes by that place, for the n-th time.
+`BATCHRAY_CRASH_AT=name` kills the process when it reaches that failpoint; `name:n` when it reaches it the n-th time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 VARIABLE = "BATCHRAY_CRASH_AT"
 
-Place = Literal[
+FailpointName = Literal[
     "before-spool",
     "after-spool",
     "before-commit",
@@ -25,18 +25,21 @@ Place = Literal[
 ]
 
 
-def failpoint(place: Place) -> None:
-    """Die here, where the environment says so; read there, because no caller of this should know of it."""
+def failpoint(name: FailpointName) -> None:
+    """Kill this process if the environment names this failpoint.
+
+    The variable is read here, so that no caller has to know of it.
+    """
     if (wanted := os.environ.get(VARIABLE)) is None:
         return
-    name, _, nth = wanted.partition(":")
-    if name != place:
+    wanted_name, _, nth = wanted.partition(":")
+    if wanted_name != name:
         return
-    _passed()[place] += 1
-    if _passed()[place] == int(nth or 1):
+    _n_passed()[name] += 1
+    if _n_passed()[name] == int(nth or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @functools.cache
-def _passed() -> Counter[str]:
+def _n_passed() -> Counter[str]:
     return Counter()

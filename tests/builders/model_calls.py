@@ -13,11 +13,11 @@ import aiohttp.web
 import pytest
 
 from batchray.errors import RequestError
-from batchray.models import ModelCall, RetryPolicy, Timeouts
+from batchray.models import CallTimeouts, ModelCall, RetryPolicy
 from batchray.schema import Message, TextContent
 
 KEY = "sk-proj-0123456789abcdefABCDEF"
-PATIENT = Timeouts(connect_s=30, idle_s=30, call_s=30)
+PATIENT = CallTimeouts(connect_s=30, idle_s=30, call_s=30)
 
 
 class FakeTime:

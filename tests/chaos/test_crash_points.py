@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 from batchray.store import Store
-from batchray.support.failpoints import VARIABLE, Place
+from batchray.support.failpoints import VARIABLE, FailpointName
 from tests.chaos.judge import AGENTS, Sender, called_back
 from tests.polling import until
 from tests.server.live import ServerDiedError, live_server
@@ -36,7 +36,7 @@ LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
 
 
 def test_every_place_is_tried() -> None:
-    assert set(CRASHES) == set(get_args(Place))
+    assert set(CRASHES) == set(get_args(FailpointName))
 
 
 def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tm
 
 
 @pytest.mark.parametrize("place", ["before-commit", "after-commit"])
-def test_fifty_creates_at_once_with_one_key_across_a_kill_are_one_job(place: str, tmp_path: Path) -> None:
+def test_fifty_creates_at_once_with_one_key_across_a_kill_are_one_job(name: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
     body = {"requests": [{"agent_id": "echo", "input": "once"}]}
@@ -73,7 +73,7 @@ def test_fifty_creates_at_once_with_one_key_across_a_kill_are_one_job(place: str
 
     options = ("--port", str(port))
     with ThreadPoolExecutor(50) as pool:
-        with live_server(tmp_path, *options, agents=AGENTS, **{VARIABLE: place}) as server:
+        with live_server(tmp_path, *options, agents=AGENTS, **{VARIABLE: name}) as server:
             creating = pool.map(create, range(50))
             assert server.process.wait(60) == -signal.SIGKILL
         with live_server(tmp_path, *options, agents=AGENTS) as server:

@@ -420,7 +420,7 @@ async def test_a_key_that_the_provider_repeats_is_not_passed_on(client: Anthropi
 
 async def test_a_client_made_by_name_has_anthropics_address_where_none_is_given(server: ProviderServer) -> None:
     made = make_client("anthropic", "anthropic", api_key=KEY)
-    assert repr(made) == f"AnthropicClient(Transport('anthropic', '{BASE_URL}'))"
+    assert repr(made) == f"AnthropicClient(HttpTransport('anthropic', '{BASE_URL}'))"
     own = make_client("own", "anthropic", server.root_url + "/")
     assert (await own.ask(call("[[say:a b]]"))).text == "a b"
     assert "x-api-key" not in server.calls[0].headers

@@ -27,16 +27,16 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from batchray.callbacks import (
     DELAYS_S,
     AddressGuard,
-    Answer,
-    Attempt,
+    CallbackResponse,
     CallbackSender,
     Delivery,
+    DeliveryAttempt,
     Schedule,
     Signer,
     make_sender,
     payload_of,
 )
-from batchray.callbacks.transport import MAX_ANSWER_BYTES, Transport
+from batchray.callbacks.transport import MAX_ANSWER_BYTES, WebhookTransport
 from batchray.errors import ConfigError
 
 NOW = 1_800_000_000.0
@@ -60,7 +60,7 @@ class MemoryOutbox:
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[Delivery, float]] = {}
-        self.attempts: list[tuple[str, Attempt]] = []
+        self.attempts: list[tuple[str, DeliveryAttempt]] = []
         self.faults: list[str] = []
         self._changed = asyncio.Condition()
 
@@ -72,7 +72,7 @@ class MemoryOutbox:
         await self._fail_at("due")
         return [delivery for delivery, at in sorted(self.rows.values(), key=lambda row: row[1]) if at <= now][:limit]
 
-    async def record(self, delivery: Delivery, attempt: Attempt) -> None:
+    async def record(self, delivery: Delivery, attempt: DeliveryAttempt) -> None:
         await self._fail_at("record")
         self.attempts.append((delivery.job_id, attempt))
         del self.rows[delivery.job_id]
@@ -83,7 +83,7 @@ class MemoryOutbox:
     async def next_due_at(self) -> float | None:
         return min((at for _, at in self.rows.values()), default=None)
 
-    async def attempt(self, number: int = 1) -> Attempt:
+    async def attempt(self, number: int = 1) -> DeliveryAttempt:
         """Wait for the attempt of this number and return it."""
         await self.until(lambda: len(self.attempts) >= number)
         return self.attempts[number - 1][1]
@@ -184,7 +184,7 @@ def loopback(make_socket: Callable[[int, int, int], socket.socket] = socket.sock
 @asynccontextmanager
 async def sending(outbox: MemoryOutbox, transport: Any = None, **settings: Any) -> AsyncIterator[CallbackSender]:
     clock = settings.setdefault("clock", Clock())
-    transport = transport or Transport(loopback(), limit_s=PATIENCE_S, clock=clock)
+    transport = transport or WebhookTransport(loopback(), limit_s=PATIENCE_S, clock=clock)
     sender = CallbackSender(outbox, transport, **{"rng": random.Random(1), **settings})
     running = asyncio.create_task(sender.run())
     try:
@@ -197,15 +197,15 @@ async def sending(outbox: MemoryOutbox, transport: Any = None, **settings: Any) 
 @asynccontextmanager
 async def posting(
     guard: AddressGuard | None = None, **settings: Any
-) -> AsyncIterator[Callable[[str], Awaitable[Answer]]]:
-    transport = Transport(guard or loopback(), **{"limit_s": PATIENCE_S, **settings})
+) -> AsyncIterator[Callable[[str], Awaitable[CallbackResponse]]]:
+    transport = WebhookTransport(guard or loopback(), **{"limit_s": PATIENCE_S, **settings})
     try:
         yield lambda url: transport.post(url, b"{}", {})
     finally:
         await transport.close()
 
 
-async def sent(url: str, **settings: Any) -> Answer:
+async def sent(url: str, **settings: Any) -> CallbackResponse:
     async with posting(**settings) as post:
         return await post(url)
 
@@ -238,7 +238,7 @@ async def test_one_post_is_sent_and_recorded(outbox: MemoryOutbox) -> None:
     async with Receiver(204).serving() as receiver, sending(outbox) as sender:
         outbox.put(receiver.url)
         sender.wake()
-        assert await outbox.attempt() == Attempt(datetime.fromtimestamp(NOW, UTC), 204, None, None)
+        assert await outbox.attempt() == DeliveryAttempt(datetime.fromtimestamp(NOW, UTC), 204, None, None)
     (headers,) = receiver.headers
     assert (receiver.bodies, outbox.rows) == ([b'{"job_id":"job-1"}'], {})
     assert (headers["user-agent"], headers["content-type"]) == ("batchray", "application/json")
@@ -370,14 +370,16 @@ async def test_a_redirect_is_a_failure_and_is_not_followed(status: int) -> None:
     sockets = Sockets()
     async with Receiver(elsewhere).serving() as receiver:
         answer = await sent(receiver.url, guard=loopback(sockets))
-    assert answer == Answer(status, f"the receiver answered with status {status}, and redirects are not followed")
+    assert answer == CallbackResponse(
+        status, f"the receiver answered with status {status}, and redirects are not followed"
+    )
     assert (sockets.n_made, len(receiver.bodies)) == (1, 1)
 
 
 async def test_a_receiver_that_does_not_answer_is_given_up() -> None:
     async with Receiver(never).serving() as receiver:
         answer = await sent(receiver.url, limit_s=0.05)
-    assert answer == Answer(None, "the receiver gave no answer within 0.05 s")
+    assert answer == CallbackResponse(None, "the receiver gave no answer within 0.05 s")
 
 
 async def test_of_an_endless_answer_64_kib_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +400,7 @@ async def test_of_an_endless_answer_64_kib_are_read(monkeypatch: pytest.MonkeyPa
     async with Receiver(endless).serving() as receiver:
         monkeypatch.setattr(aiohttp.StreamReader, "read", counting)
         answer = await sent(receiver.url)
-    assert (answer, n_read) == (Answer(200, None), MAX_ANSWER_BYTES)
+    assert (answer, n_read) == (CallbackResponse(200, None), MAX_ANSWER_BYTES)
 
 
 async def test_an_answer_that_breaks_off_after_its_status_counts() -> None:
@@ -410,7 +412,7 @@ async def test_an_answer_that_breaks_off_after_its_status_counts() -> None:
         return response
 
     async with Receiver(broken).serving() as receiver:
-        assert await sent(receiver.url) == Answer(200, None)
+        assert await sent(receiver.url) == CallbackResponse(200, None)
 
 
 async def test_cookies_are_not_kept() -> None:
@@ -464,7 +466,7 @@ async def test_what_is_no_answer_is_said_in_one_sentence(text: bytes, error: str
 
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert await sent(f"http://127.0.0.1:{port}/") == Answer(None, error)
+        assert await sent(f"http://127.0.0.1:{port}/") == CallbackResponse(None, error)
 
 
 @contextmanager
@@ -602,7 +604,7 @@ async def test_no_spelling_of_an_address_that_is_not_public_gets_a_connection(ho
 )
 async def test_an_allowed_network_is_connected_to_in_any_spelling(host: str) -> None:
     async with Receiver().serving() as receiver:
-        assert await sent(f"http://{host}:{receiver.port}/") == Answer(200, None)
+        assert await sent(f"http://{host}:{receiver.port}/") == CallbackResponse(200, None)
 
 
 @pytest.mark.parametrize(
@@ -621,7 +623,7 @@ async def test_a_name_that_resolves_inside_is_refused(addresses: list[str]) -> N
     async with Receiver().serving() as receiver:
         guard = AddressGuard(make_socket=sockets)
         answer = await sent(f"http://example.com:{receiver.port}/", guard=guard, resolver=Names(addresses))
-    assert (answer, sockets.n_made, receiver.n_connections) == (Answer(None, BLOCKED), 0, 0)
+    assert (answer, sockets.n_made, receiver.n_connections) == (CallbackResponse(None, BLOCKED), 0, 0)
 
 
 async def test_a_name_that_is_public_at_first_and_then_loopback_is_refused() -> None:
@@ -640,12 +642,12 @@ async def test_of_a_name_s_addresses_only_those_allowed_are_connected_to() -> No
     async with Receiver().serving() as receiver:
         names = Names(["10.0.0.1", "::1", "169.254.169.254", "127.0.0.1"])
         answer = await sent(f"http://example.com:{receiver.port}/", guard=loopback(sockets), resolver=names)
-    assert (answer, sockets.n_made) == (Answer(200, None), 1)
+    assert (answer, sockets.n_made) == (CallbackResponse(200, None), 1)
 
 
 async def test_a_name_without_addresses_is_a_failed_attempt(outbox: MemoryOutbox) -> None:
     outbox.put("http://example.com/")
-    async with sending(outbox, Transport(AddressGuard(), resolver=Names([]))):
+    async with sending(outbox, WebhookTransport(AddressGuard(), resolver=Names([]))):
         attempt = await outbox.attempt()
     assert attempt.next_at is not None
     assert (attempt.error or "").startswith("the attempt failed in an unexpected way")
@@ -788,8 +790,8 @@ async def test_the_second_end_of_a_job_is_told_while_the_first_is_still_being_to
 async def test_an_unexpected_error_of_one_callback_is_its_own(
     outbox: MemoryOutbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Faulty(Transport):
-        async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> Answer:
+    class Faulty(WebhookTransport):
+        async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> CallbackResponse:
             if headers["webhook-id"] == "job-bad":
                 raise ZeroDivisionError(url)
             return await super().post(url, payload, headers)

@@ -191,7 +191,7 @@ def test_the_address_of_anthropic_is_its_own_where_none_is_set() -> None:
     bound = bind_agents(agents, {"own": Provider(protocol="anthropic")}, {"ANTHROPIC_API_KEY": KEY})
     loops = [build_agent(bound.agents[agent_id], Clients()) for agent_id in "ab"]
     assert [repr(vars(loop)["_client"]) for loop in loops] == [
-        f"AnthropicClient(Transport({name!r}, 'https://api.anthropic.com'))" for name in ("anthropic", "own")
+        f"AnthropicClient(HttpTransport({name!r}, 'https://api.anthropic.com'))" for name in ("anthropic", "own")
     ]
 
 

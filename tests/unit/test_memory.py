@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batchray.agents import AttemptRunner
-from batchray.agents.memory import Memory, memory_tools
+from batchray.agents.memory import RunMemory, memory_tools
 from batchray.config import Agent, MemoryBlock
 from tests.builders.agents import Conversation, bound, calls, returns
 
@@ -15,8 +15,8 @@ HUMAN = MemoryBlock(label="human", value="Name: Ada\nLikes: tea", limit=60, desc
 RULES = MemoryBlock(label="rules", value="Be kind.", read_only=True)
 
 
-def memory(**edited: str) -> Memory:
-    return Memory([HUMAN, RULES], edited)
+def memory(**edited: str) -> RunMemory:
+    return RunMemory([HUMAN, RULES], edited)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_model_sees_each_block_with_its_value_as_it_is_now() -> None:
         "<value>\nBe kind.\n</value>\n</block>\n"
         "</memory_blocks>"
     )
-    assert Memory().prompt() == ""
+    assert RunMemory().prompt() == ""
 
 
 def test_there_are_tools_only_where_something_can_be_edited() -> None:

@@ -21,7 +21,7 @@ from batchray.agents.base import input_messages
 from batchray.agents.tools import load_tools
 from batchray.config import Agent
 from batchray.errors import InvalidResponseError, InvalidToolCallError, ModelAPIError, RequestError
-from batchray.models import ModelClient, RetryPolicy, Timeouts
+from batchray.models import CallTimeouts, ModelClient, RetryPolicy
 from batchray.models.anthropic import AnthropicClient
 from batchray.models.openai import OpenAIClient
 from batchray.schema import AgentRequest, ApprovalCreate, ApprovalReturn, StopReason, Usage, new_job_id
@@ -97,13 +97,13 @@ async def test_a_fault_that_passes_is_retried_and_the_answer_begins_anew(
 @pytest.mark.parametrize(
     ("fault", "limits"),
     [
-        ("[[stall:start x1]]", Timeouts(idle_s=0.1)),
-        ("[[stall x1]]", Timeouts(idle_s=0.1)),
-        ("[[gap:0.02 x1]][[tokens:100 x1]]", Timeouts(call_s=0.1)),  # each byte is in time, the whole is not
+        ("[[stall:start x1]]", CallTimeouts(idle_s=0.1)),
+        ("[[stall x1]]", CallTimeouts(idle_s=0.1)),
+        ("[[gap:0.02 x1]][[tokens:100 x1]]", CallTimeouts(call_s=0.1)),  # each byte is in time, the whole is not
     ],
 )
 async def test_an_answer_that_stalls_or_drips_is_given_up_and_asked_for_again(
-    opened: Opened, server: ProviderServer, time: FakeTime, fault: str, limits: Timeouts
+    opened: Opened, server: ProviderServer, time: FakeTime, fault: str, limits: CallTimeouts
 ) -> None:
     async with opened(server, clock=time.clock, sleep=time.sleep, timeouts=limits) as client:
         assert (await client.ask(call(fault))).text == ANSWER

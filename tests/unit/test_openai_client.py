@@ -24,7 +24,7 @@ from batchray.errors import (
     ModelAPIError,
     RequestError,
 )
-from batchray.models import RetryPolicy, Timeouts, ToolSpec, make_client
+from batchray.models import CallTimeouts, RetryPolicy, ToolSpec, make_client
 from batchray.models.openai import OpenAIClient, request_body
 from batchray.schema import (
     Base64Image,
@@ -341,7 +341,7 @@ async def test_after_the_last_retry_the_error_says_what_the_provider_said(
 async def test_an_attempt_as_a_whole_has_a_limit_that_bytes_do_not_extend(
     server: ProviderServer, time: FakeTime
 ) -> None:
-    limits = Timeouts(connect_s=2, idle_s=2, call_s=0.1)
+    limits = CallTimeouts(connect_s=2, idle_s=2, call_s=0.1)
     async with opened(server.base_url, timeouts=limits, clock=time.clock, sleep=time.sleep) as client:
         error = await failure(client.ask(call("[[gap:0.02]][[tokens:100]]")), ModelAPIError)
     assert (error.type, len(time.slept)) == ("timeout", 2)
@@ -592,7 +592,7 @@ async def test_a_short_key_and_keys_in_headers_are_not_passed_on(server: Provide
 async def test_no_key_is_in_the_clients_repr(server: ProviderServer) -> None:
     async with opened(server.base_url, headers={"X-Api-Key": "hunter2"}) as client:
         await client.ask(call())
-        assert repr(client) == f"OpenAIClient(Transport('local', '{server.base_url}'))"
+        assert repr(client) == f"OpenAIClient(HttpTransport('local', '{server.base_url}'))"
 
 
 async def test_without_a_key_no_authorization_is_sent(server: ProviderServer) -> None:

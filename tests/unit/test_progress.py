@@ -29,13 +29,6 @@ def test_a_percentile_is_at_most_one_sixteenth_of_a_doubling_too_high(values: li
     assert max(true_ns, 1) * (1 - rounding) <= max(read_ns, 1) <= max(true_ns, 1) * TOO_HIGH * (1 + rounding)
 
 
-@given(st.lists(durations), st.lists(durations))
-def test_merged_histograms_are_that_of_all_values(one: list[int], other: list[int]) -> None:
-    merged = histogram(one)
-    merged.merge(histogram(other))
-    assert merged == histogram([*one, *other])
-
-
 @given(st.lists(durations))
 def test_a_histogram_survives_json(values: list[int]) -> None:
     made = histogram(values)

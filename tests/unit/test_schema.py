@@ -53,7 +53,6 @@ from batchray.schema import (
     MessageToolReturn,
     MessageType,
     OmittedReasoningContent,
-    Outcome,
     ReasoningContent,
     RedactedReasoningContent,
     Result,
@@ -699,21 +698,6 @@ def test_an_output_line_has_the_keys_that_are_promised() -> None:
     line = "index custom_id batch_item_id agent_id status stop_reason messages usage error attempts timing"
     assert " ".join(Result.model_fields) == line
     assert {"prompt_tokens", "completion_tokens", "total_tokens", "step_count"} <= Usage.model_fields.keys()
-
-
-def test_an_outcome_of_a_lane_is_read_back_with_its_messages() -> None:
-    body = {
-        "index": 3,
-        "attempt": 1,
-        "status": "errored",
-        "stop_reason": "llm_api_error",
-        "error": {"type": "rate_limited", "message": "429"},
-        "usage": {},
-        "timing": {"queued_ns": 1, "ttft_ns": None, "duration_ns": 2},
-        "messages": [message(content=[TextContent(text="t")]).model_dump(mode="json")],
-    }
-    outcome = Outcome.model_validate_json(orjson.dumps(body))
-    assert (outcome.status, outcome.messages[0].text) == (ItemStatus.ERRORED, "t")
 
 
 def test_an_agent_of_ours_has_the_45_keys_of_a_real_one() -> None:

@@ -16,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from batchray.agents.tools import MAX_RETURN_CHARS, Tool, ToolError, call_function, load_function, load_tools, make_tool
+from batchray.agents.tools import (
+    MAX_RETURN_CHARS,
+    FunctionTool,
+    ToolError,
+    call_function,
+    load_function,
+    load_tools,
+    make_tool,
+)
 from batchray.errors import ConfigError
 
 REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST")
@@ -82,7 +90,7 @@ async def cancel_itself() -> None:
     raise asyncio.CancelledError
 
 
-def tool(function: Callable[..., Any], timeout_s: float = 30.0) -> Tool:
+def tool(function: Callable[..., Any], timeout_s: float = 30.0) -> FunctionTool:
     return make_tool(function, timeout_s)
 
 
