@@ -35,6 +35,24 @@ class FakeTime:
         await asyncio.sleep(0)
 
 
+class HeldTime(FakeTime):
+    """A clock whose sleepers all wait until the test releases them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_released = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `release`."""
+        self.slept.append(seconds)
+        await self._is_released.wait()
+
+    def release(self) -> None:
+        """Advance the clock by the longest sleep, and wake all sleepers."""
+        self.now += max(self.slept)
+        self._is_released.set()
+
+
 def eager() -> dict[str, Any]:
     """Return settings of a client that gives up after two retries, with a seeded jitter."""
     return {"name": "local", "timeouts": PATIENT, "retry": RetryPolicy(max_retries=2), "rng": random.Random(1)}

@@ -299,7 +299,7 @@ async def test_whatever_a_function_raises_is_its_requests_outcome(
 
 async def test_a_function_that_cancels_itself_fails_and_is_not_lost(answerer: AttemptRunner) -> None:
     async def function(request: AgentRequest) -> None:
-        task = asyncio.create_task(asyncio.sleep(60))
+        task = asyncio.create_task(asyncio.Event().wait())
         task.cancel()
         await task
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -36,12 +35,6 @@ def test_an_old_import_path_gives_the_names_of_the_new_one(old: str) -> None:
         assert getattr(module, name) is getattr(new, new_name)
     assert new.__spec__ is not None
     assert new.__spec__.name == new.__name__
-
-
-def test_the_warning_of_an_old_import_path_names_the_line_that_imports_it() -> None:
-    code = "import warnings; warnings.simplefilter('default')\nfrom batchray.tools import ToolError, is_cancelled\n"
-    done = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, check=True)
-    assert done.stderr.startswith("<stdin>:2: DeprecationWarning: batchray.tools is deprecated; ")
 
 
 def test_an_unknown_module_is_still_unknown() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,23 +132,6 @@ def test_what_is_heavy_is_imported_only_where_it_is_needed(package: str) -> None
         for module in importers
         if floor_of(module) not in HEAVY[package] and module.split(".")[0] not in HEAVY[package]
     } <= HEAVY[package]
-
-
-def test_importing_batchray_loads_neither_ray_nor_aiohttp_nor_pydantic() -> None:
-    code = (
-        "import sys, batchray; print(*sorted({'ray', 'aiohttp', 'pydantic', 'sqlalchemy', 'rich'} & set(sys.modules)))"
-    )
-    assert loaded(code) == []
-
-
-def test_running_locally_with_offline_models_loads_neither_ray_nor_aiohttp() -> None:
-    code = "import sys, batchray.api, batchray.cli.main; print(*sorted({'ray', 'aiohttp', 'rich'} & set(sys.modules)))"
-    assert loaded(code) == []
-
-
-def loaded(code: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
-    return done.stdout.split()
 
 
 def test_every_public_name_is_there_and_the_list_is_sorted() -> None:

@@ -25,7 +25,8 @@ from batchray.models import CallTimeouts, ModelClient, RetryPolicy
 from batchray.models.anthropic import AnthropicClient
 from batchray.models.openai import OpenAIClient
 from batchray.schema import AgentRequest, ApprovalCreate, ApprovalReturn, StopReason, Usage, new_job_id
-from tests.builders.model_calls import KEY, FakeTime, call, eager, failure
+from tests.builders.model_calls import KEY, FakeTime, HeldTime, call, eager, failure
+from tests.polling import wait_until
 from tests.provider_server import ProviderServer
 
 Opened = Callable[..., AbstractAsyncContextManager[ModelClient]]
@@ -230,19 +231,17 @@ async def test_no_call_comes_before_a_retry_after_ends(
 
 
 async def test_the_others_wait_too(opened: Opened, server: ProviderServer) -> None:
-    is_told = asyncio.Event()
-
-    async def sleep(seconds: float) -> None:
-        is_told.set()
-        await asyncio.sleep(seconds)
-
-    async with opened(server, sleep=sleep) as client:
+    time = HeldTime()
+    async with opened(server, clock=time.clock, sleep=time.sleep) as client:
         told = asyncio.create_task(client.ask(call("told [[429:retry-after=0.15 x1]]")))
-        await is_told.wait()
-        await asyncio.gather(told, *(client.ask(call(f"other {i}")) for i in range(10)))
-    refused, first, *_ = server.calls
-    assert first.text == refused.text
-    assert first.at - refused.at >= 0.15
+        await wait_until(lambda: time.slept)
+        others = [asyncio.create_task(client.ask(call(f"other {i}"))) for i in range(10)]
+        await wait_until(lambda: len(time.slept) == 11)
+        assert server.n_calls == 1
+        time.release()
+        await asyncio.gather(told, *others)
+    assert time.slept[0] == min(time.slept) == pytest.approx(0.15)
+    assert server.n_calls == 12
 
 
 async def test_without_a_retry_after_the_waits_grow(opened: Opened, server: ProviderServer, time: FakeTime) -> None:

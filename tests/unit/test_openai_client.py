@@ -38,7 +38,8 @@ from batchray.schema import (
     ToolReturnContent,
     UrlImage,
 )
-from tests.builders.model_calls import KEY, PATIENT, FakeTime, always, call, eager, failure, message
+from tests.builders.model_calls import KEY, PATIENT, FakeTime, HeldTime, always, call, eager, failure, message
+from tests.polling import wait_until
 from tests.provider_server import ProviderServer, run_in_thread
 
 
@@ -157,8 +158,7 @@ async def test_calls_share_connections(client: OpenAIClient, server: ProviderSer
 async def test_many_calls_run_at_once(server: ProviderServer) -> None:
     async with opened(server.base_url) as client:
         waiting = [asyncio.create_task(client.ask(call("[[stall]]"))) for _ in range(150)]
-        while server.n_in_flight < 150:
-            await asyncio.sleep(0.001)
+        await wait_until(lambda: server.n_in_flight >= 150)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -388,20 +388,19 @@ async def test_a_retry_after_date_is_obeyed(server: ProviderServer, time: FakeTi
 
 
 async def test_while_one_call_waits_no_other_goes(server: ProviderServer) -> None:
-    is_waiting = asyncio.Event()
-
-    async def sleep(seconds: float) -> None:
-        is_waiting.set()
-        await asyncio.sleep(seconds)
-
-    async with opened(server.base_url, sleep=sleep) as client:
+    time = HeldTime()
+    async with opened(server.base_url, clock=time.clock, sleep=time.sleep) as client:
         told = asyncio.create_task(client.ask(call("told [[429:retry-after=1 x1]]")))
-        await is_waiting.wait()
-        await asyncio.gather(told, *(client.ask(call(f"other {i}")) for i in range(20)))
-    refused, first, *others = server.calls
-    assert refused.text == first.text
-    assert first.at - refused.at >= 1
-    assert others[-1].at - others[0].at > 0.05  # spread, not all at once
+        await wait_until(lambda: time.slept)
+        others = [asyncio.create_task(client.ask(call(f"other {i}"))) for i in range(20)]
+        await wait_until(lambda: len(time.slept) == 21)
+        assert server.n_calls == 1
+        time.release()
+        await asyncio.gather(told, *others)
+    assert time.slept[0] == 1.0
+    assert all(1.0 < each <= 2.0 for each in time.slept[1:])  # the call that was refused goes first
+    assert max(time.slept) - min(time.slept[1:]) > 0.05  # spread, not all at once
+    assert server.n_calls == 22
 
 
 async def test_a_wait_past_the_deadline_fails_at_once_with_the_providers_error(
@@ -628,8 +627,7 @@ async def test_a_huge_error_body_is_not_read_whole(client: OpenAIClient) -> None
 async def test_closing_fails_the_calls_under_way_and_later_ones(server: ProviderServer) -> None:
     async with opened(server.base_url) as client:
         waiting = asyncio.create_task(client.ask(call("[[stall]]")))
-        while not server.calls:
-            await asyncio.sleep(0.001)
+        await wait_until(lambda: server.calls)
         await client.close()
         assert (await failure(waiting, ModelAPIError)).type == "client_closed"
         assert (await failure(client.ask(call()), ModelAPIError)).type == "client_closed"
@@ -653,8 +651,7 @@ async def test_closing_fails_a_call_that_waits_for_its_retry(server: ProviderSer
 async def test_a_cancelled_call_ends_at_once(server: ProviderServer) -> None:
     async with opened(server.base_url) as client:
         waiting = asyncio.create_task(client.ask(call("[[stall]]")))
-        while not server.calls:
-            await asyncio.sleep(0.001)
+        await wait_until(lambda: server.calls)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from batchray.agents import (
 from batchray.config import Agent, BoundAgent, bind_agents
 from batchray.executors.ray.checkpointed_runs import CheckpointedRuns, run_isolated
 from batchray.schema import Message, letta_messages, new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store, run_all
 from batchray.support.timeouts import paused
+from tests.builders.virtual_time import in_virtual_time
 from tests.polling import run_pending_tasks
 
 JOB = new_job_id()
@@ -204,23 +204,28 @@ def test_an_agent_whose_code_cannot_be_imported_fails_its_request_and_is_importe
     assert imports.read_text() == "x"
 
 
-class Slow:
-    """Keeps what is done, and takes its time."""
+@in_virtual_time
+async def test_the_time_for_which_a_run_waits_for_the_store_does_not_count_towards_its_deadline() -> None:
+    async def note(text: str) -> str:  # on the event loop: virtual time does not wait for threads
+        return text
 
-    def add(self, checkpoint: bytes) -> None:
-        pass
+    class Slow:
+        """Keeps what is done, and takes its time."""
 
-    async def flush(self) -> None:
-        await asyncio.sleep(0.3)
+        def add(self, checkpoint: bytes) -> None:
+            pass
 
+        async def flush(self) -> None:
+            await asyncio.sleep(20)
 
-async def test_the_time_for_which_a_run_waits_for_the_store_does_not_count_towards_its_deadline(
-    answerer: AttemptRunner,
-) -> None:
-    report = await answerer.answer(stepped(deadline_s=0.5), encode_input(JOB, 0, 1, REQUEST), Slow())
+    answerer = AttemptRunner()
+    report = await answerer.answer(stepped(deadline_s=30, tools=[note]), encode_input(JOB, 0, 1, REQUEST), Slow())
     assert read_report(report).status == "succeeded"
+    assert asyncio.get_running_loop().time() > 30
+    await answerer.close()
 
 
+@in_virtual_time
 async def test_a_limit_goes_on_where_it_was_after_what_does_not_count() -> None:
     limit = asyncio.timeout(0.1)
 
@@ -305,49 +310,3 @@ async def test_of_a_run_that_is_being_stopped_nothing_more_is_handed_out() -> No
     assert await runs.collect({}) == {}
     call.cancel()
     await asyncio.wait([call])
-
-
-# The store.
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, JobRecord]]:
-    url = request.getfixturevalue("database").new_url() if request.param == "postgres" else None
-    with Store.open(tmp_path / "data", url) as store:
-        items = [NewItem("a", None, REQUEST)] * 3
-        job_id = new_job_id()
-        store.create_job(NewJob(job_id, lambda ids: {}), items)
-        yield store, store.start_job(job_id)
-
-
-def outcome(index: int, attempt: int) -> NewOutcome:
-    return NewOutcome(index, attempt, "succeeded", "end_turn", None, {}, 0, None, 0, b"[]", has_steps=True)
-
-
-def test_only_the_current_attempt_keeps_steps_and_each_only_once(job: tuple[Store, JobRecord]) -> None:
-    store, record = job
-    store.begin_attempts(record, [NewAttempt(0, 1), NewAttempt(1, 1)])
-    for is_again in (False, True):
-        steps = [NewStep(0, 1, 0, b"a0"), NewStep(1, 1, 0, b"b0"), NewStep(0, 1, 1, b"a1")]
-        store.write(record, [], [], is_again, steps)
-    store.begin_attempts(record, [NewAttempt(0, 2)])
-    store.write(record, [], [], False, [NewStep(0, 1, 2, b"stale"), NewStep(0, 2, 2, b"a2")])
-    assert [store.steps(record, index) for index in range(3)] == [[b"a0", b"a1", b"a2"], [b"b0"], []]
-
-
-def test_a_step_is_kept_that_comes_to_the_disk_together_with_the_next_attempt(job: tuple[Store, JobRecord]) -> None:
-    store, record = job
-    store.begin_attempts(record, [NewAttempt(0, 1)])
-    store.write(record, [NewAttempt(0, 2, 1)], [], False, [NewStep(0, 1, 0, b"a0")])
-    assert store.steps(record, 0) == [b"a0"]
-
-
-def test_an_outcome_takes_the_place_of_its_items_steps(job: tuple[Store, JobRecord]) -> None:
-    store, record = job
-    store.begin_attempts(record, [NewAttempt(0, 1), NewAttempt(1, 1)])
-    store.write(record, [], [], False, [NewStep(0, 1, 0, b"a0"), NewStep(1, 1, 0, b"b0")])
-    assert store.record(record, [outcome(0, 1)]) == [outcome(0, 1)]
-    store.write(record, [], [], False, [NewStep(0, 1, 1, b"late")])
-    assert [store.steps(record, index) for index in range(2)] == [[], [b"b0"]]
-    assert run_all(store.end_unfinished(record, "canceled", "cancelled", None)) == 2
-    assert store.steps(record, 1) == []

@@ -24,3 +24,37 @@ def _imported(tree: ast.Module) -> list[str]:
     whole = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
     parts = [(node.module or "", node.names) for node in nodes if isinstance(node, ast.ImportFrom)]
     return whole + [name for module, names in parts for name in (module, *(f"{module}.{each.name}" for each in names))]
+
+
+_NOT_IN_UNIT_TESTS = ("subprocess", "multiprocessing", "signal", "tests.postgres", "tests.builders.commands")
+
+
+def test_unit_tests_start_no_process_and_no_database_and_do_not_sleep() -> None:
+    found = [
+        f"{file.name}:{line}: {what}" for file in (TESTS / "unit").glob("*.py") for line, what in _slow_parts(file)
+    ]
+    assert not found, f"move these tests to tests/integration: {found}"
+
+
+def _slow_parts(file: Path) -> list[tuple[int, str]]:
+    """Return what starts processes or takes real time in a test module, each with its line."""
+    tree = ast.parse(file.read_text())
+    found = [(1, f"imports {name}") for name in _imported(tree) if name in _NOT_IN_UNIT_TESTS]
+    tree.body = [node for node in tree.body if "in_virtual_time" not in _decorators(node)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _is_slow(node):
+            found.append((node.lineno, ast.unparse(node)))
+        if isinstance(node, ast.arg) and node.arg == "database":
+            found.append((node.lineno, "needs PostgreSQL"))
+    return found
+
+
+def _decorators(node: ast.stmt) -> list[str]:
+    return [ast.unparse(each) for each in getattr(node, "decorator_list", [])]
+
+
+def _is_slow(call: ast.Call) -> bool:
+    name = ast.unparse(call.func)
+    if name == "asyncio.sleep":
+        return ast.unparse(call.args[0]) != "0"
+    return name in ("time.sleep", "os.kill", "os.fork", "os._exit", "request.getfixturevalue")

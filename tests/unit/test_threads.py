@@ -20,7 +20,7 @@ def test_work_runs_on_the_loops_thread_and_unfinished_tasks_end_with_the_loop() 
 
     async def unfinished() -> None:
         try:
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
         finally:
             ended.set()
 
@@ -54,7 +54,7 @@ def test_a_caller_does_not_wait_for_a_loop_that_its_work_has_ended() -> None:
 
     async def begin() -> None:
         tasks.append(asyncio.create_task(exits()))
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
     tasks: list[asyncio.Task[None]] = []
     loop = LoopThread("side")

@@ -304,13 +304,17 @@ async def test_an_empty_source_ends_at_once() -> None:
     assert await collect(Window(5), each([]), Works()) == []
 
 
+async def never() -> int:
+    return await asyncio.Future[int]()
+
+
 async def test_a_source_that_has_to_wait_does_not_hold_up_a_stop() -> None:
     window: Window[int, int] = Window(4)
     work = Works()
 
     async def waits() -> AsyncIterator[int]:
         yield 1
-        if (n := await window.unless_stopped(asyncio.sleep(3600, 2))) is not None:
+        if (n := await window.unless_stopped(never())) is not None:
             yield n
 
     running = asyncio.ensure_future(collect(window, waits(), work))
