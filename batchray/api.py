@@ -180,19 +180,19 @@ def _start_again(
     session = _session()
     store = session.open_store(chosen)  # for writing: it brings a database of an older version up to this one
     try:
-        record = session.wait(store.call(store.job, job_id))
+        record = session.wait(store.database.call(store.jobs.get, job_id))
         if record.counts["succeeded"] == record.total if is_retry else record.is_ended:
             session.release_store(store)
             return Job(job_id, chosen.data_dir, url=chosen.url)
         if is_retry and not record.is_ended:
             raise ConfigError(f"job {job_id} has not ended; `batchray resume` continues it")
         given = _agent_set(agents, providers) if agents is not None else None
-        snapshot = session.wait(store.call(store.agent_snapshot, job_id))
+        snapshot = session.wait(store.database.call(store.jobs.agent_snapshot, job_id))
         bound = AgentSet.from_snapshot(snapshot, given)
         check_agents_build(bound)
         _check_travel(bound, chosen)
         if is_retry:
-            session.wait(store.call(reopen_job, store, job_id))
+            session.wait(store.database.call(reopen_job, store, job_id))
         return session.start(job_id, bound, store, chosen)
     except BaseException:
         session.release_store(store)

@@ -53,7 +53,7 @@ def check(data_dir: Path, database_url: str | None) -> None:
     from batchray.store import Store
 
     with Store.open_for_reading(data_dir, database_url) as store:
-        counted = store.check()
+        counted = store.integrity.check()
     click.echo(f"{counted.n_jobs:,} jobs, {counted.n_items:,} items, {counted.n_outcomes:,} outcomes")
     for problem in counted.problems:
         click.echo(problem)
@@ -91,8 +91,8 @@ def _write_all(store: Any, file: IO[str], lost: Callable[[str], None]) -> int:
     from batchray.views.results import result_of
 
     n_outcomes = 0
-    for job in store.readable_jobs(lost):
-        for stored in store.readable_results(job, lost):
+    for job in store.integrity.readable_jobs(lost):
+        for stored in store.integrity.readable_results(job, lost):
             try:
                 line = {"job_id": job.id, **result_of(job, stored).model_dump(mode="json")}
             except UNREADABLE:
@@ -114,8 +114,8 @@ def prune(days: float, data_dir: Path, database_url: str | None) -> None:
     import asyncio
 
     from batchray.jobs.retention import prune as prune_store
-    from batchray.store import Store
+    from batchray.store import AsyncStore, Store
 
     with Store.open(data_dir, database_url) as store:
-        asyncio.run(prune_store(store, days))
-        click.echo(f"{sum(store.count_jobs().values()):,} jobs are left")
+        asyncio.run(prune_store(AsyncStore(store), days))
+        click.echo(f"{sum(store.jobs.count_by_status().values()):,} jobs are left")

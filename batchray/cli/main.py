@@ -194,7 +194,7 @@ def status(job_id: str | None, is_json: bool, data_dir: Path, database_url: str 
     from batchray.store import Store
 
     with Store.open_for_reading(data_dir, database_url) as store:
-        records = [store.job(job_id)] if job_id else store.jobs()
+        records = [store.jobs.get(job_id)] if job_id else store.jobs.find()
         running = store.running_jobs()
     for record in records:
         state = state_of(record, data_dir, record.id in running)

@@ -82,9 +82,9 @@ class ControlFile:
 
 
 def reopen_job(store: Store, job_id: str) -> int:
-    """Open an ended job again as `Store.reopen` does; what was asked before its end is not for what comes now."""
+    """Open an ended job again as `Jobs.reopen` does; what was asked before its end is not for what comes now."""
     ControlFile(store.data_dir, job_id).forget()
-    return store.reopen(job_id)
+    return store.jobs.reopen(job_id)
 
 
 class LeaseChannel:
@@ -103,9 +103,9 @@ class LeaseChannel:
         now = self._clock()
         if now < min(self._hears_at, self._renews_at):
             return self._heard
-        hear = self._store.wishes
+        hear = self._store.leases.requested
         if now >= self._renews_at:
-            hear, self._renews_at = self._store.renew_lease, now + self._store.lease_s / 3
+            hear, self._renews_at = self._store.leases.renew, now + self._store.leases.duration_s / 3
         self._hears_at = now + _HEAR_S
         try:
             # Not on the writer's thread, where a large batch may be on its way.
@@ -116,4 +116,4 @@ class LeaseChannel:
 
     def close(self) -> None:
         """Let another server go on at once."""
-        self._store.soon(self._store.release_lease, self._job)
+        self._store.database.call_soon(self._store.leases.release, self._job)

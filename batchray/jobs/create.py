@@ -41,7 +41,7 @@ async def create_job(store: Store, requests: Requests, agents: AgentSet, callbac
             reader.shutdown(wait=False)
         callback_url = callback_url or found_url
     job_id = new_job_id()
-    await store.call(_create, store, job_id, requests, agents, callback_url)
+    await store.database.call(_create, store, job_id, requests, agents, callback_url)
     return job_id
 
 
@@ -68,7 +68,7 @@ def _create(store: Store, job_id: str, requests: Requests, agents: AgentSet, cal
             source: Any = Path(requests) if isinstance(requests, str) else requests
             batch = read_batch(source, agents.agents)
         items = (NewItem(*request) for request in batch.requests)
-        store.create_job(NewJob(job_id, agents.snapshot, callback_url or batch.callback_url), items)
+        store.jobs.create(NewJob(job_id, agents.snapshot, callback_url or batch.callback_url), items)
 
 
 async def collect(requests: AsyncIterable[Any], directory: Path, agents: AgentSet) -> Spool:

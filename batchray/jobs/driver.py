@@ -19,7 +19,7 @@ from batchray.jobs.deadlines import PausableDeadlines
 from batchray.jobs.running import CANCELED, Ending, RunningJob, age_ns, expired
 from batchray.jobs.slots import KeyedSemaphore
 from batchray.schema.progress import Progress
-from batchray.store import Chunked, JobRecord, PendingItem, Store, StoreRetry
+from batchray.store import Chunked, JobRecord, PendingItem, RetryingStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ async def start_job(
     `turns` and `deadlines` are those that all jobs of this process share.  Raises LeaseLostError while another process
     leads it.
     """
-    patience = StoreRetry(store, f"job {job_id}")
-    record = await patience.call(store.start_job, job_id)
+    patience = RetryingStore(store, f"job {job_id}")
+    record = await patience.jobs.start(job_id)
     async with _renewing_lease(store, record):  # to count a million outcomes takes longer than a lease lasts
         progress = await patience.call_chunked(_rebuild_progress, store, record)
-        opened_at = await patience.call(store.opened_at, record)
-        wishes = {} if record.is_ended else await patience.call(store.wishes, record)
+        opened_at = await patience.jobs.opened_at(record)
+        wishes = {} if record.is_ended else await patience.leases.requested(record)
     job = RunningJob(
         record,
         agents,
@@ -117,7 +117,7 @@ async def _renewing_lease(store: Store, record: JobRecord) -> AsyncIterator[None
 async def _pending(job: RunningJob, store: Store) -> AsyncIterator[PendingItem]:
     """Read the items without an outcome, a page at a time."""
     last = -1
-    while page := await job.window.unless_stopped(job.patience.call(store.unfinished, job.record, last)):
+    while page := await job.window.unless_stopped(job.patience.items.unfinished(job.record, last)):
         for item in page:
             yield item
         last = page[-1].index
@@ -155,7 +155,7 @@ async def _steer(job: RunningJob, store: Store, asked: dict[str, Any]) -> None:
     job.steer(wishes)
     if wishes.is_canceled:  # or whoever goes on, should this process die before the job's end, would not know
         with suppress(StoreError):  # the job is over
-            await job.patience.call(store.ask_leader, job.record, is_canceled=True)
+            await job.patience.leases.request(job.record, is_canceled=True)
 
 
 async def _close_channel(job: RunningJob, channel: ControlChannel) -> None:
@@ -186,7 +186,7 @@ async def _watch(job: RunningJob) -> None:
 async def _end(job: RunningJob, store: Store) -> JobRecord:
     """Write the job's end: how it ended, how long it took."""
     if job.ending is not None:
-        await job.patience.call_chunked(store.end_unfinished, job.record, *job.ending.of_items)
+        await job.patience.outcomes.end_unfinished(job.record, *job.ending.of_items)
         job.progress = await job.patience.call_chunked(_rebuild_progress, store, job.record)
     # Not by how many items were ended just now: an earlier try, of which nobody knows, may have ended them.
     if job.ending is not None and (job.ending is CANCELED or job.progress.counts[job.ending.of_items[0]]):
@@ -199,7 +199,7 @@ async def _end(job: RunningJob, store: Store) -> JobRecord:
         status, stop_reason = "failed", "error"
     logger.info("job %s: %s", job.record.id, status, extra={"job_id": job.record.id})
     ended = (status, stop_reason, job.progress, *job.durations())
-    return await job.patience.call(store.end_job, job.record, *ended)
+    return await job.patience.jobs.end(job.record, *ended)
 
 
 def end_idle_job(store: Store, job_id: str, ending: Ending) -> Chunked[None]:
@@ -207,11 +207,11 @@ def end_idle_job(store: Store, job_id: str, ending: Ending) -> Chunked[None]:
 
     Raises LeaseLostError where another process runs it.
     """
-    record = store.take_job(job_id)
+    record = store.jobs.take_over(job_id)
     if not record.is_ended:
-        yield from store.end_unfinished(record, *ending.of_items)
+        yield from store.outcomes.end_unfinished(record, *ending.of_items)
         progress = yield from _rebuild_progress(store, record)
-        store.end_job(record, ending.status, ending.stop_reason, progress, None, 0)
+        store.jobs.end(record, ending.status, ending.stop_reason, progress, None, 0)
 
 
 def cancel_idle_job(store: Store, job_id: str) -> Chunked[None]:
@@ -219,16 +219,16 @@ def cancel_idle_job(store: Store, job_id: str) -> Chunked[None]:
 
     One that another process leads is left to that to cancel: also where it takes the job over in the middle of this.
     """
-    record = store.job(job_id)
+    record = store.jobs.get(job_id)
     if not record.is_ended:
-        store.ask_leader(record, is_canceled=True)
+        store.leases.request(record, is_canceled=True)
         with suppress(LeaseLostError):
             yield from end_idle_job(store, job_id, CANCELED)
 
 
 def expire_idle_job(store: Store, record: JobRecord, settings: Settings) -> Chunked[bool]:
     """End a job that no process runs where its deadline has passed; tells whether it has."""
-    if record.is_ended or age_ns(store.opened_at(record)) / 1e9 < settings.job_deadline_s:
+    if record.is_ended or age_ns(store.jobs.opened_at(record)) / 1e9 < settings.job_deadline_s:
         return False
     yield from end_idle_job(store, record.id, expired(settings))
     return True
@@ -236,7 +236,7 @@ def expire_idle_job(store: Store, record: JobRecord, settings: Settings) -> Chun
 
 def _rebuild_progress(store: Store, record: JobRecord) -> Chunked[Progress]:
     progress = Progress(total=record.total)
-    for n, (status, timing, usage) in enumerate(store.timings(record), start=1):
+    for n, (status, timing, usage) in enumerate(store.items.timings(record), start=1):
         progress.record(status, timing, usage)
         if n % _COUNTED_AT_ONCE == 0:
             yield

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from batchray.jobs.deadlines import PausableDeadlines
-from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, Store, StoreRetry
+from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, RetryingStore, Store
 
 
 class GroupCommitter:
@@ -17,7 +17,12 @@ class GroupCommitter:
     """
 
     def __init__(
-        self, store: Store, job: JobRecord, patience: StoreRetry, deadlines: PausableDeadlines, interval_s: float = 0.02
+        self,
+        store: Store,
+        job: JobRecord,
+        patience: RetryingStore,
+        deadlines: PausableDeadlines,
+        interval_s: float = 0.02,
     ) -> None:
         self._store, self._job, self._patience, self._interval_s = store, job, patience, interval_s
         self._deadlines = deadlines
@@ -29,7 +34,7 @@ class GroupCommitter:
 
     async def begin(self, attempt: NewAttempt) -> None:
         """Count an attempt; on disk when this returns."""
-        await self._patience.room()
+        await self._patience.wait_for_space()
         self._attempts.append(attempt)
         await self._committed()
 
@@ -88,4 +93,4 @@ class _Write:
 
     def __call__(self) -> list[NewOutcome]:
         is_again, self._is_again = self._is_again, True
-        return self._store.write(self._job, self._attempts, self._outcomes, is_again, self._steps)
+        return self._store.outcomes.write(self._job, self._attempts, self._outcomes, is_again, self._steps)

@@ -78,7 +78,7 @@ class Job:
     def record(self) -> JobRecord:
         """Return the job as the store has it now."""
         with self._reading() as store:
-            return store.job(self.id)
+            return store.jobs.get(self.id)
 
     def _reading(self) -> Store:
         return Store.open_for_reading(self.data_dir, self._url)
@@ -128,7 +128,7 @@ class Job:
             return record.progress
         progress = Progress(total=record.total)
         with self._reading() as store:
-            for status, timing, usage in store.timings(record):
+            for status, timing, usage in store.items.timings(record):
                 progress.record(status, timing, usage)
         return progress
 
@@ -141,7 +141,7 @@ class Job:
     def failures(self) -> list[FailureKind]:
         """Return the kinds of failures so far, the most frequent first."""
         with self._reading() as store:
-            return store.failure_kinds(self._accepted)
+            return store.items.failure_kinds(self._accepted)
 
     def results(
         self, order: Literal["finish", "index"] = "finish", *, wait: bool = True, failed: bool = False
@@ -246,7 +246,7 @@ class Job:
         with self._reading() as store:
             while True:
                 after_seq = last_seq if order == "finish" else None
-                page = store.results(self._accepted, after_index=last_index, after_seq=after_seq)
+                page = store.items.results(self._accepted, after_index=last_index, after_seq=after_seq)
                 yield from page
                 if not page:
                     return
@@ -274,7 +274,7 @@ class Job:
             self._control.ask(**wishes)
         else:
             with Store.open(self.data_dir, self._url) as store:
-                store.ask_leader(store.job(self.id), **wishes)
+                store.leases.request(store.jobs.get(self.id), **wishes)
 
     def _keep_cancel(self) -> None:
         """Leave a cancel of a job that runs here where its next run finds it, should this process die before."""

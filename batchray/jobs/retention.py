@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime, timedelta
 
 from batchray.errors import StoreError, StoreFullError
-from batchray.store import Store
+from batchray.store import AsyncStore
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ _EVERY_S = 600.0
 _REST_S = 0.02
 
 
-async def run_retention(store: Store, days: float) -> None:
+async def run_retention(store: AsyncStore, days: float) -> None:
     """Delete the jobs that ended more than `days` ago, now and then, until cancelled."""
     while True:
         try:
@@ -26,7 +26,7 @@ async def run_retention(store: Store, days: float) -> None:
         await asyncio.sleep(_EVERY_S)
 
 
-async def prune(store: Store, days: float) -> None:
+async def prune(store: AsyncStore, days: float) -> None:
     """Delete the jobs that ended more than `days` ago, and give their room back to the disk."""
     ended_before = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="microseconds")
     has_more = True
@@ -35,12 +35,12 @@ async def prune(store: Store, days: float) -> None:
         await asyncio.sleep(_REST_S)
     has_more = True  # also where nothing was deleted now: an earlier server may not have come to it
     while has_more:
-        has_more = await store.call(store.shrink)
+        has_more = await store.retention.shrink()
         await asyncio.sleep(_REST_S)
 
 
-async def _step(store: Store, ended_before: str) -> bool:
+async def _step(store: AsyncStore, ended_before: str) -> bool:
     try:
-        return await store.call(store.prune, ended_before)
+        return await store.retention.prune(ended_before)
     except StoreFullError:  # the reserve is released now, and it is for this
-        return await store.call(store.prune, ended_before)
+        return await store.retention.prune(ended_before)

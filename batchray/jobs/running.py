@@ -23,7 +23,7 @@ from batchray.jobs.in_flight import InFlight
 from batchray.jobs.slots import KeyedSemaphore, slots_of, window_limits
 from batchray.jobs.window import Window
 from batchray.schema.progress import Progress
-from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, PendingItem, Store, StoreRetry
+from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, PendingItem, RetryingStore, Store
 
 _N_SHOWN = 100  # in-flight items in a snapshot, the oldest ones
 _N_FAILURES = 20
@@ -67,7 +67,7 @@ class RunningJob:
         settings: Settings,
         progress: Progress,
         opened_at: str,
-        patience: StoreRetry,
+        patience: RetryingStore,
         turns: KeyedSemaphore,
         deadlines: PausableDeadlines,
     ) -> None:
@@ -239,7 +239,7 @@ class RunningJob:
         """Return what earlier attempts at an item have done."""
         if attempt == 1 or not self.agents.agents[item.agent_id].agent.keeps_steps:
             return []
-        return await self.patience.call(store.steps, self.record, item.index)
+        return await self.patience.items.checkpoints(self.record, item.index)
 
     async def _with_steps(self, store: Store, item: PendingItem, outcome: NewOutcome) -> NewOutcome:
         """Let an outcome take the place of its item's steps: one without a report holds what they came to."""
@@ -248,7 +248,7 @@ class RunningJob:
         outcome = replace(outcome, has_steps=True)
         if outcome.status != "errored" or outcome.messages != b"[]":
             return outcome
-        steps = await self.patience.call(store.steps, self.record, item.index)
+        steps = await self.patience.items.checkpoints(self.record, item.index)
         if not steps:
             return outcome
         messages, usage = completed_work(steps)

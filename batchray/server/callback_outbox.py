@@ -7,7 +7,7 @@ from datetime import datetime
 from batchray.callbacks import Delivery, DeliveryAttempt, payload_of
 from batchray.server.scheduler import Service
 from batchray.server.views import batch_job
-from batchray.store import DueCallback
+from batchray.store import DueCallback, ThreadedStore
 from batchray.support.failpoints import failpoint
 
 
@@ -15,18 +15,20 @@ class StoredOutbox:
     """Reads what is due, and records what became of it.  See `callback.Outbox`."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._store, self._reader = service, service.store, service.reader
+        self._store, self._reader = service.store, service.reader
+        # Not on the writer thread, where a large batch may be on its way.
+        self._due = (
+            ThreadedStore(self._store.sync).callbacks.claim if self._store.is_shared else self._reader.callbacks.due
+        )
 
     async def due(self, now: float, limit: int) -> list[Delivery]:
         """Return the callbacks whose time has come."""
-        due_callbacks = self._store.claim_callbacks if self._store.is_shared else self._reader.due_callbacks
-        return [_delivery(due) for due in await self._service.read(due_callbacks, now, limit)]
+        return [_delivery(due) for due in await self._due(now, limit)]
 
     async def record(self, delivery: Delivery, attempt: DeliveryAttempt) -> None:
         """Keep what became of an attempt."""
         failpoint("callback-sent")
-        await self._store.call(
-            self._store.record_callback,
+        await self._store.callbacks.record(
             delivery.job_id,
             delivery.completed_at,
             sent_at=attempt.sent_at.isoformat(timespec="microseconds"),
@@ -37,7 +39,7 @@ class StoredOutbox:
 
     async def next_due_at(self) -> float | None:
         """Return when the next one is due."""
-        return await self._service.read(self._reader.next_callback_at)
+        return await self._reader.callbacks.next_due_at()
 
 
 def _delivery(due: DueCallback) -> Delivery:

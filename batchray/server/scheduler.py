@@ -34,7 +34,18 @@ from batchray.jobs.runtime import Runtime
 from batchray.schema import new_job_id
 from batchray.server.errors import NO_RETRY, HttpError, unavailable
 from batchray.server.upload import Body
-from batchray.store import ItemPage, JobRecord, NewItem, NewJob, Store, StoredResult, StoreRetry, lock
+from batchray.store import (
+    AsyncStore,
+    ItemPage,
+    JobRecord,
+    NewItem,
+    NewJob,
+    RetryingStore,
+    Store,
+    StoredResult,
+    ThreadedStore,
+    lock,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +65,8 @@ class Service:
 
     def __init__(self, settings: ServerSettings, agents: AgentSet, session: Runtime) -> None:
         self.settings, self.agents, self.session = settings, agents, session
-        self.store = session.open_store(settings)
-        self.reader = Store.open_for_reading(settings.data_dir, settings.url)
+        self.store = AsyncStore(session.open_store(settings))
+        self.reader = ThreadedStore(Store.open_for_reading(settings.data_dir, settings.url))
         # What is uploaded is spooled there, and a server empties that at its start.
         self._directory = lock(settings.data_dir) if self.store.is_shared else None
         self.is_draining = False
@@ -84,20 +95,20 @@ class Service:
         if self.is_draining:
             raise _stopping()
         with self._holding(user_id, key):
-            if key is not None and (known := await self.read(self.reader.job_of_key, user_id, key)) is not None:
+            if key is not None and (known := await self.reader.jobs.find_by_idempotency_key(user_id, key)) is not None:
                 if known.body_digest != body.digest:
                     raise HttpError(422, "this Idempotency-Key came with another body before", NO_RETRY)
                 return known
             job_id = new_job_id()
             new = NewJob(job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest)
-            agent_ids = {*self.agents.agents, *await self.read(self.reader.agent_ids, user_id)}
+            agent_ids = {*self.agents.agents, *await self.reader.agents.ids(user_id)}
             try:
                 await self.store.call(self._create, new, body, agent_ids)
             except KeyInUseError:  # another server has accepted it in this moment
                 raise unavailable(1, "a batch with this Idempotency-Key is being accepted") from None
         self._waiting.append(job_id)
         self._start_next()
-        return await self.read(self.reader.job, job_id)
+        return await self.reader.jobs.get(job_id)
 
     async def cancel(self, record: JobRecord) -> None:
         """Cancel a job; one that has ended stays as it is.  Kept when this returns: a crash after it does not undo it.
@@ -112,7 +123,7 @@ class Service:
                 await self._keep_cancel(record)
                 return
             with self._not_waiting(record.id):
-                await self.store.call_chunked(cancel_idle_job(self.store, record.id))
+                await self.store.call_chunked(cancel_idle_job, self.store.sync, record.id)
         self.on_end()
 
     async def retry(self, record: JobRecord) -> None:
@@ -125,7 +136,7 @@ class Service:
         if record.counts["succeeded"] < record.total:
             self._reopening.add(record.id)
             try:
-                await self.store.call(reopen_job, self.store, record.id)
+                await self.store.call(reopen_job, self.store.sync, record.id)
             finally:
                 self._reopening.discard(record.id)
             self._waiting.append(record.id)
@@ -150,7 +161,7 @@ class Service:
         except ClusterError as error:
             raise unavailable(5, f"nothing can be run now: {error}") from None
         new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
-        await self.store.call(self.store.create_job, new, [NewItem(agent_id, None, request)])
+        await self.store.jobs.create(new, [NewItem(agent_id, None, request)])
         self._single.add(new.id)
         try:
             return await self._launch(new.id)
@@ -168,9 +179,9 @@ class Service:
         except BatchrayError as error:
             with suppress(StoreError):  # or it would be run again, for nobody
                 async with self._turn(job.id):
-                    await self.store.call_chunked(cancel_idle_job(self.store, job.id))
+                    await self.store.call_chunked(cancel_idle_job, self.store.sync, job.id)
             raise unavailable(5, f"the request could not be run: {error}") from None
-        result = await self.read(self.reader.result, record, 0)
+        result = await self.reader.items.result(record, 0)
         if result is None:
             raise HttpError(500, "the request ended without a result", NO_RETRY)
         return record, result
@@ -181,14 +192,17 @@ class Service:
         """Return an agent that a user may ask.  Raises UnknownAgentError."""
         if agent_id in self.agents.agents:
             return self.agents.agents[agent_id]
-        stored = self.reader.agent(agent_id, user_id)
+        stored = self.reader.sync.agents.find(agent_id, user_id)
         if stored is None:
             raise UnknownAgentError(f"Agent with ID {agent_id} not found")
         return self.agents.bind(Agent.model_validate(stored.spec["agent"]))
 
     def snapshot(self, agent_ids: Set[str]) -> dict[str, Any]:
         """Return the settings of these agents, for a job to keep."""
-        made = {agent_id: self.reader.agent_of_any(agent_id) for agent_id in agent_ids - self.agents.agents.keys()}
+        made = {
+            agent_id: self.reader.sync.agents.find_of_any_user(agent_id)
+            for agent_id in agent_ids - self.agents.agents.keys()
+        }
         bound = {
             agent_id: self.agents.bind(Agent.model_validate(stored.spec["agent"]))
             for agent_id, stored in made.items()
@@ -220,8 +234,8 @@ class Service:
         """Let go of the store; the session ends the jobs."""
         for task in self._tasks:
             task.cancel()
-        self.reader.close()
-        self.session.release_store(self.store)
+        self.reader.sync.close()
+        self.session.release_store(self.store.sync)
         if self._directory is not None:
             os.close(self._directory)
 
@@ -232,7 +246,7 @@ class Service:
     async def is_over(self, job_id: str) -> bool:
         """Tell whether nothing more will come of a job as long as this server runs."""
         if self.store.is_shared and not self.is_draining:  # it may be led elsewhere
-            return (await self.read(self.reader.job, job_id)).is_ended
+            return (await self.reader.jobs.get(job_id)).is_ended
         return self.is_draining or not (self._has(job_id) or job_id in self._restarting)
 
     async def read(self, query: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
@@ -242,10 +256,10 @@ class Service:
     # -- inside
 
     async def _keep_cancel(self, record: JobRecord) -> None:
-        patience = StoreRetry(self.store, f"the cancel of job {record.id}")
+        patience = RetryingStore(self.store.sync, f"the cancel of job {record.id}")
         limit = self._loop.call_later(_KEEP_S, patience.end)  # a writer that is busy is waited for
         try:
-            await patience.call(self.store.ask_leader, record, is_canceled=True)
+            await patience.leases.request(record, is_canceled=True)
         except StoreUnavailableError:
             raise unavailable(
                 5, "the batch is being cancelled, but that cannot be written down now; ask again"
@@ -275,7 +289,7 @@ class Service:
         return job_id in self._running or job_id in self._starting or job_id in self._waiting
 
     async def _adopt(self) -> None:
-        for record in await self.read(self.reader.unended_jobs):
+        for record in await self.reader.jobs.unended():
             if self._has(record.id):
                 continue
             if record.kind == "batch":
@@ -289,7 +303,7 @@ class Service:
         """End a run of a server that is gone, as whoever asked for it is; False where it cannot be ended now."""
         try:
             async with self._turn(job_id):
-                await self.store.call_chunked(end_idle_job(self.store, job_id, CANCELED))
+                await self.store.call_chunked(end_idle_job, self.store.sync, job_id, CANCELED)
         except LeaseLostError:  # another server was faster
             return True
         except StoreError as error:
@@ -318,11 +332,11 @@ class Service:
         if body.checker is None:
             small = read_body(body.data, agent_ids)
             items = [NewItem(*request) for request in small.requests]
-            self.store.create_job(replace(new, callback_url=small.callback_url), items)
+            self.store.sync.jobs.create(replace(new, callback_url=small.callback_url), items)
         else:
             with body.checker.check(agent_ids) as large:
                 pages = (ItemPage(*page) for page in self._unless_stopping(large.pages))
-                self.store.create_large_job(replace(new, callback_url=large.callback_url), pages)
+                self.store.sync.jobs.create_paged(replace(new, callback_url=large.callback_url), pages)
 
     def _unless_stopping(self, pages: Iterable[T]) -> Iterator[T]:
         """Yield them; a large batch that is being stored when the server has to stop is given up whole."""
@@ -363,7 +377,7 @@ class Service:
             self._start_next()
 
     async def _launch(self, job_id: str) -> Job:
-        agents = AgentSet.from_snapshot(await self.read(self.reader.agent_snapshot, job_id))
+        agents = AgentSet.from_snapshot(await self.reader.jobs.agent_snapshot(job_id))
         store = self.session.open_store(self.settings)
         try:
             job = self.session.start(job_id, agents, store, self.settings)
@@ -409,12 +423,12 @@ class Service:
                 logger.warning("deadlines of waiting jobs cannot be looked at: %s", error)
 
     async def _expire_at_rest(self) -> None:
-        for record in await self.read(self.reader.unended_jobs):
+        for record in await self.reader.jobs.unended():
             async with self._turn(record.id):
                 is_at_rest = record.id not in self._running and record.id not in self._starting
                 if not is_at_rest or self.is_draining:
                     continue
-                if await self.store.call_chunked(expire_idle_job(self.store, record, self.settings)):
+                if await self.store.call_chunked(expire_idle_job, self.store.sync, record, self.settings):
                     if record.id in self._waiting:
                         self._waiting.remove(record.id)
                     self.on_end()

@@ -1,4 +1,4 @@
-"""The outbox: callbacks that are to be sent, and what became of the newest attempt at each."""
+"""The callback outbox: callbacks still to be sent, and the result of the newest attempt at each."""
 
 from __future__ import annotations
 
@@ -6,44 +6,48 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from batchray.store.database import Database
 from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, job_record
 from batchray.store.tables import DELETED, callbacks, jobs, leases
 
 
 class DueCallback(NamedTuple):
-    """A callback whose time has come, with its job as it is now."""
+    """A callback that is due, with its job as it is now."""
 
     job: JobRecord
     n_attempts: int
 
 
-class Outbox(Leases):
-    """What the store knows of callbacks.  A row is written by `Jobs.end_job`."""
+class Callbacks:
+    """The callback outbox.  `Jobs.end` writes a row in the transaction that ends the job."""
 
-    def due_callbacks(self, now: float, limit: int) -> list[DueCallback]:
-        """Return the callbacks whose time has come, the longest due first.  `now` is Unix time."""
-        with self._reading() as connection:
+    def __init__(self, database: Database, leases: Leases) -> None:
+        self._database, self._leases = database, leases
+
+    def due(self, now: float, limit: int) -> list[DueCallback]:
+        """Return the callbacks that are due, longest overdue first.  `now` is Unix time."""
+        with self._database.reading() as connection:
             return _due(connection, _due_query(now, limit))
 
-    def claim_callbacks(self, now: float, limit: int) -> list[DueCallback]:
-        """Return the callbacks whose time has come and that are this process's to send, on a shared database."""
-        with self._transaction() as connection:
-            ours = self._claim_callbacks(connection, now, limit)
+    def claim(self, now: float, limit: int) -> list[DueCallback]:
+        """Return the due callbacks that this process may send, on a shared database, and take their leases."""
+        with self._database.transaction() as connection:
+            ours = self._leases.claim_callbacks(connection, now, limit)
             query = _due_query(now, limit).join(leases, leases.c.job == jobs.c.job).where(ours)
             return _due(connection, query)
 
-    def next_callback_at(self) -> float | None:
-        """Return when the next callback is due, in Unix time; None where there is none."""
-        with self._reading() as connection:
+    def next_due_at(self) -> float | None:
+        """Return when the next callback is due, in Unix time; None if there is none."""
+        with self._database.reading() as connection:
             return connection.execute(sa.select(sa.func.min(callbacks.c.due_at))).scalar()
 
-    def count_callbacks(self) -> int:
+    def count(self) -> int:
         """Return how many callbacks are still to be delivered."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return connection.execute(sa.select(sa.func.count()).select_from(callbacks)).scalar_one()
 
-    def record_callback(
+    def record(
         self,
         job_id: str,
         completed_at: str,
@@ -53,16 +57,17 @@ class Outbox(Leases):
         error: str | None,
         next_at: float | None,
     ) -> None:
-        """Keep what became of an attempt, and when the next one is due; None: nothing more is sent.
+        """Store the result of an attempt and when the next one is due; None: nothing more is sent.
 
-        Of a job that was opened again since the end that was told of, nothing is kept: its next end is told anew.
+        If the job was reopened after the end that the callback reports, nothing is stored: its next end has a callback
+        of its own.
         """
-        with self._transaction() as connection:
-            this_end = sa.and_(jobs.c.id == job_id, jobs.c.completed_at == completed_at)
-            job = sa.select(jobs.c.job).where(this_end).scalar_subquery()
+        with self._database.transaction() as connection:
+            same_end = sa.and_(jobs.c.id == job_id, jobs.c.completed_at == completed_at)
+            job = sa.select(jobs.c.job).where(same_end).scalar_subquery()
             connection.execute(
                 sa.update(jobs)
-                .where(this_end)
+                .where(same_end)
                 .values(callback_sent_at=sent_at, callback_status_code=status_code, callback_error=error)
             )
             if next_at is None:

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from batchray.errors import ApprovalError
 from batchray.schema import index_of, is_message_id
 from batchray.schema.approvals import check_all_answered
-from batchray.store.jobs import starts_with
+from batchray.store.database import Database
 from batchray.store.leases import Leases
+from batchray.store.queries import starts_with
 from batchray.store.records import ConversationState, ConversationUpdate, HistoryItem, JobRecord, NewOutcome
 from batchray.store.tables import (
     DELETED,
@@ -31,10 +32,13 @@ from batchray.store.tables import (
 )
 
 
-class Conversations(Leases):
-    """What the store knows of what agents keep; each user has conversations of his own."""
+class Conversations:
+    """Conversations, pending approvals and memory of agents.  Each user has their own."""
 
-    def go_on(
+    def __init__(self, database: Database, leases: Leases) -> None:
+        self._database, self._leases = database, leases
+
+    def load(
         self,
         job: JobRecord,
         index: int,
@@ -51,8 +55,8 @@ class Conversations(Leases):
         Raises ApprovalError where no run waits for just these answers, or the agent has to be answered first, and
         LeaseLostError where another process leads the job now.
         """
-        with self._transaction() as connection:
-            self._check_lease(connection, job)
+        with self._database.transaction() as connection:
+            self._leases.check(connection, job)
             pause = None
             if answered is not None:
                 pause = _claimed(connection, job, index, agent_id, answered, request_id)
@@ -64,20 +68,20 @@ class Conversations(Leases):
                 _conversation(connection, job.user_id, agent_id), _memory(connection, job.user_id, agent_id)
             )
 
-    def conversation(self, user_id: str, agent_id: str) -> list[HistoryItem]:
+    def history(self, user_id: str, agent_id: str) -> list[HistoryItem]:
         """Return the items of a stateful agent's conversation, the oldest first."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return _conversation(connection, user_id, agent_id)
 
     def memory(self, user_id: str, agent_id: str) -> dict[str, str]:
         """Return a stateful agent's memory, by label, as far as it was ever edited."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return _memory(connection, user_id, agent_id)
 
-    def forget(self, user_id: str, agent_id: str, *, with_memory: bool = False) -> None:
+    def delete(self, user_id: str, agent_id: str, *, with_memory: bool = False) -> None:
         """Forget an agent's conversation and the runs that wait, and its memory too where that is asked for."""
         tables = (conversations, pending_calls, pauses, *((memories,) if with_memory else ()))
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             for table in tables:
                 connection.execute(sa.delete(table).where(table.c.user_id == user_id, table.c.agent_id == agent_id))
 

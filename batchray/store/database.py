@@ -34,65 +34,81 @@ PAGE_BYTES = 8 * 1024 * 1024
 
 
 class Database:
-    """One database.  Blocking and plain; `call` runs a method on the writer's thread.
+    """One database: its connections, its transactions, its one writer thread and its disk space.
 
-    `reserve` is the room that is released when the disk is full; None where nothing is written, or not on this disk.
+    Methods block; `call` runs a blocking function on the writer thread.  `reserve` is the disk space that is released
+    when the disk is full; None for a reader, and for a database on another machine.
     """
 
     def __init__(self, data_dir: Path, backend: Backend, reserve: Reserve | None = None) -> None:
-        self.data_dir, self.is_shared = data_dir, backend.is_shared
-        self._backend, self._engine, self._reserve = backend, backend.engine, reserve
+        self.data_dir, self.backend = data_dir, backend
+        self._reserve = reserve
         self._room_lock = threading.Lock()
         self._is_full = False
-        self._writer = DaemonThread("batchray-store")
+        self._writer: DaemonThread | None = None
+        self._writer_lock = threading.Lock()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may write, so that leases decide which one runs a job."""
+        return self.backend.is_shared
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
         """Run a blocking method on the writer's thread.  A cancelled wait lets it finish."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, lambda: method(*args, **keywords))
+        return await loop.run_in_executor(self._writer_thread(), lambda: method(*args, **keywords))
 
     async def call_chunked(self, work: Chunked[T]) -> T:
         """Run long work on the writer's thread, and let others have their turn between its pieces."""
         while True:
-            result = await self.call(_next_piece, work)
+            result = await self.call(_next_chunk, work)
             if result is not _MORE:
                 return result  # type: ignore[return-value]
 
-    def soon(self, method: Callable[P, object], /, *args: P.args, **keywords: P.kwargs) -> None:
-        """Run a blocking method on the writer's thread without waiting for it; a failure is only logged."""
-        work = self._writer.submit(method, *args, **keywords)
+    def call_soon(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> Future[T]:
+        """Run a blocking method on the writer thread without waiting for it.  A failure is logged."""
+        work = self._writer_thread().submit(method, *args, **keywords)
         work.add_done_callback(_log_failure)
+        return work
+
+    def _writer_thread(self) -> DaemonThread:
+        """Return the thread that writes, started on first use: a reader needs none."""
+        if self._writer is None:
+            with self._writer_lock:
+                self._writer = self._writer or DaemonThread("batchray-store")
+        return self._writer
 
     def close(self) -> None:
         """Finish what is being written, then close."""
-        self._writer.shutdown()
-        self._engine.dispose()
+        if self._writer is not None:
+            self._writer.shutdown()
+        self.backend.engine.dispose()
 
     def create_schema(self) -> None:
         """Create the tables that are missing, and bring those of an older version up to this one.
 
         Raises StoreError where a newer version made them, and StoreCorruptError where the database is damaged.
         """
-        with self._transaction() as connection:
-            self._backend.prepare(connection)
+        with self.transaction() as connection:
+            self.backend.prepare(connection)
             self._check_version(connection)
-            if self._backend.version(connection) == 1:
+            if self.backend.version(connection) == 1:
                 connection.execute(sa.text("ALTER TABLE attempts ADD COLUMN losses BIGINT NOT NULL DEFAULT 0"))
             metadata.create_all(connection)
-            self._backend.set_version(connection, SCHEMA_VERSION)
+            self.backend.set_version(connection, SCHEMA_VERSION)
 
     def check_version(self) -> None:
         """Raise StoreError where another version made the tables."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._check_version(connection)
-            if 0 < self._backend.version(connection) < SCHEMA_VERSION:
+            if 0 < self.backend.version(connection) < SCHEMA_VERSION:
                 advice = "resume a job or start a server to bring it up to this one"
-                raise StoreError(f"{self._backend.name} was written by an older version of batchray; {advice}")
+                raise StoreError(f"{self.backend.name} was written by an older version of batchray; {advice}")
 
     def checkpoint(self) -> None:
         """Move what is in the log into the database, as far as readers allow."""
-        with self._translated():
-            self._backend.checkpoint()
+        with self.translate_errors():
+            self.backend.checkpoint()
 
     def has_room(self) -> bool:
         """Tell whether there is room for more than what runs already.
@@ -103,20 +119,20 @@ class Database:
             return True
         with self._room_lock:
             if self._is_full and self._reserve is not None and self._reserve.hold():
-                logger.info("there is room again for %s", self._backend.name)
+                logger.info("there is room again for %s", self.backend.name)
                 self._is_full = False
             return not self._is_full
 
-    def hold_reserve(self) -> None:
+    def acquire_reserve(self) -> None:
         """Make the reserve; where there is no room for it the disk counts as full from the start."""
         self._is_full = self._reserve is not None and not self._reserve.hold()
         if self._is_full:
-            logger.warning("the disk of %s is full: nothing new is accepted", self._backend.name)
+            logger.warning("the disk of %s is full: nothing new is accepted", self.backend.name)
 
     def check_room(self) -> None:
         """Raise StoreFullError while nothing new may be accepted."""
         if not self.has_room():
-            raise StoreFullError(f"the disk of {self._backend.name} is full; make room there")
+            raise StoreFullError(f"the disk of {self.backend.name} is full; make room there")
 
     def _release_reserve(self) -> None:
         """The disk is full: release the reserve, and what an undone transaction has left in the log."""
@@ -124,22 +140,22 @@ class Database:
             return
         with self._room_lock:
             if not self._is_full:
-                logger.warning("the disk of %s is full: jobs wait until there is room", self._backend.name)
+                logger.warning("the disk of %s is full: jobs wait until there is room", self.backend.name)
             self._is_full = True
             self._reserve.release()
         try:
-            self._backend.shrink()
-        except self._backend.errors as error:
+            self.backend.shrink()
+        except self.backend.errors as error:
             logger.debug("no room could be given back: %s", error)
 
     def _check_version(self, connection: sa.Connection) -> None:
-        if self._backend.version(connection) > SCHEMA_VERSION:
-            raise StoreError(f"{self._backend.name} was written by a newer version of batchray; upgrade to read it")
+        if self.backend.version(connection) > SCHEMA_VERSION:
+            raise StoreError(f"{self.backend.name} was written by a newer version of batchray; upgrade to read it")
 
-    def _page(self, query: sa.Select[Any], build: Callable[..., T], size: Callable[[T], int]) -> Iterator[T]:
+    def page(self, query: sa.Select[Any], build: Callable[..., T], size: Callable[[T], int]) -> Iterator[T]:
         """Yield rows until about `PAGE_BYTES` of them, so that large requests make short pages."""
         budget = PAGE_BYTES
-        with self._reading() as connection, connection.execution_options(yield_per=50).execute(query) as rows:
+        with self.reading() as connection, connection.execution_options(yield_per=50).execute(query) as rows:
             for row in rows:
                 built = build(*row)
                 yield built
@@ -148,31 +164,34 @@ class Database:
                     return
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def transaction(self) -> Iterator[sa.Connection]:
+        """Open a transaction: committed at the end of the block, rolled back if it raises."""
         try:
-            with self._translated(), self._engine.begin() as connection:
+            with self.translate_errors(), self.backend.engine.begin() as connection:
                 yield connection
         except StoreFullError:
             self._release_reserve()
             raise
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        with self._translated(), self._engine.connect() as connection:
+    def reading(self) -> Iterator[sa.Connection]:
+        """Open a connection for queries."""
+        with self.translate_errors(), self.backend.engine.connect() as connection:
             yield connection
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
+        """Raise the driver's errors as the store's own (see `Backend.failure`)."""
         try:
             yield
-        except self._backend.errors as error:
-            raise self._backend.failure(error) from error
+        except self.backend.errors as error:
+            raise self.backend.failure(error) from error
 
 
 _MORE = object()
 
 
-def _next_piece(work: Chunked[T]) -> T | object:
+def _next_chunk(work: Chunked[T]) -> T | object:
     """Do one piece of some work; returns its result, or that there is more to do."""
     try:
         next(work)
@@ -184,7 +203,7 @@ def _next_piece(work: Chunked[T]) -> T | object:
 
 def run_all(work: Chunked[T]) -> T:
     """Do all of some work, where nobody waits for a turn."""
-    while (result := _next_piece(work)) is _MORE:
+    while (result := _next_chunk(work)) is _MORE:
         pass
     return result  # type: ignore[return-value]
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from batchray.errors import StoreError
 from batchray.schema.progress import STATUSES
+from batchray.store.database import Database
 from batchray.store.items import Items
-from batchray.store.jobs import Jobs
 from batchray.store.records import JobRecord, StoredResult, job_record
 from batchray.store.tables import DELETED, items, jobs, outcomes
 
@@ -33,13 +33,16 @@ class Counted(NamedTuple):
     problems: list[str]
 
 
-class Integrity(Jobs, Items):
-    """What the store knows of its own state."""
+class Integrity:
+    """Checks a database, and reads what is readable of a damaged one."""
+
+    def __init__(self, database: Database, items: Items) -> None:
+        self._database, self._items = database, items
 
     def check(self) -> Counted:
         """Read all of the database, and count what is in it.  Raises StoreError where not even that can be done."""
-        with self._reading() as connection:
-            problems = self._backend.corruption(connection)
+        with self._database.reading() as connection:
+            problems = self._database.backend.corruption(connection)
             n_jobs = n_items = n_outcomes = 0
             for job in connection.execute(_counts()):
                 n_jobs, n_items, n_outcomes = n_jobs + 1, n_items + job.n_items, n_outcomes + job.n_outcomes
@@ -51,7 +54,7 @@ class Integrity(Jobs, Items):
 
         def read(first: int, last: int) -> list[JobRecord]:
             query = sa.select(*_JOB_COLUMNS).where(jobs.c.kind != DELETED, jobs.c.job.between(first, last))
-            with self._reading() as connection:
+            with self._database.reading() as connection:
                 rows = connection.execute(query.order_by(jobs.c.job)).mappings()
                 return [job_record({**row, "progress": None}) for row in rows]
 
@@ -69,7 +72,7 @@ class Integrity(Jobs, Items):
                 lost(f"{job.id}: the outcome of item {index}")
 
         def read(first: int, last: int) -> list[StoredResult]:
-            return self.results_between(job, first, last)
+            return self._items.results_between(job, first, last)
 
         unasked: list[StoredResult] = []
         for result in _in_halves(read, 0, job.total - 1, alone):
@@ -83,7 +86,7 @@ class Integrity(Jobs, Items):
         """Return an outcome whose request cannot be read."""
         names = ("seq", "attempt", "status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
         query = sa.select(outcomes).where(outcomes.c.job == job.key, outcomes.c.idx == index)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return [
             StoredResult(
@@ -101,7 +104,7 @@ class Integrity(Jobs, Items):
 
     def _last_key(self, lost: Callable[[str], None], table: sa.Table) -> int:
         try:
-            with self._reading() as connection:
+            with self._database.reading() as connection:
                 return int(connection.execute(sa.select(sa.func.max(table.c.job))).scalar() or 0)
         except StoreError as error:
             lost(f"the end of the table {table.name}: {error}")

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from batchray.errors import JobNotEndedError, KeyInUseError, UnknownJobError
 from batchray.schema.progress import STATUSES, Progress
-from batchray.store.database import chunks
+from batchray.store.database import Database, chunks
 from batchray.store.leases import Leases
+from batchray.store.queries import between, starts_with
 from batchray.store.records import ItemPage, JobRecord, NewItem, NewJob, SortOrder, job_record, utc_now
 from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes, reopenings, steps
 from batchray.support.failpoints import failpoint
@@ -23,30 +24,33 @@ from batchray.support.failpoints import failpoint
 _COLUMNS = [column for column in jobs.c if column.name != "agents"]
 
 
-class Jobs(Leases):
-    """What the store knows of jobs as wholes."""
+class Jobs:
+    """The jobs table: jobs are created whole, started, ended once, and listed."""
 
-    def create_job(self, new: NewJob, new_items: Iterable[NewItem]) -> int:
+    def __init__(self, database: Database, leases: Leases) -> None:
+        self._database, self._leases = database, leases
+
+    def create(self, new: NewJob, new_items: Iterable[NewItem]) -> int:
         """Create a job with its items in one transaction and return how many; on disk when this returns.
 
         What `new_items` raises undoes it all.  Raises StoreFullError where there is no room, KeyInUseError for a second
         job of one idempotency key, and StoreUnavailableError while another process takes long to create the first one.
         """
         chunked = chunks(new_items, lambda item: len(item.request))
-        return self.create_large_job(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked))
+        return self.create_paged(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked))
 
-    def create_large_job(self, new: NewJob, pages: Iterable[ItemPage]) -> int:
+    def create_paged(self, new: NewJob, pages: Iterable[ItemPage]) -> int:
         """Create a job with items that come by the page; otherwise as `create_job`."""
-        self.check_room()
+        self._database.check_room()
         now, total, agent_ids = utc_now(), 0, set[str]()
-        with self._translated(), self._backend.bulk(), self._transaction() as connection:
-            self._backend.limit_lock_wait(
-                connection
-            )  # or nothing more is written here until a large batch of its key is there
+        database = self._database
+        with database.translate_errors(), database.backend.bulk(), database.transaction() as connection:
+            # Or a large batch with the same idempotency key would hold up all writes of this process.
+            database.backend.limit_lock_wait(connection)
             job = self._insert_job(connection, new, now)
             for page in pages:
                 rows = list(zip(repeat(job), count(total), *page, strict=False))
-                self._backend.insert_items(connection, rows)
+                database.backend.insert_items(connection, rows)
                 agent_ids.update(page.agent_ids)
                 total += len(page.requests)
             snapshot = orjson.dumps(new.snapshot(agent_ids))
@@ -75,10 +79,10 @@ class Jobs(Leases):
         except sa.exc.IntegrityError:
             raise KeyInUseError(f"job {new.id}: another one came with the same idempotency key") from None
         connection.execute(sa.insert(leases).values(job=job, epoch=0, leader="", until=0.0, wishes=b"{}"))
-        self._give_lease(connection, job)
+        self._leases.reserve(connection, job)
         return job
 
-    def start_job(self, job_id: str) -> JobRecord:
+    def start(self, job_id: str) -> JobRecord:
         """Mark a job as running here and return it; from now on nobody else's attempts and outcomes are taken.
 
         Raises UnknownJobError, and LeaseLostError while another process leads it.  One that has ended stays as it is.
@@ -87,19 +91,19 @@ class Jobs(Leases):
         values = {"status": "running", "updated_at": now, "started_at": sa.func.coalesce(jobs.c.started_at, now)}
         return self._led(job_id, values)
 
-    def take_job(self, job_id: str) -> JobRecord:
+    def take_over(self, job_id: str) -> JobRecord:
         """Lead a job without running it, to end it; otherwise as `start_job`."""
         return self._led(job_id, {"updated_at": utc_now()})
 
     def _led(self, job_id: str, values: Mapping[str, Any]) -> JobRecord:
-        with self._transaction() as connection:
-            held = self._lock_lease(connection, job_id)
+        with self._database.transaction() as connection:
+            held = self._leases.lock(connection, job_id)
             open_job = sa.and_(jobs.c.id == job_id, jobs.c.completed_at.is_(None))
             is_open = connection.execute(sa.update(jobs).where(open_job).values(**values)).rowcount > 0
             job = self._job(connection, job_id)
-            return replace(job, epoch=self._take_lease(connection, job, held)) if is_open else job
+            return replace(job, epoch=self._leases.take(connection, job, held)) if is_open else job
 
-    def end_job(
+    def end(
         self, job: JobRecord, status: str, stop_reason: str, progress: Progress, ttft_ns: int | None, duration_ns: int
     ) -> JobRecord:
         """Write the end of a job that is led here, once, and that its callback is due; a second end changes nothing.
@@ -107,8 +111,8 @@ class Jobs(Leases):
         Returns the job as it then is.  Raises LeaseLostError where another process leads it, or has opened it again.
         """
         now = utc_now()
-        with self._transaction() as connection:
-            self._check_lease(connection, job)
+        with self._database.transaction() as connection:
+            self._leases.check(connection, job)
             ended = connection.execute(
                 sa.update(jobs)
                 .where(jobs.c.job == job.key, jobs.c.completed_at.is_(None))
@@ -128,7 +132,7 @@ class Jobs(Leases):
                 # Outcomes take their items' steps along; of an agent that was replaced by one without, some are left.
                 connection.execute(sa.delete(steps).where(steps.c.job == job.key))
         failpoint("job-ended")
-        return self.job(job.id)
+        return self.get(job.id)
 
     def reopen(self, job_id: str) -> int:
         """Forget the outcomes of an ended job that did not succeed, so that it can go on; returns how many.
@@ -136,9 +140,9 @@ class Jobs(Leases):
         The one way in which an outcome goes, and only when the caller asks for it.  Raises UnknownJobError, and
         JobNotEndedError for one that runs, or that another process has opened in this moment.
         """
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             job = self._job(connection, job_id)
-            self._give_lease(connection, job.key)  # before the job's row, as whoever leads it does
+            self._leases.reserve(connection, job.key)  # before the job's row, as whoever leads it does
             self._open_again(connection, job)
             failed = sa.and_(outcomes.c.job == job.key, outcomes.c.status != "succeeded")
             again = sa.select(outcomes.c.idx).where(failed)
@@ -172,12 +176,12 @@ class Jobs(Leases):
     def opened_at(self, job: JobRecord) -> str:
         """Return when the job was made or, if that was later, opened again: what its deadline counts from."""
         query = sa.select(reopenings.c.reopened_at).where(reopenings.c.job == job.key)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return connection.execute(query).scalar() or job.created_at
 
-    def job(self, job_id: str, user_id: str | None = None) -> JobRecord:
+    def get(self, job_id: str, user_id: str | None = None) -> JobRecord:
         """Return a job; of this user, where one is given.  Raises UnknownJobError."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return self._job(connection, job_id, user_id)
 
     def _job(self, connection: sa.Connection, job_id: str, user_id: str | None = None) -> JobRecord:
@@ -186,30 +190,30 @@ class Jobs(Leases):
             query = query.where(jobs.c.user_id == user_id)
         row = connection.execute(query).mappings().first()
         if row is None:
-            raise UnknownJobError(job_id, self._backend.name)
+            raise UnknownJobError(job_id, self._database.backend.name)
         return job_record(row)
 
-    def job_of_key(self, user_id: str, idempotency_key: str) -> JobRecord | None:
+    def find_by_idempotency_key(self, user_id: str, idempotency_key: str) -> JobRecord | None:
         """Return the job that a user made with this key."""
         query = sa.select(*_COLUMNS).where(jobs.c.user_id == user_id, jobs.c.idempotency_key == idempotency_key)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(query).mappings().first()
         return job_record(row) if row else None
 
-    def job_like(self, stem: str, user_id: str) -> JobRecord | None:
+    def find_by_id_prefix(self, stem: str, user_id: str) -> JobRecord | None:
         """Return a user's job whose id starts so; ids derived from a job's have all but its last 12 characters."""
         query = sa.select(*_COLUMNS).where(starts_with(jobs.c.id, stem), jobs.c.user_id == user_id)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             row = connection.execute(query).mappings().first()
         return job_record(row) if row else None
 
     def agent_snapshot(self, job_id: str) -> dict[str, Any]:
         """Return the settings of a job's agents, as its creation kept them."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             kept = connection.execute(sa.select(jobs.c.agents).where(jobs.c.id == job_id)).scalar_one()
         return orjson.loads(kept)  # type: ignore[no-any-return]
 
-    def jobs(
+    def find(
         self,
         *,
         user_id: str | None = None,
@@ -226,39 +230,24 @@ class Jobs(Leases):
         for column, wanted in ((jobs.c.user_id, user_id), (jobs.c.kind, kind), (jobs.c.agent_id, agent_id)):
             query = query if wanted is None else query.where(column == wanted)
         query = between(query, jobs.c.job, order, after, before)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return [job_record(row) for row in connection.execute(query).mappings()]
 
-    def unended_jobs(self) -> list[JobRecord]:
+    def unended(self) -> list[JobRecord]:
         """Return the jobs that have not ended and that no other process leads, oldest first."""
         query = sa.select(*_COLUMNS).where(jobs.c.completed_at.is_(None)).order_by(jobs.c.job)
-        with self._reading() as connection:
-            if self.is_shared:
-                led = sa.select(leases.c.job).where(leases.c.until > self._backend.now(connection))
+        with self._database.reading() as connection:
+            if self._database.is_shared:
+                led = sa.select(leases.c.job).where(leases.c.until > self._database.backend.now(connection))
                 query = query.where(jobs.c.job.not_in(led))
             return [job_record(row) for row in connection.execute(query).mappings()]
 
-    def count_jobs(self) -> dict[str, int]:
+    def count_by_status(self) -> dict[str, int]:
         """Return how many jobs there are of each status."""
         query = sa.select(jobs.c.status, sa.func.count().label("n_jobs")).where(jobs.c.kind != DELETED)
         query = query.group_by(jobs.c.status)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return {row.status: row.n_jobs for row in connection.execute(query)}
-
-
-def starts_with(column: sa.ColumnElement[Any], stem: str) -> sa.ColumnElement[bool]:
-    """Tell whether an id starts so; by its index.  No BETWEEN, which PostgreSQL takes no collation in."""
-    return sa.and_(column >= stem, column <= f"{stem}~")
-
-
-def between(
-    query: sa.Select[Any], column: sa.ColumnElement[Any], order: SortOrder, after: int | None, before: int | None
-) -> sa.Select[Any]:
-    """Keep what comes after one value and before another in this order."""
-    if order == "desc":
-        after, before = before, after
-    query = query if after is None else query.where(column > after)
-    return query if before is None else query.where(column < before)
 
 
 def _sum_tokens(connection: sa.Connection, job: JobRecord) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Ended jobs go after a while, in steps so small that nobody waits for them."""
+"""Deletes jobs some time after their end, in transactions so short that other writers hardly wait."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ _UNSENT_S = 30 * 24 * 3600.0
 """How long a job is kept for a callback that is due and that no server sends: there may be none, or it comes back."""
 
 
-class Retention(Database):
-    """What the store does about jobs that nobody needs any more."""
+class Retention:
+    """Deletes jobs that ended long ago, and returns their disk space."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def prune(self, ended_before: str) -> bool:
         """Delete a part of the oldest job that ended before a time; tell whether there may be more to do.
@@ -28,7 +31,7 @@ class Retention(Database):
         unsent = sa.select(callbacks.c.job).where(callbacks.c.due_at > time.time() - _UNSENT_S)
         is_settled = sa.or_(jobs.c.kind == DELETED, jobs.c.job.not_in(unsent))
         ended = sa.and_(jobs.c.completed_at < ended_before, is_settled)
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             # Locked: of two processes on one database, none takes the other's step for the end of the job.
             oldest = sa.select(jobs.c.job).where(ended).order_by(jobs.c.job).limit(1)
             key = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
@@ -46,8 +49,8 @@ class Retention(Database):
 
     def shrink(self) -> bool:
         """Give a part of the room of what was deleted back to the disk; tell whether there is more."""
-        with self._translated():
-            return self._backend.shrink()
+        with self._database.translate_errors():
+            return self._database.backend.shrink()
 
 
 def _delete_part(connection: sa.Connection, table: sa.Table, key: int) -> bool:

@@ -1,4 +1,4 @@
-"""Waiting for a store that cannot be used at the moment."""
+"""A store whose calls wait while the database is unavailable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 from batchray.errors import StoreUnavailableError
-from batchray.store.database import Chunked, Database
+from batchray.store.async_store import AsyncStore
+from batchray.store.database import Chunked
+from batchray.store.store import Store
 from batchray.support.backoff import backoff_s
 
 logger = logging.getLogger(__name__)
@@ -20,29 +22,30 @@ T = TypeVar("T")
 _BASE_S, _CAP_S = 0.05, 2.0
 
 
-class StoreRetry:
-    """Calls a store again and again while its disk is full, somebody else has locked it, or its server restarts.
+class RetryingStore(AsyncStore):
+    """Repeats each call while the disk is full, another program has locked the file, or the server restarts.
 
-    What is called has to bear being called twice: nobody knows whether a commit came through whose answer was lost.
+    Called functions must tolerate a second call: after a lost reply it is unknown whether a commit succeeded.
     """
 
-    def __init__(self, store: Database, who: str) -> None:
-        self._store, self._who = store, who
+    def __init__(self, store: Store, who: str) -> None:
+        super().__init__(store)
+        self._who = who
         self._ended = asyncio.Event()
 
     def end(self) -> None:
-        """Wait no more: from now on the first failure is raised."""
+        """Stop waiting: from now on the first failure is raised."""
         self._ended.set()
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
-        """Run a blocking method on the writer's thread until it can be done."""
-        return await self._done(lambda: self._store.call(method, *args, **keywords))
+        """Run a blocking function on the writer thread, again until it succeeds."""
+        return await self._retried(lambda: self.sync.database.call(method, *args, **keywords))
 
     async def call_chunked(self, work: Callable[P, Chunked[T]], /, *args: P.args, **keywords: P.kwargs) -> T:
-        """Do long work on the writer's thread, from its beginning again until it can be done."""
-        return await self._done(lambda: self._store.call_chunked(work(*args, **keywords)))
+        """Run long work on the writer thread, from its start again until it succeeds."""
+        return await self._retried(lambda: self.sync.database.call_chunked(work(*args, **keywords)))
 
-    async def _done(self, try_it: Callable[[], Awaitable[T]]) -> T:
+    async def _retried(self, try_it: Callable[[], Awaitable[T]]) -> T:
         n_failures = 0
         while True:
             try:
@@ -53,21 +56,21 @@ class StoreRetry:
                 if n_failures == 0:
                     logger.warning("%s waits: %s", self._who, error)
                 n_failures += 1
-                await self.rest(n_failures)
+                await self.back_off(n_failures)
             else:
                 if n_failures:
-                    logger.info("%s goes on: the store can be used again", self._who)
+                    logger.info("%s continues: the store is available again", self._who)
                 return result
 
-    async def room(self) -> None:
-        """Return when the store has room for what is still to come."""
+    async def wait_for_space(self) -> None:
+        """Return when the disk has space for new work."""
         n_looks = 0
-        while not self._store.has_room() and not self._ended.is_set():
+        while not self.sync.has_room() and not self._ended.is_set():
             n_looks += 1
-            await self.rest(n_looks)
+            await self.back_off(n_looks)
 
-    async def rest(self, n_failures: int) -> None:
-        """Wait after the n-th failure in a row, longer each time; less where the waiting is ended."""
+    async def back_off(self, n_failures: int) -> None:
+        """Wait after the n-th failure in a row, longer each time; returns early on `end`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(backoff_s(n_failures, _BASE_S, _CAP_S)):
                 await self._ended.wait()

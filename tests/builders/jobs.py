@@ -32,7 +32,7 @@ def new_job(store: Store, *agent_ids: str) -> str:
     """Create a job with one item for each agent id, and return its id."""
     job_id = new_job_id()
     bodies = [json.dumps({"agent_id": name, "input": f"text {i}"}).encode() for i, name in enumerate(agent_ids)]
-    store.create_job(
+    store.jobs.create(
         NewJob(job_id, lambda ids: {}),
         [NewItem(name, None, body) for name, body in zip(agent_ids, bodies, strict=True)],
     )

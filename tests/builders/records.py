@@ -26,8 +26,8 @@ def items(n: int, size: int = 10) -> list[NewItem]:
 def new_job(store: Store, n: int = 3, size: int = 10) -> JobRecord:
     """Create and start a job of `n` items."""
     job_id = new_job_id()
-    assert store.create_job(NewJob(job_id, agents_of, "http://h/"), items(n, size)) == n
-    return store.start_job(job_id)
+    assert store.jobs.create(NewJob(job_id, agents_of, "http://h/"), items(n, size)) == n
+    return store.jobs.start(job_id)
 
 
 def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: bytes = b"[]") -> NewOutcome:
@@ -39,7 +39,7 @@ def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: b
 
 def begin(store: Store, job: JobRecord, *indexes: int, attempt: int = 1) -> None:
     """Record that attempts of these items began."""
-    store.begin_attempts(job, [NewAttempt(index, attempt) for index in indexes])
+    store.outcomes.write(job, [NewAttempt(index, attempt) for index in indexes])
 
 
 def check_integrity(data_dir: Path) -> None:

@@ -58,7 +58,7 @@ def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tm
     assert len(client.job_ids) >= 7
     assert max(Counter(called_back(hook)).values()) > 1  # at least once: one that was sent was not recorded
     with Store.open_for_reading(tmp_path) as store:
-        assert store.check().problems == []
+        assert store.integrity.check().problems == []
 
 
 @pytest.mark.parametrize("place", ["before-commit", "after-commit"])

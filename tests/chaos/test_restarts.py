@@ -60,4 +60,4 @@ def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
     assert n_restarts > 1
     report(requests=5000, restarts=n_restarts, attempts=sum(attempts), lost=0, twice=0)
     with Store.open_for_reading(tmp_path, url) as store:
-        assert store.check().problems == []
+        assert store.integrity.check().problems == []

@@ -29,18 +29,18 @@ def outcome(index):
 
 data_dir, job_id, n_items, n_commit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 with Store.open(data_dir) as store:
-    store.create_job(NewJob(job_id, lambda ids: {}, "http://h/"), [NewItem("a", None, b"x" * 9000)] * n_items)
+    store.jobs.create(NewJob(job_id, lambda ids: {}, "http://h/"), [NewItem("a", None, b"x" * 9000)] * n_items)
     say("created")
-    store.checkpoint()
-    job = store.start_job(job_id)
+    store.database.checkpoint()
+    job = store.jobs.start(job_id)
     for first in range(0, n_items, n_commit):
         indexes = range(first, first + n_commit)
-        store.begin_attempts(job, [NewAttempt(index, 1) for index in indexes])
-        store.record(job, [outcome(index) for index in indexes])
+        store.outcomes.write(job, [NewAttempt(index, 1) for index in indexes])
+        store.outcomes.write(job, [], [outcome(index) for index in indexes])
         say("recorded", first + n_commit)
-    store.end_job(job, "completed", "end_turn", Progress(), None, 1)
+    store.jobs.end(job, "completed", "end_turn", Progress(), None, 1)
     say("ended")
-    store.checkpoint()
+    store.database.checkpoint()
 say("closed")
 """
 
@@ -68,17 +68,17 @@ def test_a_kill_at_every_sync_leaves_what_was_told_and_nothing_by_halves(
 
 def judge(data_dir: Path, job_id: str, told: list[str]) -> None:
     with Store.open(data_dir) as store:
-        jobs = store.jobs()
+        jobs = store.jobs.find()
         assert [job.id for job in jobs] in ([], [job_id])
         assert jobs or "created" not in told
         recorded = max((int(line.split()[1]) for line in told if line.startswith("recorded")), default=0)
         for job in jobs:
-            assert (job.total, len(store.items(job))) == (N_ITEMS, N_ITEMS)
-            results = store.results(job)
+            assert (job.total, len(store.items.find(job))) == (N_ITEMS, N_ITEMS)
+            results = store.items.results(job)
             assert job.done == len(results) >= recorded
             assert job.done % N_COMMIT == 0
             assert [result.messages for result in results] == [b"[%d]" % result.index for result in results]
             assert job.is_ended or "ended" not in told
-            assert store.count_callbacks() == int(job.is_ended)
-        assert store.check().problems == []
+            assert store.callbacks.count() == int(job.is_ended)
+        assert store.integrity.check().problems == []
     check_integrity(data_dir)

@@ -87,7 +87,7 @@ def test_an_async_iterable_is_refused_like_any_other(options: dict[str, Any]) ->
     with pytest.raises(BatchFormatError, match=r"requests\[2\]: unknown agent 'nobody'"):
         batchray.run(bad_third(), [ECHO], **options)
     with Store.open_for_reading(options["data_dir"]) as store:
-        assert store.jobs() == []
+        assert store.jobs.find() == []
 
 
 def test_a_retry_that_cannot_run_forgets_nothing(options: dict[str, Any]) -> None:

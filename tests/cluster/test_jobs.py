@@ -134,7 +134,7 @@ async def test_a_cancelled_arun_leaves_the_job_for_a_resume(options: dict[str, A
     def first_is_done() -> bool:
         try:
             with Store.open_for_reading(options["data_dir"]) as store:
-                return any(job.done for job in store.jobs())
+                return any(job.done for job in store.jobs.find())
         except StoreError:  # not made yet
             return False
 
@@ -143,7 +143,7 @@ async def test_a_cancelled_arun_leaves_the_job_for_a_resume(options: dict[str, A
     with pytest.raises(asyncio.CancelledError):
         await task
     with Store.open_for_reading(options["data_dir"]) as store:
-        [record] = store.jobs()
+        [record] = store.jobs.find()
     assert (record.status, record.done) == ("running", 1)
 
 

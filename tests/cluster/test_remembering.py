@@ -65,8 +65,8 @@ def test_requests_of_all_kinds_come_out_right_and_approvals_go_on_elsewhere(opti
     with Store.open_for_reading(options["data_dir"]) as store:
         for k in range(3):
             expected = list(range(4 * k, n, 12))
-            assert [prior.index for prior in store.conversation(DEFAULT_USER, f"notes-{k}")] == expected
-            assert store.memory(DEFAULT_USER, f"notes-{k}") == {"seen": "\n".join(map(str, expected))}
+            assert [prior.index for prior in store.conversations.history(DEFAULT_USER, f"notes-{k}")] == expected
+            assert store.conversations.memory(DEFAULT_USER, f"notes-{k}") == {"seen": "\n".join(map(str, expected))}
 
     answered = batchray.run([answer(each) for each in results[1::4]], AGENTS, **options)
     ended = list(answered.results("index"))

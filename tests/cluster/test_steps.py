@@ -138,8 +138,8 @@ def n_kept(data_dir: Path) -> int:
     except batchray.StoreError:  # not there yet
         return 0
     with store:
-        newest = store.jobs(order="desc", limit=1)
-        return sum(len(store.steps(job, index)) for job in newest for index in range(job.total))
+        newest = store.jobs.find(order="desc", limit=1)
+        return sum(len(store.items.checkpoints(job, index)) for job in newest for index in range(job.total))
 
 
 def _quiet(options: dict[str, Any]) -> dict[str, Any]:

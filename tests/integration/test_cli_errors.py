@@ -59,7 +59,7 @@ def refused(done: Done, directory: Path) -> str:
     assert sentence.startswith("batchray: ")
     if (directory / ".batchray" / "batchray.db").exists():
         with Store.open_for_reading(directory / ".batchray") as store:
-            assert store.jobs() == []
+            assert store.jobs.find() == []
     return sentence.removeprefix("batchray: ")
 
 

@@ -89,7 +89,7 @@ async def local_store(tmp_path: Path) -> AsyncIterator[Store]:
 def new_job(store: Store, *requests: Mapping[str, Any], user_id: str = DEFAULT_USER) -> str:
     job_id = new_job_id()
     items = [NewItem(each["agent_id"], None, json.dumps(each).encode()) for each in requests]
-    store.create_job(NewJob(job_id, lambda ids: {}, user_id=user_id), items)
+    store.jobs.create(NewJob(job_id, lambda ids: {}, user_id=user_id), items)
     return job_id
 
 
@@ -102,7 +102,7 @@ async def started(
 
 def results_of(store: Store, record: JobRecord) -> list[Result]:
     results: list[Result] = []
-    while page := store.results(record, after_index=len(results) - 1):
+    while page := store.items.results(record, after_index=len(results) - 1):
         results += [result_of(record, each) for each in page]
     return results
 
@@ -240,7 +240,7 @@ async def test_an_approval_may_name_the_request_instead_of_its_calls(store: Stor
 
 def paused(store: Store, call_id: str) -> str:
     """Record a run of the agent `guarded` that waits for a call of this id; returns its approval request's id."""
-    record = store.start_job(new_job(store, ask()))
+    record = store.jobs.start(new_job(store, ask()))
     asked = Message(
         id=message_id(record.id, 0, 1),
         role="approval",
@@ -250,7 +250,7 @@ def paused(store: Store, call_id: str) -> str:
     messages = b"[" + asked.model_dump_json(exclude_none=True).encode() + b"]"
     conversation_update = ConversationUpdate("guarded", pending=[call_id])
     outcome = NewOutcome(0, 1, "succeeded", "requires_approval", None, {}, 0, None, 1, messages, conversation_update)
-    assert store.write(record, [NewAttempt(0, 1)], [outcome]) == [outcome]
+    assert store.outcomes.write(record, [NewAttempt(0, 1)], [outcome]) == [outcome]
     return asked.id
 
 
@@ -270,8 +270,8 @@ async def test_an_id_of_any_text_can_be_waited_for(store: Store) -> None:
 
 async def test_two_processes_do_not_claim_one_run_both(store: Store) -> None:
     paused(store, "call_0")
-    jobs = [store.start_job(new_job(store, answer("call_0"))) for _ in range(2)]
-    go_on = functools.partial(store.go_on, is_stateful=False, answered=frozenset({"call_0"}))
+    jobs = [store.jobs.start(new_job(store, answer("call_0"))) for _ in range(2)]
+    go_on = functools.partial(store.conversations.load, is_stateful=False, answered=frozenset({"call_0"}))
     assert len(go_on(jobs[0], 0, "guarded").history) == 1
     assert len(go_on(jobs[0], 0, "guarded").history) == 1  # again, as after a lost answer
     with pytest.raises(ApprovalError, match="already_answered"):
@@ -281,12 +281,12 @@ async def test_two_processes_do_not_claim_one_run_both(store: Store) -> None:
 async def test_what_retention_deletes_is_neither_remembered_nor_answered(store: Store) -> None:
     agents = [guarded(asking("a"), {"text": "done"}), noting("notes")]
     asked, _ = await run(store, agents, ask(), ask(script({"text": "old"}), "notes"))
-    while store.prune("9999"):
+    while store.retention.prune("9999"):
         pass
-    assert store.conversation(DEFAULT_USER, "notes") == []
+    assert store.conversations.history(DEFAULT_USER, "notes") == []
     results = await run(store, agents, answer(*waiting(asked)), ask(script({"text": "new"}), "notes"))
     assert kinds(results) == ["no_pending_approval", "end_turn"]
-    assert texts(store.conversation(DEFAULT_USER, "notes"))[-1] == "new"
+    assert texts(store.conversations.history(DEFAULT_USER, "notes"))[-1] == "new"
 
 
 async def test_an_item_that_was_interrupted_may_bring_its_answer_again(store: Store) -> None:
@@ -324,7 +324,9 @@ async def test_a_run_waits_again_where_the_job_of_its_answer_is_canceled_at_rest
     agent = guarded(asking("a"), {"text": "done"})
     [asked] = await run(store, agent, ask())
     job_id = new_job(store, answer(*waiting(asked)))
-    store.go_on(store.job(job_id), 0, "guarded", is_stateful=False, answered=frozenset(waiting(asked)))
+    store.conversations.load(
+        store.jobs.get(job_id), 0, "guarded", is_stateful=False, answered=frozenset(waiting(asked))
+    )
     run_all(cancel_idle_job(store, job_id))
     assert kinds(await run(store, agent, answer(*waiting(asked)))) == ["end_turn"]
 
@@ -337,7 +339,7 @@ async def test_memory_that_was_edited_before_the_wait_is_there_after_it(store: S
     [answered] = await run(store, agent, answer(*waiting(asked)))
     returned = [each.model_dump()["status"] for each in answered.messages if hasattr(each, "tool_return")]
     assert (answered.stop_reason, returned) == ("end_turn", ["success", "success"])
-    assert store.memory(DEFAULT_USER, "guarded") == {}
+    assert store.conversations.memory(DEFAULT_USER, "guarded") == {}
 
 
 # -- conversations and memory
@@ -364,9 +366,9 @@ async def test_a_stateful_agent_hears_what_was_said_before_and_others_do_not(sto
         job = await started(store, new_job(store, *requests), *agents)
         await run_job(job, store, Scripted(look))
     assert seen == {"notes": [0, 2, 4, 6, 8, 10], "fresh": [0] * 6}
-    answers = [text for text in texts(store.conversation(DEFAULT_USER, "notes")) if text.startswith("answer")]
+    answers = [text for text in texts(store.conversations.history(DEFAULT_USER, "notes")) if text.startswith("answer")]
     assert answers == ["answer 0", "answer 2", "answer 4"] * 2
-    assert store.conversation("user-2", "notes") == store.conversation(DEFAULT_USER, "fresh") == []
+    assert store.conversations.history("user-2", "notes") == store.conversations.history(DEFAULT_USER, "fresh") == []
 
 
 async def test_a_request_that_failed_leaves_no_trace_in_the_conversation(store: Store) -> None:
@@ -379,13 +381,13 @@ async def test_a_request_that_failed_leaves_no_trace_in_the_conversation(store: 
         ask(script(edit, {"text": "noted"}), "notes"),
     )
     assert kinds(results) == ["api_error", "end_turn"]
-    assert [prior.index for prior in store.conversation(DEFAULT_USER, "notes")] == [1]
-    assert store.memory(DEFAULT_USER, "notes") == {"human": "Ada"}
-    store.forget(DEFAULT_USER, "notes")
-    assert store.conversation(DEFAULT_USER, "notes") == []
-    assert store.memory(DEFAULT_USER, "notes") == {"human": "Ada"}
-    store.forget(DEFAULT_USER, "notes", with_memory=True)
-    assert store.memory(DEFAULT_USER, "notes") == {}
+    assert [prior.index for prior in store.conversations.history(DEFAULT_USER, "notes")] == [1]
+    assert store.conversations.memory(DEFAULT_USER, "notes") == {"human": "Ada"}
+    store.conversations.delete(DEFAULT_USER, "notes")
+    assert store.conversations.history(DEFAULT_USER, "notes") == []
+    assert store.conversations.memory(DEFAULT_USER, "notes") == {"human": "Ada"}
+    store.conversations.delete(DEFAULT_USER, "notes", with_memory=True)
+    assert store.conversations.memory(DEFAULT_USER, "notes") == {}
 
 
 async def test_the_next_request_sees_the_memory_as_the_one_before_left_it(store: Store) -> None:
@@ -396,7 +398,7 @@ async def test_the_next_request_sees_the_memory_as_the_one_before_left_it(store:
     ]
     await run(store, agent, *requests[:3])
     await run(store, agent, *requests[3:])
-    assert store.memory(DEFAULT_USER, "notes") == {"human": "0\n1\n2\n3\n4"}
+    assert store.conversations.memory(DEFAULT_USER, "notes") == {"human": "0\n1\n2\n3\n4"}
 
 
 async def test_a_stateful_agent_that_waits_is_answered_before_it_is_asked_anything_else(store: Store) -> None:
@@ -406,13 +408,13 @@ async def test_a_stateful_agent_that_waits_is_answered_before_it_is_asked_anythi
     assert kinds([refused]) == ["pending_approval"]
     answered, later = await run(store, agent, answer(*waiting(asked)), ask(script({"text": "later"})))
     assert (kinds([answered, later]), said(later)) == (["end_turn", "end_turn"], ["later"])
-    assert [prior.index for prior in store.conversation(DEFAULT_USER, "guarded")] == [0, 0, 1]
+    assert [prior.index for prior in store.conversations.history(DEFAULT_USER, "guarded")] == [0, 0, 1]
 
 
 async def test_a_forgotten_conversation_has_nothing_to_answer(store: Store) -> None:
     agent = guarded(stateful=True)
     [asked] = await run(store, agent, ask(script(asking("a"), {"text": "done"})))
-    store.forget(DEFAULT_USER, "guarded")
+    store.conversations.delete(DEFAULT_USER, "guarded")
     assert kinds(await run(store, agent, answer(*waiting(asked)), ask(script({"text": "hi"})))) == [
         "no_pending_approval",
         "end_turn",
@@ -439,7 +441,7 @@ async def test_two_jobs_do_not_ask_a_stateful_agent_at_once(store: Store) -> Non
     records = await asyncio.gather(*(run_job(job, store, executor) for job in jobs))
     assert [record.counts["succeeded"] for record in records] == [11] * 3
     assert most == 1
-    history = store.conversation(DEFAULT_USER, "notes")
+    history = store.conversations.history(DEFAULT_USER, "notes")
     assert len(history) == 30
     for job in jobs:
         assert [prior.index for prior in history if prior.job_id == job.record.id] == list(range(10))
@@ -515,8 +517,8 @@ async def test_a_thousand_requests_of_all_kinds_all_come_out_right(local_store: 
     assert [said(each) for each in results[0::4]] == [[f"note {i}"] for i in range(0, 1000, 4)]
     for n in range(5):
         expected = list(range(4 * n, 1000, 20))
-        assert [prior.index for prior in store.conversation(DEFAULT_USER, f"notes-{n}")] == expected
-        assert store.memory(DEFAULT_USER, f"notes-{n}") == {"seen": "\n".join(map(str, expected))}
+        assert [prior.index for prior in store.conversations.history(DEFAULT_USER, f"notes-{n}")] == expected
+        assert store.conversations.memory(DEFAULT_USER, f"notes-{n}") == {"seen": "\n".join(map(str, expected))}
         started_in = [spec.index for spec in executor.specs if spec.agent.agent.id == f"notes-{n}"]
         assert started_in == expected
     answers = [answer(*waiting(each), approve=i % 2 == 0) for i, each in enumerate(results[1::4])]

@@ -52,41 +52,41 @@ def two(one: Store, url: str, tmp_path: Path) -> Iterator[Store]:
 
 def run_out(store: Store) -> None:
     """Let all leases run out, as time would."""
-    with store._transaction() as connection:
+    with store.database.transaction() as connection:
         connection.exec_driver_sql("UPDATE leases SET until = 1")
 
 
 def test_a_job_is_led_by_one_process_until_its_lease_runs_out(one: Store, two: Store) -> None:
     job = new_job(one)
     with pytest.raises(LeaseLostError, match="another server leads it"):
-        two.start_job(job.id)
-    assert (one.running_jobs(), two.running_jobs(), two.unended_jobs()) == ({job.id}, {job.id}, [])
+        two.jobs.start(job.id)
+    assert (one.running_jobs(), two.running_jobs(), two.jobs.unended()) == ({job.id}, {job.id}, [])
     run_out(one)
-    assert [each.id for each in two.unended_jobs()] == [job.id]
-    assert two.start_job(job.id).epoch == job.epoch + 1
+    assert [each.id for each in two.jobs.unended()] == [job.id]
+    assert two.jobs.start(job.id).epoch == job.epoch + 1
     with pytest.raises(LeaseLostError):
-        one.renew_lease(job)
+        one.leases.renew(job)
 
 
 def test_what_a_former_leader_hands_in_is_refused(one: Store, two: Store) -> None:
     job = new_job(one)
     begin(one, job, 0, 1)
     run_out(one)
-    taken = two.start_job(job.id)
+    taken = two.jobs.start(job.id)
     begin(two, taken, 0, attempt=2)
     for late in ([outcome(0)], [outcome(0, 2)], [outcome(1)]):
         with pytest.raises(LeaseLostError):
-            one.record(job, late)
+            one.outcomes.write(job, [], late)
     with pytest.raises(LeaseLostError):
         begin(one, job, 2)
-    assert two.job(job.id).done == 0
-    assert len(two.record(taken, [outcome(0, 2, messages=b"[1]")])) == 1
+    assert two.jobs.get(job.id).done == 0
+    assert len(two.outcomes.write(taken, [], [outcome(0, 2, messages=b"[1]")])) == 1
 
 
 def is_waited_for(store: Store) -> bool:
     """Tell whether somebody waits for a lock of the database."""
     waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    with store._reading() as connection:
+    with store.database.reading() as connection:
         return connection.exec_driver_sql(waiting).first() is not None
 
 
@@ -95,51 +95,51 @@ def test_a_takeover_in_the_middle_of_a_write_waits_for_it_and_not_both_for_each_
     begin(one, job, 0)
     run_out(one)
     epochs: list[int] = []
-    taking = threading.Thread(target=lambda: epochs.append(two.start_job(job.id).epoch))
+    taking = threading.Thread(target=lambda: epochs.append(two.jobs.start(job.id).epoch))
 
     def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
         if statement.startswith("UPDATE jobs"):  # it has the lease's row, and wants the job's
             taking.start()
             until(lambda: is_waited_for(one))
 
-    sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
-    assert one.record(job, [outcome(0)]) == [outcome(0)]
+    sa.event.listen(one.database.backend.engine, "before_cursor_execute", meanwhile)
+    assert one.outcomes.write(job, [], [outcome(0)]) == [outcome(0)]
     taking.join()
     assert epochs == [job.epoch + 1]
-    assert two.job(job.id).done == 1
+    assert two.jobs.get(job.id).done == 1
 
 
 def test_a_second_run_in_one_data_directory_fences_the_first(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         first = new_job(store)
         begin(store, first, 0)
-        second = store.start_job(first.id)
+        second = store.jobs.start(first.id)
         with pytest.raises(LeaseLostError):
-            store.record(first, [outcome(0)])
-        assert len(store.record(second, [outcome(0)])) == 1
+            store.outcomes.write(first, [], [outcome(0)])
+        assert len(store.outcomes.write(second, [], [outcome(0)])) == 1
 
 
 def test_a_released_lease_lets_another_go_on_at_once(one: Store, two: Store) -> None:
     job = new_job(one)
-    one.release_lease(job)
-    assert two.start_job(job.id).epoch == job.epoch + 1
+    one.leases.release(job)
+    assert two.jobs.start(job.id).epoch == job.epoch + 1
 
 
 def test_a_former_leader_releases_nothing(one: Store, two: Store) -> None:
     job = new_job(one)
     run_out(one)
-    taken = two.start_job(job.id)
-    one.release_lease(job)
-    assert two.renew_lease(taken) == {}
+    taken = two.jobs.start(job.id)
+    one.leases.release(job)
+    assert two.leases.renew(taken) == {}
 
 
 def test_a_write_whose_answer_was_lost_counts_as_taken_when_it_is_repeated(one: Store) -> None:
     job = new_job(one)
     begin(one, job, 0, 1)
-    assert len(one.write(job, [], [outcome(0)])) == 1
-    again = one.write(job, [], [outcome(0), outcome(1)], is_again=True)
+    assert len(one.outcomes.write(job, [], [outcome(0)])) == 1
+    again = one.outcomes.write(job, [], [outcome(0), outcome(1)], is_again=True)
     assert [each.index for each in again] == [0, 1]
-    assert (one.job(job.id).done, len(one.results(job))) == (2, 2)
+    assert (one.jobs.get(job.id).done, len(one.items.results(job))) == (2, 2)
 
 
 def test_fifty_creates_at_once_with_one_idempotency_key_make_one_job(one: Store, two: Store) -> None:
@@ -148,7 +148,7 @@ def test_fifty_creates_at_once_with_one_idempotency_key_make_one_job(one: Store,
     def create(store: Store) -> None:
         new = NewJob(new_job_id(), agents_of, idempotency_key="k")
         try:
-            store.create_job(new, items(3))
+            store.jobs.create(new, items(3))
         except (KeyInUseError, StoreUnavailableError):  # the first one may be slow
             made["refused"] += 1
         else:
@@ -160,7 +160,7 @@ def test_fifty_creates_at_once_with_one_idempotency_key_make_one_job(one: Store,
     for thread in threads:
         thread.join()
     assert made == {"made": 1, "refused": 49}
-    job = two.job_of_key(DEFAULT_USER, "k")
+    job = two.jobs.find_by_idempotency_key(DEFAULT_USER, "k")
     assert job is not None
     assert job.total == 3
 
@@ -168,117 +168,117 @@ def test_fifty_creates_at_once_with_one_idempotency_key_make_one_job(one: Store,
 def test_a_create_does_not_wait_for_a_slow_one_of_the_same_idempotency_key(one: Store, two: Store) -> None:
     def slow() -> Iterator[NewItem]:
         with pytest.raises(StoreUnavailableError, match="lock timeout"):
-            two.create_job(NewJob(new_job_id(), agents_of, idempotency_key="k"), items(1))
+            two.jobs.create(NewJob(new_job_id(), agents_of, idempotency_key="k"), items(1))
         assert new_job(two).total == 3
         yield from items(3)
 
-    assert one.create_job(NewJob(new_job_id(), agents_of, idempotency_key="k"), slow()) == 3
+    assert one.jobs.create(NewJob(new_job_id(), agents_of, idempotency_key="k"), slow()) == 3
     with pytest.raises(KeyInUseError):
-        two.create_job(NewJob(new_job_id(), agents_of, idempotency_key="k"), items(1))
+        two.jobs.create(NewJob(new_job_id(), agents_of, idempotency_key="k"), items(1))
 
 
 def test_a_callback_is_sent_by_one_server_and_by_another_when_that_one_dies(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     begin(one, job, 0)
-    one.record(job, [outcome(0)])
-    one.end_job(job, "completed", "end_turn", Progress(), None, 0)
-    assert two.claim_callbacks(1e12, 10) == []
-    assert [due.job.id for due in one.claim_callbacks(1e12, 10)] == [job.id]
+    one.outcomes.write(job, [], [outcome(0)])
+    one.jobs.end(job, "completed", "end_turn", Progress(), None, 0)
+    assert two.callbacks.claim(1e12, 10) == []
+    assert [due.job.id for due in one.callbacks.claim(1e12, 10)] == [job.id]
     run_out(one)
-    assert [due.job.id for due in two.claim_callbacks(1e12, 10)] == [job.id]
-    assert one.claim_callbacks(1e12, 10) == []
+    assert [due.job.id for due in two.callbacks.claim(1e12, 10)] == [job.id]
+    assert one.callbacks.claim(1e12, 10) == []
 
 
 def test_a_job_is_reopened_by_another_process_than_the_one_that_ended_it(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     begin(one, job, 0)
-    one.record(job, [outcome(0, status="errored")])
-    one.end_job(job, "failed", "error", Progress(), None, 0)
-    assert two.reopen(job.id) == 1
+    one.outcomes.write(job, [], [outcome(0, status="errored")])
+    one.jobs.end(job, "failed", "error", Progress(), None, 0)
+    assert two.jobs.reopen(job.id) == 1
     with pytest.raises(LeaseLostError):
-        one.start_job(job.id)
-    assert two.start_job(job.id).epoch > job.epoch
+        one.jobs.start(job.id)
+    assert two.jobs.start(job.id).epoch > job.epoch
 
 
 def failed(store: Store, job: JobRecord) -> JobRecord:
-    return store.end_job(job, "failed", "error", Progress(), None, 0)
+    return store.jobs.end(job, "failed", "error", Progress(), None, 0)
 
 
 def test_the_late_end_of_a_former_leader_does_not_end_a_job_that_was_opened_again(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     ended = failed(one, job)
     assert failed(one, job) == ended  # its answer may have been lost
-    two.reopen(job.id)
+    two.jobs.reopen(job.id)
     with pytest.raises(LeaseLostError):
         failed(one, job)
-    taken = two.start_job(job.id)
+    taken = two.jobs.start(job.id)
     with pytest.raises(LeaseLostError):
         failed(one, job)
-    assert not two.job(job.id).is_ended
+    assert not two.jobs.get(job.id).is_ended
     assert failed(two, taken).is_ended
 
 
 def test_a_job_that_was_taken_over_is_not_ended_by_its_former_leader(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     run_out(one)
-    two.start_job(job.id)
+    two.jobs.start(job.id)
     with pytest.raises(LeaseLostError):
         failed(one, job)
-    assert not two.job(job.id).is_ended
+    assert not two.jobs.get(job.id).is_ended
 
 
 def test_a_former_leader_takes_no_steps_from_the_next_one(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     begin(one, job, 0)
-    ending = one.end_unfinished(job, "canceled", "cancelled", None)
+    ending = one.outcomes.end_unfinished(job, "canceled", "cancelled", None)
     next(ending)  # every item has an outcome now
     run_out(two)
-    failed(two, two.take_job(job.id))
-    two.reopen(job.id)
-    again = two.start_job(job.id)
+    failed(two, two.jobs.take_over(job.id))
+    two.jobs.reopen(job.id)
+    again = two.jobs.start(job.id)
     begin(two, again, 0, attempt=2)
-    two.write(again, [], [], steps=[NewStep(0, 2, 1, b"1")])
+    two.outcomes.write(again, [], [], steps=[NewStep(0, 2, 1, b"1")])
     with pytest.raises(LeaseLostError):
         next(ending)
-    assert two.steps(job, 0) == [b"1"]
+    assert two.items.checkpoints(job, 0) == [b"1"]
 
 
 def test_a_late_end_of_an_earlier_run_in_one_data_directory_ends_nothing(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         first = new_job(store, 1)
         failed(store, first)
-        store.reopen(first.id)
+        store.jobs.reopen(first.id)
         with pytest.raises(LeaseLostError):
             failed(store, first)
-        assert not store.job(first.id).is_ended
+        assert not store.jobs.get(first.id).is_ended
 
 
 def test_of_two_servers_that_open_a_job_again_at_once_one_is_refused(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     begin(one, job, 0)
-    one.record(job, [outcome(0, status="errored")])
+    one.outcomes.write(job, [], [outcome(0, status="errored")])
     failed(one, job)
     forgotten: list[int] = []
 
     def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
         if statement.startswith("UPDATE leases") and not forgotten:  # it has read that the job has ended
-            forgotten.append(two.reopen(job.id))
-            begin(two, two.start_job(job.id), 0, attempt=2)
+            forgotten.append(two.jobs.reopen(job.id))
+            begin(two, two.jobs.start(job.id), 0, attempt=2)
 
-    sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
+    sa.event.listen(one.database.backend.engine, "before_cursor_execute", meanwhile)
     with pytest.raises(JobNotEndedError, match=f"job {job.id} has not ended yet"):
-        one.reopen(job.id)
+        one.jobs.reopen(job.id)
     assert forgotten == [1]
-    assert len(two.record(two.start_job(job.id), [outcome(0, 2)])) == 1
+    assert len(two.outcomes.write(two.jobs.start(job.id), [], [outcome(0, 2)])) == 1
 
 
 def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: Store, two: Store) -> None:
     job = new_job(one)
     run_all(cancel_idle_job(two, job.id))
-    assert (two.job(job.id).is_ended, one.wishes(job)) == (False, {"is_canceled": True})
+    assert (two.jobs.get(job.id).is_ended, one.leases.requested(job)) == (False, {"is_canceled": True})
     run_out(one)
     run_all(cancel_idle_job(two, job.id))
-    assert two.job(job.id).status == "cancelled"
+    assert two.jobs.get(job.id).status == "cancelled"
 
 
 def test_a_large_job_that_another_process_takes_over_while_it_is_being_cancelled_is_cancelled_there(
@@ -291,16 +291,16 @@ def test_a_large_job_that_another_process_takes_over_while_it_is_being_cancelled
     def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
         if "ttft_ns" in statement and statement.startswith("SELECT") and not taken:  # it counts the outcomes
             run_out(one)
-            taken.append(one.start_job(job.id))
+            taken.append(one.jobs.start(job.id))
 
-    sa.event.listen(two._engine, "before_cursor_execute", meanwhile)
+    sa.event.listen(two.database.backend.engine, "before_cursor_execute", meanwhile)
     run_all(cancel_idle_job(two, job.id))
-    assert (one.job(job.id).is_ended, one.wishes(taken[0])) == (False, {"is_canceled": True})
+    assert (one.jobs.get(job.id).is_ended, one.leases.requested(taken[0])) == (False, {"is_canceled": True})
 
 
 def lease_of(store: Store, job: JobRecord) -> float:
     """Return when a job's lease runs out."""
-    with store._reading() as connection:
+    with store.database.reading() as connection:
         return float(connection.exec_driver_sql(f"SELECT until FROM leases WHERE job = {job.key}").scalar_one())
 
 
@@ -312,13 +312,13 @@ async def test_a_leader_hears_within_a_second_what_others_ask_and_renews_its_lea
     link = LeaseChannel(one, job, lambda: now)
     assert await link.update({}) == {}
     renewed = lease_of(one, job)
-    two.ask_leader(job, is_paused=True)
-    two.ask_leader(job, max_in_flight=3)
+    two.leases.request(job, is_paused=True)
+    two.leases.request(job, max_in_flight=3)
     assert await link.update({}) == {}
     now += 1.0
     assert await link.update({}) == {"is_paused": True, "max_in_flight": 3}
     assert lease_of(one, job) == renewed
-    now += one.lease_s / 3
+    now += one.leases.duration_s / 3
     assert await link.update({}) == {"is_paused": True, "max_in_flight": 3}
     assert lease_of(one, job) > renewed
 
@@ -326,13 +326,13 @@ async def test_a_leader_hears_within_a_second_what_others_ask_and_renews_its_lea
 async def test_what_a_leader_has_heard_stays_while_nothing_can_be_read(one: Store, two: Store) -> None:
     now = 0.0
     job = new_job(one)
-    two.ask_leader(job, is_paused=True)
+    two.leases.request(job, is_paused=True)
     link = LeaseChannel(one, job, lambda: now)
     assert await link.update({}) == {"is_paused": True}
-    with two._transaction() as connection:
+    with two.database.transaction() as connection:
         connection.exec_driver_sql("ALTER TABLE leases RENAME TO out_of_reach")
     for _ in range(2):
-        now += one.lease_s
+        now += one.leases.duration_s
         assert await link.update({}) == {"is_paused": True}
         now += 1.0
         assert await link.update({}) == {"is_paused": True}
@@ -373,8 +373,8 @@ def test_a_job_that_has_ended_meanwhile_is_told_as_it_ended_and_not_as_interrupt
         store = session.open_store(settings)
         job_id = driver_job(store, "echo")
         run_all(cancel_idle_job(store, job_id))
-        ended = store.job(job_id)
-        monkeypatch.setattr(store, "renew_lease", renewed.append)  # it has none, which would be taken for a lost one
+        ended = store.jobs.get(job_id)
+        monkeypatch.setattr(store.leases, "renew", renewed.append)  # it has none, which would be taken for a lost one
         assert session.start(job_id, AGENTS, store, settings).wait(60) == ended
         assert renewed == []
     finally:
@@ -383,12 +383,12 @@ def test_a_job_that_has_ended_meanwhile_is_told_as_it_ended_and_not_as_interrupt
 
 def test_a_cancel_that_was_asked_of_a_leader_is_heard_by_the_one_that_takes_over(one: Store, two: Store) -> None:
     job = new_job(one)
-    two.ask_leader(job, is_canceled=True, is_paused=True)  # a pause lasts as long as who was asked for it
+    two.leases.request(job, is_canceled=True, is_paused=True)  # a pause lasts as long as who was asked for it
     run_out(one)
-    taken = two.start_job(job.id)
-    assert (two.wishes(taken), two.renew_lease(taken)) == ({"is_canceled": True}, {"is_canceled": True})
+    taken = two.jobs.start(job.id)
+    assert (two.leases.requested(taken), two.leases.renew(taken)) == ({"is_canceled": True}, {"is_canceled": True})
     with pytest.raises(LeaseLostError):
-        one.wishes(job)
+        one.leases.requested(job)
 
 
 async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_cancelled_at_once(
@@ -404,20 +404,20 @@ async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_
 
 def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: Store) -> None:
     job = new_job(one, 1)
-    two.ask_leader(job, is_canceled=True)
+    two.leases.request(job, is_canceled=True)
     run_all(cancel_idle_job(one, job.id))
-    two.reopen(job.id)
-    assert two.wishes(two.start_job(job.id)) == {}
+    two.jobs.reopen(job.id)
+    assert two.leases.requested(two.jobs.start(job.id)) == {}
 
 
 def test_what_a_former_leader_heard_is_not_asked_of_the_one_that_has_the_job_now(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     run_out(one)
     run_all(cancel_idle_job(two, job.id))
-    two.reopen(job.id)
-    again = two.start_job(job.id)
-    one.ask_leader(job, is_canceled=True)
-    assert two.wishes(again) == {}
+    two.jobs.reopen(job.id)
+    again = two.jobs.start(job.id)
+    one.leases.request(job, is_canceled=True)
+    assert two.leases.requested(again) == {}
 
 
 async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store, two: Store) -> None:
@@ -428,7 +428,7 @@ async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store,
     def take_over(order: object) -> None:
         if len(first.specs) == 100:
             run_out(two)
-            taken.append(two.start_job(job_id))
+            taken.append(two.jobs.start(job_id))
 
     taken: list[object] = []
     first = Scripted(take_over)
@@ -437,7 +437,7 @@ async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store,
     assert len(first.specs) < 110
     record = await run_job(await start_job(job_id, AGENTS, two, job.settings), two, gates)
     assert record.counts["succeeded"] == 300
-    assert sorted(result.index for result in two.results(record)) == list(range(300))
+    assert sorted(result.index for result in two.items.results(record)) == list(range(300))
 
 
 async def test_a_restart_of_the_database_in_the_middle_of_a_job_costs_no_attempt(
@@ -469,7 +469,7 @@ def test_an_url_that_is_no_postgresql_is_refused(url: str, tmp_path: Path) -> No
 
 
 def test_text_that_postgresql_cannot_hold_is_refused_as_text(one: Store) -> None:
-    before = one.jobs()
+    before = one.jobs.find()
     with pytest.raises(BatchFormatError, match="NUL"):
-        one.create_job(NewJob(new_job_id(), agents_of), [items(1)[0]._replace(custom_id="a\0b")])
-    assert one.jobs() == before
+        one.jobs.create(NewJob(new_job_id(), agents_of), [items(1)[0]._replace(custom_id="a\0b")])
+    assert one.jobs.find() == before

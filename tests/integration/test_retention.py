@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from batchray.errors import UnknownJobError
 from batchray.jobs.retention import prune
 from batchray.schema.progress import Progress
-from batchray.store import JobRecord, Store
+from batchray.store import AsyncStore, JobRecord, Store
 from batchray.store.tables import metadata
 from tests.builders.batches import GOOD
 from tests.builders.commands import AGENTS, command, local
@@ -28,37 +28,37 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def ended(store: Store, n: int = 3, size: int = 10) -> JobRecord:
     job = new_job(store, n, size)
     begin(store, job, *range(n))
-    store.record(job, [outcome(index) for index in range(n)])
-    done = store.end_job(job, "completed", "end_turn", Progress(), None, 0)
+    store.outcomes.write(job, [], [outcome(index) for index in range(n)])
+    done = store.jobs.end(job, "completed", "end_turn", Progress(), None, 0)
     told(store, done, next_at=None)
-    return store.job(job.id)
+    return store.jobs.get(job.id)
 
 
 def told(store: Store, job: JobRecord, next_at: float | None) -> None:
     """Record an attempt to call back."""
-    store.record_callback(job.id, job.completed_at or "", sent_at="t", status_code=500, error="x", next_at=next_at)
+    store.callbacks.record(job.id, job.completed_at or "", sent_at="t", status_code=500, error="x", next_at=next_at)
 
 
 def test_a_job_is_kept_while_its_callback_is_still_to_be_sent(store: Store) -> None:
-    first, second = (store.end_job(new_job(store), "failed", "error", Progress(), None, 0) for _ in range(2))
+    first, second = (store.jobs.end(new_job(store), "failed", "error", Progress(), None, 0) for _ in range(2))
     told(store, first, time.time() + 3600)
-    assert not store.prune("9999")
+    assert not store.retention.prune("9999")
     told(store, first, None)
-    while store.prune("9999"):
+    while store.retention.prune("9999"):
         pass
-    assert store.jobs() == [second]
-    assert [due.job.id for due in store.due_callbacks(1e12, 10)] == [second.id]
+    assert store.jobs.find() == [second]
+    assert [due.job.id for due in store.callbacks.due(1e12, 10)] == [second.id]
 
 
 def test_a_job_whose_callback_no_server_sends_is_not_kept_for_ever(store: Store) -> None:
     job = new_job(store)
     begin(store, job, 0)
-    told(store, store.end_job(job, "failed", "error", Progress(), None, 0), time.time() - 31 * 24 * 3600)
-    assert store.prune("9999")
-    assert (store.count_callbacks(), store.due_callbacks(1e12, 10)) == (1, [])  # half deleted, nobody is told
-    while store.prune("9999"):
+    told(store, store.jobs.end(job, "failed", "error", Progress(), None, 0), time.time() - 31 * 24 * 3600)
+    assert store.retention.prune("9999")
+    assert (store.callbacks.count(), store.callbacks.due(1e12, 10)) == (1, [])  # half deleted, nobody is told
+    while store.retention.prune("9999"):
         pass
-    assert store.check() == (0, 0, 0, [])
+    assert store.integrity.check() == (0, 0, 0, [])
 
 
 def test_an_ended_job_goes_in_small_steps_and_is_unknown_from_the_first(store: Store) -> None:
@@ -66,77 +66,77 @@ def test_an_ended_job_goes_in_small_steps_and_is_unknown_from_the_first(store: S
     assert old.completed_at is not None
     new = ended(store)
     n_steps = 0
-    while store.prune(new.completed_at or ""):
+    while store.retention.prune(new.completed_at or ""):
         n_steps += 1
         with pytest.raises(UnknownJobError):
-            store.job(old.id)
-        assert [job.id for job in store.jobs()] == [running.id, new.id]
-        assert sum(store.count_jobs().values()) == 2
-        assert store.count_items()["succeeded"] == 3
+            store.jobs.get(old.id)
+        assert [job.id for job in store.jobs.find()] == [running.id, new.id]
+        assert sum(store.jobs.count_by_status().values()) == 2
+        assert store.items.count_by_status()["succeeded"] == 3
     assert n_steps >= 8  # three tables of 1,203 rows, 500 at a time
-    assert (store.job(new.id), store.job(running.id).total) == (new, 3)
-    assert len(store.results(new)) == 3
-    assert store.check() == (2, 6, 3, [])
+    assert (store.jobs.get(new.id), store.jobs.get(running.id).total) == (new, 3)
+    assert len(store.items.results(new)) == 3
+    assert store.integrity.check() == (2, 6, 3, [])
 
 
 def test_a_step_deletes_about_a_page_of_bytes(store: Store) -> None:
     ended(store, 40, 1_000_000)
     n_steps = 0
-    while store.prune("9999"):
+    while store.retention.prune("9999"):
         n_steps += 1
     assert n_steps >= 5
 
 
 def test_half_a_deleted_job_is_finished_later_and_never_part_of_a_new_one(store: Store) -> None:
     ended(store, 1203)
-    assert store.prune("9999")
+    assert store.retention.prune("9999")
     fresh = ended(store)
-    assert store.prune("2000") is False
-    while store.prune(fresh.completed_at or ""):
+    assert store.retention.prune("2000") is False
+    while store.retention.prune(fresh.completed_at or ""):
         pass
-    assert store.check() == (1, 3, 3, [])
-    assert [each.index for each in store.results(fresh)] == [0, 1, 2]
+    assert store.integrity.check() == (1, 3, 3, [])
+    assert [each.index for each in store.items.results(fresh)] == [0, 1, 2]
 
 
 def test_two_servers_that_delete_at_once_leave_nothing_behind(database: Database, tmp_path: Path) -> None:
     url = database.new_url()
     with Store.open(tmp_path / "one", url) as one, Store.open(tmp_path / "two", url) as two:
         ended(one, 1203)
-        assert one.prune("9999")
+        assert one.retention.prune("9999")
 
         def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
             if statement.startswith("DELETE FROM") and "idx" in statement:  # what it has read is there no more
-                two.prune("9999")
+                two.retention.prune("9999")
 
-        sa.event.listen(one._engine, "before_cursor_execute", meanwhile)
-        while one.prune("9999"):
+        sa.event.listen(one.database.backend.engine, "before_cursor_execute", meanwhile)
+        while one.retention.prune("9999"):
             pass
         assert [table.name for table in metadata.sorted_tables if n_rows(two, table)] == []
 
 
 def n_rows(store: Store, table: sa.Table) -> int:
-    with store._reading() as connection:
+    with store.database.reading() as connection:
         return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
 
 
 async def test_jobs_go_after_the_days_that_they_are_kept(store: Store) -> None:
     job = ended(store)
-    await prune(store, days=1)
-    assert store.job(job.id) == job
-    await prune(store, days=1e-9)
-    assert store.jobs() == []
+    await prune(AsyncStore(store), days=1)
+    assert store.jobs.get(job.id) == job
+    await prune(AsyncStore(store), days=1e-9)
+    assert store.jobs.find() == []
 
 
 async def test_what_was_deleted_is_given_back_to_the_disk(tmp_path: Path) -> None:
     file = tmp_path / "batchray.db"
     with Store.open(tmp_path) as store:
         ended(store, 30, 1_000_000)
-        store.checkpoint()
+        store.database.checkpoint()
         assert file.stat().st_size > 30_000_000
-        while store.prune("9999"):
+        while store.retention.prune("9999"):
             pass
         n_pieces = 1
-        while store.shrink():
+        while store.retention.shrink():
             n_pieces += 1
         assert n_pieces <= 10  # of 4 MiB
         assert file.stat().st_size < 1_000_000
@@ -166,7 +166,7 @@ def test_the_command_line_keeps_checks_saves_and_deletes_in_both_databases(
 async def test_room_that_an_earlier_server_did_not_come_to_give_back_is_given_back(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         ended(store, 30, 1_000_000)
-        while store.prune("9999"):
+        while store.retention.prune("9999"):
             pass
-        await prune(store, days=1)
+        await prune(AsyncStore(store), days=1)
         assert (tmp_path / "batchray.db").stat().st_size < 1_000_000

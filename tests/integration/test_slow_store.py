@@ -28,14 +28,14 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def lock_for(store: Store, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the store refuse outcomes for some seconds, as if another program had locked it."""
-    write, end = store.write, time.monotonic() + seconds
+    write, end = store.outcomes.write, time.monotonic() + seconds
 
     def write_later(job: JobRecord, attempts: Any, outcomes: Any, *more: Any) -> Any:
         if outcomes and time.monotonic() < end:
             raise StoreUnavailableError("locked")
         return write(job, attempts, outcomes, *more)
 
-    monkeypatch.setattr(store, "write", write_later)
+    monkeypatch.setattr(store.outcomes, "write", write_later)
 
 
 async def test_deadlines_pause_while_the_store_is_unavailable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def make_room(store: Store) -> None:
 
 
 def run(store: Store, statement: str) -> int:
-    with store._engine.connect() as connection:
+    with store.database.backend.engine.connect() as connection:
         return int(connection.exec_driver_sql(statement).scalar() or 0)
 
 
@@ -55,8 +55,8 @@ def run(store: Store, statement: str) -> int:
 async def test_a_full_disk_refuses_a_job_whole_and_takes_it_when_there_is_room(store: Store) -> None:
     fill(store)
     with pytest.raises(StoreFullError, match="database or disk is full"):
-        store.create_job(NewJob(new_job_id(), agents_of), items(100, 1000))
-    assert store.jobs() == []
+        store.jobs.create(NewJob(new_job_id(), agents_of), items(100, 1000))
+    assert store.jobs.find() == []
     make_room(store)
     assert store_job(store, 100, 1000).total == 100
 
@@ -78,8 +78,8 @@ async def test_a_job_waits_while_the_disk_is_full_and_goes_on_by_itself(
     record = await running
     assert record.counts["succeeded"] == 2000
     assert sorted(order.index for order in executor.specs) == list(range(2000))
-    assert {each.attempts for each in store.results(record)} == {1}
-    assert "goes on: the store can be used again" in caplog.text
+    assert {each.attempts for each in store.items.results(record)} == {1}
+    assert "continues: the store is available again" in caplog.text
 
 
 async def test_a_job_can_be_interrupted_while_it_waits_for_room(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,7 +120,7 @@ def outcome(index):
 
 def create(n):
     job_id = new_job_id()
-    store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}") for _ in range(n)])
+    store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}") for _ in range(n)])
     return job_id
 
 def refused():
@@ -131,28 +131,28 @@ def refused():
 
 store = Store.open(Path(sys.argv[1]))
 old, job_id = create(300), create(2000)
-store.end_job(store.start_job(old), "completed", "end_turn", Progress(), None, 0)
-job = store.start_job(job_id)
-store.begin_attempts(job, [NewAttempt(index, 1) for index in range(2000)])
+store.jobs.end(store.jobs.start(old), "completed", "end_turn", Progress(), None, 0)
+job = store.jobs.start(job_id)
+store.outcomes.write(job, [NewAttempt(index, 1) for index in range(2000)])
 assert (store.data_dir / "reserve").exists()
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, unlimited[1]))  # no file grows beyond it: the kernel's full disk
 recorded = 0
 try:
     while True:
-        recorded += len(store.record(job, [outcome(recorded)]))
+        recorded += len(store.outcomes.write(job, [], [outcome(recorded)]))
 except StoreFullError:
     pass
 assert 0 < recorded < 2000, recorded
 assert not (store.data_dir / "reserve").exists()
 assert not store.has_room() and refused()
-while store.prune("9999"):  # what has ended can be deleted, although nothing more can be kept
+while store.retention.prune("9999"):  # what has ended can be deleted, although nothing more can be kept
     pass
-assert [each.id for each in store.jobs()] == [job_id]
-assert store.job(job_id).done == recorded
+assert [each.id for each in store.jobs.find()] == [job_id]
+assert store.jobs.get(job_id).done == recorded
 resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 assert store.has_room() and (store.data_dir / "reserve").exists() and not refused()
-assert len(store.record(job, [outcome(recorded)])) == 1
+assert len(store.outcomes.write(job, [], [outcome(recorded)])) == 1
 store.close()
 print("done")
 """
@@ -199,12 +199,12 @@ async def test_a_lock_of_an_outsider_is_waited_for_and_readers_read_on(
         await wait_until(lambda: "waits: the store in" in caplog.text)
         assert "database is locked" in caplog.text
         with Store.open_for_reading(store.data_dir) as reader:
-            assert reader.job(job.record.id).done < 50
+            assert reader.jobs.get(job.record.id).done < 50
         with pytest.raises(StoreUnavailableError, match="database is locked"):
-            store.create_job(NewJob(new_job_id(), agents_of), items(1))
+            store.jobs.create(NewJob(new_job_id(), agents_of), items(1))
     record = await running
     assert record.counts["succeeded"] == 50
-    assert {each.attempts for each in store.results(record)} == {1}
+    assert {each.attempts for each in store.items.results(record)} == {1}
 
 
 # -- damaged
@@ -217,11 +217,11 @@ def damaged_store(data_dir: Path, n_jobs: int = 3) -> list[str]:
         for _ in range(n_jobs):
             job_id = new_job_id()
             body = json.dumps({"agent_id": "a", "input": "x" * 300}).encode()
-            store.create_job(NewJob(job_id, agents_of), [NewItem("a", f"c-{i}", body) for i in range(200)])
-            made.append(store.start_job(job_id))
+            store.jobs.create(NewJob(job_id, agents_of), [NewItem("a", f"c-{i}", body) for i in range(200)])
+            made.append(store.jobs.start(job_id))
         for job in made:
             begin(store, job, *range(200))
-            store.record(job, [outcome(index) for index in range(200)])
+            store.outcomes.write(job, [], [outcome(index) for index in range(200)])
     file = data_dir / "batchray.db"
     content = file.read_bytes()
     page_bytes = int.from_bytes(content[16:18], "big")
@@ -277,12 +277,12 @@ def test_bytes_that_are_no_json_cost_their_own_item_alone(tmp_path: Path) -> Non
     body = b'{"agent_id": "a", "input": "x"}'
     with Store.open(tmp_path / ".batchray") as store:
         for _ in range(3):
-            store.create_job(NewJob(new_job_id(), agents_of), [NewItem("a", None, body)] * 100)
-        for made in store.jobs():
-            job = store.start_job(made.id)
+            store.jobs.create(NewJob(new_job_id(), agents_of), [NewItem("a", None, body)] * 100)
+        for made in store.jobs.find():
+            job = store.jobs.start(made.id)
             begin(store, job, *range(100))
-            store.record(job, [outcome(index) for index in range(100)])
-        job_ids = [made.id for made in store.jobs()]
+            store.outcomes.write(job, [], [outcome(index) for index in range(100)])
+        job_ids = [made.id for made in store.jobs.find()]
     with contextlib.closing(sqlite3.connect(tmp_path / ".batchray" / "batchray.db", isolation_level=None)) as outsider:
         for damage in GARBAGE:
             outsider.execute(damage)
@@ -300,10 +300,10 @@ def test_a_whole_file_is_checked_and_exported_whole(tmp_path: Path) -> None:
     with Store.open(tmp_path / ".batchray") as store:
         job_id = new_job_id()
         body = b'{"agent_id": "a", "input": "x"}'
-        store.create_job(NewJob(job_id, agents_of), [NewItem("a", None, body)] * 150)
-        job = store.start_job(job_id)
+        store.jobs.create(NewJob(job_id, agents_of), [NewItem("a", None, body)] * 150)
+        job = store.jobs.start(job_id)
         begin(store, job, *range(100))
-        store.record(job, [outcome(index) for index in range(100)])
+        store.outcomes.write(job, [], [outcome(index) for index in range(100)])
     assert command(tmp_path, "db", "check")[:2] == (0, "1 jobs, 150 items, 100 outcomes\n")
     done = command(tmp_path, "db", "export", "--output", "all.jsonl")
     assert done == (0, "100 outcomes written to all.jsonl\n", "")
@@ -315,7 +315,7 @@ def test_counts_that_do_not_fit_together_are_named(store: Store) -> None:
     job = store_job(store, 3)
     with contextlib.closing(sqlite3.connect(store.data_dir / "batchray.db", isolation_level=None)) as outsider:
         outsider.execute("DELETE FROM items WHERE idx = 1")
-    assert store.check().problems == [f"{job.id}: 2 items where 3 were accepted"]
+    assert store.integrity.check().problems == [f"{job.id}: 2 items where 3 were accepted"]
 
 
 # -- network file systems
@@ -357,4 +357,4 @@ def test_a_data_directory_on_a_network_file_system_is_refused_unless_forced(
     with pytest.raises(ConfigError, match=r"is on a network file system \(nfs\), where SQLite can lose data; use a"):
         Store.open(tmp_path / "data")
     with Store.open(tmp_path / "data", allow_network_fs=True) as store:
-        assert store.jobs() == []
+        assert store.jobs.find() == []

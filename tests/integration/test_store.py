@@ -42,19 +42,19 @@ def sqlite(tmp_path: Path) -> Iterator[Store]:
 
 def test_a_job_is_read_back_as_it_was_created(store: Store) -> None:
     job_id = new_job_id()
-    store.create_job(NewJob(job_id, agents_of, "http://h/"), items(3))
-    job = store.job(job_id)
+    store.jobs.create(NewJob(job_id, agents_of, "http://h/"), items(3))
+    job = store.jobs.get(job_id)
     assert (job.status, job.total, job.done, job.callback_url) == ("created", 3, 0, "http://h/")
-    assert store.agent_snapshot(job_id) == AGENTS
+    assert store.jobs.agent_snapshot(job_id) == AGENTS
     assert (job.started_at, job.completed_at, job.progress) == (None, None, None)
     assert not job.is_ended
-    pending = store.unfinished(job, after=-1)
+    pending = store.items.unfinished(job, after=-1)
     assert [(each.index, each.agent_id, each.request, each.attempt, each.blamed_crashes) for each in pending] == [
         (0, "a", b"0000000000", 0, 0),
         (1, "a", b"0000000001", 0, 0),
         (2, "a", b"0000000002", 0, 0),
     ]
-    assert [each.id for each in store.jobs()] == [job_id]
+    assert [each.id for each in store.jobs.find()] == [job_id]
 
 
 def test_what_the_items_raise_undoes_the_job(store: Store) -> None:
@@ -64,10 +64,10 @@ def test_what_the_items_raise_undoes_the_job(store: Store) -> None:
 
     job_id = new_job_id()
     with pytest.raises(LookupError, match="line 1201"):
-        store.create_job(NewJob(job_id, agents_of), broken())
-    assert store.jobs() == []
+        store.jobs.create(NewJob(job_id, agents_of), broken())
+    assert store.jobs.find() == []
     with pytest.raises(UnknownJobError, match=job_id):
-        store.job(job_id)
+        store.jobs.get(job_id)
     assert new_job(store).total == 3
 
 
@@ -100,51 +100,51 @@ def test_recording_in_any_order_twice_or_late_takes_one_outcome_of_the_current_a
                 if index not in expected:  # the driver begins none of a finished item
                     current[index] = current.get(index, 0) + 1
                     attempts.append(NewAttempt(index, current[index]))
-            taken = store.write(job, attempts, [outcome(index, attempt) for index, attempt in outcomes])
+            taken = store.outcomes.write(job, attempts, [outcome(index, attempt) for index, attempt in outcomes])
             due = [(i, a) for i, a in dict.fromkeys(outcomes) if current.get(i) == a and i not in expected]
             assert [(each.index, each.attempt) for each in taken] == due
             expected.update(due)
-        results = store.results(job)
+        results = store.items.results(job)
         assert [(each.index, each.attempts) for each in results] == sorted(expected.items())
-        in_order = store.results(job, after_seq=0)
+        in_order = store.items.results(job, after_seq=0)
         assert [each.seq for each in in_order] == list(range(1, len(expected) + 1))
         assert [each.index for each in in_order] == list(expected)
-        record = store.job(job.id)
+        record = store.jobs.get(job.id)
         assert (record.counts["succeeded"], record.prompt_tokens) == (len(expected), 10 * len(expected))
-        assert {each.index for each in store.unfinished(job, after=-1)} == set(range(4)) - expected.keys()
+        assert {each.index for each in store.items.unfinished(job, after=-1)} == set(range(4)) - expected.keys()
 
 
 def test_a_taken_outcome_never_changes(store: Store) -> None:
     job = new_job(store)
     begin(store, job, 0)
-    assert len(store.record(job, [outcome(0, messages=b"[1]")])) == 1
+    assert len(store.outcomes.write(job, [], [outcome(0, messages=b"[1]")])) == 1
     begin(store, job, 0, attempt=2)
-    assert store.record(job, [outcome(0, 1, "errored"), outcome(0, 2, "errored")]) == []
-    (result,) = store.results(job)
+    assert store.outcomes.write(job, [], [outcome(0, 1, "errored"), outcome(0, 2, "errored")]) == []
+    (result,) = store.items.results(job)
     assert (result.status, result.messages, result.error) == ("succeeded", b"[1]", None)
 
 
 def test_an_outcome_of_an_attempt_that_never_began_is_not_taken(store: Store) -> None:
     job = new_job(store)
-    assert store.record(job, [outcome(0), outcome(99)]) == []
-    assert store.job(job.id).done == 0
+    assert store.outcomes.write(job, [], [outcome(0), outcome(99)]) == []
+    assert store.jobs.get(job.id).done == 0
 
 
 def test_outcomes_of_one_job_are_not_those_of_another(store: Store) -> None:
     one, other = new_job(store), new_job(store)
     begin(store, one, 0)
-    assert store.record(other, [outcome(0)]) == []
-    assert len(store.record(one, [outcome(0)])) == 1
-    assert (store.job(one.id).done, store.job(other.id).done) == (1, 0)
+    assert store.outcomes.write(other, [], [outcome(0)]) == []
+    assert len(store.outcomes.write(one, [], [outcome(0)])) == 1
+    assert (store.jobs.get(one.id).done, store.jobs.get(other.id).done) == (1, 0)
 
 
 def test_attempts_deaths_and_losses_are_read_back_after_a_restart(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job = new_job(store, 2)
-        store.begin_attempts(job, [NewAttempt(0, 1), NewAttempt(1, 1)])
-        store.begin_attempts(job, [NewAttempt(1, 4, 1, 2)])
+        store.outcomes.write(job, [NewAttempt(0, 1), NewAttempt(1, 1)])
+        store.outcomes.write(job, [NewAttempt(1, 4, 1, 2)])
     with Store.open(tmp_path) as store:
-        pending = store.unfinished(job, after=-1)
+        pending = store.items.unfinished(job, after=-1)
         assert [(each.attempt, each.blamed_crashes, each.collateral_crashes) for each in pending] == [
             (1, 0, 0),
             (4, 1, 2),
@@ -153,48 +153,50 @@ def test_attempts_deaths_and_losses_are_read_back_after_a_restart(tmp_path: Path
 
 def test_an_outcome_is_fenced_by_all_attempts_and_shows_those_that_were_not_lost(store: Store) -> None:
     job = new_job(store, 1)
-    store.begin_attempts(job, [NewAttempt(0, 4, 1, 2)])
-    assert [each.attempts for each in store.items(job)] == [2]
-    assert store.record(job, [outcome(0, 2)]) == []
-    assert store.record(job, [outcome(0, 4)]) == [outcome(0, 4)]
-    assert store.write(job, [], [outcome(0, 4)], is_again=True) == [outcome(0, 4)]
-    assert ([each.attempts for each in store.items(job)], store.results(job)[0].attempts) == ([2], 2)
+    store.outcomes.write(job, [NewAttempt(0, 4, 1, 2)])
+    assert [each.attempts for each in store.items.find(job)] == [2]
+    assert store.outcomes.write(job, [], [outcome(0, 2)]) == []
+    assert store.outcomes.write(job, [], [outcome(0, 4)]) == [outcome(0, 4)]
+    assert store.outcomes.write(job, [], [outcome(0, 4)], is_again=True) == [outcome(0, 4)]
+    assert ([each.attempts for each in store.items.find(job)], store.items.results(job)[0].attempts) == ([2], 2)
 
 
 def test_a_result_is_read_back_as_it_was_recorded(store: Store) -> None:
     job = new_job(store)
     begin(store, job, 1)
-    store.record(job, [replace(outcome(1, 1, "errored", b'[{"id":1}]'), ttft_ns=3)])
-    (result,) = store.results(job)
+    store.outcomes.write(job, [], [replace(outcome(1, 1, "errored", b'[{"id":1}]'), ttft_ns=3)])
+    (result,) = store.items.results(job)
     assert (result.seq, result.index, result.agent_id, result.custom_id) == (1, 1, "a", "c-1")
     assert (result.request, result.attempts, result.messages) == (b"0000000001", 1, b'[{"id":1}]')
     assert (result.error, result.usage["prompt_tokens"]) == ({"type": "x", "message": "why"}, 10)
     assert (result.queued_ns, result.ttft_ns, result.duration_ns) == (5, 3, 7)
-    assert list(store.timings(job)) == [("errored", {"queued_ns": 5, "ttft_ns": 3, "duration_ns": 7}, result.usage)]
+    assert list(store.items.timings(job)) == [
+        ("errored", {"queued_ns": 5, "ttft_ns": 3, "duration_ns": 7}, result.usage)
+    ]
 
 
 def test_pages_are_cut_by_count_and_by_bytes(store: Store) -> None:
     small, large = new_job(store, 1201), new_job(store, 30, size=1_000_000)
     for job, sizes in ((small, [500, 500, 201]), (large, [9, 9, 9, 3])):
         pages, last = [], -1
-        while page := store.unfinished(job, after=last):
+        while page := store.items.unfinished(job, after=last):
             pages.append([each.index for each in page])
             last = page[-1].index
         assert [index for page in pages for index in page] == list(range(job.total))
         assert list(map(len, pages)) == sizes
     begin(store, large, *range(30))
-    store.record(large, [outcome(index, messages=b"[%s]" % (b" " * 1_000_000)) for index in range(30)])
-    assert len(store.results(large)) == 5
-    assert [each.index for each in store.results(large, after_index=27)] == [28, 29]
-    assert [each.index for each in store.results(large, after_seq=28)] == [28, 29]
+    store.outcomes.write(large, [], [outcome(index, messages=b"[%s]" % (b" " * 1_000_000)) for index in range(30)])
+    assert len(store.items.results(large)) == 5
+    assert [each.index for each in store.items.results(large, after_index=27)] == [28, 29]
+    assert [each.index for each in store.items.results(large, after_seq=28)] == [28, 29]
 
 
 def test_failed_results_can_be_asked_for_alone(store: Store) -> None:
     job = new_job(store)
     begin(store, job, 0, 1, 2)
-    store.record(job, [outcome(2, status="errored"), outcome(0), outcome(1, status="expired")])
-    assert [each.index for each in store.results(job, is_failed=True)] == [1, 2]
-    assert store.job(job.id).counts == {"succeeded": 1, "errored": 1, "canceled": 0, "expired": 1}
+    store.outcomes.write(job, [], [outcome(2, status="errored"), outcome(0), outcome(1, status="expired")])
+    assert [each.index for each in store.items.results(job, is_failed=True)] == [1, 2]
+    assert store.jobs.get(job.id).counts == {"succeeded": 1, "errored": 1, "canceled": 0, "expired": 1}
 
 
 def test_failures_are_counted_by_kind_the_most_frequent_first(store: Store) -> None:
@@ -205,8 +207,8 @@ def test_failures_are_counted_by_kind_the_most_frequent_first(store: Store) -> N
         replace(outcome(index, 1, "errored"), stop_reason=stop_reason, error={"type": type, "message": str(index)})
         for index, (stop_reason, type) in enumerate(kinds)
     ]
-    store.record(job, [*failed, outcome(4)])
-    first, *others = store.failure_kinds(job)
+    store.outcomes.write(job, [], [*failed, outcome(4)])
+    first, *others = store.items.failure_kinds(job)
     assert (first.stop_reason, first.type, first.n_items, first.example in "13") == ("error", "b", 2, True)
     assert {(each.stop_reason, each.type, each.n_items) for each in others} == {
         ("error", "a", 1),
@@ -218,7 +220,7 @@ def test_a_job_ends_once(store: Store) -> None:
     job = new_job(store)
     progress = Progress(total=3)
     progress.record("succeeded", {"duration_ns": 7}, {})
-    ended = store.end_job(job, "completed", "end_turn", progress, 11, 22)
+    ended = store.jobs.end(job, "completed", "end_turn", progress, 11, 22)
     assert (ended.status, ended.stop_reason, ended.ttft_ns, ended.total_duration_ns) == (
         "completed",
         "end_turn",
@@ -226,80 +228,80 @@ def test_a_job_ends_once(store: Store) -> None:
         22,
     )
     assert (ended.progress, ended.is_ended) == (progress, True)
-    assert store.end_job(job, "failed", "error", Progress(), None, 0) == ended
-    assert store.start_job(job.id) == ended
+    assert store.jobs.end(job, "failed", "error", Progress(), None, 0) == ended
+    assert store.jobs.start(job.id) == ended
 
 
 def test_items_without_an_outcome_are_all_ended_and_the_others_stay(store: Store) -> None:
     job = new_job(store, 1203)
     begin(store, job, 0, 1)
     begin(store, job, 1, attempt=2)
-    store.record(job, [outcome(0)])
-    assert run_all(store.end_unfinished(job, "canceled", "cancelled", None)) == 1202
-    assert store.unfinished(job, after=-1) == []
-    assert store.job(job.id).counts == {"succeeded": 1, "errored": 0, "canceled": 1202, "expired": 0}
-    assert [(each.status, each.attempts) for each in store.results(job)[:3]] == [
+    store.outcomes.write(job, [], [outcome(0)])
+    assert run_all(store.outcomes.end_unfinished(job, "canceled", "cancelled", None)) == 1202
+    assert store.items.unfinished(job, after=-1) == []
+    assert store.jobs.get(job.id).counts == {"succeeded": 1, "errored": 0, "canceled": 1202, "expired": 0}
+    assert [(each.status, each.attempts) for each in store.items.results(job)[:3]] == [
         ("succeeded", 1),
         ("canceled", 2),
         ("canceled", 1),
     ]
-    assert run_all(store.end_unfinished(job, "canceled", "cancelled", None)) == 0
+    assert run_all(store.outcomes.end_unfinished(job, "canceled", "cancelled", None)) == 0
 
 
 def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) -> None:
     job = new_job(store)
-    store.begin_attempts(job, [NewAttempt(0, 1), NewAttempt(1, 3, 3), NewAttempt(2, 1)])
-    store.record(job, [outcome(1, 3, "errored"), outcome(0), outcome(2, 1, "canceled")])
-    store.end_job(job, "completed", "end_turn", Progress(), 1, 2)
-    assert store.reopen(job.id) == 2
-    again = store.job(job.id)
+    store.outcomes.write(job, [NewAttempt(0, 1), NewAttempt(1, 3, 3), NewAttempt(2, 1)])
+    store.outcomes.write(job, [], [outcome(1, 3, "errored"), outcome(0), outcome(2, 1, "canceled")])
+    store.jobs.end(job, "completed", "end_turn", Progress(), 1, 2)
+    assert store.jobs.reopen(job.id) == 2
+    again = store.jobs.get(job.id)
     assert (again.status, again.is_ended, again.stop_reason, again.progress) == ("created", False, None, None)
     assert again.counts == {"succeeded": 1, "errored": 0, "canceled": 0, "expired": 0}
     assert (again.prompt_tokens, again.completion_tokens) == (10, 1)
-    assert [(each.index, each.attempt, each.blamed_crashes) for each in store.unfinished(again, after=-1)] == [
+    assert [(each.index, each.attempt, each.blamed_crashes) for each in store.items.unfinished(again, after=-1)] == [
         (1, 3, 0),
         (2, 1, 0),
     ]
     begin(store, again, 1, attempt=4)
-    assert len(store.record(again, [outcome(1, 4)])) == 1
-    assert [each.index for each in store.results(again, after_seq=3)] == [1]
+    assert len(store.outcomes.write(again, [], [outcome(1, 4)])) == 1
+    assert [each.index for each in store.items.results(again, after_seq=3)] == [1]
 
 
 def test_only_a_job_that_has_ended_is_opened_again(store: Store) -> None:
     job = new_job(store, 1)
     begin(store, job, 0)
-    store.record(job, [outcome(0, 1, "errored")])
+    store.outcomes.write(job, [], [outcome(0, 1, "errored")])
     with pytest.raises(JobNotEndedError, match=f"job {job.id} has not ended yet"):
-        store.reopen(job.id)
-    assert store.job(job.id).counts["errored"] == 1
+        store.jobs.reopen(job.id)
+    assert store.jobs.get(job.id).counts["errored"] == 1
     with pytest.raises(UnknownJobError):
-        store.reopen("job-x")
-    assert store.end_job(job, "failed", "error", Progress(), None, 0).is_ended
+        store.jobs.reopen("job-x")
+    assert store.jobs.end(job, "failed", "error", Progress(), None, 0).is_ended
 
 
 @pytest.mark.parametrize("next_at", [None, 5e12])
 def test_what_became_of_the_callback_of_an_end_is_not_kept_of_the_next_one(store: Store, next_at: float | None) -> None:
     def end(attempt: int) -> str:
-        job = store.start_job(job_id)
+        job = store.jobs.start(job_id)
         begin(store, job, 0, attempt=attempt)
-        store.record(job, [outcome(0, attempt, "errored")])
-        return store.end_job(job, "failed", "error", Progress(), None, 0).completed_at or ""
+        store.outcomes.write(job, [], [outcome(0, attempt, "errored")])
+        return store.jobs.end(job, "failed", "error", Progress(), None, 0).completed_at or ""
 
     def record(completed_at: str) -> None:
-        store.record_callback(job_id, completed_at, sent_at="t", status_code=200, error=None, next_at=next_at)
+        store.callbacks.record(job_id, completed_at, sent_at="t", status_code=200, error=None, next_at=next_at)
 
     def due() -> list[tuple[str | None, int]]:
-        return [(each.job.completed_at, each.n_attempts) for each in store.due_callbacks(1e12, 10)]
+        return [(each.job.completed_at, each.n_attempts) for each in store.callbacks.due(1e12, 10)]
 
     job_id = new_job(store, 1).id
     first = end(attempt=1)
-    store.reopen(job_id)
+    store.jobs.reopen(job_id)
     record(first)
     second = end(attempt=2)
     record(first)
-    assert (due(), store.job(job_id).callback_sent_at) == ([(second, 0)], None)
+    assert (due(), store.jobs.get(job_id).callback_sent_at) == ([(second, 0)], None)
     record(second)
-    assert (due(), store.job(job_id).callback_sent_at) == ([], "t")
+    assert (due(), store.jobs.get(job_id).callback_sent_at) == ([], "t")
 
 
 # -- one writer, many readers
@@ -396,16 +398,16 @@ def test_a_reader_sees_each_commit_beside_the_writer_and_after_it(tmp_path: Path
     with Store.open(tmp_path) as store:
         job = new_job(store, 3)
         with Store.open_for_reading(tmp_path) as reader:
-            assert reader.job(job.id).done == 0
+            assert reader.jobs.get(job.id).done == 0
             begin(store, job, 0)
-            store.record(job, [outcome(0)])
-            assert (reader.job(job.id).done, [each.index for each in reader.results(job)]) == (1, [0])
+            store.outcomes.write(job, [], [outcome(0)])
+            assert (reader.jobs.get(job.id).done, [each.index for each in reader.items.results(job)]) == (1, [0])
             with pytest.raises(StoreError, match="attempt to write a readonly database"):
-                run_all(reader.end_unfinished(job, "canceled", "cancelled", None))
+                run_all(reader.outcomes.end_unfinished(job, "canceled", "cancelled", None))
             with Store.open_for_reading(tmp_path) as another:
-                assert another.job(job.id).done == 1
+                assert another.jobs.get(job.id).done == 1
     with Store.open_for_reading(tmp_path) as reader:
-        assert reader.job(job.id).done == 1
+        assert reader.jobs.get(job.id).done == 1
 
 
 def test_a_reader_does_not_wait_for_a_long_transaction(tmp_path: Path) -> None:
@@ -415,10 +417,10 @@ def test_a_reader_does_not_wait_for_a_long_transaction(tmp_path: Path) -> None:
 
             def slow() -> Iterator[NewItem]:
                 yield items(1)[0]
-                assert [each.id for each in reader.jobs()] == [job.id]
+                assert [each.id for each in reader.jobs.find()] == [job.id]
 
-            store.create_job(NewJob(new_job_id(), agents_of), slow())
-            assert len(reader.jobs()) == 2
+            store.jobs.create(NewJob(new_job_id(), agents_of), slow())
+            assert len(reader.jobs.find()) == 2
 
 
 def test_only_one_connection_ever_writes(tmp_path: Path) -> None:
@@ -434,15 +436,17 @@ def test_only_one_connection_ever_writes(tmp_path: Path) -> None:
         with Store.open(tmp_path) as store:
             job = new_job(store, 600)
             begin(store, job, *range(600))
-            store.record(job, [outcome(index) for index in range(600)])
-            list(store.timings(job))
-            threads = [threading.Thread(target=lambda: asyncio.run(store.call(store.jobs))) for _ in range(3)]
+            store.outcomes.write(job, [], [outcome(index) for index in range(600)])
+            list(store.items.timings(job))
+            threads = [
+                threading.Thread(target=lambda: asyncio.run(store.database.call(store.jobs.find))) for _ in range(3)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
             with Store.open_for_reading(tmp_path) as reader:
-                reader.results(job)
+                reader.items.results(job)
     finally:
         is_listening = False
     assert len([uri for uri in opened if uri.endswith("?mode=rwc")]) == 1
@@ -452,25 +456,27 @@ def test_only_one_connection_ever_writes(tmp_path: Path) -> None:
 async def test_calls_run_one_after_another_on_the_writers_thread(store: Store) -> None:
     job = new_job(store, 50)
     begin(store, job, *range(50))
-    await asyncio.gather(*(store.call(store.record, job, [outcome(index)]) for index in range(50)))
-    assert [each.index for each in store.results(job, after_seq=0)] == list(range(50))
-    names = await asyncio.gather(*(store.call(lambda: threading.current_thread().name) for _ in range(5)))
+    await asyncio.gather(*(store.database.call(store.outcomes.write, job, [], [outcome(index)]) for index in range(50)))
+    assert [each.index for each in store.items.results(job, after_seq=0)] == list(range(50))
+    names = await asyncio.gather(*(store.database.call(lambda: threading.current_thread().name) for _ in range(5)))
     assert set(names) == {"batchray-store"}
     with pytest.raises(UnknownJobError):
-        await store.call(store.job, "job-0")
+        await store.database.call(store.jobs.get, "job-0")
 
 
 async def test_a_cancelled_wait_lets_the_write_finish(store: Store) -> None:
     job = new_job(store)
     begin(store, job, 0)
     release = threading.Event()
-    blocking = asyncio.ensure_future(store.call(release.wait))
-    recording = asyncio.ensure_future(store.call(lambda: release.wait() and store.record(job, [outcome(0)])))
+    blocking = asyncio.ensure_future(store.database.call(release.wait))
+    recording = asyncio.ensure_future(
+        store.database.call(lambda: release.wait() and store.outcomes.write(job, [], [outcome(0)]))
+    )
     await asyncio.sleep(0)
     blocking.cancel()
     release.set()
     await recording
-    assert store.job(job.id).done == 1
+    assert store.jobs.get(job.id).done == 1
 
 
 # -- crashes
@@ -480,24 +486,24 @@ def test_a_writer_killed_while_it_records_leaves_the_job_and_whole_commits(tmp_p
     job_id = new_job_id()
     code = """
 store = Store.open(data_dir)
-store.create_job(NewJob(job_id, lambda ids: {}), (NewItem("a", None, b"{}") for _ in range(3000)))
-job = store.start_job(job_id)
-store.begin_attempts(job, [NewAttempt(i, 1) for i in range(3000)])
+store.jobs.create(NewJob(job_id, lambda ids: {}), (NewItem("a", None, b"{}") for _ in range(3000)))
+job = store.jobs.start(job_id)
+store.outcomes.write(job, [NewAttempt(i, 1) for i in range(3000)])
 for i in range(0, 3000, 3):
-    store.record(job, [outcome(i), outcome(i + 1), outcome(i + 2)])
+    store.outcomes.write(job, [], [outcome(i), outcome(i + 1), outcome(i + 2)])
     say(i + 3)
 """
     with child(code, tmp_path, job_id) as line:
         for _ in range(20):
             acknowledged = int(line())
     with Store.open(tmp_path) as store:
-        job = store.job(job_id)
+        job = store.jobs.get(job_id)
         assert (job.status, job.total) == ("running", 3000)
         assert job.done >= acknowledged
         assert job.done % 3 == 0
         assert job.prompt_tokens == 10 * job.done
-        assert sum(1 for _ in store.timings(job)) == job.done
-        assert [each.index for each in store.unfinished(job, after=-1, limit=1)] == [job.done]
+        assert sum(1 for _ in store.items.timings(job)) == job.done
+        assert [each.index for each in store.items.unfinished(job, after=-1, limit=1)] == [job.done]
     check_integrity(tmp_path)
 
 
@@ -509,12 +515,12 @@ def slow():
     say("half")
     sys.stdin.read()
 
-Store.open(data_dir).create_job(NewJob(job_id, lambda ids: {}), slow())
+Store.open(data_dir).jobs.create(NewJob(job_id, lambda ids: {}), slow())
 """
     with child(code, tmp_path, new_job_id()) as line:
         assert line() == "half\n"
     with Store.open(tmp_path) as store:
-        assert store.jobs() == []
+        assert store.jobs.find() == []
         assert new_job(store).total == 3
     check_integrity(tmp_path)
 
@@ -523,15 +529,15 @@ def test_what_is_handed_in_is_written_before_the_store_closes(tmp_path: Path) ->
     store = Store.open(tmp_path)
     job = new_job(store)
     begin(store, job, 0)
-    writing = store._writer.submit(store.record, job, [outcome(0)])
+    writing = store.database.call_soon(store.outcomes.write, job, [], [outcome(0)])
     store.close()
     assert writing.done()
     with Store.open_for_reading(tmp_path) as reader:
-        assert reader.job(job.id).done == 1
+        assert reader.jobs.get(job.id).done == 1
 
 
 def test_a_commit_is_flushed_to_the_disk(sqlite: Store) -> None:
-    with sqlite._engine.connect() as connection:
+    with sqlite.database.backend.engine.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
         }
@@ -561,9 +567,9 @@ def test_a_data_directory_of_an_older_version_is_brought_up_by_its_next_writer(t
     with pytest.raises(StoreError, match="was written by an older version of batchray; resume a job or start a server"):
         Store.open_for_reading(tmp_path)
     with Store.open(tmp_path) as store:
-        assert [(each.attempt, each.collateral_crashes) for each in store.unfinished(store.job(job.id), after=-1)] == [
-            (2, 0)
-        ]
+        assert [
+            (each.attempt, each.collateral_crashes) for each in store.items.unfinished(store.jobs.get(job.id), after=-1)
+        ] == [(2, 0)]
     Store.open_for_reading(tmp_path).close()
 
 
@@ -609,10 +615,10 @@ except BatchrayError as error:
 def test_a_store_that_fails_while_it_is_used_says_so(sqlite: Store) -> None:
     job = new_job(sqlite)
     begin(sqlite, job, 0)
-    with sqlite._transaction() as connection:
+    with sqlite.database.transaction() as connection:
         connection.execute(sa.text("DROP TABLE outcomes"))
     with pytest.raises(StoreError, match=f"the store in {sqlite.data_dir} failed: no such table: outcomes"):
-        sqlite.record(job, [outcome(0)])
+        sqlite.outcomes.write(job, [], [outcome(0)])
 
 
 def test_paths_may_hold_anything(tmp_path: Path) -> None:
@@ -621,7 +627,7 @@ def test_paths_may_hold_anything(tmp_path: Path) -> None:
         job = new_job(store)
     assert (data_dir / "batchray.db").exists()
     with Store.open_for_reading(data_dir) as reader:
-        assert reader.job(job.id).total == 3
+        assert reader.jobs.get(job.id).total == 3
 
 
 def test_the_statuses_of_progress_are_the_columns_of_a_job(store: Store) -> None:

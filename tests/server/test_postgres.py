@@ -26,7 +26,7 @@ def done(server: LiveServer, job_id: str) -> int:
 
 def checked(tmp_path: Path, url: str) -> None:
     with Store.open_for_reading(tmp_path, url) as store:
-        assert store.check().problems == []
+        assert store.integrity.check().problems == []
 
 
 def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path: Path, database: Database) -> None:

@@ -123,10 +123,10 @@ def test_a_summary_tells_outcomes_durations_and_tokens(tmp_path: Path) -> None:
         progress.record("succeeded", {"queued_ns": 2_000_000, "duration_ns": 1_500_000_000}, {})
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
-        job = store.start_job(job_id)
-        run_all(store.end_unfinished(job, "canceled", "cancelled", None))
-        ended = store.end_job(job, "cancelled", "cancelled", progress, None, 61_000_000_000)
+        store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
+        job = store.jobs.start(job_id)
+        run_all(store.outcomes.end_unfinished(job, "canceled", "cancelled", None))
+        ended = store.jobs.end(job, "cancelled", "cancelled", progress, None, 61_000_000_000)
     failures = [FailureKind("llm_api_error", f"kind_{n}", 1000 - n, "why " * 100) for n in range(10)]
     text = printed(ended, {name: each.percentiles() for name, each in progress.timings.items()}, *failures)
     assert "4 requests: job cancelled" in text
@@ -146,8 +146,8 @@ def test_a_summary_tells_outcomes_durations_and_tokens(tmp_path: Path) -> None:
 def test_any_error_can_be_shown(message: str, tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")])
-        job = store.job(job_id)
+        store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")])
+        job = store.jobs.get(job_id)
     timing = {name: each.percentiles() for name, each in Progress().timings.items()}
     text = printed(job, timing, FailureKind("error", "ValueError", 1, message))
     (row,) = (line for line in text.splitlines() if "ValueError" in line)
@@ -159,8 +159,8 @@ def test_any_error_can_be_shown(message: str, tmp_path: Path) -> None:
 def test_a_summary_of_an_unfinished_job_says_how_much_is_not_done(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
-        job = store.start_job(job_id)
+        store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
+        job = store.jobs.start(job_id)
     text = printed(job, {name: each.percentiles() for name, each in Progress().timings.items()})
     assert "not done 4 100.0%" in [" ".join(line.split()) for line in text.splitlines()]
     assert "took:" not in text

@@ -58,7 +58,7 @@ class Watcher:
 
 
 def statuses(store: Store, job: JobRecord) -> list[str]:
-    return [each.status for each in store.results(job)]
+    return [each.status for each in store.items.results(job)]
 
 
 async def test_every_item_gets_an_outcome_and_the_job_ends(store: Store) -> None:
@@ -67,10 +67,10 @@ async def test_every_item_gets_an_outcome_and_the_job_ends(store: Store) -> None
     assert (record.status, record.stop_reason, record.is_ended) == ("completed", "end_turn", True)
     assert record.counts == {"succeeded": 5, "errored": 1, "canceled": 0, "expired": 0}
     assert statuses(store, record) == ["succeeded"] * 5 + ["errored"]
-    *_, failed = store.results(record)
+    *_, failed = store.items.results(record)
     assert failed.error == {"type": "LookupError", "message": "no such thing"}
-    assert {each.attempts for each in store.results(record)} == {1}
-    assert [json.loads(each.messages)[0]["content"][0]["text"] for each in store.results(record)[:2]] == [
+    assert {each.attempts for each in store.items.results(record)} == {1}
+    assert [json.loads(each.messages)[0]["content"][0]["text"] for each in store.items.results(record)[:2]] == [
         "text 0",
         "text 1",
     ]
@@ -100,8 +100,8 @@ async def test_each_attempt_is_given_what_those_before_it_have_kept(store: Store
     record = await run_job(job, store, executor)
     given = [json.loads(context)["steps"] if context else [] for context in executor.contexts]
     assert given == [[], [{"n": 1}], [{"n": 1}, {"n": 2}]]
-    assert [each.attempts for each in store.results(record)] == [1]  # the others were lost to another's doing
-    assert store.steps(record, 0) == []
+    assert [each.attempts for each in store.items.results(record)] == [1]  # the others were lost to another's doing
+    assert store.items.checkpoints(record, 0) == []
 
 
 async def test_a_job_of_which_nothing_succeeded_failed(store: Store) -> None:
@@ -124,7 +124,7 @@ async def test_an_attempt_is_counted_on_disk_before_it_is_spawned(store: Store) 
 
     def look(spec: AttemptSpec) -> None:
         with Store.open_for_reading(store.data_dir) as reader:
-            seen.append(reader.unfinished(reader.job(spec.job_id), after=-1)[spec.index].attempt)
+            seen.append(reader.items.unfinished(reader.jobs.get(spec.job_id), after=-1)[spec.index].attempt)
 
     await run_job(await started(store, new_job(store, "echo")), store, Scripted(look))
     assert seen == [1]
@@ -136,7 +136,7 @@ async def test_times_are_counted_from_the_first_start(store: Store) -> None:
     assert record.ttft_ns is not None
     assert record.total_duration_ns is not None
     assert 0 <= record.ttft_ns <= record.total_duration_ns
-    assert all(each.ttft_ns is not None and each.ttft_ns <= each.duration_ns for each in store.results(record))
+    assert all(each.ttft_ns is not None and each.ttft_ns <= each.duration_ns for each in store.items.results(record))
 
 
 # -- processes that die
@@ -154,7 +154,7 @@ async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: St
     assert [spec.is_isolated for spec in executor.attempts_of(1)] == [False, True, True]
     assert [spec.attempt for spec in executor.attempts_of(1)] == [1, 2, 3]
     assert [len(executor.attempts_of(index)) for index in (0, 2)] == [1, 1]
-    failed = store.results(record)[1]
+    failed = store.items.results(record)[1]
     assert (failed.error, failed.attempts, failed.stop_reason) == (
         {"type": "worker_died", "message": "killed by signal 9"},
         3,
@@ -178,7 +178,7 @@ async def test_a_deadly_item_has_exactly_its_attempts_whatever_others_cost_it(st
         (4, True),
         (5, True),
     ]
-    assert store.results(record)[0].attempts == 3
+    assert store.items.results(record)[0].attempts == 3
 
 
 async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) -> None:
@@ -190,7 +190,7 @@ async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) ->
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
     assert record.counts["succeeded"] == 1
     assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [(n, False) for n in range(1, 6)]
-    assert store.results(record)[0].attempts == 1
+    assert store.items.results(record)[0].attempts == 1
 
 
 async def test_an_item_whose_process_always_dies_ends_in_the_end(store: Store) -> None:
@@ -210,12 +210,12 @@ async def test_who_has_shared_many_deaths_of_others_runs_where_they_cannot_reach
     executor = Scripted(die)
     record = await run_job(await started(store, new_job(store, "echo")), store, executor)
     assert [spec.is_isolated for spec in executor.specs] == [False] * 12 + [True]
-    assert (record.status, store.results(record)[0].attempts) == ("completed", 1)
+    assert (record.status, store.items.results(record)[0].attempts) == ("completed", 1)
 
 
 async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None:
     job_id = new_job(store, "echo")
-    store.begin_attempts(store.job(job_id), [NewAttempt(0, 2, 2)])
+    store.outcomes.write(store.jobs.get(job_id), [NewAttempt(0, 2, 2)])
 
     def die(spec: AttemptSpec) -> None:
         raise WorkerDiedError("killed by signal 11")
@@ -228,7 +228,7 @@ async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None
 
 async def test_deaths_of_anothers_doing_are_not_counted_after_a_restart_of_the_driver_either(store: Store) -> None:
     job_id = new_job(store, "echo")
-    store.begin_attempts(store.job(job_id), [NewAttempt(0, 6, blamed_crashes=2, collateral_crashes=4)])
+    store.outcomes.write(store.jobs.get(job_id), [NewAttempt(0, 6, blamed_crashes=2, collateral_crashes=4)])
 
     def die(spec: AttemptSpec) -> None:
         raise WorkerDiedError("killed by signal 11")
@@ -236,13 +236,13 @@ async def test_deaths_of_anothers_doing_are_not_counted_after_a_restart_of_the_d
     executor = Scripted(die)
     record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
     assert [spec.attempt for spec in executor.specs] == [7]
-    assert store.results(record)[0].attempts == 3
+    assert store.items.results(record)[0].attempts == 3
 
 
 async def test_a_retry_bears_as_many_deaths_of_anothers_doing_as_the_first_run(store: Store) -> None:
     job_id = new_job(store, "echo")
-    store.begin_attempts(
-        store.job(job_id), [NewAttempt(0, 20, collateral_crashes=19)]
+    store.outcomes.write(
+        store.jobs.get(job_id), [NewAttempt(0, 20, collateral_crashes=19)]
     )  # as it was when it was given up
 
     def die(spec: AttemptSpec) -> None:
@@ -250,7 +250,7 @@ async def test_a_retry_bears_as_many_deaths_of_anothers_doing_as_the_first_run(s
             raise WorkerDiedError("its lane died", is_suspect=False)
 
     record = await run_job(await started(store, job_id), store, Scripted(die))
-    assert (record.status, store.results(record)[0].attempts) == ("completed", 2)
+    assert (record.status, store.items.results(record)[0].attempts) == ("completed", 2)
 
 
 async def test_an_attempt_that_cannot_be_spawned_is_its_items_outcome(store: Store) -> None:
@@ -260,7 +260,7 @@ async def test_an_attempt_that_cannot_be_spawned_is_its_items_outcome(store: Sto
 
     record = await run_job(await started(store, new_job(store, "echo", "echo")), store, Scripted(refuse))
     assert statuses(store, record) == ["errored", "succeeded"]
-    assert store.results(record)[0].stop_reason == "invalid_tool_call"
+    assert store.items.results(record)[0].stop_reason == "invalid_tool_call"
 
 
 async def test_a_lane_that_never_answers_is_given_up_after_the_deadline(store: Store) -> None:
@@ -269,7 +269,7 @@ async def test_a_lane_that_never_answers_is_given_up_after_the_deadline(store: S
     job = await started(store, new_job(store, "a", "echo"), agents, deadline_grace_s=0.05)
     record = await run_job(job, store, executor)
     assert statuses(store, record) == ["errored", "succeeded"]
-    first = store.results(record)[0]
+    first = store.items.results(record)[0]
     assert first.error is not None
     assert (first.error["type"], executor.cancelled) == ("deadline_exceeded", [0])
     assert first.duration_ns >= 100_000_000
@@ -301,7 +301,7 @@ async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(st
     job.interrupt()
     with pytest.raises(JobInterruptedError, match=job_id):
         await running
-    record = store.job(job_id)
+    record = store.jobs.get(job_id)
     assert (record.status, record.is_ended, record.done) == ("running", False, 15)
     second = Scripted()
     job = await started(store, job_id, max_in_flight=5)
@@ -324,7 +324,7 @@ async def test_a_cancelled_wait_leaves_the_job_to_be_resumed(store: Store) -> No
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (executor.running["all"], watcher.n_closed) == (0, 1)
-    assert not store.job(job.record.id).is_ended
+    assert not store.jobs.get(job.record.id).is_ended
 
 
 async def test_a_paused_job_starts_nothing_until_it_is_unpaused(store: Store) -> None:
@@ -448,7 +448,7 @@ async def test_a_store_that_fails_ends_the_job_cleanly(store: Store) -> None:
 
     def break_the_store(spec: AttemptSpec) -> None:
         if spec.index == 20:
-            with store._transaction() as connection:
+            with store.database.transaction() as connection:
                 connection.execute(sa.text("DROP TABLE attempts"))
 
     executor = Scripted(break_the_store)
@@ -458,7 +458,7 @@ async def test_a_store_that_fails_ends_the_job_cleanly(store: Store) -> None:
         await run_job(job, store, executor, [watcher])
     assert executor.running["all"] == 0
     assert watcher.n_closed == 1
-    record = store.job(job.record.id)
+    record = store.jobs.get(job.record.id)
     assert (record.status, record.is_ended) == ("running", False)
     del job, executor
     gc.collect()
@@ -479,7 +479,7 @@ async def test_a_cluster_that_is_gone_ends_the_job_and_keeps_what_was_recorded(s
     with pytest.raises(ClusterError, match="Ray is gone"):
         await run_job(job, store, Scripted(vanish))
     gc.collect()
-    record = store.job(job.record.id)
+    record = store.jobs.get(job.record.id)
     assert not record.is_ended
     assert record.done >= 17
     record = await run_job(await started(store, record.id), store, LocalExecutor())
@@ -526,7 +526,7 @@ async def test_a_job_expires_at_its_deadline_and_keeps_what_is_done(store: Store
     record = await run_job(job, store, executor)
     assert (record.status, record.stop_reason) == ("expired", "error")
     assert record.counts == {"succeeded": 2, "errored": 0, "canceled": 0, "expired": 698}
-    last = store.results(record, after_index=698)[0]
+    last = store.items.results(record, after_index=698)[0]
     assert last.error == {
         "type": "job_expired",
         "message": "not done by its job's deadline, 1 s after the job was made",
@@ -539,7 +539,7 @@ async def test_a_job_whose_end_was_interrupted_is_still_expired(store: Store) ->
     made_at(store, job_id, hours_ago=2)
     job = await started(store, job_id, job_deadline_s=3600)
     run_all(
-        store.end_unfinished(job.record, *expired(job.settings).of_items)
+        store.outcomes.end_unfinished(job.record, *expired(job.settings).of_items)
     )  # as by an earlier try that did not come to an end
     record = await run_job(job, store, Scripted())
     assert (record.status, record.counts["expired"]) == ("expired", 2)
@@ -554,13 +554,13 @@ async def test_attempts_that_died_count_towards_the_deadline(store: Store) -> No
     agents = bind_agents([Agent(id="echo", run=echo, deadline_s=1)])
     record = await run_job(await started(store, new_job(store, "echo"), agents), store, executor)
     assert [spec.left_s for spec in executor.specs] == [1, pytest.approx(0.6), pytest.approx(0.2)]
-    [result] = store.results(record)
+    [result] = store.items.results(record)
     assert result.error == {"type": "deadline_exceeded", "message": "its time was used up when it died"}
 
 
 async def test_a_cancel_that_a_crash_came_before_is_done_at_the_next_start(store: Store) -> None:
     job_id = new_job(store, *["echo"] * 5)
-    store.ask_leader(store.job(job_id), is_canceled=True)
+    store.leases.request(store.jobs.get(job_id), is_canceled=True)
     executor = Scripted()
     record = await run_job(await started(store, job_id), store, executor)
     assert (record.status, record.counts["canceled"], executor.specs) == ("cancelled", 5, [])
@@ -578,7 +578,7 @@ async def test_a_job_that_is_opened_again_has_its_whole_time_again(store: Store)
     job_id = new_job(store, "echo")
     made_at(store, job_id, hours_ago=2)
     assert (await run_job(await started(store, job_id, job_deadline_s=3600), store, Scripted())).status == "expired"
-    store.reopen(job_id)
+    store.jobs.reopen(job_id)
     record = await run_job(await started(store, job_id, job_deadline_s=3600), store, Scripted())
     assert (record.status, record.counts) == ("completed", {"succeeded": 1, "errored": 0, "canceled": 0, "expired": 0})
 
@@ -587,17 +587,17 @@ async def test_a_job_that_nobody_runs_expires_too_and_only_at_its_deadline(store
     young, old = new_job(store, "echo"), new_job(store, "echo", "echo")
     made_at(store, old, hours_ago=2)
     settings = load_settings(job_deadline_s=3600)
-    assert not run_all(expire_idle_job(store, store.job(young), settings))
-    assert run_all(expire_idle_job(store, store.job(old), settings))
-    assert not run_all(expire_idle_job(store, store.job(old), settings))
-    assert [store.job(job_id).status for job_id in (young, old)] == ["created", "expired"]
-    assert store.job(old).counts["expired"] == 2
+    assert not run_all(expire_idle_job(store, store.jobs.get(young), settings))
+    assert run_all(expire_idle_job(store, store.jobs.get(old), settings))
+    assert not run_all(expire_idle_job(store, store.jobs.get(old), settings))
+    assert [store.jobs.get(job_id).status for job_id in (young, old)] == ["created", "expired"]
+    assert store.jobs.get(old).counts["expired"] == 2
 
 
 def made_at(store: Store, job_id: str, *, hours_ago: float) -> None:
     """Let a job have been made a while ago."""
     then = (datetime.now(UTC) - timedelta(hours=hours_ago)).isoformat(timespec="microseconds")
-    with store._transaction() as connection:
+    with store.database.transaction() as connection:
         connection.execute(sa.text("UPDATE jobs SET created_at = :then WHERE id = :id"), {"then": then, "id": job_id})
 
 
@@ -634,14 +634,14 @@ async def test_a_cancel_does_not_wait_for_items_that_cannot_be_read(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
-    executor, unfinished = Scripted(lambda spec: asyncio.Event().wait()), store.unfinished
+    executor, unfinished = Scripted(lambda spec: asyncio.Event().wait()), store.items.unfinished
 
     def out_of_reach(record: JobRecord, after: int) -> list[PendingItem]:
         if after < 0:
             return unfinished(record, after)
         raise StoreUnavailableError("locked")
 
-    monkeypatch.setattr(store, "unfinished", out_of_reach)
+    monkeypatch.setattr(job.patience.items, "unfinished", job.patience.on(out_of_reach))
     running = asyncio.ensure_future(run_job(job, store, executor))
     await wait_until(lambda: executor.running["all"] == 10)
     job.cancel()
@@ -653,13 +653,13 @@ async def test_a_cancel_that_is_heard_from_elsewhere_is_kept_for_whoever_goes_on
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
-    executor, end_unfinished = Scripted(lambda spec: asyncio.Event().wait()), store.end_unfinished
+    executor, end_unfinished = Scripted(lambda spec: asyncio.Event().wait()), store.outcomes.end_unfinished
     asked: list[dict[str, Any]] = []
 
     def end(*arguments: Any) -> Chunked[int]:
-        asked.append(store.wishes(job.record))  # the last moment at which its driver could die
+        asked.append(store.leases.requested(job.record))  # the last moment at which its driver could die
         return (yield from end_unfinished(*arguments))
 
-    monkeypatch.setattr(store, "end_unfinished", end)
+    monkeypatch.setattr(job.patience.outcomes, "end_unfinished", job.patience.on_chunked(end))
     record = await run_job(job, store, executor, [Watcher(is_canceled=True)])
     assert (record.status, asked) == ("cancelled", [{"is_canceled": True}])

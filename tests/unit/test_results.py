@@ -34,8 +34,8 @@ AGENT = Agent(
 def job(tmp_path: Path) -> JobRecord:
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")])
-        return store.job(job_id)
+        store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")])
+        return store.jobs.get(job_id)
 
 
 async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> list[Result]:
@@ -44,14 +44,16 @@ async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> lis
     answerer, bound = AttemptRunner(), bind_agents([AGENT]).agents["a"]
     with Store.open(tmp_path / "data") as store:
         items = [NewItem("a", request.get("custom_id"), body) for request, body in zip(requests, bodies, strict=True)]
-        store.create_job(NewJob(job_id, lambda ids: {}), items)
-        job = store.start_job(job_id)
-        store.begin_attempts(job, [NewAttempt(index, 1) for index in range(len(items))])
+        store.jobs.create(NewJob(job_id, lambda ids: {}), items)
+        job = store.jobs.start(job_id)
+        store.outcomes.write(job, [NewAttempt(index, 1) for index in range(len(items))])
         for index, body in enumerate(bodies):
             report = read_report(await answerer.answer(bound, encode_input(job_id, index, 1, body)))
             fields = (report.index, report.attempt, report.status, report.stop_reason, report.error, report.usage)
-            store.record(job, [NewOutcome(*fields, 1_500_000_000, report.ttft_ns, 2_500_000_000, report.messages)])
-        return [result_of(job, stored) for stored in store.results(job)]
+            store.outcomes.write(
+                job, [], [NewOutcome(*fields, 1_500_000_000, report.ttft_ns, 2_500_000_000, report.messages)]
+            )
+        return [result_of(job, stored) for stored in store.items.results(job)]
 
 
 async def test_a_result_is_an_output_line(tmp_path: Path) -> None:
@@ -111,10 +113,10 @@ async def test_the_text_is_the_last_thing_that_the_agent_said(tmp_path: Path) ->
 def test_an_item_that_never_ran_has_a_result(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job_id = new_job_id()
-        store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
-        job = store.start_job(job_id)
-        run_all(store.end_unfinished(job, "expired", "error", {"type": "expired", "message": "too late"}))
-        (stored,) = store.results(job)
+        store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
+        job = store.jobs.start(job_id)
+        run_all(store.outcomes.end_unfinished(job, "expired", "error", {"type": "expired", "message": "too late"}))
+        (stored,) = store.items.results(job)
     result = result_of(job, stored)
     assert (result.status, result.messages, result.usage.total_tokens) == (ItemStatus.EXPIRED, [], 0)
     assert result.error is not None

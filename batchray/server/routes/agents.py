@@ -125,7 +125,7 @@ class AgentRoutes:
         given = await read_json(request, CreateAgent, self._service.settings)
         agent_id = new_id("agent")
         spec = self._validated_spec(agent_id, {"name": agent_id, **_stored_fields(given)})
-        stored = await self._store.call(self._store.create_agent, agent_id, user_of(request), spec)
+        stored = await self._store.agents.create(agent_id, user_of(request), spec)
         return self._catalog.state(stored, {})
 
     async def index(self, request: web.Request, query: AgentsQuery) -> ResponseBody:
@@ -133,7 +133,7 @@ class AgentRoutes:
         user_id = user_of(request)
 
         def page(query: AgentsQuery) -> list[AgentState]:
-            ids = [*self._catalog.ids, *self._reader.agent_ids(user_id)]
+            ids = [*self._catalog.ids, *self._reader.sync.agents.ids(user_id)]
             ids = ids if query.order == "asc" else ids[::-1]
             start = _position(ids, query.after) + 1 if query.after else 0
             end = _position(ids, query.before) if query.before else None
@@ -150,14 +150,14 @@ class AgentRoutes:
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         self._refuse_configured(agent_id, "changed")
         given = await read_json(request, UpdateAgent, self._service.settings)
-        stored = await self._service.read(self._reader.agent, agent_id, user_id)
+        stored = await self._reader.agents.find(agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
         changes = {name: value for name, value in _stored_fields(given).items() if value is not None}  # null: no change
         replaced = {_REPLACES.get(name) for name in changes} - changes.keys()
         unchanged = {name: value for name, value in stored.spec["given"].items() if name not in replaced}
         spec = self._validated_spec(agent_id, {**unchanged, **changes})
-        await self._store.call(self._store.update_agent, agent_id, user_id, spec)
+        await self._store.agents.update(agent_id, user_id, spec)
         return await self._service.read(self._state, user_id, agent_id)
 
     async def delete(self, request: web.Request, query: NoQuery) -> ResponseBody:
@@ -165,16 +165,16 @@ class AgentRoutes:
         agent_id = request.match_info["agent_id"]
         self._refuse_configured(agent_id, "deleted")
         user_id = user_of(request)
-        if not await self._store.call(self._store.delete_agent, agent_id, user_id):
+        if not await self._store.agents.delete(agent_id, user_id):
             raise _unknown(agent_id)
-        await self._store.call(self._store.forget, user_id, agent_id, with_memory=True)
+        await self._store.conversations.delete(user_id, agent_id, with_memory=True)
         return Deleted(message=f"Agent id={agent_id} successfully deleted")
 
     async def reset(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Delete the conversation and the pending tool calls of a stateful agent; its memory blocks stay."""
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         await self._service.read(self._service.agent, user_id, agent_id)
-        await self._store.call(self._store.forget, user_id, agent_id)
+        await self._store.conversations.delete(user_id, agent_id)
         return await self._service.read(self._state, user_id, agent_id)
 
     async def models(self, request: web.Request, query: NoQuery) -> ResponseBody:
@@ -193,13 +193,15 @@ class AgentRoutes:
             return self._catalog.configured_state(
                 agent_id, self._memory(user_id, self._service.agents.agents[agent_id].agent)
             )
-        stored = self._reader.agent(agent_id, user_id)
+        stored = self._reader.sync.agents.find(agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
         return self._catalog.state(stored, self._memory(user_id, Agent.model_validate(stored.spec["agent"])))
 
     def _memory(self, user_id: str, agent: Agent) -> dict[str, str]:
-        return self._reader.memory(user_id, agent.id) if agent.stateful and agent.memory_blocks else {}
+        return (
+            self._reader.sync.conversations.memory(user_id, agent.id) if agent.stateful and agent.memory_blocks else {}
+        )
 
     def _validated_spec(self, agent_id: str, given: dict[str, Any]) -> dict[str, Any]:
         """Return the spec to store for an agent, after building it once.  Raises HttpError 400, 404 or 422."""

@@ -146,9 +146,9 @@ class BatchRoutes:
             raise HttpError(400, "Idempotency-Key: need 1 to 255 printable ASCII characters")
         user_id = user_of(request)
         try:
-            await self._service.read(self._service.store.check_room)  # before a large body is uploaded in vain
+            await self._service.read(self._service.store.sync.check_room)  # before a large body is uploaded in vain
         except StoreFullError:
-            if key is None or await self._service.read(self._reader.job_of_key, user_id, key) is None:
+            if key is None or await self._reader.jobs.find_by_idempotency_key(user_id, key) is None:
                 raise
         async with self._uploads.receive(request, needs_digest=key is not None) as body:
             return batch_job(await self._service.accept(user_id, body, key))
@@ -159,7 +159,7 @@ class BatchRoutes:
 
         def page(query: Page) -> list[JobRecord]:
             after, before = self._key_of(user_id, query.after), self._key_of(user_id, query.before)
-            return self._reader.jobs(
+            return self._reader.sync.jobs.find(
                 user_id=user_id, kind="batch", order=query.order, after=after, before=before, limit=query.limit
             )
 
@@ -178,14 +178,14 @@ class BatchRoutes:
         """Run the items of an ended batch that did not succeed again."""
         record = await self._job(request)
         await self._service.retry(record)
-        return batch_job(await self._service.read(self._reader.job, record.id))
+        return batch_job(await self._reader.jobs.get(record.id))
 
     async def items(self, request: web.Request, query: ItemsQuery) -> ResponseBody:
         """List the items of a batch."""
         job = await self._job(request)
 
         def page(query: ItemsQuery) -> list[StoredItem]:
-            return self._reader.items(
+            return self._reader.sync.items.find(
                 job,
                 order=query.order,
                 after=_index_of(job, query.after),
@@ -215,7 +215,7 @@ class BatchRoutes:
         """Yield the messages between two cursors, in the order of the query."""
         step = 1 if query.order == "asc" else -1
         since, until = after and after.seq, before and before.seq
-        while found := self._reader.finished(
+        while found := self._reader.sync.items.finished(
             job, order=query.order, since=since, until=until, agent_id=query.agent_id, limit=query.limit
         ):
             for result in found:
@@ -230,7 +230,7 @@ class BatchRoutes:
             return None
         result = None
         if message_id.startswith("message-") and is_of_job(message_id, job.id):
-            result = self._reader.result(job, index_of(message_id))
+            result = self._reader.sync.items.result(job, index_of(message_id))
         if result is None:
             raise HttpError(400, f"Message with id {message_id} not found")
         return Cursor(result.seq, ordinal_of(message_id))
@@ -251,8 +251,7 @@ class BatchRoutes:
         last_index, last_seq = -1, 0
         while True:
             is_last = not query.follow or await self._service.is_over(job.id)
-            while page := await self._service.read(
-                self._reader.results,
+            while page := await self._reader.items.results(
                 job,
                 after_index=last_index,
                 after_seq=last_seq if query.order == "finish" else None,
@@ -280,8 +279,8 @@ class BatchRoutes:
         sent_state: Any = None
         while True:
             is_over = await self._service.is_over(job.id)
-            record = await self._service.read(self._reader.job, job.id)  # first: if it has ended, no result is missing
-            while page := await self._service.read(self._reader.results, job, after_seq=last_seq, limit=100):
+            record = await self._reader.jobs.get(job.id)  # first: if it has ended, no result is missing
+            while page := await self._reader.items.results(job, after_seq=last_seq, limit=100):
                 for stored in page:
                     last_seq = stored.seq
                     await events.send("outcome", _outcome(job, stored), str(last_seq))
@@ -298,13 +297,13 @@ class BatchRoutes:
         job_id = request.match_info["batch_id"]
         if not is_job_id(job_id):
             raise HttpError(400, f"INVALID_ARGUMENT: Invalid job ID format: {job_id}. Expected format: 'job-<uuid4>'")
-        return await self._service.read(self._reader.job, job_id, user_of(request))
+        return await self._reader.jobs.get(job_id, user_of(request))
 
     def _key_of(self, user_id: str, job_id: str | None) -> int | None:
         if job_id is None:
             return None
         try:
-            return self._reader.job(job_id, user_id).key
+            return self._reader.sync.jobs.get(job_id, user_id).key
         except UnknownJobError:
             raise HttpError(400, f"Job with id {job_id} not found") from None
 

@@ -69,8 +69,8 @@ class HealthRoutes:
             raise unavailable(5, "the executor is not running")
         try:
             async with asyncio.timeout(2):
-                await self._service.read(self._service.reader.count_callbacks)
-                has_room = await self._service.read(self._service.store.has_room)
+                await self._service.reader.callbacks.count()
+                has_room = await self._service.read(self._service.store.sync.has_room)
         except (StoreError, TimeoutError):
             raise unavailable(5, "the store does not respond") from None
         if not has_room:
@@ -108,16 +108,16 @@ class _StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges."""
-        reader = self._service.reader
+        reader = self._service.reader.sync
         jobs = GaugeMetricFamily("batchray_jobs", "Jobs in the store, by status", labels=("status",))
-        for status, count in reader.count_jobs().items():
+        for status, count in reader.jobs.count_by_status().items():
             jobs.add_metric((status,), count)
         yield jobs
         items = GaugeMetricFamily("batchray_items", "Items of all jobs, by outcome", labels=("status",))
-        for status, count in reader.count_items().items():
+        for status, count in reader.items.count_by_status().items():
             items.add_metric((status,), count)
         yield items
         yield GaugeMetricFamily("batchray_in_flight", "Requests in flight", value=self._service.in_flight())
         yield GaugeMetricFamily("batchray_uploads", "Bodies being received or stored", value=self._uploads.n_open)
-        waiting = reader.count_callbacks()
+        waiting = reader.callbacks.count()
         yield GaugeMetricFamily("batchray_callbacks_waiting", "Callbacks still to be delivered", value=waiting)

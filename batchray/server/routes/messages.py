@@ -142,7 +142,7 @@ class MessageRoutes:
         return [part for message in messages for part in _letta_messages(message, is_newest_first)]
 
     def _conversation(self, user_id: str, agent_id: str, query: Page) -> list[Message]:
-        history = self._reader.conversation(user_id, agent_id)
+        history = self._reader.sync.conversations.history(user_id, agent_id)
         messages = [message for prior in history for message in context.messages_of(prior)]
         messages = messages if query.order == "asc" else messages[::-1]
         ids = [message.id for message in messages]
@@ -156,11 +156,11 @@ class MessageRoutes:
         """Yield the messages of an agent's single runs between two cursors, in the order of the query."""
         step = 1 if query.order == "asc" else -1
         last = after.seq - step if after else None
-        while found := self._reader.jobs(
+        while found := self._reader.sync.jobs.find(
             user_id=user_id, kind="run", agent_id=agent_id, order=query.order, after=last, limit=100
         ):
             for job in found:
-                result = self._reader.result(job, 0)
+                result = self._reader.sync.items.result(job, 0)
                 for message in messages_of(job, result)[::step] if result else ():
                     if is_between(Cursor(job.key, ordinal_of(message.id)), after, before, query.order):
                         yield message
@@ -172,7 +172,7 @@ class MessageRoutes:
             return None
         job = None
         if is_message_id(message_id):
-            job = self._reader.job_like(f"job-{message_id[8:32]}", user_id)
+            job = self._reader.sync.jobs.find_by_id_prefix(f"job-{message_id[8:32]}", user_id)
         if job is None:
             raise HttpError(400, f"Message with id {message_id} not found")
         return Cursor(job.key, ordinal_of(message_id))
@@ -185,7 +185,7 @@ class MessageRoutes:
         return await self._service.ask(user_of(request), request.match_info["agent_id"], _body(request, given))
 
     def _steps(self, job_id: str, body: bytes) -> list[LettaMessage]:
-        return steps_of(body, self._reader.steps(self._reader.job(job_id), 0))
+        return steps_of(body, self._reader.sync.items.checkpoints(self._reader.sync.jobs.get(job_id), 0))
 
     async def _stream(self, request: web.Request, given: AskAgent) -> web.StreamResponse:
         """Stream the agent's output as its steps are checkpointed, and pings while there is nothing new."""

@@ -1,0 +1,151 @@
+"""The store: one database and a repository for each kind of record."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from pathlib import Path
+from typing import Self
+
+from batchray.errors import ConfigError, StoreError, StoreFullError
+from batchray.store.agents import Agents
+from batchray.store.callbacks import Callbacks
+from batchray.store.conversations import Conversations
+from batchray.store.database import Database
+from batchray.store.directory import lock, running_jobs, write_holder
+from batchray.store.disk_reserve import Reserve, is_no_room
+from batchray.store.filesystem import network_fs
+from batchray.store.integrity import Integrity
+from batchray.store.items import Items
+from batchray.store.jobs import Jobs
+from batchray.store.leases import LEASE_S, Leases
+from batchray.store.outcomes import Outcomes
+from batchray.store.postgres import Postgres
+from batchray.store.retention import Retention
+from batchray.store.sqlite import Sqlite
+
+DATABASE = "batchray.db"
+"""The SQLite file inside a data directory."""
+
+_NETWORK_FS = (
+    "{} is on a network file system ({}), where SQLite can lose data; use a local disk or PostgreSQL, or force it with "
+    "the setting allow_network_fs"
+)
+
+
+class Store:
+    """One data directory, or one PostgreSQL database.  Methods block; `AsyncStore` calls them from async code."""
+
+    def __init__(self, database: Database, lease_s: float = LEASE_S, lock: int | None = None) -> None:
+        self.database = database
+        self.leases = Leases(database, f"leader-{uuid.uuid4()}", lease_s)
+        self.jobs = Jobs(database, self.leases)
+        self.items = Items(database)
+        self.outcomes = Outcomes(database, self.leases)
+        self.conversations = Conversations(database, self.leases)
+        self.callbacks = Callbacks(database, self.leases)
+        self.agents = Agents(database)
+        self.integrity = Integrity(database, self.items)
+        self.retention = Retention(database)
+        self._lock = lock
+        self._running_jobs: list[str] = []
+        self._running_jobs_lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls, data_dir: Path, url: str | None = None, *, lease_s: float = LEASE_S, allow_network_fs: bool = False
+    ) -> Self:
+        """Open a store for reading and writing: the PostgreSQL database of `url`, or else the data directory.
+
+        Makes the directory if it does not exist.  Raises StoreLockedError while another process, or another store of
+        this process, writes to it; ConfigError if it is on a network file system, unless that is allowed; and
+        StoreError if the store cannot be written, is damaged, or was made by a newer version.
+        """
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            if url is not None:
+                store = cls(Database(data_dir, Postgres(url, is_writer=True)), lease_s)
+            else:
+                if not allow_network_fs and (kind := network_fs(data_dir)):
+                    raise ConfigError(_NETWORK_FS.format(data_dir, kind))
+                sqlite = Sqlite(data_dir / DATABASE, is_writer=True)
+                descriptor = lock(data_dir)
+                store = cls(Database(data_dir, sqlite, Reserve(data_dir)), lease_s, descriptor)
+        except OSError as error:
+            kind_of_error = StoreFullError if is_no_room(error) else StoreError
+            raise kind_of_error(f"cannot write to {data_dir}: {error.strerror}") from None
+        try:
+            store.database.acquire_reserve()
+            store.database.create_schema()
+        except StoreError:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def open_for_reading(cls, data_dir: Path, url: str | None = None) -> Self:
+        """Open a store for reading, also while another process writes to it.
+
+        Starts no thread.  Raises StoreError if there is no store, or a newer version made it.
+        """
+        if url is None and not (data_dir / DATABASE).exists():
+            raise StoreError(f"no batchray data in {data_dir}; give the --data-dir that the job was run with")
+        backend = Postgres(url, is_writer=False) if url else Sqlite(data_dir / DATABASE, is_writer=False)
+        store = cls(Database(data_dir, backend))
+        try:
+            store.database.check_version()
+        except StoreError:
+            store.close()
+            raise
+        return store
+
+    @property
+    def data_dir(self) -> Path:
+        """The data directory: of the database, or of this process's files beside a PostgreSQL database."""
+        return self.database.data_dir
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may write, so that leases decide which one runs a job."""
+        return self.database.is_shared
+
+    def has_room(self) -> bool:
+        """Return whether the disk has space for new work.  See `Database.has_room`."""
+        return self.database.has_room()
+
+    def check_room(self) -> None:
+        """Raise StoreFullError while the disk has no space for new work."""
+        self.database.check_room()
+
+    def close(self) -> None:
+        """Finish pending writes, then close."""
+        self.database.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def running_jobs(self) -> set[str]:
+        """Return the ids of the jobs that a process runs now."""
+        return self.leases.running_job_ids() if self.is_shared else running_jobs(self.data_dir)
+
+    def mark_running(self, job_id: str) -> None:
+        """Show other processes that this one runs a job.  Thread-safe."""
+        with self._running_jobs_lock:
+            self._write_running_jobs([*self._running_jobs, job_id])
+
+    def unmark_running(self, job_id: str) -> None:
+        """Show other processes that this one no longer runs a job.  Thread-safe."""
+        with self._running_jobs_lock:
+            self._write_running_jobs([each for each in self._running_jobs if each != job_id])
+
+    def _write_running_jobs(self, running_jobs: list[str]) -> None:
+        if self._lock is not None:
+            write_holder(self._lock, running_jobs)
+        self._running_jobs = running_jobs
