@@ -1,25 +1,37 @@
-"""Asking models: the ModelClient protocol and its twins: OpenAI-compatible, Anthropic, offline."""
+"""Calls to model providers: one client per protocol (OpenAI-compatible, Anthropic, offline), on aiohttp and orjson.
+
+Owns the protocols' bodies, streaming, retries and the rate limit of one provider on one event loop.  Knows nothing of
+agents, jobs or the store.  Invariants:
+
+- A reply counts only if it ends in a way that the protocol defines as complete.
+- A transient failure is retried here and nowhere else, and never past the call's deadline.
+- The usage of a failed attempt is reported through `ModelCall.on_wasted_usage`.
+- No key appears in an error, a log or a repr.
+
+This is the hot path: a stream has two lines per token.  Start reading at `base` (the interface), then
+`client` and `http` (one call), then `openai` (a protocol).
+"""
 
 from __future__ import annotations
 
 from batchray.errors import ConfigError
-from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, said
+from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, reply_parts
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
-from batchray.models.retry import CallTimeouts, Gate, RetryPolicy
+from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
 
 __all__ = [
     "CallTimeouts",
-    "Gate",
     "ModelCall",
     "ModelClient",
     "ModelReply",
     "OfflineModels",
+    "RateLimitGate",
     "RetryPolicy",
     "RulesModel",
     "ScriptedModel",
     "ToolSpec",
     "make_client",
-    "said",
+    "reply_parts",
 ]
 
 
@@ -34,7 +46,7 @@ def make_client(
 ) -> ModelClient:
     """Return a client of the provider `name`, for use on one event loop.
 
-    Raises ConfigError for a protocol without a client, or an address or key that cannot be used.
+    Raises ConfigError for an unknown protocol, or an address or key that HTTP cannot carry.
     """
     if protocol == "offline":
         return OfflineModels()

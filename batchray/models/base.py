@@ -1,4 +1,4 @@
-"""What an agent asks of a model, what comes back, and the one-method seam between the two."""
+"""The interface between agents and models: ModelCall in, ModelReply out, through a ModelClient."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from batchray.schema import (
 )
 
 ReplyPart = TextContent | ReasoningContent | RedactedReasoningContent | OmittedReasoningContent
-"""A part of what a model said."""
+"""A content part of a model's reply."""
 
 
-def ignore(usage: Usage) -> None:
-    """Count nothing."""
+def discard_usage(usage: Usage) -> None:
+    """Ignore usage that led to no reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as a model sees it.  `parameters` is a JSON Schema of type object."""
+    """A tool as the model sees it.  `parameters` is a JSON Schema of type object."""
 
     name: str
     description: str
@@ -35,13 +35,13 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """One question to a model: the conversation so far, and what it may answer with.
+    """One request to a model: the conversation so far, and the tools that the model may call.
 
-    `model` is the provider's own name, without the provider.  `body` holds further fields of the provider's request
-    body (`temperature`, `max_tokens`, `tool_choice`, ...), as the agent's file gives them.  `deadline` is on
-    `time.monotonic()`'s clock, in seconds: neither the call nor a retry goes on past it.  `thinking` switches the
-    model's reasoning on or off where the provider has such a switch; None leaves it as `body` has it.
-    `on_wasted_usage` receives the usage of attempts that led to no reply, as far as the provider reported it.
+    `model` is the provider's name for the model, without the provider.  `body` holds further fields of the provider's
+    request body (`temperature`, `max_tokens`, `tool_choice`, ...) from the agent's file.  `deadline` is in seconds of
+    `time.monotonic()`; neither the call nor a retry continues after it.  `thinking` switches the model's reasoning on
+    or off if the provider has such a switch; None leaves it as `body` sets it.
+    `on_wasted_usage` receives the usage of attempts that led to no reply, if the provider reported it.
     """
 
     model: str
@@ -51,15 +51,15 @@ class ModelCall:
     body: Mapping[str, Any] = field(default_factory=dict)
     deadline: float = float("inf")
     thinking: bool | None = None
-    on_wasted_usage: Callable[[Usage], None] = ignore
+    on_wasted_usage: Callable[[Usage], None] = discard_usage
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
-    """One whole answer.
+    """A model's complete reply.
 
-    `content` is what was said and thought, in its order: a provider that signs its reasoning wants it back like that.
-    `finish_reason` is in OpenAI's words.  `first_token_ns` is on `time.monotonic_ns()`'s clock; None where nothing was
+    `content` holds text and reasoning in their order: a provider that signs its reasoning wants it back unchanged.
+    `finish_reason` has OpenAI's values.  `first_token_ns` is from `time.monotonic_ns()`; None if the reply was not
     streamed.
     """
 
@@ -76,26 +76,26 @@ class ModelReply:
 
     @property
     def reasoning(self) -> str:
-        """The reasoning that can be read, joined."""
+        """The readable reasoning, joined."""
         return "".join(part.reasoning for part in self.content if isinstance(part, ReasoningContent))
 
 
-def said(text: str, reasoning: str = "") -> list[ReplyPart]:
-    """Return the parts of a reply that thought and then spoke; what is empty is no part."""
-    thought: list[ReplyPart] = [ReasoningContent(is_native=True, reasoning=reasoning)] if reasoning else []
-    return [*thought, TextContent(text=text)] if text else thought
+def reply_parts(text: str, reasoning: str = "") -> list[ReplyPart]:
+    """Return a reply's content: reasoning, then text.  An empty string adds no part."""
+    thoughts: list[ReplyPart] = [ReasoningContent(is_native=True, reasoning=reasoning)] if reasoning else []
+    return [*thoughts, TextContent(text=text)] if text else thoughts
 
 
 class ModelClient(Protocol):
-    """Answers model calls; one a provider and event loop, shared by all requests that run there."""
+    """Makes model calls; one per provider and event loop, shared by all requests on that loop."""
 
     async def ask(self, call: ModelCall) -> ModelReply:
-        """Return the model's whole answer, after the retries that are due.
+        """Return the model's complete reply, retrying transient failures.
 
         Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
         """
         ...
 
     async def close(self) -> None:
-        """Close the connections.  Calls under way fail."""
+        """Close the connections.  Calls in progress fail."""
         ...

@@ -1,4 +1,4 @@
-"""What the clients over HTTP share: one transport each, and answers read out of its responses."""
+"""The base class of the HTTP clients: one transport per client, and replies read from its responses."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import orjson
 
 from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.base import ModelCall
-from batchray.models.http import MAX_ANSWER_BYTES, HttpTransport
+from batchray.models.http import MAX_REPLY_BYTES, HttpTransport
 from batchray.models.partial_reply import PartialReply
 from batchray.models.retry import CallTimeouts, RetryPolicy
 from batchray.models.sse import EventParser
 
 A = TypeVar("A", bound=PartialReply)
 
-# How long the bytes that end a finished answer may take; longer, and the connection is given up instead of kept.
+# How long to wait for the bytes after a complete reply before the connection is closed instead of reused.
 _END_GRACE_S = 0.1
 _SECRET_HEADERS = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
 
 
 class TransportSettings(TypedDict, total=False):
-    """What a client hands on to its `HttpTransport`.  Give the clocks, `sleep` and `rng` to make it deterministic."""
+    """Options that a client passes to its `HttpTransport`.  Tests set the clocks, `sleep` and `rng`."""
 
     timeouts: CallTimeouts | None
     retry: RetryPolicy | None
@@ -38,11 +38,11 @@ class TransportSettings(TypedDict, total=False):
 
 
 class HttpClient:
-    """The connections of one client, and how it reads what comes back.
+    """Sends calls to one provider and reads its responses.
 
-    `name` is the provider's, for errors and logs.  `key` is in one of the protocol's `own` headers; `given` ones are
-    sent besides and win.  The key, and what looks like one in `given`, is in no error, log or repr.  Retries have one
-    gate for all calls, see `Gate`.  Raises ConfigError for an address or a key that HTTP cannot carry.
+    `name` is the provider's name in errors and logs.  `own` are the protocol's headers, one of which holds `key`;
+    `given` headers are added and win.  The key, and values in `given` that look like one, never appear in an error, log
+    or repr.  All calls share one `RateLimitGate`.  Raises ConfigError for an address or a key that HTTP cannot carry.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class HttpClient:
         given = given or {}
         headers = {
             "Accept": "text/event-stream, application/json",
-            "Accept-Encoding": "identity",  # a compressed stream waits for its compressor
+            "Accept-Encoding": "identity",  # a compressed stream is delayed by its compressor
             "Content-Type": "application/json",
             "User-Agent": "batchray",
             **own,
@@ -70,18 +70,18 @@ class HttpClient:
         return f"{type(self).__name__}({self._transport!r})"
 
     async def close(self) -> None:
-        """Close the connections.  Calls under way fail, and so do later ones."""
+        """Close the connections.  Calls in progress and later calls fail."""
         await self._transport.close()
 
     async def _post(self, path: str, body: Mapping[str, Any], new: Callable[[HttpTransport], A], call: ModelCall) -> A:
-        """Return the whole answer to `body`, after the retries that are due; each attempt begins a `new` one."""
+        """Return the complete reply to `body`, retrying transient failures; `new` creates a reply for each attempt."""
 
         async def read(response: aiohttp.ClientResponse) -> A:
             answer = new(self._transport)
             try:
                 await self._read(response, answer)
                 answer.check()
-            except BaseException:  # whatever ended it, what had come so far was paid for
+            except BaseException:  # the tokens received so far are charged, however the attempt ended
                 report_wasted_usage(answer, call)
                 raise
             return answer
@@ -92,7 +92,7 @@ class HttpClient:
         if response.content_type == "text/event-stream":
             await self._read_stream(response.content, answer)
         elif response.content_type == "application/json":
-            answer.add_whole(await self._read_body(response.content))
+            answer.add_body(await self._read_body(response.content))
         else:
             reason = f"{self._transport.name}: the answer is {self._transport.clean(response.content_type)}"
             raise InvalidResponseError("wrong_content_type", f"{reason}, not an event stream or JSON; check base_url")
@@ -103,7 +103,7 @@ class HttpClient:
             n_bytes += len(chunk)
             self._check_size(n_bytes)
             for event in parser.feed(chunk):
-                if event.data:  # an empty event only keeps the connection alive
+                if event.data:  # an empty event is a keep-alive
                     answer.add(event)
                 if answer.is_done:
                     await _read_to_end(content)
@@ -117,26 +117,26 @@ class HttpClient:
         return bytes(body)
 
     def _check_size(self, n_bytes: int) -> None:
-        if n_bytes > MAX_ANSWER_BYTES:
-            reason = f"{self._transport.name}: an answer of more than {MAX_ANSWER_BYTES:,} bytes"
+        if n_bytes > MAX_REPLY_BYTES:
+            reason = f"{self._transport.name}: an answer of more than {MAX_REPLY_BYTES:,} bytes"
             raise InvalidResponseError("malformed_stream", reason)
 
 
 def report_wasted_usage(answer: PartialReply, call: ModelCall) -> None:
-    """Tell what an answer cost that no reply comes of."""
-    with contextlib.suppress(InvalidResponseError):  # its usage is what makes no sense, or it told none
+    """Report the usage of an attempt that led to no reply."""
+    with contextlib.suppress(InvalidResponseError):  # its usage is missing or unreadable
         call.on_wasted_usage(answer.usage())
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(body)
-    except TypeError as error:  # lone surrogates in a text, or a value of the agent's file that JSON cannot hold
+    except TypeError as error:  # lone surrogates in a text, or a value of the agent's file that JSON cannot represent
         raise ModelAPIError("unsupported_content", f"the call cannot be written as JSON: {error}") from None
 
 
 async def _read_to_end(content: aiohttp.StreamReader) -> None:
-    """Read the bytes behind a finished answer, so that its connection can be used again; they no longer matter."""
+    """Read and discard the bytes after a complete reply, so that its connection can be reused."""
     if content.at_eof():
         return
     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):

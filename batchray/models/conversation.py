@@ -1,6 +1,6 @@
-"""Conversations as every protocol of chat models sees them: who speaks, calls, results, and what has no place.
+"""Reads conversations for the protocols: tool calls, tool results, and parts that a protocol cannot express.
 
-A protocol says in its `Capabilities` which parts it takes.  All refusals are made here, so that they read alike.
+Each protocol lists in its `Capabilities` the parts that it accepts.  All refusals are raised here, with the same words.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from batchray.schema import (
 )
 
 DEFAULT_IMAGE_TYPE = "image/png"
-"""What a stored image without a media type is taken for."""
+"""The assumed type of a stored image without a media type."""
 
 
 class ToolResult(NamedTuple):
-    """What one tool call gave back."""
+    """The result of one tool call."""
 
     call_id: str
     text: str
@@ -37,13 +37,13 @@ class ToolResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Which parts of a message a protocol has a place for, by the `type` of the part."""
+    """The message parts that a protocol can express, by the part's `type`."""
 
     protocol: str
     parts: frozenset[str]
 
     def check(self, message: Message) -> None:
-        """Raise ModelAPIError (`unsupported_content`) for a part that has no place, or none in this message."""
+        """Raise ModelAPIError (`unsupported_content`) for a part that cannot be expressed in this message."""
         for part in message.content or ():
             if part.type not in self.parts:
                 raise self.refusal(message, f"a part of type {part.type}")
@@ -53,38 +53,31 @@ class Capabilities:
                 raise self.refusal(message, f"an image by file_id ({part.source.type}) without its data")
 
     def results(self, message: Message) -> list[ToolResult]:
-        """Return what tools gave back in this message.  Raises ModelAPIError for one that names no call."""
-        given = [*(message.tool_returns or ()), *(message.approvals or ())]
-        results = [
-            (each.tool_call_id or message.tool_call_id, each.func_response or "", each.status == "error")
-            for each in given
-            if isinstance(each, MessageToolReturn)
-        ]
+        """Return the tool results in this message.  Raises ModelAPIError for one that names no call."""
+        results = _listed_results(message)
         for part in message.content or ():
-            if isinstance(part, ToolReturnContent) and all(part.tool_call_id != call_id for call_id, _, _ in results):
-                results.append((part.tool_call_id, part.content, part.is_error))
+            # A part can repeat a result that is listed already.
+            if isinstance(part, ToolReturnContent) and all(part.tool_call_id != each.call_id for each in results):
+                results.append(ToolResult(part.tool_call_id, part.content, part.is_error))
         if message.role in ("tool", "function") and not results:
-            results.append((message.tool_call_id, message.text, bool(message.is_err)))
-        return [ToolResult(self._checked_id(message, call_id), text, failed) for call_id, text, failed in results]
+            results.append(ToolResult(message.tool_call_id or "", message.text, bool(message.is_err)))
+        if not all(result.call_id for result in results):
+            raise self.refusal(message, "a tool return without a tool_call_id")
+        return results
 
     def refusal(self, message: Message, what: str) -> ModelAPIError:
-        """Return the error that refuses `what` by name."""
+        """Return the error for content that the protocol cannot express."""
         reason = f"{message.id}: the {self.protocol} protocol has no place for {what}"
         return ModelAPIError("unsupported_content", reason)
 
-    def _checked_id(self, message: Message, call_id: str | None) -> str:
-        if not call_id:
-            raise self.refusal(message, "a tool return without a tool_call_id")
-        return call_id
 
-
-def is_answer(message: Message) -> bool:
-    """Whether the model said this, tool calls that wait for an approval included."""
+def is_from_model(message: Message) -> bool:
+    """Whether the model produced this message; true also for tool calls that wait for an approval."""
     return message.role == "assistant" or (message.role == "approval" and bool(message.tool_calls))
 
 
-def calls_of(message: Message) -> list[ToolCall]:
-    """Return the tool calls of an answer, those in `tool_calls` first; a part that repeats one is not a second call."""
+def tool_calls_of(message: Message) -> list[ToolCall]:
+    """Return the tool calls of a message, `tool_calls` first; a content part that repeats one is not a second call."""
     calls = list(message.tool_calls or ())
     for part in message.content or ():
         if isinstance(part, ToolCallContent) and all(part.id != call.id for call in calls):
@@ -93,8 +86,17 @@ def calls_of(message: Message) -> list[ToolCall]:
 
 
 def used_ids(messages: Iterable[Message]) -> set[str]:
-    """Return the ids of the tool calls so far."""
-    return {call.id for message in messages for call in calls_of(message)}
+    """Return the ids of all tool calls in a conversation."""
+    return {call.id for message in messages for call in tool_calls_of(message)}
+
+
+def _listed_results(message: Message) -> list[ToolResult]:
+    listed = [*(message.tool_returns or ()), *(message.approvals or ())]
+    return [
+        ToolResult(each.tool_call_id or message.tool_call_id or "", each.func_response or "", each.status == "error")
+        for each in listed
+        if isinstance(each, MessageToolReturn)
+    ]
 
 
 def _is_allowed_in(part: ContentPart, message: Message) -> bool:
@@ -104,8 +106,8 @@ def _is_allowed_in(part: ContentPart, message: Message) -> bool:
         case "image":
             return message.role == "user"
         case "tool_return":
-            return not is_answer(message)
+            return not is_from_model(message)
         case "tool_call":
             return message.role in ("assistant", "approval")
-        case _:  # reasoning, in one of its kinds
-            return is_answer(message)
+        case _:  # reasoning of any kind
+            return is_from_model(message)

@@ -1,7 +1,7 @@
-"""Models without a network: stand-ins for trying batchray out and for tests.  They are no language models.
+"""Offline models: stand-ins without a network, for tests and for trying out batchray.  They are not language models.
 
-`offline/scripted` says what its script says; `offline/rules` answers a few kinds of questions that can be checked by
-eye.  Both are deterministic.  Where no usage is scripted, a token is four characters, rounded up.
+`offline/scripted` replies what its script contains; `offline/rules` answers a few kinds of questions by fixed rules.
+Both are deterministic.  If the script sets no usage, a token is four characters, rounded up.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from batchray.errors import DeadlineExceededError, InvalidResponseError, InvalidToolCallError, ModelAPIError
-from batchray.models.base import ModelCall, ModelClient, ModelReply, said
+from batchray.models.base import ModelCall, ModelClient, ModelReply, reply_parts
 from batchray.schema import Message, ToolCall, Usage
 from batchray.schema.validation_text import first_problem
 
 END_OF_SCRIPT = "(end of script)"
-"""What a scripted model says when its turns are used up."""
+"""The reply of a scripted model after the last reply of its script."""
 
 _CHARS_PER_TOKEN = 4
 _FAILURES = {
@@ -33,20 +33,20 @@ _FAILURES = {
 
 
 class OfflineModels:
-    """The client of the provider `offline`: its models by name."""
+    """The client of the provider `offline`."""
 
     def __init__(self) -> None:
         self._models: dict[str, ModelClient] = {"rules": RulesModel(), "scripted": ScriptedModel()}
 
     async def ask(self, call: ModelCall) -> ModelReply:
-        """Ask the model that the call names.  Raises ModelAPIError (`not_found`) for an unknown one."""
+        """Call the model that `call` names.  Raises ModelAPIError (`not_found`) for an unknown one."""
         model = self._models.get(call.model)
         if model is None:
             raise ModelAPIError("not_found", f"there is no offline model {call.model!r}; there are: rules, scripted")
         return await model.ask(call)
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Nothing to close."""
 
 
 class _Strict(BaseModel):
@@ -84,13 +84,13 @@ _SCRIPT = TypeAdapter(tuple[_ScriptedReply, ...])
 
 
 class ScriptedModel:
-    """Answers with the turns of a script, one a model call since the last user message, then with END_OF_SCRIPT.
+    """Gives the replies of a script, one per model call since the last user message, then END_OF_SCRIPT.
 
-    The script is that of the last user message, if its text is a JSON object with a key `script`; else `script` of the
-    agent's file (`call.body`); else the constructor's.  A turn may hold `text`, `reasoning`, `tool_calls`
-    (`[{name, arguments}]`), `delay_s` before all of it, `usage`, and `fail`
-    (`{type: api_error | invalid_response | invalid_tool_call, message}`) instead of an answer, which costs its `usage`.
-    `reasoning` is left out where the call's thinking is switched off.
+    The script comes from the last user message, if its text is a JSON object with a key `script`; else from `script` in
+    the agent's file (`call.body`); else from the constructor.  An entry may hold `text`, `reasoning`, `tool_calls`
+    (`[{name, arguments}]`), `delay_s` before the reply, `usage`, and `fail`
+    (`{type: api_error | invalid_response | invalid_tool_call, message}`) to raise instead, which still costs `usage`.
+    `reasoning` is left out if the call switches thinking off.
     `clock` gives monotonic seconds.
     """
 
@@ -104,25 +104,25 @@ class ScriptedModel:
         self._script, self._clock, self._sleep = script, clock, sleep
 
     async def ask(self, call: ModelCall) -> ModelReply:
-        """Return the turn that is due, after its delay.
+        """Return the next reply of the script, after its delay.
 
-        Raises what the turn's `fail` asks for, InvalidResponseError (`bad_script`) for a script that cannot be read,
-        and DeadlineExceededError once a delay reaches the call's deadline.
+        Raises the error that `fail` names, InvalidResponseError (`bad_script`) for an invalid script, and
+        DeadlineExceededError if the delay reaches the call's deadline.
         """
-        turns = _read_script(self._find_script(call))
-        n_answered = sum(_is_answer(message) for message in _since_user(call.messages))
-        turn = turns[n_answered] if n_answered < len(turns) else _ScriptedReply(text=END_OF_SCRIPT)
-        await self._wait(turn.delay_s, call.deadline)
-        usage = turn.usage.filled() if turn.usage else None
-        if turn.fail is not None:
+        script_entries = _read_script(self._find_script(call))
+        n_answered = sum(_is_from_model(message) for message in _since_user(call.messages))
+        entry = script_entries[n_answered] if n_answered < len(script_entries) else _ScriptedReply(text=END_OF_SCRIPT)
+        await self._wait(entry.delay_s, call.deadline)
+        usage = entry.usage.filled() if entry.usage else None
+        if entry.fail is not None:
             call.on_wasted_usage(usage or Usage())
-            raise _FAILURES[turn.fail.type](turn.fail.type, turn.fail.message)
-        asked = [(each.name, each.arguments) for each in turn.tool_calls]
-        reasoning = "" if call.thinking is False else turn.reasoning
-        return _reply(call, self._clock, turn.text, asked, reasoning, usage)
+            raise _FAILURES[entry.fail.type](entry.fail.type, entry.fail.message)
+        asked = [(each.name, each.arguments) for each in entry.tool_calls]
+        reasoning = "" if call.thinking is False else entry.reasoning
+        return _reply(call, self._clock, entry.text, asked, reasoning, usage)
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Nothing to close."""
 
     def _find_script(self, call: ModelCall) -> Any:
         text = _last_user_text(call.messages)
@@ -148,34 +148,34 @@ class ScriptedModel:
 
 
 class RulesModel:
-    """Answers by rules, with tools of these names where the call has them.
+    """Replies by fixed rules, and calls tools of these names if the call offers them.
 
     `calculate(expression)` for each arithmetic expression in the last user message; `count_words(text)` for
-    "How many words: ..."; `look_up(key)` for each line "Look up: ...".  All the calls of one message are made at once,
-    and answered with a line each.  Any other text is repeated, with the number of its words.
+    "How many words: ..."; `look_up(key)` for each line "Look up: ...".  All calls for a message are made at once, and
+    the reply has one line per result.  Any other text is repeated, with its number of words.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
 
     async def ask(self, call: ModelCall) -> ModelReply:
-        """Return tool calls, or else the answer.  Raises DeadlineExceededError when the call's deadline has passed."""
+        """Return tool calls, or else the reply.  Raises DeadlineExceededError if the call's deadline has passed."""
         if self._clock() >= call.deadline:
             raise DeadlineExceededError("deadline_exceeded", "offline/rules: the deadline has passed")
         since = _since_user(call.messages)
-        asked = [each for message in since if _is_answer(message) for each in message.tool_calls or ()]
+        asked = [each for message in since if _is_from_model(message) for each in message.tool_calls or ()]
         if asked:
             returns = _returns(since)
-            lines = [_answer_line(each, *returns.get(each.id, ("error", "the tool gave no answer"))) for each in asked]
+            lines = [_result_line(each, *returns.get(each.id, ("error", "the tool gave no answer"))) for each in asked]
             return _reply(call, self._clock, "\n".join(lines))
         text = _last_user_text(call.messages)
         wanted = list(_wanted_calls(text, {tool.name for tool in call.tools}))
         n_words = len(text.split())
-        said = f"You wrote {n_words} word{'s' * (n_words != 1)}{': ' if n_words else '.'}{text.strip()}"
-        return _reply(call, self._clock, "" if wanted else said, wanted)
+        echo = f"You wrote {n_words} word{'s' * (n_words != 1)}{': ' if n_words else '.'}{text.strip()}"
+        return _reply(call, self._clock, "" if wanted else echo, wanted)
 
     async def close(self) -> None:
-        """Do nothing."""
+        """Nothing to close."""
 
 
 def _read_script(script: Any) -> tuple[_ScriptedReply, ...]:
@@ -185,7 +185,7 @@ def _read_script(script: Any) -> tuple[_ScriptedReply, ...]:
         raise InvalidResponseError("bad_script", first_problem(error, _ScriptedReply, "script")) from None
 
 
-def _is_answer(message: Message) -> bool:
+def _is_from_model(message: Message) -> bool:
     return message.role == "assistant" or (message.role == "approval" and bool(message.tool_calls))
 
 
@@ -208,7 +208,7 @@ def _reply(
 ) -> ModelReply:
     calls = [_tool_call(call, i, name, arguments) for i, (name, arguments) in enumerate(asked)]
     return ModelReply(
-        content=said(text, reasoning),
+        content=reply_parts(text, reasoning),
         tool_calls=calls,
         finish_reason="tool_calls" if calls else "stop",
         usage=usage or _counted_usage(call, text, reasoning, calls),
@@ -217,7 +217,7 @@ def _reply(
 
 
 def _tool_call(call: ModelCall, i: int, name: str, arguments: Mapping[str, Any]) -> ToolCall:
-    # The same call of the same conversation has the same id, and no two calls of a conversation do.
+    # The id is the same each time for a given call, and unique within the conversation.
     made_of = f"{len(call.messages)} {call.messages[-1].id if call.messages else ''} {i} {name}"
     return ToolCall.of(
         f"call_{hashlib.sha256(made_of.encode()).hexdigest()[:24]}", name, orjson.dumps(arguments).decode()
@@ -242,21 +242,21 @@ def _n_tokens(*texts: str) -> int:
 
 def _texts(message: Message) -> Iterator[str]:
     returns = message.tool_returns or ()
-    if not returns:  # or else the content repeats them
+    if not returns:  # the content repeats them
         yield message.text
     yield from (each.func_response or "" for each in returns)
     yield from (each.name + each.arguments for each in message.tool_calls or ())
 
 
 _OPERAND = r"(?:\(\s{0,4}){0,8}-?\d+(?:\.\d+)?(?:\s{0,4}\)){0,8}"
-# Every part but the digits is bounded, and no match begins inside a number: linear time on any text.
+# Every part except the digits is bounded, and no match begins inside a number: linear time on any text.
 _EXPRESSION = re.compile(rf"(?<![\w.)]){_OPERAND}(?:\s{{0,4}}(?:\*\*|//|[-+*/×÷%^])\s{{0,4}}{_OPERAND})+", re.ASCII)
 _COUNT_WORDS = re.compile(r"\bhow many words\b[^:\n]{0,200}:\s*(.+)", re.IGNORECASE | re.DOTALL)
 _LOOK_UP = re.compile(r"\blook up:[ \t]*([^\n]+)", re.IGNORECASE)
 
 
 def _wanted_calls(text: str, tools: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The tool calls that a text asks for.  What one rule has used is not read by the next."""
+    """Yield the tool calls that a text asks for.  Text matched by one rule is not read by the next."""
     if "count_words" in tools and (found := _COUNT_WORDS.search(text)):
         yield "count_words", {"text": found[1].strip()}
         text = text[: found.start()]
@@ -271,7 +271,7 @@ def _expressions(text: str) -> Iterator[str]:
     for found in _EXPRESSION.finditer(text):
         expression = found[0].replace("×", "*").replace("÷", "/")
         opening, closing = expression.count("("), expression.count(")")
-        if closing > opening:  # brackets of the sentence around it
+        if closing > opening:  # brackets of the surrounding sentence
             expression = expression[: -(closing - opening)].rstrip()
         elif opening > closing and expression.startswith("(" * (opening - closing)):
             expression = expression[opening - closing :].lstrip()
@@ -280,7 +280,7 @@ def _expressions(text: str) -> Iterator[str]:
 
 
 def _returns(messages: Sequence[Message]) -> dict[str, tuple[str, str]]:
-    """Tool call id -> (status, text)."""
+    """Return the tool returns: tool call id -> (status, text)."""
     returns: dict[str, tuple[str, str]] = {}
     for message in messages:
         for each in message.tool_returns or ():
@@ -290,7 +290,7 @@ def _returns(messages: Sequence[Message]) -> dict[str, tuple[str, str]]:
     return returns
 
 
-def _answer_line(asked: ToolCall, status: str, value: str) -> str:
+def _result_line(asked: ToolCall, status: str, value: str) -> str:
     if status == "error":
         return f"I could not work that out: {value}"
     arguments = orjson.loads(asked.arguments)

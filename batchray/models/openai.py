@@ -1,4 +1,4 @@
-"""Chat completions as OpenAI and its many compatible servers speak them, streamed.
+"""A client of OpenAI's chat completions API and of compatible servers, streamed.
 
 Source: OpenAI's API reference, "Create chat completion" and "The chat completion chunk object"; `reasoning_content` and
 `reasoning` as vLLM, DeepSeek and OpenRouter send them.
@@ -14,32 +14,32 @@ from typing import Any, Unpack
 import orjson
 
 from batchray.errors import InvalidResponseError, InvalidToolCallError
-from batchray.models.base import ModelCall, ModelReply, said
+from batchray.models.base import ModelCall, ModelReply, reply_parts
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
-from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, calls_of, is_answer, used_ids
+from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of, used_ids
 from batchray.models.http import HttpTransport
-from batchray.models.partial_reply import BAD_SHAPE, PartialCall, string, whole_calls
+from batchray.models.partial_reply import BAD_SHAPE, PartialCall, complete_calls, string
 from batchray.models.sse import Event
 from batchray.schema import ImageContent, Message, TextContent, ToolCall, ToolReturnContent, UrlImage, Usage
 
 _PATH = "/chat/completions"
-# What asks for reasoning in the bodies of OpenAI and OpenRouter.  No one value switches it off for all models.
+# Body fields by which OpenAI and OpenRouter request reasoning.  No single value switches it off for all models.
 _EFFORT = frozenset({"reasoning_effort", "reasoning"})
 _USABLE_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-# Reasoning is taken and left out: the conversation goes on without it, and many servers refuse to be given it back.
+# Reasoning is accepted but not sent: conversations work without it, and many servers refuse it in a request.
 _CAPABILITIES = Capabilities("openai", frozenset({"text", "image", "tool_call", "tool_return", "reasoning"}))
 
 
 def new_tool_call_id() -> str:
-    """Return a random id in the form of OpenAI's."""
+    """Return a random id of the form that OpenAI uses."""
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
 class OpenAIClient(HttpClient):
-    """Asks an OpenAI-compatible server; one a provider and event loop, shared by all requests that run there.
+    """Calls an OpenAI-compatible server; one per provider and event loop, shared by all requests.
 
-    `base_url` ends where `/chat/completions` begins.  `name` is the provider's, for errors and logs; `headers` are sent
-    besides.  `ids` makes the ids of tool calls that come without a usable one.
+    `base_url` is the part before `/chat/completions`.  `name` is the provider's name in errors and logs; `headers`
+    are sent with each request.  `ids` makes ids for tool calls that arrive without a usable one.
     Raises ConfigError for an address or a key that HTTP cannot carry.
     """
 
@@ -58,7 +58,7 @@ class OpenAIClient(HttpClient):
         self._ids = ids
 
     async def ask(self, call: ModelCall) -> ModelReply:
-        """Return the model's whole answer, after the retries that are due.
+        """Return the model's complete reply, retrying transient failures.
 
         Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
         """
@@ -71,14 +71,14 @@ class OpenAIClient(HttpClient):
 
 
 def request_body(call: ModelCall) -> dict[str, Any]:
-    """Return the body of a call.  What the agent's file gives wins, but for the model, the messages and the tools.
+    """Return the body of a call.  Fields of the agent's file win, except the model, the messages and the tools.
 
-    Thinking is `reasoning_effort`, or `enable_thinking` of the `chat_template_kwargs` where the agent's file has those.
-    Raises ModelAPIError (`unsupported_content`) for a part that the protocol has no place for.
+    Thinking is set by `reasoning_effort`, or by `enable_thinking` in `chat_template_kwargs` if the agent's file has
+    those.  Raises ModelAPIError (`unsupported_content`) for a part that the protocol cannot express.
     """
-    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **_given(call)}
+    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **_body_fields(call)}
     if body["stream"] is not True:
-        body.pop("stream_options")  # an error where nothing is streamed
+        body.pop("stream_options")  # servers refuse it for a reply that is not streamed
     body["model"] = call.model
     body["messages"] = [{"role": "system", "content": call.system}] if call.system else []
     for message in call.messages:
@@ -94,8 +94,8 @@ def request_body(call: ModelCall) -> dict[str, Any]:
     return body
 
 
-def _given(call: ModelCall) -> Mapping[str, Any]:
-    """The fields of the agent's file, with the model's reasoning switched as the request wishes."""
+def _body_fields(call: ModelCall) -> Mapping[str, Any]:
+    """Return the body fields of the agent's file, with reasoning switched as the request asks."""
     if call.thinking is None:
         return call.body
     if "chat_template_kwargs" in call.body:
@@ -107,11 +107,11 @@ def _given(call: ModelCall) -> Mapping[str, Any]:
 
 
 def _chat_messages(message: Message) -> Iterator[dict[str, Any]]:
-    """One message of ours can be several of OpenAI's: each tool return is one there."""
+    """Yield a message in OpenAI's form; each tool return becomes a message of its own."""
     _CAPABILITIES.check(message)
     for result in _CAPABILITIES.results(message):
         yield {"role": "tool", "tool_call_id": result.call_id, "content": result.text}
-    if is_answer(message):
+    if is_from_model(message):
         yield _assistant_message(message)
     elif message.role == "system":
         yield {"role": "system", "content": message.text}
@@ -124,7 +124,7 @@ def _is_only_returns(message: Message) -> bool:
 
 
 def _assistant_message(message: Message) -> dict[str, Any]:
-    calls = calls_of(message)
+    calls = tool_calls_of(message)
     if not calls:
         return {"role": "assistant", "content": message.text}
     return {
@@ -144,7 +144,7 @@ def _user_message(message: Message) -> dict[str, Any]:
             parts.append({"type": "text", "text": part.text})
         elif isinstance(part, ImageContent):
             parts.append({"type": "image_url", "image_url": _image_url(part)})
-    # Plain text stays a string: small servers know no parts.
+    # A single text stays a string: small servers do not accept a list of parts.
     content = message.text if all(part["type"] == "text" for part in parts) and len(parts) < 2 else parts
     name = message.name if message.name and _USABLE_NAME.fullmatch(message.name) else None
     return {"role": "user", "content": content, **({"name": name} if name else {})}
@@ -159,10 +159,10 @@ def _image_url(part: ImageContent) -> dict[str, str]:
 
 
 class PartialCompletion:
-    """An answer that is still arriving."""
+    """A reply that is still arriving.  See `PartialReply`."""
 
     __slots__ = (
-        "_at",
+        "_by_index",
         "_calls",
         "_has_choice",
         "_reasoning",
@@ -179,39 +179,39 @@ class PartialCompletion:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[PartialCall] = []
-        self._at: dict[int, PartialCall] = {}
+        self._by_index: dict[int, PartialCall] = {}
         self._usage: Any = None
         self._has_choice = self.is_done = False
         self.finish_reason: str | None = None
         self.first_token_ns: int | None = None
 
     def add(self, event: Event) -> None:
-        """Take in one event of the stream."""
+        """Process one event of the stream."""
         if event.data == b"[DONE]":
             self.is_done = True
             return
         try:
             chunk = orjson.loads(event.data)
             if event.name == b"error" or chunk.get("error"):
-                raise self._transport.error_in_answer(chunk.get("error") or chunk)
+                raise self._transport.error_in_reply(chunk.get("error") or chunk)
             if choices := chunk.get("choices"):
                 choice = choices[0]
                 if not choice.get("index"):
-                    self._take(choice, choice.get("delta") or {})
+                    self._apply(choice, choice.get("delta") or {})
             self._usage = chunk.get("usage") or self._usage
         except BAD_SHAPE as error:
             raise self._malformed("malformed_stream", error) from None
 
-    def add_whole(self, body: bytes) -> None:
-        """Take in an answer that came in one piece."""
+    def add_body(self, body: bytes) -> None:
+        """Process a reply that arrived whole, not streamed."""
         try:
             answer = orjson.loads(body)
             if answer.get("error"):
-                raise self._transport.error_in_answer(answer["error"])
+                raise self._transport.error_in_reply(answer["error"])
             if choices := answer.get("choices"):
                 message = choices[0]["message"]
                 numbered = [{**piece, "index": i} for i, piece in enumerate(message.get("tool_calls") or ())]
-                self._take(choices[0], {**message, "tool_calls": numbered})
+                self._apply(choices[0], {**message, "tool_calls": numbered})
                 self.finish_reason = self.finish_reason or ("tool_calls" if self._calls else "stop")
             self._usage = answer.get("usage")
         except BAD_SHAPE as error:
@@ -219,7 +219,7 @@ class PartialCompletion:
         self.first_token_ns, self.is_done = None, True
 
     def check(self) -> None:
-        """Raise InvalidResponseError where this is not a whole answer, or one that a filter cut."""
+        """Raise InvalidResponseError if the reply is incomplete, or cut by a content filter."""
         if self.finish_reason == "content_filter":
             raise InvalidResponseError("refusal", f"{self._transport.name}: a content filter cut the answer")
         if self.finish_reason is not None:
@@ -230,16 +230,16 @@ class PartialCompletion:
         raise InvalidResponseError("stream_truncated", reason)
 
     def reply(self, call: ModelCall, ids: Callable[[], str]) -> ModelReply:
-        """Return the whole answer.  Raises InvalidToolCallError or InvalidResponseError."""
+        """Return the complete reply.  Raises InvalidToolCallError or InvalidResponseError."""
         return ModelReply(
-            content=said("".join(self._text), "".join(self._reasoning)),
+            content=reply_parts("".join(self._text), "".join(self._reasoning)),
             tool_calls=self._tool_calls(call, ids) if self._calls else (),
             finish_reason=self.finish_reason or "stop",
             usage=self.usage(),
             first_token_ns=self.first_token_ns,
         )
 
-    def _take(self, choice: dict[str, Any], delta: dict[str, Any]) -> None:
+    def _apply(self, choice: dict[str, Any], delta: dict[str, Any]) -> None:
         self._has_choice = True
         text = delta.get("content") or delta.get("refusal")
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
@@ -249,35 +249,38 @@ class PartialCompletion:
         if reasoning:
             self._reasoning.append(string(reasoning))
         for piece in pieces or ():
-            self._take_call(piece)
+            self._apply_call(piece)
         if self.first_token_ns is None and (text or reasoning or pieces):
             self.first_token_ns = int(self._transport.clock() * 1e9)
         if reason := choice.get("finish_reason"):
             self.finish_reason = string(reason)
 
-    def _take_call(self, piece: dict[str, Any]) -> None:
+    def _apply_call(self, piece: dict[str, Any]) -> None:
         function = piece.get("function") or {}
-        call_id, name, index = piece.get("id"), function.get("name"), piece.get("index")
-        if index is None:  # servers without indices send whole calls
-            index = max(self._at, default=-1) + (1 if name or not self._at else 0)
-        call = self._at.get(index)
-        # Some servers give all parallel calls one index; a new id with a name then begins the next call.
-        if call is None or (call_id and name and call.id and call_id != call.id):
-            call = self._at[index] = PartialCall()
-            self._calls.append(call)
+        call_id, name = piece.get("id"), function.get("name")
+        call = self._call_of(piece.get("index"), call_id, name)
         call.id = call.id or string(call_id or "")
         call.name = call.name or string(name or "")
-        arguments = function.get("arguments")
-        if arguments:
-            text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
-            call.arguments.append(text)
+        if arguments := function.get("arguments"):
+            call.arguments.append(arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode())
+
+    def _call_of(self, index: int | None, call_id: Any, name: Any) -> PartialCall:
+        """Return the call that a piece belongs to; a piece that continues no call starts one."""
+        if index is None:  # servers without indices send each call in one piece
+            index = max(self._by_index, default=-1) + (1 if name or not self._by_index else 0)
+        call = self._by_index.get(index)
+        # Some servers give all parallel calls the same index; a new id with a name then starts the next call.
+        if call is None or (call_id and name and call.id and call_id != call.id):
+            call = self._by_index[index] = PartialCall()
+            self._calls.append(call)
+        return call
 
     def _tool_calls(self, call: ModelCall, ids: Callable[[], str]) -> list[ToolCall]:
         is_cut = self.finish_reason == "length"
-        return whole_calls(self._calls, self._transport.name, is_cut=is_cut, used=used_ids(call.messages), ids=ids)
+        return complete_calls(self._calls, self._transport.name, is_cut=is_cut, used=used_ids(call.messages), ids=ids)
 
     def usage(self) -> Usage:
-        """Return what the answer cost.  Raises InvalidResponseError."""
+        """Return the tokens used.  Raises InvalidResponseError for counts that are not numbers."""
         try:
             return _usage(self._usage or {})
         except BAD_SHAPE as error:  # pydantic's ValidationError is a ValueError

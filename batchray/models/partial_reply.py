@@ -1,4 +1,4 @@
-"""What arriving answers have in common, whatever their protocol."""
+"""Replies that are still arriving: the interface and helpers that the protocols share."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from batchray.errors import InvalidResponseError, InvalidToolCallError
 from batchray.models.sse import Event
 from batchray.schema import ToolCall, Usage
 
-# What code that takes decoded JSON apart raises where its shape is not the protocol's.
+# Raised when decoded JSON does not have the protocol's shape.
 BAD_SHAPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 class PartialReply(Protocol):
-    """An answer that is still arriving.  All of it raises Fault where asking again may help."""
+    """A reply that is still arriving.  Each method may raise TransientError, after which a retry may succeed."""
 
     is_done: bool
-    """Whether the protocol's own end has come; nothing behind it matters."""
+    """Whether the protocol's end marker has arrived; anything after it is ignored."""
 
     def add(self, event: Event) -> None:
-        """Take in one event of the stream; its data is not empty."""
+        """Process one event of the stream; its data is not empty."""
         ...
 
-    def add_whole(self, body: bytes) -> None:
-        """Take in an answer that came in one piece."""
+    def add_body(self, body: bytes) -> None:
+        """Process a reply that arrived whole, not streamed."""
         ...
 
     def check(self) -> None:
-        """Raise InvalidResponseError where this is not a whole answer, or none that can be used."""
+        """Raise InvalidResponseError if the reply is incomplete or unusable."""
         ...
 
     def usage(self) -> Usage:
-        """Return what it cost, as far as it told.  Raises InvalidResponseError for counts that are none."""
+        """Return the tokens reported so far.  Raises InvalidResponseError for counts that are not numbers."""
         ...
 
 
@@ -47,13 +47,13 @@ class PartialCall:
         self.id, self.name, self.arguments = id, name, list(arguments)
 
 
-def whole_calls(
+def complete_calls(
     calls: Iterable[PartialCall], provider: str, *, is_cut: bool, used: set[str], ids: Callable[[], str]
 ) -> list[ToolCall]:
-    """Return the calls of a whole answer, each with an id that its conversation has not `used` yet.
+    """Return the tool calls of a complete reply, each with an id that is not in `used`.
 
-    `is_cut` tells whether the answer reached its limit of tokens: a call that it ended in the middle of is left out.
-    Raises InvalidToolCallError for arguments that are no object, InvalidResponseError for a call without a name.
+    `is_cut` is True if the reply reached its token limit: a call that was cut off is then left out.
+    Raises InvalidToolCallError for arguments that are not an object, InvalidResponseError for a call without a name.
     """
     whole = []
     for call in calls:
@@ -74,7 +74,7 @@ def whole_calls(
 
 
 def string(value: Any) -> str:
-    """Return `value`.  Raises TypeError where it is no string."""
+    """Return `value`.  Raises TypeError if it is not a string."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.80} is not a string")
     return value

@@ -1,4 +1,4 @@
-"""When to ask a provider again, and how long to wait before it: pure, with the clock and the randomness given."""
+"""When to retry a model call.  Pure: the clock and the randomness are arguments."""
 
 from __future__ import annotations
 
@@ -12,73 +12,73 @@ from batchray.support.backoff import backoff_s
 
 @dataclass(frozen=True, slots=True)
 class CallTimeouts:
-    """Limits of one attempt at a model call, in seconds.  A call's own deadline cuts all of them."""
+    """Limits of one attempt at a model call, in seconds.  The call's deadline caps each of them."""
 
     connect_s: float = 10.0
-    """To a connection.  A provider that takes longer is down."""
+    """Until a connection is made.  A provider that takes longer is down."""
     idle_s: float = 60.0
-    """Between two bytes, and to the first one."""
+    """Between two bytes, and until the first one."""
     call_s: float = 600.0
     """The attempt as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often to retry, and the backoff between attempts."""
+    """How often to retry a model call, and the backoff between attempts."""
 
     max_retries: int = 8
     base_s: float = 0.5
     cap_s: float = 30.0
 
     def backoff_s(self, n_retries: int, rng: random.Random) -> float:
-        """Return the wait before the retry that follows `n_retries` others: 0 to min(cap, base * 2^n) seconds."""
+        """Return the wait before the retry that follows `n_retries` others, in seconds.  See `backoff_s`."""
         return backoff_s(n_retries, self.base_s, self.cap_s, rng)
 
 
 class GateTicket:
-    """One call's place at a gate: when it may go, and the block that this was worked out for."""
+    """One call's state at the gate: when it may start, and the closing (`block`) that this was computed for."""
 
-    __slots__ = ("block", "goes_at")
+    __slots__ = ("block", "may_start_at")
 
     def __init__(self) -> None:
-        self.block, self.goes_at = 0, -math.inf
+        self.block, self.may_start_at = 0, -math.inf
 
 
-class Gate:
-    """Holds all calls to one provider back while the provider says that there are too many.
+class RateLimitGate:
+    """Holds back all calls to one provider while the provider limits its rate.
 
-    One a provider and event loop.  The call that was told to wait goes as soon as the gate opens; the others follow at
-    random over as long as the gate was closed (`cap_s` seconds at most), so that they do not storm.  `clock` gives
-    monotonic seconds.
+    One per provider and event loop.  The call that was told to wait starts as soon as the gate opens; the others start
+    at random times over as long as the gate was closed (at most `cap_s` seconds), so that they do not arrive together.
+    `clock` gives monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float], rng: random.Random, cap_s: float = 30.0) -> None:
         self._clock, self._rng, self._cap_s = clock, rng, cap_s
         self._opens_at, self._spread_s, self._block = -math.inf, 0.0, 0
 
-    def close(self, wait_s: float, told: GateTicket) -> bool:
-        """Let nobody through for `wait_s` seconds, and then `told` first.
+    def close(self, wait_s: float, ticket: GateTicket) -> bool:
+        """Close the gate for `wait_s` seconds; `ticket` may start first when it opens.
 
-        Returns False, and changes nothing, where the gate stays closed for longer already: `told` is then one of many.
+        Returns False, and changes nothing, if the gate is already closed for longer: `ticket` then waits as the others.
         """
         opens_at = self._clock() + wait_s
         if opens_at <= self._opens_at:
             return False
         self._opens_at, self._spread_s = opens_at, min(wait_s, self._cap_s)
         self._block += 1
-        told.block, told.goes_at = self._block, opens_at
+        ticket.block, ticket.may_start_at = self._block, opens_at
         return True
 
-    def wait_s(self, turn: GateTicket, deadline: float = math.inf) -> float:
-        """Return how long `turn` has to wait from now, in seconds; it may go when that is 0 or less.
+    def wait_s(self, ticket: GateTicket, deadline: float = math.inf) -> float:
+        """Return how long `ticket` has to wait from now, in seconds; it may start if that is 0 or less.
 
-        Ask again after the wait: the gate may have closed meanwhile.  A wait is spread over what is left before
-        `deadline`, and reaches past it only where the gate itself does.
+        Call it again after the wait: the gate may have closed in the meantime.  Waits are spread over the time left
+        before `deadline`, and exceed it only if the gate stays closed until after it.
         """
         now = self._clock()
-        if turn.block != self._block:
-            turn.block = self._block
+        if ticket.block != self._block:
+            ticket.block = self._block
             if now < self._opens_at:
                 spread_s = max(0.0, min(self._spread_s, (deadline - self._opens_at) / 2))
-                turn.goes_at = max(turn.goes_at, self._opens_at + self._rng.uniform(0, spread_s))
-        return turn.goes_at - now
+                ticket.may_start_at = max(ticket.may_start_at, self._opens_at + self._rng.uniform(0, spread_s))
+        return ticket.may_start_at - now

@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes that arrive in any pieces."""
+"""A parser of server-sent events from chunks of bytes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import NamedTuple
 from batchray.errors import InvalidResponseError
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
-"""The longest line, and the longest data of one event: far above any delta, far below what hurts a worker."""
+"""Limit of a line, and of one event's data: far more than any delta, far less than what harms a worker."""
 
 _BOM = b"\xef\xbb\xbf"
 
 
 class Event(NamedTuple):
-    """One event.  `name` is empty where the stream gives none; `data` has its lines joined by a line feed."""
+    """One event.  `name` is empty if the stream gives none; `data` is its lines, joined by line feeds."""
 
     name: bytes
     data: bytes
 
 
 class EventParser:
-    """Parses one event stream; holds no more than an unfinished event.
+    """Parses one event stream; buffers at most one unfinished event.
 
-    An event that the stream's end cuts off is never given out.  A field without a colon has an empty value.
+    An event that the end of the stream cuts off is dropped.  A field without a colon has an empty value.
     Source: WHATWG HTML, 9.2.6 "Interpreting an event stream"; `id` and `retry` are ignored.
     """
 
     def __init__(self, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self._max_bytes = max_line_bytes
-        self._pieces: list[bytes] = []  # of an unfinished line; joined once, so that tiny chunks cost no more
+        self._pieces: list[bytes] = []  # of an unfinished line; joined once, so that tiny chunks stay cheap
         self._n_bytes = 0
         self._is_first_line, self._ends_in_cr = True, False
         self._name = b""
@@ -54,10 +54,10 @@ class EventParser:
             self._pieces.append(rest)
             self._n_bytes += len(rest)
             self._check(self._n_bytes)
-        return self._take(lines)
+        return self._events_of(lines)
 
     def _end_line(self, end: bytes) -> bytes:
-        """Return the whole line that earlier chunks began and `end` ends."""
+        """Return the complete line that earlier chunks began and `end` ends."""
         line = b"".join((*self._pieces, end)) if self._pieces else end
         self._pieces.clear()
         self._n_bytes = 0
@@ -66,10 +66,10 @@ class EventParser:
             line = line.removeprefix(_BOM)
         return line
 
-    def _take(self, lines: list[bytes]) -> list[Event]:
+    def _events_of(self, lines: list[bytes]) -> list[Event]:
         events: list[Event] = []
         data = self._data
-        for line in lines:  # two lines a token: the hot path, hence no calls of our own in it
+        for line in lines:  # hot path, two lines per token: no calls to our own functions here
             if line[:5] == b"data:" or line == b"data":
                 self._n_data_bytes += len(line)
                 if self._n_data_bytes > self._max_bytes:

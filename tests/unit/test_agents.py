@@ -15,7 +15,7 @@ from batchray.agents import AttemptReport, AttemptRunner, Clients, Run, ToolLoop
 from batchray.agents.tools import load_tools
 from batchray.config import BoundAgent, Provider
 from batchray.errors import ConfigError, InvalidResponseError, InvalidToolCallError
-from batchray.models import ModelCall, ModelReply, RulesModel, said
+from batchray.models import ModelCall, ModelReply, RulesModel, reply_parts
 from batchray.schema import (
     AgentRequest,
     Message,
@@ -138,7 +138,7 @@ def new_run(**request: Any) -> Run:
 
 async def test_arguments_that_are_no_json_are_told_to_the_model() -> None:
     bad = [ToolCall.of("1", "double", '{"n": '), ToolCall.of("2", "double", "[1]"), ToolCall.of("3", "double", "")]
-    run, model = new_run(), Replies(ModelReply(tool_calls=bad), ModelReply(said("sorry")))
+    run, model = new_run(), Replies(ModelReply(tool_calls=bad), ModelReply(reply_parts("sorry")))
     loop = ToolLoop(bound(model="offline/rules").agent, model, load_tools([double], 1.0))
     assert await loop.run(run) is StopReason.END_TURN
     told = [text or "" for _, text in returns(run.messages)]
@@ -151,7 +151,9 @@ async def test_arguments_that_are_no_json_are_told_to_the_model() -> None:
 
 async def test_an_answer_cut_at_its_limit_of_tokens_is_kept_and_fails() -> None:
     run = new_run()
-    loop = ToolLoop(bound(model="offline/rules").agent, Replies(ModelReply(said("It is"), finish_reason="length")), {})
+    loop = ToolLoop(
+        bound(model="offline/rules").agent, Replies(ModelReply(reply_parts("It is"), finish_reason="length")), {}
+    )
     with pytest.raises(InvalidResponseError, match="max_tokens_exceeded"):
         await loop.run(run)
     assert [message.text for message in run.messages] == ["It is"]
@@ -160,7 +162,7 @@ async def test_an_answer_cut_at_its_limit_of_tokens_is_kept_and_fails() -> None:
 async def test_the_model_is_asked_with_the_whole_conversation_and_the_agents_settings() -> None:
     agent = bound(model="offline/rules", system="be brief", temperature=0.5, max_tokens=9, body={"top_p": 0.1}).agent
     model = Replies(ModelReply(tool_calls=[ToolCall.of("1", "double", '{"n":1}')], usage=Usage(prompt_tokens=3)))
-    model.replies.append(ModelReply(said("2"), usage=Usage(prompt_tokens=4)))
+    model.replies.append(ModelReply(reply_parts("2"), usage=Usage(prompt_tokens=4)))
     run = Run(JOB, 0, new_run().request, deadline=99.0, now=lambda: datetime(2026, 1, 2, tzinfo=UTC))
     await ToolLoop(agent, model, load_tools([double], 1.0)).run(run)
     first, second = model.asked
@@ -171,8 +173,8 @@ async def test_the_model_is_asked_with_the_whole_conversation_and_the_agents_set
     assert (run.usage.prompt_tokens, run.usage.step_count) == (7, 2)
     assert {message.created_at.isoformat() for message in run.messages} == {"2026-01-02T00:00:00+00:00"}
     run = new_run(override_system="sing")
-    await ToolLoop(agent, Replies(ModelReply(said("la"))), {}).run(run)
-    model = Replies(ModelReply(said("la")))
+    await ToolLoop(agent, Replies(ModelReply(reply_parts("la"))), {}).run(run)
+    model = Replies(ModelReply(reply_parts("la")))
     await ToolLoop(agent, model, {}).run(run)
     assert model.asked[0].system == "sing"
 

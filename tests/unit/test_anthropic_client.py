@@ -15,7 +15,8 @@ from batchray.agents.tools import load_tools
 from batchray.config import Agent
 from batchray.errors import ConfigError, InvalidResponseError, ModelAPIError
 from batchray.models import ModelCall, ModelReply, ToolSpec, make_client
-from batchray.models.anthropic import BASE_URL, MAX_TOKENS, AnthropicClient, request_body
+from batchray.models.anthropic import BASE_URL, AnthropicClient
+from batchray.models.anthropic_request import MAX_TOKENS, request_body
 from batchray.schema import (
     AgentRequest,
     Message,

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from batchray.errors import ModelAPIError
-from batchray.models import ModelCall, ToolSpec, anthropic, openai
+from batchray.models import ModelCall, ToolSpec, anthropic_request, openai
 from batchray.schema import (
     Base64Image,
     ContentPart,
@@ -42,7 +42,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 BODIES: dict[str, Callable[[ModelCall], dict[str, Any]]] = {
     "openai": openai.request_body,
-    "anthropic": anthropic.request_body,
+    "anthropic": anthropic_request.request_body,
 }
 
 ASKED = message("user", "What is 1 + 1?")

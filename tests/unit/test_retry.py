@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchray.models.retry import Gate, GateTicket, RetryPolicy
+from batchray.models.retry import GateTicket, RateLimitGate, RetryPolicy
 from batchray.support.backoff import backoff_s, retry_after_s
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples
@@ -90,12 +90,12 @@ def test_backoff_without_randomness_doubles_up_to_its_cap() -> None:
 
 
 def test_an_open_gate_lets_everybody_through() -> None:
-    assert Gate(Clock(), random.Random(1)).wait_s(GateTicket()) <= 0
+    assert RateLimitGate(Clock(), random.Random(1)).wait_s(GateTicket()) <= 0
 
 
 def test_nobody_goes_while_the_gate_is_closed_and_the_told_call_goes_as_it_opens() -> None:
     clock = Clock()
-    gate, told, other = Gate(clock, random.Random(1)), GateTicket(), GateTicket()
+    gate, told, other = RateLimitGate(clock, random.Random(1)), GateTicket(), GateTicket()
     assert gate.close(5, told)
     assert gate.wait_s(told) == 5
     assert gate.wait_s(other) > 5
@@ -109,7 +109,7 @@ def test_nobody_goes_while_the_gate_is_closed_and_the_told_call_goes_as_it_opens
 @settings(deadline=None)
 @given(st.floats(0.001, 1000), st.integers(0, 2**32))
 def test_the_others_are_spread_over_the_length_of_the_block_up_to_the_cap(wait_s: float, seed: int) -> None:
-    gate = Gate(Clock(), random.Random(seed), cap_s=30)
+    gate = RateLimitGate(Clock(), random.Random(seed), cap_s=30)
     gate.close(wait_s, GateTicket())
     waits = [gate.wait_s(GateTicket()) for _ in range(50)]
     # To the rounding of a clock near 100 s.
@@ -120,7 +120,7 @@ def test_the_others_are_spread_over_the_length_of_the_block_up_to_the_cap(wait_s
 
 def test_a_call_that_comes_after_the_block_does_not_wait() -> None:
     clock = Clock()
-    gate = Gate(clock, random.Random(1))
+    gate = RateLimitGate(clock, random.Random(1))
     gate.close(5, GateTicket())
     clock.now += 5.001
     assert gate.wait_s(GateTicket()) <= 0
@@ -128,17 +128,17 @@ def test_a_call_that_comes_after_the_block_does_not_wait() -> None:
 
 def test_asking_again_does_not_lengthen_a_wait() -> None:
     clock = Clock()
-    gate, turn = Gate(clock, random.Random(1)), GateTicket()
+    gate, turn = RateLimitGate(clock, random.Random(1)), GateTicket()
     gate.close(5, GateTicket())
-    goes_at = clock.now + gate.wait_s(turn)
+    may_start_at = clock.now + gate.wait_s(turn)
     for _ in range(10):
         clock.now += 0.4
-        assert clock.now + gate.wait_s(turn) == pytest.approx(goes_at)
+        assert clock.now + gate.wait_s(turn) == pytest.approx(may_start_at)
 
 
 def test_a_longer_block_holds_back_those_who_were_told_of_a_shorter_one() -> None:
     clock = Clock()
-    gate, first, second = Gate(clock, random.Random(1)), GateTicket(), GateTicket()
+    gate, first, second = RateLimitGate(clock, random.Random(1)), GateTicket(), GateTicket()
     gate.close(5, first)
     clock.now += 1
     assert gate.close(10, second)
@@ -148,7 +148,7 @@ def test_a_longer_block_holds_back_those_who_were_told_of_a_shorter_one() -> Non
 
 
 def test_a_shorter_block_changes_nothing() -> None:
-    gate, told = Gate(Clock(), random.Random(1)), GateTicket()
+    gate, told = RateLimitGate(Clock(), random.Random(1)), GateTicket()
     gate.close(5, told)
     assert not gate.close(1, GateTicket())
     assert gate.wait_s(told) == 5
@@ -156,7 +156,7 @@ def test_a_shorter_block_changes_nothing() -> None:
 
 def test_when_many_are_told_at_once_one_goes_first() -> None:
     clock = Clock()
-    gate, turns = Gate(clock, random.Random(1)), [GateTicket() for _ in range(100)]
+    gate, turns = RateLimitGate(clock, random.Random(1)), [GateTicket() for _ in range(100)]
     for turn in turns:
         gate.close(5, turn)
         assert gate.wait_s(turn) >= 5
@@ -166,7 +166,7 @@ def test_when_many_are_told_at_once_one_goes_first() -> None:
 
 def test_the_spread_ends_before_the_deadline_and_the_block_does_not() -> None:
     clock = Clock()
-    gate = Gate(clock, random.Random(1))
+    gate = RateLimitGate(clock, random.Random(1))
     gate.close(10, GateTicket())
     assert all(gate.wait_s(GateTicket(), deadline=112) < 12 for _ in range(100))
     assert gate.wait_s(GateTicket(), deadline=104) >= 10
