@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.polling import until
+from tests.server.http_client import BATCHES, CONNECTION_ERRORS, ask, results
 from tests.server.receiver import Receiver
-from tests.server.talk import BATCHES, LOST, ask, results
 
 AGENTS = Path(__file__).parent / "agents.yaml"
 
@@ -68,7 +68,7 @@ class Sender:
             job = ask(url, BATCHES, body)
         except urllib.error.HTTPError:  # an answer, if not the wanted one
             raise
-        except LOST:
+        except CONNECTION_ERRORS:
             self.ledger.unanswered.append(texts)
             return False
         self.ledger.batches[job["id"]] = texts

@@ -24,8 +24,8 @@ import psutil
 from tests.chaos.judge import Ledger, hold_against
 from tests.polling import seconds_until, until
 from tests.provider_server import ProviderServer
+from tests.server.http_client import BATCHES, ask, if_available, results
 from tests.server.live import LiveServer, live_server
-from tests.server.talk import BATCHES, ask, if_there, results
 
 _POLL_S = 0.25
 _N_STEPS = 2
@@ -97,7 +97,7 @@ class Supervised:
         self._is_up.clear()
         n_ended = len(self.statuses)
         psutil.Process(self.pid).terminate()
-        unready_s = seconds_until(lambda: if_there(lambda: ask(self.url, "/readyz")) is None, 60)
+        unready_s = seconds_until(lambda: if_available(lambda: ask(self.url, "/readyz")) is None, 60)
         ended_s = unready_s + seconds_until(lambda: len(self.statuses) > n_ended, 120)
         until(self._is_up.is_set, 120)
         return unready_s, ended_s
@@ -125,19 +125,19 @@ class Client:
     def create(self, requests: list[dict[str, Any]], timeout_s: float = 120) -> str:
         """Send a batch, as often as it takes, with one idempotency key."""
         send = functools.partial(ask, self.url, BATCHES, {"requests": requests}, Idempotency_Key=uuid.uuid4().hex)
-        job_id = str(until(lambda: if_there(send), timeout_s)["id"])
+        job_id = str(until(lambda: if_available(send), timeout_s)["id"])
         self.ledger.batches[job_id] = [each["custom_id"] for each in requests]
         self.ledger.n_calls_needed += sum(_CALLS[each["agent_id"]] for each in requests)
         return job_id
 
     def job(self, job_id: str) -> dict[str, Any] | None:
         """Return a job, or None while the server does not answer."""
-        job: dict[str, Any] | None = if_there(lambda: ask(self.url, f"{BATCHES}/{job_id}"))
+        job: dict[str, Any] | None = if_available(lambda: ask(self.url, f"{BATCHES}/{job_id}"))
         return job
 
     def results(self, job_id: str) -> list[dict[str, Any]]:
         """Return the outcomes that there are."""
-        return if_there(lambda: list(results(self.url, job_id))) or []
+        return if_available(lambda: list(results(self.url, job_id))) or []
 
     @property
     def done(self) -> int:

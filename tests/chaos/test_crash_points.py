@@ -16,9 +16,9 @@ from batchray.store import Store
 from batchray.support.failpoints import VARIABLE, FailpointName
 from tests.chaos.judge import AGENTS, Sender, called_back
 from tests.polling import until
+from tests.server.http_client import BATCHES, ask, if_available
 from tests.server.live import ServerDiedError, live_server
 from tests.server.receiver import receiver
-from tests.server.talk import BATCHES, ask, if_there
 
 # A later passage where the first would leave nothing that was acknowledged before.
 CRASHES: dict[str, str] = {
@@ -69,7 +69,7 @@ def test_fifty_creates_at_once_with_one_key_across_a_kill_are_one_job(name: str,
     send = functools.partial(ask, f"http://127.0.0.1:{port}", BATCHES, body, Idempotency_Key="one")
 
     def create(_: int) -> str:
-        return str(until(lambda: if_there(send), 90)["id"])
+        return str(until(lambda: if_available(send), 90)["id"])
 
     options = ("--port", str(port))
     with ThreadPoolExecutor(50) as pool:

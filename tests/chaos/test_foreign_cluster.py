@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.polling import seconds_until, until
+from tests.server.http_client import BATCHES, ask, status_of
 from tests.server.live import ROOT, live_server
-from tests.server.talk import get, post
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
@@ -36,12 +36,12 @@ def test_a_server_ends_with_a_sentence_and_its_jobs_go_on_at_the_next_start(
             with live_server(
                 tmp_path / "data", *options, executor="ray", RAY_TMPDIR=short, RAY_AUTH_MODE="disabled"
             ) as server:
-                assert get(server, "/readyz")[0] == 200
+                assert status_of(server.url, "/readyz") == 200
                 for process in [*psutil.Process(cluster.pid).children(recursive=True), psutil.Process(cluster.pid)]:
                     process.kill()
                 killed = time.monotonic()
-                noticed_s = seconds_until(lambda: get(server, "/readyz")[0] == 503, 20)
-                job = post(server, "/v1/messages/batches", {"requests": requests})
+                noticed_s = seconds_until(lambda: status_of(server.url, "/readyz") == 503, 20)
+                job = ask(server.url, BATCHES, {"requests": requests})
                 status = server.process.wait(120)
                 ended_s = time.monotonic() - killed
                 server.stop()
@@ -49,5 +49,5 @@ def test_a_server_ends_with_a_sentence_and_its_jobs_go_on_at_the_next_start(
     assert "Ray is lost and could not be restarted" in server.log
     assert "Traceback" not in server.log
     with live_server(tmp_path / "data") as server:
-        until(lambda: get(server, f"/v1/messages/batches/{job['id']}")[1]["status"] == "completed", 60)
+        until(lambda: ask(server.url, f"{BATCHES}/{job['id']}")["status"] == "completed", 60)
     report(noticed_s=round(noticed_s, 1), ended_s=round(ended_s, 1))

@@ -14,9 +14,9 @@ from batchray.store import Store
 from tests.chaos.judge import AGENTS, Sender, all_ended
 from tests.polling import until
 from tests.postgres import Database
+from tests.server.http_client import results
 from tests.server.live import live_server
 from tests.server.receiver import receiver
-from tests.server.talk import results
 
 pytestmark = pytest.mark.chaos
 

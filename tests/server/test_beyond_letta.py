@@ -17,10 +17,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchray import __version__
-from tests.server.client import Answer, call, create, ended, job_when
+from tests.server.http_client import BATCHES, Response, call, create, ended, job_when
 from tests.server.live import LiveServer, live_server
 
-BATCHES = "/v1/messages/batches"
 SUM = {"agent_id": "calculator", "input": "What is 2 + 3?"}
 N_ITEMS = 12
 
@@ -295,7 +294,7 @@ def test_of_many_retries_at_once_one_counts(server: LiveServer) -> None:
 # -- requests that are repeated
 
 
-def post(server: LiveServer, body: object, key: str) -> Answer:
+def post(server: LiveServer, body: object, key: str) -> Response:
     return call(server, "POST", BATCHES, body, headers={"Idempotency-Key": key})
 
 

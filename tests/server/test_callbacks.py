@@ -10,7 +10,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from tests.polling import until
-from tests.server.client import call, create, ended, job_when
+from tests.server.http_client import call, create, ended, job_when
 from tests.server.live import LiveServer, live_server
 from tests.server.receiver import receiver
 

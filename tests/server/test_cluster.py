@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from tests.polling import until
+from tests.server.http_client import BATCHES, ask, n_done, status_of
 from tests.server.live import LiveServer, live_server
-from tests.server.talk import get, post
 
 pytestmark = pytest.mark.cluster
 
@@ -49,19 +49,19 @@ def batch(n: int, seconds: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
 def test_a_server_starts_its_cluster_anew_and_its_jobs_go_on(name: str, server: LiveServer) -> None:
-    job = post(server, "/v1/messages/batches", batch(400, 0.2))
-    until(lambda: done(server, job["id"]) > 40, 60)
+    job = ask(server.url, BATCHES, batch(400, 0.2))
+    until(lambda: n_done(server, job["id"]) > 40, 60)
 
     process_of(server, name).kill()
     killed = time.monotonic()
-    until(lambda: get(server, "/readyz")[0] == 503, 20)
+    until(lambda: status_of(server.url, "/readyz") == 503, 20)
     noticed_s = time.monotonic() - killed
-    until(lambda: get(server, "/readyz")[0] == 200, 60)
+    until(lambda: status_of(server.url, "/readyz") == 200, 60)
     back_s = time.monotonic() - killed
     until(lambda: status(server, job["id"]) not in ("created", "running"), 100)
 
     print(f"{name}: noticed after {noticed_s:.1f} s, back after {back_s:.1f} s")
-    counts = get(server, f"/v1/messages/batches/{job['id']}")[1]["metadata"]["request_counts"]
+    counts = ask(server.url, f"{BATCHES}/{job['id']}")["metadata"]["request_counts"]
     assert (counts["succeeded"], counts["total"]) == (400, 400)
     family = psutil.Process(server.pid).children(recursive=True)
     assert server.stop() == 0
@@ -69,10 +69,5 @@ def test_a_server_starts_its_cluster_anew_and_its_jobs_go_on(name: str, server: 
     assert "Traceback" not in server.log
 
 
-def done(server: LiveServer, job_id: str) -> int:
-    counts = get(server, f"/v1/messages/batches/{job_id}")[1]["metadata"]["request_counts"]
-    return int(counts["total"] - counts["pending"])
-
-
 def status(server: LiveServer, job_id: str) -> str:
-    return str(get(server, f"/v1/messages/batches/{job_id}")[1]["status"])
+    return str(ask(server.url, f"{BATCHES}/{job_id}")["status"])

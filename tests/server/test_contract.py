@@ -12,10 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.server.client import call, create, ended
+from tests.server.http_client import BATCHES, call, create, ended
 from tests.server.live import LiveServer
 
-BATCHES = "/v1/messages/batches"
 UNKNOWN_JOB = "job-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"
 SUM = {"agent_id": "calculator", "input": "What is 2 + 3?"}
 USER = {"role": "user", "content": "x"}

@@ -12,9 +12,9 @@ import pytest
 
 from tests.polling import until
 from tests.provider_server import run_in_thread
-from tests.server.live import LiveServer, live_server
+from tests.server.http_client import BATCHES, ask, cancel, counts_of, job_of
+from tests.server.live import live_server
 from tests.server.receiver import Receiver, receiver
-from tests.server.talk import BATCHES, get, patch, post
 
 
 @pytest.fixture
@@ -40,31 +40,23 @@ def start(directory: Path, base_url: str, **environment: str) -> Any:
     return live_server(directory / "data", *options, agents=file, BATCHRAY_CALLBACK_NETWORKS=networks, **environment)
 
 
-def job_of(server: LiveServer, job_id: str) -> Any:
-    return get(server, f"{BATCHES}/{job_id}")[1]
-
-
-def counts(server: LiveServer, job_id: str) -> dict[str, int]:
-    return dict(job_of(server, job_id)["metadata"]["request_counts"])
-
-
 def test_a_canceled_batch_asks_nothing_more_and_is_over_within_10_s(tmp_path: Path, hook: Receiver) -> None:
     requests = [{"agent_id": "good", "input": f"question {n}"} for n in range(3000)]
     blocked = [{"agent_id": "block", "input": "60"}] * 5
     with run_in_thread(latency_s=0.2) as provider, start(tmp_path, provider.base_url) as server:
-        job_id = post(server, BATCHES, {"requests": [*blocked, *requests], "callback_url": hook.url})["id"]
-        until(lambda: counts(server, job_id)["succeeded"] > 20, 60)
+        job_id = ask(server.url, BATCHES, {"requests": [*blocked, *requests], "callback_url": hook.url})["id"]
+        until(lambda: counts_of(server, job_id)["succeeded"] > 20, 60)
         canceled = time.monotonic()
-        assert patch(server, f"{BATCHES}/{job_id}/cancel") == (200, None)
+        assert cancel(server, job_id)[::2] == (200, None)
         until(lambda: job_of(server, job_id)["status"] == "cancelled")
         assert time.monotonic() - canceled < 10
         assert provider.calls[-1].at - canceled < 2
         until(lambda: bool(hook.received))
 
         ended = job_of(server, job_id)
-        assert counts(server, job_id)["pending"] == 0
-        assert counts(server, job_id)["canceled"] > 2000
-        assert patch(server, f"{BATCHES}/{job_id}/cancel") == (200, None)
+        assert counts_of(server, job_id)["pending"] == 0
+        assert counts_of(server, job_id)["canceled"] > 2000
+        assert cancel(server, job_id)[::2] == (200, None)
         until(lambda: bool(job_of(server, job_id)["callback_sent_at"]))
         again = job_of(server, job_id)
         assert {**again, "callback_sent_at": None, "callback_status_code": None} == {
@@ -81,16 +73,16 @@ def test_a_cancel_that_was_answered_outlives_a_crash(tmp_path: Path, hook: Recei
     requests = [{"agent_id": "good", "input": f"question {n}"} for n in range(3000)]
     with run_in_thread(latency_s=0.2) as provider:
         with start(tmp_path, provider.base_url) as server:
-            job_id = post(server, BATCHES, {"requests": requests, "callback_url": hook.url})["id"]
-            until(lambda: counts(server, job_id)["succeeded"] > 20, 60)
-            assert patch(server, f"{BATCHES}/{job_id}/cancel") == (200, None)
+            job_id = ask(server.url, BATCHES, {"requests": requests, "callback_url": hook.url})["id"]
+            until(lambda: counts_of(server, job_id)["succeeded"] > 20, 60)
+            assert cancel(server, job_id)[::2] == (200, None)
             server.process.kill()
             server.process.wait()
         n_calls = provider.n_calls
         with start(tmp_path, provider.base_url) as server:
             until(lambda: job_of(server, job_id)["status"] == "cancelled")
             until(lambda: bool(hook.received))
-            assert counts(server, job_id)["canceled"] > 2000
+            assert counts_of(server, job_id)["canceled"] > 2000
             assert server.stop() == 0
         assert provider.n_calls == n_calls
     assert told(hook) == ["cancelled"]
@@ -100,9 +92,9 @@ def test_an_expired_batch_keeps_what_is_done_and_sends_its_callback(tmp_path: Pa
     requests = [{"agent_id": "good", "input": f"question {n}"} for n in range(8)]
     blocked = [{"agent_id": "block", "input": "60"}] * 5
     with run_in_thread() as provider, start(tmp_path, provider.base_url, BATCHRAY_JOB_DEADLINE_S="4") as server:
-        job_id = post(server, BATCHES, {"requests": [*blocked, *requests], "callback_url": hook.url})["id"]
+        job_id = ask(server.url, BATCHES, {"requests": [*blocked, *requests], "callback_url": hook.url})["id"]
         until(lambda: job_of(server, job_id)["status"] == "expired")
         until(lambda: bool(hook.received))
-        assert (counts(server, job_id)["succeeded"], counts(server, job_id)["expired"]) == (8, 5)
+        assert (counts_of(server, job_id)["succeeded"], counts_of(server, job_id)["expired"]) == (8, 5)
         assert server.stop() == 0
     assert told(hook) == ["expired"]

@@ -15,10 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from batchray.cli.main import cli
-from tests.server.client import Answer, call
+from tests.server.http_client import BATCHES, Response, call
 from tests.server.live import QUICKSTART, ROOT, LiveServer, live_server
 
-BATCHES = "/v1/messages/batches"
 SUM = {"agent_id": "calculator", "input": "What is 2 + 3?"}
 UNKNOWN = "1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"
 
@@ -40,7 +39,7 @@ class User(NamedTuple):
     server: LiveServer
     key: str
 
-    def call(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+    def call(self, method: str, path: str, body: object = None, **headers: str) -> Response:
         return call(self.server, method, path, body, headers={"Authorization": f"Bearer {self.key}", **headers})
 
     def ended(self, body: object) -> dict[str, Any]:
@@ -164,7 +163,7 @@ def her_agent(alice: User) -> str:
     return str(agent["id"])
 
 
-def like_unknown(ask: Callable[[str], Answer], hers: str) -> None:
+def like_unknown(ask: Callable[[str], Response], hers: str) -> None:
     """Assert that a thing of hers is answered as one that there is not: status, headers, body."""
     prefix = hers.partition("-")[0]
     unknown = f"{prefix}-{UNKNOWN}"

@@ -20,10 +20,11 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+import batchray
 from tests.chaos.kit import check_no_process_is_left
 from tests.polling import until
+from tests.server.http_client import BATCHES, ask, cancel, if_available, job_of, n_done, status_of
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
-from tests.server.talk import BATCHES, get, if_there, patch, post
 from tests.sqlite_lock import locked
 
 GRACE_S = 2
@@ -39,15 +40,6 @@ def waiting(tmp_path: Path) -> Path:
 
 def batch(n: int, seconds: float) -> dict[str, Any]:
     return {"requests": [{"agent_id": "wait", "input": str(seconds)}] * n}
-
-
-def job_of(server: LiveServer, job_id: str) -> Any:
-    return get(server, f"{BATCHES}/{job_id}")[1]
-
-
-def done(server: LiveServer, job_id: str) -> int:
-    counts = job_of(server, job_id)["metadata"]["request_counts"]
-    return int(counts["total"] - counts["pending"])
 
 
 def succeeded(server: LiveServer, job_id: str) -> int:
@@ -68,15 +60,15 @@ def terminate(server: LiveServer, *, times: int = 1) -> tuple[float, float, int]
 
 def is_ready(server: LiveServer) -> bool:
     try:
-        return get(server, "/readyz")[0] == 200
+        return status_of(server.url, "/readyz") == 200
     except (urllib.error.URLError, OSError):
         return False
 
 
 def test_it_says_where_it_listens_and_ends_with_status_0(tmp_path: Path) -> None:
     with live_server(tmp_path / "data") as server:
-        assert get(server, "/readyz")[0] == 200
-        assert get(server, "/v1/health/") == (200, {"version": "0.1.0", "status": "ok"})
+        assert status_of(server.url, "/readyz") == 200
+        assert ask(server.url, "/v1/health/") == {"version": batchray.__version__, "status": "ok"}
         assert server.stop() == 0
     assert "Traceback" not in server.log
 
@@ -88,8 +80,8 @@ def test_a_terminated_server_leaves_its_jobs_to_the_next_one(executor: str, tmp_
     job_ids: list[str] = []
     for _ in range(3 if executor == "local" else 1):
         with live_server(tmp_path / "data", *options, agents=waiting, executor=executor, **environment) as server:
-            job_ids.append(post(server, BATCHES, batch(40, 0.2))["id"])
-            before = [done(server, job_id) for job_id in job_ids]
+            job_ids.append(ask(server.url, BATCHES, batch(40, 0.2))["id"])
+            before = [n_done(server, job_id) for job_id in job_ids]
             time.sleep(rng.uniform(0, 0.5))  # any moment is as good as another
             unready_s, ended_s, status = terminate(server)
         assert status == 0, server.log
@@ -97,28 +89,28 @@ def test_a_terminated_server_leaves_its_jobs_to_the_next_one(executor: str, tmp_
         assert ended_s < GRACE_S + 5
         assert "Traceback" not in server.log
     with live_server(tmp_path / "data", *options, agents=waiting, executor="local", **environment) as server:
-        assert all(done(server, job_id) >= n for job_id, n in zip(job_ids, before, strict=True))
+        assert all(n_done(server, job_id) >= n for job_id, n in zip(job_ids, before, strict=True))
         assert [succeeded(server, job_id) for job_id in job_ids] == [40] * len(job_ids)
 
 
 def test_items_that_do_not_end_within_the_grace_period_wait_for_the_next_server(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
-        job_id = post(server, BATCHES, batch(3, 60))["id"]
+        job_id = ask(server.url, BATCHES, batch(3, 60))["id"]
         until(lambda: in_flight(server) == 3)
         unready_s, ended_s, status = terminate(server, times=2)
     assert (status, unready_s < 1, 1 < ended_s < 1 + 5) == (0, True, True), server.log
     with live_server(tmp_path / "data", agents=waiting) as server:
         until(lambda: in_flight(server) == 3)
-        assert done(server, job_id) == 0
-        assert [item["attempts"] for item in get(server, f"{BATCHES}/{job_id}/items")[1]] == [2, 2, 2]
-        assert patch(server, f"{BATCHES}/{job_id}/cancel")[0] == 200
+        assert n_done(server, job_id) == 0
+        assert [item["attempts"] for item in ask(server.url, f"{BATCHES}/{job_id}/items")] == [2, 2, 2]
+        assert cancel(server, job_id).status == 200
 
 
 @pytest.mark.cluster
 def test_a_lane_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
     environment = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
     with live_server(tmp_path / "data", "--lanes", "1", agents=waiting, executor="ray", **environment) as server:
-        job_id = post(server, BATCHES, batch(3, 60))["id"]
+        job_id = ask(server.url, BATCHES, batch(3, 60))["id"]
         family = set(psutil.Process(server.pid).children(recursive=True))
         stopped = [process for process in family if process.name().startswith(("ray::Lane", "ray::Job"))]
         until(lambda: in_flight(server) == 3)
@@ -130,13 +122,13 @@ def test_a_lane_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, waiti
     check_no_process_is_left(family, 30, with_agents=False)
     with live_server(tmp_path / "data", agents=waiting) as server:
         until(lambda: in_flight(server) == 3)
-        assert patch(server, f"{BATCHES}/{job_id}/cancel")[0] == 200
+        assert cancel(server, job_id).status == 200
 
 
 def test_a_store_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
-        job_id = post(server, BATCHES, batch(40, 0.2))["id"]
-        until(lambda: done(server, job_id) > 4)
+        job_id = ask(server.url, BATCHES, batch(40, 0.2))["id"]
+        until(lambda: n_done(server, job_id) > 4)
         with locked(tmp_path / "data"):
             _, ended_s, status = terminate(server)
     assert (status, ended_s < 1 + 5) == (0, True), (ended_s, server.log)
@@ -147,13 +139,13 @@ def test_a_store_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, wait
 
 def test_a_cancel_that_cannot_be_kept_is_done_and_not_confirmed(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting) as server:
-        job_id = post(server, BATCHES, batch(3, 60))["id"]
+        job_id = ask(server.url, BATCHES, batch(3, 60))["id"]
         until(lambda: in_flight(server) == 3)
         with locked(tmp_path / "data"):
-            status, answer = patch(server, f"{BATCHES}/{job_id}/cancel")
+            status, _, answer = cancel(server, job_id)
             assert (status, "ask again" in answer["detail"]) == (503, True)
             assert in_flight(server) == 0
-        assert patch(server, f"{BATCHES}/{job_id}/cancel")[0] == 200
+        assert cancel(server, job_id).status == 200
         until(lambda: job_of(server, job_id)["status"] == "cancelled")
 
 
@@ -176,12 +168,12 @@ def test_a_termination_in_the_middle_of_an_upload_takes_nothing_half(tmp_path: P
             unready_s, ended_s, status = terminate(server)
     assert (status, unready_s < 1, ended_s < GRACE_S + 5) == (0, True, True), server.log
     with live_server(tmp_path / "data", agents=waiting) as server:
-        assert get(server, BATCHES)[1] == []
+        assert ask(server.url, BATCHES) == []
 
 
 def test_a_watcher_of_a_batch_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
-        job_id = post(server, BATCHES, batch(1, 60))["id"]
+        job_id = ask(server.url, BATCHES, batch(1, 60))["id"]
         address = urlsplit(server.url)
         with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=30) as watcher:
             watcher.sendall(f"GET {BATCHES}/{job_id}/events HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
@@ -213,11 +205,11 @@ def test_a_server_that_is_terminated_while_it_starts_ends_with_status_0(
 
 def test_a_small_job_behind_a_large_one_starts_within_a_second(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", "--max-in-flight", "64", agents=waiting) as server:
-        large_id = post(server, BATCHES, batch(100_000, 0.5))["id"]
+        large_id = ask(server.url, BATCHES, batch(100_000, 0.5))["id"]
         until(lambda: in_flight(server) == 64, 60)
-        small_id = post(server, BATCHES, batch(10, 0))["id"]
+        small_id = ask(server.url, BATCHES, batch(10, 0))["id"]
         accepted = time.monotonic()
-        until(lambda: done(server, small_id) > 0)
+        until(lambda: n_done(server, small_id) > 0)
         assert time.monotonic() - accepted < 1
         assert succeeded(server, small_id) == 10
         assert job_of(server, large_id)["status"] == "running"
@@ -225,11 +217,11 @@ def test_a_small_job_behind_a_large_one_starts_within_a_second(tmp_path: Path, w
 
 def test_runs_of_one_request_leave_batches_their_turn(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_MAX_RUNNING_JOBS="1") as server:
-        asked = partial(post, server, "/v1/agents/wait/messages", {"input": "60"})
-        asking = threading.Thread(target=if_there, args=(asked,))
+        asked = partial(ask, server.url, "/v1/agents/wait/messages", {"input": "60"})
+        asking = threading.Thread(target=if_available, args=(asked,))
         asking.start()
         until(lambda: in_flight(server) == 1)
-        assert succeeded(server, post(server, BATCHES, batch(3, 0))["id"]) == 3
+        assert succeeded(server, ask(server.url, BATCHES, batch(3, 0))["id"]) == 3
         server.kill()
         asking.join()
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.polling import until
 from tests.server.live import LiveServer, live_server
-from tests.server.wire import Reply, head, wire
+from tests.server.raw_http import Reply, head, wire
 
 MAX_BYTES = 268_435_456
 MEBIBYTE = b" " * 2**20

@@ -11,17 +11,12 @@ from batchray.store import Store
 from tests.chaos.judge import AGENTS, Sender, called_back
 from tests.polling import until
 from tests.postgres import Database
+from tests.server.http_client import BATCHES, ask, n_done, results, status_of
 from tests.server.live import LiveServer, live_server
 from tests.server.receiver import receiver
-from tests.server.talk import BATCHES, ask, results, status_of
 
 LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
 QUICK = {"BATCHRAY_LEASE_S": "3"}
-
-
-def done(server: LiveServer, job_id: str) -> int:
-    counts = ask(server.url, f"{BATCHES}/{job_id}")["metadata"]["request_counts"]
-    return int(counts["total"] - counts["pending"])
 
 
 def checked(tmp_path: Path, url: str) -> None:
@@ -40,7 +35,7 @@ def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path:
         ):
             assert client.post(one.url, 400)
             [job_id] = client.job_ids
-            until(lambda: done(one, job_id) > 20)
+            until(lambda: n_done(one, job_id) > 20)
             seen = {line["index"]: line for line in results(two.url, job_id)}
             one.kill()
             client.judge(two.url, hook)
@@ -77,10 +72,10 @@ def test_a_job_is_cancelled_through_another_server_than_its_leader(tmp_path: Pat
         client = Sender()
         assert client.post(one.url, 2000)
         [job_id] = client.job_ids
-        until(lambda: done(two, job_id) > 2)
+        until(lambda: n_done(two, job_id) > 2)
         ask(two.url, f"{BATCHES}/{job_id}/cancel", method="PATCH")
         until(lambda: ask(one.url, f"{BATCHES}/{job_id}")["status"] == "cancelled")
-        assert done(two, job_id) == 2000
+        assert n_done(two, job_id) == 2000
 
 
 def test_of_many_retries_at_once_through_two_servers_one_counts(tmp_path: Path, database: Database) -> None:
@@ -116,7 +111,7 @@ def test_a_database_that_restarts_in_the_middle_of_500_requests_loses_and_repeat
         assert client.post(server.url, 500)
         [job_id] = client.job_ids
         for share in (50, 250):
-            until(lambda share=share: done(server, job_id) > share)  # type: ignore[misc]
+            until(lambda share=share: n_done(server, job_id) > share)  # type: ignore[misc]
             database.stop()
             paused = threading.Event()
             paused.wait(1.0)  # an outage that has a length, whatever else happens

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.client import call, create, ended
+from tests.server.http_client import call, create, ended
 from tests.server.live import LiveServer, live_server
 
 

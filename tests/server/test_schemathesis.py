@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from batchray.server.keys import KeyFile
+from tests.server.http_client import BATCHES, ask
 from tests.server.live import ROOT, LiveServer, live_server
 
 # Their answers do not fail, as those of some of the quickstart's agents do on purpose.
@@ -51,21 +49,15 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404",
 """
 
 
-def ask(server: LiveServer, key: str, path: str, body: Any = None) -> Any:
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(server.url + path, data, headers), timeout=60) as answer:
-        return json.load(answer)
-
-
-def ids_of_what_there_is(server: LiveServer, key: str) -> dict[str, str]:
-    """Make an agent and run a batch."""
-    agent_id = ask(server, key, "/v1/agents/", {"model": "offline/rules"})["id"]
+def create_objects(server: LiveServer, key: str) -> dict[str, str]:
+    """Create an agent, run a batch, and return their ids."""
+    authorization = f"Bearer {key}"
+    agent_id = ask(server.url, "/v1/agents/", {"model": "offline/rules"}, Authorization=authorization)["id"]
     requests = [{"agent_id": each, "input": "Say something."} for each in ("scripted", "other", agent_id) * 10]
-    batch = ask(server, key, "/v1/messages/batches", {"requests": requests})
+    batch = ask(server.url, BATCHES, {"requests": requests}, Authorization=authorization)
     while batch["completed_at"] is None:
         time.sleep(0.05)
-        batch = ask(server, key, f"/v1/messages/batches/{batch['id']}")
+        batch = ask(server.url, f"{BATCHES}/{batch['id']}", Authorization=authorization)
     return {"agent_id": agent_id, "batch_id": batch["id"]}
 
 
@@ -76,7 +68,7 @@ def test_the_server_and_its_document_agree(tmp_path: Path) -> None:
     agents.write_text(AGENTS)
     key = KeyFile(tmp_path / "data").add("schemathesis")
     with live_server(tmp_path / "data", agents=agents) as server:
-        config.write_text(CONFIG % ids_of_what_there_is(server, key))
+        config.write_text(CONFIG % create_objects(server, key))
         command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)]
         command += ["run", f"{server.url}/openapi.json", "--header", f"Authorization: Bearer {key}", "--checks", "all"]
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.server.schema_hooks"}

@@ -18,8 +18,8 @@ import pytest
 
 from tests.chaos.judge import AGENTS, Sender
 from tests.polling import until
+from tests.server.http_client import BATCHES, ask, if_available, status_of
 from tests.server.live import LiveServer, live_server
-from tests.server.talk import BATCHES, ask, if_there, status_of
 from tests.sqlite_lock import locked
 
 
@@ -76,7 +76,7 @@ def test_a_server_starts_though_a_run_that_an_earlier_one_has_left_cannot_be_end
     agents.write_text(json.dumps({"agents": [{"id": "wait", "run": "tests.cluster.agents:wait"}]}))
     with live_server(data_dir, agents=agents) as server:
         asked = partial(ask, server.url, "/v1/agents/wait/messages", {"input": "60"})
-        asking = threading.Thread(target=if_there, args=(asked,))
+        asking = threading.Thread(target=if_available, args=(asked,))
         asking.start()
         until(lambda: n_rows(data_dir, "attempts") == 1)
         server.kill()

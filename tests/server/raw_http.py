@@ -1,4 +1,4 @@
-"""A client below HTTP libraries: sends what they would refuse to send, and reads what comes back."""
+"""A raw connection to a server, for requests that HTTP libraries refuse to send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.live import LiveServer
 
 
 class Reply(NamedTuple):
-    """One answer; `body` is parsed where it is JSON."""
+    """A response; `body` is parsed if it is JSON."""
 
     status: int
     headers: dict[str, str]
@@ -21,7 +21,7 @@ class Reply(NamedTuple):
 
 
 class Wire:
-    """A connection.  A closed or reset one reads as its end."""
+    """A connection.  A reset one reads as a closed one."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
@@ -31,7 +31,7 @@ class Wire:
         self._file.close()  # or the socket would stay open for it
 
     def send(self, *pieces: bytes) -> bool:
-        """Send all of it; False where the server does not take any more."""
+        """Send all pieces; False if the server has closed its side."""
         try:
             for piece in pieces:
                 self.socket.sendall(piece)
@@ -40,7 +40,7 @@ class Wire:
         return True
 
     def reply(self) -> Reply:
-        """Read one answer.  Raises EOFError where there is none."""
+        """Read one response.  Raises EOFError if there is none."""
         try:
             start = self._file.readline()
             if not start:
@@ -56,11 +56,11 @@ class Wire:
         return Reply(int(start.split()[1]), headers, json.loads(body) if is_json else body)
 
     def has_reply(self, timeout: float) -> bool:
-        """Tell whether the server says something, or closes, within some seconds."""
+        """Whether the server responds or closes within `timeout` seconds."""
         return bool(select.select([self.socket], [], [], timeout)[0])
 
     def is_closed(self) -> bool:
-        """Wait for the server to close the connection; False where it says something instead."""
+        """Wait until the server closes the connection; False if it sends something instead."""
         try:
             return not self._file.read(1)
         except ConnectionResetError:
@@ -78,7 +78,7 @@ def wire(server: LiveServer, timeout: float = 60) -> Iterator[Wire]:
 def head(
     path: str = "/v1/messages/batches", method: str = "POST", version: str = "1.1", **headers: str | int | None
 ) -> bytes:
-    """Return a request's head; headers in Python's spelling, None for one that is to be left out."""
+    """Return the head of a request; headers are named in Python's spelling, and None omits one."""
     fields = {"Host": "localhost", "Content-Type": "application/json"}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}  # type: ignore[misc]
     lines = [f"{name}: {value}" for name, value in fields.items() if value is not None]
