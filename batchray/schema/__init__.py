@@ -1,4 +1,14 @@
-"""The wire contract: content parts, messages, requests, jobs, outcomes, agents and ids, as pydantic models."""
+"""The wire contract, as frozen pydantic models, and the pure rules on them.
+
+Owns the JSON that clients send and receive (Letta's batch API), ids, statuses and usage.  Imports nothing but `errors`;
+every other package may import it.  Invariants:
+
+- Field names, their order and their defaults are those of Letta's server; recorded bodies of a real one test this.
+- Ids of items, runs and messages are derived from the job's id and the item's index (`ids`), so none is stored.
+- Unknown fields of requests are ignored, and those of agents are kept, as Letta does.
+
+Start reading at `requests` (input), `messages` (what is stored), `visible` (what a caller sees), `outcomes` (results).
+"""
 
 from batchray.schema.agents import (
     AgentState,
@@ -49,7 +59,7 @@ from batchray.schema.ids import (
     run_id,
 )
 from batchray.schema.jobs import TERMINAL_JOB_STATUSES, BatchJob, JobStatus, JobType, RequestCounts, StopReason
-from batchray.schema.messages import (
+from batchray.schema.letta_messages import (
     ApprovalRequestMessage,
     ApprovalResponseMessage,
     AssistantMessage,
@@ -59,23 +69,17 @@ from batchray.schema.messages import (
     HiddenReasoningMessage,
     LettaMessage,
     LettaToolCall,
-    Message,
-    MessageRole,
-    MessageToolReturn,
     Ping,
     ReasoningMessage,
     StopReasonMessage,
     SummaryMessage,
     SystemMessage,
-    ToolCall,
-    ToolCallFunction,
     ToolCallMessage,
     ToolReturnMessage,
     UsageStatistics,
     UserMessage,
-    letta_messages,
-    of_types,
 )
+from batchray.schema.messages import Message, MessageRole, MessageToolReturn, ToolCall, ToolCallFunction
 from batchray.schema.outcomes import ErrorInfo, ItemStatus, Result, Timing, Usage, status_of
 from batchray.schema.requests import (
     AgentRequest,
@@ -94,7 +98,7 @@ from batchray.schema.requests import (
     ToolReturnCreate,
     ToolReturnPart,
 )
-from batchray.schema.visible import visible_messages
+from batchray.schema.visible import letta_messages, of_types, visible_messages
 
 __all__ = [
     "MAX_INPUT_MESSAGES",

@@ -1,4 +1,4 @@
-"""Agents, runs and responses as Letta's server shows them.  Real servers send more; what is not named here is kept."""
+"""Agents, tools, blocks and responses, with the fields of Letta's server.  Unknown fields are kept."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pydantic import ConfigDict, Field
 
 from batchray.schema.base import OpenModel, UtcDatetime, given
 from batchray.schema.jobs import StopReason
-from batchray.schema.messages import LettaMessage, StopReasonMessage, UsageStatistics
+from batchray.schema.letta_messages import LettaMessage, StopReasonMessage, UsageStatistics
 
 
 class LLMConfig(OpenModel):
-    """Which model an agent asks, and how.  `context_window` is in tokens."""
+    """The model that an agent calls, and its settings.  `context_window` is in tokens."""
 
     model: Annotated[str, Field(min_length=1)]
     model_endpoint_type: str
@@ -25,7 +25,7 @@ class LLMConfig(OpenModel):
 
 
 class EmbeddingConfig(OpenModel):
-    """Which model embeds an agent's memory."""
+    """The model that embeds an agent's memory."""
 
     embedding_model: str
     embedding_endpoint_type: str
@@ -107,7 +107,7 @@ class Memory(OpenModel):
 
 
 class AgentState(OpenModel):
-    """An agent, with the 45 keys of Letta's server; those without a default are required by strict clients."""
+    """An agent, with the 45 keys of Letta's server.  Strict clients require the keys without a default."""
 
     id: str
     agent_type: str = "letta_v1_agent"
@@ -157,7 +157,7 @@ class AgentState(OpenModel):
 
 
 class UpdateAgent(OpenModel):
-    """The body of PATCH /v1/agents/{id}.  Only the fields that were sent and are not null count."""
+    """The body of PATCH /v1/agents/{id}.  Fields that are absent or null are ignored."""
 
     name: str | None = None
     system: str | None = None
@@ -192,7 +192,7 @@ class CreateAgent(UpdateAgent):
 
 
 class LettaResponse(OpenModel):
-    """The answer of POST /v1/agents/{id}/messages: what the agent put out, in the order of time."""
+    """The response to POST /v1/agents/{id}/messages: the agent's output, oldest first."""
 
     messages: list[LettaMessage]
     stop_reason: StopReasonMessage

@@ -1,4 +1,4 @@
-"""What all wire models share: frozen, unknown fields ignored as Letta does, and times in UTC."""
+"""Base classes of the wire models: frozen, unknown fields ignored as Letta does, times in UTC."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pydantic.config import JsonDict
 
 
 class WireModel(BaseModel):
-    """A frozen object of the wire.  `model_dump_json()` gives all keys, nulls included, as Letta's server does."""
+    """A frozen wire object.  `model_dump_json()` writes all keys, nulls included, as Letta's server does."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class OpenModel(WireModel):
-    """A wire model that keeps the fields it does not know: real servers and newer versions send more."""
+    """A wire model that keeps unknown fields: real servers and newer versions send more."""
 
     model_config = ConfigDict(extra="allow")
 
 
 def given(name: str) -> JsonDict:
-    """Return the JSON Schema that says that a field is there and not null."""
+    """Return a JSON Schema that requires a field that is not null."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
 def one_given(*names: str) -> JsonDict:
-    """Return the JSON Schema that says that at least one of some fields is there, if only as null."""
+    """Return a JSON Schema that requires at least one of the fields; null counts."""
     return {"anyOf": [{"required": [name]} for name in names]}
 
 
@@ -45,7 +45,7 @@ def _isoformat(value: datetime) -> str:
 
 
 UtcDatetime = Annotated[datetime, AfterValidator(_as_utc)]
-"""An aware UTC time, written with `Z`.  A time without a zone is read as UTC."""
+"""An aware UTC time, written with `Z`.  A time without a zone is taken as UTC."""
 
 UtcSecond = Annotated[datetime, AfterValidator(_to_second), PlainSerializer(_isoformat, when_used="json")]
 """A UTC time cut to whole seconds, written with `+00:00`: the `date` of a LettaMessage."""

@@ -1,7 +1,6 @@
-"""The parts that the content of a message is made of.
+"""Content parts of messages: text, images, tool calls, tool returns and reasoning.
 
-Letta's clients may leave `type` out of a part, so parts are told apart by `type` where it is given, and else by the
-keys that only one kind of part has.
+Letta's clients may omit `type`; a part without one is recognised by the keys that only its kind has.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class UrlImage(WireModel):
 
 
 class Base64Image(WireModel):
-    """An image in the request itself.  `detail` is `low`, `high` or `auto`."""
+    """An image inside the request.  `detail` is `low`, `high` or `auto`."""
 
     type: Literal["base64"] = "base64"
     media_type: str
@@ -31,7 +30,7 @@ class Base64Image(WireModel):
 
 
 class LettaImage(WireModel):
-    """An image that a Letta server stored before."""
+    """An image stored on a Letta server."""
 
     type: Literal["letta"] = "letta"
     file_id: str
@@ -41,9 +40,9 @@ class LettaImage(WireModel):
 
 
 def tag_by_shape(what: str, shapes: Sequence[tuple[str, frozenset[str]]]) -> Discriminator:
-    """Return a discriminator that reads `type`, or else takes the first of `shapes` whose keys are all there.
+    """Return a discriminator that reads `type`, or else takes the first of `shapes` whose keys are all present.
 
-    `shapes` holds (tag, keys).  A value of no known tag and no known shape is one error that names the tags.
+    `shapes` holds (tag, keys).  A value without a known tag or shape is one error that names the tags.
     """
     tags = frozenset(tag for tag, _ in shapes)
 
@@ -67,7 +66,7 @@ def _discriminator(what: str, tags: frozenset[str], tag_of: Callable[[Any], str 
 
 
 _IMAGE_SOURCE_SHAPES = (
-    # First, because a stored image may carry `data` and `media_type` too.
+    # First, because a stored image may also have `data` and `media_type`.
     ("letta", frozenset({"file_id"})),
     ("base64", frozenset({"data", "media_type"})),
     ("url", frozenset({"url"})),
@@ -96,7 +95,7 @@ class ImageContent(WireModel):
 
 
 class ToolCallContent(WireModel):
-    """A tool call, as a part.  `input` is the arguments, parsed."""
+    """A tool call as a content part.  `input` holds the parsed arguments."""
 
     type: Literal["tool_call"] = "tool_call"
     id: str
@@ -106,7 +105,7 @@ class ToolCallContent(WireModel):
 
 
 class ToolReturnContent(WireModel):
-    """What a tool gave back, as a part."""
+    """A tool return as a content part."""
 
     type: Literal["tool_return"] = "tool_return"
     tool_call_id: str
@@ -115,7 +114,7 @@ class ToolReturnContent(WireModel):
 
 
 class ReasoningContent(WireModel):
-    """A model's reasoning.  `is_native` tells whether a reasoning model wrote it, rather than an argument of a tool."""
+    """A model's reasoning.  `is_native` is False if it was an argument of a tool call."""
 
     type: Literal["reasoning"] = "reasoning"
     is_native: bool
@@ -124,14 +123,14 @@ class ReasoningContent(WireModel):
 
 
 class RedactedReasoningContent(WireModel):
-    """Reasoning that the provider gives only in encrypted form."""
+    """Reasoning that the provider returns only in encrypted form."""
 
     type: Literal["redacted_reasoning"] = "redacted_reasoning"
     data: str
 
 
 class OmittedReasoningContent(WireModel):
-    """Reasoning known to have happened, of which the provider gives nothing."""
+    """Reasoning that took place but that the provider does not return."""
 
     model_config = ConfigDict(json_schema_extra=one_given("type", "signature"))
 
@@ -163,7 +162,7 @@ _PART_SHAPES = (
     ("text", frozenset({"text"})),
     ("image", frozenset({"source"})),
     ("redacted_reasoning", frozenset({"data"})),
-    # Last, because text and reasoning have a signature too.
+    # Last, because text and reasoning may also have a signature.
     ("omitted_reasoning", frozenset({"signature"})),
 )
 

@@ -1,6 +1,6 @@
 """Ids: random ones for jobs and steps, and ids derived from a job and an index, so that nothing is stored per item.
 
-A derived id keeps the first 24 characters of its job's uuid4; the last 12 hexadecimal digits hold the place:
+A derived id keeps the first 24 characters of its job's uuid4; the last 12 hexadecimal digits hold the position:
 
     job-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00           the job
     batch_item-1b4e28ba-2fa1-4d3b-a3f5-000000700000    its item 7; run- has the same digits
@@ -18,7 +18,7 @@ import uuid
 MAX_ITEMS = 2**28
 MAX_MESSAGES_PER_ITEM = 2**12
 MAX_INPUT_MESSAGES = MAX_MESSAGES_PER_ITEM - 2**10
-"""The messages of a request; the others of an item are its agent's."""
+"""Limit of a request's own messages; the rest of an item's messages are its agent's."""
 MAX_OTIDS_PER_MESSAGE = 2**7
 
 _UUID4 = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
@@ -41,17 +41,17 @@ def new_job_id() -> str:
 
 
 def is_job_id(value: str) -> bool:
-    """Tell whether `value` is `job-<uuid4>` in lower case, the only form a job id has."""
+    """Return whether `value` is `job-<uuid4>` in lower case, the only form a job id has."""
     return _JOB_ID.fullmatch(value) is not None
 
 
 def is_message_id(value: str) -> bool:
-    """Tell whether `value` is `message-<uuid4>` in lower case."""
+    """Return whether `value` is `message-<uuid4>` in lower case."""
     return _MESSAGE_ID.fullmatch(value) is not None
 
 
 def item_id(job_id: str, index: int) -> str:
-    """Return the `batch_item-` id of item `index`; ValueError unless 0 <= index < 2**28 and `job_id` is a job's."""
+    """Return the `batch_item-` id of item `index`; ValueError unless 0 <= index < 2**28 and `job_id` is a job id."""
     return f"batch_item-{_stem(job_id, index)}00000"
 
 
@@ -78,7 +78,7 @@ def ordinal_of(message_id: str) -> int:
 
 
 def is_of_job(derived_id: str, job_id: str) -> bool:
-    """Tell whether `derived_id` can be of this job: an item, run or message id that starts with the job's uuid."""
+    """Return whether `derived_id` can belong to this job: an item, run or message id with the job's uuid."""
     return _DERIVED_ID.fullmatch(derived_id) is not None and derived_id[-36:-12] == job_id[-36:-12]
 
 

@@ -1,4 +1,4 @@
-"""A job: the durable record of a batch, and the words for its state."""
+"""A job, the durable record of a batch: its states, stop reasons and counts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class JobType(StrEnum):
 class StopReason(StrEnum):
     """Why an agent stopped.
 
-    batchray emits only the first ten, those of the documentation of the batch endpoint.  The last three are read from
-    newer Letta servers; clients of that documentation do not know them.
+    batchray emits only the first ten, which the batch endpoint documents.  The last three come from newer Letta
+    servers; clients of the documented endpoint do not know them.
     """
 
     END_TURN = "end_turn"
@@ -57,7 +57,7 @@ class StopReason(StrEnum):
 
 
 class RequestCounts(WireModel):
-    """How many items of a job have which outcome; `pending` have none yet.  `total` is the sum of the others."""
+    """Numbers of items by outcome; `pending` items have none yet.  `total` is the sum of the others."""
 
     total: NonNegativeInt = 0
     succeeded: NonNegativeInt = 0

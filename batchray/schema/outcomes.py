@@ -1,4 +1,4 @@
-"""What became of an item: its outcome inside batchray, and its line in the output."""
+"""Outcomes of items: status, usage, error and timing, and the result line in the output."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import Field, NonNegativeInt
 
 from batchray.schema.base import WireModel
 from batchray.schema.jobs import StopReason
-from batchray.schema.messages import AssistantMessage, LettaMessage
+from batchray.schema.letta_messages import AssistantMessage, LettaMessage
 
 
 class ItemStatus(StrEnum):
-    """What became of an item, in the words of Anthropic's batches."""
+    """The status of an ended item, with the values of Anthropic's batches."""
 
     SUCCEEDED = "succeeded"
     ERRORED = "errored"
@@ -25,7 +25,7 @@ _SUCCESSES = frozenset({StopReason.END_TURN, StopReason.MAX_STEPS, StopReason.TO
 
 
 def status_of(stop_reason: StopReason) -> ItemStatus:
-    """Return the status of an item whose agent stopped for this reason; never `expired`, which no agent decides."""
+    """Return the status of an item whose agent stopped for this reason; never `expired`, which only a job sets."""
     if stop_reason is StopReason.CANCELLED:
         return ItemStatus.CANCELED
     return ItemStatus.SUCCEEDED if stop_reason in _SUCCESSES else ItemStatus.ERRORED
@@ -34,13 +34,14 @@ def status_of(stop_reason: StopReason) -> ItemStatus:
 _MAX_TALLY = 2**53
 
 Tally = Annotated[int, Field(ge=0, le=_MAX_TALLY)]
-"""A number of tokens or steps that every JSON reader and the store can hold."""
+"""A number of tokens or steps that every JSON reader and the store can represent."""
 
 
 class Usage(WireModel):
-    """What an item, step or job cost.  Tokens, and `step_count` model calls.
+    """Usage of an item, step or job: tokens, and `step_count` model calls.
 
-    `prompt_tokens` include `cached_input_tokens` and `cache_write_tokens`, `completion_tokens` `reasoning_tokens`.
+    `prompt_tokens` include `cached_input_tokens` and `cache_write_tokens`; `completion_tokens` include
+    `reasoning_tokens`.
     """
 
     prompt_tokens: Tally = 0
@@ -52,13 +53,13 @@ class Usage(WireModel):
     step_count: Tally = 0
 
     def __add__(self, other: Usage) -> Usage:
-        """Return the sum, field by field; one beyond what a field can hold stays at that."""
+        """Return the sum of each field, capped at the largest value that a field can hold."""
         sums = {name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields}
         return Usage(**{name: min(n, _MAX_TALLY) for name, n in sums.items()})
 
 
 class ErrorInfo(WireModel):
-    """Why a request failed: a short stable word for programs, and one sentence for people."""
+    """Why a request failed: `type` is a stable word for programs, `message` a sentence for people."""
 
     type: str
     message: str
@@ -67,7 +68,7 @@ class ErrorInfo(WireModel):
 class Timing(WireModel):
     """Durations of an item, in nanoseconds of a monotonic clock.
 
-    `queued_ns` from accepted to started, `ttft_ns` from started to the first token of the first model call (None where
+    `queued_ns` from accepted to started, `ttft_ns` from started to the first token of the first model call (None if
     nothing was streamed), `duration_ns` from started to ended.
     """
 
@@ -79,8 +80,8 @@ class Timing(WireModel):
 class Result(WireModel):
     """One line of the output: an item's outcome as the caller sees it.
 
-    `messages` are filtered by the request's `include_return_message_types`; `attempts` says how many were made, but for
-    those that a death of another's doing cut short.
+    `messages` are filtered by the request's `include_return_message_types`; `attempts` does not count attempts that
+    were lost because another request crashed the worker.
     """
 
     index: NonNegativeInt

@@ -1,4 +1,4 @@
-"""How far a job is: counts, a duration histogram and its percentiles; mergeable, of fixed size whatever the job's."""
+"""Progress of a job: counts, and histograms of durations with percentiles.  Its size does not grow with the job."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-# Buckets of one sixteenth of a doubling: a percentile is at most 4.4 % above the true value.
+# A bucket spans one sixteenth of a doubling: a percentile is at most 4.4 % above the true value.
 _PER_DOUBLING = 16
 
 
 class Percentiles(NamedTuple):
-    """Percentiles of a duration in seconds, read from a histogram: at most 4.4 % too high; `max` is exact."""
+    """Percentiles of a duration in seconds, from a histogram: at most 4.4 % too high; `max` is exact."""
 
     p50: float
     p95: float
@@ -22,7 +22,10 @@ class Percentiles(NamedTuple):
 
 @dataclass
 class Histogram:
-    """Counts of durations in logarithmic buckets; at most 1,024 of them for any 64-bit nanosecond value."""
+    """Counts of durations in logarithmic buckets, as in DDSketch with gamma = 2^(1/16).
+
+    At most 1,024 buckets for any 64-bit nanosecond values.
+    """
 
     buckets: dict[int, int] = field(default_factory=dict)
     max_ns: int = 0
@@ -35,11 +38,11 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many durations were counted."""
+        """The number of durations."""
         return sum(self.buckets.values())
 
     def percentile(self, q: float) -> float:
-        """Return the nearest-rank `q`-th percentile in seconds, 0 < q <= 100; NaN when nothing was counted.
+        """Return the nearest-rank `q`-th percentile in seconds, 0 < q <= 100; NaN if there are none.
 
         Source: Hyndman & Fan, The American Statistician 50 (1996), definition 1, on the buckets' upper bounds.
         """

@@ -1,4 +1,4 @@
-"""What a caller sends: the requests of a batch, and the messages in them.
+"""Requests: the body of a batch, its requests, and the messages in them.
 
 Source: `LettaBatchRequest` and `CreateBatch` of Letta's server 0.16.8, and "Create Batch" in Letta's API reference.
 """
@@ -28,9 +28,9 @@ from batchray.schema.ids import MAX_INPUT_MESSAGES
 
 
 class MessageType(StrEnum):
-    """The kinds of message that a request may ask to be given back.
+    """The kinds of message that a request can ask to receive.
 
-    The last two are newer than the batch endpoint; batchray accepts them and never emits them.
+    The last two are newer than the batch endpoint; batchray accepts but never emits them.
     """
 
     SYSTEM_MESSAGE = "system_message"
@@ -51,7 +51,7 @@ def _message_if_none(value: Any) -> Any:
 
 
 class MessageCreate(WireModel):
-    """A message for an agent.  `batch_item_id` is set by batchray, whatever the caller sends."""
+    """A message for an agent.  `batch_item_id` is set by batchray; a caller's value is ignored."""
 
     type: Annotated[Literal["message"], BeforeValidator(_message_if_none)] = "message"
     role: Literal["user", "system", "assistant"]
@@ -64,7 +64,7 @@ class MessageCreate(WireModel):
 
 
 class ApprovalReturn(WireModel):
-    """A yes or no to one tool call."""
+    """Approval or denial of one tool call."""
 
     type: Literal["approval"] = "approval"
     tool_call_id: str
@@ -76,11 +76,11 @@ ToolReturnPart = Annotated[
     Annotated[TextContent, Tag("text")] | Annotated[ImageContent, Tag("image")],
     tag_by_shape("tool return part", (("text", frozenset({"text"})), ("image", frozenset({"source"})))),
 ]
-"""One part of what a tool gave back."""
+"""One part of a tool's return."""
 
 
 class ToolReturn(WireModel):
-    """What one tool call gave back, as the caller's side or a LettaMessage says it."""
+    """The return of one tool call, from the caller's side or in a LettaMessage."""
 
     type: Literal["tool"] = "tool"
     tool_return: str | list[ToolReturnPart]
@@ -94,13 +94,13 @@ Approval = Annotated[
     Annotated[ApprovalReturn, Tag("approval")] | Annotated[ToolReturn, Tag("tool")],
     tag_by_shape("approval", (("tool", frozenset({"tool_return"})), ("approval", frozenset({"approve"})))),
 ]
-"""An answer to a tool call that waited for the caller."""
+"""An answer to a tool call that waits for the caller."""
 
 
 class ApprovalCreate(WireModel):
-    """Answers to the tool calls that an agent stopped at.
+    """Answers to the tool calls at which an agent stopped.
 
-    The deprecated `approve`, `approval_request_id` and `reason` become one entry of `approvals` where that is missing.
+    The deprecated `approve`, `approval_request_id` and `reason` become one entry of `approvals` if that is missing.
     """
 
     model_config = ConfigDict(json_schema_extra=one_given("type", "approvals", "approval_request_id", "approve"))
@@ -126,7 +126,7 @@ class ApprovalCreate(WireModel):
 
 
 class ToolReturnCreate(WireModel):
-    """What the caller's own tools gave back."""
+    """Returns of the caller's own tools."""
 
     type: Literal["tool_return"] = "tool_return"
     tool_returns: list[ToolReturn]
@@ -139,7 +139,7 @@ _REQUEST_MESSAGE_SHAPES = (
     ("approval", frozenset({"approval_request_id"})),
     ("approval", frozenset({"approve"})),
     ("tool_return", frozenset({"tool_returns"})),
-    # Last and without keys: what is nothing else is a message, and its errors are a message's.
+    # Last and without keys: anything else is validated as a message, and its errors are those of a message.
     ("message", frozenset[str]()),
 )
 
@@ -161,21 +161,23 @@ class ClientTool(WireModel):
 
 
 class ClientSkill(WireModel):
-    """A skill on the caller's side."""
+    """A skill that the caller provides."""
 
     name: str
     description: str
     location: str
 
 
-_NO = frozenset({"false", "no", "off", "0", ""})
-_SPOKEN = frozenset({"use_assistant_message", "assistant_message_tool_name", "assistant_message_tool_kwarg"})
+_FALSE_WORDS = frozenset({"false", "no", "off", "0", ""})
+_ASSISTANT_TOOL_FIELDS = frozenset(
+    {"use_assistant_message", "assistant_message_tool_name", "assistant_message_tool_kwarg"}
+)
 
 
 class LettaRequest(WireModel):
-    """What to ask of an agent: exactly one of `input` and `messages`.
+    """A request to an agent, with exactly one of `input` and `messages`.
 
-    `max_steps` is None where the caller leaves it to the agent (Letta's own default is 50).  The fields from
+    `max_steps` is None if the caller leaves it to the agent (Letta's own default is 50).  The fields from
     `client_skills` on are newer than Letta's batch endpoint.
     """
 
@@ -215,27 +217,27 @@ class LettaRequest(WireModel):
 
     @property
     def thinking(self) -> bool | None:
-        """Whether `enable_thinking` asks for reasoning; None where the caller leaves that to the agent."""
+        """Whether `enable_thinking` asks for reasoning; None if the caller leaves that to the agent."""
         if "enable_thinking" not in self.model_fields_set:
             return None
-        return str(self.enable_thinking).strip().lower() not in _NO
+        return str(self.enable_thinking).strip().lower() not in _FALSE_WORDS
 
     @property
     def assistant_message_tool(self) -> str | None:
-        """The tool whose calls are to be shown as assistant messages; None for none.
+        """The tool whose calls are shown as assistant messages, or None.
 
-        Letta's newer agents, which all agents here are, ignore the deprecated switch and its default: it counts where
-        the caller sets it, or names a tool or an argument.
+        Letta's newer agents, which all agents here are, ignore the deprecated switch and its default.  It takes effect
+        only if the caller sets it, or names a tool or an argument.
         """
-        is_asked_for = not _SPOKEN.isdisjoint(self.model_fields_set)
-        return self.assistant_message_tool_name if self.use_assistant_message and is_asked_for else None
+        is_set = not _ASSISTANT_TOOL_FIELDS.isdisjoint(self.model_fields_set)
+        return self.assistant_message_tool_name if self.use_assistant_message and is_set else None
 
 
 class AgentRequest(LettaRequest):
-    """One entry of a batch: Letta's `requests[]`, and a `custom_id` of the caller's own.
+    """One entry of a batch: Letta's `requests[]` with a `custom_id` of the caller.
 
-    The `custom_id` comes back with the result.  `agent_id` is any id of 1 to 256 characters, Letta's `agent-<uuid4>`
-    among them.
+    The `custom_id` is returned with the result.  `agent_id` is any id of 1 to 256 characters, such as Letta's
+    `agent-<uuid4>`.
     """
 
     agent_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -252,7 +254,7 @@ CallbackUrl = Annotated[str, GetPydanticSchema(_http_url_as_str)]
 
 
 class CreateBatch(WireModel):
-    """The body of POST /v1/messages/batches.  That `requests` is not empty is checked where the batch is read."""
+    """The body of POST /v1/messages/batches.  The batch reader checks that `requests` is not empty."""
 
     requests: Annotated[list[AgentRequest], Field(json_schema_extra={"minItems": 1})]
     callback_url: CallbackUrl | None = None

@@ -1,28 +1,60 @@
-"""What a request's caller is shown of its messages."""
+"""Conversion of stored messages to the LettaMessages that a request's caller sees.
+
+Source: Letta server 0.16.8, `to_letta_messages`, and its recorded answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from itertools import groupby
+from typing import Any
 
-from batchray.schema.messages import LettaMessage, Message, ToolCall, is_spoken, letta_messages, of_types
-from batchray.schema.requests import LettaRequest
+import orjson
+
+from batchray.schema.content import (
+    Content,
+    ContentPart,
+    OmittedReasoningContent,
+    ReasoningContent,
+    RedactedReasoningContent,
+    SummarizedReasoningContent,
+    TextContent,
+)
+from batchray.schema.ids import MAX_OTIDS_PER_MESSAGE, otid
+from batchray.schema.letta_messages import (
+    ApprovalRequestMessage,
+    ApprovalResponseMessage,
+    AssistantMessage,
+    HiddenReasoningMessage,
+    LettaMessage,
+    LettaMessageBase,
+    LettaToolCall,
+    ReasoningMessage,
+    SummaryMessage,
+    SystemMessage,
+    ToolCallMessage,
+    ToolReturnMessage,
+    UserMessage,
+)
+from batchray.schema.messages import Message, MessageToolReturn, ToolCall
+from batchray.schema.requests import LettaRequest, MessageType, ToolReturn
 
 
 def visible_messages(messages: Iterable[Message], request: LettaRequest) -> list[LettaMessage]:
-    """Return messages as LettaMessages, as far as the request asks for their types.
+    """Return messages as LettaMessages of the types that the request asks for.
 
-    Where it asks for a tool to be shown as the assistant's voice, what that tool gave back is left out.
+    If the request names a tool whose calls become assistant messages, the returns of those calls are left out.
     """
     tool_name, kwarg = request.assistant_message_tool, request.assistant_message_tool_kwarg
     if tool_name is None:
-        return _shown(messages, request)
+        return _as_letta_messages(messages, request)
     messages = list(messages)
     calls: list[ToolCall] = [call for message in messages for call in message.tool_calls or ()]
-    spoken = {call.id for call in calls if call.name == tool_name and is_spoken(call, kwarg)}
-    return _shown((_without_returns(message, spoken) for message in messages), request)
+    call_ids = {call.id for call in calls if call.name == tool_name and has_text_argument(call, kwarg)}
+    return _as_letta_messages((_without_returns(message, call_ids) for message in messages), request)
 
 
-def _shown(messages: Iterable[Message], request: LettaRequest) -> list[LettaMessage]:
+def _as_letta_messages(messages: Iterable[Message], request: LettaRequest) -> list[LettaMessage]:
     tool_name, kwarg = request.assistant_message_tool, request.assistant_message_tool_kwarg
     views = [view for message in messages for view in letta_messages(message, tool_name, kwarg)]
     return of_types(views, request.include_return_message_types)
@@ -32,3 +64,144 @@ def _without_returns(message: Message, call_ids: set[str]) -> Message:
     returns = message.tool_returns or []
     kept = [each for each in returns if each.tool_call_id not in call_ids]
     return message if len(kept) == len(returns) else message.model_copy(update={"tool_returns": kept})
+
+
+_Draft = tuple[type[LettaMessageBase], dict[str, Any]]
+
+
+def letta_messages(
+    message: Message, assistant_message_tool: str | None = None, text_kwarg: str = "message"
+) -> list[LettaMessage]:
+    """Return `message` as clients see it: zero or more LettaMessages that share its id.
+
+    Parts keep their order, adjacent texts become one message, and tool calls come last.  Text is not interpreted: the
+    JSON envelopes of older Letta agents are not unwrapped.  A call to `assistant_message_tool` becomes an assistant
+    message with the text of its argument `text_kwarg`; its tool return stays.
+    """
+    common = {
+        "id": message.id,
+        "date": message.created_at,
+        "name": message.name,
+        "sender_id": message.sender_id,
+        "step_id": message.step_id,
+        "is_err": message.is_err,
+        "run_id": message.run_id,
+    }
+    drafts = enumerate(_drafts(message, assistant_message_tool, text_kwarg))
+    return [kind(**common, otid=_otid(message, k), **fields) for k, (kind, fields) in drafts]  # type: ignore[misc]
+
+
+def of_types(messages: Iterable[LettaMessage], include: Collection[MessageType] | None) -> list[LettaMessage]:
+    """Return the messages that a request's `include_return_message_types` asks for; None asks for all."""
+    if include is None:
+        return list(messages)
+    return [message for message in messages if message.message_type in include]
+
+
+def _otid(message: Message, k: int) -> str | None:
+    if k == 0 and message.otid is not None:
+        return message.otid  # the caller's value, for an input message
+    return otid(message.id, k) if k < MAX_OTIDS_PER_MESSAGE else None
+
+
+def _drafts(message: Message, tool_name: str | None, tool_kwarg: str) -> Iterator[_Draft]:
+    match message.role:
+        case "assistant":
+            yield from _content_drafts(message)
+            yield from _call_drafts(message.tool_calls or (), tool_name, tool_kwarg)
+        case "approval" if message.tool_calls:
+            yield from _content_drafts(message)
+            yield ApprovalRequestMessage, _calls_fields(message.tool_calls)
+        case "approval":
+            yield ApprovalResponseMessage, _approval_fields(message)
+        case "tool" | "function":
+            if message.tool_returns:
+                yield ToolReturnMessage, _return_fields(message.tool_returns)
+        case "user":
+            yield UserMessage, {"content": _unwrapped_text(message.content or [])}
+        case "system":
+            yield SystemMessage, {"content": message.text}
+        case "summary":
+            yield SummaryMessage, {"summary": message.text}
+
+
+def _unwrapped_text(content: list[ContentPart]) -> Content:
+    return content[0].text if len(content) == 1 and isinstance(content[0], TextContent) else content
+
+
+def _content_drafts(message: Message) -> Iterator[_Draft]:
+    for kind, parts in groupby(message.content or (), key=type):
+        if kind is not TextContent:
+            yield from filter(None, map(_reasoning_draft, parts))
+        elif text := "".join(part.text for part in parts if isinstance(part, TextContent)):
+            yield AssistantMessage, {"content": text}
+
+
+def _reasoning_draft(part: ContentPart) -> _Draft | None:
+    match part:
+        case ReasoningContent():
+            source = "reasoner_model" if part.is_native else "non_reasoner_model"
+            return ReasoningMessage, {"source": source, "reasoning": part.reasoning, "signature": part.signature}
+        case SummarizedReasoningContent():
+            text = "\n\n".join(paragraph.text for paragraph in part.summary)
+            fields = {"source": "reasoner_model", "reasoning": text, "signature": part.encrypted_content}
+            return ReasoningMessage, fields
+        case RedactedReasoningContent():
+            return HiddenReasoningMessage, {"state": "redacted", "hidden_reasoning": part.data}
+        case OmittedReasoningContent():
+            return HiddenReasoningMessage, {"state": "omitted"}
+        case _:
+            return None  # tool parts repeat `tool_calls`, and no LettaMessage from an agent can hold an image
+
+
+def _call_drafts(calls: Iterable[ToolCall], tool_name: str | None, tool_kwarg: str) -> Iterator[_Draft]:
+    with_texts = ((_text_argument(call, tool_kwarg) if call.name == tool_name else None, call) for call in calls)
+    for has_text, group in groupby(with_texts, key=lambda pair: pair[0] is not None):
+        if has_text:
+            yield from ((AssistantMessage, {"content": text}) for text, _ in group)
+        else:
+            yield ToolCallMessage, _calls_fields([call for _, call in group])
+
+
+def has_text_argument(call: ToolCall, kwarg: str) -> bool:
+    """Whether the call has an argument `kwarg` that is text."""
+    return _text_argument(call, kwarg) is not None
+
+
+def _text_argument(call: ToolCall, kwarg: str) -> str | None:
+    try:
+        arguments = orjson.loads(call.arguments)
+    except orjson.JSONDecodeError:
+        return None  # an unreadable call stays a tool call
+    text = arguments.get(kwarg) if isinstance(arguments, dict) else None
+    return text if isinstance(text, str) else None
+
+
+def _calls_fields(calls: list[ToolCall]) -> dict[str, Any]:
+    views = [LettaToolCall(name=call.name, arguments=call.arguments, tool_call_id=call.id) for call in calls]
+    return {"tool_call": views[0], "tool_calls": views}
+
+
+def _return_fields(returns: list[MessageToolReturn]) -> dict[str, Any]:
+    views = [_tool_return(returned) for returned in returns]
+    return {**views[0].model_dump(exclude={"type"}), "tool_returns": views}
+
+
+def _tool_return(returned: MessageToolReturn) -> ToolReturn:
+    return ToolReturn(
+        tool_return=returned.func_response or "",
+        status=returned.status,
+        tool_call_id=returned.tool_call_id or "",
+        stdout=returned.stdout,
+        stderr=returned.stderr,
+    )
+
+
+def _approval_fields(message: Message) -> dict[str, Any]:
+    answers = message.approvals or ()
+    return {
+        "approvals": [_tool_return(one) if isinstance(one, MessageToolReturn) else one for one in answers],
+        "approve": message.approve,
+        "approval_request_id": message.approval_request_id,
+        "reason": message.denial_reason,
+    }

@@ -28,7 +28,7 @@ from batchray.schema import (
     visible_messages,
 )
 from batchray.schema.base import WireModel
-from batchray.schema.messages import LettaMessageBase
+from batchray.schema.letta_messages import LettaMessageBase
 from batchray.store import HistoryItem, JobRecord, StoredItem, StoredResult
 from batchray.views.results import parse_time
 
