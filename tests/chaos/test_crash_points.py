@@ -35,7 +35,7 @@ OPTIONS = ("--max-in-flight", "8")
 LOOPBACK = {"BATCHRAY_CALLBACK_NETWORKS": '["127.0.0.0/8"]'}
 
 
-def test_every_place_is_tried() -> None:
+def test_every_failpoint_is_tried() -> None:
     assert set(CRASHES) == set(get_args(FailpointName))
 
 
@@ -61,7 +61,7 @@ def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tm
         assert store.integrity.check().problems == []
 
 
-@pytest.mark.parametrize("place", ["before-commit", "after-commit"])
+@pytest.mark.parametrize("name", ["before-commit", "after-commit"])
 def test_fifty_creates_at_once_with_one_key_across_a_kill_are_one_job(name: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]

@@ -78,7 +78,7 @@ def test_nothing_is_lost_whatever_dies(storm: Storm, tmp_path: Path, report: Cal
     check_no_process_is_left(server.family, 90, with_agents=storm.is_full)
     report(**figures, **{f"{kind} back within s": max(found) for kind, found in waits.items()})
     for kind, found in waits.items():
-        assert max(found) < LIMITS_S[kind], f"{kind}: {found}"
+        assert max(found) < (LIMITS_S[kind] if storm.is_full else 90), f"{kind}: {found}"
 
 
 def rage(storm: Storm, rng: random.Random, server: Supervised, client: Client) -> dict[str, list[float]]:

@@ -40,6 +40,15 @@ def block(request: AgentRequest) -> str:
     return "awake"
 
 
+def meet(request: AgentRequest) -> str:
+    """Create a file in a directory, and block until the directory has `n` files."""
+    directory, name, n = text_of(request).split()
+    Path(directory, name).touch()
+    while len(os.listdir(directory)) < int(n):
+        time.sleep(0.02)
+    return "met"
+
+
 async def wait(request: AgentRequest) -> str:
     await asyncio.sleep(float(text_of(request)))
     return "waited"

@@ -1,4 +1,4 @@
-"""A cancel against a real provider's ledger: no call begins later than 2 s after it, and all is over within 10 s."""
+"""A cancel, measured at a provider: no model call begins later than 2 s after it, and the job ends within 10 s."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.cluster import agents
 from tests.cluster.agents import block_the_loop
 from tests.polling import until
 from tests.provider_server import ProviderServer, run_in_thread
+from tests.timing import timed
 
 CALLS_S, OVER_S = 2.0, 10.0
 
@@ -28,8 +29,9 @@ async def doze(seconds: float) -> str:
     return await agents.wait(batchray.AgentRequest(agent_id="wait", input=str(seconds)))
 
 
+@timed
 @pytest.mark.parametrize("executor", ["ray", "local"])
-def test_a_cancel_ends_calls_within_2_s_and_everything_within_10_s(executor: str, options: dict[str, Any]) -> None:
+def test_a_cancel_ends_model_calls_and_then_the_job(slack: float, executor: str, options: dict[str, Any]) -> None:
     options |= {"executor": executor}
     options.pop("progress")
     with run_in_thread(latency_s=0.2) as server:
@@ -52,8 +54,8 @@ def test_a_cancel_ends_calls_within_2_s_and_everything_within_10_s(executor: str
         later = batchray.run([{"agent_id": "wait", "input": "4"}], fleet()[-1:], progress=False, **options)
 
         assert record.status == "cancelled"
-        assert over - canceled < OVER_S
-        assert server.calls[-1].at - canceled < CALLS_S
+        assert over - canceled < OVER_S * slack
+        assert server.calls[-1].at - canceled < CALLS_S * slack
         assert later.status == "completed"
     check_that_a_second_cancel_changes_nothing(job)
 
@@ -67,8 +69,11 @@ def check_that_a_second_cancel_changes_nothing(job: Job) -> None:
     assert (job.record(), list(job.results("index"))) == (record, results)
 
 
+@timed
 @pytest.mark.parametrize("placement", ["lane", "process"])
-def test_a_request_that_blocks_its_event_loop_is_stopped_too(placement: str, options: dict[str, Any]) -> None:
+def test_a_request_that_blocks_its_event_loop_is_stopped_too(
+    slack: float, placement: str, options: dict[str, Any]
+) -> None:
     options.pop("progress")
     blocker = Agent(id="blocker", run=block_the_loop, placement=placement)
     requests = [{"agent_id": "echo", "input": "a"}, {"agent_id": "blocker", "input": "?"}]
@@ -80,7 +85,7 @@ def test_a_request_that_blocks_its_event_loop_is_stopped_too(placement: str, opt
     record = job.wait(60)
 
     assert (record.status, record.counts["succeeded"], record.counts["canceled"]) == ("cancelled", 1, 1)
-    assert time.monotonic() - canceled < OVER_S
+    assert time.monotonic() - canceled < OVER_S * slack
     # Its lane, if it had one, is started anew and serves.
     again = batchray.run([{"agent_id": "echo", "input": "b"}] * 40, [Agent(id="echo", run=agents.echo)], **options)
     assert again.counts["succeeded"] == 40

@@ -24,6 +24,7 @@ from tests.cluster import agents
 from tests.cluster.processes import descendants, processes_named, run_cli
 from tests.polling import until
 from tests.provider_server import run_in_thread
+from tests.timing import timed
 
 BAD = {
     400: ("good", "[[status:500]]", ("llm_api_error", "server_error")),
@@ -96,7 +97,7 @@ def test_ten_killed_lanes_lose_and_repeat_nothing(options: dict[str, Any]) -> No
 
     assert record.counts["succeeded"] == 1500
     assert sorted(result.index for result in job.results()) == list(range(1500))
-    assert slowest < 30  # new outcomes came soon after each death
+    assert slowest < 60  # new outcomes arrive after each death
 
 
 def test_a_stopped_lane_that_goes_on_later_changes_no_outcome(options: dict[str, Any]) -> None:
@@ -273,15 +274,18 @@ def check_that_a_resume_cancels(directory: Path, job_id: str) -> None:
     assert not list((directory / ".batchray" / "control").iterdir())
 
 
+@timed
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_dead_cluster_ends_the_run_with_a_sentence_and_a_resume(name: str, ray_session: None, tmp_path: Path) -> None:
+def test_a_dead_cluster_ends_the_run_with_a_sentence_and_a_resume(
+    slack: float, name: str, ray_session: None, tmp_path: Path
+) -> None:
     write_waiting_batch(tmp_path, 3000, 0.5)
     with run_until(tmp_path, 8, "--max-in-flight", "8", "--lanes", "1") as (driver, job_id):
         [victim] = [process for process in descendants(driver) if process.name() == name]
         victim.kill()
         killed = time.monotonic()
         out, err = driver.communicate(timeout=120)
-        assert time.monotonic() - killed < 25
+        assert time.monotonic() - killed < 25 * slack
 
     assert driver.returncode == 1
     assert f"batchray resume {job_id}" in err

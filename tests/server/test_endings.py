@@ -15,6 +15,7 @@ from tests.provider_server import run_in_thread
 from tests.server.http_client import BATCHES, ask, cancel, counts_of, job_of
 from tests.server.live import live_server
 from tests.server.receiver import Receiver, receiver
+from tests.timing import timed
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def start(directory: Path, base_url: str, **environment: str) -> Any:
     return live_server(directory / "data", *options, agents=file, BATCHRAY_CALLBACK_NETWORKS=networks, **environment)
 
 
-def test_a_canceled_batch_asks_nothing_more_and_is_over_within_10_s(tmp_path: Path, hook: Receiver) -> None:
+@timed
+def test_a_cancelled_batch_makes_no_more_model_calls_and_ends(slack: float, tmp_path: Path, hook: Receiver) -> None:
     requests = [{"agent_id": "good", "input": f"question {n}"} for n in range(3000)]
     blocked = [{"agent_id": "block", "input": "60"}] * 5
     with run_in_thread(latency_s=0.2) as provider, start(tmp_path, provider.base_url) as server:
@@ -49,8 +51,8 @@ def test_a_canceled_batch_asks_nothing_more_and_is_over_within_10_s(tmp_path: Pa
         canceled = time.monotonic()
         assert cancel(server, job_id)[::2] == (200, None)
         until(lambda: job_of(server, job_id)["status"] == "cancelled")
-        assert time.monotonic() - canceled < 10
-        assert provider.calls[-1].at - canceled < 2
+        assert time.monotonic() - canceled < 10 * slack
+        assert provider.calls[-1].at - canceled < 2 * slack
         until(lambda: bool(hook.received))
 
         ended = job_of(server, job_id)
@@ -65,7 +67,7 @@ def test_a_canceled_batch_asks_nothing_more_and_is_over_within_10_s(tmp_path: Pa
             "callback_status_code": None,
         }
         assert server.stop() == 0
-        assert provider.calls[-1].at - canceled < 2
+        assert provider.calls[-1].at - canceled < 2 * slack
     assert told(hook) == ["cancelled"]
 
 

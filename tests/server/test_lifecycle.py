@@ -26,6 +26,7 @@ from tests.polling import until
 from tests.server.http_client import BATCHES, ask, cancel, if_available, job_of, n_done, status_of
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
 from tests.sqlite_lock import locked
+from tests.timing import timed
 
 GRACE_S = 2
 
@@ -73,8 +74,11 @@ def test_it_says_where_it_listens_and_ends_with_status_0(tmp_path: Path) -> None
     assert "Traceback" not in server.log
 
 
+@timed
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.cluster)])
-def test_a_terminated_server_leaves_its_jobs_to_the_next_one(executor: str, tmp_path: Path, waiting: Path) -> None:
+def test_a_terminated_server_leaves_its_jobs_to_the_next_one(
+    slack: float, executor: str, tmp_path: Path, waiting: Path
+) -> None:
     rng = random.Random(3)
     options, environment = ("--max-in-flight", "8", "--lanes", "1"), {"BATCHRAY_SHUTDOWN_GRACE_S": str(GRACE_S)}
     job_ids: list[str] = []
@@ -85,20 +89,23 @@ def test_a_terminated_server_leaves_its_jobs_to_the_next_one(executor: str, tmp_
             time.sleep(rng.uniform(0, 0.5))  # any moment is as good as another
             unready_s, ended_s, status = terminate(server)
         assert status == 0, server.log
-        assert unready_s < 1
-        assert ended_s < GRACE_S + 5
+        assert unready_s < 1 * slack
+        assert ended_s < GRACE_S + 5 * slack
         assert "Traceback" not in server.log
     with live_server(tmp_path / "data", *options, agents=waiting, executor="local", **environment) as server:
         assert all(n_done(server, job_id) >= n for job_id, n in zip(job_ids, before, strict=True))
         assert [succeeded(server, job_id) for job_id in job_ids] == [40] * len(job_ids)
 
 
-def test_items_that_do_not_end_within_the_grace_period_wait_for_the_next_server(tmp_path: Path, waiting: Path) -> None:
+@timed
+def test_items_that_do_not_end_within_the_grace_period_wait_for_the_next_server(
+    slack: float, tmp_path: Path, waiting: Path
+) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
         job_id = ask(server.url, BATCHES, batch(3, 60))["id"]
         until(lambda: in_flight(server) == 3)
         unready_s, ended_s, status = terminate(server, times=2)
-    assert (status, unready_s < 1, 1 < ended_s < 1 + 5) == (0, True, True), server.log
+    assert (status, unready_s < 1 * slack, 1 < ended_s < 1 + 5 * slack) == (0, True, True), server.log
     with live_server(tmp_path / "data", agents=waiting) as server:
         until(lambda: in_flight(server) == 3)
         assert n_done(server, job_id) == 0
@@ -106,8 +113,9 @@ def test_items_that_do_not_end_within_the_grace_period_wait_for_the_next_server(
         assert cancel(server, job_id).status == 200
 
 
+@timed
 @pytest.mark.cluster
-def test_a_lane_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
+def test_a_lane_that_stands_still_does_not_hold_up_the_end(slack: float, tmp_path: Path, waiting: Path) -> None:
     environment = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
     with live_server(tmp_path / "data", "--lanes", "1", agents=waiting, executor="ray", **environment) as server:
         job_id = ask(server.url, BATCHES, batch(3, 60))["id"]
@@ -118,20 +126,21 @@ def test_a_lane_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, waiti
             process.suspend()
         _, ended_s, status = terminate(server)
         assert stopped
-    assert (status, ended_s < 1 + 5) == (0, True), (ended_s, server.log)
+    assert (status, ended_s < 1 + 5 * slack) == (0, True), (ended_s, server.log)
     check_no_process_is_left(family, 30, with_agents=False)
     with live_server(tmp_path / "data", agents=waiting) as server:
         until(lambda: in_flight(server) == 3)
         assert cancel(server, job_id).status == 200
 
 
-def test_a_store_that_stands_still_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
+@timed
+def test_a_store_that_stands_still_does_not_hold_up_the_end(slack: float, tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
         job_id = ask(server.url, BATCHES, batch(40, 0.2))["id"]
         until(lambda: n_done(server, job_id) > 4)
         with locked(tmp_path / "data"):
             _, ended_s, status = terminate(server)
-    assert (status, ended_s < 1 + 5) == (0, True), (ended_s, server.log)
+    assert (status, ended_s < 1 + 5 * slack) == (0, True), (ended_s, server.log)
     assert "Traceback" not in server.log
     with live_server(tmp_path / "data", agents=waiting) as server:
         assert succeeded(server, job_id) == 40
@@ -157,7 +166,10 @@ def in_flight(server: LiveServer) -> int:
     return int(float(line.split()[1]))
 
 
-def test_a_termination_in_the_middle_of_an_upload_takes_nothing_half(tmp_path: Path, waiting: Path) -> None:
+@timed
+def test_a_termination_in_the_middle_of_an_upload_takes_nothing_half(
+    slack: float, tmp_path: Path, waiting: Path
+) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S=str(GRACE_S)) as server:
         address = urlsplit(server.url)
         body = json.dumps(batch(50_000, 0)).encode()
@@ -166,12 +178,13 @@ def test_a_termination_in_the_middle_of_an_upload_takes_nothing_half(tmp_path: P
         with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=30) as upload:
             upload.sendall(head.encode() + body[: len(body) // 2])
             unready_s, ended_s, status = terminate(server)
-    assert (status, unready_s < 1, ended_s < GRACE_S + 5) == (0, True, True), server.log
+    assert (status, unready_s < 1 * slack, ended_s < GRACE_S + 5 * slack) == (0, True, True), server.log
     with live_server(tmp_path / "data", agents=waiting) as server:
         assert ask(server.url, BATCHES) == []
 
 
-def test_a_watcher_of_a_batch_does_not_hold_up_the_end(tmp_path: Path, waiting: Path) -> None:
+@timed
+def test_a_watcher_of_a_batch_does_not_hold_up_the_end(slack: float, tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
         job_id = ask(server.url, BATCHES, batch(1, 60))["id"]
         address = urlsplit(server.url)
@@ -179,7 +192,7 @@ def test_a_watcher_of_a_batch_does_not_hold_up_the_end(tmp_path: Path, waiting: 
             watcher.sendall(f"GET {BATCHES}/{job_id}/events HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
             assert b"200" in watcher.recv(64)
             _, ended_s, status = terminate(server)
-    assert (status, ended_s < 1 + 5) == (0, True), server.log
+    assert (status, ended_s < 1 + 5 * slack) == (0, True), server.log
 
 
 @pytest.mark.parametrize(("executor", "n_moments"), [("local", 3), pytest.param("ray", 2, marks=pytest.mark.cluster)])
@@ -203,14 +216,15 @@ def test_a_server_that_is_terminated_while_it_starts_ends_with_status_0(
         check_no_process_is_left(family, 30, with_agents=False)
 
 
-def test_a_small_job_behind_a_large_one_starts_within_a_second(tmp_path: Path, waiting: Path) -> None:
+@timed
+def test_a_small_job_starts_while_a_large_one_runs(slack: float, tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", "--max-in-flight", "64", agents=waiting) as server:
         large_id = ask(server.url, BATCHES, batch(100_000, 0.5))["id"]
         until(lambda: in_flight(server) == 64, 60)
         small_id = ask(server.url, BATCHES, batch(10, 0))["id"]
         accepted = time.monotonic()
         until(lambda: n_done(server, small_id) > 0)
-        assert time.monotonic() - accepted < 1
+        assert time.monotonic() - accepted < 1 * slack
         assert succeeded(server, small_id) == 10
         assert job_of(server, large_id)["status"] == "running"
 
