@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from batchray.cli.main import cli
 from batchray.config import Agent, MemoryBlock, Provider, ServerSettings, Settings
-from batchray.config.agents import AgentsFile
+from batchray.config.agents import AgentsFile, Prices, ProviderTimeouts
 from batchray.schema import AgentRequest, ItemStatus, Result
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +128,13 @@ def test_the_table_of_server_settings_has_every_further_field_with_its_default()
     }
     assert changed == {"min_watched_items"}
     assert "`min_watched_items` 1000" in _read(CONFIGURATION).replace("\n", " ")
+
+
+def test_the_timeouts_and_prices_of_a_provider_are_described() -> None:
+    text = _read(CONFIGURATION)
+    described = dict(re.findall(r"`(\w+)` ([0-9.]+)", text.split("| `timeouts` |")[1].splitlines()[0]))
+    assert described == _defaults(ProviderTimeouts)
+    assert f"{{{', '.join(Prices.model_fields)}}}" in text
 
 
 def test_the_keys_of_an_agents_file_are_described() -> None:
