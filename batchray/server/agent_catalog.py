@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 from batchray.agents.tools import FunctionTool as CallableTool
 from batchray.agents.tools import load_tools
-from batchray.config import Agent, AgentSet, MemoryBlock, function_name
-from batchray.errors import ConfigError
+from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock, function_name
+from batchray.errors import ConfigError, UnknownAgentError
 from batchray.schema import AgentState, Block, CreateBlock, LLMConfig, Memory, Model, Tool
 from batchray.server.errors import HttpError
-from batchray.store import StoredAgent
+from batchray.store import StoredAgent, ThreadedStore
 
 # Letta's clients require a number, and the configuration has none.
 _CONTEXT_WINDOW = 128_000
@@ -168,6 +169,38 @@ class AgentCatalog:
             if tool_id(name) == wanted_id:
                 return name
         raise HttpError(404, f"NOT_FOUND: Tool with id {wanted_id} not found")
+
+
+class AgentLookup:
+    """Finds agents by id: the operator's, which all users share, and those that clients created."""
+
+    def __init__(self, configured: AgentSet, reader: ThreadedStore) -> None:
+        self.configured, self._reader = configured, reader
+
+    async def ids(self, user_id: str) -> set[str]:
+        """Return the ids of the agents that a user may ask."""
+        return {*self.configured.agents, *await self._reader.agents.ids(user_id)}
+
+    def find(self, user_id: str, agent_id: str) -> BoundAgent:
+        """Return an agent that a user may ask.  Blocks.  Raises UnknownAgentError."""
+        if agent_id in self.configured.agents:
+            return self.configured.agents[agent_id]
+        stored = self._reader.sync.agents.find(agent_id, user_id)
+        if stored is None:
+            raise UnknownAgentError(f"Agent with ID {agent_id} not found")
+        return self._bind(stored)
+
+    def snapshot(self, agent_ids: Set[str]) -> dict[str, Any]:
+        """Return the settings of agents for a job to keep.  Blocks.  Raises UnknownAgentError if one was deleted."""
+        stored = map(self._reader.sync.agents.find_of_any_user, agent_ids - self.configured.agents.keys())
+        bound = {agent.id: self._bind(agent) for agent in stored if agent is not None}
+        known = replace(self.configured, agents={**self.configured.agents, **bound})
+        if missing := agent_ids - known.agents.keys():
+            raise UnknownAgentError(f"Agent with ID {min(missing)} not found")
+        return known.snapshot(agent_ids)
+
+    def _bind(self, stored: StoredAgent) -> BoundAgent:
+        return self.configured.bind(Agent.model_validate(stored.spec["agent"]))
 
 
 def tool_id(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The aiohttp application, and the life of the process around it."""
+"""The HTTP server: builds its parts, listens, and stops within the grace period."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from typing import Any, NoReturn
 from aiohttp import web
 
 from batchray.agents.build import check_agents_build
-from batchray.callbacks import DELAYS_S, make_sender
+from batchray.callbacks import DELAYS_S, CallbackSender, make_sender
 from batchray.config import AgentSet, ServerSettings
+from batchray.jobs.retention import run_retention
 from batchray.jobs.runtime import Runtime
-from batchray.server.agent_catalog import AgentCatalog
+from batchray.server.acceptance import BatchAcceptance
+from batchray.server.agent_catalog import AgentCatalog, AgentLookup
 from batchray.server.auth import authentication, check_exposure
+from batchray.server.background import BackgroundTasks
 from batchray.server.callback_outbox import StoredOutbox
 from batchray.server.errors import errors_as_json
 from batchray.server.executor_supervisor import supervise
+from batchray.server.idle_jobs import IdleJobs
 from batchray.server.keys import KeyFile
 from batchray.server.openapi import document
 from batchray.server.routes.agents import AgentRoutes
@@ -32,155 +36,226 @@ from batchray.server.routes.batches import BatchRoutes
 from batchray.server.routes.health import HealthRoutes
 from batchray.server.routes.messages import MessageRoutes
 from batchray.server.routing import ROUTES, NoQuery, ResponseBody, Route, add_routes
-from batchray.server.scheduler import Service
+from batchray.server.scheduler import JobScheduler
+from batchray.server.single_runs import SingleRuns
+from batchray.server.storage import ServerStorage
 from batchray.server.upload import Uploads
 
 logger = logging.getLogger(__name__)
 
-# Of aiohttp: the request line, one header, and how many there may be.
+# Limits of aiohttp: the request line, one header, and the number of headers.
 _MAX_LINE_BYTES, _MAX_HEADER_BYTES, _MAX_HEADERS = 8190, 8190, 100
-# How long what is left of a refused body is thrown away, so that the client reads why before the connection closes.
+# How long the rest of a refused body is read and discarded, so that the client can read the error response.
 _LINGER_S = 2.0
-# What answers get to be finished, when what they wait for has ended already.
-_ANSWER_S = 1.0
-# What callbacks that are on their way have left of the time to stop; those that are not through are sent again.
+# How long responses may still be written after the jobs have stopped.
+_RESPONSE_S = 1.0
+# The largest part of the remaining grace period that callbacks in delivery get; the others are sent at the next start.
 _CALLBACK_S = 5.0
-# What interrupted jobs get to stop; what they have recorded is safe, and the rest goes on at the next start.
+# How long interrupted jobs may take to stop.  What they recorded is durable, and the next start does the rest.
 _STOP_S = 2.0
-# Of all that is done after the grace period together, whatever of it stands still: a lane, Ray, or a database.
-_END_S = 4.5
+# The limit for everything after the grace period, in case a lane, Ray or the database hangs.
+_EXIT_S = 4.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _UPLOADS = "uploads"
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that listens: its address, and what to do to stop it."""
+    """A server that listens."""
 
     host: str
     port: int
     needs_key: bool
-    service: Service
+    begin_drain: Callable[[], None]
+    """Stops accepting work; `/readyz` returns 503 from then on."""
     supervision: asyncio.Task[None]
-    """Ends, with ClusterError, where nothing can run any more."""
+    """Fails with ClusterError if the executor is lost and cannot be restarted."""
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
+        """The base URL for clients."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
 
-class _WithoutTexts(logging.LoggerAdapter[logging.Logger]):
-    """Names what went wrong with a connection by its kind alone: the parser's errors quote what the client sent."""
+class _WithoutClientText(logging.LoggerAdapter[logging.Logger]):
+    """Logs connection errors by their type only: the messages of the HTTP parser quote what a client sent."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Replace an error by its name."""
+        """Replace an exception by the name of its type."""
         error = kwargs.pop("exc_info", None)
         return f"{msg}: {type(error).__name__}" if isinstance(error, BaseException) else msg, kwargs
 
 
-@asynccontextmanager
-async def serving(settings: ServerSettings, agents: AgentSet, session: Runtime) -> AsyncIterator[RunningServer]:
-    """Listen, and go on with unfinished jobs; stops in good order at the end.
+@dataclass(frozen=True)
+class _Jobs:
+    """What runs jobs: the store, the scheduler, and the sender of callbacks."""
 
-    Raises ConfigError for what cannot be served, StoreLockedError for a data directory in use, ClusterError where Ray
-    cannot be had, and OSError for an address in use.
+    storage: ServerStorage
+    scheduler: JobScheduler
+    idle_jobs: IdleJobs
+    sender: CallbackSender
+    tasks: BackgroundTasks
+
+
+@asynccontextmanager
+async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) -> AsyncIterator[RunningServer]:
+    """Listen and continue unfinished jobs; on exit, drain within the grace period and close everything.
+
+    Raises ConfigError for unusable settings or agents, StoreLockedError if another process uses the data directory,
+    ClusterError if Ray cannot be started or reached, and OSError if the address is in use.
     """
     check_agents_build(agents)
     keys = KeyFile(settings.data_dir)
     needs_key = check_exposure(settings, keys)
     catalog = AgentCatalog(agents)
     await _check_address(settings)
-    async with AsyncExitStack() as ending:  # read it from the bottom up
-        service = Service(settings, agents, session)
-        ending.callback(service.close)
-        ending.push_async_callback(asyncio.to_thread, session.close, _STOP_S)
-        sender = make_sender(
-            StoredOutbox(service),
-            secrets=settings.callback_secret.get_secret_value().split() if settings.callback_secret else (),
-            allowed_networks=settings.callback_networks,
-            delays_s=settings.callback_delays_s if settings.callback_delays_s is not None else DELAYS_S,
-        )
-        service.on_end = sender.wake
-        uploads = Uploads(_emptied_directory(settings), settings)
-        (await session.ensure_executor(settings)).check(agents)
-        health = HealthRoutes(service, uploads, lambda: session.is_ready(settings))
-        routes = [
-            *BatchRoutes(service, uploads).routes(),
-            *AgentRoutes(service, catalog).routes(),
-            *MessageRoutes(service).routes(),
-            *health.routes(),
-        ]
-        runner = _runner(_application(routes, keys, health, needs_key=needs_key), settings)
-        sending = asyncio.create_task(sender.run())
-        ending.push_async_callback(_finished, sending)
-        ending.push_async_callback(sender.close)
-        ending.push_async_callback(runner.cleanup)
-        supervision = asyncio.create_task(supervise(session, settings))
-        ending.callback(supervision.cancel)
-        await runner.setup()
-        await service.start()  # before anybody can ask for something new, which it would take for something old
-        site = web.TCPSite(runner, settings.host, settings.port)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        yield RunningServer(host, port, needs_key, service, supervision)
-        ends = asyncio.get_running_loop().time() + settings.shutdown_grace_s
-        await service.stop()
-        await sender.close(min(_CALLBACK_S, max(ends - asyncio.get_running_loop().time(), 0.0)))
+    async with _open_jobs(settings, runtime) as jobs:
+        uploads = Uploads(_empty_upload_directory(settings), settings)
+        (await runtime.ensure_executor(settings)).check(agents)
+        application = _application(settings, agents, runtime, jobs, uploads, catalog, keys, needs_key=needs_key)
+        async with (
+            _sending(jobs.sender),
+            _http_runner(application, settings) as runner,
+            _supervising(runtime, settings) as supervision,
+        ):
+            # Before clients can create jobs, which the first adoption would take for jobs of another server.
+            await jobs.idle_jobs.start()
+            if settings.retention_days is not None:
+                jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
+            host, port = await _listen(runner, settings)
+            yield RunningServer(host, port, needs_key, jobs.scheduler.begin_drain, supervision)
+            await _drain(jobs, settings.shutdown_grace_s)
 
 
 async def _check_address(settings: ServerSettings) -> None:
-    """Raise OSError for an address in use: before Ray is started, which takes seconds."""
+    """Raise OSError if the address is in use; called before Ray is started, which takes seconds."""
     loop = asyncio.get_running_loop()
     bound = await loop.create_server(asyncio.Protocol, settings.host, settings.port, start_serving=False)
     bound.close()
     await bound.wait_closed()
 
 
-async def _finished(task: asyncio.Task[None]) -> None:
-    await task
+@asynccontextmanager
+async def _open_jobs(settings: ServerSettings, runtime: Runtime) -> AsyncIterator[_Jobs]:
+    """Open the store and build what runs jobs; on exit, stop the jobs, then the background tasks, then the store."""
+    async with AsyncExitStack() as on_exit:
+        storage = ServerStorage(settings, runtime)
+        on_exit.callback(storage.close)
+        tasks = BackgroundTasks()
+        on_exit.callback(tasks.cancel)
+        on_exit.push_async_callback(asyncio.to_thread, runtime.close, _STOP_S)
+        sender = make_sender(
+            StoredOutbox(storage),
+            secrets=settings.callback_secret.get_secret_value().split() if settings.callback_secret else (),
+            allowed_networks=settings.callback_networks,
+            delays_s=settings.callback_delays_s if settings.callback_delays_s is not None else DELAYS_S,
+        )
+        scheduler = JobScheduler(settings, runtime, storage, tasks, on_job_end=sender.wake)
+        yield _Jobs(storage, scheduler, IdleJobs(settings, storage, scheduler, tasks), sender, tasks)
 
 
-def _runner(application: web.Application, settings: ServerSettings) -> web.AppRunner:
-    return web.AppRunner(
+@asynccontextmanager
+async def _sending(sender: CallbackSender) -> AsyncIterator[None]:
+    """Send callbacks inside the block."""
+    sending = asyncio.create_task(sender.run())
+    try:
+        yield
+    finally:
+        await sender.close()
+        await sending
+
+
+@asynccontextmanager
+async def _http_runner(application: web.Application, settings: ServerSettings) -> AsyncIterator[web.AppRunner]:
+    """Set up aiohttp, without listening; on exit, close all connections."""
+    runner = web.AppRunner(
         application,
         handle_signals=False,
-        access_log=None,  # it would hold what clients put into a URL
-        logger=_WithoutTexts(logger),
-        keepalive_timeout=settings.upload_idle_s,  # headers that stall are cut off after it, too
+        access_log=None,  # it would contain what clients put into URLs
+        logger=_WithoutClientText(logger),
+        keepalive_timeout=settings.upload_idle_s,  # also ends connections whose headers stall
         lingering_time=_LINGER_S,
-        shutdown_timeout=_ANSWER_S,
+        shutdown_timeout=_RESPONSE_S,
         auto_decompress=False,
         max_line_size=_MAX_LINE_BYTES,
         max_field_size=_MAX_HEADER_BYTES,
         max_headers=_MAX_HEADERS,
     )
+    try:
+        await runner.setup()
+        yield runner
+    finally:
+        await runner.cleanup()
 
 
-def _application(routes: Sequence[Route], keys: KeyFile, health: HealthRoutes, *, needs_key: bool) -> web.Application:
+@asynccontextmanager
+async def _supervising(runtime: Runtime, settings: ServerSettings) -> AsyncIterator[asyncio.Task[None]]:
+    """Supervise the executor inside the block; yields the task, which fails if the executor is lost for good."""
+    supervision = asyncio.create_task(supervise(runtime, settings))
+    try:
+        yield supervision
+    finally:
+        supervision.cancel()
+
+
+async def _listen(runner: web.AppRunner, settings: ServerSettings) -> tuple[str, int]:
+    """Listen, and return host and port."""
+    await web.TCPSite(runner, settings.host, settings.port).start()
+    host, port = runner.addresses[0][:2]
+    return host, port
+
+
+async def _drain(jobs: _Jobs, grace_s: float) -> None:
+    """Wait for the running items, then for callbacks in delivery, all within the grace period."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + grace_s
+    await jobs.scheduler.drain()
+    await jobs.sender.close(min(_CALLBACK_S, max(ends_at - loop.time(), 0.0)))
+
+
+def _application(
+    settings: ServerSettings,
+    agents: AgentSet,
+    runtime: Runtime,
+    jobs: _Jobs,
+    uploads: Uploads,
+    catalog: AgentCatalog,
+    keys: KeyFile,
+    *,
+    needs_key: bool,
+) -> web.Application:
+    """Connect the routes to what they use."""
+    storage, scheduler = jobs.storage, jobs.scheduler
+    lookup = AgentLookup(agents, storage.reader)
+    runs = SingleRuns(settings, runtime, storage, lookup, scheduler)
+    health = HealthRoutes(storage, scheduler, uploads, lambda: runtime.is_ready(settings))
+    routes = [
+        *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler).routes(),
+        *AgentRoutes(settings, storage, lookup, catalog).routes(),
+        *MessageRoutes(settings, storage.reader, lookup, runs).routes(),
+        *health.routes(),
+    ]
+    application = web.Application(
+        middlewares=[health.measured(), errors_as_json, authentication(keys, needs_key=needs_key)],
+        client_max_size=0,  # `upload` reads the bodies, within its own limits
+    )
+    application[ROUTES] = {}
+    add_routes(application, [*routes, _openapi_route(routes, needs_key=needs_key)])
+    return application
+
+
+def _openapi_route(routes: Sequence[Route], *, needs_key: bool) -> Route:
     described = document(routes, needs_key=needs_key)
 
     async def openapi(request: web.Request, query: NoQuery) -> ResponseBody:
         return described
 
-    app = web.Application(
-        middlewares=[health.measured(), errors_as_json, authentication(keys, needs_key=needs_key)],
-        client_max_size=0,  # bodies are read by `upload`, within its limits
-    )
-    app[ROUTES] = {}
-    add_routes(
-        app,
-        [
-            *routes,
-            Route("GET", "/openapi.json", openapi, "openapi", "Return this document", is_open=True, tag="health"),
-        ],
-    )
-    return app
+    return Route("GET", "/openapi.json", openapi, "openapi", "Return this document", is_open=True, tag="health")
 
 
-def _emptied_directory(settings: ServerSettings) -> Path:
-    """Return where bodies are spooled, without what an earlier server left there."""
+def _empty_upload_directory(settings: ServerSettings) -> Path:
+    """Return the directory in which bodies are spooled, without files that an earlier server left there."""
     directory = settings.data_dir.absolute() / _UPLOADS
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -188,32 +263,32 @@ def _emptied_directory(settings: ServerSettings) -> Path:
 
 
 async def serve(settings: ServerSettings, agents: AgentSet, on_start: Callable[[RunningServer], None]) -> None:
-    """Serve until SIGTERM or SIGINT, which are heard from the very beginning to the very end.
+    """Serve until SIGTERM or SIGINT, which are handled from the first to the last moment.
 
-    `on_start` is called when the server listens.  Raises as `serving` does, and ClusterError where nothing can run any
-    more.
+    `on_start` is called when the server listens.  Raises as `serving` does, and ClusterError if the executor is lost
+    and cannot be restarted.
     """
     loop, stopped, started = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-    limit = threading.Timer(settings.shutdown_grace_s + _END_S, _leave)
-    limit.daemon = True
+    exit_timer = threading.Timer(settings.shutdown_grace_s + _EXIT_S, _exit_now)
+    exit_timer.daemon = True
 
     def stop() -> None:
         if not stopped.is_set():
             stopped.set()
-            limit.start()
+            exit_timer.start()
 
     for signal_number in _SIGNALS:
         loop.add_signal_handler(signal_number, stop)
-    session = await asyncio.to_thread(Runtime)
+    runtime = await asyncio.to_thread(Runtime)
 
     async def live() -> None:
-        async with serving(settings, agents, session) as running:
+        async with serving(settings, agents, runtime) as server:
             started.set()
-            on_start(running)
-            await _first_of(stopped.wait(), running.supervision)
-            running.service.is_draining = True  # at once: whoever balances load has to know
-            if running.supervision.done():
-                await running.supervision
+            on_start(server)
+            await _first_of(stopped.wait(), server.supervision)
+            server.begin_drain()  # at once, so that load balancers see it
+            if server.supervision.done():
+                await server.supervision
             logger.info("stopping: running items have %g s to finish", settings.shutdown_grace_s)
 
     living = asyncio.create_task(live())
@@ -224,19 +299,19 @@ async def serve(settings: ServerSettings, agents: AgentSet, on_start: Callable[[
         with suppress(asyncio.CancelledError):
             await living
     finally:
-        for signal_number in _SIGNALS:  # one that is asked twice to end has not failed
+        for signal_number in _SIGNALS:  # a second signal must not turn a clean exit into a failure
             loop.remove_signal_handler(signal_number)
             signal.signal(signal_number, signal.SIG_IGN)
 
 
-def _leave() -> NoReturn:
-    """End this process at once."""
-    logger.warning("not all could be ended in time; what is recorded is safe, and jobs go on at the next start")
+def _exit_now() -> NoReturn:
+    """Exit this process without further cleanup."""
+    logger.warning("the shutdown took too long; recorded results are safe, and jobs continue at the next start")
     os._exit(0)
 
 
 async def _first_of(event: Coroutine[Any, Any, object], task: asyncio.Task[None]) -> None:
-    """Wait for the first of the two; the task goes on."""
+    """Wait until one of the two is done.  The task is not cancelled."""
     waiting = asyncio.ensure_future(event)
     await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

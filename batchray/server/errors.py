@@ -51,6 +51,11 @@ def unavailable(retry_after_s: int, detail: str) -> HttpError:
     return HttpError(503, detail, {"Retry-After": str(retry_after_s)})
 
 
+def stopping() -> HttpError:
+    """Return the 503 of a server that is stopping and accepts nothing more."""
+    return unavailable(10, "the server is stopping; try again in a moment")
+
+
 @web.middleware
 async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every exception into an error response.  An unexpected one is logged with its trace id."""

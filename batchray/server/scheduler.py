@@ -1,444 +1,239 @@
-"""What the endpoint does: accept batches, run them side by side, go on after a restart, stop in good order."""
+"""Schedules the jobs of one server: queues, starts, restarts, cancels and drains them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
-from batchray.batch.parse import read_body
-from batchray.config import Agent, AgentSet, BoundAgent, ServerSettings
-from batchray.errors import (
-    BatchrayError,
-    ClusterError,
-    ConfigError,
-    JobInterruptedError,
-    KeyInUseError,
-    LeaseLostError,
-    StoreError,
-    StoreUnavailableError,
-    UnknownAgentError,
-)
+from batchray.config import AgentSet, ServerSettings
+from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, StoreUnavailableError
 from batchray.jobs.control import ControlRequest, reopen_job
-from batchray.jobs.driver import cancel_idle_job, end_idle_job, expire_idle_job
+from batchray.jobs.driver import cancel_idle_job
 from batchray.jobs.handle import Job
-from batchray.jobs.retention import run_retention
-from batchray.jobs.running import CANCELED
 from batchray.jobs.runtime import Runtime
-from batchray.schema import new_job_id
+from batchray.server.background import BackgroundTasks
 from batchray.server.errors import NO_RETRY, HttpError, unavailable
-from batchray.server.upload import Body
-from batchray.store import (
-    AsyncStore,
-    ItemPage,
-    JobRecord,
-    NewItem,
-    NewJob,
-    RetryingStore,
-    Store,
-    StoredResult,
-    ThreadedStore,
-    lock,
-)
+from batchray.server.job_table import JobEntry, JobState, JobTable
+from batchray.server.storage import ServerStorage
+from batchray.store import JobRecord, RetryingStore
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# Before a job whose driver failed, as where Ray is gone, is started again.
+# The delay before a job is restarted whose driver failed, for example because the cluster was lost.
 _RESTART_S = 2.0
-# How often jobs that do not run are looked at, whether their deadline has passed.
-_EXPIRY_S = 30.0
-# How long a cancel waits for a store that cannot be written, before who asked for it is told.
-_KEEP_S = 5.0
+# How long a cancel waits for a busy or unavailable store before the client gets an error.
+_PERSIST_CANCEL_S = 5.0
 
 
-class Service:
-    """The jobs of one server: which wait, which run, and how they come and go.  On the server's event loop."""
+class JobScheduler:
+    """Runs up to `max_running_jobs` batches at once, and single runs immediately.  Not thread-safe.
 
-    def __init__(self, settings: ServerSettings, agents: AgentSet, session: Runtime) -> None:
-        self.settings, self.agents, self.session = settings, agents, session
-        self.store = AsyncStore(session.open_store(settings))
-        self.reader = ThreadedStore(Store.open_for_reading(settings.data_dir, settings.url))
-        # What is uploaded is spooled there, and a server empties that at its start.
-        self._directory = lock(settings.data_dir) if self.store.is_shared else None
+    `table` holds the state of each job.  `on_job_end` is called whenever a job stops running or is ended.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        runtime: Runtime,
+        storage: ServerStorage,
+        tasks: BackgroundTasks,
+        on_job_end: Callable[[], None],
+    ) -> None:
+        self._settings, self._runtime, self._tasks = settings, runtime, tasks
+        self._store, self._reader = storage.store, storage.reader
+        self.on_job_end = on_job_end
+        self.table = JobTable()
         self.is_draining = False
-        self.on_end: Callable[[], None] = lambda: None
-        self._waiting: deque[str] = deque()
-        self._starting: dict[str, asyncio.Task[None]] = {}  # no longer waiting, and not yet running
-        self._running: dict[str, Job] = {}
-        self._single: set[str] = set()  # of those that run, the runs of one request
-        self._giving_up: set[str] = set()  # single runs that nobody asks for any more, and that cannot be ended now
-        self._restarting: set[str] = set()  # failed, and to be started again in a moment
-        self._reopening: set[str] = set()
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._keys_in_use: set[tuple[str, str]] = set()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-        session.share_window(settings.max_in_flight)
+        runtime.share_window(settings.max_in_flight)
 
-    # -- batches
+    # -- what clients ask for
 
-    async def accept(self, user_id: str, body: Body, key: str | None) -> JobRecord:
-        """Store a batch and start its job; on disk when this returns.
+    def enqueue(self, job_id: str) -> None:
+        """Queue a stored job for its turn.  Does nothing if the job is scheduled already."""
+        if self.table.state(job_id) in (None, JobState.RESTARTING):
+            self._enqueue(job_id)
 
-        With an idempotency key that the user has used, returns the job of then.  Raises BatchFormatError, and
-        HttpError 422 for a key that came with another body, 503 while the server is stopping.
-        """
-        if self.is_draining:
-            raise _stopping()
-        with self._holding(user_id, key):
-            if key is not None and (known := await self.reader.jobs.find_by_idempotency_key(user_id, key)) is not None:
-                if known.body_digest != body.digest:
-                    raise HttpError(422, "this Idempotency-Key came with another body before", NO_RETRY)
-                return known
-            job_id = new_job_id()
-            new = NewJob(job_id, self.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest)
-            agent_ids = {*self.agents.agents, *await self.reader.agents.ids(user_id)}
-            try:
-                await self.store.call(self._create, new, body, agent_ids)
-            except KeyInUseError:  # another server has accepted it in this moment
-                raise unavailable(1, "a batch with this Idempotency-Key is being accepted") from None
-        self._waiting.append(job_id)
-        self._start_next()
-        return await self.reader.jobs.get(job_id)
+    async def start_now(self, job_id: str) -> Job:
+        """Start a stored job immediately, outside of the queue and its limit."""
+        entry = self.table.move(job_id, JobState.STARTING, started=asyncio.Event(), skips_queue=True)
+        with self._starting(job_id, entry):
+            return await self._launch(job_id)
 
     async def cancel(self, record: JobRecord) -> None:
-        """Cancel a job; one that has ended stays as it is.  Kept when this returns: a crash after it does not undo it.
+        """Cancel a job; one that has ended stays unchanged.
 
-        Raises StoreUnavailableError, and HttpError 503, where that cannot be kept; what runs is stopped all the same.
+        The cancel is durable when this returns: a crash afterwards does not undo it.  Raises StoreUnavailableError, and
+        HttpError 503, if it could not be stored; a running job is stopped all the same.
         """
-        async with self._turn(record.id):
-            if starting := self._starting.get(record.id):
-                await asyncio.wait({starting})
-            job = self._running.get(record.id)
+        async with self.lock(record.id):
+            if (entry := self.table.get(record.id)) and entry.started is not None:
+                await entry.started.wait()
+            job = self._running_job(record.id)
             if job is not None and job.steer(ControlRequest(is_canceled=True)):
-                await self._keep_cancel(record)
+                await self._persist_cancel(record)
                 return
-            with self._not_waiting(record.id):
-                await self.store.call_chunked(cancel_idle_job, self.store.sync, record.id)
-        self.on_end()
+            with self.ending(record.id):
+                await self._store.call_chunked(cancel_idle_job, self._store.sync, record.id)
+        self.on_job_end()
+
+    async def cancel_stopped(self, job_id: str) -> None:
+        """Cancel a job whose driver has failed, so that it is not restarted.  Raises StoreError."""
+        async with self.lock(job_id):
+            with self.ending(job_id):
+                await self._store.call_chunked(cancel_idle_job, self._store.sync, job_id)
 
     async def retry(self, record: JobRecord) -> None:
-        """Run the items of an ended job again that did not succeed.  Raises HttpError 409 before its end."""
-        if record.is_ended and (job := self._running.get(record.id)):  # the store knows a moment before we do
+        """Run the items of an ended job that did not succeed again.  Raises HttpError 409 if it has not ended."""
+        if record.is_ended and (job := self._running_job(record.id)):  # the store knows of the end a moment earlier
             with suppress(BatchrayError):
                 await job.ended()
-        if not record.is_ended or record.id in self._reopening or self._has(record.id):
+        if not record.is_ended or not self.table.may_move(record.id, JobState.REOPENING):
             raise HttpError(409, f"job {record.id} has not ended yet", NO_RETRY)
-        if record.counts["succeeded"] < record.total:
-            self._reopening.add(record.id)
-            try:
-                await self.store.call(reopen_job, self.store.sync, record.id)
-            finally:
-                self._reopening.discard(record.id)
-            self._waiting.append(record.id)
-            self._start_next()
-
-    async def ask(self, user_id: str, agent_id: str, request: bytes) -> tuple[JobRecord, StoredResult]:
-        """Run one request to one agent at once, and return its job with the result; otherwise as `start_run`."""
-        return await self.result_of(await self.start_run(user_id, agent_id, request))
-
-    async def start_run(self, user_id: str, agent_id: str, request: bytes) -> Job:
-        """Start to run one request to one agent at once.
-
-        Raises UnknownAgentError, and HttpError 503 while the server is stopping.
-        """
-        if self.is_draining:
-            raise _stopping()
-        await self.read(self.agent, user_id, agent_id)
+        if record.counts["succeeded"] == record.total:
+            return
+        self.table.move(record.id, JobState.REOPENING)
         try:
-            await self.session.ensure_executor(
-                self.settings
-            )  # first: a job that waited for it would be taken for left alone
-        except ClusterError as error:
-            raise unavailable(5, f"nothing can be run now: {error}") from None
-        new = NewJob(new_job_id(), self.snapshot, kind="run", user_id=user_id, agent_id=agent_id)
-        await self.store.jobs.create(new, [NewItem(agent_id, None, request)])
-        self._single.add(new.id)
-        try:
-            return await self._launch(new.id)
+            await self._store.call(reopen_job, self._store.sync, record.id)
         except BaseException:
-            self._single.discard(new.id)
+            self.table.remove(record.id)
             raise
+        self._enqueue(record.id)
 
-    async def result_of(self, job: Job) -> tuple[JobRecord, StoredResult]:
-        """Wait for the end of a run, and return its job with the result.  A cancelled wait cancels the run."""
-        try:
-            record = await job.ended()
-        except asyncio.CancelledError:  # the client has gone
-            job.steer(ControlRequest(is_canceled=True))
-            raise
-        except BatchrayError as error:
-            with suppress(StoreError):  # or it would be run again, for nobody
-                async with self._turn(job.id):
-                    await self.store.call_chunked(cancel_idle_job, self.store.sync, job.id)
-            raise unavailable(5, f"the request could not be run: {error}") from None
-        result = await self.reader.items.result(record, 0)
-        if result is None:
-            raise HttpError(500, "the request ended without a result", NO_RETRY)
-        return record, result
-
-    # -- agents
-
-    def agent(self, user_id: str, agent_id: str) -> BoundAgent:
-        """Return an agent that a user may ask.  Raises UnknownAgentError."""
-        if agent_id in self.agents.agents:
-            return self.agents.agents[agent_id]
-        stored = self.reader.sync.agents.find(agent_id, user_id)
-        if stored is None:
-            raise UnknownAgentError(f"Agent with ID {agent_id} not found")
-        return self.agents.bind(Agent.model_validate(stored.spec["agent"]))
-
-    def snapshot(self, agent_ids: Set[str]) -> dict[str, Any]:
-        """Return the settings of these agents, for a job to keep."""
-        made = {
-            agent_id: self.reader.sync.agents.find_of_any_user(agent_id)
-            for agent_id in agent_ids - self.agents.agents.keys()
-        }
-        bound = {
-            agent_id: self.agents.bind(Agent.model_validate(stored.spec["agent"]))
-            for agent_id, stored in made.items()
-            if stored is not None  # or deleted, a moment ago
-        }
-        known = replace(self.agents, agents={**self.agents.agents, **bound})
-        if missing := agent_ids - known.agents.keys():
-            raise UnknownAgentError(f"Agent with ID {min(missing)} not found")
-        return known.snapshot(agent_ids)
-
-    # -- the server's life
-
-    async def start(self) -> None:
-        """Go on with the jobs that an earlier server left unfinished, and that no other one leads."""
-        await self._adopt()
-        self._spawn(self._expire_waiting())
-        if self.store.is_shared:
-            self._spawn(self._adopt_orphans())
-        if self.settings.retention_days is not None:
-            self._spawn(run_retention(self.store, self.settings.retention_days))
-
-    async def stop(self) -> None:
-        """Start nothing more, let running items finish within the grace period, leave the rest for the next start."""
-        self.is_draining = True
-        self._waiting.clear()
-        await self.session.run(self.session.drain(self.settings.shutdown_grace_s))
-
-    def close(self) -> None:
-        """Let go of the store; the session ends the jobs."""
-        for task in self._tasks:
-            task.cancel()
-        self.reader.sync.close()
-        self.session.release_store(self.store.sync)
-        if self._directory is not None:
-            os.close(self._directory)
+    async def is_over(self, job_id: str) -> bool:
+        """Return whether a job will make no more progress while this server runs."""
+        if self._store.is_shared and not self.is_draining:  # another server may run it
+            return (await self._reader.jobs.get(job_id)).is_ended
+        return self.is_draining or job_id not in self.table
 
     def in_flight(self) -> int:
         """Return how many requests are in flight."""
-        return sum(job.in_flight for job in self._running.values())
+        return sum(job.in_flight for job in self.table.running())
 
-    async def is_over(self, job_id: str) -> bool:
-        """Tell whether nothing more will come of a job as long as this server runs."""
-        if self.store.is_shared and not self.is_draining:  # it may be led elsewhere
-            return (await self.reader.jobs.get(job_id)).is_ended
-        return self.is_draining or not (self._has(job_id) or job_id in self._restarting)
+    # -- the end of the server
 
-    async def read(self, query: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
-        """Run a query on a thread, so that no other client waits for it."""
-        return await asyncio.to_thread(query, *args, **options)
+    def begin_drain(self) -> None:
+        """Start no more jobs and accept no more batches.  Running items continue."""
+        self.is_draining = True
+
+    async def drain(self) -> None:
+        """Start no more items, and wait for the running ones within the grace period; the next server does the rest."""
+        self.begin_drain()
+        self.table.remove_queued()
+        await self._runtime.run(self._runtime.drain(self._settings.shutdown_grace_s))
+
+    # -- for those who end jobs that do not run
+
+    def lock(self, job_id: str) -> asyncio.Lock:
+        """Return a job's lock.  It is held while a job that does not run is ended, because that takes many steps."""
+        return self._locks.setdefault(job_id, asyncio.Lock())
+
+    @contextmanager
+    def ending(self, job_id: str) -> Iterator[None]:
+        """Keep a job from starting while the block ends it.
+
+        Afterwards the job is not scheduled any more.  If the block raises, the job returns to the front of the queue,
+        or is restarted after the delay if it was waiting for that.
+        """
+        state = self.table.state(job_id)
+        if state not in (JobState.QUEUED, JobState.RESTARTING):
+            yield
+            return
+        self.table.move(job_id, JobState.ENDING)
+        try:
+            yield
+        except BaseException:
+            if state is JobState.QUEUED:
+                self._enqueue(job_id, at_front=True)
+            else:
+                self._restart_later(job_id)
+            raise
+        self.table.remove(job_id)
 
     # -- inside
 
-    async def _keep_cancel(self, record: JobRecord) -> None:
-        patience = RetryingStore(self.store.sync, f"the cancel of job {record.id}")
-        limit = self._loop.call_later(_KEEP_S, patience.end)  # a writer that is busy is waited for
+    async def _persist_cancel(self, record: JobRecord) -> None:
+        store = RetryingStore(self._store.sync, f"the cancel of job {record.id}")
+        timeout = self._loop.call_later(_PERSIST_CANCEL_S, store.end)
         try:
-            await patience.leases.request(record, is_canceled=True)
+            await store.leases.request(record, is_canceled=True)
         except StoreUnavailableError:
-            raise unavailable(
-                5, "the batch is being cancelled, but that cannot be written down now; ask again"
-            ) from None
+            raise unavailable(5, "the batch is being cancelled, but that could not be stored; ask again") from None
         finally:
-            limit.cancel()
+            timeout.cancel()
 
-    @contextmanager
-    def _not_waiting(self, job_id: str) -> Iterator[None]:
-        """Let a job not start while entered, nor after it, unless this fails."""
-        was_waiting = job_id in self._waiting
-        if was_waiting:
-            self._waiting.remove(job_id)
-        try:
-            yield
-        except BaseException:
-            if was_waiting:
-                self._waiting.appendleft(job_id)
-                self._start_next()
-            raise
+    def _running_job(self, job_id: str) -> Job | None:
+        entry = self.table.get(job_id)
+        return entry.job if entry else None
 
-    def _turn(self, job_id: str) -> asyncio.Lock:
-        """Return what lets one at a time end a job that does not run: that is done in pieces."""
-        return self._turns.setdefault(job_id, asyncio.Lock())
+    def _enqueue(self, job_id: str, *, at_front: bool = False) -> None:
+        self.table.move(job_id, JobState.QUEUED, at_front=at_front)
+        self._start_queued()
 
-    def _has(self, job_id: str) -> bool:
-        return job_id in self._running or job_id in self._starting or job_id in self._waiting
-
-    async def _adopt(self) -> None:
-        for record in await self.reader.jobs.unended():
-            if self._has(record.id):
-                continue
-            if record.kind == "batch":
-                self._waiting.append(record.id)
-            elif record.id not in self._giving_up and not await self._gave_up(record.id):
-                self._giving_up.add(record.id)
-                self._spawn(self._give_up_later(record.id))
-        self._start_next()
-
-    async def _gave_up(self, job_id: str) -> bool:
-        """End a run of a server that is gone, as whoever asked for it is; False where it cannot be ended now."""
-        try:
-            async with self._turn(job_id):
-                await self.store.call_chunked(end_idle_job, self.store.sync, job_id, CANCELED)
-        except LeaseLostError:  # another server was faster
-            return True
-        except StoreError as error:
-            logger.warning("job %s cannot be ended at the moment: %s", job_id, error)
-            return False
-        return True
-
-    async def _give_up_later(self, job_id: str) -> None:
-        has_ended = False
-        while not has_ended:
-            await asyncio.sleep(_RESTART_S)
-            has_ended = await self._gave_up(job_id)
-        self._giving_up.discard(job_id)
-
-    async def _adopt_orphans(self) -> None:
-        """Go on with jobs whose leaders have died."""
-        while not self.is_draining:
-            await asyncio.sleep(self.settings.lease_s / 3)
-            try:
-                await self._adopt()
-            except StoreError as error:
-                logger.warning("jobs of other servers cannot be looked for: %s", error)
-
-    def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
-        """Store a body's batch: a small one is checked whole before, a large one while it is stored."""
-        if body.checker is None:
-            small = read_body(body.data, agent_ids)
-            items = [NewItem(*request) for request in small.requests]
-            self.store.sync.jobs.create(replace(new, callback_url=small.callback_url), items)
-        else:
-            with body.checker.check(agent_ids) as large:
-                pages = (ItemPage(*page) for page in self._unless_stopping(large.pages))
-                self.store.sync.jobs.create_paged(replace(new, callback_url=large.callback_url), pages)
-
-    def _unless_stopping(self, pages: Iterable[T]) -> Iterator[T]:
-        """Yield them; a large batch that is being stored when the server has to stop is given up whole."""
-        for page in pages:
-            if self.is_draining:
-                raise _stopping()
-            yield page
-
-    @contextmanager
-    def _holding(self, user_id: str, key: str | None) -> Iterator[None]:
-        """Hold an idempotency key while its batch is being accepted."""
-        held = (user_id, key or "")
-        if key is not None and held in self._keys_in_use:
-            raise HttpError(409, "a batch with this Idempotency-Key is being accepted", {"Retry-After": "1"})
-        self._keys_in_use.add(held)
-        try:
-            yield
-        finally:
-            self._keys_in_use.discard(held)
-
-    def _start_next(self) -> None:
-        while self._waiting and not self.is_draining:
-            if len(self._running.keys() - self._single) + len(self._starting) >= self.settings.max_running_jobs:
+    def _start_queued(self) -> None:
+        """Start queued jobs while there are free slots."""
+        while not self.is_draining and self.table.n_slots_taken < self._settings.max_running_jobs:
+            job_id = self.table.first_queued()
+            if job_id is None:
                 return
-            job_id = self._waiting.popleft()
-            self._starting[job_id] = self._spawn(self._start_one(job_id))
+            entry = self.table.move(job_id, JobState.STARTING, started=asyncio.Event())
+            self._tasks.spawn(self._start(job_id, entry))
 
-    async def _start_one(self, job_id: str) -> None:
+    async def _start(self, job_id: str, entry: JobEntry) -> None:
+        with self._starting(job_id, entry):
+            try:
+                await self._launch(job_id)
+            except ConfigError as error:  # the key or the code of an agent is missing
+                logger.error("job %s cannot continue: %s", job_id, error)
+            except Exception as error:  # noqa: BLE001  # any other failure may pass, and no job may be forgotten
+                logger.error("job %s could not be started and will be tried again: %s", job_id, error)
+                self._restart_later(job_id)
+
+    @contextmanager
+    def _starting(self, job_id: str, entry: JobEntry) -> Iterator[None]:
+        """End the state STARTING with the block: a job that is neither running nor restarted then is removed."""
+        assert entry.started is not None
         try:
-            await self._launch(job_id)
-        except ConfigError as error:  # an agent whose key or code is not there any more
-            logger.error("job %s cannot go on: %s", job_id, error)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the job must not be left without anybody
-            logger.error("job %s could not be started and will be tried again: %s", job_id, error)
-            self._restart_later(job_id)
+            yield
         finally:
-            self._starting.pop(job_id, None)
-            self._start_next()
+            if self.table.get(job_id) is entry:
+                self.table.remove(job_id)
+            entry.started.set()
+            self._start_queued()
 
     async def _launch(self, job_id: str) -> Job:
-        agents = AgentSet.from_snapshot(await self.reader.jobs.agent_snapshot(job_id))
-        store = self.session.open_store(self.settings)
+        """Start a job's driver in the runtime."""
+        agents = AgentSet.from_snapshot(await self._reader.jobs.agent_snapshot(job_id))
+        store = self._runtime.open_store(self._settings)
         try:
-            job = self.session.start(job_id, agents, store, self.settings)
+            job = self._runtime.start(job_id, agents, store, self._settings)
         except BaseException:
-            self.session.release_store(store)
+            self._runtime.release_store(store)
             raise
-        self._running[job_id] = job
-        job.when_over(lambda: self._loop.call_soon_threadsafe(self._over, job))
+        entry = self.table.get(job_id)
+        self.table.move(job_id, JobState.RUNNING, job=job, skips_queue=entry is not None and entry.skips_queue)
+        job.when_over(lambda: self._loop.call_soon_threadsafe(self._on_stopped, job))
         return job
 
-    def _over(self, job: Job) -> None:
-        """A job has ended, or its driver has failed: then it is started again after a while."""
-        del self._running[job.id]
-        self._single.discard(job.id)
+    def _on_stopped(self, job: Job) -> None:
+        """Handle the end of a job's driver: restart the job if the driver failed."""
         error = job.error()
-        if error is not None and not isinstance(error, JobInterruptedError) and not self.is_draining:
-            logger.error("job %s stopped and will go on: %s", job.id, error)
+        if error is None or isinstance(error, JobInterruptedError) or self.is_draining:
+            self.table.remove(job.id)
+        else:
+            logger.error("job %s stopped and will be restarted: %s", job.id, error)
             self._restart_later(job.id)
-        self._start_next()
-        self.on_end()
+        self._start_queued()
+        self.on_job_end()
 
     def _restart_later(self, job_id: str) -> None:
-        self._restarting.add(job_id)  # at once: it has just left where else it could be found
-        self._spawn(self._restart(job_id))
+        self._tasks.spawn(self._restart(job_id, self.table.move(job_id, JobState.RESTARTING)))
 
-    async def _restart(self, job_id: str) -> None:
-        try:
-            await asyncio.sleep(_RESTART_S)
-        finally:
-            self._restarting.discard(job_id)
-        if self._has(job_id):  # adopted meanwhile
-            return
-        self._waiting.append(job_id)
-        self._start_next()
-
-    async def _expire_waiting(self) -> None:
-        """End jobs whose deadline passes while they wait for their turn, or for an agent that is not there."""
-        while True:
-            await asyncio.sleep(_EXPIRY_S)
-            try:
-                await self._expire_at_rest()
-            except (StoreError, LeaseLostError) as error:
-                logger.warning("deadlines of waiting jobs cannot be looked at: %s", error)
-
-    async def _expire_at_rest(self) -> None:
-        for record in await self.reader.jobs.unended():
-            async with self._turn(record.id):
-                is_at_rest = record.id not in self._running and record.id not in self._starting
-                if not is_at_rest or self.is_draining:
-                    continue
-                if await self.store.call_chunked(expire_idle_job, self.store.sync, record, self.settings):
-                    if record.id in self._waiting:
-                        self._waiting.remove(record.id)
-                    self.on_end()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-
-def _stopping() -> HttpError:
-    return unavailable(10, "the server is stopping; try again in a moment")
+    async def _restart(self, job_id: str, entry: JobEntry) -> None:
+        await asyncio.sleep(_RESTART_S)
+        if self.table.get(job_id) is entry:  # not adopted, cancelled or expired meanwhile
+            self._enqueue(job_id)

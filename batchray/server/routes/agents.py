@@ -11,17 +11,17 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from batchray.agents import Clients, build_agent
-from batchray.config import Agent
+from batchray.config import Agent, ServerSettings
 from batchray.errors import ConfigError, UnknownAgentError
 from batchray.schema import AgentState, CreateAgent, Model, UpdateAgent, new_id
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
-from batchray.server.agent_catalog import AgentCatalog
+from batchray.server.agent_catalog import AgentCatalog, AgentLookup
 from batchray.server.auth import user_of
 from batchray.server.errors import HttpError
 from batchray.server.pagination import Page, paged
 from batchray.server.routing import NoQuery, ResponseBody, Route
-from batchray.server.scheduler import Service
+from batchray.server.storage import ServerStorage
 from batchray.server.upload import read_json
 
 _PATH = "/v1/agents/{agent_id}"
@@ -61,9 +61,11 @@ class Deleted(WireModel):
 class AgentRoutes:
     """The endpoints that create, show, update and delete agents."""
 
-    def __init__(self, service: Service, agents: AgentCatalog) -> None:
-        self._service, self._catalog = service, agents
-        self._reader, self._store = service.reader, service.store
+    def __init__(
+        self, settings: ServerSettings, storage: ServerStorage, agents: AgentLookup, catalog: AgentCatalog
+    ) -> None:
+        self._settings, self._agents, self._catalog = settings, agents, catalog
+        self._reader, self._store = storage.reader, storage.store
 
     def routes(self) -> list[Route]:
         """Return the routes, with trailing slashes where Letta has them."""
@@ -122,7 +124,7 @@ class AgentRoutes:
 
     async def create(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Create an agent from a configured model and configured tools."""
-        given = await read_json(request, CreateAgent, self._service.settings)
+        given = await read_json(request, CreateAgent, self._settings)
         agent_id = new_id("agent")
         spec = self._validated_spec(agent_id, {"name": agent_id, **_stored_fields(given)})
         stored = await self._store.agents.create(agent_id, user_of(request), spec)
@@ -139,17 +141,17 @@ class AgentRoutes:
             end = _position(ids, query.before) if query.before else None
             return list(islice(filter(query.matches, self._states(user_id, ids[start:end])), query.limit))
 
-        return await self._service.read(paged, query, page)
+        return await self._reader.call(paged, query, page)
 
     async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return an agent."""
-        return await self._service.read(self._state, user_of(request), request.match_info["agent_id"])
+        return await self._reader.call(self._state, user_of(request), request.match_info["agent_id"])
 
     async def update(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Update an agent; existing jobs keep the settings that it had before."""
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         self._refuse_configured(agent_id, "changed")
-        given = await read_json(request, UpdateAgent, self._service.settings)
+        given = await read_json(request, UpdateAgent, self._settings)
         stored = await self._reader.agents.find(agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
@@ -158,7 +160,7 @@ class AgentRoutes:
         unchanged = {name: value for name, value in stored.spec["given"].items() if name not in replaced}
         spec = self._validated_spec(agent_id, {**unchanged, **changes})
         await self._store.agents.update(agent_id, user_id, spec)
-        return await self._service.read(self._state, user_id, agent_id)
+        return await self._reader.call(self._state, user_id, agent_id)
 
     async def delete(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Delete an agent; existing jobs keep its settings."""
@@ -173,9 +175,9 @@ class AgentRoutes:
     async def reset(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Delete the conversation and the pending tool calls of a stateful agent; its memory blocks stay."""
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
-        await self._service.read(self._service.agent, user_id, agent_id)
+        await self._reader.call(self._agents.find, user_id, agent_id)
         await self._store.conversations.delete(user_id, agent_id)
-        return await self._service.read(self._state, user_id, agent_id)
+        return await self._reader.call(self._state, user_id, agent_id)
 
     async def models(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """List the models that agents may use."""
@@ -191,7 +193,7 @@ class AgentRoutes:
     def _state(self, user_id: str, agent_id: str) -> AgentState:
         if agent_id in self._catalog.ids:
             return self._catalog.configured_state(
-                agent_id, self._memory(user_id, self._service.agents.agents[agent_id].agent)
+                agent_id, self._memory(user_id, self._agents.configured.agents[agent_id].agent)
             )
         stored = self._reader.sync.agents.find(agent_id, user_id)
         if stored is None:
@@ -207,7 +209,7 @@ class AgentRoutes:
         """Return the spec to store for an agent, after building it once.  Raises HttpError 400, 404 or 422."""
         try:
             agent = self._catalog.agent(agent_id, given)
-            build_agent(self._service.agents.bind(agent), Clients())
+            build_agent(self._agents.configured.bind(agent), Clients())
         except ValidationError as error:
             raise HttpError(422, first_problem(error, Agent)) from None
         except ConfigError as error:

@@ -26,11 +26,13 @@ from batchray.schema import (
     ordinal_of,
 )
 from batchray.schema.base import WireModel
+from batchray.server.acceptance import BatchAcceptance
 from batchray.server.auth import user_of
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.pagination import Cursor, Page, is_between, paged
 from batchray.server.routing import NoQuery, ResponseBody, Route
-from batchray.server.scheduler import Service
+from batchray.server.scheduler import JobScheduler
+from batchray.server.storage import ServerStorage
 from batchray.server.stream import Events, JsonLines
 from batchray.server.upload import Uploads
 from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, wanted_messages_of
@@ -70,9 +72,11 @@ class ResultsQuery(WireModel):
 class BatchRoutes:
     """The endpoints of batches."""
 
-    def __init__(self, service: Service, uploads: Uploads) -> None:
-        self._service, self._uploads = service, uploads
-        self._reader = service.reader
+    def __init__(
+        self, storage: ServerStorage, uploads: Uploads, acceptance: BatchAcceptance, scheduler: JobScheduler
+    ) -> None:
+        self._store, self._reader = storage.store, storage.reader
+        self._uploads, self._acceptance, self._scheduler = uploads, acceptance, scheduler
 
     def routes(self) -> list[Route]:
         """Return the routes, those of Letta first."""
@@ -146,12 +150,12 @@ class BatchRoutes:
             raise HttpError(400, "Idempotency-Key: need 1 to 255 printable ASCII characters")
         user_id = user_of(request)
         try:
-            await self._service.read(self._service.store.sync.check_room)  # before a large body is uploaded in vain
+            await asyncio.to_thread(self._store.sync.check_room)  # before a large body is uploaded in vain
         except StoreFullError:
             if key is None or await self._reader.jobs.find_by_idempotency_key(user_id, key) is None:
                 raise
         async with self._uploads.receive(request, needs_digest=key is not None) as body:
-            return batch_job(await self._service.accept(user_id, body, key))
+            return batch_job(await self._acceptance.accept(user_id, body, key))
 
     async def index(self, request: web.Request, query: Page) -> ResponseBody:
         """List a user's batches, of every status."""
@@ -163,7 +167,7 @@ class BatchRoutes:
                 user_id=user_id, kind="batch", order=query.order, after=after, before=before, limit=query.limit
             )
 
-        return [batch_job(record) for record in await self._service.read(paged, query, page)]
+        return [batch_job(record) for record in await self._reader.call(paged, query, page)]
 
     async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return the job of a batch."""
@@ -171,13 +175,13 @@ class BatchRoutes:
 
     async def cancel(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Cancel a batch; the response is null, as in Letta."""
-        await self._service.cancel(await self._job(request))
+        await self._scheduler.cancel(await self._job(request))
         return None
 
     async def retry(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Run the items of an ended batch that did not succeed again."""
         record = await self._job(request)
-        await self._service.retry(record)
+        await self._scheduler.retry(record)
         return batch_job(await self._reader.jobs.get(record.id))
 
     async def items(self, request: web.Request, query: ItemsQuery) -> ResponseBody:
@@ -197,7 +201,7 @@ class BatchRoutes:
                 limit=query.limit,
             )
 
-        return [item_view(job.id, item) for item in await self._service.read(paged, query, page)]
+        return [item_view(job.id, item) for item in await self._reader.call(paged, query, page)]
 
     async def messages(self, request: web.Request, query: MessagesQuery) -> ResponseBody:
         """List the input and output messages of finished items, in the order in which the items finished."""
@@ -207,7 +211,7 @@ class BatchRoutes:
             after, before = self._cursor(job, query.after), self._cursor(job, query.before)
             return list(islice(self._messages(job, query, after, before), query.limit))
 
-        return MessagesPage(messages=await self._service.read(paged, query, page))
+        return MessagesPage(messages=await self._reader.call(paged, query, page))
 
     def _messages(
         self, job: JobRecord, query: MessagesQuery, after: Cursor | None, before: Cursor | None
@@ -250,7 +254,7 @@ class BatchRoutes:
         """Yield pages of results as they become available; in index order, a result waits for those before it."""
         last_index, last_seq = -1, 0
         while True:
-            is_last = not query.follow or await self._service.is_over(job.id)
+            is_last = not query.follow or await self._scheduler.is_over(job.id)
             while page := await self._reader.items.results(
                 job,
                 after_index=last_index,
@@ -278,7 +282,7 @@ class BatchRoutes:
         events = Events(request)
         sent_state: Any = None
         while True:
-            is_over = await self._service.is_over(job.id)
+            is_over = await self._scheduler.is_over(job.id)
             record = await self._reader.jobs.get(job.id)  # first: if it has ended, no result is missing
             while page := await self._reader.items.results(job, after_seq=last_seq, limit=100):
                 for stored in page:

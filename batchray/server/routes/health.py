@@ -17,8 +17,10 @@ from batchray.errors import StoreError
 from batchray.schema.base import WireModel
 from batchray.server.errors import unavailable
 from batchray.server.routing import VERSION, NoQuery, ResponseBody, Route, route_of
-from batchray.server.scheduler import Service
+from batchray.server.scheduler import JobScheduler
+from batchray.server.storage import ServerStorage
 from batchray.server.upload import Uploads
+from batchray.store import Store
 
 
 class HealthView(WireModel):
@@ -31,10 +33,12 @@ class HealthView(WireModel):
 class HealthRoutes:
     """The endpoints of the server's own state.  `is_alive` returns whether the executor can run requests."""
 
-    def __init__(self, service: Service, uploads: Uploads, is_alive: Callable[[], bool]) -> None:
-        self._service, self._is_alive = service, is_alive
+    def __init__(
+        self, storage: ServerStorage, scheduler: JobScheduler, uploads: Uploads, is_alive: Callable[[], bool]
+    ) -> None:
+        self._storage, self._scheduler, self._is_alive = storage, scheduler, is_alive
         self._registry = CollectorRegistry()
-        self._registry.register(_StateCollector(service, uploads))
+        self._registry.register(_StateCollector(storage.reader.sync, scheduler, uploads))
         self._n_requests = Counter(
             "batchray_http_requests", "HTTP requests", ("method", "route", "status"), registry=self._registry
         )
@@ -63,14 +67,14 @@ class HealthRoutes:
 
     async def readyz(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return 200 if a batch would be accepted and run now.  Raises HttpError 503 with the reason if not."""
-        if self._service.is_draining:
+        if self._scheduler.is_draining:
             raise unavailable(10, "the server is stopping")
         if not self._is_alive():
             raise unavailable(5, "the executor is not running")
         try:
             async with asyncio.timeout(2):
-                await self._service.reader.callbacks.count()
-                has_room = await self._service.read(self._service.store.sync.has_room)
+                await self._storage.reader.callbacks.count()
+                has_room = await asyncio.to_thread(self._storage.store.sync.has_room)
         except (StoreError, TimeoutError):
             raise unavailable(5, "the store does not respond") from None
         if not has_room:
@@ -79,7 +83,7 @@ class HealthRoutes:
 
     async def metrics(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return the metrics in Prometheus' text format."""
-        text = await self._service.read(generate_latest, self._registry)
+        text = await asyncio.to_thread(generate_latest, self._registry)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def measured(self) -> Middleware:
@@ -103,12 +107,12 @@ class HealthRoutes:
 class _StateCollector(Collector):
     """Gauges of the store and the scheduler, read at each scrape."""
 
-    def __init__(self, service: Service, uploads: Uploads) -> None:
-        self._service, self._uploads = service, uploads
+    def __init__(self, reader: Store, scheduler: JobScheduler, uploads: Uploads) -> None:
+        self._reader, self._scheduler, self._uploads = reader, scheduler, uploads
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges."""
-        reader = self._service.reader.sync
+        reader = self._reader
         jobs = GaugeMetricFamily("batchray_jobs", "Jobs in the store, by status", labels=("status",))
         for status, count in reader.jobs.count_by_status().items():
             jobs.add_metric((status,), count)
@@ -117,7 +121,7 @@ class _StateCollector(Collector):
         for status, count in reader.items.count_by_status().items():
             items.add_metric((status,), count)
         yield items
-        yield GaugeMetricFamily("batchray_in_flight", "Requests in flight", value=self._service.in_flight())
+        yield GaugeMetricFamily("batchray_in_flight", "Requests in flight", value=self._scheduler.in_flight())
         yield GaugeMetricFamily("batchray_uploads", "Bodies being received or stored", value=self._uploads.n_open)
         waiting = reader.callbacks.count()
         yield GaugeMetricFamily("batchray_callbacks_waiting", "Callbacks still to be delivered", value=waiting)

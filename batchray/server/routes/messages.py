@@ -13,6 +13,7 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, Field
 
+from batchray.config import ServerSettings
 from batchray.errors import StoreError
 from batchray.jobs import context
 from batchray.schema import (
@@ -31,15 +32,16 @@ from batchray.schema import (
     ordinal_of,
     run_id,
 )
+from batchray.server.agent_catalog import AgentLookup
 from batchray.server.auth import user_of
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.pagination import Cursor, Page, is_between, paged
 from batchray.server.routing import NoQuery, ResponseBody, Route, encode
-from batchray.server.scheduler import Service
+from batchray.server.single_runs import SingleRuns
 from batchray.server.stream import Events
 from batchray.server.upload import read_json
 from batchray.server.views import letta_response, messages_of, outputs_of, steps_of, usage_of
-from batchray.store import JobRecord, StoredResult, utc_now
+from batchray.store import JobRecord, StoredResult, ThreadedStore, utc_now
 
 _PATH = "/v1/agents/{agent_id}/messages"
 _POLL_S = 0.25
@@ -81,8 +83,8 @@ class AskAgent(LettaRequest):
 class MessageRoutes:
     """The endpoints of an agent's messages."""
 
-    def __init__(self, service: Service) -> None:
-        self._service, self._reader = service, service.reader
+    def __init__(self, settings: ServerSettings, reader: ThreadedStore, agents: AgentLookup, runs: SingleRuns) -> None:
+        self._settings, self._reader, self._agents, self._runs = settings, reader, agents, runs
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -129,7 +131,7 @@ class MessageRoutes:
         Messages of batches are not listed for agents that are not stateful.
         """
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
-        bound = await self._service.read(self._service.agent, user_id, agent_id)
+        bound = await self._reader.call(self._agents.find, user_id, agent_id)
 
         def page(query: Page) -> list[Message]:
             if bound.agent.stateful:
@@ -137,7 +139,7 @@ class MessageRoutes:
             after, before = self._cursor(user_id, query.after), self._cursor(user_id, query.before)
             return list(islice(self._run_messages(user_id, agent_id, query, after, before), query.limit))
 
-        messages = await self._service.read(paged, query, page)
+        messages = await self._reader.call(paged, query, page)
         is_newest_first = query.order == "desc"
         return [part for message in messages for part in _letta_messages(message, is_newest_first)]
 
@@ -178,11 +180,11 @@ class MessageRoutes:
         return Cursor(job.key, ordinal_of(message_id))
 
     async def _read(self, request: web.Request) -> AskAgent:
-        await self._service.read(self._service.agent, user_of(request), request.match_info["agent_id"])
-        return await read_json(request, AskAgent, self._service.settings)
+        await self._reader.call(self._agents.find, user_of(request), request.match_info["agent_id"])
+        return await read_json(request, AskAgent, self._settings)
 
     async def _run(self, request: web.Request, given: AskAgent) -> tuple[JobRecord, StoredResult]:
-        return await self._service.ask(user_of(request), request.match_info["agent_id"], _body(request, given))
+        return await self._runs.run(user_of(request), request.match_info["agent_id"], _body(request, given))
 
     def _steps(self, job_id: str, body: bytes) -> list[LettaMessage]:
         return steps_of(body, self._reader.sync.items.checkpoints(self._reader.sync.jobs.get(job_id), 0))
@@ -190,14 +192,14 @@ class MessageRoutes:
     async def _stream(self, request: web.Request, given: AskAgent) -> web.StreamResponse:
         """Stream the agent's output as its steps are checkpointed, and pings while there is nothing new."""
         body = _body(request, given)
-        job = await self._service.start_run(user_of(request), request.match_info["agent_id"], body)
-        run = asyncio.create_task(self._service.result_of(job))
+        job = await self._runs.start(user_of(request), request.match_info["agent_id"], body)
+        run = asyncio.create_task(self._runs.result_of(job))
         events, n_sent, n_idle_polls = Events(request), 0, 0
         try:
             while not (await asyncio.wait({run}, timeout=_POLL_S))[0]:
                 new = list[LettaMessage]()
                 with suppress(StoreError):  # the next poll reads again; the run continues meanwhile
-                    new = (await self._service.read(self._steps, job.id, body))[n_sent:]
+                    new = (await self._reader.call(self._steps, job.id, body))[n_sent:]
                 for message in new:
                     await events.send("", encode(message))
                 n_sent, n_idle_polls = n_sent + len(new), 0 if new else n_idle_polls + 1
