@@ -30,6 +30,11 @@ T = TypeVar("T")
 MAX_RETURN_CHARS = 50_000
 """A longer return is cut, so that one tool cannot fill a model's context or the store (Letta's default limit)."""
 
+# Where the parameters begin in a docstring of Google's, NumPy's and Sphinx's style.
+_PARAMETERS = re.compile(
+    r"^(?:(?:Args|Arguments|Parameters|Params):[ \t]*$|Parameters[ \t]*\n-{3,}[ \t]*$|:param\b)", re.MULTILINE
+)
+
 
 class ToolError(Exception):
     """A tool call did not give a value; the message goes to the model, and the run goes on."""
@@ -111,8 +116,8 @@ def load_function(named: str | Callable[..., Any], import_paths: Sequence[str] =
 def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
     """Build a tool from a function with annotated parameters.
 
-    The docstring's text is the description; lines `name: text` of a Google-style "Args:" section describe the
-    parameters, as `Annotated[..., Field(description=...)]` does.  Raises ConfigError for a signature without a schema.
+    The docstring's text is the description.  Parameters are described by a section in the style of Google, NumPy or
+    Sphinx, or by `Annotated[..., Field(description=...)]`.  Raises ConfigError for a signature without a JSON schema.
     """
     name = getattr(function, "__name__", type(function).__name__)
     description, described = _read_docstring(inspect.getdoc(function) or "")
@@ -201,11 +206,17 @@ def _import(name: str, paths: Sequence[str]) -> ModuleType:
 
 
 def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
-    """Split a docstring into its text and what its "Args:" section says of each parameter."""
-    text, _, rest = doc.partition("\nArgs:\n")
-    section = re.split(r"\n(?=\S)", rest, maxsplit=1)[0]
-    entries = re.findall(r"^\s+(\w+)(?:\s*\([^)]*\))?:\s*(.*(?:\n\s{6,}.*)*)", section, flags=re.MULTILINE)
-    return text.strip(), {name: " ".join(description.split()) for name, description in entries}
+    """Split a docstring into the text before its parameters and the description of each parameter."""
+    if not _PARAMETERS.search(doc):
+        return doc.strip(), {}
+    import docstring_parser  # here, because only tools with described parameters need it
+
+    try:
+        parameters = docstring_parser.parse(doc).params
+    except docstring_parser.ParseError:
+        return doc.strip(), {}
+    described = {each.arg_name: " ".join(each.description.split()) for each in parameters if each.description}
+    return (_PARAMETERS.split(doc, maxsplit=1)[0] if described else doc).strip(), described
 
 
 def is_cancelled() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from batchray.errors import ConfigError
+from batchray.schema.validation_text import path_text
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,24 @@ class Document:
     root: yaml.Node | None
 
     def location(self, path: Sequence[int | str]) -> str:
-        """Name the file, the line and the path of a value, as far down as it exists."""
-        node, known = self.root, ""
+        """Return the file, the line and the path of a value, or of its innermost parent that exists."""
+        known, line = self._find(path)
+        return f"{self.file}, line {line}" + (f", {path_text(known)}" if known else "")
+
+    def line(self, path: Sequence[int | str]) -> int:
+        """Return the line of a value, or of its innermost parent that exists; lines count from 1."""
+        return self._find(path)[1]
+
+    def _find(self, path: Sequence[int | str]) -> tuple[list[int | str], int]:
+        node, known = self.root, list[int | str]()
         line = node.start_mark.line + 1 if node else 1
         for key in path:
             child, mark = _child(node, key)
             if mark is None:
                 break
             node, line = child, mark.line + 1
-            known += f"[{key}]" if isinstance(key, int) else f".{key}" if known else key
-        return f"{self.file}, line {line}" + (f", {known}" if known else "")
+            known.append(key)
+        return known, line
 
 
 def _child(node: yaml.Node | None, key: int | str) -> tuple[yaml.Node | None, yaml.Mark | None]:

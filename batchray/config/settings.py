@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from batchray.config.base import PositiveFloat, PositiveInt
 from batchray.config.documents import read_mapping
@@ -119,10 +124,20 @@ def load_server_settings(file: Path | None = None, **overrides: Any) -> ServerSe
 
 
 def _load(kind: type[S], file: Path | None, overrides: Mapping[str, Any]) -> S:
-    given = {key: value for key, value in overrides.items() if value is not None}
-    from_file = read_mapping(file, "of settings").data if file else {}
-    from_env = {key for key in kind.model_fields if f"BATCHRAY_{key.upper()}" in os.environ}
+    arguments = {key: value for key, value in overrides.items() if value is not None}
+    document = read_mapping(file, "of settings") if file else None
     try:
-        return kind(**{**{key: value for key, value in from_file.items() if key not in from_env}, **given})
+        # Pydantic reads the variables, whatever their case, and takes arguments before them: so the file's keys that a
+        # variable sets are left out here.
+        from_env = EnvSettingsSource(kind)()
+        from_file = {key: value for key, value in (document.data if document else {}).items() if key not in from_env}
+        return kind(**{**from_file, **arguments})
+    except SettingsError as error:
+        raise ConfigError(str(error), "environment") from None
     except ValidationError as error:
-        raise ConfigError(first_problem(error, kind), str(file or "settings")) from None
+        key = error.errors()[0]["loc"][0]
+        if document and key in document.data and key not in from_env and key not in arguments:
+            location = f"{document.file}, line {document.line((key,))}"
+        else:
+            location = f"BATCHRAY_{str(key).upper()}" if key in from_env and key not in arguments else "settings"
+        raise ConfigError(first_problem(error, kind), location) from None

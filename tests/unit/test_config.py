@@ -21,6 +21,7 @@ from batchray.config import (
     bind_agents,
     function_name,
     load_agents,
+    load_server_settings,
     load_settings,
 )
 from batchray.config.binding import builtin_providers
@@ -233,13 +234,38 @@ def test_bad_settings_are_refused(overrides: dict[str, Any], reason: str, write:
     file = write(json.dumps(overrides).replace("Infinity", ".inf"), "settings.yaml")
     with pytest.raises(ConfigError) as caught:
         load_settings(file)
-    assert str(caught.value) == reason.replace("settings: ", f"{file}: ")
+    assert str(caught.value) == reason.replace("settings: ", f"{file}, line 1: ")
 
 
 def test_a_bad_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHRAY_LANES", "many")
     with pytest.raises(ConfigError, match="lanes: Input should be a valid integer"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", ["batchray_lanes", "Batchray_Lanes", "BATCHRAY_LANES"])
+def test_a_variable_wins_over_the_file_in_any_case(
+    name: str, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "2")
+    assert load_settings(write("{lanes: 1}", "settings.yaml")).lanes == 2
+
+
+def test_the_line_of_a_bad_setting_is_named(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write("lanes: 1\nmax_in_flight: 0\n", "settings.yaml")
+    with pytest.raises(ConfigError, match=r"settings.yaml, line 2: max_in_flight: Input should be greater"):
+        load_settings(file)
+    monkeypatch.setenv("batchray_max_in_flight", "-1")
+    with pytest.raises(ConfigError, match=r"^BATCHRAY_MAX_IN_FLIGHT: max_in_flight: Input should be greater"):
+        load_settings(file)
+    with pytest.raises(ConfigError, match=r"^settings: max_in_flight: Input should be greater"):
+        load_settings(file, max_in_flight=0)
+
+
+def test_a_variable_that_is_not_json_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHRAY_CALLBACK_NETWORKS", "10.0.0.0/8")
+    with pytest.raises(ConfigError, match="callback_networks"):
+        load_server_settings()
 
 
 def test_settings_and_agents_do_not_change() -> None:

@@ -111,6 +111,79 @@ def test_the_schema_comes_from_signature_and_docstring() -> None:
     assert json.loads(json.dumps(spec.parameters)) == spec.parameters
 
 
+GOOGLE = """Find a place.
+
+In any country.
+
+Args:
+    city: The city's name,
+        in any language.
+    limit (int, optional): How many
+        to return.
+
+Returns:
+    The places.
+"""
+NUMPY = """Find a place.
+
+In any country.
+
+Parameters
+----------
+city : str
+    The city's name,
+    in any language.
+limit : int, optional
+    How many to return.
+
+Returns
+-------
+list[str]
+    The places.
+"""
+SPHINX = """Find a place.
+
+In any country.
+
+:param city: The city's name,
+    in any language.
+:param int limit: How many to return.
+:returns: The places.
+:raises ValueError: For no city.
+"""
+
+
+@pytest.mark.parametrize("doc", [GOOGLE, NUMPY, SPHINX], ids=["Google", "NumPy", "Sphinx"])
+def test_each_docstring_style_describes_the_parameters(doc: str) -> None:
+    def find(city: str, limit: int = 1) -> None: ...
+
+    find.__doc__ = doc
+    spec = tool(find).spec
+    assert spec.description == "Find a place.\n\nIn any country."
+    described = {name: each["description"] for name, each in spec.parameters["properties"].items()}
+    assert described == {"city": "The city's name, in any language.", "limit": "How many to return."}
+
+
+@pytest.mark.parametrize(
+    "doc",
+    [
+        "",
+        "Say: hi.\n\nReturns:\n    It.",
+        "Parameters\n---\n",
+        "Args:\n",
+        ":param",
+        "Args:\n\n(",
+        "Note: Args: none.",
+    ],
+)
+def test_a_docstring_without_described_parameters_is_the_description(doc: str) -> None:
+    def find(city: str) -> None: ...
+
+    find.__doc__ = doc
+    spec = tool(find).spec
+    assert (spec.description, "description" in spec.parameters["properties"]["city"]) == (doc.strip(), False)
+
+
 async def test_arguments_are_checked_and_converted() -> None:
     text = await tool(weather).call({"place": {"city": "Ulm", "zip": "89073"}, "days": 2})
     assert json.loads(text) == {"city": "Ulm", "unit": "C", "days": 2}
