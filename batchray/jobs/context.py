@@ -16,7 +16,7 @@ from batchray.agents.approvals import answers_in, brings_answers
 from batchray.agents.base import input_messages
 from batchray.config import Agent
 from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
-from batchray.store import ConversationUpdate, HistoryItem, JobRecord, NewOutcome, PendingItem, RetryingStore, Store
+from batchray.store import ConversationUpdate, HistoryItem, JobRecord, NewOutcome, PendingItem, RetryingStore
 
 _MESSAGES = TypeAdapter(list[Message])
 # How JSON may hide a letter or an underscore.
@@ -24,7 +24,7 @@ _ESCAPED = re.compile(rb"\\u00[4-7]")
 
 
 async def load_context(
-    store: Store, patience: RetryingStore, job: JobRecord, agent: Agent, item: PendingItem, steps: Sequence[bytes] = ()
+    store: RetryingStore, job: JobRecord, agent: Agent, item: PendingItem, steps: Sequence[bytes] = ()
 ) -> bytes:
     """Return what an item goes on with, as its agent's side reads it; empty for one that starts anew.
 
@@ -35,7 +35,7 @@ async def load_context(
     if request is None and not agent.stateful:
         return _encoded((), {}, steps) if steps else b""
     answered = frozenset(answer.tool_call_id for answer in answers_in(request)) if request else None
-    kept = await patience.conversations.load(
+    kept = await store.conversations.load(
         job,
         item.index,
         agent.id,

@@ -1,28 +1,35 @@
-"""Wishes for a running job, left by other processes in the data directory or in a shared database."""
+"""Control requests for a running job: what may be asked for, and where the process that runs the job reads it.
+
+A request is kept in one of two places: for a data directory that one process has locked, in a file that other
+processes may write to; for a shared database, in the row of the job's lease.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from batchray.errors import StoreError
+from batchray.errors import LeaseLostError, StoreError
 from batchray.store import JobRecord, Store
 from batchray.support.files import atomic_write, sync_directory
 
 logger = logging.getLogger(__name__)
 
-_HEAR_S = 1.0
-"""How often a leader asks what others want; a lease alone would be renewed too seldom for one who cancels."""
+POLL_S = 0.25
+"""How often the process that runs a job asks for control requests."""
+# How often a shared database is asked.  The renewals of the lease are too rare for a cancel.
+_READ_LEASE_S = 1.0
 
 
 class ControlRequest(BaseModel):
-    """What is asked for of a running job; None asks for nothing."""
+    """What is asked of a running job; None asks for nothing."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,88 +39,111 @@ class ControlRequest(BaseModel):
 
 
 class ControlFile:
-    """A small JSON file beside the store, read by the job's driver a few times a second.  See `ControlChannel`."""
+    """The control channel of a data directory: a small JSON file for each job.  See `ControlChannel`."""
 
     def __init__(self, data_dir: Path, job_id: str) -> None:
         self._file = data_dir / "control" / f"{job_id}.json"
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what was asked for so far; None where the file cannot be read now."""
+        """Return what is asked for; None if the file cannot be read now."""
         return self.read()
 
     def read(self) -> dict[str, Any] | None:
-        """Return the wishes: `is_paused`, `is_canceled`, `max_in_flight`, as far as there are any; None as `update`."""
+        """Return the fields of `ControlRequest` that were asked for; None if the file cannot be read now."""
         try:
             return ControlRequest.model_validate_json(self._file.read_bytes()).model_dump(exclude_none=True)
         except FileNotFoundError:
             return {}
-        except (ValidationError, OSError) as error:  # not of our making
+        except (ValidationError, OSError) as error:  # somebody else wrote or locked it
             logger.warning("%s is ignored: %s", self._file, error)
             return None
 
-    def ask(self, **wishes: Any) -> None:
-        """Add wishes to those that are there; on disk when this returns."""
-        self._write(ControlRequest(**{**(self.read() or {}), **wishes}))
+    def ask(self, **fields: Any) -> None:
+        """Add to what is asked for; on disk when this returns.  Raises OSError."""
+        self._write(ControlRequest(**{**(self.read() or {}), **fields}))
 
     def close(self) -> None:
-        """Forget what only concerns this run of the job: all but a cancel, which is for the next one too."""
+        """Remove what was meant for this run of the job only: everything except a cancel."""
         asked, kept = self.read() or {}, {"is_canceled": True}
         if not asked.get("is_canceled"):
-            self.forget()
+            self.clear()
         elif asked != kept:
             try:
                 self._write(ControlRequest(**kept))
             except OSError as error:
                 logger.warning("%s cannot be written: %s", self._file, error)
 
-    def forget(self) -> None:
-        """Forget all wishes: the job has ended."""
+    def clear(self) -> None:
+        """Remove all requests: the job has ended."""
         try:
             self._file.unlink(missing_ok=True)
         except OSError as error:
             logger.warning("%s cannot be removed: %s", self._file, error)
 
-    def _write(self, wishes: ControlRequest) -> None:
+    def _write(self, request: ControlRequest) -> None:
         directory = self._file.parent
         directory.mkdir(exist_ok=True)
-        with atomic_write(self._file, encoding="utf-8") as file:
-            file.write(wishes.model_dump_json())
-        sync_directory(directory.parent)  # the directory itself may be new
-
-
-def reopen_job(store: Store, job_id: str) -> int:
-    """Open an ended job again as `Jobs.reopen` does; what was asked before its end is not for what comes now."""
-    ControlFile(store.data_dir, job_id).forget()
-    return store.jobs.reopen(job_id)
+        with atomic_write(self._file) as file:
+            file.write(request.model_dump_json().encode())
+        sync_directory(directory.parent)
 
 
 class LeaseChannel:
-    """Renews the lease under which this process leads a job, and hears what others ask of it.  See `ControlChannel`."""
+    """The control channel of a shared database: the lease's row, which this process also renews.
+
+    See `ControlChannel`.
+    """
 
     def __init__(self, store: Store, job: JobRecord, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._job, self._clock = store, job, clock
-        self._hears_at = self._renews_at = clock()
-        self._heard: dict[str, Any] = {}
+        self._reads_at = self._renews_at = clock()
+        self._asked: dict[str, Any] = {}
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """Renew the lease where it is time, and return what was asked for so far, as far as it is known.
+        """Renew the lease if that is due, and return what is asked for, as last read.
 
-        Raises LeaseLostError where another process leads the job.
+        Raises LeaseLostError if another process leads the job.
         """
         now = self._clock()
-        if now < min(self._hears_at, self._renews_at):
-            return self._heard
-        hear = self._store.leases.requested
+        if now < min(self._reads_at, self._renews_at):
+            return self._asked
+        read = self._store.leases.requested
         if now >= self._renews_at:
-            hear, self._renews_at = self._store.leases.renew, now + self._store.leases.duration_s / 3
-        self._hears_at = now + _HEAR_S
+            read, self._renews_at = self._store.leases.renew, now + self._store.leases.duration_s / 3
+        self._reads_at = now + _READ_LEASE_S
         try:
-            # Not on the writer's thread, where a large batch may be on its way.
-            self._heard = await asyncio.to_thread(hear, self._job)
+            # Not on the writer's thread, which may be busy with a large batch.
+            self._asked = await asyncio.to_thread(read, self._job)
         except StoreError as error:
             logger.warning("job %s: its lease was not renewed, or not read: %s", self._job.id, error)
-        return self._heard
+        return self._asked
 
     def close(self) -> None:
-        """Let another server go on at once."""
+        """Release the lease, so that another process can take it at once."""
         self._store.database.call_soon(self._store.leases.release, self._job)
+
+
+def reopen_job(store: Store, job_id: str) -> int:
+    """Reopen an ended job as `Jobs.reopen` does, and remove the control requests of its earlier runs."""
+    ControlFile(store.data_dir, job_id).clear()
+    return store.jobs.reopen(job_id)
+
+
+@asynccontextmanager
+async def renewing_lease(store: Store, record: JobRecord) -> AsyncIterator[None]:
+    """Renew a job's lease inside this block, if the store has leases that run out."""
+
+    async def renew() -> None:
+        channel = LeaseChannel(store, record)
+        while True:
+            with suppress(LeaseLostError):  # raised again when the job begins to run
+                await channel.update({})
+            await asyncio.sleep(POLL_S)
+
+    renewing = asyncio.create_task(renew()) if store.is_shared and not record.is_ended else None
+    try:
+        yield
+    finally:
+        if renewing is not None:
+            renewing.cancel()
+            await asyncio.wait([renewing])

@@ -1,4 +1,4 @@
-"""Group commits: what the items of a job ask to be written goes to disk together."""
+"""Group commits: attempts, checkpoints and outcomes of a job's items go to disk together."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, RetryingS
 
 
 class GroupCommitter:
-    """Group commits: what all items ask to be written goes to disk together, at most every `interval_s`.
+    """Writes for all items of a job in common transactions, at most one every `interval_s`.
 
-    While the store cannot be used, outcomes are kept here, at most one for each place of the window, no attempt begins,
-    and `deadlines` are paused.
+    While the store is unavailable, outcomes wait here, at most one for each item in flight; no attempt begins, and
+    `deadlines` are paused.
     """
 
     def __init__(
-        self,
-        store: Store,
-        job: JobRecord,
-        patience: RetryingStore,
-        deadlines: PausableDeadlines,
-        interval_s: float = 0.02,
+        self, store: RetryingStore, job: JobRecord, deadlines: PausableDeadlines, interval_s: float = 0.02
     ) -> None:
-        self._store, self._job, self._patience, self._interval_s = store, job, patience, interval_s
-        self._deadlines = deadlines
+        self._store, self._job, self._interval_s = store, job, interval_s
+        self.deadlines = deadlines
         self._attempts: list[NewAttempt] = []
         self._outcomes: list[NewOutcome] = []
         self._steps: list[NewStep] = []
@@ -34,26 +29,27 @@ class GroupCommitter:
 
     async def begin(self, attempt: NewAttempt) -> None:
         """Count an attempt; on disk when this returns."""
-        await self._patience.wait_for_space()
+        await self._store.wait_for_space()
         self._attempts.append(attempt)
         await self._committed()
 
-    async def keep(self, steps: Sequence[NewStep]) -> None:
-        """Keep what attempts have done; on disk when this returns."""
+    async def save_steps(self, steps: Sequence[NewStep]) -> None:
+        """Save checkpoints of attempts; on disk when this returns."""
         self._steps += steps
         await self._committed()
 
     async def record(self, outcome: NewOutcome) -> bool:
-        """Record an outcome and tell whether it was taken; on disk when this returns."""
+        """Record an outcome and return whether the store accepted it; on disk when this returns."""
         self._outcomes.append(outcome)
         return outcome.index in await self._committed()
 
     async def drain(self) -> None:
-        """Wait until all that was handed in is on disk."""
+        """Wait until everything that was handed in is on disk."""
         if self._flushing is not None:
             await self._flushing
 
     async def _committed(self) -> set[int]:
+        """Wait for the next commit; return the indexes of the outcomes that it accepted."""
         if self._waiting is None:
             self._waiting = asyncio.get_running_loop().create_future()
         if self._flushing is None or self._flushing.done():
@@ -63,22 +59,22 @@ class GroupCommitter:
     async def _flush(self) -> None:
         """Commit until nothing is left.  While one commit is on its way to disk the next one gathers."""
         while self._waiting is not None:
-            write = _Write(self._store, self._job, self._attempts, self._outcomes, self._steps)
+            write = _Write(self._store.sync, self._job, self._attempts, self._outcomes, self._steps)
             waiting = self._waiting
             self._attempts, self._outcomes, self._steps, self._waiting = [], [], [], None
             try:
-                with self._deadlines.commit():
-                    taken = await self._patience.call(write)
-            except Exception as error:  # noqa: BLE001  # every waiter has to hear of it; the job ends with it
+                with self.deadlines.commit():
+                    accepted = await self._store.call(write)
+            except Exception as error:  # noqa: BLE001  # raised to every waiter, and ends the job
                 waiting.set_exception(error)
-                waiting.exception()  # a waiter may be gone; that is no fault of its own
+                waiting.exception()  # marks it as retrieved: all waiters may have been cancelled
             else:
-                waiting.set_result({outcome.index for outcome in taken})
+                waiting.set_result({outcome.index for outcome in accepted})
             await asyncio.sleep(self._interval_s)
 
 
 class _Write:
-    """One group commit that may be called until it comes through, and that knows whether it was called before."""
+    """One group commit, which may be called until it succeeds and knows whether it was called before."""
 
     def __init__(
         self,
@@ -89,8 +85,8 @@ class _Write:
         steps: list[NewStep],
     ) -> None:
         self._store, self._job, self._attempts, self._outcomes, self._steps = store, job, attempts, outcomes, steps
-        self._is_again = False
+        self._is_retry = False
 
     def __call__(self) -> list[NewOutcome]:
-        is_again, self._is_again = self._is_again, True
-        return self._store.outcomes.write(self._job, self._attempts, self._outcomes, is_again, self._steps)
+        is_retry, self._is_retry = self._is_retry, True
+        return self._store.outcomes.write(self._job, self._attempts, self._outcomes, is_retry, self._steps)

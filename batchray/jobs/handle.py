@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchray.errors import ConfigError, JobInterruptedError, StoreError
 from batchray.jobs.control import ControlFile, ControlRequest
-from batchray.jobs.driver import cancel_idle_job
+from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.running import RunningJob
 from batchray.schema import Result
 from batchray.schema.progress import TIMINGS, Percentiles, Progress

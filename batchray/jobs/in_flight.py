@@ -1,4 +1,4 @@
-"""What is in flight of a running job: since when, and which of it makes no progress."""
+"""The attempts of a running job that are in flight, and those among them that have stalled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """One attempt on its way.  `limit_s` is the age at which nothing explains any more that it has not ended."""
+    """One attempt in flight; it counts as stalled when it is older than `limit_s`."""
 
     index: int
     agent_id: str
@@ -26,36 +26,33 @@ class InFlight:
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
         self._flights: dict[int, Flight] = {}
-        self._named: set[Flight] = set()
+        self._known_stalled: set[Flight] = set()
 
-    def begin(self, index: int, agent_id: str, attempt: int, limit_s: float) -> None:
-        """An attempt is spawned."""
-        self._flights[index] = Flight(index, agent_id, attempt, self._clock(), limit_s)
+    def begin(self, index: int, agent_id: str, attempt: int, limit_s: float) -> Flight:
+        """Add an attempt that is being spawned."""
+        flight = self._flights[index] = Flight(index, agent_id, attempt, self._clock(), limit_s)
+        return flight
 
     def end(self, index: int) -> None:
-        """An attempt is over, however it ended."""
+        """Remove an attempt that is over."""
         del self._flights[index]
 
-    def started_ns(self, index: int) -> int:
-        """Return when the item's attempt was spawned."""
-        return self._flights[index].started_ns
-
     def newly_stalled(self) -> list[Flight]:
-        """Return the attempts that make no progress; each is named once."""
+        """Return the attempts that have stalled since the last call, the oldest first."""
         now = self._clock()
         stalled = {flight for flight in self._flights.values() if now - flight.started_ns > flight.limit_s * 1e9}
-        new, self._named = stalled - self._named, stalled
+        new, self._known_stalled = stalled - self._known_stalled, stalled
         return sorted(new, key=lambda flight: flight.started_ns)
 
     def oldest(self, n: int) -> list[dict[str, Any]]:
-        """Return the `n` oldest attempts as plain data."""
-        return [self._plain(flight) for flight in islice(self._flights.values(), n)]
+        """Return the `n` oldest attempts as JSON-able data."""
+        return [self._view(flight) for flight in islice(self._flights.values(), n)]
 
     def stalled(self, n: int) -> list[dict[str, Any]]:
-        """Return up to `n` attempts that were found to make no progress, as plain data."""
-        still = (flight for flight in self._named if self._flights.get(flight.index) == flight)
-        return [self._plain(flight) for flight in islice(still, n)]
+        """Return up to `n` attempts that `newly_stalled` has found and that are still in flight, as JSON-able data."""
+        still = (flight for flight in self._known_stalled if self._flights.get(flight.index) == flight)
+        return [self._view(flight) for flight in islice(still, n)]
 
-    def _plain(self, flight: Flight) -> dict[str, Any]:
+    def _view(self, flight: Flight) -> dict[str, Any]:
         age_ns = self._clock() - flight.started_ns
         return {"index": flight.index, "agent_id": flight.agent_id, "attempt": flight.attempt, "age_ns": age_ns}

@@ -1,64 +1,118 @@
-"""Concurrency limits per provider and per agent, within one job and over all jobs of this process."""
+"""Concurrency limits that all jobs of a process share: of a provider, and of a stateful agent.
+
+Pure: neither I/O nor an event loop.  The windows of all jobs take and release slots on one thread.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Hashable
-from contextlib import asynccontextmanager
+import heapq
+import itertools
+from collections.abc import Hashable
 from typing import NamedTuple
-
-from batchray.config import AgentSet, BoundAgent
-from batchray.jobs.window import Keys
-
-
-def window_limits(agents: AgentSet) -> tuple[dict[str, Keys], dict[Hashable, int]]:
-    """Return what limits the requests of each agent, and to how many: its provider, and itself where it is stateful."""
-    providers = agents.limits()
-    limits: dict[Hashable, int] = {("provider", name): n for name, n in providers.items()}
-    keys: dict[str, Keys] = {}
-    for agent_id, bound in agents.agents.items():
-        name, own = bound.agent.provider_name, ("agent", agent_id)
-        keys[agent_id] = (("provider", name),) if name in providers else ()
-        if bound.agent.stateful:
-            keys[agent_id] += (own,)
-            limits[own] = 1
-    return keys, limits
 
 
 class Slot(NamedTuple):
-    """What a request has to wait for beside its job's window: one of `size` places that all jobs share."""
+    """One of the `size` slots of a key, such as a provider's `max_in_flight`."""
 
     key: Hashable
     size: int
 
 
-def slots_of(bound: BoundAgent, whose: Hashable) -> list[Slot]:
-    """Return what a request to an agent of this user waits for: the agent where it remembers, and its provider."""
-    agent, provider = bound.agent, bound.provider
-    turns = [Slot(("agent", whose, agent.id), 1)] if agent.stateful else []
-    if provider is not None and provider.max_in_flight is not None:
-        address = (agent.provider_name, provider.protocol, provider.base_url)
-        turns.append(Slot(("provider", address, provider.max_in_flight), provider.max_in_flight))
-    return turns
+Wanted = tuple[Slot, ...]
+"""All slots that an item needs at once; empty if nothing but its window limits it."""
 
 
-class KeyedSemaphore:
-    """Who may go on, over all jobs of a process; who asks first goes first."""
+class Waiter:
+    """Waits for slots that are not free, for one item after another.
+
+    `ticket` is its place in the queue, which it keeps while it declines offers.
+    """
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.ticket: int | None = None
+
+    def offer(self) -> bool:
+        """Use the slots, which are free and then taken for it, for the next item; return False to decline.
+
+        After that it gets no offer until it calls `Slots.acquire_or_wait`.
+        """
+        raise NotImplementedError
+
+    def is_waiting(self) -> bool:
+        """Whether it has an item that needs the slots."""
+        raise NotImplementedError
+
+
+class Slots:
+    """Counts the slots in use; free ones go to the waiter that has waited longest.  O(log n) for n waiters.
+
+    An item gets all of its slots or none, so that it never holds one while it waits for another.  A waiter is queued at
+    one key, which has no free slot: so a key with free slots has no queue, and a new item never overtakes a waiter.
+    """
 
     def __init__(self) -> None:
-        self._places: dict[Hashable, asyncio.Semaphore] = {}
-        self._n_users: dict[Hashable, int] = {}
+        self._n_used: dict[Hashable, int] = {}
+        self._queues: dict[Hashable, list[tuple[int, Waiter]]] = {}  # heaps
+        self._tickets = itertools.count()
 
-    @asynccontextmanager
-    async def of(self, turn: Slot) -> AsyncIterator[None]:
-        """Wait for a place, and have it while entered."""
-        key = turn.key
-        places = self._places.setdefault(key, asyncio.Semaphore(turn.size))
-        self._n_users[key] = self._n_users.get(key, 0) + 1
-        try:
-            async with places:
-                yield
-        finally:
-            self._n_users[key] -= 1
-            if not self._n_users[key]:
-                del self._places[key], self._n_users[key]
+    def acquire(self, wanted: Wanted) -> bool:
+        """Take all of these slots, or none; return whether they were taken."""
+        if self._first_full(wanted) is not None:
+            return False
+        self._take(wanted)
+        return True
+
+    def acquire_or_wait(self, waiter: Waiter) -> bool:
+        """Take a waiter's slots and return True; if they are not free, queue it and return False."""
+        full = self._first_full(waiter.wanted)
+        if full is not None:
+            self._queue(waiter, full)
+            return False
+        self._take(waiter.wanted)
+        waiter.ticket = None
+        return True
+
+    def release(self, held: Wanted) -> None:
+        """Release slots and offer them to waiters."""
+        for key, _ in held:
+            self._n_used[key] -= 1
+            if not self._n_used[key]:
+                del self._n_used[key]
+        for slot in held:
+            self._offer(slot)
+
+    def _offer(self, slot: Slot) -> None:
+        queue = self._queues.get(slot.key)
+        while queue and self._has_room(slot):
+            _, waiter = heapq.heappop(queue)
+            if not waiter.is_waiting():
+                continue
+            full = self._first_full(waiter.wanted)
+            if full is not None:
+                self._queue(waiter, full)
+            elif waiter.offer():
+                self._take(waiter.wanted)
+                waiter.ticket = None
+                if waiter.is_waiting():
+                    self._queue(waiter, slot)  # for its next item, behind all others
+        if queue is not None and not queue:
+            del self._queues[slot.key]
+
+    def _queue(self, waiter: Waiter, slot: Slot) -> None:
+        if waiter.ticket is None:
+            waiter.ticket = next(self._tickets)
+        heapq.heappush(self._queues.setdefault(slot.key, []), (waiter.ticket, waiter))
+
+    def _take(self, wanted: Wanted) -> None:
+        for key, _ in wanted:
+            self._n_used[key] = self._n_used.get(key, 0) + 1
+
+    def _first_full(self, wanted: Wanted) -> Slot | None:
+        for slot in wanted:
+            if not self._has_room(slot):
+                return slot
+        return None
+
+    def _has_room(self, slot: Slot) -> bool:
+        return self._n_used.get(slot.key, 0) < slot.size

@@ -1,61 +1,67 @@
-"""At most N pieces of work in flight, results in finish order, over any coroutine function."""
+"""At most N items in flight, results in finish order, over any coroutine function."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Generic, TypeVar
+
+from batchray.jobs.slots import Slots, Waiter, Wanted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 T = TypeVar("T")
-Keys = tuple[Hashable, ...]
-"""What limits an item beside the window: its provider, say, and its agent."""
 
 
 class Window(Generic[Item, Result]):
-    """Keeps at most `size` items in flight, and at most `limits[key]` of each of an item's keys.
+    """Keeps at most `size` items in flight, each of which holds the slots that `wanted` returns for it.
 
-    Items of the same keys start in their order.  Items are read one ahead of need, or further ahead where a key is at
-    its limit, so that one slow provider does not hold up the others: until the weights of those that wait add up to
-    `max_waiting`.  `size` and `is_paused` may be changed while it runs.
+    Items that want the same slots start in their order.  While slots are not free, items that want others start: items
+    are read ahead until the weights of those that wait add up to `max_waiting`.  `slots` may be shared with other
+    windows.  `size` and `is_paused` may change while the window runs; it runs once.
     """
 
     def __init__(
         self,
         size: int,
         *,
-        keys: Callable[[Item], Keys] = lambda item: (),
-        limits: Mapping[Hashable, int] | None = None,
+        wanted: Callable[[Item], Wanted] = lambda item: (),
+        slots: Slots | None = None,
         weight: Callable[[Item], int] = lambda item: 1,
         max_waiting: int = 1024,
     ) -> None:
         self.size, self.is_paused, self.in_flight = size, False, 0
-        self._keys, self._limits = keys, dict(limits or {})
+        self._wanted, self._slots = wanted, slots or Slots()
         self._weight, self._max_waiting = weight, max_waiting
-        self._running: Counter[Hashable] = Counter()
-        self._waiting: dict[Keys, deque[Item]] = {}  # each with what waits in it
+        self._waiting: dict[Wanted, _Group[Item]] = {}
+        self._declined: dict[_Group[Item], None] = {}  # groups that could start if the window had room
         self._weight_waiting = 0
+        self._work: Callable[[Item], Awaitable[Result]] | None = None
+        self._tasks: dict[asyncio.Future[Result], None] = {}  # in the order of their start
+        self._finished: deque[asyncio.Future[Result]] = deque()
         self._changed, self._stopped = asyncio.Event(), asyncio.Event()
 
     def resize(self, size: int) -> None:
-        """Allow `size` items in flight from now on; what runs beyond it is left to finish."""
+        """Allow `size` items in flight from now on; items in flight beyond that finish."""
         self.size = size
+        self._start_declined()
         self._changed.set()
 
     def pause(self, is_paused: bool = True) -> None:
-        """Start nothing more until unpaused."""
+        """Start no more items until unpaused."""
         self.is_paused = is_paused
+        self._start_declined()
         self._changed.set()
 
     def stop(self) -> None:
-        """End `run` now: what is in flight is cancelled, and results not yet yielded are dropped."""
+        """End `run` now: items in flight are cancelled, and results that were not yielded yet are dropped."""
         self._stopped.set()
         self._changed.set()
 
     async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Return what `work` returns; None as soon as the window is stopped, for a source that may have to wait."""
+        """Return the result of `work`, or None as soon as the window is stopped: for a source that may have to wait."""
         working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(self._stopped.wait())
         try:
             await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -69,81 +75,114 @@ class Window(Generic[Item, Result]):
     ) -> AsyncGenerator[list[Result], None]:
         """Yield the results of `work` on each item, those that finished together in one list.
 
-        An exception of `work` or `items` stops everything: what is in flight is cancelled and waited for.
+        An exception of `work` or `items` stops everything: items in flight are cancelled and waited for.
         """
-        finished: deque[asyncio.Task[Result]] = deque()
-        tasks: dict[asyncio.Task[Result], None] = {}  # in the order of their start
-        source = _Source(items)
-
-        def on_done(task: asyncio.Task[Result], keys: Keys) -> None:
-            tasks.pop(task, None)
-            for key in keys:
-                self._running[key] -= 1
-            self.in_flight -= 1
-            finished.append(task)
-            self._changed.set()
-
+        source, self._work = _Source(items), work
         try:
             while not self._stopped.is_set():
                 self._changed.clear()
-                while (item := await self._next(source)) is not None:
-                    keys = self._keys(item)
-                    for key in keys:
-                        self._running[key] += 1
-                    self.in_flight += 1
-                    task = asyncio.ensure_future(work(item))
-                    tasks[task] = None
-                    task.add_done_callback(lambda task, keys=keys: on_done(task, keys))  # type: ignore[misc]
-                if finished:
-                    results = [_result(task) for task in finished]
-                    finished.clear()
+                await self._fill(source)
+                if self._finished:
+                    results = [_result(task) for task in self._finished]
+                    self._finished.clear()
                     yield results
-                elif not tasks and source.is_empty and not self._waiting:
+                elif not self._tasks and source.is_empty and not self._waiting:
                     return
                 else:
                     await self._changed.wait()
         finally:
-            for task in tasks:
+            for group in self._waiting.values():
+                group.items.clear()  # its offers have no effect any more
+            self._waiting.clear()
+            self._declined.clear()
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, *finished, return_exceptions=True)
+            await asyncio.gather(*self._tasks, *self._finished, return_exceptions=True)
 
-    async def _next(self, source: _Source[Item]) -> Item | None:
-        """Take an item that may start now, or None: the window is full, or all that is left has to wait."""
-        if not self._may_start:
-            return None
-        for keys in self._waiting:
-            if self._has_room(keys):
-                return self._take_waiting(keys)
-        while self._may_start and self._weight_waiting < self._max_waiting:
+    async def _fill(self, source: _Source[Item]) -> None:
+        """Start items until the window is full, or all items that may be read ahead wait for slots."""
+        while self._has_room and self._weight_waiting < self._max_waiting:
             item = await source.next()
             if item is None:
-                return None
-            keys = self._keys(item)
-            # While it waited for the item the window may have been paused, and room for an earlier one have come.
-            if self._may_start and keys not in self._waiting and self._has_room(keys):
-                return item
-            self._waiting.setdefault(keys, deque()).append(item)
-            self._weight_waiting += self._weight(item)
-        return None
+                return
+            wanted = self._wanted(item)
+            # While the item was read the window may have been paused, and slots may have become free.
+            if self._has_room and wanted not in self._waiting and self._slots.acquire(wanted):
+                self._start(item, wanted)
+            else:
+                self._add_waiting(item, wanted)
 
-    def _take_waiting(self, keys: Keys) -> Item:
-        waiting = self._waiting[keys]
-        item = waiting.popleft()
-        if not waiting:
-            del self._waiting[keys]
+    def _add_waiting(self, item: Item, wanted: Wanted) -> None:
+        self._weight_waiting += self._weight(item)
+        group = self._waiting.get(wanted)
+        if group is None:
+            group = self._waiting[wanted] = _Group(wanted, self._offer)
+            self._declined[group] = None
+        group.items.append(item)
+        self._start_declined()
+
+    def _start_declined(self) -> None:
+        """Start items that wait for nothing but room in the window."""
+        while self._declined and self._has_room:
+            group = next(iter(self._declined))
+            if self._slots.acquire_or_wait(group):
+                self._start_first(group)
+            else:
+                del self._declined[group]
+
+    def _offer(self, group: _Group[Item]) -> bool:
+        """Start a group's first item if the window has room."""
+        if not self._has_room:
+            self._declined[group] = None
+            return False
+        self._start_first(group)
+        return True
+
+    def _start_first(self, group: _Group[Item]) -> None:
+        item = group.items.popleft()
+        if not group.items:
+            del self._waiting[group.wanted]
+            self._declined.pop(group, None)
         self._weight_waiting -= self._weight(item)
-        return item
+        self._start(item, group.wanted)
+
+    def _start(self, item: Item, held: Wanted) -> None:
+        assert self._work is not None
+        self.in_flight += 1
+        task = asyncio.ensure_future(self._work(item))
+        self._tasks[task] = None
+        task.add_done_callback(partial(self._on_done, held))
+
+    def _on_done(self, held: Wanted, task: asyncio.Future[Result]) -> None:
+        del self._tasks[task]
+        self._finished.append(task)
+        self.in_flight -= 1
+        self._slots.release(held)
+        self._start_declined()
+        self._changed.set()
 
     @property
-    def _may_start(self) -> bool:
-        return not self._stopped.is_set() and not self.is_paused and self.in_flight < self.size
-
-    def _has_room(self, keys: Keys) -> bool:
-        return all(self._running[key] < self._limits.get(key, self.size) for key in keys)
+    def _has_room(self) -> bool:
+        return self.in_flight < self.size and not self.is_paused and not self._stopped.is_set()
 
 
-def _result(task: asyncio.Task[Result]) -> Result:
-    if task.cancelled():  # by itself: an item must not be lost without a word
+class _Group(Waiter, Generic[Item]):
+    """Items of one window that wait for the same slots."""
+
+    def __init__(self, wanted: Wanted, start: Callable[[_Group[Item]], bool]) -> None:
+        super().__init__(wanted)
+        self.items: deque[Item] = deque()
+        self._start = start
+
+    def offer(self) -> bool:
+        return self._start(self)
+
+    def is_waiting(self) -> bool:
+        return bool(self.items)
+
+
+def _result(task: asyncio.Future[Result]) -> Result:
+    if task.cancelled():  # by itself: an item must not be lost without an error
         raise RuntimeError("work on an item was cancelled, and not by its window")
     return task.result()
 
@@ -155,6 +194,7 @@ class _Source(Generic[Item]):
         self._items, self.is_empty = items, False
 
     async def next(self) -> Item | None:
+        """Return the next item, or None after the last one."""
         if self.is_empty:
             return None
         try:

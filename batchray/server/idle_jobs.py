@@ -7,8 +7,8 @@ import logging
 
 from batchray.config import ServerSettings
 from batchray.errors import LeaseLostError, StoreError
-from batchray.jobs.driver import end_idle_job, expire_idle_job
-from batchray.jobs.running import CANCELED
+from batchray.jobs.endings import CANCELED
+from batchray.jobs.idle import end_idle_job, expire_idle_job
 from batchray.server.background import BackgroundTasks
 from batchray.server.job_table import JobState
 from batchray.server.scheduler import JobScheduler

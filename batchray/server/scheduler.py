@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 from batchray.config import AgentSet, ServerSettings
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, StoreUnavailableError
 from batchray.jobs.control import ControlRequest, reopen_job
-from batchray.jobs.driver import cancel_idle_job
 from batchray.jobs.handle import Job
+from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.runtime import Runtime
 from batchray.server.background import BackgroundTasks
 from batchray.server.errors import NO_RETRY, HttpError, unavailable

@@ -17,9 +17,10 @@ from batchray.config import Agent, AgentSet, bind_agents, load_settings
 from batchray.errors import ApprovalError, JobInterruptedError
 from batchray.executors import AttemptSpec, LocalExecutor
 from batchray.jobs.context import messages_of
-from batchray.jobs.driver import cancel_idle_job, run_job, start_job
+from batchray.jobs.driver import run_job, start_job
+from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.running import RunningJob
-from batchray.jobs.slots import KeyedSemaphore, Slot
+from batchray.jobs.slots import Slots
 from batchray.schema import (
     AgentRequest,
     ApprovalRequestMessage,
@@ -93,11 +94,9 @@ def new_job(store: Store, *requests: Mapping[str, Any], user_id: str = DEFAULT_U
     return job_id
 
 
-async def started(
-    store: Store, job_id: str, *agents: Agent, turns: KeyedSemaphore | None = None, **settings: Any
-) -> RunningJob:
+async def started(store: Store, job_id: str, *agents: Agent, slots: Slots | None = None, **settings: Any) -> RunningJob:
     bound: AgentSet = bind_agents(list(agents), environment={})
-    return await start_job(job_id, bound, store, load_settings(executor="local", **settings), turns)
+    return await start_job(job_id, bound, store, load_settings(executor="local", **settings), slots)
 
 
 def results_of(store: Store, record: JobRecord) -> list[Result]:
@@ -110,7 +109,7 @@ def results_of(store: Store, record: JobRecord) -> list[Result]:
 async def run(store: Store, agents: Agent | list[Agent], *requests: Mapping[str, Any], **options: Any) -> list[Result]:
     agents = [agents] if isinstance(agents, Agent) else agents
     job = await started(store, new_job(store, *requests, **options), *agents)
-    return results_of(store, await run_job(job, store, LocalExecutor()))
+    return results_of(store, await run_job(job, LocalExecutor()))
 
 
 def ask(text: str = "hi", agent_id: str = "guarded") -> dict[str, Any]:
@@ -167,7 +166,7 @@ async def test_a_run_may_wait_again_and_goes_on_with_all_that_was_said(store: St
     [first] = await run(store, agent, ask())
     [second] = await run(store, agent, answer(*waiting(first)))
     job = await started(store, new_job(store, answer(*waiting(second), approve=False, otid="mine")), agent)
-    record = await run_job(job, store, Scripted(lambda spec: seen.append(spec.context)))
+    record = await run_job(job, Scripted(lambda spec: seen.append(spec.context)))
     [third] = results_of(store, record)
     assert (third.stop_reason, said(third)) == ("end_turn", ["done"])
     history = json.loads(seen[0])["history"]
@@ -295,13 +294,13 @@ async def test_an_item_that_was_interrupted_may_bring_its_answer_again(store: St
     job_id = new_job(store, answer(*waiting(asked)))
     job = await started(store, job_id, agent)
     hanging = Scripted(lambda spec: asyncio.Event().wait())
-    running = asyncio.create_task(run_job(job, store, hanging))
+    running = asyncio.create_task(run_job(job, hanging))
     await wait_until(lambda: hanging.running["all"] == 1)
     job.interrupt()
     with pytest.raises(JobInterruptedError):
         await running
     assert kinds(await run(store, agent, answer(*waiting(asked)))) == ["already_answered"]
-    record = await run_job(await started(store, job_id, agent), store, LocalExecutor())
+    record = await run_job(await started(store, job_id, agent), LocalExecutor())
     assert kinds(results_of(store, record)) == ["end_turn"]
 
 
@@ -312,7 +311,7 @@ async def test_a_run_waits_again_where_its_answer_came_to_nothing(store: Store) 
     canceled = new_job(store, answer(*waiting(asked)))
     job = await started(store, canceled, failing)
     hanging = Scripted(lambda spec: asyncio.Event().wait())
-    running = asyncio.create_task(run_job(job, store, hanging))
+    running = asyncio.create_task(run_job(job, hanging))
     await wait_until(lambda: hanging.running["all"] == 1)
     job.cancel()
     assert (await running).counts["canceled"] == 1
@@ -364,7 +363,7 @@ async def test_a_stateful_agent_hears_what_was_said_before_and_others_do_not(sto
     ]
     for _ in range(2):
         job = await started(store, new_job(store, *requests), *agents)
-        await run_job(job, store, Scripted(look))
+        await run_job(job, Scripted(look))
     assert seen == {"notes": [0, 2, 4, 6, 8, 10], "fresh": [0] * 6}
     answers = [text for text in texts(store.conversations.history(DEFAULT_USER, "notes")) if text.startswith("answer")]
     assert answers == ["answer 0", "answer 2", "answer 4"] * 2
@@ -422,10 +421,10 @@ async def test_a_forgotten_conversation_has_nothing_to_answer(store: Store) -> N
 
 
 async def test_two_jobs_do_not_ask_a_stateful_agent_at_once(store: Store) -> None:
-    turns = KeyedSemaphore()
+    slots = Slots()
     agents = [noting("notes"), Agent(id="free", model="offline/rules")]
     requests = [ask(script({"text": str(i)}), "notes") for i in range(10)] + [ask("hi", "free")]
-    jobs = [await started(store, new_job(store, *requests), *agents, turns=turns) for _ in range(3)]
+    jobs = [await started(store, new_job(store, *requests), *agents, slots=slots) for _ in range(3)]
     running: list[int] = []
     most = 0
 
@@ -438,25 +437,13 @@ async def test_two_jobs_do_not_ask_a_stateful_agent_at_once(store: Store) -> Non
             running.remove(spec.index)
 
     executor = Scripted(count)
-    records = await asyncio.gather(*(run_job(job, store, executor) for job in jobs))
+    records = await asyncio.gather(*(run_job(job, executor) for job in jobs))
     assert [record.counts["succeeded"] for record in records] == [11] * 3
     assert most == 1
     history = store.conversations.history(DEFAULT_USER, "notes")
     assert len(history) == 30
     for job in jobs:
         assert [prior.index for prior in history if prior.job_id == job.record.id] == list(range(10))
-
-
-async def test_turns_leave_nothing_behind() -> None:
-    turns, spec = KeyedSemaphore(), list[int]()
-
-    async def take(i: int) -> None:
-        async with turns.of(Slot("a", 2)):
-            spec.append(i)
-            await asyncio.sleep(0)
-
-    await asyncio.gather(*(take(i) for i in range(5)))
-    assert (spec, turns._places, turns._n_users) == ([0, 1, 2, 3, 4], {}, {})
 
 
 async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(local_store: Store) -> None:
@@ -467,7 +454,7 @@ async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(lo
     ]
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.agent.agent.stateful else None)
     job = await started(local_store, new_job(local_store, *requests), *agents, max_in_flight=8)
-    running = asyncio.create_task(run_job(job, local_store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: job.progress.done == 20, timeout_s=120)
     assert (executor.running["all"], executor.specs[0].index) == (1, 0)
     job.interrupt()
@@ -504,7 +491,7 @@ async def test_a_thousand_requests_of_all_kinds_all_come_out_right(local_store: 
     gate = asyncio.Event()
     executor = Scripted(lambda spec: gate.wait() if spec.agent.agent.stateful else None)
     job = await started(store, new_job(store, *map(request, range(1000))), *agents, max_in_flight=64)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     # All the others are done while the five still hold on to their first request.
     await wait_until(lambda: job.progress.done == 750, timeout_s=120)
     assert (job.progress.counts["succeeded"], job.window.in_flight) == (750, 5)

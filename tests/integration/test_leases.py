@@ -21,7 +21,8 @@ from batchray.errors import (
     StoreUnavailableError,
 )
 from batchray.jobs.control import ControlFile, LeaseChannel
-from batchray.jobs.driver import cancel_idle_job, run_job, start_job
+from batchray.jobs.driver import run_job, start_job
+from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.runtime import Runtime
 from batchray.schema import new_job_id
 from batchray.schema.progress import Progress
@@ -356,7 +357,7 @@ async def test_of_what_was_asked_of_a_run_that_is_over_only_a_cancel_is_for_the_
     control.close()
     assert control.read() == {"is_canceled": True}
     control.ask(is_paused=True)
-    control.forget()
+    control.clear()
     assert control.read() == {}
     control.ask(is_paused=True)
     control.close()
@@ -398,7 +399,7 @@ async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_
     run_all(cancel_idle_job(two, job_id))
     job = await started(one, job_id, max_in_flight=1)
     executor = Scripted(lambda order: wait_until(lambda: job.ending is not None))
-    record = await run_job(job, one, executor, [LeaseChannel(one, job.record)])
+    record = await run_job(job, executor, [LeaseChannel(one, job.record)])
     assert (record.status, len(executor.specs) <= 1) == ("cancelled", True)
 
 
@@ -433,9 +434,9 @@ async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store,
     taken: list[object] = []
     first = Scripted(take_over)
     with pytest.raises(LeaseLostError):
-        await run_job(job, one, first)
+        await run_job(job, first)
     assert len(first.specs) < 110
-    record = await run_job(await start_job(job_id, AGENTS, two, job.settings), two, gates)
+    record = await run_job(await start_job(job_id, AGENTS, two, job.settings), gates)
     assert record.counts["succeeded"] == 300
     assert sorted(result.index for result in two.items.results(record)) == list(range(300))
 
@@ -445,7 +446,7 @@ async def test_a_restart_of_the_database_in_the_middle_of_a_job_costs_no_attempt
 ) -> None:
     job = await started(one, driver_job(one, *["echo"] * 500), max_in_flight=16)
     executor = Scripted(lambda order: database.stop() if order.index in (100, 300) else None)
-    running = asyncio.create_task(run_job(job, one, executor))
+    running = asyncio.create_task(run_job(job, executor))
     for _ in range(2):
         await wait_until(lambda: "waits: the store in" in caplog.text)
         caplog.clear()

@@ -43,7 +43,7 @@ async def test_deadlines_pause_while_the_store_is_unavailable(store: Store, monk
     job = await started(store, new_job(store, "echo", "echo"), agents, deadline_grace_s=0.9)
     lock_for(store, 3, monkeypatch)
     executor = Scripted(lambda spec: asyncio.sleep(2.5) if spec.index == 0 else None)
-    assert (await run_job(job, store, executor)).counts["succeeded"] == 2
+    assert (await run_job(job, executor)).counts["succeeded"] == 2
 
 
 async def test_a_wait_for_the_store_does_not_shorten_the_next_attempt(
@@ -58,5 +58,5 @@ async def test_a_wait_for_the_store_does_not_shorten_the_next_attempt(
         raise WorkerDiedError("its lane died", is_suspect=False, ran_s=2.5)
 
     executor = Scripted(lambda spec: die_late() if (spec.index, spec.attempt) == (0, 1) else None)
-    assert (await run_job(job, store, executor)).counts["succeeded"] == 2
+    assert (await run_job(job, executor)).counts["succeeded"] == 2
     assert executor.specs[-1].left_s > 0.5

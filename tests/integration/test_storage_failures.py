@@ -67,7 +67,7 @@ async def test_a_job_waits_while_the_disk_is_full_and_goes_on_by_itself(
     caplog.set_level(logging.INFO, "batchray")
     executor = Scripted(lambda order: fill(store) if order.index == 40 else None)
     job = await started(store, new_job(store, *["echo"] * 2000), max_in_flight=64)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: "waits: the store in" in caplog.text)
     n_spawned = len(executor.specs)
     for _ in range(100):
@@ -86,13 +86,13 @@ async def test_a_job_can_be_interrupted_while_it_waits_for_room(store: Store, ca
     executor = Scripted(lambda order: fill(store) if order.index == 40 else None)
     job_id = new_job(store, *["echo"] * 2000)
     job = await started(store, job_id, max_in_flight=64)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: "waits: the store in" in caplog.text)
     job.interrupt()
     with pytest.raises((JobInterruptedError, StoreFullError)):
         await running
     make_room(store)
-    record = await run_job(await started(store, job_id), store, Scripted())
+    record = await run_job(await started(store, job_id), Scripted())
     assert record.counts["succeeded"] == 2000
 
 
@@ -195,7 +195,7 @@ async def test_a_lock_of_an_outsider_is_waited_for_and_readers_read_on(
     run(store, "PRAGMA busy_timeout = 20")
     job = await started(store, new_job(store, *["echo"] * 50), max_in_flight=4)
     with write_lock(store):
-        running = asyncio.create_task(run_job(job, store, Scripted()))
+        running = asyncio.create_task(run_job(job, Scripted()))
         await wait_until(lambda: "waits: the store in" in caplog.text)
         assert "database is locked" in caplog.text
         with Store.open_for_reading(store.data_dir) as reader:

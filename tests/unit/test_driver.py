@@ -23,9 +23,10 @@ from batchray.errors import (
 )
 from batchray.executors import AttemptSpec, LocalExecutor
 from batchray.jobs.control import ControlRequest
-from batchray.jobs.driver import expire_idle_job, run_job, start_job
-from batchray.jobs.running import expired
-from batchray.jobs.slots import KeyedSemaphore
+from batchray.jobs.driver import run_job, start_job
+from batchray.jobs.endings import expired
+from batchray.jobs.idle import expire_idle_job
+from batchray.jobs.slots import Slots
 from batchray.store import Chunked, JobRecord, NewAttempt, PendingItem, Store, run_all
 from tests.builders.jobs import Scripted, echo, new_job, started
 from tests.polling import run_pending_tasks, wait_until
@@ -63,7 +64,7 @@ def statuses(store: Store, job: JobRecord) -> list[str]:
 
 async def test_every_item_gets_an_outcome_and_the_job_ends(store: Store) -> None:
     job = await started(store, new_job(store, *["echo"] * 5, "fail"))
-    record = await run_job(job, store, LocalExecutor())
+    record = await run_job(job, LocalExecutor())
     assert (record.status, record.stop_reason, record.is_ended) == ("completed", "end_turn", True)
     assert record.counts == {"succeeded": 5, "errored": 1, "canceled": 0, "expired": 0}
     assert statuses(store, record) == ["succeeded"] * 5 + ["errored"]
@@ -97,7 +98,7 @@ async def test_each_attempt_is_given_what_those_before_it_have_kept(store: Store
     agents = bind_agents([Agent(id="a", model="offline/rules", tools=[str.upper])])
     job = await started(store, new_job(store, "a"), agents)
     executor = Dying()
-    record = await run_job(job, store, executor)
+    record = await run_job(job, executor)
     given = [json.loads(context)["steps"] if context else [] for context in executor.contexts]
     assert given == [[], [{"n": 1}], [{"n": 1}, {"n": 2}]]
     assert [each.attempts for each in store.items.results(record)] == [1]  # the others were lost to another's doing
@@ -106,14 +107,14 @@ async def test_each_attempt_is_given_what_those_before_it_have_kept(store: Store
 
 async def test_a_job_of_which_nothing_succeeded_failed(store: Store) -> None:
     job = await started(store, new_job(store, "fail", "fail"))
-    record = await run_job(job, store, LocalExecutor())
+    record = await run_job(job, LocalExecutor())
     assert (record.status, record.stop_reason) == ("failed", "error")
 
 
 async def test_more_items_than_a_page_are_run_within_the_window(store: Store) -> None:
     executor = Scripted()
     job = await started(store, new_job(store, *["echo"] * 1100), max_in_flight=100)
-    record = await run_job(job, store, executor)
+    record = await run_job(job, executor)
     assert record.counts["succeeded"] == 1100
     assert sorted(spec.index for spec in executor.specs) == list(range(1100))
     assert 1 < executor.most["all"] <= 100
@@ -126,13 +127,13 @@ async def test_an_attempt_is_counted_on_disk_before_it_is_spawned(store: Store) 
         with Store.open_for_reading(store.data_dir) as reader:
             seen.append(reader.items.unfinished(reader.jobs.get(spec.job_id), after=-1)[spec.index].attempt)
 
-    await run_job(await started(store, new_job(store, "echo")), store, Scripted(look))
+    await run_job(await started(store, new_job(store, "echo")), Scripted(look))
     assert seen == [1]
 
 
 async def test_times_are_counted_from_the_first_start(store: Store) -> None:
     agents = bind_agents([Agent(id="m", model="offline/rules")])
-    record = await run_job(await started(store, new_job(store, "m", "m"), agents), store, LocalExecutor())
+    record = await run_job(await started(store, new_job(store, "m", "m"), agents), LocalExecutor())
     assert record.ttft_ns is not None
     assert record.total_duration_ns is not None
     assert 0 <= record.ttft_ns <= record.total_duration_ns
@@ -149,7 +150,7 @@ async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: St
 
     executor = Scripted(die)
     job = await started(store, new_job(store, "echo", "echo", "echo"), max_attempts=3)
-    record = await run_job(job, store, executor)
+    record = await run_job(job, executor)
     assert statuses(store, record) == ["succeeded", "errored", "succeeded"]
     assert [spec.is_isolated for spec in executor.attempts_of(1)] == [False, True, True]
     assert [spec.attempt for spec in executor.attempts_of(1)] == [1, 2, 3]
@@ -170,7 +171,7 @@ async def test_a_deadly_item_has_exactly_its_attempts_whatever_others_cost_it(st
         raise WorkerDiedError("its lane died", is_suspect=spec.attempt in (2, 4, 5))
 
     executor = Scripted(die)
-    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
+    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), executor)
     assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [
         (1, False),
         (2, False),
@@ -187,7 +188,7 @@ async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) ->
             raise WorkerDiedError("its lane died", is_suspect=False)
 
     executor = Scripted(die)
-    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
+    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), executor)
     assert record.counts["succeeded"] == 1
     assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [(n, False) for n in range(1, 6)]
     assert store.items.results(record)[0].attempts == 1
@@ -198,7 +199,7 @@ async def test_an_item_whose_process_always_dies_ends_in_the_end(store: Store) -
         raise WorkerDiedError("its lane died", is_suspect=False)
 
     executor = Scripted(die)
-    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), store, executor)
+    record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), executor)
     assert (record.status, len(executor.specs)) == ("failed", 20)
 
 
@@ -208,7 +209,7 @@ async def test_who_has_shared_many_deaths_of_others_runs_where_they_cannot_reach
             raise WorkerDiedError("its lane died", is_suspect=False)
 
     executor = Scripted(die)
-    record = await run_job(await started(store, new_job(store, "echo")), store, executor)
+    record = await run_job(await started(store, new_job(store, "echo")), executor)
     assert [spec.is_isolated for spec in executor.specs] == [False] * 12 + [True]
     assert (record.status, store.items.results(record)[0].attempts) == ("completed", 1)
 
@@ -221,7 +222,7 @@ async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None
         raise WorkerDiedError("killed by signal 11")
 
     executor = Scripted(die)
-    record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
+    record = await run_job(await started(store, job_id, max_attempts=3), executor)
     assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [(3, True)]
     assert record.counts["errored"] == 1
 
@@ -234,7 +235,7 @@ async def test_deaths_of_anothers_doing_are_not_counted_after_a_restart_of_the_d
         raise WorkerDiedError("killed by signal 11")
 
     executor = Scripted(die)
-    record = await run_job(await started(store, job_id, max_attempts=3), store, executor)
+    record = await run_job(await started(store, job_id, max_attempts=3), executor)
     assert [spec.attempt for spec in executor.specs] == [7]
     assert store.items.results(record)[0].attempts == 3
 
@@ -249,7 +250,7 @@ async def test_a_retry_bears_as_many_deaths_of_anothers_doing_as_the_first_run(s
         if spec.attempt < 30:
             raise WorkerDiedError("its lane died", is_suspect=False)
 
-    record = await run_job(await started(store, job_id), store, Scripted(die))
+    record = await run_job(await started(store, job_id), Scripted(die))
     assert (record.status, store.items.results(record)[0].attempts) == ("completed", 2)
 
 
@@ -258,7 +259,7 @@ async def test_an_attempt_that_cannot_be_spawned_is_its_items_outcome(store: Sto
         if spec.index == 0:
             raise InvalidToolCallError("too_large", "why")
 
-    record = await run_job(await started(store, new_job(store, "echo", "echo")), store, Scripted(refuse))
+    record = await run_job(await started(store, new_job(store, "echo", "echo")), Scripted(refuse))
     assert statuses(store, record) == ["errored", "succeeded"]
     assert store.items.results(record)[0].stop_reason == "invalid_tool_call"
 
@@ -267,7 +268,7 @@ async def test_a_lane_that_never_answers_is_given_up_after_the_deadline(store: S
     agents = bind_agents([Agent(id="a", run=echo, deadline_s=0.05), Agent(id="echo", run=echo)])
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index == 0 else None)
     job = await started(store, new_job(store, "a", "echo"), agents, deadline_grace_s=0.05)
-    record = await run_job(job, store, executor)
+    record = await run_job(job, executor)
     assert statuses(store, record) == ["errored", "succeeded"]
     first = store.items.results(record)[0]
     assert first.error is not None
@@ -281,7 +282,7 @@ async def test_a_lane_that_never_answers_is_given_up_after_the_deadline(store: S
 async def test_a_canceled_job_keeps_its_outcomes_and_cancels_the_rest(store: Store) -> None:
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 2 else None)
     job = await started(store, new_job(store, *["echo"] * 700), max_in_flight=4)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: job.progress.done == 2 and executor.running["all"] == 4)
     job.cancel()
     record = await running
@@ -296,7 +297,7 @@ async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(st
     job_id = new_job(store, *["echo"] * 40)
     first = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 15 else None)
     job = await started(store, job_id, max_in_flight=5)
-    running = asyncio.create_task(run_job(job, store, first))
+    running = asyncio.create_task(run_job(job, first))
     await wait_until(lambda: job.progress.done == 15 and first.running["all"] == 5)
     job.interrupt()
     with pytest.raises(JobInterruptedError, match=job_id):
@@ -306,7 +307,7 @@ async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(st
     second = Scripted()
     job = await started(store, job_id, max_in_flight=5)
     assert job.progress.done == 15
-    record = await run_job(job, store, second)
+    record = await run_job(job, second)
     assert (record.status, record.counts["succeeded"]) == ("completed", 40)
     assert sorted(spec.index for spec in second.specs) == list(range(15, 40))
     assert {spec.index: spec.attempt for spec in second.specs} == {i: 2 if i < 20 else 1 for i in range(15, 40)}
@@ -318,7 +319,7 @@ async def test_a_cancelled_wait_leaves_the_job_to_be_resumed(store: Store) -> No
     executor = Scripted(lambda spec: asyncio.Event().wait())
     watcher = Watcher()
     job = await started(store, new_job(store, "echo", "echo"))
-    running = asyncio.create_task(run_job(job, store, executor, [watcher]))
+    running = asyncio.create_task(run_job(job, executor, [watcher]))
     await wait_until(lambda: executor.running["all"] == 2)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -331,7 +332,7 @@ async def test_a_paused_job_starts_nothing_until_it_is_unpaused(store: Store) ->
     gate = asyncio.Event()
     executor = Scripted(lambda spec: gate.wait() if spec.index < 2 else None)
     job = await started(store, new_job(store, *["echo"] * 6), max_in_flight=2)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: executor.running["all"] == 2)
     job.steer(ControlRequest(is_paused=True))
     gate.set()
@@ -345,7 +346,7 @@ async def test_the_window_can_be_set_while_a_job_runs(store: Store) -> None:
     gate = asyncio.Event()
     executor = Scripted(lambda spec: gate.wait())
     job = await started(store, new_job(store, *["echo"] * 9), max_in_flight=2)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: executor.running["all"] == 2)
     job.steer(ControlRequest(max_in_flight=7))
     await wait_until(lambda: executor.running["all"] == 7)
@@ -365,7 +366,7 @@ async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> No
 
     executor = Scripted(lambda spec: refuse_after_gate() if spec.agent.agent.id == "s" else None)
     job = await started(store, new_job(store, *["s"] * 20, *["m"] * 20), agents, max_in_flight=8)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: job.progress.done == 20)
     assert (executor.running["slow"], job.progress.counts["succeeded"]) == (2, 20)
     gate.set()
@@ -377,12 +378,12 @@ async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> No
 async def test_a_providers_limit_is_one_for_all_jobs(store: Store) -> None:
     providers = {"slow": Provider(protocol="offline", max_in_flight=3)}
     agents = bind_agents([Agent(id="s", model="slow/rules"), Agent(id="m", model="offline/rules")], providers, {})
-    turns, gate = KeyedSemaphore(), asyncio.Event()
+    slots, gate = Slots(), asyncio.Event()
     executor = Scripted(lambda spec: gate.wait() if spec.agent.agent.id == "s" else None)
     settings = load_settings(executor="local", max_in_flight=8)
     job_ids = [new_job(store, *["s"] * 5, *["m"] * 5) for _ in range(3)]
-    jobs = [await start_job(job_id, agents, store, settings, turns) for job_id in job_ids]
-    running = [asyncio.create_task(run_job(job, store, executor)) for job in jobs]
+    jobs = [await start_job(job_id, agents, store, settings, slots) for job_id in job_ids]
+    running = [asyncio.create_task(run_job(job, executor)) for job in jobs]
     await wait_until(lambda: [job.progress.done for job in jobs] == [5] * 3 and executor.running["slow"] == 3)
     gate.set()
     records = await asyncio.gather(*running)
@@ -395,7 +396,7 @@ async def test_links_see_the_job_and_steer_it(store: Store) -> None:
     executor = Scripted(lambda spec: gate.wait())
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, *["echo"] * 5, "fail"), max_in_flight=1)
-    running = asyncio.create_task(run_job(job, store, executor, [watcher]))
+    running = asyncio.create_task(run_job(job, executor, [watcher]))
     await wait_until(lambda: executor.running["all"] == 3)
     await wait_until(lambda: watcher.snapshots[-1]["n_in_flight"] == 3)
     live = watcher.snapshots[-1]
@@ -416,7 +417,7 @@ async def test_a_wish_is_heard_once(store: Store) -> None:
     gate = asyncio.Event()
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, "echo"), max_in_flight=1)
-    running = asyncio.create_task(run_job(job, store, Scripted(lambda spec: gate.wait()), [watcher]))
+    running = asyncio.create_task(run_job(job, Scripted(lambda spec: gate.wait()), [watcher]))
     await wait_until(lambda: job.window.size == 3)
     job.steer(ControlRequest(max_in_flight=5))  # asked for by other means
     watcher.failures = [None, ValueError("broken"), None]  # and lost updates ask for nothing again
@@ -430,7 +431,7 @@ async def test_a_wish_is_heard_once(store: Store) -> None:
 async def test_a_snapshot_stays_small(store: Store) -> None:
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.agent.agent.id == "echo" else None)
     job = await started(store, new_job(store, *["fail"] * 50, *["echo"] * 300), max_in_flight=300)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: job.progress.done == 50 and executor.running["all"] == 300)
     live = job.snapshot()
     assert (live["n_in_flight"], len(live["in_flight"]), len(live["failures"])) == (300, 100, 20)
@@ -455,7 +456,7 @@ async def test_a_store_that_fails_ends_the_job_cleanly(store: Store) -> None:
     watcher = Watcher()
     job = await started(store, new_job(store, *["echo"] * 200), max_in_flight=16)
     with pytest.raises(StoreError, match="no such table: attempts"):
-        await run_job(job, store, executor, [watcher])
+        await run_job(job, executor, [watcher])
     assert executor.running["all"] == 0
     assert watcher.n_closed == 1
     record = store.jobs.get(job.record.id)
@@ -477,21 +478,21 @@ async def test_a_cluster_that_is_gone_ends_the_job_and_keeps_what_was_recorded(s
 
     job = await started(store, new_job(store, *["echo"] * 50), max_in_flight=4)
     with pytest.raises(ClusterError, match="Ray is gone"):
-        await run_job(job, store, Scripted(vanish))
+        await run_job(job, Scripted(vanish))
     gc.collect()
     record = store.jobs.get(job.record.id)
     assert not record.is_ended
     assert record.done >= 17
-    record = await run_job(await started(store, record.id), store, LocalExecutor())
+    record = await run_job(await started(store, record.id), LocalExecutor())
     assert record.counts["succeeded"] == 50
     assert heard == []
 
 
 async def test_a_finished_job_runs_nothing_again(store: Store) -> None:
     job_id = new_job(store, "echo", "fail")
-    ended = await run_job(await started(store, job_id), store, LocalExecutor())
+    ended = await run_job(await started(store, job_id), LocalExecutor())
     executor = Scripted()
-    again = await run_job(await started(store, job_id), store, executor)
+    again = await run_job(await started(store, job_id), executor)
     assert (executor.specs, again) == ([], ended)
 
 
@@ -511,7 +512,7 @@ async def test_wishes_that_make_no_sense_are_ignored_and_later_ones_heard(store:
 
     watcher = Watcher()
     job = await started(store, new_job(store, "echo"))
-    record = await run_job(job, store, Scripted(lambda spec: asyncio.Event().wait()), [watcher])
+    record = await run_job(job, Scripted(lambda spec: asyncio.Event().wait()), [watcher])
 
     assert record.status == "cancelled"
     assert watcher.is_closed
@@ -523,7 +524,7 @@ async def test_wishes_that_make_no_sense_are_ignored_and_later_ones_heard(store:
 async def test_a_job_expires_at_its_deadline_and_keeps_what_is_done(store: Store) -> None:
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 2 else None)
     job = await started(store, new_job(store, *["echo"] * 700), max_in_flight=4, job_deadline_s=1)
-    record = await run_job(job, store, executor)
+    record = await run_job(job, executor)
     assert (record.status, record.stop_reason) == ("expired", "error")
     assert record.counts == {"succeeded": 2, "errored": 0, "canceled": 0, "expired": 698}
     last = store.items.results(record, after_index=698)[0]
@@ -541,7 +542,7 @@ async def test_a_job_whose_end_was_interrupted_is_still_expired(store: Store) ->
     run_all(
         store.outcomes.end_unfinished(job.record, *expired(job.settings).of_items)
     )  # as by an earlier try that did not come to an end
-    record = await run_job(job, store, Scripted())
+    record = await run_job(job, Scripted())
     assert (record.status, record.counts["expired"]) == ("expired", 2)
 
 
@@ -552,7 +553,7 @@ async def test_attempts_that_died_count_towards_the_deadline(store: Store) -> No
 
     executor = Scripted(die)
     agents = bind_agents([Agent(id="echo", run=echo, deadline_s=1)])
-    record = await run_job(await started(store, new_job(store, "echo"), agents), store, executor)
+    record = await run_job(await started(store, new_job(store, "echo"), agents), executor)
     assert [spec.left_s for spec in executor.specs] == [1, pytest.approx(0.6), pytest.approx(0.2)]
     [result] = store.items.results(record)
     assert result.error == {"type": "deadline_exceeded", "message": "its time was used up when it died"}
@@ -562,7 +563,7 @@ async def test_a_cancel_that_a_crash_came_before_is_done_at_the_next_start(store
     job_id = new_job(store, *["echo"] * 5)
     store.leases.request(store.jobs.get(job_id), is_canceled=True)
     executor = Scripted()
-    record = await run_job(await started(store, job_id), store, executor)
+    record = await run_job(await started(store, job_id), executor)
     assert (record.status, record.counts["canceled"], executor.specs) == ("cancelled", 5, [])
 
 
@@ -570,16 +571,16 @@ async def test_a_jobs_deadline_counts_from_its_creation_over_restarts(store: Sto
     job_id = new_job(store, "echo", "echo")
     made_at(store, job_id, hours_ago=2)
     executor = Scripted()
-    record = await run_job(await started(store, job_id, job_deadline_s=3600), store, executor)
+    record = await run_job(await started(store, job_id, job_deadline_s=3600), executor)
     assert (record.status, record.counts["expired"], executor.specs) == ("expired", 2, [])
 
 
 async def test_a_job_that_is_opened_again_has_its_whole_time_again(store: Store) -> None:
     job_id = new_job(store, "echo")
     made_at(store, job_id, hours_ago=2)
-    assert (await run_job(await started(store, job_id, job_deadline_s=3600), store, Scripted())).status == "expired"
+    assert (await run_job(await started(store, job_id, job_deadline_s=3600), Scripted())).status == "expired"
     store.jobs.reopen(job_id)
-    record = await run_job(await started(store, job_id, job_deadline_s=3600), store, Scripted())
+    record = await run_job(await started(store, job_id, job_deadline_s=3600), Scripted())
     assert (record.status, record.counts) == ("completed", {"succeeded": 1, "errored": 0, "canceled": 0, "expired": 0})
 
 
@@ -605,7 +606,7 @@ async def test_an_item_that_makes_no_progress_is_named(store: Store, caplog: pyt
     agents = bind_agents([Agent(id="p", run=echo, placement="process", deadline_s=0.05), Agent(id="echo", run=echo)])
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index == 0 else None)
     job = await started(store, new_job(store, "p", "echo"), agents, deadline_grace_s=0.05)
-    running = asyncio.create_task(run_job(job, store, executor))
+    running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: bool(job.snapshot()["stalled"]))
     [stalled] = job.snapshot()["stalled"]
     assert (stalled["index"], stalled["agent_id"], stalled["attempt"]) == (0, "p", 1)
@@ -626,7 +627,7 @@ async def test_a_slow_link_does_not_keep_another_from_cancelling(store: Store) -
     job = await started(store, new_job(store, "echo"))
     executor = Scripted(lambda spec: asyncio.Event().wait())
     async with asyncio.timeout(20):
-        record = await run_job(job, store, executor, [Slow(), Watcher(is_canceled=True)])
+        record = await run_job(job, executor, [Slow(), Watcher(is_canceled=True)])
     assert record.status == "cancelled"
 
 
@@ -641,8 +642,8 @@ async def test_a_cancel_does_not_wait_for_items_that_cannot_be_read(
             return unfinished(record, after)
         raise StoreUnavailableError("locked")
 
-    monkeypatch.setattr(job.patience.items, "unfinished", job.patience.on(out_of_reach))
-    running = asyncio.ensure_future(run_job(job, store, executor))
+    monkeypatch.setattr(job.store.items, "unfinished", job.store.on(out_of_reach))
+    running = asyncio.ensure_future(run_job(job, executor))
     await wait_until(lambda: executor.running["all"] == 10)
     job.cancel()
     assert (await running).status == "cancelled"
@@ -660,6 +661,6 @@ async def test_a_cancel_that_is_heard_from_elsewhere_is_kept_for_whoever_goes_on
         asked.append(store.leases.requested(job.record))  # the last moment at which its driver could die
         return (yield from end_unfinished(*arguments))
 
-    monkeypatch.setattr(job.patience.outcomes, "end_unfinished", job.patience.on_chunked(end))
-    record = await run_job(job, store, executor, [Watcher(is_canceled=True)])
+    monkeypatch.setattr(job.store.outcomes, "end_unfinished", job.store.on_chunked(end))
+    record = await run_job(job, executor, [Watcher(is_canceled=True)])
     assert (record.status, asked) == ("cancelled", [{"is_canceled": True}])

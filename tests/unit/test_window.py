@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchray.jobs.window import Keys, Window
+from batchray.jobs.slots import Slot, Slots, Wanted
+from batchray.jobs.window import Window
 
 
 async def each(items: Iterable[int]) -> AsyncIterator[int]:
@@ -26,14 +27,22 @@ async def collect(
         return [result async for results in finished for result in results]
 
 
+def is_unused(slots: Slots) -> bool:
+    """Whether no slot is held, and nothing of a waiter is left."""
+    return not slots._n_used and not slots._queues
+
+
 async def settle() -> None:
-    """Let everything go on that can go on."""
+    """Run until every task waits for something."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
+SLOW = Slot("slow", 1)
+
+
 class Works:
-    """Work that ends when it is told to, and knows what runs."""
+    """Work that ends when a test says so, and lists the items in flight."""
 
     def __init__(self) -> None:
         self.started: list[int] = []
@@ -63,14 +72,15 @@ def test_every_item_is_worked_on_once_and_no_limit_is_passed(
 ) -> None:
     running: Counter[Hashable] = Counter()
     most: Counter[Hashable] = Counter()
-    order: dict[Keys, list[int]] = {}
+    order: dict[Wanted, list[int]] = {}
+    limited, free, both = Slot("limited", limit), Slot("free", 100), Slot("both", 1)
 
-    def keys(item: int) -> Keys:
-        return ((), ("limited",), ("free",), ("limited", "both"))[item % 4]
+    def wanted(item: int) -> Wanted:
+        return ((), (limited,), (free,), (limited, both))[item % 4]
 
     async def work(item: int) -> int:
-        order.setdefault(keys(item), []).append(item)
-        here = (*keys(item), "all")
+        order.setdefault(wanted(item), []).append(item)
+        here = (*(slot.key for slot in wanted(item)), "all")
         running.update(here)
         for name, n in running.items():
             most[name] = max(most[name], n)
@@ -80,11 +90,11 @@ def test_every_item_is_worked_on_once_and_no_limit_is_passed(
         return item
 
     async def run() -> list[int]:
-        window: Window[int, int] = Window(
-            size, keys=keys, limits={"limited": limit, "both": 1}, max_waiting=max_waiting
-        )
+        slots = Slots()
+        window: Window[int, int] = Window(size, wanted=wanted, slots=slots, max_waiting=max_waiting)
         results = await collect(window, each(range(n_items)), work)
         assert window.in_flight == 0
+        assert is_unused(slots)
         return results
 
     assert sorted(asyncio.run(run())) == list(range(n_items))
@@ -113,9 +123,9 @@ async def test_results_come_in_finish_order_and_together_what_finished_together(
     assert batches == [[2], [1, 3], [0]]
 
 
-async def test_a_key_at_its_limit_does_not_hold_up_the_others() -> None:
+async def test_items_that_wait_for_a_slot_do_not_hold_up_the_others() -> None:
     works = Works()
-    window: Window[int, int] = Window(10, keys=lambda item: ("slow",) if item < 5 else ("fast",), limits={"slow": 1})
+    window: Window[int, int] = Window(10, wanted=lambda item: (SLOW,) if item < 5 else ())
     task = asyncio.create_task(collect(window, each(range(8)), works))
     await settle()
     assert works.started == [0, 5, 6, 7]
@@ -125,7 +135,7 @@ async def test_a_key_at_its_limit_does_not_hold_up_the_others() -> None:
     assert await task == [5, 6, 7, 0, 1, 2, 3, 4]
 
 
-async def test_no_more_items_wait_for_a_key_than_may() -> None:
+async def test_no_more_items_wait_for_a_slot_than_may() -> None:
     works, n_read = Works(), 0
 
     async def items() -> AsyncIterator[int]:
@@ -134,7 +144,7 @@ async def test_no_more_items_wait_for_a_key_than_may() -> None:
             n_read += 1
             yield item
 
-    window: Window[int, int] = Window(10, keys=lambda item: ("slow",), limits={"slow": 1}, max_waiting=4)
+    window: Window[int, int] = Window(10, wanted=lambda item: (SLOW,), max_waiting=4)
     task = asyncio.create_task(collect(window, items(), works))
     await settle()
     assert n_read == 5
@@ -144,7 +154,7 @@ async def test_no_more_items_wait_for_a_key_than_may() -> None:
     assert works.cancelled == [0]
 
 
-async def test_what_waits_is_bounded_by_its_weight() -> None:
+async def test_waiting_items_are_bounded_by_their_weight() -> None:
     works, n_read = Works(), 0
 
     async def items() -> AsyncIterator[int]:
@@ -153,9 +163,7 @@ async def test_what_waits_is_bounded_by_its_weight() -> None:
             n_read += 1
             yield item
 
-    window: Window[int, int] = Window(
-        10, keys=lambda item: ("slow",), limits={"slow": 1}, weight=lambda item: item, max_waiting=50
-    )
+    window: Window[int, int] = Window(10, wanted=lambda item: (SLOW,), weight=lambda item: item, max_waiting=50)
     task = asyncio.create_task(collect(window, items(), works))
     await settle()
     assert n_read == 3
@@ -166,7 +174,7 @@ async def test_what_waits_is_bounded_by_its_weight() -> None:
         await task
 
 
-async def test_room_that_comes_while_an_item_is_read_is_for_the_one_that_waits() -> None:
+async def test_a_slot_that_is_released_while_an_item_is_read_goes_to_the_waiting_item() -> None:
     works, gates = Works(), [asyncio.Event() for _ in range(3)]
 
     async def items() -> AsyncIterator[int]:
@@ -174,7 +182,7 @@ async def test_room_that_comes_while_an_item_is_read_is_for_the_one_that_waits()
             await gate.wait()
             yield item
 
-    window: Window[int, int] = Window(10, keys=lambda item: ("agent",), limits={"agent": 1})
+    window: Window[int, int] = Window(10, wanted=lambda item: (SLOW,))
     task = asyncio.create_task(collect(window, items(), works))
     gates[0].set()
     gates[1].set()
@@ -188,7 +196,7 @@ async def test_room_that_comes_while_an_item_is_read_is_for_the_one_that_waits()
     assert works.started == [0, 1, 2]
 
 
-async def test_a_paused_window_starts_nothing_and_lets_go_on_what_runs() -> None:
+async def test_a_paused_window_starts_nothing_and_its_items_in_flight_continue() -> None:
     works = Works()
     window: Window[int, int] = Window(2)
     task = asyncio.create_task(collect(window, each(range(4)), works))
@@ -225,7 +233,7 @@ async def test_an_item_that_arrives_after_the_pause_waits_and_is_not_lost() -> N
     assert await task == [0, 1]
 
 
-async def test_a_smaller_window_lets_finish_what_runs_beyond_it() -> None:
+async def test_items_in_flight_beyond_a_smaller_window_finish() -> None:
     works = Works()
     window: Window[int, int] = Window(3)
     task = asyncio.create_task(collect(window, each(range(6)), works))
@@ -243,7 +251,7 @@ async def test_a_smaller_window_lets_finish_what_runs_beyond_it() -> None:
     assert await task == [0, 1, 2, 3, 4, 5]
 
 
-async def test_a_stopped_window_cancels_what_runs_and_ends() -> None:
+async def test_a_stopped_window_cancels_its_items_in_flight_and_ends() -> None:
     works = Works()
     window: Window[int, int] = Window(2)
     task = asyncio.create_task(collect(window, each(range(6)), works))
@@ -325,7 +333,7 @@ async def test_a_source_that_has_to_wait_does_not_hold_up_a_stop() -> None:
     assert work.cancelled == [1]
 
 
-async def test_what_is_not_stopped_is_told() -> None:
+async def test_a_source_that_is_not_stopped_returns_or_raises() -> None:
     window: Window[int, int] = Window(4)
     assert await window.unless_stopped(asyncio.sleep(0, 7)) == 7
 
@@ -334,3 +342,142 @@ async def test_what_is_not_stopped_is_told() -> None:
 
     with pytest.raises(LookupError):
         await window.unless_stopped(fails())
+
+
+# -- slots that windows share
+
+
+class Job:
+    """A window over items whose work ends when a test says so."""
+
+    def __init__(self, slots: Slots, n_items: int, size: int = 10, wanted: Wanted = (SLOW,)) -> None:
+        self.works = Works()
+        self.window: Window[int, int] = Window(size, wanted=lambda item: wanted, slots=slots)
+        self.task = asyncio.create_task(collect(self.window, each(range(n_items)), self.works))
+
+
+async def test_windows_take_turns_at_a_shared_slot() -> None:
+    slots = Slots()
+    jobs = [Job(slots, 3) for _ in range(3)]
+    await settle()
+    order: list[int] = []
+    for _ in range(9):
+        [busy] = [i for i, job in enumerate(jobs) if job.works.running]
+        order.append(busy)
+        await jobs[busy].works.finish(*jobs[busy].works.running)
+    assert order == [0, 1, 2] * 3
+    assert [await job.task for job in jobs] == [[0, 1, 2]] * 3
+    assert is_unused(slots)
+
+
+async def test_a_full_window_leaves_the_slot_to_the_next_one_and_keeps_its_place_in_the_queue() -> None:
+    slots = Slots()
+    holder, first, second = Job(slots, 1), Job(slots, 1), Job(slots, 2)
+    await settle()
+    first.window.resize(0)
+    await holder.works.finish(0)
+    assert (first.works.started, second.works.started) == ([], [0])
+    first.window.resize(1)
+    await second.works.finish(0)
+    assert (first.works.started, second.works.started) == ([0], [0])
+    await first.works.finish(0)
+    await second.works.finish(1)
+    assert is_unused(slots)
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+async def test_a_window_that_has_stopped_leaves_its_slots_to_the_others(is_paused: bool) -> None:
+    slots = Slots()
+    stopped, waiting, other = Job(slots, 3), Job(slots, 3), Job(slots, 1)
+    await settle()
+    waiting.window.pause(is_paused)
+    waiting.window.stop()
+    stopped.window.stop()
+    await settle()
+    assert (await stopped.task, await waiting.task, other.works.started) == ([], [], [0])
+    await other.works.finish(0)
+    assert await other.task == [0]
+    assert is_unused(slots)
+
+
+async def test_a_paused_window_holds_up_no_other() -> None:
+    slots = Slots()
+    holder, waiting, other = Job(slots, 1), Job(slots, 1), Job(slots, 1)
+    await settle()
+    waiting.window.pause()
+    await holder.works.finish(0)
+    await other.works.finish(0)
+    waiting.window.pause(False)
+    await settle()
+    await waiting.works.finish(0)
+    assert [await job.task for job in (holder, waiting, other)] == [[0]] * 3
+
+
+async def test_an_error_of_one_window_releases_its_slots() -> None:
+    slots = Slots()
+
+    async def fail(item: int) -> int:
+        raise LookupError
+
+    failing: Window[int, int] = Window(3, wanted=lambda item: (SLOW,), slots=slots)
+    other = Job(slots, 1)
+    with pytest.raises(LookupError):
+        await collect(failing, each(range(5)), fail)
+    await settle()
+    await other.works.finish(0)
+    assert await other.task == [0]
+    assert is_unused(slots)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 5)), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_no_shared_limit_is_passed_and_every_item_of_every_window_runs(
+    jobs: list[tuple[int, int]], limit: int, rng: random.Random
+) -> None:
+    provider, agents = Slot("provider", limit), [Slot(("agent", i), 1) for i in range(3)]
+    running: Counter[Hashable] = Counter()
+
+    def wanted(item: int) -> Wanted:
+        return ((), (provider,), (agents[0], provider), (agents[1], provider), (agents[2],))[item % 5]
+
+    async def run_one(slots: Slots, n_items: int, size: int) -> list[int]:
+        order: dict[Wanted, list[int]] = {}
+
+        async def work(item: int) -> int:
+            order.setdefault(wanted(item), []).append(item)
+            for slot in wanted(item):
+                running[slot.key] += 1
+                assert running[slot.key] <= slot.size
+            for _ in range(rng.randrange(5)):
+                await asyncio.sleep(0)
+            for slot in wanted(item):
+                running[slot.key] -= 1
+            return item
+
+        window: Window[int, int] = Window(size, wanted=wanted, slots=slots)
+        task = asyncio.create_task(collect(window, each(range(n_items)), work))
+        while not task.done():
+            await asyncio.sleep(0)
+            change = rng.randrange(20)
+            if change < 3:
+                window.resize(change + 1)
+            elif change == 3:
+                window.pause()
+            elif change < 10:
+                window.pause(False)
+            for key, queue in slots._queues.items():  # a key with free slots has no queue
+                if any(waiter.is_waiting() for _, waiter in queue):
+                    assert slots._n_used[key] >= (limit if key == "provider" else 1)
+        assert all(started == sorted(started) for started in order.values())
+        return sorted(await task)
+
+    async def run() -> None:
+        slots = Slots()
+        results = await asyncio.gather(*(run_one(slots, n_items, size) for n_items, size in jobs))
+        assert results == [list(range(n_items)) for n_items, _ in jobs]
+        assert is_unused(slots)
+
+    asyncio.run(run())

@@ -1,0 +1,39 @@
+"""How a job ends before all of its items have an outcome: canceled or expired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from batchray.config import Settings
+from batchray.schema.progress import Progress
+from batchray.store import Chunked, JobRecord, Store
+
+_CHUNK_ITEMS = 5000
+
+
+class Ending(NamedTuple):
+    """How a job ends early; `of_items` are the status, stop reason and error of its items without an outcome."""
+
+    status: str
+    stop_reason: str
+    of_items: tuple[str, str, Mapping[str, str] | None]
+
+
+CANCELED = Ending("cancelled", "cancelled", ("canceled", "cancelled", None))
+
+
+def expired(settings: Settings) -> Ending:
+    """Return the ending of a job whose deadline has passed."""
+    message = f"not done by its job's deadline, {settings.job_deadline_s:g} s after the job was made"
+    return Ending("expired", "error", ("expired", "error", {"type": "job_expired", "message": message}))
+
+
+def recount_progress(store: Store, record: JobRecord) -> Chunked[Progress]:
+    """Count the outcomes that the store has."""
+    progress = Progress(total=record.total)
+    for n, (status, timing, usage) in enumerate(store.items.timings(record), start=1):
+        progress.record(status, timing, usage)
+        if n % _CHUNK_ITEMS == 0:
+            yield
+    return progress

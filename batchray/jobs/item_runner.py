@@ -1,0 +1,146 @@
+"""The attempts of one item, from the first to the recorded outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+
+from batchray.agents import SaveCheckpoints, completed_work, read_report
+from batchray.errors import DeadlineExceededError, RequestError, WorkerDiedError
+from batchray.executors import AttemptSpec, Executor
+from batchray.jobs.attempt_policy import AttemptHistory, GiveUp, RetryIsolated, next_step
+from batchray.jobs.context import conversation_update_of, load_context, with_conversation_update
+from batchray.jobs.in_flight import Flight
+from batchray.jobs.running import RunningJob
+from batchray.store import NewAttempt, NewOutcome, NewStep, PendingItem
+
+# An attempt counts as stalled at this multiple of its deadline and grace, which end an attempt on a lane.
+_STALLED_AFTER = 2.0
+
+
+class ItemRunner:
+    """Runs attempts at the items of one job, until each has an outcome that is recorded."""
+
+    def __init__(self, job: RunningJob, executor: Executor) -> None:
+        self._job, self._executor, self._committer = job, executor, job.committer
+
+    async def run(self, item: PendingItem) -> NewOutcome | None:
+        """Run attempts at an item and record its outcome; None if the store did not accept it.
+
+        Raises ClusterError, or StoreError, if the job cannot continue.
+        """
+        outcome = await self._run_attempts(item)
+        agent = self._job.agents.agents[item.agent_id].agent
+        if agent.keeps_steps:
+            outcome = await self._replacing_steps(item, outcome)
+        outcome = with_conversation_update(outcome, agent, item)
+        return outcome if await self._committer.record(outcome) else None
+
+    async def _run_attempts(self, item: PendingItem) -> NewOutcome:
+        job, max_attempts = self._job, self._job.settings.max_attempts
+        deadline_s = job.agents.agents[item.agent_id].agent.deadline_s
+        crashes = (item.blamed_crashes, item.collateral_crashes)
+        history = AttemptHistory(item.attempt, *crashes, collateral_before=item.collateral_crashes, left_s=deadline_s)
+        step = next_step(history, None, max_attempts)
+        stalled_after_s = _STALLED_AFTER * (deadline_s + job.settings.deadline_grace_s)
+        while True:
+            history = history.with_attempt()
+            crashes = (history.blamed_crashes, history.collateral_crashes)
+            await self._committer.begin(NewAttempt(item.index, history.attempt, *crashes))  # before it is spawned
+            flight = job.in_flight.begin(item.index, item.agent_id, history.attempt, stalled_after_s)
+            stopwatch = self._committer.deadlines.stopwatch()
+            is_isolated = isinstance(step, RetryIsolated)
+            try:
+                return await self._run_attempt(item, flight, history.left_s, is_isolated=is_isolated)
+            except WorkerDiedError as error:
+                ran_s = stopwatch.without_stalls(error.ran_s)
+                history = history.with_crash(is_suspect=error.is_suspect, ran_s=ran_s)
+                step = next_step(history, error, max_attempts)
+                if isinstance(step, GiveUp):
+                    return self._failed(flight, step.error)
+            finally:
+                job.in_flight.end(item.index)
+
+    async def _run_attempt(self, item: PendingItem, flight: Flight, left_s: float, *, is_isolated: bool) -> NewOutcome:
+        """Run one attempt; a failure of the request is an outcome.  Raises WorkerDiedError."""
+        job, attempt = self._job, flight.attempt
+        bound = job.agents.agents[item.agent_id]
+        steps = await self._saved_steps(item) if attempt > 1 and bound.agent.keeps_steps else []
+        try:
+            context = await load_context(job.store, job.record, bound.agent, item, steps)
+        except RequestError as error:
+            return self._failed(flight, error)
+        spec = AttemptSpec(bound, job.record.id, item.index, attempt, item.request, left_s, is_isolated, context)
+        # A lane starts at once.  A process may wait long for its CPUs first: its executor counts from its start.
+        is_queued = spec.is_isolated or bound.agent.placement == "process"
+        limit_s = None if is_queued else left_s + job.settings.deadline_grace_s
+        try:
+            async with self._committer.deadlines.timeout(limit_s):
+                report = await self._executor.run(spec, self._checkpoint_sink(spec, len(steps)))
+        except TimeoutError:
+            late = DeadlineExceededError("deadline_exceeded", "its worker gave no answer by its deadline")
+            return self._failed(flight, late)
+        except RequestError as error:
+            return self._failed(flight, error)
+        return self._reported(report)
+
+    async def _saved_steps(self, item: PendingItem) -> list[bytes]:
+        return await self._job.store.items.checkpoints(self._job.record, item.index)
+
+    def _checkpoint_sink(self, spec: AttemptSpec, n_before: int) -> SaveCheckpoints:
+        """Return the function that saves an attempt's checkpoints, behind the `n_before` of earlier attempts."""
+        seq = count(n_before)
+
+        async def save(checkpoints: Sequence[bytes]) -> None:
+            steps = [NewStep(spec.index, spec.attempt, next(seq), checkpoint) for checkpoint in checkpoints]
+            await self._committer.save_steps(steps)
+
+        return save
+
+    async def _replacing_steps(self, item: PendingItem, outcome: NewOutcome) -> NewOutcome:
+        """Return an outcome that replaces the item's saved steps, and has their messages if it has none itself."""
+        outcome = replace(outcome, has_steps=True)
+        if outcome.status != "errored" or outcome.messages != b"[]":
+            return outcome
+        steps = await self._saved_steps(item)
+        if not steps:
+            return outcome
+        messages, usage = completed_work(steps)
+        return replace(outcome, messages=messages, usage=usage)
+
+    def _reported(self, encoded: bytes) -> NewOutcome:
+        """Return the outcome that a report tells of, with its start and first token on this process's clock."""
+        report, timing = read_report(encoded), self._job.timing
+        started_ns = time.monotonic_ns() - report.duration_ns
+        if report.ttft_ns is not None:
+            timing.add_first_token(started_ns + report.ttft_ns)
+        return NewOutcome(
+            index=report.index,
+            attempt=report.attempt,
+            status=report.status,
+            stop_reason=report.stop_reason,
+            error=report.error,
+            usage=report.usage,
+            queued_ns=timing.add_start(started_ns),
+            ttft_ns=report.ttft_ns,
+            duration_ns=report.duration_ns,
+            messages=report.messages,
+            conversation_update=conversation_update_of(report),
+        )
+
+    def _failed(self, flight: Flight, error: RequestError) -> NewOutcome:
+        """Return the outcome of an item whose attempt came back without a report."""
+        return NewOutcome(
+            index=flight.index,
+            attempt=flight.attempt,
+            status="errored",
+            stop_reason=error.stop_reason,
+            error={"type": error.type, "message": error.message},
+            usage={},
+            queued_ns=self._job.timing.add_start(flight.started_ns),
+            ttft_ns=None,
+            duration_ns=time.monotonic_ns() - flight.started_ns,
+            messages=b"[]",
+        )
