@@ -51,7 +51,7 @@ _LINGER_S = 2.0
 _RESPONSE_S = 1.0
 # The largest part of the remaining grace period that callbacks in delivery get; the others are sent at the next start.
 _CALLBACK_S = 5.0
-# How long interrupted jobs may take to stop.  What they recorded is durable, and the next start does the rest.
+# How long interrupted jobs may take to stop.  Recorded results are durable, and the next start does the rest.
 _STOP_S = 2.0
 # The limit for everything after the grace period, in case a lane, Ray or the database hangs.
 _EXIT_S = 4.5
@@ -89,7 +89,7 @@ class _WithoutClientText(logging.LoggerAdapter[logging.Logger]):
 
 @dataclass(frozen=True)
 class _Jobs:
-    """What runs jobs: the store, the scheduler, and the sender of callbacks."""
+    """The parts that run jobs: the store, the scheduler, and the sender of callbacks."""
 
     storage: ServerStorage
     scheduler: JobScheduler
@@ -138,7 +138,7 @@ async def _check_address(settings: ServerSettings) -> None:
 
 @asynccontextmanager
 async def _open_jobs(settings: ServerSettings, runtime: Runtime) -> AsyncIterator[_Jobs]:
-    """Open the store and build what runs jobs; on exit, stop the jobs, then the background tasks, then the store."""
+    """Open the store and build the parts that run jobs; on exit, stop the jobs, the background tasks, then the store."""
     async with AsyncExitStack() as on_exit:
         storage = ServerStorage(settings, runtime)
         on_exit.callback(storage.close)
@@ -225,7 +225,7 @@ def _application(
     *,
     needs_key: bool,
 ) -> web.Application:
-    """Connect the routes to what they use."""
+    """Build the aiohttp application: all routes, with the parts that they use."""
     storage, scheduler = jobs.storage, jobs.scheduler
     lookup = AgentLookup(agents, storage.reader)
     runs = SingleRuns(settings, runtime, storage, lookup, scheduler)

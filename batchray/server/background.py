@@ -1,4 +1,4 @@
-"""Tasks that run beside the requests of clients."""
+"""Background tasks of the server."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,7 +27,7 @@ from batchray.jobs.handle import Job
 
 
 class JobState(StrEnum):
-    """What the server is doing with a job."""
+    """The state of a scheduled job."""
 
     QUEUED = "queued"
     """Waits for one of the `max_running_jobs` slots."""
@@ -130,16 +130,21 @@ class JobTable:
         for job_id in [job_id for job_id, entry in self._entries.items() if entry.state is JobState.QUEUED]:
             self.remove(job_id)
 
+    def running_job(self, job_id: str) -> Job | None:
+        """Return the handle of a job if it is running."""
+        entry = self._entries.get(job_id)
+        return entry.job if entry else None
+
+    def n_in_flight(self) -> int:
+        """Return how many requests of all jobs are in flight.  Thread-safe."""
+        return sum(entry.job.in_flight for entry in list(self._entries.values()) if entry.job is not None)
+
     def first_queued(self) -> str | None:
         """Return the queued job that starts next.
 
         Entries before it are few: jobs that are not queued any more, so at most those that run or are about to.
         """
         return next((job_id for job_id, entry in self._entries.items() if entry.state is JobState.QUEUED), None)
-
-    def running(self) -> Iterator[Job]:
-        """Yield the handles of the running jobs.  Works on any thread: it iterates over a copy."""
-        return (entry.job for entry in list(self._entries.values()) if entry.job is not None)
 
     def _replace(self, job_id: str, entry: JobEntry | None) -> None:
         before = self._entries.get(job_id)

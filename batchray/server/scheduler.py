@@ -73,7 +73,7 @@ class JobScheduler:
         async with self.lock(record.id):
             if (entry := self.table.get(record.id)) and entry.started is not None:
                 await entry.started.wait()
-            job = self._running_job(record.id)
+            job = self.table.running_job(record.id)
             if job is not None and job.steer(ControlRequest(is_canceled=True)):
                 await self._persist_cancel(record)
                 return
@@ -89,7 +89,9 @@ class JobScheduler:
 
     async def retry(self, record: JobRecord) -> None:
         """Run the items of an ended job that did not succeed again.  Raises HttpError 409 if it has not ended."""
-        if record.is_ended and (job := self._running_job(record.id)):  # the store knows of the end a moment earlier
+        if record.is_ended and (
+            job := self.table.running_job(record.id)
+        ):  # the store knows of the end a moment earlier
             with suppress(BatchrayError):
                 await job.ended()
         if not record.is_ended or not self.table.may_move(record.id, JobState.REOPENING):
@@ -109,10 +111,6 @@ class JobScheduler:
         if self._store.is_shared and not self.is_draining:  # another server may run it
             return (await self._reader.jobs.get(job_id)).is_ended
         return self.is_draining or job_id not in self.table
-
-    def in_flight(self) -> int:
-        """Return how many requests are in flight."""
-        return sum(job.in_flight for job in self.table.running())
 
     # -- the end of the server
 
@@ -165,10 +163,6 @@ class JobScheduler:
             raise unavailable(5, "the batch is being cancelled, but that could not be stored; ask again") from None
         finally:
             timeout.cancel()
-
-    def _running_job(self, job_id: str) -> Job | None:
-        entry = self.table.get(job_id)
-        return entry.job if entry else None
 
     def _enqueue(self, job_id: str, *, at_front: bool = False) -> None:
         self.table.move(job_id, JobState.QUEUED, at_front=at_front)

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from batchray.errors import StoreError
 from batchray.schema.base import WireModel
 from batchray.server.errors import unavailable
+from batchray.server.job_table import JobTable
 from batchray.server.routing import VERSION, NoQuery, ResponseBody, Route, route_of
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
@@ -38,7 +39,7 @@ class HealthRoutes:
     ) -> None:
         self._storage, self._scheduler, self._is_alive = storage, scheduler, is_alive
         self._registry = CollectorRegistry()
-        self._registry.register(_StateCollector(storage.reader.sync, scheduler, uploads))
+        self._registry.register(_StateCollector(storage.reader.sync, scheduler.table, uploads))
         self._n_requests = Counter(
             "batchray_http_requests", "HTTP requests", ("method", "route", "status"), registry=self._registry
         )
@@ -107,8 +108,8 @@ class HealthRoutes:
 class _StateCollector(Collector):
     """Gauges of the store and the scheduler, read at each scrape."""
 
-    def __init__(self, reader: Store, scheduler: JobScheduler, uploads: Uploads) -> None:
-        self._reader, self._scheduler, self._uploads = reader, scheduler, uploads
+    def __init__(self, reader: Store, jobs: JobTable, uploads: Uploads) -> None:
+        self._reader, self._jobs, self._uploads = reader, jobs, uploads
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges."""
@@ -121,7 +122,7 @@ class _StateCollector(Collector):
         for status, count in reader.items.count_by_status().items():
             items.add_metric((status,), count)
         yield items
-        yield GaugeMetricFamily("batchray_in_flight", "Requests in flight", value=self._scheduler.in_flight())
+        yield GaugeMetricFamily("batchray_in_flight", "Requests in flight", value=self._jobs.n_in_flight())
         yield GaugeMetricFamily("batchray_uploads", "Bodies being received or stored", value=self._uploads.n_open)
         waiting = reader.callbacks.count()
         yield GaugeMetricFamily("batchray_callbacks_waiting", "Callbacks still to be delivered", value=waiting)
