@@ -29,13 +29,13 @@ def seconds_until(condition: Callable[[], object], timeout_s: float = 60.0) -> f
 
 
 async def run_pending_tasks() -> None:
-    """Let the other tasks of this loop run until each of them waits for something."""
+    """Run the other tasks of this loop until each of them waits for something."""
     for _ in range(100):
         await asyncio.sleep(0)
 
 
 async def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Let the other tasks of this loop run until a condition holds."""
+    """Run the other tasks of this loop until a condition holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)

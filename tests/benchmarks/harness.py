@@ -1,4 +1,4 @@
-"""What the benchmarks share: a provider in a process of its own, and the CPU time and memory of process trees."""
+"""Shared by the benchmarks: a provider in a process of its own, and the CPU time and memory of process trees."""
 
 from __future__ import annotations
 
@@ -85,6 +85,6 @@ def agents(base_url: str, **fields: Any) -> dict[str, Any]:
 
 
 def report(lines: list[str], *, is_held: bool) -> None:
-    """Print a benchmark's lines; raises AssertionError where its limit is not held."""
+    """Print a benchmark's lines; raises AssertionError if its limit is not held."""
     print("\n".join(lines), flush=True)
     assert is_held, lines[-1]

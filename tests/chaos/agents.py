@@ -1,4 +1,4 @@
-"""Agents of the chaos kit; found by name in every process."""
+"""Agents and tools of the chaos tests; every process imports them by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from batchray.schema import AgentRequest
 
 
 async def echo(request: AgentRequest) -> str:
-    """Answer with the input, after a moment in which something may die."""
+    """Answer with the input, after a moment in which a process may be killed."""
     await asyncio.sleep(0.005)
     return str(request.input)
 

@@ -1,4 +1,4 @@
-"""A Ray cluster that is somebody else's: prints its address, and lives until its standard input ends."""
+"""Starts a Ray cluster as another program would, prints its address, and ends when standard input ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of the chaos tests: one line a run, printed at the end."""
+"""The report of the chaos tests: one table row for each run, printed at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Return a function that adds figures of this run to the report."""
+    """Return a function that adds this run's figures to the report."""
     rows = request.config.stash.setdefault(ROWS, [])
 
     def add(**figures: Any) -> None:

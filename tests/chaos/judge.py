@@ -1,141 +1,91 @@
-"""What a client knows of its batches, against what a server says in the end; nothing here is batchray's own code."""
+"""Compares what clients were told with what the server shows at the end, without batchray's own code."""
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import urllib.error
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.client import Client, RequestLog, WatchingClient
 from tests.polling import until
-from tests.server.http_client import BATCHES, CONNECTION_ERRORS, ask, results
+from tests.provider_server import ProviderServer
+from tests.server.http_client import BATCHES, ask, results
 from tests.server.receiver import Receiver
 
-AGENTS = Path(__file__).parent / "agents.yaml"
+
+def check_echoes(client: Client, url: str, hook: Receiver | None = None) -> None:
+    """Check the batches that `Client.post` sent: each request is answered with its own text."""
+    check_outcomes(url, client.log, lambda text: text, hook=hook)
 
 
-@dataclass
-class Ledger:
-    """What was acknowledged under which id and what got no answer, as custom ids; and what a client was shown since.
+def check_answers(
+    client: WatchingClient, provider: ProviderServer, *, bad: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Check the batches of `questions`, and return figures for the report.
 
-    `n_calls_needed` is how many calls of a model all that was acknowledged takes, where each is made once.
+    `bad` are the custom ids of requests that cannot succeed.
     """
-
-    batches: dict[str, list[str]] = field(default_factory=dict)
-    unanswered: list[list[str]] = field(default_factory=list)
-    n_calls_needed: int = 0
-    shown: dict[tuple[str, int], str] = field(default_factory=dict)
-    complaints: list[str] = field(default_factory=list)
-
-    @property
-    def n_requests(self) -> int:
-        return sum(map(len, self.batches.values()))
-
-    def show(self, job_id: str, result: dict[str, Any]) -> None:
-        """Write down an outcome, which may neither change nor disappear from now on."""
-        shown = json.dumps(result, sort_keys=True)
-        if self.shown.setdefault((job_id, result["index"]), shown) != shown:
-            self.complaints.append(f"an outcome of {job_id} changed: {result}")
-
-    def asked_in(self, job_id: str, lines: list[dict[str, Any]]) -> list[str]:
-        """Return the custom ids of a job; one that was not acknowledged is recognized by its first."""
-        if job_id in self.batches:
-            return self.batches[job_id]
-        [custom_ids] = [each for each in self.unanswered if each[0] == lines[0]["custom_id"]]
-        return custom_ids
+    check_outcomes(client.url, client.log, lambda custom_id: f"answer to {custom_id}", bad=bad)
+    needed = client.log.n_calls_needed
+    assert provider.n_calls >= needed
+    return {"requests": client.log.n_requests, "amplification": round(provider.n_calls / needed, 3)}
 
 
-class Sender:
-    """Sends batches, once each, and keeps what it was told: acknowledged under an id, or nothing."""
-
-    def __init__(self, callback_url: str | None = None) -> None:
-        self._callback_url = callback_url
-        self._n_sent = 0
-        self.ledger = Ledger()
-
-    def post(self, url: str, n: int, size: int = 10) -> bool:
-        """Send a batch of `n` requests, each different from all others; tell whether it was acknowledged."""
-        self._n_sent += 1
-        texts = [f"batch {self._n_sent} text {index} {'x' * size}" for index in range(n)]
-        body: dict[str, Any] = {
-            "requests": [_stepping(text) if i % 10 == 9 else _echo(text) for i, text in enumerate(texts)]
-        }
-        if self._callback_url:
-            body["callback_url"] = self._callback_url
-        try:
-            job = ask(url, BATCHES, body)
-        except urllib.error.HTTPError:  # an answer, if not the wanted one
-            raise
-        except CONNECTION_ERRORS:
-            self.ledger.unanswered.append(texts)
-            return False
-        self.ledger.batches[job["id"]] = texts
-        return True
-
-    @property
-    def job_ids(self) -> list[str]:
-        """The jobs that were acknowledged."""
-        return list(self.ledger.batches)
-
-    def judge(self, url: str, hook: Receiver | None = None) -> None:
-        """Hold what was sent against what a server says when all of it has ended."""
-        hold_against(url, self.ledger, lambda text: text, hook=hook)
-
-
-def _echo(text: str) -> dict[str, Any]:
-    return {"agent_id": "echo", "custom_id": text, "input": text}
-
-
-def _stepping(text: str) -> dict[str, Any]:
-    """A request that is answered with its text as well, after a step with a tool."""
-    call = {"name": "add", "arguments": {"a": 1, "b": 2}}
-    script = {"script": [{"tool_calls": [call]}, {"text": text}]}
-    return {"agent_id": "stepper", "custom_id": text, "input": json.dumps(script)}
-
-
-def hold_against(
+def check_outcomes(
     url: str,
-    ledger: Ledger,
+    log: RequestLog,
     answer_to: Callable[[str], str],
     *,
     bad: frozenset[str] = frozenset(),
     hook: Receiver | None = None,
     timeout_s: float = 60,
 ) -> None:
-    """Wait for all jobs to end, then compare.
+    """Wait until all jobs have ended, then compare them with the log.
 
-    What was acknowledged is present and complete; what was not is absent or complete; every item has exactly one
-    outcome, of the right content, which is the one that was shown before; and every job's callback comes.  `answer_to`
-    gives the right content for a custom id; `bad` are those of requests that cannot succeed.
+    Every acknowledged batch is present and complete; every other one is absent or complete.  Every item has exactly
+    one outcome with the right content, the same as every time before.  Every job's callback arrives.  `answer_to`
+    gives the right content for a custom id; `bad` are the custom ids of requests that cannot succeed.
     """
     jobs = until(lambda: all_ended(url), timeout_s)
     found = {job["id"]: job for job in jobs}
-    assert set(ledger.batches) <= set(found), "an acknowledged batch is lost"
+    assert set(log.batches) <= set(found), "an acknowledged batch is lost"
     for job_id, job in found.items():
         lines = list(results(url, job_id))
-        custom_ids = ledger.asked_in(job_id, lines)
+        custom_ids = log.custom_ids_of(job_id, lines)
         assert [line["index"] for line in lines] == list(range(len(custom_ids))), f"{job_id}: lost or twice"
         assert [line["custom_id"] for line in lines] == custom_ids, f"{job_id}: not what was sent"
         assert [line for line in lines if not _is_right(line, answer_to, bad)] == []
         n_bad = len(bad.intersection(custom_ids))
         assert job["metadata"]["request_counts"]["succeeded"] == len(lines) - n_bad
-        assert {index for shown_of, index in ledger.shown if shown_of == job_id} <= set(range(len(lines)))
+        assert {index for shown_of, index in log.shown if shown_of == job_id} <= set(range(len(lines)))
         for line in lines:
-            ledger.show(job_id, line)
-    assert ledger.complaints == []
+            log.show(job_id, line)
+    assert log.complaints == []
     if hook is not None:
         until(lambda: set(found) <= set(called_back(hook)), timeout_s)
 
 
+def check_database(data_dir: Path) -> None:
+    """Check a SQLite file with SQLite itself, and that no item has two outcomes."""
+    connection = sqlite3.connect(data_dir / "batchray.db")
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        twice = "SELECT job, idx FROM outcomes GROUP BY job, idx HAVING count(*) > 1"
+        assert connection.execute(twice).fetchall() == []
+    finally:
+        connection.close()
+
+
 def called_back(hook: Receiver) -> list[str]:
-    """Return which job each callback was of."""
+    """Return the job id of each callback."""
     return [json.loads(received.body)["job_id"] for received in hook.received]
 
 
 def all_ended(url: str) -> list[dict[str, Any]] | None:
-    """Return all jobs when the last has ended; a server that cannot read its store at the moment is asked again."""
+    """Return all jobs once all have ended; None before, and while the server cannot read its store."""
     try:
         jobs: list[dict[str, Any]] = ask(url, f"{BATCHES}?limit=1000")
     except urllib.error.HTTPError as error:

@@ -1,4 +1,4 @@
-"""A server that dies at each of the places where something could be lost, judged from outside after its restart."""
+"""A server is killed at each failpoint, where data could be lost; its successor is checked from outside."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pytest
 
 from batchray.store import Store
 from batchray.support.failpoints import VARIABLE, FailpointName
-from tests.chaos.judge import AGENTS, Sender, called_back
+from tests.chaos.client import AGENTS, Client
+from tests.chaos.judge import called_back, check_echoes
 from tests.polling import until
 from tests.server.http_client import BATCHES, ask, if_available
 from tests.server.live import ServerDiedError, live_server
 from tests.server.receiver import receiver
 
-# A later passage where the first would leave nothing that was acknowledged before.
+# A failpoint to name:N, which kills the N-th time; N is above 1 if the first kill would leave nothing acknowledged.
 CRASHES: dict[str, str] = {
     "before-spool": "before-spool:2",
     "after-spool": "after-spool:3",
@@ -39,9 +40,9 @@ def test_every_failpoint_is_tried() -> None:
     assert set(CRASHES) == set(get_args(FailpointName))
 
 
-def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tmp_path: Path) -> None:
+def test_a_crash_at_each_failpoint_loses_nothing_and_leaves_nothing_partial(tmp_path: Path) -> None:
     with receiver() as hook:
-        client = Sender(hook.url)
+        client = Client(hook.url)
         for crash in CRASHES.values():
             try:
                 with live_server(tmp_path, *OPTIONS, agents=AGENTS, **LOOPBACK, **{VARIABLE: crash}) as server:
@@ -49,20 +50,20 @@ def test_crashes_at_all_places_in_a_row_lose_nothing_and_do_nothing_by_halves(tm
                         if not client.post(server.url, n, size):
                             break
                     status = server.process.wait(60)
-            except ServerDiedError as died:  # over what its predecessor left, before it listened
+            except ServerDiedError as died:  # while it recovered, before it listened
                 status = died.status
             assert status == -signal.SIGKILL, crash
         with live_server(tmp_path, *OPTIONS, agents=AGENTS, **LOOPBACK) as server:
-            client.judge(server.url, hook)
+            check_echoes(client, server.url, hook)
             assert server.stop() == 0
     assert len(client.job_ids) >= 7
-    assert max(Counter(called_back(hook)).values()) > 1  # at least once: one that was sent was not recorded
+    assert max(Counter(called_back(hook)).values()) > 1  # one callback was sent but not recorded, and sent again
     with Store.open_for_reading(tmp_path) as store:
         assert store.integrity.check().problems == []
 
 
 @pytest.mark.parametrize("name", ["before-commit", "after-commit"])
-def test_fifty_creates_at_once_with_one_key_across_a_kill_are_one_job(name: str, tmp_path: Path) -> None:
+def test_fifty_creates_with_one_idempotency_key_across_a_kill_make_one_job(name: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
     body = {"requests": [{"agent_id": "echo", "input": "once"}]}

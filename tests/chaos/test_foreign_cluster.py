@@ -1,4 +1,4 @@
-"""A server on a cluster that is not its own, and that goes away for good."""
+"""A server on an external cluster that ends and does not come back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server.live import ROOT, live_server
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
 
-def test_a_server_ends_with_a_sentence_and_its_jobs_go_on_at_the_next_start(
+def test_a_server_that_lost_its_cluster_ends_with_an_error_and_its_successor_continues_the_jobs(
     tmp_path: Path, report: Callable[..., None]
 ) -> None:
     requests = [{"agent_id": "calculator", "input": f"What is {n} + 1?"} for n in range(5)]

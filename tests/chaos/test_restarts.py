@@ -1,4 +1,4 @@
-"""PostgreSQL restarted all through 5,000 requests on two servers."""
+"""PostgreSQL is restarted again and again while two servers run 5,000 requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from batchray.store import Store
-from tests.chaos.judge import AGENTS, Sender, all_ended
+from tests.chaos.client import AGENTS, Client
+from tests.chaos.judge import all_ended, check_echoes
 from tests.polling import until
 from tests.postgres import Database
 from tests.server.http_client import results
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.timeout(900)
-def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
+def test_restarts_of_the_database_lose_and_repeat_no_request(
     tmp_path: Path, database: Database, report: Callable[..., None]
 ) -> None:
     url, rng = database.new_url(), random.Random(7)
@@ -44,7 +45,7 @@ def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
         live_server(tmp_path / "one", "--max-in-flight", "4", **given) as one,
         live_server(tmp_path / "two", "--max-in-flight", "4", **given) as two,
     ):
-        client = Sender(hook.url)
+        client = Client(hook.url)
         assert all(client.post(server.url, 1250) for server in (one, two) for _ in range(2))
         restarting = threading.Thread(target=restart)
         restarting.start()
@@ -53,7 +54,7 @@ def test_a_database_that_restarts_all_the_time_loses_and_repeats_nothing(
         finally:
             is_over.set()
             restarting.join()
-        client.judge(one.url, hook)
+        check_echoes(client, one.url, hook)
         attempts = [line["attempts"] for job_id in client.job_ids for line in results(two.url, job_id)]
         assert len(attempts) == 5000
         assert (one.stop(), two.stop()) == (0, 0)

@@ -1,4 +1,4 @@
-"""Everything dies under a server, again and again: nothing may be lost, doubled, changed or wrong.
+"""Processes of every kind are killed under a server: no outcome may be lost, doubled, changed or wrong.
 
 The full numbers: python -m pytest tests/chaos -m chaos
 """
@@ -16,17 +16,9 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from tests.chaos.kit import (
-    Client,
-    Supervised,
-    check_database,
-    check_no_process_is_left,
-    judge,
-    pick,
-    questions,
-    scene,
-    start_server,
-)
+from tests.chaos.client import WatchingClient, questions
+from tests.chaos.judge import check_answers, check_database
+from tests.chaos.supervised import SupervisedServer, check_no_process_is_left, random_process, start_server, with_client
 from tests.polling import until
 from tests.provider_server import run_in_thread
 
@@ -34,7 +26,7 @@ pytestmark = pytest.mark.cluster
 
 
 class Storm(NamedTuple):
-    """How many requests, and how many deaths of each kind among them."""
+    """The number of requests, and of processes of each kind to kill meanwhile."""
 
     n_requests: int
     lane: int
@@ -49,7 +41,7 @@ class Storm(NamedTuple):
 SHORT = Storm(800, lane=2, job_actor=1, server=1, raylet=1, gcs=1, latency_s=0.8, is_full=False)
 FULL = Storm(50_000, lane=200, job_actor=60, server=40, raylet=10, gcs=10, latency_s=1.0, is_full=True)
 _IN_FLIGHT = 64
-# Until new outcomes are shown again.
+# Seconds from a kill until new outcomes are shown.
 LIMITS_S = {"lane": 5.0, "job_actor": 5.0, "server": 30.0, "raylet": 40.0, "gcs": 40.0}
 NAMES = {"lane": "ray::Lane", "job_actor": "ray::JobActor", "raylet": "raylet", "gcs": "gcs_server"}
 
@@ -61,18 +53,20 @@ NAMES = {"lane": "ray::Lane", "job_actor": "ray::JobActor", "raylet": "raylet", 
         pytest.param(FULL, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(4 * 3600)]),
     ],
 )
-def test_nothing_is_lost_whatever_dies(storm: Storm, tmp_path: Path, report: Callable[..., None]) -> None:
+def test_no_request_is_lost_whichever_process_is_killed(
+    storm: Storm, tmp_path: Path, report: Callable[..., None]
+) -> None:
     rng = random.Random(5)
     with (
         run_in_thread(latency_s=storm.latency_s, keeps_bodies=False) as provider,
         tempfile.TemporaryDirectory(prefix="br", ignore_cleanup_errors=True) as short,
-        scene(start_server(tmp_path, provider.base_url, _IN_FLIGHT, "ray", RAY_TMPDIR=short)) as (server, client),
+        with_client(start_server(tmp_path, provider.base_url, _IN_FLIGHT, "ray", RAY_TMPDIR=short)) as (server, client),
     ):
         for part in range(5):
             client.create(questions(storm.n_requests // 5, f"part{part}"))
-        waits = rage(storm, rng, server, client)
+        waits = kill_evenly(storm, rng, server, client)
         until(lambda: client.is_all_over, 120 + storm.n_requests)
-        figures = judge(client, provider)
+        figures = check_answers(client, provider)
         assert server.stop() == 0
         check_database(server.data_dir)
     check_no_process_is_left(server.family, 90, with_agents=storm.is_full)
@@ -81,33 +75,35 @@ def test_nothing_is_lost_whatever_dies(storm: Storm, tmp_path: Path, report: Cal
         assert max(found) < (LIMITS_S[kind] if storm.is_full else 90), f"{kind}: {found}"
 
 
-def rage(storm: Storm, rng: random.Random, server: Supervised, client: Client) -> dict[str, list[float]]:
-    """Kill all that is to be killed, evenly over the batches; returns how long each took to be got over."""
+def kill_evenly(
+    storm: Storm, rng: random.Random, server: SupervisedServer, client: WatchingClient
+) -> dict[str, list[float]]:
+    """Kill processes, spread evenly over the requests; returns the seconds until new outcomes, by kind."""
     kinds = [kind for kind in LIMITS_S for _ in range(getattr(storm, kind))]
     rng.shuffle(kinds)
     waits: dict[str, list[float]] = defaultdict(list)
     for n, kind in enumerate(kinds, start=1):
         due = n * storm.n_requests * 0.9 / (len(kinds) + 1)
-        until(lambda due=due: client.done >= due, 600)  # type: ignore[misc]
-        client.keep_what_is_shown() if n % 10 == 1 else None
-        struck = strike(kind, rng, server)
-        # What was in flight at that moment may still come in from elsewhere; this is more.
-        wanted = min(client.count() + _IN_FLIGHT, storm.n_requests)
-        until(lambda wanted=wanted: client.done >= wanted, 120)  # type: ignore[misc]
-        waits[kind].append(round(time.monotonic() - struck, 1))
+        until(lambda due=due: client.n_done >= due, 600)  # type: ignore[misc]
+        client.log_outcomes() if n % 10 == 1 else None
+        killed_at = kill_one(kind, rng, server)
+        # More than what was in flight, which other processes may still finish.
+        wanted = min(client.count_done() + _IN_FLIGHT, storm.n_requests)
+        until(lambda wanted=wanted: client.n_done >= wanted, 120)  # type: ignore[misc]
+        waits[kind].append(round(time.monotonic() - killed_at, 1))
     return waits
 
 
-def strike(kind: str, rng: random.Random, server: Supervised) -> float:
-    """Kill one process of a kind, as soon as there is one; returns when it was killed."""
+def kill_one(kind: str, rng: random.Random, server: SupervisedServer) -> float:
+    """Wait for a process of a kind and kill it; returns when it was killed."""
     if kind == "server":
-        struck = time.monotonic()
+        killed_at = time.monotonic()
         server.kill()
-        return struck
-    victim: Any = pick(rng, server, NAMES[kind])
-    struck = time.monotonic()
+        return killed_at
+    victim: Any = random_process(rng, server, NAMES[kind])
+    killed_at = time.monotonic()
     try:
         victim.kill()
-    except psutil.NoSuchProcess:  # it has just died of something else
-        return strike(kind, rng, server)
-    return struck
+    except psutil.NoSuchProcess:  # it has just ended for another reason
+        return kill_one(kind, rng, server)
+    return killed_at

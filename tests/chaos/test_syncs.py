@@ -1,4 +1,4 @@
-"""SQLite killed at its N-th sync, for every N of the life of a job."""
+"""A writer of SQLite is killed at its N-th sync, for every N between the start and the end of a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from batchray.schema import new_job_id
 from batchray.store import Store
 from tests.builders.records import check_integrity
-from tests.chaos.syncs import live
+from tests.chaos.kill_at_sync import run_until_sync
 
 N_ITEMS, N_COMMIT = 40, 8
 IMPORTS = """
@@ -20,7 +20,7 @@ from pathlib import Path
 from batchray.schema.progress import Progress
 from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
 """
-LIFE = """
+JOB = """
 def say(*words):
     print(*words, flush=True)
 
@@ -49,36 +49,37 @@ say("closed")
     "every",
     [pytest.param(8, id="short"), pytest.param(1, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(600)])],
 )
-def test_a_kill_at_every_sync_leaves_what_was_told_and_nothing_by_halves(
+def test_a_kill_at_any_sync_keeps_what_was_acknowledged_and_leaves_no_partial_commit(
     every: int, tmp_path: Path, report: Callable[..., None]
 ) -> None:
     n_kills = 0
     for n in range(1, 1000, every):
         for sign in (-1, 1):
             data_dir, job_id = tmp_path / f"{n}{sign}", new_job_id()
-            life = live(IMPORTS, LIFE, str(data_dir), job_id, str(N_ITEMS), str(N_COMMIT), n=sign * n)
-            if life.status == 0:
-                assert life.told[-1] == "closed"
+            ended = run_until_sync(IMPORTS, JOB, str(data_dir), job_id, str(N_ITEMS), str(N_COMMIT), n=sign * n)
+            if ended.status == 0:
+                assert ended.lines[-1] == "closed"
                 assert n_kills > 20 / every  # opening, creating, five commits of two each, the end, checkpoints
                 report(kills=n_kills, half=0, lost=0)
                 return
             n_kills += 1
-            judge(data_dir, job_id, life.told)
+            check(data_dir, job_id, ended.lines)
 
 
-def judge(data_dir: Path, job_id: str, told: list[str]) -> None:
+def check(data_dir: Path, job_id: str, lines: list[str]) -> None:
+    """Check that a store holds what the killed process had printed, and nothing partial."""
     with Store.open(data_dir) as store:
         jobs = store.jobs.find()
         assert [job.id for job in jobs] in ([], [job_id])
-        assert jobs or "created" not in told
-        recorded = max((int(line.split()[1]) for line in told if line.startswith("recorded")), default=0)
+        assert jobs or "created" not in lines
+        recorded = max((int(line.split()[1]) for line in lines if line.startswith("recorded")), default=0)
         for job in jobs:
             assert (job.total, len(store.items.find(job))) == (N_ITEMS, N_ITEMS)
             results = store.items.results(job)
             assert job.done == len(results) >= recorded
             assert job.done % N_COMMIT == 0
             assert [result.messages for result in results] == [b"[%d]" % result.index for result in results]
-            assert job.is_ended or "ended" not in told
+            assert job.is_ended or "ended" not in lines
             assert store.callbacks.count() == int(job.is_ended)
         assert store.integrity.check().problems == []
     check_integrity(data_dir)

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 import batchray
-from tests.chaos.kit import check_no_process_is_left
+from tests.chaos.supervised import check_no_process_is_left
 from tests.polling import until
 from tests.server.http_client import BATCHES, ask, cancel, if_available, job_of, n_done, status_of
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from batchray.store import Store
-from tests.chaos.judge import AGENTS, Sender, called_back
+from tests.chaos.client import AGENTS, Client
+from tests.chaos.judge import called_back, check_echoes
 from tests.polling import until
 from tests.postgres import Database
 from tests.server.http_client import BATCHES, ask, n_done, results, status_of
@@ -28,7 +29,7 @@ def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path:
     url = database.new_url()
     given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, **QUICK, "BATCHRAY_DATABASE_URL": url}
     with receiver() as hook:
-        client = Sender(hook.url)
+        client = Client(hook.url)
         with (
             live_server(tmp_path / "one", "--max-in-flight", "4", **given) as one,
             live_server(tmp_path / "two", **given) as two,
@@ -38,7 +39,7 @@ def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path:
             until(lambda: n_done(one, job_id) > 20)
             seen = {line["index"]: line for line in results(two.url, job_id)}
             one.kill()
-            client.judge(two.url, hook)
+            check_echoes(client, two.url, hook)
             lines = list(results(two.url, job_id))
             assert {index: lines[index] for index in seen} == seen  # a shown outcome never changes
             assert {line["attempts"] for line in lines} <= {1, 2}
@@ -51,11 +52,11 @@ def test_two_servers_lead_no_job_both(tmp_path: Path, database: Database) -> Non
     url = database.new_url()
     given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, **QUICK, "BATCHRAY_DATABASE_URL": url}
     with receiver() as hook:
-        client = Sender(hook.url)
+        client = Client(hook.url)
         with live_server(tmp_path / "one", **given) as one, live_server(tmp_path / "two", **given) as two:
             for n in range(8):
                 assert client.post((one, two)[n % 2].url, 40)
-            client.judge(one.url, hook)
+            check_echoes(client, one.url, hook)
             for job_id in client.job_ids:
                 assert {line["attempts"] for line in results(two.url, job_id)} == {1}
             assert sorted(called_back(hook)) == sorted(client.job_ids)  # each callback once, while nobody dies
@@ -69,7 +70,7 @@ def test_a_job_is_cancelled_through_another_server_than_its_leader(tmp_path: Pat
         live_server(tmp_path / "one", "--max-in-flight", "1", **given) as one,
         live_server(tmp_path / "two", **given) as two,
     ):
-        client = Sender()
+        client = Client()
         assert client.post(one.url, 2000)
         [job_id] = client.job_ids
         until(lambda: n_done(two, job_id) > 2)
@@ -81,7 +82,7 @@ def test_a_job_is_cancelled_through_another_server_than_its_leader(tmp_path: Pat
 def test_of_many_retries_at_once_through_two_servers_one_counts(tmp_path: Path, database: Database) -> None:
     given: dict[str, Any] = {"agents": AGENTS, **QUICK, "BATCHRAY_DATABASE_URL": database.new_url()}
     with live_server(tmp_path / "one", **given) as one, live_server(tmp_path / "two", **given) as two:
-        client = Sender()
+        client = Client()
         assert client.post(one.url, 2000)
         [job_id] = client.job_ids
         ask(one.url, f"{BATCHES}/{job_id}/cancel", method="PATCH")
@@ -107,7 +108,7 @@ def test_a_database_that_restarts_in_the_middle_of_500_requests_loses_and_repeat
     url = database.new_url()
     given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, "BATCHRAY_DATABASE_URL": url}
     with receiver() as hook, live_server(tmp_path, "--max-in-flight", "4", **given) as server:
-        client = Sender(hook.url)
+        client = Client(hook.url)
         assert client.post(server.url, 500)
         [job_id] = client.job_ids
         for share in (50, 250):
@@ -116,7 +117,7 @@ def test_a_database_that_restarts_in_the_middle_of_500_requests_loses_and_repeat
             paused = threading.Event()
             paused.wait(1.0)  # an outage that has a length, whatever else happens
             database.start()
-        client.judge(server.url, hook)
+        check_echoes(client, server.url, hook)
         assert {line["attempts"] for line in results(server.url, job_id)} == {1}
         assert server.stop() == 0
         assert "Traceback" not in server.log

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.judge import AGENTS, Sender
+from tests.chaos.client import AGENTS, Client
+from tests.chaos.judge import check_echoes
 from tests.polling import until
 from tests.server.http_client import BATCHES, ask, if_available, status_of
 from tests.server.live import LiveServer, live_server
@@ -40,7 +41,7 @@ def batch(n: int, size: int) -> dict[str, object]:
 
 
 def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_path: Path) -> None:
-    client = Sender()
+    client = Client()
     with live_server(tmp_path / "data", "--max-in-flight", "8", agents=AGENTS) as server:
         assert client.post(server.url, 1000)
         with full_disk(server):
@@ -54,7 +55,7 @@ def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_
             assert ask(server.url, BATCHES)[0]["completed_at"] is None  # readers are not disturbed
         until(lambda: status_of(server.url, "/readyz") == 200)
         assert client.post(server.url, 10)
-        client.judge(server.url)
+        check_echoes(client, server.url)
         assert "nothing new is accepted" in server.log or "jobs wait until there is room" in server.log
         assert server.stop() == 0
         assert "Traceback" not in server.log
@@ -100,7 +101,7 @@ def test_a_server_starts_though_a_run_that_an_earlier_one_has_left_cannot_be_end
 
 
 def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_path: Path) -> None:
-    client = Sender()
+    client = Client()
     grace = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
     with live_server(tmp_path / "data", "--max-in-flight", "8", agents=AGENTS, **grace) as server:
         assert client.post(server.url, 1000)
@@ -109,14 +110,14 @@ def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_pat
             assert server.stop() == 0
         assert "Traceback" not in server.log
     with live_server(tmp_path / "data", agents=AGENTS) as server:
-        client.judge(server.url)
+        check_echoes(client, server.url)
 
 
 def test_a_batch_that_is_kept_no_longer_is_unknown(tmp_path: Path) -> None:
-    client = Sender()
+    client = Client()
     with live_server(tmp_path, agents=AGENTS) as server:
         assert client.post(server.url, 600)
-        client.judge(server.url)
+        check_echoes(client, server.url)
         server.stop()
     [job_id] = client.job_ids
     with closing(sqlite3.connect(tmp_path / "batchray.db", isolation_level=None)) as database:

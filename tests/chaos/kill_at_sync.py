@@ -1,4 +1,4 @@
-"""A process that is killed at one of its syncs, as a power cut would: traced, so that it needs nothing of its own."""
+"""Kills a process at one of its syncs to disk, as a power cut would; ptrace finds the syncs in unmodified code."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_
 _libc.ptrace.restype = ctypes.c_long
 
 
-class Life(NamedTuple):
-    """How a process ended, and what it had said: its exit status, negative for a signal, and its lines."""
+class Ended(NamedTuple):
+    """How a process ended: its exit status (negative for a signal), and the lines that it printed."""
 
     status: int
-    told: list[str]
+    lines: list[str]
 
 
-def live(imports: str, code: str, *arguments: str, n: int) -> Life:
-    """Let Python code live until the n-th sync of its main thread; for a negative `n`, until before that one.
+def run_until_sync(imports: str, code: str, *arguments: str, n: int) -> Ended:
+    """Run Python code, and kill it after the n-th sync of its main thread; for a negative `n`, before that sync.
 
-    `imports` run before anything is counted.
+    Syncs of `imports`, which run first, are not counted.
     """
     command = [sys.executable, "-c", imports + _BEGIN + code, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         status = _traced(process.pid, n)
-        process.returncode = status  # it has been waited for
+        process.returncode = status  # `_traced` has waited for it
         assert process.stdout is not None
         assert process.stderr is not None
-        told, errors = process.stdout.read().splitlines(), process.stderr.read()
+        lines, errors = process.stdout.read().splitlines(), process.stderr.read()
     assert status in (0, -signal.SIGKILL), errors
-    return Life(status, told)
+    return Ended(status, lines)
 
 
 def _traced(pid: int, n: int) -> int:
-    """Follow a process from call to call, kill it at the n-th sync, and return its exit status."""
+    """Follow a process from system call to system call, kill it at the n-th sync, and return its exit status."""
     n_syncs, is_sync, is_first = 0, False, True
     while True:
         _, status = os.waitpid(pid, 0)
@@ -77,7 +77,7 @@ def _traced(pid: int, n: int) -> int:
 
 
 def _call_of(pid: int) -> tuple[int, int]:
-    """Return whether a stopped process enters or leaves a call of the system, and, where it enters, which."""
+    """Return whether a stopped process enters or leaves a system call, and the number of the call it enters."""
     info = ctypes.create_string_buffer(_INFO.size)
     _ptrace(_CALL_INFO, pid, _INFO.size, ctypes.addressof(info))
     place, _, number = _INFO.unpack(info.raw)
