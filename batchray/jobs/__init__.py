@@ -1,1 +1,23 @@
-"""Running jobs: the window, attempts, group commits, control, and the public handle."""
+"""Jobs: run a stored batch to its end, with all attempts, limits, deadlines and control requests.
+
+Start reading at `driver.run_job`: it reads the items without an outcome, keeps the window full, records each outcome
+once, and ends the job.  From there:
+
+- `item_runner`: the attempts of one item; `attempt_policy`: whether a crashed one is retried (a pure function)
+- `window`: at most N items in flight; `slots`: limits per provider and stateful agent, over all jobs (both pure)
+- `deadlines`: deadlines that pause while the store is unavailable
+- `group_commit`: attempts, checkpoints and outcomes of all items in common transactions
+- `control`: what may be asked of a running job, and where that is kept; `steering`: how it is carried out
+- `running`: a running job's state; `in_flight`, `timing`, `endings`: parts of it; `idle`: jobs that no process runs
+- `runtime`: the event loop, stores and executors that all jobs of a process share; `handle`: the public `Job`
+
+Invariants:
+
+- Counted before spawned: an attempt is committed to the store before its remote call, so that a crash of the driver
+  never hides one.
+- Committed before told: an outcome is counted and shown only after its commit, and the store accepts one for each item.
+- Fenced: every write carries the epoch of the job's lease.  A process that has lost the lease can write nothing, and
+  stops the job with LeaseLostError.
+- Nothing that matters is kept in Ray: this room imports no Ray, and an executor may disappear at any time.
+- A job that stops for any reason other than its end is left unfinished, and continues from the store.
+"""

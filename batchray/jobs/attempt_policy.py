@@ -1,4 +1,4 @@
-"""What to do after an attempt whose process crashed: retry, retry in isolation, or give up.
+"""The policy after an attempt whose process crashed: retry, retry in isolation, or give up.
 
 A pure function of the item's history and the error.  Attempts that end in any other way are not retried here: the model
 client retries 429 and 5xx within the attempt, and every other failure is the item's outcome.
@@ -18,7 +18,7 @@ _ISOLATE_AFTER_COLLATERAL_CRASHES = 12
 
 @dataclass(frozen=True, slots=True)
 class AttemptHistory:
-    """What has become of an item's attempts, those of earlier runs of the job included.
+    """The attempts at one item, those of earlier runs of the job included.
 
     `attempt` is the number of the latest one.  `blamed_crashes` are crashes of a process that this item may have
     caused, `collateral_crashes` those that another request caused; `collateral_before` of the latter happened in

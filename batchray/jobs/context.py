@@ -1,4 +1,4 @@
-"""What a request goes on with: the conversation before it, the agent's memory, and its turn with the agent."""
+"""The context of a request: its agent's conversation and memory, and the checkpoints of earlier attempts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
 from batchray.store import ConversationUpdate, HistoryItem, JobRecord, NewOutcome, PendingItem, RetryingStore
 
 _MESSAGES = TypeAdapter(list[Message])
-# How JSON may hide a letter or an underscore.
+# JSON may write a letter or an underscore as an escape.
 _ESCAPED = re.compile(rb"\\u00[4-7]")
 
 
 async def load_context(
     store: RetryingStore, job: JobRecord, agent: Agent, item: PendingItem, steps: Sequence[bytes] = ()
 ) -> bytes:
-    """Return what an item goes on with, as its agent's side reads it; empty for one that starts anew.
+    """Return an item's context as an encoded `agents.AttemptContext`; empty if it starts without one.
 
-    `steps` are the checkpoints of its earlier attempts.  A run that it answers is claimed by it.
-    Raises ApprovalError where there is none, or its answers do not fit.
+    `steps` are the checkpoints of its earlier attempts.  If the item answers the tool calls of a run that waits for
+    approval, it claims that run.  Raises ApprovalError if there is no such run, or if the answers do not fit.
     """
     request = _answering(item)
     if request is None and not agent.stateful:
@@ -43,18 +43,20 @@ async def load_context(
         answered=answered,
         request_id=_request_id(request) if request else None,
     )
-    return await asyncio.to_thread(_encoded, kept.history, kept.memory, steps)  # a long conversation takes its time
+    return await asyncio.to_thread(
+        _encoded, kept.history, kept.memory, steps
+    )  # encoding a long conversation takes a while
 
 
 def conversation_update_of(report: AttemptReport) -> ConversationUpdate | None:
-    """Return what a report leaves for later requests, but for whose it is."""
+    """Return what later requests need of a report, if anything; the agent is not filled in yet."""
     if not report.pending and not report.memory:
         return None
     return ConversationUpdate("", pending=report.pending, memory=report.memory)
 
 
 def with_conversation_update(outcome: NewOutcome, agent: Agent, item: PendingItem) -> NewOutcome:
-    """Return an outcome that says whose conversation it belongs to, where later requests have to do with it."""
+    """Return an outcome with the agent whose conversation it continues, if later requests depend on it."""
     if not agent.stateful and outcome.conversation_update is None and _answering(item) is None:
         return outcome
     conversation_update = replace(
@@ -69,9 +71,9 @@ def messages_of(prior: HistoryItem) -> list[Message]:
 
 
 def _answering(item: PendingItem) -> AgentRequest | None:
-    """Return the request where it brings answers to tool calls."""
+    """Return the request if it answers tool calls, else None."""
     body = item.request
-    # No request does without one of these in it, and bodies may be long.
+    # A request that does has one of these words in it.  Looking for them is cheaper than parsing a long body.
     if b"approv" not in body and b"tool_return" not in body and not (b"\\u00" in body and _ESCAPED.search(body)):
         return None
     request = AgentRequest.model_validate_json(item.request)
@@ -84,7 +86,7 @@ def _request_id(request: AgentRequest) -> str | None:
 
 
 def _encoded(history: Sequence[HistoryItem], memory: Mapping[str, str], steps: Sequence[bytes]) -> bytes:
-    # Spliced, because the outputs of a long conversation are JSON already, and so are checkpoints.
+    # Spliced, because the outputs of a conversation, which may be long, are JSON already, and so are checkpoints.
     arrays = [
         array for prior in history for array in (_MESSAGES.dump_json(_inputs(prior), exclude_none=True), prior.messages)
     ]

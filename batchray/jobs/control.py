@@ -29,7 +29,7 @@ _READ_LEASE_S = 1.0
 
 
 class ControlRequest(BaseModel):
-    """What is asked of a running job; None asks for nothing."""
+    """A request to a running job; None leaves a setting as it is."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Stores a batch as a job: reads it, checks it, and writes it in one transaction."""
+"""Create a job: read a batch, check it, and store it in one transaction."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Requests = (
     | BinaryIO
     | Iterable[Mapping[str, Any] | AgentRequest]
     | AsyncIterable[Mapping[str, Any] | AgentRequest]
-    | Any  # a Ray Dataset, which only Ray's package could name
+    | Any  # a Ray Dataset, whose type only Ray's own package can name
 )
-"""What a batch may be given as; read once, whole, and checked before anything runs."""
+"""The accepted forms of a batch.  It is read once, and checked whole before anything runs."""
 
 
 async def create_job(store: Store, requests: Requests, agents: AgentSet, callback_url: str | None) -> str:
-    """Read, check and store a batch; returns its job's id."""
+    """Read, check and store a batch; return its job's id.  Raises BatchFormatError and StoreError."""
     if isinstance(requests, AsyncIterable):
         requests = await collect(requests, store.data_dir, agents)
     if not isinstance(requests, str | Path | list | tuple | Spool):
-        # It may be slow, or wait for another job of ours: so not on the writer's thread, in an open transaction.
+        # The iterable may be slow, or wait for another of our jobs, so it is not read in a transaction of the writer's thread.
         reader = DaemonThread("batchray-intake")
         spooling = asyncio.get_running_loop().run_in_executor(reader, _spooled, requests, agents, store.data_dir)
         try:
@@ -46,7 +46,7 @@ async def create_job(store: Store, requests: Requests, agents: AgentSet, callbac
 
 
 def _spooled(requests: Any, agents: AgentSet, directory: Path) -> tuple[Spool, str | None]:
-    """Read and check a batch that can be read only once, or slowly."""
+    """Read and check a batch that can be read only once, or only slowly."""
     if hasattr(requests, "iter_rows"):  # a Ray Dataset
         requests = requests.iter_rows()
     batch = read_batch(requests, agents.agents)
@@ -72,7 +72,7 @@ def _create(store: Store, job_id: str, requests: Requests, agents: AgentSet, cal
 
 
 async def collect(requests: AsyncIterable[Any], directory: Path, agents: AgentSet) -> Spool:
-    """Read and check an async iterable of requests, on the loop that it belongs to."""
+    """Read and check an async iterable of requests, on the event loop that it belongs to."""
     spool, n_requests = Spool(directory), 0
     try:
         async for request in requests:

@@ -111,7 +111,7 @@ class ItemRunner:
         return replace(outcome, messages=messages, usage=usage)
 
     def _reported(self, encoded: bytes) -> NewOutcome:
-        """Return the outcome that a report tells of, with its start and first token on this process's clock."""
+        """Return the outcome in a report, with its start and first token placed on this process's clock."""
         report, timing = read_report(encoded), self._job.timing
         started_ns = time.monotonic_ns() - report.duration_ns
         if report.ttft_ns is not None:

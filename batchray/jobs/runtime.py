@@ -1,4 +1,4 @@
-"""What all jobs of one process share: an event loop on a thread of its own, open stores, executors and limits."""
+"""The resources that all jobs of one process share: an event loop, open stores, executors and limits."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class CancelScope:
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
-        """What the block was cancelled with."""
+        """The error that the block was cancelled with."""
         self._task: asyncio.Task[object] | None = None
         self._n_cancels = 0
 

@@ -30,38 +30,38 @@ def ended(store: Store, n: int = 3, size: int = 10) -> JobRecord:
     begin(store, job, *range(n))
     store.outcomes.write(job, [], [outcome(index) for index in range(n)])
     done = store.jobs.end(job, "completed", "end_turn", Progress(), None, 0)
-    told(store, done, next_at=None)
+    called_back(store, done, next_at=None)
     return store.jobs.get(job.id)
 
 
-def told(store: Store, job: JobRecord, next_at: float | None) -> None:
+def called_back(store: Store, job: JobRecord, next_at: float | None) -> None:
     """Record an attempt to call back."""
     store.callbacks.record(job.id, job.completed_at or "", sent_at="t", status_code=500, error="x", next_at=next_at)
 
 
 def test_a_job_is_kept_while_its_callback_is_still_to_be_sent(store: Store) -> None:
     first, second = (store.jobs.end(new_job(store), "failed", "error", Progress(), None, 0) for _ in range(2))
-    told(store, first, time.time() + 3600)
+    called_back(store, first, time.time() + 3600)
     assert not store.retention.prune("9999")
-    told(store, first, None)
+    called_back(store, first, None)
     while store.retention.prune("9999"):
         pass
     assert store.jobs.find() == [second]
     assert [due.job.id for due in store.callbacks.due(1e12, 10)] == [second.id]
 
 
-def test_a_job_whose_callback_no_server_sends_is_not_kept_for_ever(store: Store) -> None:
+def test_a_job_whose_callback_is_never_sent_is_deleted_in_the_end(store: Store) -> None:
     job = new_job(store)
     begin(store, job, 0)
-    told(store, store.jobs.end(job, "failed", "error", Progress(), None, 0), time.time() - 31 * 24 * 3600)
+    called_back(store, store.jobs.end(job, "failed", "error", Progress(), None, 0), time.time() - 31 * 24 * 3600)
     assert store.retention.prune("9999")
-    assert (store.callbacks.count(), store.callbacks.due(1e12, 10)) == (1, [])  # half deleted, nobody is told
+    assert (store.callbacks.count(), store.callbacks.due(1e12, 10)) == (1, [])  # half deleted, and no callback is sent
     while store.retention.prune("9999"):
         pass
     assert store.integrity.check() == (0, 0, 0, [])
 
 
-def test_an_ended_job_goes_in_small_steps_and_is_unknown_from_the_first(store: Store) -> None:
+def test_an_ended_job_is_deleted_in_small_steps_and_unknown_after_the_first(store: Store) -> None:
     old, running = ended(store, 1203), new_job(store)
     assert old.completed_at is not None
     new = ended(store)
@@ -119,7 +119,7 @@ def n_rows(store: Store, table: sa.Table) -> int:
         return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
 
 
-async def test_jobs_go_after_the_days_that_they_are_kept(store: Store) -> None:
+async def test_ended_jobs_are_deleted_after_the_retention_period(store: Store) -> None:
     job = ended(store)
     await prune(AsyncStore(store), days=1)
     assert store.jobs.get(job.id) == job
@@ -127,7 +127,7 @@ async def test_jobs_go_after_the_days_that_they_are_kept(store: Store) -> None:
     assert store.jobs.find() == []
 
 
-async def test_what_was_deleted_is_given_back_to_the_disk(tmp_path: Path) -> None:
+async def test_the_space_of_deleted_jobs_is_returned_to_the_file_system(tmp_path: Path) -> None:
     file = tmp_path / "batchray.db"
     with Store.open(tmp_path) as store:
         ended(store, 30, 1_000_000)
@@ -163,7 +163,7 @@ def test_the_command_line_keeps_checks_saves_and_deletes_in_both_databases(
     assert command(tmp_path, "results", job_id, **url).status == 2
 
 
-async def test_room_that_an_earlier_server_did_not_come_to_give_back_is_given_back(tmp_path: Path) -> None:
+async def test_space_that_an_earlier_server_did_not_return_is_returned_later(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         ended(store, 30, 1_000_000)
         while store.retention.prune("9999"):

@@ -39,17 +39,17 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 class Watcher:
-    """A link that keeps what it is told and asks for what a test wishes."""
+    """A control channel that keeps its snapshots and asks for what a test sets."""
 
-    def __init__(self, **wishes: Any) -> None:
-        self.wishes, self.snapshots, self.n_closed = wishes, list[dict[str, Any]](), 0
+    def __init__(self, **requests: Any) -> None:
+        self.requests, self.snapshots, self.n_closed = requests, list[dict[str, Any]](), 0
         self.failures: list[Exception | None] = []
-        """What the next updates come to instead: nobody answers, or something is raised."""
+        """The results of the next updates instead, the last one first: None for no reply, or an error to raise."""
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any] | None:
         self.snapshots.append(snapshot)
         if not self.failures:
-            return dict(self.wishes)
+            return dict(self.requests)
         if (error := self.failures.pop()) is not None:
             raise error
         return None
@@ -79,8 +79,8 @@ async def test_every_item_gets_an_outcome_and_the_job_ends(store: Store) -> None
     assert job.progress.timings["duration"].count == job.progress.timings["queued"].count == 6
 
 
-class Dying:
-    """Runs attempts that keep one checkpoint each and die; the third one says what it was given."""
+class Crashing:
+    """Runs attempts that save one checkpoint each and crash; the third one succeeds.  Keeps their contexts."""
 
     def __init__(self) -> None:
         self.contexts: list[bytes] = []
@@ -94,14 +94,14 @@ class Dying:
         return json.dumps({**head, "usage": {}, "ttft_ns": None, "duration_ns": 1}).encode() + b"\n[]"
 
 
-async def test_each_attempt_is_given_what_those_before_it_have_kept(store: Store) -> None:
+async def test_each_attempt_gets_the_checkpoints_of_earlier_attempts(store: Store) -> None:
     agents = bind_agents([Agent(id="a", model="offline/rules", tools=[str.upper])])
     job = await started(store, new_job(store, "a"), agents)
-    executor = Dying()
+    executor = Crashing()
     record = await run_job(job, executor)
     given = [json.loads(context)["steps"] if context else [] for context in executor.contexts]
     assert given == [[], [{"n": 1}], [{"n": 1}, {"n": 2}]]
-    assert [each.attempts for each in store.items.results(record)] == [1]  # the others were lost to another's doing
+    assert [each.attempts for each in store.items.results(record)] == [1]  # the others were collateral crashes
     assert store.items.checkpoints(record, 0) == []
 
 
@@ -140,15 +140,15 @@ async def test_times_are_counted_from_the_first_start(store: Store) -> None:
     assert all(each.ttft_ns is not None and each.ttft_ns <= each.duration_ns for each in store.items.results(record))
 
 
-# -- processes that die
+# -- processes that crash
 
 
-async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: Store) -> None:
-    def die(spec: AttemptSpec) -> None:
+async def test_a_suspect_is_isolated_and_given_up_after_its_attempts(store: Store) -> None:
+    def crash(spec: AttemptSpec) -> None:
         if spec.index == 1:
             raise WorkerDiedError("killed by signal 9", is_suspect=True)
 
-    executor = Scripted(die)
+    executor = Scripted(crash)
     job = await started(store, new_job(store, "echo", "echo", "echo"), max_attempts=3)
     record = await run_job(job, executor)
     assert statuses(store, record) == ["succeeded", "errored", "succeeded"]
@@ -166,11 +166,11 @@ async def test_a_suspect_runs_alone_and_is_given_up_after_its_attempts(store: St
     ]
 
 
-async def test_a_deadly_item_has_exactly_its_attempts_whatever_others_cost_it(store: Store) -> None:
-    def die(spec: AttemptSpec) -> None:
+async def test_collateral_crashes_do_not_count_towards_max_attempts(store: Store) -> None:
+    def crash(spec: AttemptSpec) -> None:
         raise WorkerDiedError("its lane died", is_suspect=spec.attempt in (2, 4, 5))
 
-    executor = Scripted(die)
+    executor = Scripted(crash)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), executor)
     assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [
         (1, False),
@@ -182,75 +182,75 @@ async def test_a_deadly_item_has_exactly_its_attempts_whatever_others_cost_it(st
     assert store.items.results(record)[0].attempts == 3
 
 
-async def test_an_item_that_is_no_suspect_goes_on_and_not_alone(store: Store) -> None:
-    def die(spec: AttemptSpec) -> None:
+async def test_an_item_that_is_no_suspect_is_retried_and_not_isolated(store: Store) -> None:
+    def crash(spec: AttemptSpec) -> None:
         if spec.attempt <= 4:
             raise WorkerDiedError("its lane died", is_suspect=False)
 
-    executor = Scripted(die)
+    executor = Scripted(crash)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), executor)
     assert record.counts["succeeded"] == 1
     assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [(n, False) for n in range(1, 6)]
     assert store.items.results(record)[0].attempts == 1
 
 
-async def test_an_item_whose_process_always_dies_ends_in_the_end(store: Store) -> None:
-    def die(spec: AttemptSpec) -> None:
+async def test_an_item_whose_process_always_crashes_is_given_up(store: Store) -> None:
+    def crash(spec: AttemptSpec) -> None:
         raise WorkerDiedError("its lane died", is_suspect=False)
 
-    executor = Scripted(die)
+    executor = Scripted(crash)
     record = await run_job(await started(store, new_job(store, "echo"), max_attempts=3), executor)
     assert (record.status, len(executor.specs)) == ("failed", 20)
 
 
-async def test_who_has_shared_many_deaths_of_others_runs_where_they_cannot_reach_it(store: Store) -> None:
-    def die(spec: AttemptSpec) -> None:
+async def test_an_item_with_many_collateral_crashes_is_isolated(store: Store) -> None:
+    def crash(spec: AttemptSpec) -> None:
         if not spec.is_isolated:
             raise WorkerDiedError("its lane died", is_suspect=False)
 
-    executor = Scripted(die)
+    executor = Scripted(crash)
     record = await run_job(await started(store, new_job(store, "echo")), executor)
     assert [spec.is_isolated for spec in executor.specs] == [False] * 12 + [True]
     assert (record.status, store.items.results(record)[0].attempts) == ("completed", 1)
 
 
-async def test_deaths_before_a_restart_of_the_driver_count(store: Store) -> None:
+async def test_crashes_before_a_restart_of_the_driver_count(store: Store) -> None:
     job_id = new_job(store, "echo")
     store.outcomes.write(store.jobs.get(job_id), [NewAttempt(0, 2, 2)])
 
-    def die(spec: AttemptSpec) -> None:
+    def crash(spec: AttemptSpec) -> None:
         raise WorkerDiedError("killed by signal 11")
 
-    executor = Scripted(die)
+    executor = Scripted(crash)
     record = await run_job(await started(store, job_id, max_attempts=3), executor)
     assert [(spec.attempt, spec.is_isolated) for spec in executor.specs] == [(3, True)]
     assert record.counts["errored"] == 1
 
 
-async def test_deaths_of_anothers_doing_are_not_counted_after_a_restart_of_the_driver_either(store: Store) -> None:
+async def test_collateral_crashes_before_a_restart_of_the_driver_do_not_count(store: Store) -> None:
     job_id = new_job(store, "echo")
     store.outcomes.write(store.jobs.get(job_id), [NewAttempt(0, 6, blamed_crashes=2, collateral_crashes=4)])
 
-    def die(spec: AttemptSpec) -> None:
+    def crash(spec: AttemptSpec) -> None:
         raise WorkerDiedError("killed by signal 11")
 
-    executor = Scripted(die)
+    executor = Scripted(crash)
     record = await run_job(await started(store, job_id, max_attempts=3), executor)
     assert [spec.attempt for spec in executor.specs] == [7]
     assert store.items.results(record)[0].attempts == 3
 
 
-async def test_a_retry_bears_as_many_deaths_of_anothers_doing_as_the_first_run(store: Store) -> None:
+async def test_a_retry_of_a_job_allows_as_many_collateral_crashes_as_its_first_run(store: Store) -> None:
     job_id = new_job(store, "echo")
     store.outcomes.write(
         store.jobs.get(job_id), [NewAttempt(0, 20, collateral_crashes=19)]
     )  # as it was when it was given up
 
-    def die(spec: AttemptSpec) -> None:
+    def crash(spec: AttemptSpec) -> None:
         if spec.attempt < 30:
             raise WorkerDiedError("its lane died", is_suspect=False)
 
-    record = await run_job(await started(store, job_id), Scripted(die))
+    record = await run_job(await started(store, job_id), Scripted(crash))
     assert (record.status, store.items.results(record)[0].attempts) == ("completed", 2)
 
 
@@ -276,7 +276,7 @@ async def test_a_lane_that_never_answers_is_given_up_after_the_deadline(store: S
     assert first.duration_ns >= 100_000_000
 
 
-# -- steering
+# -- control
 
 
 async def test_a_canceled_job_keeps_its_outcomes_and_cancels_the_rest(store: Store) -> None:
@@ -293,7 +293,7 @@ async def test_a_canceled_job_keeps_its_outcomes_and_cancels_the_rest(store: Sto
     assert sorted(executor.cancelled) == [2, 3, 4, 5]
 
 
-async def test_an_interrupted_job_goes_on_where_it_was_and_runs_nothing_twice(store: Store) -> None:
+async def test_an_interrupted_job_continues_where_it_stopped_and_runs_nothing_twice(store: Store) -> None:
     job_id = new_job(store, *["echo"] * 40)
     first = Scripted(lambda spec: asyncio.Event().wait() if spec.index >= 15 else None)
     job = await started(store, job_id, max_in_flight=5)
@@ -375,7 +375,7 @@ async def test_one_slow_provider_does_not_hold_up_the_others(store: Store) -> No
     assert (executor.most["slow"], executor.most["all"] <= 8) == (2, True)
 
 
-async def test_a_providers_limit_is_one_for_all_jobs(store: Store) -> None:
+async def test_all_jobs_share_the_limit_of_a_provider(store: Store) -> None:
     providers = {"slow": Provider(protocol="offline", max_in_flight=3)}
     agents = bind_agents([Agent(id="s", model="slow/rules"), Agent(id="m", model="offline/rules")], providers, {})
     slots, gate = Slots(), asyncio.Event()
@@ -391,7 +391,7 @@ async def test_a_providers_limit_is_one_for_all_jobs(store: Store) -> None:
     assert executor.most["slow"] == 3
 
 
-async def test_links_see_the_job_and_steer_it(store: Store) -> None:
+async def test_channels_see_the_job_and_control_it(store: Store) -> None:
     gate = asyncio.Event()
     executor = Scripted(lambda spec: gate.wait())
     watcher = Watcher(max_in_flight=3)
@@ -413,7 +413,7 @@ async def test_links_see_the_job_and_steer_it(store: Store) -> None:
     assert watcher.n_closed == 1
 
 
-async def test_a_wish_is_heard_once(store: Store) -> None:
+async def test_a_control_request_is_carried_out_once(store: Store) -> None:
     gate = asyncio.Event()
     watcher = Watcher(max_in_flight=3)
     job = await started(store, new_job(store, "echo"), max_in_flight=1)
@@ -440,7 +440,7 @@ async def test_a_snapshot_stays_small(store: Store) -> None:
         await running
 
 
-# -- what a job cannot survive
+# -- failures that stop a job
 
 
 async def test_a_store_that_fails_ends_the_job_cleanly(store: Store) -> None:
@@ -496,16 +496,20 @@ async def test_a_finished_job_runs_nothing_again(store: Store) -> None:
     assert (executor.specs, again) == ([], ended)
 
 
-async def test_wishes_that_make_no_sense_are_ignored_and_later_ones_heard(store: Store) -> None:
+async def test_invalid_control_requests_are_ignored_and_later_ones_carried_out(store: Store) -> None:
     class Watcher:
-        """A link whose other end first asks for nonsense."""
+        """A control channel that first asks for nonsense."""
 
         def __init__(self) -> None:
-            self.wishes: list[dict[str, Any]] = [{"max_in_flight": 0}, {"max_in_flight": "many"}, {"is_canceled": True}]
+            self.requests: list[dict[str, Any]] = [
+                {"max_in_flight": 0},
+                {"max_in_flight": "many"},
+                {"is_canceled": True},
+            ]
             self.is_closed = False
 
         async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-            return self.wishes.pop(0) if len(self.wishes) > 1 else self.wishes[0]
+            return self.requests.pop(0) if len(self.requests) > 1 else self.requests[0]
 
         def close(self) -> None:
             self.is_closed = True
@@ -546,12 +550,12 @@ async def test_a_job_whose_end_was_interrupted_is_still_expired(store: Store) ->
     assert (record.status, record.counts["expired"]) == ("expired", 2)
 
 
-async def test_attempts_that_died_count_towards_the_deadline(store: Store) -> None:
-    def die(spec: AttemptSpec) -> None:
+async def test_crashed_attempts_count_towards_the_deadline(store: Store) -> None:
+    def crash(spec: AttemptSpec) -> None:
         if spec.attempt < 4:
             raise WorkerDiedError("it died", is_suspect=False, ran_s=0.4)
 
-    executor = Scripted(die)
+    executor = Scripted(crash)
     agents = bind_agents([Agent(id="echo", run=echo, deadline_s=1)])
     record = await run_job(await started(store, new_job(store, "echo"), agents), executor)
     assert [spec.left_s for spec in executor.specs] == [1, pytest.approx(0.6), pytest.approx(0.2)]
@@ -559,7 +563,7 @@ async def test_attempts_that_died_count_towards_the_deadline(store: Store) -> No
     assert result.error == {"type": "deadline_exceeded", "message": "its time was used up when it died"}
 
 
-async def test_a_cancel_that_a_crash_came_before_is_done_at_the_next_start(store: Store) -> None:
+async def test_a_cancel_before_a_crash_is_carried_out_at_the_next_start(store: Store) -> None:
     job_id = new_job(store, *["echo"] * 5)
     store.leases.request(store.jobs.get(job_id), is_canceled=True)
     executor = Scripted()
@@ -584,7 +588,7 @@ async def test_a_job_that_is_opened_again_has_its_whole_time_again(store: Store)
     assert (record.status, record.counts) == ("completed", {"succeeded": 1, "errored": 0, "canceled": 0, "expired": 0})
 
 
-async def test_a_job_that_nobody_runs_expires_too_and_only_at_its_deadline(store: Store) -> None:
+async def test_an_idle_job_expires_too_and_only_at_its_deadline(store: Store) -> None:
     young, old = new_job(store, "echo"), new_job(store, "echo", "echo")
     made_at(store, old, hours_ago=2)
     settings = load_settings(job_deadline_s=3600)
@@ -596,13 +600,13 @@ async def test_a_job_that_nobody_runs_expires_too_and_only_at_its_deadline(store
 
 
 def made_at(store: Store, job_id: str, *, hours_ago: float) -> None:
-    """Let a job have been made a while ago."""
+    """Change the time at which a job was created."""
     then = (datetime.now(UTC) - timedelta(hours=hours_ago)).isoformat(timespec="microseconds")
     with store.database.transaction() as connection:
         connection.execute(sa.text("UPDATE jobs SET created_at = :then WHERE id = :id"), {"then": then, "id": job_id})
 
 
-async def test_an_item_that_makes_no_progress_is_named(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_item_that_makes_no_progress_is_logged(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     agents = bind_agents([Agent(id="p", run=echo, placement="process", deadline_s=0.05), Agent(id="echo", run=echo)])
     executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index == 0 else None)
     job = await started(store, new_job(store, "p", "echo"), agents, deadline_grace_s=0.05)
@@ -617,7 +621,7 @@ async def test_an_item_that_makes_no_progress_is_named(store: Store, caplog: pyt
     assert (await running).counts["canceled"] == 1
 
 
-async def test_a_slow_link_does_not_keep_another_from_cancelling(store: Store) -> None:
+async def test_a_slow_channel_does_not_delay_a_cancel_from_another(store: Store) -> None:
     class Slow(Watcher):
         async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
             if not self.n_closed and not job.ending:
@@ -650,7 +654,7 @@ async def test_a_cancel_does_not_wait_for_items_that_cannot_be_read(
     assert sorted(executor.cancelled) == list(range(10))
 
 
-async def test_a_cancel_that_is_heard_from_elsewhere_is_kept_for_whoever_goes_on(
+async def test_a_cancel_from_a_channel_is_stored_for_the_next_run(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
@@ -658,7 +662,7 @@ async def test_a_cancel_that_is_heard_from_elsewhere_is_kept_for_whoever_goes_on
     asked: list[dict[str, Any]] = []
 
     def end(*arguments: Any) -> Chunked[int]:
-        asked.append(store.leases.requested(job.record))  # the last moment at which its driver could die
+        asked.append(store.leases.requested(job.record))  # the last moment at which its driver could crash
         return (yield from end_unfinished(*arguments))
 
     monkeypatch.setattr(job.store.outcomes, "end_unfinished", job.store.on_chunked(end))

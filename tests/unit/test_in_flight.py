@@ -13,7 +13,7 @@ class Clock:
         return int(self.now_s * 1e9)
 
 
-def test_an_attempt_beyond_its_limit_is_named_once_and_shown_until_it_ends() -> None:
+def test_an_attempt_beyond_its_limit_is_reported_once_and_shown_until_it_ends() -> None:
     clock = Clock()
     flights = InFlight(clock)
     flights.begin(7, "slow", 1, limit_s=10)
@@ -27,7 +27,7 @@ def test_an_attempt_beyond_its_limit_is_named_once_and_shown_until_it_ends() -> 
     assert flights.stalled(5) == []
 
 
-def test_the_next_attempt_at_an_item_is_named_anew() -> None:
+def test_the_next_attempt_at_an_item_is_reported_again() -> None:
     clock = Clock()
     flights = InFlight(clock)
     for attempt in (1, 2):
