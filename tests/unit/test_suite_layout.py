@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).parents[1]
 
@@ -58,3 +62,18 @@ def _is_slow(call: ast.Call) -> bool:
     if name == "asyncio.sleep":
         return ast.unparse(call.args[0]) != "0"
     return name in ("time.sleep", "os.kill", "os.fork", "os._exit", "request.getfixturevalue")
+
+
+def test_the_commands_of_the_readme_select_folders_and_markers_that_exist(pytestconfig: pytest.Config) -> None:
+    text = (TESTS / "README.md").read_text()
+    commands = [shlex.split(block) for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)]
+    assert all(command[:3] == ["python", "-m", "pytest"] for command in commands)
+    arguments = [argument for command in commands for argument in command[3:]]
+    paths = [each for each in arguments if each.startswith("tests/")]
+    assert paths
+    assert all((TESTS.parent / path).exists() for path in paths)
+    declared = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    marked = {
+        word for command in commands if "-m" in command[3:] for word in command[command.index("-m", 3) + 1].split()
+    }
+    assert marked - {"not", "and"} == {"timing", "chaos", "benchmark", "fuzz", "sdks", "cluster"} <= declared
