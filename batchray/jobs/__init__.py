@@ -7,7 +7,7 @@ once, and ends the job.  From there:
 - `window`: at most N items in flight; `slots`: limits per provider and stateful agent, over all jobs (both pure)
 - `deadlines`: deadlines that pause while the store is unavailable
 - `group_commit`: attempts, checkpoints and outcomes of all items in common transactions
-- `control`: what may be asked of a running job, and where that is kept; `steering`: how it is carried out
+- `control`: the requests to a running job and the places that keep them; `steering`: how they are carried out
 - `running`: a running job's state; `in_flight`, `timing`, `endings`: parts of it; `idle`: jobs that no process runs
 - `runtime`: the event loop, stores and executors that all jobs of a process share; `handle`: the public `Job`
 

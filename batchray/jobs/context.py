@@ -43,9 +43,8 @@ async def load_context(
         answered=answered,
         request_id=_request_id(request) if request else None,
     )
-    return await asyncio.to_thread(
-        _encoded, kept.history, kept.memory, steps
-    )  # encoding a long conversation takes a while
+    # On a thread, because encoding a long conversation takes a while.
+    return await asyncio.to_thread(_encoded, kept.history, kept.memory, steps)
 
 
 def conversation_update_of(report: AttemptReport) -> ConversationUpdate | None:

@@ -32,7 +32,7 @@ async def create_job(store: Store, requests: Requests, agents: AgentSet, callbac
     if isinstance(requests, AsyncIterable):
         requests = await collect(requests, store.data_dir, agents)
     if not isinstance(requests, str | Path | list | tuple | Spool):
-        # The iterable may be slow, or wait for another of our jobs, so it is not read in a transaction of the writer's thread.
+        # Not in a transaction on the writer's thread: the iterable may be slow, or wait for another of our jobs.
         reader = DaemonThread("batchray-intake")
         spooling = asyncio.get_running_loop().run_in_executor(reader, _spooled, requests, agents, store.data_dir)
         try:

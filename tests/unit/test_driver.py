@@ -419,8 +419,8 @@ async def test_a_control_request_is_carried_out_once(store: Store) -> None:
     job = await started(store, new_job(store, "echo"), max_in_flight=1)
     running = asyncio.create_task(run_job(job, Scripted(lambda spec: gate.wait()), [watcher]))
     await wait_until(lambda: job.window.size == 3)
-    job.steer(ControlRequest(max_in_flight=5))  # asked for by other means
-    watcher.failures = [None, ValueError("broken"), None]  # and lost updates ask for nothing again
+    job.steer(ControlRequest(max_in_flight=5))  # from elsewhere
+    watcher.failures = [None, ValueError("broken"), None]  # and lost updates repeat no request
     n_seen = len(watcher.snapshots)
     await wait_until(lambda: len(watcher.snapshots) >= n_seen + 5)
     assert job.window.size == 5
@@ -444,8 +444,8 @@ async def test_a_snapshot_stays_small(store: Store) -> None:
 
 
 async def test_a_store_that_fails_ends_the_job_cleanly(store: Store) -> None:
-    heard: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["message"]))
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
 
     def break_the_store(spec: AttemptSpec) -> None:
         if spec.index == 20:
@@ -465,12 +465,12 @@ async def test_a_store_that_fails_ends_the_job_cleanly(store: Store) -> None:
     gc.collect()
     await run_pending_tasks()
     gc.collect()
-    assert heard == []
+    assert complaints == []
 
 
 async def test_a_cluster_that_is_gone_ends_the_job_and_keeps_what_was_recorded(store: Store) -> None:
-    heard: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["message"]))
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
 
     def vanish(spec: AttemptSpec) -> None:
         if spec.index >= 20:
@@ -485,7 +485,7 @@ async def test_a_cluster_that_is_gone_ends_the_job_and_keeps_what_was_recorded(s
     assert record.done >= 17
     record = await run_job(await started(store, record.id), LocalExecutor())
     assert record.counts["succeeded"] == 50
-    assert heard == []
+    assert complaints == []
 
 
 async def test_a_finished_job_runs_nothing_again(store: Store) -> None:
@@ -501,11 +501,8 @@ async def test_invalid_control_requests_are_ignored_and_later_ones_carried_out(s
         """A control channel that first asks for nonsense."""
 
         def __init__(self) -> None:
-            self.requests: list[dict[str, Any]] = [
-                {"max_in_flight": 0},
-                {"max_in_flight": "many"},
-                {"is_canceled": True},
-            ]
+            nonsense: list[dict[str, Any]] = [{"max_in_flight": 0}, {"max_in_flight": "many"}]
+            self.requests = [*nonsense, {"is_canceled": True}]
             self.is_closed = False
 
         async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
