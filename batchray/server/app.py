@@ -138,7 +138,7 @@ async def _check_address(settings: ServerSettings) -> None:
 
 @asynccontextmanager
 async def _open_jobs(settings: ServerSettings, runtime: Runtime) -> AsyncIterator[_Jobs]:
-    """Open the store and build the parts that run jobs; on exit, stop the jobs, the background tasks, then the store."""
+    """Open the store and build the parts that run jobs; on exit, stop the jobs, then the tasks, then the store."""
     async with AsyncExitStack() as on_exit:
         storage = ServerStorage(settings, runtime)
         on_exit.callback(storage.close)

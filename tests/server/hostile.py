@@ -1,7 +1,6 @@
 """Bodies that must be refused, made from a seed: mutations of good ones, nearly good ones, and deliberate attacks.
 
-Each good body is poisoned at its end with something that must be refused, so that a mutation that happens to be
-harmless changes nothing in what a server may do with it.
+Each good body ends with a value that must be refused (the poison), so that a harmless mutation is refused as well.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ _ENCODINGS = ["utf-16", "utf-16-le", "utf-32", "utf-8-sig", "utf-7", "cp037"]
 
 
 def bodies(seed: int, good: dict[str, Any], n: int) -> list[bytes]:
-    """Return n bodies, of all kinds: what stands fixed first, what chance makes behind it."""
+    """Return n bodies: first the fixed ones, then random ones."""
     rng = Random(seed)
     fixed = [*_attacks(), *_misfits(good), *_in_other_encodings(good)]
     rng.shuffle(fixed)
@@ -115,7 +114,7 @@ def large_bodies() -> list[bytes]:
 
 
 def _attacks() -> Iterator[bytes]:
-    """Yield what one would try first."""
+    """Yield well-known attacks."""
     yield from (
         b"",
         b" ",
@@ -157,7 +156,7 @@ def _attacks() -> Iterator[bytes]:
 
 
 def _misfits(good: dict[str, Any]) -> Iterator[bytes]:
-    """Yield a good body with something odd in each place, and with each place left out."""
+    """Yield a good body with an odd value at each path, and with each path removed."""
     for path in _paths(good):
         for odd in _ODD:
             yield _json(_with(good, path, odd))
@@ -182,7 +181,7 @@ def _by_chance(rng: Random, good: dict[str, Any]) -> Iterator[bytes]:
 
 
 def _scratched(rng: Random, text: bytes) -> bytes:
-    """Cut, doubled, and with splinters in it, in some places."""
+    """Return a body that was truncated, duplicated or spliced at random offsets."""
     for _ in range(rng.randint(1, 4)):
         start = rng.randrange(len(text) + 1)
         end = min(len(text), start + rng.randrange(12))
@@ -192,7 +191,7 @@ def _scratched(rng: Random, text: bytes) -> bytes:
 
 
 def _value(rng: Random, depth: int) -> Any:
-    """Return a value of any kind, with the contract's own words in it."""
+    """Return a random value that uses names of the API."""
     kind = rng.randrange(4) if depth else 0
     if kind == 1:
         return [_value(rng, depth - 1) for _ in range(rng.randrange(4))]
@@ -202,7 +201,7 @@ def _value(rng: Random, depth: int) -> Any:
 
 
 def _paths(value: Any, path: Path = ()) -> Iterator[Path]:
-    """Yield where something stands, but for the poison."""
+    """Yield all paths, except that of the poison."""
     children: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         if child != POISON and not (isinstance(child, dict) and POISON in child.values()):

@@ -1,4 +1,4 @@
-"""A live server: `batchray serve` as a process of its own, on a free port."""
+"""A live server: `batchray serve` in a subprocess, on a free port."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class LiveServer:
         return "".join(self._lines)
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill it, as a power cut would."""
         self.process.kill()
         self.process.wait(30)
 
     def stop(self, timeout: float = 60) -> int:
-        """Ask it to end, as a supervisor does; returns its exit status."""
+        """Send SIGTERM, as a process manager does, and return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(timeout)
@@ -58,7 +58,7 @@ class LiveServer:
 
 
 def _drain(stream: IO[str]) -> None:
-    """Read what nobody wants to know, so that the writer never waits."""
+    """Read and discard a stream, so that its writer never blocks."""
     for _ in stream:
         pass
 
@@ -73,7 +73,7 @@ def live_server(
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        line = next((line for line in process.stdout if " listens on " in line), "")  # Ray may have its say before
+        line = next((line for line in process.stdout if " listens on " in line), "")  # Ray may print lines before it
         if not line:
             assert process.stderr is not None
             log = process.stderr.read()

@@ -1,4 +1,4 @@
-"""A receiver of callbacks on loopback, which answers as it is told and keeps what it got."""
+"""A receiver of callbacks on loopback, with given responses; it keeps the requests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = self.server.statuses[min(len(self.server.received), len(self.server.statuses) - 1)]
             self.server.received.append(Received(self.path, dict(self.headers.items()), body))
         if self.server.delay_s:
-            time.sleep(self.server.delay_s)  # a slow receiver is what it is
+            time.sleep(self.server.delay_s)  # simulates a slow receiver
         if status == 0:
             self.close_connection = True
             return
@@ -56,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the OpenAPI document cannot say: loaded by schemathesis, which is told so by `test_schemathesis`."""
+"""Hooks of schemathesis for constraints that OpenAPI cannot express; `test_schemathesis` loads them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import schemathesis
 def filter_case(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
     """Leave out bodies with a number beyond 64 bits.
 
-    They are refused because not all readers of JSON keep such a number as it is (RFC 7493); a schema of free-form
-    members cannot say so.
+    They are refused because not all JSON parsers preserve such a number (RFC 7493); a schema of free-form members
+    cannot express that.
     """
     return all(abs(number) < 2**63 for number in _integers(case.body))
 
 
 @schemathesis.hook
 def map_case(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
-    """Give each body an idempotency key of its own, where there is a good one: a key that comes again with another
-    body is refused, and no schema can say so.
+    """Replace a valid idempotency key by one that is unique to the body.
+
+    A key that is reused with another body is refused, and a schema cannot express that.
     """
     headers: Any = case.headers or {}
     key = headers.get("Idempotency-Key")

@@ -1,4 +1,4 @@
-"""What the endpoint has beyond Letta's: items, results, events, retries, metrics, and requests that are repeated."""
+"""Additions to Letta's API: items, results, events, retries, metrics, and idempotency keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ N_ITEMS = 12
 
 
 def says(text: str, delay_s: float = 0.0) -> dict[str, str]:
-    """Return a request that is answered with a text, after a while."""
+    """Return a request whose response is a text, after a delay."""
     return {"agent_id": "planner", "input": json.dumps({"script": [{"text": text, "delay_s": delay_s}]})}
 
 
@@ -43,7 +43,7 @@ def mixed(server: LiveServer) -> dict[str, Any]:
 
 @contextmanager
 def stream(server: LiveServer, path: str, headers: Mapping[str, str] | None = None) -> Iterator[HTTPResponse]:
-    """Open an answer that is read while it comes."""
+    """Open a response to read it while it arrives."""
     request = urllib.request.Request(server.url + path, headers=dict(headers or {}))
     with urllib.request.urlopen(request, timeout=60) as response:
         yield response
@@ -52,7 +52,7 @@ def stream(server: LiveServer, path: str, headers: Mapping[str, str] | None = No
 # -- items
 
 
-def test_items_tell_what_became_of_each_request(server: LiveServer, mixed: dict[str, Any]) -> None:
+def test_items_show_the_outcome_of_each_request(server: LiveServer, mixed: dict[str, Any]) -> None:
     items = call(server, "GET", f"{BATCHES}/{mixed['id']}/items").body
     assert [item["index"] for item in items] == list(range(N_ITEMS))
     assert [item["custom_id"] for item in items] == [f"c{i}" for i in range(N_ITEMS)]
@@ -86,7 +86,7 @@ def test_items_tell_what_became_of_each_request(server: LiveServer, mixed: dict[
         ("stop_reason=invalid_tool_call", [5, 11]),
         ("custom_id=c7", [7]),
         ("custom_id=c7&agent_id=calculator", []),
-        ("agent_id=nobody", []),
+        ("agent_id=unknown", []),
         ("order=desc&limit=3", [11, 10, 9]),
         ("order=desc&limit=2&status=errored", [11, 8]),
     ],
@@ -96,13 +96,13 @@ def test_items_are_filtered(server: LiveServer, mixed: dict[str, Any], query: st
 
 
 @pytest.mark.parametrize("query", ["status=lost", "stop_reason=tired", "limit=0", "order=up"])
-def test_a_filter_that_can_match_nothing_is_422(server: LiveServer, mixed: dict[str, Any], query: str) -> None:
+def test_an_invalid_filter_is_422(server: LiveServer, mixed: dict[str, Any], query: str) -> None:
     assert call(server, "GET", f"{BATCHES}/{mixed['id']}/items?{query}").status == 422
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("filtered", ["", "&status=succeeded"])
-def test_items_go_page_by_page_there_and_back(
+def test_items_are_paged_forwards_and_backwards(
     server: LiveServer, mixed: dict[str, Any], order: str, filtered: str
 ) -> None:
     def page(cursor: str) -> list[str]:
@@ -140,7 +140,7 @@ def test_results_of_failed_items_only(server: LiveServer, mixed: dict[str, Any])
 
 
 @pytest.mark.parametrize("order", ["index", "finish"])
-def test_results_are_followed_while_the_job_runs(server: LiveServer, order: str) -> None:
+def test_results_can_be_followed_while_the_job_runs(server: LiveServer, order: str) -> None:
     job_id = create(server, [says("first"), NEVER, says("third")])["id"]
     job_when(server, job_id, lambda job: job["metadata"]["request_counts"]["succeeded"] == 2)
     with stream(server, f"{BATCHES}/{job_id}/results?follow=true&order={order}") as response:
@@ -154,7 +154,7 @@ def test_results_are_followed_while_the_job_runs(server: LiveServer, order: str)
     assert len(early + late) == 3
 
 
-def test_results_of_a_running_job_are_those_that_there_are(server: LiveServer) -> None:
+def test_results_of_a_running_job_are_those_so_far(server: LiveServer) -> None:
     job_id = create(server, [says("first"), NEVER])["id"]
     job_when(server, job_id, lambda job: job["metadata"]["request_counts"]["succeeded"] == 1)
     answer = call(server, "GET", f"{BATCHES}/{job_id}/results")
@@ -186,7 +186,7 @@ def events_of(response: HTTPResponse) -> Iterator[Event]:
             fields = {}
 
 
-def test_events_tell_progress_outcomes_and_the_end_while_the_job_runs(server: LiveServer) -> None:
+def test_events_report_progress_outcomes_and_the_end_while_the_job_runs(server: LiveServer) -> None:
     job_id = create(server, [says("first"), NEVER])["id"]
     with stream(server, f"{BATCHES}/{job_id}/events") as response:
         assert response.headers["Content-Type"] == "text/event-stream"
@@ -208,9 +208,7 @@ def test_events_tell_progress_outcomes_and_the_end_while_the_job_runs(server: Li
     assert seen[-1].data == call(server, "GET", f"{BATCHES}/{job_id}").body
 
 
-def test_a_client_that_comes_back_misses_no_outcome_and_gets_none_twice(
-    server: LiveServer, mixed: dict[str, Any]
-) -> None:
+def test_a_client_that_reconnects_gets_each_outcome_once(server: LiveServer, mixed: dict[str, Any]) -> None:
     path = f"{BATCHES}/{mixed['id']}/events"
     with stream(server, path) as response:
         everything = list(events_of(response))
@@ -222,7 +220,7 @@ def test_a_client_that_comes_back_misses_no_outcome_and_gets_none_twice(
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "1.5", "9" * 30])
-def test_a_last_event_id_of_no_event_is_400(server: LiveServer, mixed: dict[str, Any], last: str) -> None:
+def test_an_invalid_last_event_id_is_400(server: LiveServer, mixed: dict[str, Any], last: str) -> None:
     answer = call(server, "GET", f"{BATCHES}/{mixed['id']}/events", headers={"Last-Event-ID": last})
     assert (answer.status, answer.headers["x-should-retry"]) == (400, "false")
 
@@ -230,7 +228,7 @@ def test_a_last_event_id_of_no_event_is_400(server: LiveServer, mixed: dict[str,
 # -- steps
 
 
-def test_what_an_agent_puts_out_is_streamed_step_by_step_while_it_goes_on(server: LiveServer) -> None:
+def test_the_output_of_an_agent_is_streamed_step_by_step(server: LiveServer) -> None:
     look_up = {"tool_calls": [{"name": "look_up", "arguments": {"key": "apples"}}]}
     script = [{**look_up, "reasoning": "hm"}, look_up, {"text": "too late", "delay_s": 300}]
     body = json.dumps({"input": json.dumps({"script": script})}).encode()
@@ -258,7 +256,7 @@ def test_failed_items_run_again_as_a_new_attempt_and_the_others_stay(server: Liv
     assert (after[1]["status"], after[1]["attempts"]) == ("errored", 2)
 
 
-def test_a_job_of_which_all_succeeded_has_nothing_to_retry(server: LiveServer) -> None:
+def test_a_job_without_failures_has_nothing_to_retry(server: LiveServer) -> None:
     job = ended(server, create(server, [SUM])["id"])
     assert call(server, "POST", f"{BATCHES}/{job['id']}/retry").body == job
 
@@ -273,7 +271,7 @@ def test_a_running_job_is_not_retried(server: LiveServer) -> None:
 
 def test_canceled_items_are_retried_and_the_job_can_be_canceled_again(server: LiveServer) -> None:
     job_id = create(server, [NEVER, NEVER])["id"]
-    for _ in range(3):  # at once, while it is starting, too
+    for _ in range(3):  # immediately, also while it is starting
         call(server, "PATCH", f"{BATCHES}/{job_id}/cancel")
         job = ended(server, job_id)
         assert (job["status"], job["metadata"]["request_counts"]["canceled"]) == ("cancelled", 2)
@@ -282,7 +280,7 @@ def test_canceled_items_are_retried_and_the_job_can_be_canceled_again(server: Li
     ended(server, job_id)
 
 
-def test_of_many_retries_at_once_one_counts(server: LiveServer) -> None:
+def test_one_of_many_concurrent_retries_succeeds(server: LiveServer) -> None:
     job_id = ended(server, create(server, [SUM, *[{"agent_id": "refused", "input": "x"}] * 3])["id"])["id"]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: call(server, "POST", f"{BATCHES}/{job_id}/retry"), range(8)))
@@ -298,7 +296,7 @@ def post(server: LiveServer, body: object, key: str) -> Response:
     return call(server, "POST", BATCHES, body, headers={"Idempotency-Key": key})
 
 
-def test_a_batch_that_is_sent_again_with_its_key_is_the_same_job(server: LiveServer) -> None:
+def test_a_repeated_batch_with_its_key_returns_the_same_job(server: LiveServer) -> None:
     first, second = (post(server, {"requests": [SUM]}, "again") for _ in range(2))
     assert first.status == second.status == 200
     assert first.body["id"] == second.body["id"]
@@ -307,20 +305,20 @@ def test_a_batch_that_is_sent_again_with_its_key_is_the_same_job(server: LiveSer
     assert post(server, {"requests": [SUM]}, "another").body["id"] != job["id"]
 
 
-def test_a_key_that_comes_with_another_body_is_422(server: LiveServer) -> None:
+def test_a_key_that_is_reused_with_another_body_is_422(server: LiveServer) -> None:
     assert post(server, {"requests": [SUM]}, "other body").status == 200
     answer = post(server, {"requests": [SUM, SUM]}, "other body")
     assert (answer.status, answer.headers["x-should-retry"]) == (422, "false")
 
 
-def test_a_key_of_a_batch_that_was_refused_is_free(server: LiveServer) -> None:
+def test_the_key_of_a_refused_batch_can_be_used_again(server: LiveServer) -> None:
     assert post(server, {"requests": []}, "refused").status == 400
     assert post(server, {"requests": [SUM]}, "refused").status == 200
 
 
-def test_a_key_that_is_in_progress_is_409_and_may_be_tried_again(server: LiveServer) -> None:
+def test_a_key_in_use_is_409_and_may_be_retried(server: LiveServer) -> None:
     with ThreadPoolExecutor(2) as pool, closing(sqlite3.connect(_database(server), isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")  # whoever accepts the batch has to wait for us
+        other.execute("BEGIN IMMEDIATE")  # accepting the batch has to wait for this transaction
         try:
             posts = {pool.submit(post, server, {"requests": [SUM]}, "in progress") for _ in range(2)}
             refused, accepted = wait(posts, timeout=60, return_when=FIRST_COMPLETED)
@@ -338,7 +336,7 @@ def _database(server: LiveServer) -> str:
     return str(file)
 
 
-def test_fifty_creates_at_once_with_one_key_are_one_job(server: LiveServer) -> None:
+def test_fifty_concurrent_requests_with_one_key_create_one_job(server: LiveServer) -> None:
     start = threading.Barrier(50)
 
     def create_once(_: int) -> str:
@@ -357,7 +355,7 @@ def test_fifty_creates_at_once_with_one_key_are_one_job(server: LiveServer) -> N
 # -- jobs that wait
 
 
-def test_no_more_jobs_run_at_once_than_the_operator_allows_also_after_a_restart(tmp_path: Path) -> None:
+def test_at_most_max_running_jobs_run_at_once_also_after_a_restart(tmp_path: Path) -> None:
     def statuses() -> list[str]:
         return [job["status"] for job in call(running, "GET", f"{BATCHES}?order=asc").body]
 
@@ -376,7 +374,7 @@ def test_no_more_jobs_run_at_once_than_the_operator_allows_also_after_a_restart(
 # -- the server's own state
 
 
-def test_health_of_all_kinds(server: LiveServer) -> None:
+def test_all_health_checks_succeed(server: LiveServer) -> None:
     for path in ("/livez", "/readyz", "/v1/health/"):
         assert call(server, "GET", path).body == {"version": __version__, "status": "ok"}
 
@@ -403,7 +401,7 @@ def test_metrics_count_jobs_items_and_requests(server: LiveServer) -> None:
     def added(*sample: str) -> float:
         return after[sample] - before.get(sample, 0)
 
-    # At least: what other tests began may have ended meanwhile.
+    # At least, because jobs of other tests may end meanwhile.
     assert added("batchray_jobs", "completed") >= 1
     assert added("batchray_items", "succeeded") >= 2
     assert added("batchray_items", "errored") >= 1

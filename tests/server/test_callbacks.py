@@ -1,4 +1,4 @@
-"""Callbacks of a live server to receivers that are down, slow, gone or up to no good."""
+"""Callbacks of a live server to receivers that are down, slow, gone or hostile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUESTS = [{"agent_id": "calculator", "input": "What is 6 * 7?"}]
 
 @pytest.fixture(scope="module")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """Return a server that may send callbacks to this machine, and tries again at once."""
+    """Return a server that may send callbacks to this machine, and retries at once."""
     with live_server(
         tmp_path_factory.mktemp("caller") / "data",
         BATCHRAY_CALLBACK_NETWORKS=LOOPBACK,
@@ -46,7 +46,7 @@ def test_a_callback_says_how_the_job_ended_and_is_signed(caller: LiveServer) -> 
     assert (job["callback_status_code"], job["callback_error"]) == (200, None)
 
 
-def test_a_canceled_job_tells_of_its_end_too(caller: LiveServer) -> None:
+def test_a_canceled_job_sends_its_callback(caller: LiveServer) -> None:
     with receiver() as hook:
         job_id = create(caller, [{"agent_id": "slow", "input": "x"}] * 50, callback_url=hook.url)["id"]
         assert call(caller, "PATCH", f"/v1/messages/batches/{job_id}/cancel").body is None
@@ -54,7 +54,7 @@ def test_a_canceled_job_tells_of_its_end_too(caller: LiveServer) -> None:
     assert json.loads(hook.received[0].body)["status"] == "cancelled"
 
 
-def test_a_job_that_is_retried_while_its_callback_is_on_its_way_is_called_back_again(caller: LiveServer) -> None:
+def test_a_job_that_is_retried_during_its_callback_sends_another_one(caller: LiveServer) -> None:
     with receiver(delay_s=2.0) as hook:
         job_id = create(caller, [{"agent_id": "slow", "input": "x"}] * 5, callback_url=hook.url)["id"]
         call(caller, "PATCH", f"/v1/messages/batches/{job_id}/cancel")
@@ -68,7 +68,7 @@ def test_a_job_that_is_retried_while_its_callback_is_on_its_way_is_called_back_a
 
 
 @pytest.mark.parametrize("statuses", [(500, 200), (0, 503, 204), (302, 200)], ids=str)
-def test_a_receiver_that_fails_at_first_gets_it_once_it_can(caller: LiveServer, statuses: tuple[int, ...]) -> None:
+def test_a_callback_is_retried_until_its_receiver_succeeds(caller: LiveServer, statuses: tuple[int, ...]) -> None:
     with receiver(statuses, location="http://169.254.169.254/latest/meta-data") as hook:
         job_id = create(caller, REQUESTS, callback_url=hook.url)["id"]
         job = job_when(caller, job_id, lambda job: job["callback_status_code"] == statuses[-1])
@@ -78,7 +78,7 @@ def test_a_receiver_that_fails_at_first_gets_it_once_it_can(caller: LiveServer, 
     assert len({received.headers["webhook-id"] for received in hook.received}) == 1
 
 
-def test_a_receiver_that_is_gone_is_left_alone(caller: LiveServer) -> None:
+def test_a_receiver_that_responds_410_gets_no_retry(caller: LiveServer) -> None:
     with receiver((410, 200)) as hook:
         job_id = create(caller, REQUESTS, callback_url=hook.url)["id"]
         job = job_when(caller, job_id, lambda job: job["callback_sent_at"] is not None)
@@ -88,7 +88,7 @@ def test_a_receiver_that_is_gone_is_left_alone(caller: LiveServer) -> None:
     assert len(hook.received) == 1
 
 
-def test_a_receiver_that_always_fails_leaves_the_job_as_it_was(caller: LiveServer) -> None:
+def test_a_receiver_that_always_fails_does_not_change_the_job(caller: LiveServer) -> None:
     with receiver((500,)) as hook:
         job_id = create(caller, REQUESTS, callback_url=hook.url)["id"]
         job = job_when(caller, job_id, lambda job: "given up" in (job["callback_error"] or ""))

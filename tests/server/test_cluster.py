@@ -1,4 +1,4 @@
-"""A server whose cluster dies under it: it says so, starts another one, and its jobs go on."""
+"""A server whose cluster dies: it is not ready, starts another cluster, and its jobs continue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def waiting(tmp_path: Path) -> Path:
-    """Return an agents file with an agent that waits for a moment."""
+    """Return an agents file with an agent that waits briefly."""
     file = tmp_path / "agents.json"
     agent = {"id": "wait", "run": "tests.cluster.agents:wait"}
     file.write_text(json.dumps({"agents": [agent]}))
@@ -48,7 +48,7 @@ def batch(n: int, seconds: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
-def test_a_server_starts_its_cluster_anew_and_its_jobs_go_on(name: str, server: LiveServer) -> None:
+def test_a_server_restarts_its_cluster_and_its_jobs_continue(name: str, server: LiveServer) -> None:
     job = ask(server.url, BATCHES, batch(400, 0.2))
     until(lambda: n_done(server, job["id"]) > 40, 60)
 

@@ -1,4 +1,4 @@
-"""Statuses and bodies of Letta's contract, byte by byte: what its clients are told, and by which status."""
+"""The statuses and bodies of Letta's API, compared exactly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ACCEPTED: dict[str, Any] = {
     ),
     "max_steps of 0": asking(input="x", max_steps=0),
     "all types to be returned": asking(input="x", include_return_message_types=["assistant_message", "user_message"]),
-    "fields that nobody knows": {"requests": [{**SUM, "colour": "red"}], "priority": 7},
+    "unknown fields": {"requests": [{**SUM, "colour": "red"}], "priority": 7},
     "nulls for what is left out": {"requests": [{**SUM, "messages": None, "max_steps": None}], "callback_url": None},
     "roles of all kinds": asking(messages=[{"role": role, "content": "x"} for role in ("system", "user", "assistant")]),
 }
@@ -89,12 +89,12 @@ def job_ids(server: LiveServer) -> list[str]:
 
 
 def is_error(body: Any) -> bool:
-    """Tell whether a body is of the one shape of errors."""
+    """Return whether a body has the shape of an error."""
     return body.keys() == {"detail", "trace_id"} and all(isinstance(part, str) and part for part in body.values())
 
 
 @pytest.mark.parametrize("body", ACCEPTED.values(), ids=ACCEPTED)
-def test_a_batch_is_accepted_and_comes_to_its_end(server: LiveServer, body: dict[str, Any]) -> None:
+def test_a_batch_is_accepted_and_ends(server: LiveServer, body: dict[str, Any]) -> None:
     answer = call(server, "POST", BATCHES, body)
     assert answer.status == 200, answer
     assert answer.headers["Content-Type"].startswith("application/json")
@@ -105,7 +105,7 @@ def test_a_batch_is_accepted_and_comes_to_its_end(server: LiveServer, body: dict
 
 
 @pytest.mark.parametrize(("body", "status", "detail"), REFUSED.values(), ids=REFUSED)
-def test_a_batch_is_refused_with_its_place_and_nothing_of_it_is_kept(
+def test_an_invalid_batch_is_refused_with_the_location_of_the_error_and_not_stored(
     server: LiveServer, body: object, status: int, detail: str
 ) -> None:
     def newest() -> list[str]:
@@ -119,13 +119,13 @@ def test_a_batch_is_refused_with_its_place_and_nothing_of_it_is_kept(
     assert newest() == before
 
 
-def test_a_callback_url_is_kept_as_it_is_called(server: LiveServer) -> None:
+def test_a_callback_url_is_normalised(server: LiveServer) -> None:
     job = create(server, [SUM], callback_url="http://203.0.113.7:9")
     assert job["callback_url"] == "http://203.0.113.7:9/"
     assert create(server, [SUM])["callback_url"] is None
 
 
-def test_every_time_of_a_job_is_in_utc_and_says_so(server: LiveServer) -> None:
+def test_every_time_of_a_job_is_marked_as_utc(server: LiveServer) -> None:
     started = datetime.now(UTC)
     job = ended(server, create(server, [SUM])["id"])
     for name in ("created_at", "updated_at", "completed_at"):
@@ -160,7 +160,7 @@ JOB_ROUTES = [
 @pytest.mark.parametrize(
     "job_id", ["batch-1", "job-1", UNKNOWN_JOB.upper(), "job-123e4567-e89b-12d3-a456-426614174000"]
 )
-def test_what_is_no_job_id_is_400(server: LiveServer, method: str, rest: str, job_id: str) -> None:
+def test_a_malformed_job_id_is_400(server: LiveServer, method: str, rest: str, job_id: str) -> None:
     answer = call(server, method, f"{BATCHES}/{job_id}{rest}")
     assert answer.status == 400
     assert is_error(answer.body)
@@ -186,7 +186,7 @@ def test_an_unknown_job_is_404(server: LiveServer, method: str, rest: str) -> No
         ("PUT", "/v1/agents/", {"GET", "HEAD", "POST"}),
     ],
 )
-def test_another_method_is_405_and_names_those_that_there_are(
+def test_an_unsupported_method_is_405_and_names_the_supported_ones(
     server: LiveServer, method: str, path: str, allowed: set[str]
 ) -> None:
     answer = call(server, method, path)
@@ -210,20 +210,20 @@ def test_an_unknown_path_is_404(server: LiveServer, path: str) -> None:
         *("/v1/agents", "/v1/agents/calculator", "/v1/models", "/v1/health", "/readyz"),
     ],
 )
-def test_a_slash_at_the_end_of_a_path_changes_nothing(server: LiveServer, job_ids: list[str], path: str) -> None:
+def test_a_trailing_slash_changes_nothing(server: LiveServer, job_ids: list[str], path: str) -> None:
     without, with_slash = (call(server, "GET", path.format(job=job_ids[0]) + slash) for slash in ("", "/"))
     assert (without.status, without.body) == (with_slash.status, with_slash.body)
     assert without.status == 200
 
 
-def test_a_batch_may_be_posted_with_a_slash_at_the_end(server: LiveServer) -> None:
+def test_a_batch_may_be_posted_with_a_trailing_slash(server: LiveServer) -> None:
     job = call(server, "POST", f"{BATCHES}/", {"requests": [SUM]})
     assert job.status == 200
     assert [each["id"] for each in call(server, "GET", f"{BATCHES}/?limit=1").body] == [job.body["id"]]
     assert call(server, "PATCH", f"{BATCHES}/{job.body['id']}/cancel/").body is None
 
 
-def test_cancel_answers_null_with_200(server: LiveServer) -> None:
+def test_cancel_returns_null_with_200(server: LiveServer) -> None:
     job_id = create(server, [SUM])["id"]
     ended(server, job_id)
     answer = call(server, "PATCH", f"{BATCHES}/{job_id}/cancel")
@@ -265,7 +265,7 @@ def test_cursors_follow_the_order_of_the_list(server: LiveServer, job_ids: list[
         (f"{BATCHES}/{{job}}/messages", "no id at all"),
         (f"{BATCHES}/{{job}}/items", "batch_item-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"),
         (f"{BATCHES}/{{job}}/items", "no id at all"),
-        ("/v1/agents/", "agent-of-nobody"),
+        ("/v1/agents/", "agent-unknown"),
         ("/v1/agents/calculator/messages", "message-1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"),
         ("/v1/agents/calculator/messages", "no id at all"),
     ],
@@ -284,18 +284,18 @@ def test_an_unknown_cursor_is_400_and_named(
     "query", ["limit=0", "limit=-1", "limit=abc", "limit=1001", "order=up", "order_by=colour", "limit="]
 )
 @pytest.mark.parametrize("path", [BATCHES, "/v1/agents/", "/v1/agents/calculator/messages"])
-def test_a_query_that_cannot_be_used_is_422_and_names_what(server: LiveServer, path: str, query: str) -> None:
+def test_an_invalid_query_is_422_and_names_the_parameter(server: LiveServer, path: str, query: str) -> None:
     answer = call(server, "GET", f"{path}?{query}")
     assert answer.status == 422
     assert is_error(answer.body)
     assert query.partition("=")[0] in answer.body["detail"]
 
 
-def test_parameters_that_nobody_knows_are_ignored(server: LiveServer) -> None:
+def test_unknown_parameters_are_ignored(server: LiveServer) -> None:
     assert call(server, "GET", f"{BATCHES}?limit=1&colour=red&colour=blue").status == 200
 
 
-def test_all_states_are_listed(server: LiveServer) -> None:
+def test_batches_of_every_status_are_listed(server: LiveServer) -> None:
     stopped = create(server, [{"agent_id": "slow", "input": "x"}])["id"]
     call(server, "PATCH", f"{BATCHES}/{stopped}/cancel")
     failed = create(server, [{"agent_id": "refused", "input": "x"}])["id"]
@@ -317,9 +317,9 @@ def made(server: LiveServer, **fields: Any) -> dict[str, Any]:
 
 REFUSED_AGENTS: dict[str, tuple[Any, int, str]] = {
     "no model": ({"name": "x"}, 400, "INVALID_ARGUMENT: Must specify either model or llm_config in request"),
-    "a model of nobody": ({"model": "nobody/nothing"}, 404, "NOT_FOUND: Handle nobody/nothing not found"),
-    "a tool of nobody": ({"model": "offline/rules", "tools": ["os:system"]}, 404, "NOT_FOUND: Tool os:system"),
-    "a tool id of nobody": ({"model": "offline/rules", "tool_ids": ["tool-1"]}, 404, "NOT_FOUND: Tool with id tool-1"),
+    "an unknown model": ({"model": "unknown/model"}, 404, "NOT_FOUND: Handle unknown/model not found"),
+    "an unknown tool": ({"model": "offline/rules", "tools": ["os:system"]}, 404, "NOT_FOUND: Tool os:system"),
+    "an unknown tool id": ({"model": "offline/rules", "tool_ids": ["tool-1"]}, 404, "NOT_FOUND: Tool with id tool-1"),
     "a name that is no text": ({"model": "offline/rules", "name": 7}, 422, "name"),
     "a temperature that is no number": ({"model": "offline/rules", "model_settings": {"temperature": "x"}}, 422, ""),
     "a block without a value": ({"model": "offline/rules", "memory_blocks": [{"label": "x"}]}, 422, "value"),
@@ -328,14 +328,14 @@ REFUSED_AGENTS: dict[str, tuple[Any, int, str]] = {
 
 
 @pytest.mark.parametrize(("body", "status", "detail"), REFUSED_AGENTS.values(), ids=REFUSED_AGENTS)
-def test_an_agent_that_cannot_be_is_refused(server: LiveServer, body: object, status: int, detail: str) -> None:
+def test_an_invalid_agent_is_refused(server: LiveServer, body: object, status: int, detail: str) -> None:
     answer = call(server, "POST", "/v1/agents/", body)
     assert answer.status == status, answer
     assert is_error(answer.body)
     assert detail in answer.body["detail"]
 
 
-def test_an_agent_keeps_what_it_is_made_of_and_nothing_else(server: LiveServer) -> None:
+def test_an_agent_stores_its_known_fields_and_nothing_else(server: LiveServer) -> None:
     block = {"label": "human", "value": "Anna", "read_only": None, "id": "block-1", "tags": 7}
     agent = made(server, memory_blocks=[block], secrets={"TOKEN": "s3cr3t-of-a-client"}, script=[{"text": "x"}])
     assert agent["blocks"][0] == agent["memory"]["blocks"][0]
@@ -347,7 +347,7 @@ def test_an_agent_keeps_what_it_is_made_of_and_nothing_else(server: LiveServer) 
     assert any(agent["id"].encode() in text for text in files)
 
 
-def test_a_change_takes_only_what_can_be_changed(server: LiveServer) -> None:
+def test_an_update_changes_only_fields_that_may_change(server: LiveServer) -> None:
     agent = made(server, tools=["calculate"], memory_blocks=[{"label": "human", "value": "Anna"}])
     path = f"/v1/agents/{agent['id']}"
     changed = call(server, "PATCH", path, {"tools": 5, "memory_blocks": 5, "id": "agent-x", "tags": ["new"]})
@@ -360,7 +360,7 @@ def test_a_change_takes_only_what_can_be_changed(server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
-def test_an_agent_of_the_operators_files_is_read_only(server: LiveServer, method: str) -> None:
+def test_an_operators_agent_is_read_only(server: LiveServer, method: str) -> None:
     answer = call(server, method, "/v1/agents/calculator", {"name": "mine"} if method == "PATCH" else None)
     assert answer.status == 403
     assert is_error(answer.body)
@@ -379,8 +379,8 @@ def test_an_agent_of_the_operators_files_is_read_only(server: LiveServer, method
     ],
 )
 def test_an_unknown_agent_is_404(server: LiveServer, method: str, rest: str, body: object) -> None:
-    answer = call(server, method, f"/v1/agents/agent-of-nobody{rest}", body)
-    assert (answer.status, answer.body["detail"]) == (404, "Agent with ID agent-of-nobody not found")
+    answer = call(server, method, f"/v1/agents/agent-unknown{rest}", body)
+    assert (answer.status, answer.body["detail"]) == (404, "Agent with ID agent-unknown not found")
     assert is_error(answer.body)
 
 
@@ -395,14 +395,14 @@ def test_an_unknown_agent_is_404(server: LiveServer, method: str, rest: str, bod
     ],
     ids=str,
 )
-def test_a_request_to_one_agent_that_cannot_be_used_is_422(server: LiveServer, body: object, detail: str) -> None:
+def test_an_invalid_request_to_an_agent_is_422(server: LiveServer, body: object, detail: str) -> None:
     answer = call(server, "POST", "/v1/agents/calculator/messages", body)
     assert answer.status == 422
     assert is_error(answer.body)
     assert detail in answer.body["detail"]
 
 
-def test_what_a_model_fails_with_is_told_in_letta_s_words_and_is_final(server: LiveServer) -> None:
+def test_a_model_failure_has_lettas_error_type_and_forbids_a_retry(server: LiveServer) -> None:
     answer = call(server, "POST", "/v1/agents/refused/messages", {"input": "x"})
     assert answer.status == 500
     assert answer.headers["x-should-retry"] == "false"
@@ -428,7 +428,7 @@ def test_what_a_model_fails_with_is_told_in_letta_s_words_and_is_final(server: L
     ],
     ids=str,
 )
-def test_a_header_that_cannot_be_used_is_refused(server: LiveServer, headers: dict[str, str], status: int) -> None:
+def test_an_invalid_header_is_refused(server: LiveServer, headers: dict[str, str], status: int) -> None:
     answer = call(server, "POST", BATCHES, {"requests": [SUM]}, headers=headers)
     assert answer.status == status, answer
     assert status == 200 or is_error(answer.body)
@@ -450,7 +450,7 @@ def test_a_body_beyond_256_mib_is_413_before_any_of_it_is_sent(connection: socke
     assert b"Request too large" in answer.read()
 
 
-def test_a_host_that_is_not_this_machine_is_refused_without_keys(server: LiveServer) -> None:
+def test_a_foreign_host_name_is_refused_without_keys(server: LiveServer) -> None:
     answer = call(server, "GET", BATCHES, headers={"Host": "evil.example:80"})
     assert answer.status == 421
     assert is_error(answer.body)

@@ -25,7 +25,7 @@ def hook() -> Iterator[Receiver]:
 
 
 def told(hook: Receiver) -> list[str]:
-    """Return the status that each callback told of."""
+    """Return the status in each callback."""
     return [json.loads(received.body)["status"] for received in hook.received]
 
 
@@ -71,7 +71,7 @@ def test_a_cancelled_batch_makes_no_more_model_calls_and_ends(slack: float, tmp_
     assert told(hook) == ["cancelled"]
 
 
-def test_a_cancel_that_was_answered_outlives_a_crash(tmp_path: Path, hook: Receiver) -> None:
+def test_a_confirmed_cancel_survives_a_crash(tmp_path: Path, hook: Receiver) -> None:
     requests = [{"agent_id": "good", "input": f"question {n}"} for n in range(3000)]
     with run_in_thread(latency_s=0.2) as provider:
         with start(tmp_path, provider.base_url) as server:
@@ -90,7 +90,7 @@ def test_a_cancel_that_was_answered_outlives_a_crash(tmp_path: Path, hook: Recei
     assert told(hook) == ["cancelled"]
 
 
-def test_an_expired_batch_keeps_what_is_done_and_sends_its_callback(tmp_path: Path, hook: Receiver) -> None:
+def test_an_expired_batch_keeps_its_results_and_sends_its_callback(tmp_path: Path, hook: Receiver) -> None:
     requests = [{"agent_id": "good", "input": f"question {n}"} for n in range(8)]
     blocked = [{"agent_id": "block", "input": "60"}] * 5
     with run_in_thread() as provider, start(tmp_path, provider.base_url, BATCHRAY_JOB_DEADLINE_S="4") as server:

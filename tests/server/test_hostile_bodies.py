@@ -1,4 +1,4 @@
-"""Thousands of bodies that must be refused: the server says why, keeps nothing, grows by nothing, and goes on."""
+"""Thousands of bodies that must be refused, with a reason; the server keeps nothing of them and continues."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests.server.live import LiveServer, live_server
 BATCHES, AGENTS = "/v1/messages/batches", "/v1/agents/"
 N, N_WARM = 10_000, 2_000
 N_CONNECTIONS = 4
-# Of a freed megabyte the allocator may keep some; a leak of 1 kB a body would be twice as much.
+# The allocator may keep some freed memory; a leak of 1 kB per body would be twice as much.
 MAX_GROWTH_BYTES = 4 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server that nobody else talks to, so that it is known what it holds."""
+    """A server with no other clients, so that its contents are known."""
     with live_server(tmp_path_factory.mktemp("hostile") / "data") as running:
         yield running
 
 
 class Client:
-    """A few kept connections, used in turn; one that the server closed is opened again."""
+    """A few persistent connections, used in turn; a closed one is reopened."""
 
     def __init__(self, server: LiveServer) -> None:
         host = server.url.removeprefix("http://")
@@ -60,7 +60,7 @@ def refuse_all(client: Client, path: str, bodies: Iterable[bytes]) -> None:
 
 
 def send_all(client: Client, path: str, bodies: Iterable[bytes], method: str = "POST") -> None:
-    """Send bodies of which some may be taken: of one object, chance may break just what was wrong with it."""
+    """Send bodies of which some may be accepted: a random mutation can remove the very fault of a body."""
     for body in bodies:
         status, answer = client.send(path, body, method)
         assert status == 200 or is_refusal(status, answer), body[:2000]
@@ -115,5 +115,5 @@ def test_hostile_questions_do_no_harm(client: Client) -> None:
     send_all(client, f"{AGENTS}clerk/messages/stream", hostile.bodies(5, hostile.QUESTION, 500))
 
 
-def test_the_server_logged_no_defect_of_its_own(alone: LiveServer) -> None:
+def test_the_server_logged_no_traceback(alone: LiveServer) -> None:
     assert "Traceback" not in alone.log

@@ -1,4 +1,4 @@
-"""API keys: who may ask, what another user sees, and what no log and no file holds."""
+"""API keys: authentication, isolation of users, and the absence of secrets in logs and files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_key(data_dir: Path, name: str) -> str:
 
 
 class User(NamedTuple):
-    """Somebody with a key."""
+    """A user with a key."""
 
     server: LiveServer
     key: str
@@ -148,7 +148,7 @@ def test_letta_s_sdk_sends_its_key(alice: User) -> None:
         letta.agents.list()
 
 
-# -- another user's things
+# -- isolation of users
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def her_agent(alice: User) -> str:
 
 
 def like_unknown(ask: Callable[[str], Response], hers: str) -> None:
-    """Assert that a thing of hers is answered as one that there is not: status, headers, body."""
+    """Assert that the response for another user's id equals that for an unknown id: status, headers, body."""
     prefix = hers.partition("-")[0]
     unknown = f"{prefix}-{UNKNOWN}"
     of_hers, of_none = ask(hers), ask(unknown)
@@ -177,7 +177,7 @@ def like_unknown(ask: Callable[[str], Response], hers: str) -> None:
     assert [of_hers.headers.get(name) for name in told] == [of_none.headers.get(name) for name in told]
 
 
-def test_another_users_job_is_answered_like_an_unknown_one(bob: User, her_job: dict[str, Any]) -> None:
+def test_another_users_job_looks_like_an_unknown_one(bob: User, her_job: dict[str, Any]) -> None:
     for method, rest in [
         *[("GET", rest) for rest in ("", "/messages", "/items", "/results", "/events")],
         ("PATCH", "/cancel"),
@@ -189,7 +189,7 @@ def test_another_users_job_is_answered_like_an_unknown_one(bob: User, her_job: d
     assert her_job["id"] not in [job["id"] for job in bob.call("GET", BATCHES).body]
 
 
-def test_another_users_items_and_messages_are_answered_like_unknown_ones(
+def test_another_users_items_and_messages_look_like_unknown_ones(
     alice: User, bob: User, her_job: dict[str, Any]
 ) -> None:
     his = f"{BATCHES}/{bob.ended({'requests': [SUM]})['id']}"
@@ -200,7 +200,7 @@ def test_another_users_items_and_messages_are_answered_like_unknown_ones(
         like_unknown(lambda each: bob.call("GET", f"{his}/messages?{cursor}={each}"), message["id"])  # noqa: B023
 
 
-def test_another_users_agent_is_answered_like_an_unknown_one(alice: User, bob: User, her_agent: str) -> None:
+def test_another_users_agent_looks_like_an_unknown_one(alice: User, bob: User, her_agent: str) -> None:
     for method, rest, body in [
         ("GET", "", None),
         ("PATCH", "", {"name": "his"}),
@@ -223,29 +223,29 @@ def test_another_users_agent_is_answered_like_an_unknown_one(alice: User, bob: U
     assert alice.call("GET", f"/v1/agents/{her_agent}").body["name"] == "hers"
 
 
-def test_what_is_said_to_a_shared_agent_is_each_users_own(alice: User, bob: User) -> None:
+def test_the_messages_of_a_shared_agent_are_separate_for_each_user(alice: User, bob: User) -> None:
     assert alice.call("POST", "/v1/agents/calculator/messages", {"input": "her words"}).status == 200
     assert bob.call("POST", "/v1/agents/calculator/messages", {"input": "his words"}).status == 200
     assert "her words" not in str(bob.call("GET", "/v1/agents/calculator/messages").body)
     assert "his words" in str(bob.call("GET", "/v1/agents/calculator/messages").body)
 
 
-def test_an_idempotency_key_is_each_users_own(alice: User, bob: User) -> None:
+def test_idempotency_keys_are_separate_for_each_user(alice: User, bob: User) -> None:
     header = {"Idempotency-Key": "the same"}
     jobs = {user.call("POST", BATCHES, {"requests": [SUM]}, **header).body["id"] for user in (alice, bob, alice)}
     assert len(jobs) == 2
 
 
-def test_a_job_says_whose_it_is(alice: User, bob: User) -> None:
+def test_a_job_names_its_user(alice: User, bob: User) -> None:
     users = [user.ended({"requests": [SUM]})["created_by_id"] for user in (alice, bob)]
     assert users[0].startswith("user-")
     assert users[0] != users[1]
 
 
-# -- keys come and go
+# -- adding and removing keys
 
 
-def test_a_key_counts_from_its_making_to_its_removal_and_its_jobs_stay(keyed: LiveServer, data_dir: Path) -> None:
+def test_a_key_is_valid_from_its_creation_to_its_removal_and_its_jobs_stay(keyed: LiveServer, data_dir: Path) -> None:
     carol = User(keyed, add_key(data_dir, "carol"))
     job_id = carol.ended({"requests": [SUM]})["id"]
     assert carol.call("GET", f"{BATCHES}/{job_id}").status == 200
@@ -257,7 +257,9 @@ def test_a_key_counts_from_its_making_to_its_removal_and_its_jobs_stay(keyed: Li
     assert "carol" not in batchray_keys(data_dir, "list")
 
 
-def test_keys_are_kept_as_hashes_for_the_operator_alone(keyed: LiveServer, data_dir: Path, alice: User) -> None:
+def test_keys_are_stored_as_hashes_that_only_the_operator_can_read(
+    keyed: LiveServer, data_dir: Path, alice: User
+) -> None:
     assert alice.call("GET", BATCHES).status == 200
     files = [file for file in data_dir.rglob("*") if file.is_file()]
     assert data_dir / "keys.json" in files
@@ -267,7 +269,7 @@ def test_keys_are_kept_as_hashes_for_the_operator_alone(keyed: LiveServer, data_
     assert (data_dir / "keys.json").stat().st_mode & 0o077 == 0
 
 
-def test_the_first_key_of_a_running_server_counts_at_once(tmp_path: Path) -> None:
+def test_the_first_key_of_a_running_server_takes_effect_at_once(tmp_path: Path) -> None:
     with live_server(tmp_path / "data") as running:
         assert call(running, "GET", BATCHES).status == 200
         key = add_key(tmp_path / "data", "alice")
@@ -280,7 +282,7 @@ def test_the_first_key_of_a_running_server_counts_at_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_without_keys_it_does_not_listen_beyond_this_machine(tmp_path: Path, host: str) -> None:
+def test_without_keys_a_server_listens_on_loopback_only(tmp_path: Path, host: str) -> None:
     command = [sys.executable, "-m", "batchray", "serve", "--host", host, "--port", "0", "--executor", "local"]
     command += ["--data-dir", str(tmp_path / "data"), "--agents", str(QUICKSTART)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -294,7 +296,7 @@ def test_without_keys_it_does_not_listen_beyond_this_machine(tmp_path: Path, hos
 # -- logs
 
 
-def test_no_log_holds_a_key_a_header_or_a_text(tmp_path: Path) -> None:
+def test_no_log_contains_a_key_a_header_or_a_text(tmp_path: Path) -> None:
     key = add_key(tmp_path / "data", "alice")
     with live_server(tmp_path / "data") as running:
         alice = User(running, key)

@@ -1,4 +1,4 @@
-"""Letta's Python SDK against a live server, each call as its users write it, in loose and in strict validation."""
+"""Letta's Python SDK against a live server: each call, with loose and with strict validation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def agent(letta: Letta) -> Iterator[AgentState]:
 
 @pytest.fixture
 def actor(letta: Letta) -> Iterator[AgentState]:
-    """Return an agent that says what the script in its message says."""
+    """Return an agent that follows the script in its message."""
     created = letta.agents.create(name="actor", model="offline/scripted")
     yield created
     letta.agents.delete(created.id)
@@ -81,7 +81,7 @@ def test_health_and_models(letta: Letta) -> None:
     assert models["offline/rules"].context_window > 0
 
 
-def test_an_agent_is_created_retrieved_changed_and_deleted(letta: Letta) -> None:
+def test_an_agent_is_created_retrieved_updated_and_deleted(letta: Letta) -> None:
     agent = letta.agents.create(
         name="Anna's clerk",
         description="Counts and calculates.",
@@ -137,7 +137,7 @@ def test_agents_are_listed_page_by_page_and_found_by_name_and_tags(letta: Letta)
             letta.agents.delete(agent_id)
 
 
-def test_what_is_in_memory_blocks_reaches_the_model(letta: Letta) -> None:
+def test_memory_blocks_reach_the_model(letta: Letta) -> None:
     plain = letta.agents.create(model="offline/rules", system="Be brief.")
     knowing = letta.agents.create(
         model="offline/rules", system="Be brief.", memory_blocks=[{"label": "human", "value": "x" * 400}]
@@ -151,7 +151,7 @@ def test_what_is_in_memory_blocks_reaches_the_model(letta: Letta) -> None:
 # -- a batch
 
 
-def test_a_batch_runs_to_its_end_and_every_field_of_its_job_is_true(letta: Letta, agent: AgentState) -> None:
+def test_a_batch_ends_and_every_field_of_its_job_is_correct(letta: Letta, agent: AgentState) -> None:
     before = datetime.now(UTC)
     job = batch_of(letta, agent, 5)
     assert job.created_at is not None
@@ -191,7 +191,7 @@ def test_a_batch_runs_to_its_end_and_every_field_of_its_job_is_true(letta: Letta
     assert len(job.model_fields_set) == 18
 
 
-def test_a_new_batch_says_that_nothing_has_become_of_it_yet(letta: Letta, actor: AgentState) -> None:
+def test_a_new_batch_has_no_outcomes_yet(letta: Letta, actor: AgentState) -> None:
     job = letta.batches.create(requests=[{"agent_id": actor.id, "input": script({"text": "late", "delay_s": 300})}])
     assert job.status in RUNNING
     assert (job.completed_at, job.stop_reason, job.ttft_ns, job.total_duration_ns) == (None, None, None, None)
@@ -245,7 +245,7 @@ def test_batches_are_listed_page_by_page_in_both_orders(letta: Letta, agent: Age
     # With `before` the SDK walks towards the beginning, a page at a time, each page in the order of the list.
     walked = [job.id for job in letta.batches.list(limit=2, before=ids[0])]
     assert walked == [ids[2], ids[1], ids[4], ids[3]]
-    everything = list(letta.batches.list(limit=50))  # comes to an end
+    everything = list(letta.batches.list(limit=50))  # the iteration ends
     assert {*ids} <= {job.id for job in everything}
     assert [job.created_at for job in everything] == sorted(
         (job.created_at for job in everything if job.created_at), reverse=True
@@ -270,7 +270,7 @@ def test_messages_are_listed_page_by_page_in_both_orders(letta: Letta, agent: Ag
     assert {message.agent_id for message in oldest_first} == {agent.id}
 
 
-def test_messages_tell_the_items_of_one_agent_apart(letta: Letta, agent: AgentState) -> None:
+def test_messages_of_one_agent_name_their_items(letta: Letta, agent: AgentState) -> None:
     job = batch_of(letta, agent, 12)
     said: dict[str, list[InternalMessage]] = {}
     for message in letta.batches.messages.list(job.id, order="asc", limit=7):
@@ -305,10 +305,10 @@ def test_messages_of_one_agent_are_those_of_its_items_only(letta: Letta, agent: 
     assert sorted(spoken) == ["line 0", "line 2", "line 4", "line 6"]
     both = list(letta.batches.messages.list(job.id, limit=3))
     assert len(both) == len(of_actor) + len(list(letta.batches.messages.list(job.id, agent_id=agent.id, limit=5)))
-    assert list(letta.batches.messages.list(job.id, agent_id="agent-of-nobody")) == []
+    assert list(letta.batches.messages.list(job.id, agent_id="agent-unknown")) == []
 
 
-def test_every_field_of_an_input_message_comes_back(letta: Letta, agent: AgentState) -> None:
+def test_every_field_of_an_input_message_is_returned(letta: Letta, agent: AgentState) -> None:
     otid = "5b7e3c1e-7c5c-4a5f-8a53-9e7a5b0d8f11"
     job = letta.batches.create(
         requests=[
@@ -338,7 +338,7 @@ def test_every_field_of_an_input_message_comes_back(letta: Letta, agent: AgentSt
     assert user.batch_item_id == system.batch_item_id != "set by the server"
 
 
-def test_only_messages_of_the_types_that_were_asked_for_come_back(letta: Letta, agent: AgentState) -> None:
+def test_only_messages_of_the_requested_types_are_returned(letta: Letta, agent: AgentState) -> None:
     job = letta.batches.create(
         requests=[
             {
@@ -353,7 +353,7 @@ def test_only_messages_of_the_types_that_were_asked_for_come_back(letta: Letta, 
     assert [texts(message) for message in letta.batches.messages.list(job.id, limit=1)] == [["2 + 3 = 5"]]
 
 
-def test_a_batch_of_which_some_fail_is_completed_and_counts_them(letta: Letta) -> None:
+def test_a_batch_with_some_failures_is_completed_and_counts_them(letta: Letta) -> None:
     job = letta.batches.create(
         requests=[{"agent_id": name, "input": "What is 6 * 7?"} for name in ("calculator", "refused", "garbled")]
     )
@@ -364,13 +364,13 @@ def test_a_batch_of_which_some_fail_is_completed_and_counts_them(letta: Letta) -
     assert counts == {"total": 3, "succeeded": 1, "errored": 2, "canceled": 0, "expired": 0, "pending": 0}
 
 
-def test_a_batch_of_which_all_fail_is_failed(letta: Letta) -> None:
+def test_a_batch_with_only_failures_is_failed(letta: Letta) -> None:
     job = ended(letta, letta.batches.create(requests=[{"agent_id": "refused", "input": "x"}] * 3))
     assert (job.status, job.stop_reason) == ("failed", "error")
     assert job.total_duration_ns is not None
 
 
-def test_a_running_batch_is_canceled_and_keeps_what_it_has(letta: Letta, actor: AgentState) -> None:
+def test_a_canceled_batch_keeps_its_results(letta: Letta, actor: AgentState) -> None:
     slow = {"agent_id": actor.id, "input": script({"text": "late", "delay_s": 300})}
     job = letta.batches.create(
         requests=[{"agent_id": actor.id, "input": script({"text": "early"})}, slow, slow]  # type: ignore[list-item]
@@ -400,7 +400,7 @@ def test_canceling_an_ended_batch_changes_nothing(letta: Letta, agent: AgentStat
 # -- one agent at once
 
 
-def test_an_agent_is_asked_at_once(letta: Letta, agent: AgentState) -> None:
+def test_a_message_to_an_agent_gets_a_response(letta: Letta, agent: AgentState) -> None:
     answer = letta.agents.messages.create(agent.id, messages=[{"role": "user", "content": "What is 4 * 5?"}])
     assert [message.message_type for message in answer.messages] == [
         "tool_call_message",
@@ -413,7 +413,7 @@ def test_an_agent_is_asked_at_once(letta: Letta, agent: AgentState) -> None:
     assert answer.usage.total_tokens == (answer.usage.prompt_tokens or 0) + (answer.usage.completion_tokens or 0)
 
 
-def test_an_agent_is_asked_and_its_answer_streamed(letta: Letta, agent: AgentState) -> None:
+def test_a_message_to_an_agent_gets_a_streamed_response(letta: Letta, agent: AgentState) -> None:
     asked: list[Any] = [{"role": "user", "content": "What is 4 * 5?"}]
     kinds = [
         "tool_call_message",
@@ -429,7 +429,7 @@ def test_an_agent_is_asked_and_its_answer_streamed(letta: Letta, agent: AgentSta
     assert [event.message_type for event in old] == kinds
 
 
-def test_what_was_said_to_an_agent_is_listed_page_by_page_in_both_orders(letta: Letta, agent: AgentState) -> None:
+def test_the_messages_of_an_agent_are_listed_page_by_page_in_both_orders(letta: Letta, agent: AgentState) -> None:
     for number in (1, 2, 3):
         letta.agents.messages.create(agent.id, input=f"What is {number} + 1?")
     kinds = ["user_message", "tool_call_message", "tool_return_message", "assistant_message"]
@@ -439,7 +439,7 @@ def test_what_was_said_to_an_agent_is_listed_page_by_page_in_both_orders(letta: 
     assert [message.id for message in newest_first] == [message.id for message in oldest_first][::-1]
 
 
-def test_a_model_that_fails_is_an_error_that_the_sdk_does_not_repeat(letta: Letta) -> None:
+def test_the_sdk_does_not_retry_after_a_model_failure(letta: Letta) -> None:
     with pytest.raises(letta_client.InternalServerError, match="the provider refused this call") as raised:
         letta.agents.messages.create("refused", input="x")
     assert raised.value.response.request.headers["x-stainless-retry-count"] == "0"
@@ -451,12 +451,12 @@ def test_a_model_that_fails_is_an_error_that_the_sdk_does_not_repeat(letta: Lett
 # -- what is refused
 
 
-def test_what_is_refused_is_the_exception_that_the_sdk_has_for_it(letta: Letta, agent: AgentState) -> None:
+def test_refusals_are_raised_as_the_sdks_exceptions(letta: Letta, agent: AgentState) -> None:
     with pytest.raises(letta_client.BadRequestError, match="Empty list of batch_requests"):
         letta.batches.create(requests=[])
-    with pytest.raises(letta_client.NotFoundError, match=r"requests\[1\].*agent-of-nobody"):
+    with pytest.raises(letta_client.NotFoundError, match=r"requests\[1\].*agent-unknown"):
         letta.batches.create(
-            requests=[{"agent_id": agent.id, "input": "x"}, {"agent_id": "agent-of-nobody", "input": "x"}]
+            requests=[{"agent_id": agent.id, "input": "x"}, {"agent_id": "agent-unknown", "input": "x"}]
         )
     with pytest.raises(letta_client.UnprocessableEntityError, match="Must specify either"):
         letta.batches.create(requests=[{"agent_id": agent.id}])
@@ -470,8 +470,8 @@ def test_what_is_refused_is_the_exception_that_the_sdk_has_for_it(letta: Letta, 
         letta.agents.delete("calculator")
     with pytest.raises(letta_client.NotFoundError, match="Tool no_such_tool not found"):
         letta.agents.create(model="offline/rules", tools=["no_such_tool"])
-    with pytest.raises(letta_client.NotFoundError, match="Handle nobody/nothing not found"):
-        letta.agents.create(model="nobody/nothing")
+    with pytest.raises(letta_client.NotFoundError, match="Handle unknown/model not found"):
+        letta.agents.create(model="unknown/model")
 
 
 # -- the same in async code
@@ -497,7 +497,7 @@ async def test_the_async_client_does_the_same(server: LiveServer, is_strict: boo
         await letta.agents.delete(agent.id)
 
 
-def test_a_batch_of_an_agent_that_is_deleted_goes_on_with_what_it_was(server: LiveServer) -> None:
+def test_a_batch_continues_after_its_agent_is_deleted(server: LiveServer) -> None:
     with Letta(base_url=server.url) as letta:
         agent = letta.agents.create(name="gone", model="offline/scripted")
         job = letta.batches.create(

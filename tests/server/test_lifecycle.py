@@ -1,4 +1,4 @@
-"""How a server starts and ends, and what of its jobs is there afterwards."""
+"""The start and the end of a server, and the state of its jobs afterwards."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def is_ready(server: LiveServer) -> bool:
         return False
 
 
-def test_it_says_where_it_listens_and_ends_with_status_0(tmp_path: Path) -> None:
+def test_a_server_prints_its_address_and_exits_with_status_0(tmp_path: Path) -> None:
     with live_server(tmp_path / "data") as server:
         assert status_of(server.url, "/readyz") == 200
         assert ask(server.url, "/v1/health/") == {"version": batchray.__version__, "status": "ok"}
@@ -86,7 +86,7 @@ def test_a_terminated_server_leaves_its_jobs_to_the_next_one(
         with live_server(tmp_path / "data", *options, agents=waiting, executor=executor, **environment) as server:
             job_ids.append(ask(server.url, BATCHES, batch(40, 0.2))["id"])
             before = [n_done(server, job_id) for job_id in job_ids]
-            time.sleep(rng.uniform(0, 0.5))  # any moment is as good as another
+            time.sleep(rng.uniform(0, 0.5))  # at a random moment
             unready_s, ended_s, status = terminate(server)
         assert status == 0, server.log
         assert unready_s < 1 * slack
@@ -98,7 +98,7 @@ def test_a_terminated_server_leaves_its_jobs_to_the_next_one(
 
 
 @timed
-def test_items_that_do_not_end_within_the_grace_period_wait_for_the_next_server(
+def test_items_that_exceed_the_grace_period_are_left_to_the_next_server(
     slack: float, tmp_path: Path, waiting: Path
 ) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
@@ -115,7 +115,7 @@ def test_items_that_do_not_end_within_the_grace_period_wait_for_the_next_server(
 
 @timed
 @pytest.mark.cluster
-def test_a_lane_that_stands_still_does_not_hold_up_the_end(slack: float, tmp_path: Path, waiting: Path) -> None:
+def test_a_suspended_lane_does_not_delay_the_exit(slack: float, tmp_path: Path, waiting: Path) -> None:
     environment = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
     with live_server(tmp_path / "data", "--lanes", "1", agents=waiting, executor="ray", **environment) as server:
         job_id = ask(server.url, BATCHES, batch(3, 60))["id"]
@@ -134,7 +134,7 @@ def test_a_lane_that_stands_still_does_not_hold_up_the_end(slack: float, tmp_pat
 
 
 @timed
-def test_a_store_that_stands_still_does_not_hold_up_the_end(slack: float, tmp_path: Path, waiting: Path) -> None:
+def test_a_locked_store_does_not_delay_the_exit(slack: float, tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
         job_id = ask(server.url, BATCHES, batch(40, 0.2))["id"]
         until(lambda: n_done(server, job_id) > 4)
@@ -146,7 +146,7 @@ def test_a_store_that_stands_still_does_not_hold_up_the_end(slack: float, tmp_pa
         assert succeeded(server, job_id) == 40
 
 
-def test_a_cancel_that_cannot_be_kept_is_done_and_not_confirmed(tmp_path: Path, waiting: Path) -> None:
+def test_a_cancel_that_cannot_be_stored_stops_the_job_but_is_not_confirmed(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting) as server:
         job_id = ask(server.url, BATCHES, batch(3, 60))["id"]
         until(lambda: in_flight(server) == 3)
@@ -167,7 +167,7 @@ def in_flight(server: LiveServer) -> int:
 
 
 @timed
-def test_a_termination_in_the_middle_of_an_upload_takes_nothing_half(
+def test_a_termination_during_an_upload_accepts_nothing_of_the_batch(
     slack: float, tmp_path: Path, waiting: Path
 ) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S=str(GRACE_S)) as server:
@@ -184,7 +184,7 @@ def test_a_termination_in_the_middle_of_an_upload_takes_nothing_half(
 
 
 @timed
-def test_a_watcher_of_a_batch_does_not_hold_up_the_end(slack: float, tmp_path: Path, waiting: Path) -> None:
+def test_a_watcher_of_a_batch_does_not_delay_the_exit(slack: float, tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_SHUTDOWN_GRACE_S="1") as server:
         job_id = ask(server.url, BATCHES, batch(1, 60))["id"]
         address = urlsplit(server.url)
@@ -207,7 +207,7 @@ def test_a_server_that_is_terminated_while_it_starts_ends_with_status_0(
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             until(lambda data_dir=data_dir: (data_dir / "batchray.db").exists(), 60)  # type: ignore[misc]
-            time.sleep(rng.uniform(0, 3 if executor == "ray" else 0.2))  # any moment is as good as another
+            time.sleep(rng.uniform(0, 3 if executor == "ray" else 0.2))  # at a random moment
             family = {*psutil.Process(process.pid).children(recursive=True)}
             process.terminate()
             _, err = process.communicate(timeout=60)
@@ -229,7 +229,7 @@ def test_a_small_job_starts_while_a_large_one_runs(slack: float, tmp_path: Path,
         assert job_of(server, large_id)["status"] == "running"
 
 
-def test_runs_of_one_request_leave_batches_their_turn(tmp_path: Path, waiting: Path) -> None:
+def test_single_runs_take_no_slot_of_batches(tmp_path: Path, waiting: Path) -> None:
     with live_server(tmp_path / "data", agents=waiting, BATCHRAY_MAX_RUNNING_JOBS="1") as server:
         asked = partial(ask, server.url, "/v1/agents/wait/messages", {"input": "60"})
         asking = threading.Thread(target=if_available, args=(asked,))
@@ -240,7 +240,7 @@ def test_runs_of_one_request_leave_batches_their_turn(tmp_path: Path, waiting: P
         asking.join()
 
 
-def test_an_address_in_use_is_told_before_ray_is_started(tmp_path: Path) -> None:
+def test_an_address_in_use_is_reported_before_ray_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         options = ("--port", str(port))

@@ -1,4 +1,4 @@
-"""The edges of the endpoint: sizes, times, numbers, types, and what is no HTTP at all."""
+"""The limits of the HTTP API: sizes, times, numbers, types, and malformed HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDLE_S = 1.0
 
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server that soon loses its patience."""
+    """A server with short timeouts."""
     data_dir = tmp_path_factory.mktemp("hasty") / "data"
     with live_server(
         data_dir, BATCHRAY_UPLOAD_IDLE_S=str(IDLE_S), BATCHRAY_MIN_UPLOAD_BYTES_PER_S=str(2**30)
@@ -31,7 +31,7 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server that takes two uploads at once."""
+    """A server that accepts two uploads at once."""
     with live_server(tmp_path_factory.mktemp("narrow") / "data", BATCHRAY_MAX_UPLOADS="2") as running:
         yield running
 
@@ -43,7 +43,7 @@ def ask(server: LiveServer, *pieces: bytes) -> Reply:
 
 
 def told(reply: Reply) -> tuple[int, str]:
-    """Return a refusal's status and reason, of the one shape that there is."""
+    """Return the status and reason of an error response, and check its shape."""
     assert reply.body.keys() == {"detail", "trace_id"}
     return reply.status, reply.body["detail"]
 
@@ -54,7 +54,7 @@ def n_uploads(server: LiveServer) -> int:
 
 
 def holds_nothing(server: LiveServer) -> bool:
-    """Whether nothing is left of an upload: no place taken, no file, no process."""
+    """Whether nothing is left of an upload: no slot, no file, no process."""
     files = [*(server.data_dir / "uploads").iterdir()]
     return n_uploads(server) == 0 and not files and not psutil.Process(server.pid).children()
 
@@ -66,12 +66,12 @@ def test_a_body_of_the_largest_size_is_accepted_and_one_byte_more_is_not(server:
     whole, rest = divmod(MAX_BYTES - len(BATCH), len(MEBIBYTE))
     reply = ask(server, head(Content_Length=MAX_BYTES), BATCH, *[MEBIBYTE] * whole, b" " * rest)
     assert (reply.status, reply.body["metadata"]["request_counts"]["total"]) == (200, 1)
-    # Refused as soon as it is announced: not a byte of it is sent.
+    # Refused because of its Content-Length, before a byte of it is sent.
     reply = ask(server, head(Content_Length=MAX_BYTES + 1))
     assert told(reply) == (413, f"Request too large. Max is {MAX_BYTES} bytes.")
 
 
-def test_a_body_in_chunks_is_read_up_to_the_largest_size_and_no_further(server: LiveServer) -> None:
+def test_a_chunked_body_is_read_up_to_the_largest_size(server: LiveServer) -> None:
     chunk = b"100000\r\n%b\r\n" % MEBIBYTE
     with wire(server) as connection:
         assert connection.send(CHUNKED, *[chunk] * 256)
@@ -82,7 +82,7 @@ def test_a_body_in_chunks_is_read_up_to_the_largest_size_and_no_further(server: 
     until(lambda: holds_nothing(server))
 
 
-def test_a_client_that_waits_to_be_told_need_not_send_what_would_be_refused(server: LiveServer) -> None:
+def test_a_client_that_expects_100_continue_need_not_send_a_body_that_is_refused(server: LiveServer) -> None:
     reply = ask(server, head(Content_Length=MAX_BYTES + 1, Expect="100-continue"))
     assert told(reply)[0] == 413
     with wire(server) as connection:
@@ -114,12 +114,12 @@ def test_an_encoded_body_is_refused(server: LiveServer, encoding: str) -> None:
         "nonsense",
     ],
 )
-def test_a_body_that_does_not_say_that_it_is_json_is_refused(server: LiveServer, kind: str | None) -> None:
+def test_a_body_without_the_content_type_of_json_is_refused(server: LiveServer, kind: str | None) -> None:
     assert told(ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY))[0] == 415
 
 
 @pytest.mark.parametrize("kind", ["application/json;charset=UTF-8", "Application/JSON"])
-def test_a_body_that_says_so_in_another_way_is_read(server: LiveServer, kind: str) -> None:
+def test_a_body_with_an_equivalent_content_type_is_read(server: LiveServer, kind: str) -> None:
     reply = ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY)
     assert told(reply) == (400, "Empty list of batch_requests passed in!")
 
@@ -127,7 +127,7 @@ def test_a_body_that_says_so_in_another_way_is_read(server: LiveServer, kind: st
 # -- times
 
 
-def test_a_silent_sender_is_cut_off(hasty: LiveServer) -> None:
+def test_a_silent_sender_is_disconnected(hasty: LiveServer) -> None:
     with wire(hasty) as connection:
         connection.send(head(Content_Length=1000), b"{")
         assert told(connection.reply()) == (408, "the sender was silent for 1 s")
@@ -135,7 +135,7 @@ def test_a_silent_sender_is_cut_off(hasty: LiveServer) -> None:
     until(lambda: holds_nothing(hasty))
 
 
-def test_a_sender_that_drips_is_cut_off(hasty: LiveServer) -> None:
+def test_a_slow_sender_is_disconnected(hasty: LiveServer) -> None:
     with wire(hasty) as connection:
         connection.send(head(Content_Length=1000), b"{")
         while not connection.has_reply(IDLE_S / 10):
@@ -145,13 +145,13 @@ def test_a_sender_that_drips_is_cut_off(hasty: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"POST /v1/mess", head(Content_Length=2)[:-2]], ids=repr)
-def test_headers_that_stall_are_cut_off(hasty: LiveServer, start: bytes) -> None:
+def test_a_sender_of_incomplete_headers_is_disconnected(hasty: LiveServer, start: bytes) -> None:
     with wire(hasty) as connection:
         connection.send(start)
         assert connection.is_closed()
 
 
-def test_headers_that_drip_are_cut_off(hasty: LiveServer) -> None:
+def test_a_slow_sender_of_headers_is_disconnected(hasty: LiveServer) -> None:
     with wire(hasty) as connection:
         connection.send(b"GET /livez HTTP/1.1\r\nX: ")
         while not connection.has_reply(IDLE_S / 10):
@@ -162,7 +162,7 @@ def test_headers_that_drip_are_cut_off(hasty: LiveServer) -> None:
 # -- numbers
 
 
-def test_one_upload_too_many_is_asked_to_come_again_but_a_small_body_is_none(narrow: LiveServer) -> None:
+def test_one_upload_too_many_gets_503_but_small_bodies_do_not_count(narrow: LiveServer) -> None:
     with wire(narrow) as first, wire(narrow) as second:
         for connection in (first, second):
             connection.send(CHUNKED, b"5\r\n%b\r\n" % EMPTY[:5])
@@ -179,7 +179,7 @@ def test_one_upload_too_many_is_asked_to_come_again_but_a_small_body_is_none(nar
 
 @pytest.mark.parametrize("n_mebibytes", [0, 3])
 @pytest.mark.parametrize("start", [head(Content_Length=MAX_BYTES), CHUNKED + b"FFFFFFF\r\n"], ids=["length", "chunks"])
-def test_nothing_is_left_of_an_upload_whose_client_goes_away(
+def test_nothing_is_left_of_an_upload_whose_client_disconnects(
     narrow: LiveServer, start: bytes, n_mebibytes: int
 ) -> None:
     with wire(narrow) as connection:
@@ -189,7 +189,7 @@ def test_nothing_is_left_of_an_upload_whose_client_goes_away(
     assert ask(narrow, head("/v1/messages/batches", "GET")).body == []
 
 
-# -- what is no HTTP, or a trap
+# -- malformed and ambiguous HTTP
 
 
 @pytest.mark.parametrize(
@@ -226,12 +226,12 @@ def test_nothing_is_left_of_an_upload_whose_client_goes_away(
     ],
     ids=lambda sent: repr(sent[:60]),
 )
-def test_what_is_not_clearly_one_request_is_refused(server: LiveServer, request_: bytes) -> None:
+def test_an_ambiguous_request_is_refused(server: LiveServer, request_: bytes) -> None:
     assert ask(server, request_).status in (400, 431)
     assert ask(server, head("/livez", "GET")).status == 200
 
 
-def test_a_chunk_that_goes_wrong_after_a_while_ends_the_connection(hasty: LiveServer) -> None:
+def test_a_malformed_chunk_ends_the_connection(hasty: LiveServer) -> None:
     with wire(hasty) as connection:
         connection.send(CHUNKED, b"2\r\n{}\r\n")
         until(lambda: n_uploads(hasty) == 1)
@@ -241,7 +241,7 @@ def test_a_chunk_that_goes_wrong_after_a_while_ends_the_connection(hasty: LiveSe
     until(lambda: holds_nothing(hasty))
 
 
-def test_garbage_behind_a_request_ends_the_connection(server: LiveServer) -> None:
+def test_garbage_after_a_request_ends_the_connection(server: LiveServer) -> None:
     with wire(server) as connection:
         connection.send(head("/livez", "GET"))
         assert connection.reply().status == 200
@@ -250,7 +250,7 @@ def test_garbage_behind_a_request_ends_the_connection(server: LiveServer) -> Non
         assert connection.is_closed()
 
 
-def test_requests_in_one_piece_are_answered_in_order(server: LiveServer) -> None:
+def test_pipelined_requests_are_answered_in_order(server: LiveServer) -> None:
     with wire(server) as connection:
         connection.send(head(Content_Length=2) + b"{}" + head("/livez", "GET") + head("/nowhere", "GET"))
         assert [connection.reply().status for _ in range(3)] == [422, 200, 404]
@@ -264,12 +264,12 @@ def test_a_client_of_http_1_0_is_served_and_its_connection_closed(server: LiveSe
             assert connection.is_closed()
 
 
-def test_what_cannot_be_read_is_not_quoted_in_the_log(server: LiveServer) -> None:
+def test_malformed_requests_are_not_quoted_in_the_log(server: LiveServer) -> None:
     assert ask(server, head("/livez", "GET", Authorization="Bearer br-secret\0")).status == 400
     until(lambda: "BadHttpMessage" in server.log)
     assert "secret" not in server.log
 
 
-def test_the_servers_logged_no_defect_of_their_own(server: LiveServer, hasty: LiveServer, narrow: LiveServer) -> None:
+def test_the_servers_logged_no_traceback(server: LiveServer, hasty: LiveServer, narrow: LiveServer) -> None:
     for each in (server, hasty, narrow):
         assert "Traceback" not in each.log

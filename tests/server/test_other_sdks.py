@@ -28,7 +28,7 @@ SHOWN = ["tool_call_message", "tool_return_message", "assistant_message"]
 
 
 def place_of(variable: str, wanted: str) -> str:
-    """Return the directory that a variable names; fails where what is wanted is not in it."""
+    """Return the directory that a variable names; fails if it lacks a file."""
     directory = os.environ.get(variable, "")
     if not directory or not (Path(directory) / wanted).is_dir():
         pytest.fail(f"{variable} has to name a directory with {wanted}, as .ci/run makes it; it is {directory!r}")
@@ -74,7 +74,7 @@ def test_npm_finds_health_models_and_agents(node: dict[str, Any]) -> None:
     assert node["tagged"] == [agent["id"], node["actor"]["id"]]
 
 
-def test_npm_sees_a_batch_through_to_its_end_and_its_callback(node: dict[str, Any], hook: Receiver) -> None:
+def test_npm_runs_a_batch_to_its_end_and_callback(node: dict[str, Any], hook: Receiver) -> None:
     created, job = node["created"], node["job"]
     assert created["status"] in ("created", "running")
     assert (job["id"], job["status"], job["stop_reason"]) == (created["id"], "completed", "end_turn")
@@ -109,7 +109,7 @@ def test_npm_cancels_and_iterates_the_list(node: dict[str, Any]) -> None:
     assert node["listed"] == [node["running"]["id"], node["job"]["id"]]
 
 
-def test_npm_asks_an_agent_at_once(node: dict[str, Any]) -> None:
+def test_npm_sends_a_message_to_an_agent(node: dict[str, Any]) -> None:
     assert [message["message_type"] for message in node["answer"]["messages"]] == SHOWN
     assert node["answer"]["messages"][-1]["content"] == "4 * 5 = 20"
     kinds = [event["message_type"] for event in node["streamed"]]
@@ -117,7 +117,7 @@ def test_npm_asks_an_agent_at_once(node: dict[str, Any]) -> None:
     assert [message["message_type"] for message in node["said"]] == ["user_message", *SHOWN] * 2
 
 
-def test_npm_raises_the_errors_that_it_has(node: dict[str, Any]) -> None:
+def test_npm_raises_its_own_errors(node: dict[str, Any]) -> None:
     assert [(error["name"], error["status"]) for error in node["refused"]] == [
         ("BadRequestError", 400),
         ("NotFoundError", 404),

@@ -1,4 +1,4 @@
-"""Servers on one PostgreSQL database: each job led by one of them, whoever dies."""
+"""Servers on one PostgreSQL database: exactly one of them leads each job, also when one dies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def checked(tmp_path: Path, url: str) -> None:
         assert store.integrity.check().problems == []
 
 
-def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path: Path, database: Database) -> None:
+def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_is_sent(tmp_path: Path, database: Database) -> None:
     url = database.new_url()
     given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, **QUICK, "BATCHRAY_DATABASE_URL": url}
     with receiver() as hook:
@@ -48,7 +48,7 @@ def test_a_job_of_a_killed_server_is_taken_over_and_its_callback_comes(tmp_path:
     checked(tmp_path, url)
 
 
-def test_two_servers_lead_no_job_both(tmp_path: Path, database: Database) -> None:
+def test_no_job_is_led_by_two_servers(tmp_path: Path, database: Database) -> None:
     url = database.new_url()
     given: dict[str, Any] = {"agents": AGENTS, **LOOPBACK, **QUICK, "BATCHRAY_DATABASE_URL": url}
     with receiver() as hook:
@@ -59,7 +59,7 @@ def test_two_servers_lead_no_job_both(tmp_path: Path, database: Database) -> Non
             check_echoes(client, one.url, hook)
             for job_id in client.job_ids:
                 assert {line["attempts"] for line in results(two.url, job_id)} == {1}
-            assert sorted(called_back(hook)) == sorted(client.job_ids)  # each callback once, while nobody dies
+            assert sorted(called_back(hook)) == sorted(client.job_ids)  # each callback once, as long as no server dies
             assert (one.stop(), two.stop()) == (0, 0)
     checked(tmp_path, url)
 
@@ -79,7 +79,7 @@ def test_a_job_is_cancelled_through_another_server_than_its_leader(tmp_path: Pat
         assert n_done(two, job_id) == 2000
 
 
-def test_of_many_retries_at_once_through_two_servers_one_counts(tmp_path: Path, database: Database) -> None:
+def test_one_of_many_concurrent_retries_through_two_servers_succeeds(tmp_path: Path, database: Database) -> None:
     given: dict[str, Any] = {"agents": AGENTS, **QUICK, "BATCHRAY_DATABASE_URL": database.new_url()}
     with live_server(tmp_path / "one", **given) as one, live_server(tmp_path / "two", **given) as two:
         client = Client()
@@ -115,7 +115,7 @@ def test_a_database_that_restarts_in_the_middle_of_500_requests_loses_and_repeat
             until(lambda share=share: n_done(server, job_id) > share)  # type: ignore[misc]
             database.stop()
             paused = threading.Event()
-            paused.wait(1.0)  # an outage that has a length, whatever else happens
+            paused.wait(1.0)  # the length of the outage
             database.start()
         check_echoes(client, server.url, hook)
         assert {line["attempts"] for line in results(server.url, job_id)} == {1}

@@ -1,4 +1,4 @@
-"""Agents that wait for an answer and agents that remember, over HTTP; also when the server dies in between."""
+"""Approvals and stateful agents over HTTP, also across a crash of the server."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def waiting(result: dict[str, Any]) -> list[str]:
     return [each["tool_call_id"] for each in asked["tool_calls"]]
 
 
-def test_an_answer_after_the_server_was_killed_goes_on_from_exactly_there(tmp_path: Path) -> None:
+def test_an_approval_after_a_crash_continues_the_run_where_it_stopped(tmp_path: Path) -> None:
     turns = script({"reasoning": "hm", **looking_up("apples", "pears")}, {"text": "looked up"})
     with live_server(tmp_path / "data") as server:
         agent_id = guarded(server)
@@ -105,7 +105,7 @@ def test_a_terminal_tool_ends_the_run(server: LiveServer) -> None:
     assert (result["stop_reason"], result["messages"][-1]["tool_return"]) == ("tool_rule", "2")
 
 
-def test_a_tool_speaks_for_the_agent_where_the_request_says_so(server: LiveServer) -> None:
+def test_the_assistant_message_tool_of_a_request_becomes_a_message(server: LiveServer) -> None:
     agent_id = made(server, tools=["look_up"])["id"]
     asked = {"agent_id": agent_id, "input": script(looking_up("apples"), {"text": "done"})}
     plain, spoken = run(
@@ -119,7 +119,7 @@ def test_a_tool_speaks_for_the_agent_where_the_request_says_so(server: LiveServe
     assert [each["content"] for each in spoken["messages"]] == ["apples", "done"]
 
 
-def test_one_agent_is_asked_and_answered_at_once(server: LiveServer) -> None:
+def test_a_single_run_waits_for_an_approval_and_continues(server: LiveServer) -> None:
     agent_id = guarded(server)
     path = f"/v1/agents/{agent_id}/messages"
     asked = call(server, "POST", path, {"input": script(looking_up("apples"), {"text": "looked up"})}).body
@@ -148,9 +148,7 @@ def notes(server: LiveServer) -> str:
     return str(made(server, memory_blocks=[block], message_buffer_autoclear=False)["id"])
 
 
-def test_an_agent_that_is_stateful_remembers_what_was_said_in_batches_and_at_once(
-    server: LiveServer, notes: str
-) -> None:
+def test_a_stateful_agent_remembers_batches_and_single_runs(server: LiveServer, notes: str) -> None:
     run(server, *({"agent_id": notes, "input": script({"text": f"answer {i}"})} for i in range(4)))
     call(server, "POST", f"/v1/agents/{notes}/messages", {"input": script({"text": "answer 4"})})
     path = f"/v1/agents/{notes}/messages"
@@ -185,7 +183,7 @@ def test_the_memory_of_an_agent_is_edited_by_its_model_and_shown(server: LiveSer
     assert call(server, "DELETE", f"/v1/agents/{notes}").status == 200
 
 
-def test_a_stateful_agent_that_waits_has_to_be_answered_first(server: LiveServer) -> None:
+def test_a_stateful_agent_with_a_pending_approval_refuses_other_messages(server: LiveServer) -> None:
     rules = [{"type": "requires_approval", "tool_name": "look_up"}]
     agent_id = made(server, tools=["look_up"], tool_rules=rules, message_buffer_autoclear=False)["id"]
     path = f"/v1/agents/{agent_id}/messages"

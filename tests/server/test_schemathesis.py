@@ -1,4 +1,4 @@
-"""The server does what its OpenAPI document says: schemathesis makes thousands of requests from the document."""
+"""The server behaves as its OpenAPI document says: schemathesis derives thousands of requests from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ agents:
 CONFIG = """
 seed = 1
 continue-on-failure = true
-suppress-health-check = ["all"]  # how fast a busy machine makes up examples is no claim of this test
+suppress-health-check = ["all"]  # this test makes no claim about the speed of a busy machine
 
 [generation]
 max-examples = 5

@@ -1,4 +1,4 @@
-"""A server whose disk fills up while it works, and a server that forgets."""
+"""A server whose disk fills up, and the deletion of old jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.sqlite_lock import locked
 
 @contextmanager
 def full_disk(server: LiveServer, n_bytes: int = 200_000) -> Iterator[None]:
-    """Let no file of the server grow beyond so many bytes: the kernel refuses its writes as it would on a full disk."""
+    """Limit the size of the server's files: the kernel refuses larger writes as it would on a full disk."""
     before = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
@@ -40,7 +40,7 @@ def batch(n: int, size: int) -> dict[str, object]:
     return {"requests": [{"agent_id": "echo", "input": "x" * size}] * n}
 
 
-def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_path: Path) -> None:
+def test_a_full_disk_gives_507_and_not_ready_until_there_is_space_again(tmp_path: Path) -> None:
     client = Client()
     with live_server(tmp_path / "data", "--max-in-flight", "8", agents=AGENTS) as server:
         assert client.post(server.url, 1000)
@@ -50,9 +50,9 @@ def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_
             with refused.value as answer:
                 assert answer.code == 507
                 assert "is full; make room there" in json.load(answer)["detail"]
-            until(lambda: status_of(server.url, "/readyz") == 503)  # the job's outcomes find no room either
+            until(lambda: status_of(server.url, "/readyz") == 503)  # the job's outcomes do not fit either
             assert status_of(server.url, BATCHES, batch(1, 10)) == 507
-            assert ask(server.url, BATCHES)[0]["completed_at"] is None  # readers are not disturbed
+            assert ask(server.url, BATCHES)[0]["completed_at"] is None  # reading still works
         until(lambda: status_of(server.url, "/readyz") == 200)
         assert client.post(server.url, 10)
         check_echoes(client, server.url)
@@ -61,7 +61,7 @@ def test_a_full_disk_is_507_and_503_for_the_supervisor_and_passes_by_itself(tmp_
         assert "Traceback" not in server.log
 
 
-def test_a_batch_that_was_accepted_is_told_by_its_key_on_a_full_disk_too(tmp_path: Path) -> None:
+def test_an_accepted_batch_is_found_by_its_key_on_a_full_disk_too(tmp_path: Path) -> None:
     key = {"Idempotency-Key": "once"}
     with live_server(tmp_path / "data", agents=AGENTS) as server:
         job = ask(server.url, BATCHES, batch(1, 10), **key)
@@ -72,7 +72,7 @@ def test_a_batch_that_was_accepted_is_told_by_its_key_on_a_full_disk_too(tmp_pat
 
 
 @pytest.mark.cluster
-def test_a_server_starts_though_a_run_that_an_earlier_one_has_left_cannot_be_ended(tmp_path: Path) -> None:
+def test_a_server_starts_although_an_abandoned_run_cannot_be_ended(tmp_path: Path) -> None:
     data_dir, agents = tmp_path / "data", tmp_path / "agents.json"
     agents.write_text(json.dumps({"agents": [{"id": "wait", "run": "tests.cluster.agents:wait"}]}))
     with live_server(data_dir, agents=agents) as server:
@@ -100,7 +100,7 @@ def test_a_server_starts_though_a_run_that_an_earlier_one_has_left_cannot_be_end
     locking.join()
 
 
-def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_server_with_a_full_disk_exits_cleanly_and_loses_nothing(tmp_path: Path) -> None:
     client = Client()
     grace = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
     with live_server(tmp_path / "data", "--max-in-flight", "8", agents=AGENTS, **grace) as server:
@@ -113,7 +113,7 @@ def test_a_server_with_a_full_disk_stops_in_good_order_and_loses_nothing(tmp_pat
         check_echoes(client, server.url)
 
 
-def test_a_batch_that_is_kept_no_longer_is_unknown(tmp_path: Path) -> None:
+def test_a_deleted_batch_is_unknown(tmp_path: Path) -> None:
     client = Client()
     with live_server(tmp_path, agents=AGENTS) as server:
         assert client.post(server.url, 600)
