@@ -1,4 +1,4 @@
-"""The loopback provider's chat completions, as OpenAI speaks them."""
+"""OpenAI's chat completions protocol of the loopback provider."""
 
 from __future__ import annotations
 

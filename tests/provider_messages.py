@@ -1,4 +1,4 @@
-"""The loopback provider's Messages, as Anthropic speaks them, and what its API refuses of a conversation's form."""
+"""Anthropic's Messages protocol of the loopback provider, with the checks that its API makes on conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.provider_replies import Reply, split_words, whole
 
 Block = dict[str, Any]
 GrowingBlock = tuple[Block, list[Block]]
-"""A block as it starts, and the deltas that go on with it."""
+"""The start of a content block, and the deltas that complete it."""
 
 
 class MessagesReply(Reply):

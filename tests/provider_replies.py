@@ -1,4 +1,4 @@
-"""What the loopback provider answers, whatever its protocol: directives, faults, and HTTP by hand."""
+"""Replies of the loopback provider in any protocol: directives, faults, and HTTP written by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ Ending = Literal["keep", "abort", "hang"]
 
 
 class Reply(ABC):
-    """What to write, and when; its twins are the protocols.  `n_bytes` are those of the request.  The directives:
+    """The bytes of one reply, and their timing; a subclass for each protocol.  `n_bytes` is the size of the request.
+
+    The directives:
 
     - plain answers: `tokens:N`, `say:TEXT`, `reasoning:TEXT`, `finish:REASON` (in OpenAI's words), `cached:N`,
       `json` (not streamed), `latency:S` (to the first byte), `gap:S` (between events), `crlf` (line ends, and a comment
@@ -47,7 +49,7 @@ class Reply(ABC):
         self._n_tokens = int(self._get("tokens", str(tokens)))
         self.pieces, self.ending = self._render()
 
-    # What a protocol says in its own way.
+    # Parts that differ between the protocols.
 
     @abstractmethod
     def _error(self, status: int, message: str, code: str | None) -> dict[str, Any]: ...
@@ -63,11 +65,11 @@ class Reply(ABC):
 
     @abstractmethod
     def _events(self) -> list[bytes]:
-        """The events of the answer itself."""
+        """Return the events of the content."""
 
     @abstractmethod
     def _last_events(self) -> list[bytes]:
-        """The events that end it, the end mark included."""
+        """Return the events that end the reply, including the end mark."""
 
     @abstractmethod
     def _empty_events(self) -> list[bytes]: ...
@@ -78,7 +80,7 @@ class Reply(ABC):
     @abstractmethod
     def _has_results(self) -> bool: ...
 
-    # What they have in common.
+    # Parts that all protocols share.
 
     def _get(self, name: str, default: str = "") -> str:
         return self._asked[name][0] if name in self._asked else default

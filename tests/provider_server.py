@@ -1,18 +1,18 @@
-"""A provider on loopback that speaks OpenAI's chat completions and Anthropic's Messages, with faults on demand.
+"""A provider on loopback with OpenAI's chat completions and Anthropic's Messages, and faults on demand.
 
-It keeps a ledger of its calls, and refuses what Anthropic's API would refuse of a conversation's form.
+It records its calls, and rejects malformed conversations as Anthropic's API does.
 
-What it does is asked for in the last user message, or in the model's name, by directives in double square brackets:
+Directives in double square brackets, in the last user message or in the model's name, control a reply:
 
     [[status:500]]  [[429:retry-after=0.05 x2]]  [[stall]]  [[tool:calculate {"expression": "1 + 1"}]]  [[latency:2.0]]
 
-` x2` limits a directive to the first two calls with that text; the others then go as if it were not there.  See
-`Reply` for all of them.  With a `fault_rate`, calls fail at random besides, in ways that pass.  It writes HTTP by hand
-on an asyncio protocol: a whole answer is one write of bytes rendered before, which keeps it cheap enough to measure
-against, and a broken answer can be broken at any byte.
+` x2` limits a directive to the first two calls with that text; later calls ignore it.  `Reply` lists all directives.
+With a `fault_rate`, calls also fail at random with temporary errors.  The server writes HTTP by hand on an asyncio
+protocol: a whole reply is one write of prepared bytes, which is cheap enough for benchmarks, and a reply can break at
+any byte.
 
     async with ProviderServer() as server: ...            # on the test's own loop
-    with run_in_thread() as server: ...                   # beside a sync test
+    with run_in_thread() as server: ...                   # next to a sync test
     python -m tests.provider_server --port 0 --tokens 50 --latency 2.0     # a process; prints its port
 """
 
@@ -41,7 +41,7 @@ from tests.provider_messages import MessagesReply
 from tests.provider_replies import Directives, Ending, Reply, whole
 
 MAX_CALLS = 200_000
-"""The ledger keeps the newest calls."""
+"""Only the newest calls are kept."""
 
 _DIRECTIVE = re.compile(r"\[\[(\w+)(?::(.*?))?(?: x(\d+))?\]\](?!\])", re.DOTALL)
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -101,16 +101,16 @@ class ProviderServer:
 
     @property
     def root_url(self) -> str:
-        """The address of Messages, and of the ledger."""
+        """The base URL of Messages."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def calls(self) -> list[Call]:
-        """The ledger, oldest first."""
+        """The recorded calls, oldest first."""
         return list(self._calls)
 
     def clear(self) -> None:
-        """Empty the ledger; the counts behind ` xN` begin anew."""
+        """Forget all calls, and count for ` xN` from zero again."""
         self._calls.clear()
         self._seen.clear()
         self.n_calls, self.max_in_flight = 0, self.n_in_flight
@@ -136,7 +136,7 @@ class ProviderServer:
         await self.close()
 
     def answer(self, path: str, headers: dict[str, str], body: bytes) -> Reply:
-        """Enter one call into the ledger and say what to answer."""
+        """Record one call, and return its reply."""
         request = orjson.loads(body)
         text, model = _last_user_text(request["messages"]), request["model"]
         authorization = headers.get("authorization") or headers.get("x-api-key", "")

@@ -1,4 +1,4 @@
-"""Benchmarks: each prints the baseline of its own run beside batchray's figure, and fails where a limit is missed.
+"""Benchmarks: each prints a baseline from the same run next to batchray's figure, and fails if a limit is exceeded.
 
 One by one with `python -m tests.benchmarks.NAME`, all with `python -m pytest -m benchmark -s`.
 """

@@ -28,7 +28,7 @@ def _cpu() -> float:
 
 
 async def bare_aiohttp(base_url: str, n: int, max_in_flight: int = WINDOW) -> None:
-    """Stream answers over one aiohttp session and join their deltas, so many at once."""
+    """Stream replies over one aiohttp session and join their deltas, with a fixed number of requests in flight."""
     window = asyncio.Semaphore(max_in_flight)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
@@ -49,7 +49,7 @@ async def bare_aiohttp(base_url: str, n: int, max_in_flight: int = WINDOW) -> No
 
 
 async def _bare_openai(base_url: str, n: int) -> None:
-    """Stream answers through the OpenAI SDK and join their deltas, WINDOW at once."""
+    """Stream replies with the OpenAI SDK and join their deltas, with WINDOW requests in flight."""
     window = asyncio.Semaphore(WINDOW)
     async with openai.AsyncOpenAI(api_key="none", base_url=base_url) as client:
 

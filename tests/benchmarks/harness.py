@@ -16,7 +16,7 @@ import psutil
 
 @contextlib.contextmanager
 def provider(tokens: int = 50, latency_s: float = 0.0) -> Iterator[str]:
-    """Run the loopback provider as a process; yields its base URL."""
+    """Run the loopback provider in a subprocess; yields its base URL."""
     command = [sys.executable, "-m", "tests.provider_server", "--port", "0", "--tokens", str(tokens)]
     with subprocess.Popen([*command, "--latency", str(latency_s)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -28,7 +28,7 @@ def provider(tokens: int = 50, latency_s: float = 0.0) -> Iterator[str]:
 
 @contextlib.contextmanager
 def data_dir() -> Iterator[Path]:
-    """Yield a data directory that is removed afterwards, and let Ray keep its files there too."""
+    """Yield a data directory that is removed afterwards; Ray keeps its files there too."""
     with tempfile.TemporaryDirectory(prefix="br") as directory:
         os.environ["RAY_TMPDIR"] = directory
         try:

@@ -1,4 +1,4 @@
-"""Time of `import batchray`, against Python's own start.
+"""Time of `import batchray`, compared with the start of Python.
 
 Limit: 0.15 s beyond Python itself; loads neither ray nor aiohttp.
 """

@@ -1,4 +1,4 @@
-"""A body of 256 MB with 760,000 requests, sent to a live server: time, memory, and whether the server still answers.
+"""Upload of 256 MB with 760,000 requests to a live server: time, memory, and the latency of other requests.
 
 Limits: accepted in no more time than `orjson.loads` and pydantic take for the same body; 150 MB of memory beyond the
 idle server's, file pages aside; /livez within 250 ms.  For 8 bodies at once 512 MB, and a ninth is refused with 503.
@@ -28,7 +28,7 @@ from tests.server.live import LiveServer, live_server
 
 N, N_BYTES = 760_000, 256 * 1024 * 1024
 N_AT_ONCE = 8
-# An agent that answers long after the benchmark: running the items is not what is measured.
+# An agent that answers long after the benchmark, which does not measure running the items.
 AGENTS = """
 agents:
   - {id: agent-0b5b0c5e-6a39-4a52-8b71-5f2c1a3d9e70, model: offline/scripted, deadline_s: 7200,
@@ -76,7 +76,7 @@ def _write_body(file: Path) -> None:
 
 
 def _baseline_s(file: Path) -> float:
-    """Return how long parsing and validating take, in a process of its own."""
+    """Return how long orjson and pydantic take for the body, in a subprocess."""
     command = [sys.executable, "-m", "tests.benchmarks.intake", "baseline", str(file)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -96,12 +96,12 @@ def _server(data_dir: Path) -> Iterator[LiveServer]:
     with live_server(data_dir, "--max-in-flight", "1", agents=agents) as server:
         small = data_dir.with_suffix(".json")
         small.write_bytes(b'{"requests":[]}')
-        assert _post(server, small)[1] == 400  # warm: code imported
+        assert _post(server, small)[1] == 400  # imports the code
         yield server
 
 
 def _post(server: LiveServer, file: Path) -> tuple[float, int, bool]:
-    """Send a body; returns seconds from its first byte to the answer, the status, and whether to come again later."""
+    """Send a body; returns the seconds until the response, its status, and whether it has a Retry-After."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=600)
     with contextlib.closing(connection), file.open("rb") as body:
         connection.putrequest("POST", "/v1/messages/batches")
@@ -117,7 +117,7 @@ def _post(server: LiveServer, file: Path) -> tuple[float, int, bool]:
 
 
 def _post_many(server: LiveServer, file: Path) -> tuple[int, tuple[int, bool]]:
-    """Send as many bodies at once as may be, and one more; returns how many were accepted, and that one's answer."""
+    """Send as many bodies at once as allowed, and one more; returns how many were accepted, and the last response."""
     with ThreadPoolExecutor(N_AT_ONCE) as pool:
         sent = [pool.submit(_post, server, file) for _ in range(N_AT_ONCE)]
         while _n_uploads(server) < N_AT_ONCE:
@@ -135,7 +135,7 @@ def _n_uploads(server: LiveServer) -> int:
 
 
 class _Watch(threading.Thread):
-    """Watches a server's memory, children included, while a process of its own asks for /livez."""
+    """Watches the memory of a server and its children, while a subprocess polls /livez."""
 
     def __init__(self, server: LiveServer) -> None:
         super().__init__(daemon=True)
@@ -175,7 +175,7 @@ def _watched(server: LiveServer) -> Iterator[_Watch]:
 
 
 def _anonymous_mb(pid: int) -> float:
-    """Return the memory of a process and its children that no file stands behind."""
+    """Return the anonymous memory of a process and its children, in MB."""
     total_kb = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
@@ -185,7 +185,7 @@ def _anonymous_mb(pid: int) -> float:
 
 
 def _poll_livez(url: str) -> None:
-    """Ask every 50 ms until standard input ends, and print the slowest answer's milliseconds."""
+    """Poll every 50 ms until standard input ends, and print the slowest response in milliseconds."""
     is_over = threading.Event()
     threading.Thread(target=_when_input_ends, args=(is_over.set,), daemon=True).start()
     connection, slowest_s = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60), 0.0

@@ -35,7 +35,7 @@ def _peak_kb(pid: int) -> int:
 
 
 class _JobActorPeak(threading.Thread):
-    """Watches the job actor, which is gone when the job ends."""
+    """Watches the job actor, which ends with its job."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

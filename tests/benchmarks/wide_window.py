@@ -1,4 +1,4 @@
-"""4,000 requests at a model latency of 2 s, 1,000 in flight, on one machine: wall time against the ideal 8 s.
+"""4,000 requests with a model latency of 2 s, 1,000 in flight, on one machine: wall time compared with the ideal 8 s.
 
 Limit: 1.25 times the ideal.
 """
@@ -18,11 +18,11 @@ _ROUNDS = 3
 
 
 def main() -> None:
-    """Measure three times in turns, and print; the limit is for the median, because the cores are shared."""
+    """Measure three times alternately, and print; the limit applies to the median, because the cores are shared."""
     ideal_s, bare_s, wall_s, lines = N / WINDOW * LATENCY_S, list[float](), list[float](), list[str]()
     with provider(tokens=50, latency_s=LATENCY_S) as base_url, data_dir() as directory:
         options = {"data_dir": directory, "max_in_flight": WINDOW, "progress": False, **agents(base_url)}
-        batchray.run(requests(WINDOW), **options)  # warm: lanes started, connections open
+        batchray.run(requests(WINDOW), **options)  # starts the lanes and opens the connections
         for _ in range(_ROUNDS):
             started = time.monotonic()
             asyncio.run(bare_aiohttp(base_url, N, WINDOW))

@@ -26,7 +26,7 @@ _MODEL_CALLS = {"good": 1, "stepper": 1 + _N_STEPS, "deadly": 0}
 
 @dataclass
 class RequestLog:
-    """What a client knows about its batches, as custom ids.
+    """The batches of a client, as lists of custom ids.
 
     `batches` are acknowledged, by job id; `unanswered` got no response.  `n_calls_needed` counts the model calls that
     the acknowledged requests need if each call is made once.  `shown` holds every outcome that the client has seen.

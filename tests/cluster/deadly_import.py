@@ -1,4 +1,4 @@
-"""An agent whose code ends a worker that imports it, as a broken native library may."""
+"""An agent whose code crashes the worker that imports it, as a broken native library may."""
 
 from __future__ import annotations
 

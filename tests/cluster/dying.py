@@ -1,4 +1,4 @@
-"""Ways for a request to end the process that it runs in, for agents and tools of the tests."""
+"""Agents and tools that end the process that they run in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.cluster.agents import text_of
 
 
 def die(how: str) -> str:
-    """Die; also a tool."""
+    """End this process in the given way; also a tool."""
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "crash":
@@ -27,7 +27,7 @@ def die(how: str) -> str:
 
 
 async def die_async(how: str) -> str:
-    """Die on the event loop; also a tool."""
+    """End this process from its event loop; also a tool."""
     await asyncio.sleep(0)
     return die(how)
 

@@ -1,4 +1,4 @@
-"""Run by test_a_cluster_of_nodes.py in a process of its own: a job on two nodes, one of which is killed."""
+"""Runs a job on two nodes and kills one of them; test_a_cluster_of_nodes.py starts it as a subprocess."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchray import Agent, AgentRequest
 
 async def where(request: AgentRequest) -> str:
     """Answer with the node that ran it, after a moment."""
-    await asyncio.sleep(0.3)  # long enough that some of those on a node that is lost have not answered yet
+    await asyncio.sleep(0.3)  # long enough that some requests are in flight on the node that is lost
     return str(ray.get_runtime_context().get_node_id())
 
 
@@ -27,8 +27,8 @@ def main(data_dir: Path) -> None:
     cluster.wait_for_nodes()
     try:
         requests = [{"agent_id": "where", "input": "?"} for _ in range(600)]
-        fleet = [Agent(id="where", run=where)]
-        job = batchray.submit(requests, fleet, data_dir=data_dir, max_in_flight=32, ray_address=cluster.address)
+        agent_list = [Agent(id="where", run=where)]
+        job = batchray.submit(requests, agent_list, data_dir=data_dir, max_in_flight=32, ray_address=cluster.address)
         while job.live().done < 100:
             time.sleep(0.05)
         cluster.remove_node(second, allow_graceful=False)
@@ -36,7 +36,9 @@ def main(data_dir: Path) -> None:
         results = list(job.results("index"))
         nodes = {result.text for result in results}
         batchray.shutdown()
-        ray.init(address=cluster.address, log_to_driver=False)  # still there: it was not ours to end
+        ray.init(
+            address=cluster.address, log_to_driver=False
+        )  # still there: batchray does not stop an external cluster
         report = {
             "status": record.status,
             "indices": [result.index for result in results],

@@ -1,4 +1,4 @@
-"""Awkward users: blocking code, generators that wait, two executors, functions that cannot travel."""
+"""Unusual uses: blocking code, generators that wait, two executors, functions that cannot be pickled."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.cluster.agents import ECHO, block_the_loop, echoes
 
 
 @pytest.mark.parametrize("placement", ["lane", "process"])
-def test_code_that_blocks_its_loop_ends_at_its_limit_and_the_next_job_is_whole(
+def test_code_that_blocks_its_event_loop_ends_at_its_deadline_and_the_next_job_is_complete(
     placement: str, options: dict[str, Any]
 ) -> None:
     blocker = Agent(id="block", run=block_the_loop, deadline_s=1, placement=placement)
     requests = [{"agent_id": "block", "input": "?"}, *echoes(100)]
-    # A grace far beyond a test's patience is cut short here; one attempt, because each has to run into the limit.
+    # The default grace is too long for a test.  One attempt, because every attempt runs until its deadline.
     limits: dict[str, Any] = {"deadline_grace_s": 2, "max_attempts": 1, "max_in_flight": 8}
     job = batchray.run(requests, [blocker, ECHO], **limits, **options)
 
@@ -53,7 +53,7 @@ def test_two_executors_of_one_process_close_cleanly(options: dict[str, Any]) -> 
     batchray.run(list(echoes(2)), [ECHO], **options)
     options["lanes"] = 1
     assert batchray.run(list(echoes(2)), [ECHO], **options).counts["succeeded"] == 2
-    batchray.shutdown()  # the session's cluster too; the next test starts another
+    batchray.shutdown()  # this also stops the session's cluster; the next test starts another
 
     import ray
 
@@ -61,7 +61,7 @@ def test_two_executors_of_one_process_close_cleanly(options: dict[str, Any]) -> 
     assert batchray.run(list(echoes(2)), [ECHO], **options).counts["succeeded"] == 2
 
 
-def test_a_function_that_cannot_travel_is_refused_before_the_batch_is_accepted(options: dict[str, Any]) -> None:
+def test_a_function_that_cannot_be_pickled_is_refused_before_the_batch_is_accepted(options: dict[str, Any]) -> None:
     lock = threading.Lock()
 
     def locked(request: AgentRequest) -> str:
@@ -79,18 +79,18 @@ def test_an_async_iterable_is_refused_like_any_other(options: dict[str, Any]) ->
             yield request
 
     async def bad_third() -> AsyncIterator[dict[str, Any]]:
-        for request in [*echoes(2), {"agent_id": "nobody", "input": "?"}]:
+        for request in [*echoes(2), {"agent_id": "unknown", "input": "?"}]:
             yield request
 
     with pytest.raises(BatchFormatError, match="the batch is empty"):
         batchray.run(nothing(), [ECHO], **options)
-    with pytest.raises(BatchFormatError, match=r"requests\[2\]: unknown agent 'nobody'"):
+    with pytest.raises(BatchFormatError, match=r"requests\[2\]: unknown agent 'unknown'"):
         batchray.run(bad_third(), [ECHO], **options)
     with Store.open_for_reading(options["data_dir"]) as store:
         assert store.jobs.find() == []
 
 
-def test_a_retry_that_cannot_run_forgets_nothing(options: dict[str, Any]) -> None:
+def test_a_refused_retry_keeps_all_outcomes(options: dict[str, Any]) -> None:
     def never(request: AgentRequest) -> str:
         raise ValueError("not today")
 
@@ -118,13 +118,15 @@ def test_a_job_can_be_paused_and_canceled_at_once_after_it_was_submitted(options
     assert job.wait(60).status == "cancelled"
 
 
-def test_a_cancel_of_before_a_jobs_end_is_not_for_its_retry(options: dict[str, Any]) -> None:
+def test_a_cancel_sent_before_the_end_of_a_job_does_not_cancel_its_retry(options: dict[str, Any]) -> None:
     def never(request: AgentRequest) -> str:
         raise ValueError("not today")
 
     options["executor"] = "local"
     job = batchray.run(list(echoes(3)), [Agent(id="echo", run=never)], **options)
-    ControlFile(options["data_dir"], job.id).ask(is_canceled=True)  # of a driver that was killed right after the end
+    ControlFile(options["data_dir"], job.id).ask(
+        is_canceled=True
+    )  # as left by a driver that was killed right after the end
     options.pop("progress")
     again = submit_retry(job.id, [Agent(id="echo", run=agents.echo)], **options)
     assert (again.wait(60).status, again.counts["succeeded"]) == ("completed", 3)

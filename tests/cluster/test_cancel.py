@@ -35,7 +35,7 @@ def test_a_cancel_ends_model_calls_and_then_the_job(slack: float, executor: str,
     options |= {"executor": executor}
     options.pop("progress")
     with run_in_thread(latency_s=0.2) as server:
-        # Each would ask its model again in a moment, or for as long as the test runs.
+        # Each would call its model again soon, or for as long as the test runs.
         kinds = [
             {"agent_id": "tools", "input": '[[tool:nap {"seconds": 3}]]'},
             {"agent_id": "tools", "input": '[[tool:doze {"seconds": 3}]]'},
@@ -44,14 +44,14 @@ def test_a_cancel_ends_model_calls_and_then_the_job(slack: float, executor: str,
             {"agent_id": "block", "input": "60"},
         ]
         requests = [{**kind, "custom_id": str(n)} for n in range(60) for kind in kinds]
-        job = batchray.submit(requests, fleet(), providers=providers(server), max_in_flight=60, **options)
+        job = batchray.submit(requests, all_agents(), providers=providers(server), max_in_flight=60, **options)
         until(lambda: job.live().done > 20, 60)
 
         canceled = time.monotonic()
         job.cancel()
         record = job.wait(60)
         over = time.monotonic()
-        later = batchray.run([{"agent_id": "wait", "input": "4"}], fleet()[-1:], progress=False, **options)
+        later = batchray.run([{"agent_id": "wait", "input": "4"}], all_agents()[-1:], progress=False, **options)
 
         assert record.status == "cancelled"
         assert over - canceled < OVER_S * slack
@@ -86,12 +86,12 @@ def test_a_request_that_blocks_its_event_loop_is_stopped_too(
 
     assert (record.status, record.counts["succeeded"], record.counts["canceled"]) == ("cancelled", 1, 1)
     assert time.monotonic() - canceled < OVER_S * slack
-    # Its lane, if it had one, is started anew and serves.
+    # Its lane, if it had one, is restarted and runs requests.
     again = batchray.run([{"agent_id": "echo", "input": "b"}] * 40, [Agent(id="echo", run=agents.echo)], **options)
     assert again.counts["succeeded"] == 40
 
 
-def fleet() -> list[Agent]:
+def all_agents() -> list[Agent]:
     return [
         Agent(id="tools", model="local/m", tools=[nap, doze]),
         Agent(id="plain", model="local/m"),

@@ -1,4 +1,4 @@
-"""Requests that end the process they run in: three attempts, a cause, and nobody else pays."""
+"""Requests that crash their process: three attempts, an error with the cause, and no cost for other requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("how", CAUSES)
-def test_a_deadly_request_ends_after_three_attempts_with_its_cause_and_nobody_else_pays(
+def test_a_request_that_crashes_its_worker_fails_after_three_attempts_and_costs_no_other(
     how: str, options: dict[str, Any]
 ) -> None:
     with run_in_thread() as server:
@@ -33,7 +33,7 @@ def test_a_deadly_request_ends_after_three_attempts_with_its_cause_and_nobody_el
             {"agent_id": "tools", "input": f'[[tool:die {{"how": "{how}"}}]]'},
             {"agent_id": "tools", "input": f'[[tool:die_async {{"how": "{how}"}}]]'},
         ]
-        fleet = [
+        agent_list = [
             Agent(id="sync", run=dying.sync_agent),
             Agent(id="async", run=dying.async_agent),
             Agent(id="tools", model="local/m", tools=[dying.die, dying.die_async]),
@@ -41,7 +41,7 @@ def test_a_deadly_request_ends_after_three_attempts_with_its_cause_and_nobody_el
         ]
         local = {"protocol": "openai", "base_url": server.base_url}
         requests = [*[{"agent_id": "tools", "input": f"question {index}"} for index in range(60)], *deadly]
-        job = batchray.run(requests, fleet, providers={"local": local}, max_in_flight=16, **options)
+        job = batchray.run(requests, agent_list, providers={"local": local}, max_in_flight=16, **options)
 
     results = list(job.results("index"))
     assert {str(result.status) for result in results[:60]} == {"succeeded"}
@@ -53,14 +53,14 @@ def test_a_deadly_request_ends_after_three_attempts_with_its_cause_and_nobody_el
         assert "MiB of memory" in result.error.message
 
 
-def test_a_request_whose_code_kills_its_process_as_it_is_imported_ends_after_three_attempts(
+def test_a_request_whose_code_crashes_on_import_fails_after_three_attempts(
     options: dict[str, Any],
 ) -> None:
-    fleet = [Agent(id="deadly", run="tests.cluster.deadly_import:answer"), Agent(id="ask", model="local/m")]
+    agent_list = [Agent(id="deadly", run="tests.cluster.deadly_import:answer"), Agent(id="ask", model="local/m")]
     requests = [{"agent_id": agent_id, "input": "?"} for agent_id in ["ask"] * 20 + ["deadly"] * 12]
     with run_in_thread(latency_s=1) as server:
         local = {"protocol": "openai", "base_url": server.base_url}
-        job = batchray.run(requests, fleet, providers={"local": local}, **options)
+        job = batchray.run(requests, agent_list, providers={"local": local}, **options)
     results = list(job.results("index"))
     assert {(str(result.status), result.attempts) for result in results[:20]} == {("succeeded", 1)}
     for deadly in results[20:]:
@@ -69,8 +69,8 @@ def test_a_request_whose_code_kills_its_process_as_it_is_imported_ends_after_thr
         assert CAUSES["exit"] in deadly.error.message
 
 
-def test_a_request_that_holds_up_its_lane_costs_nobody_else(ray_session: None, tmp_path: Path) -> None:
-    fleet = [
+def test_a_request_that_blocks_its_lane_costs_no_other_request(ray_session: None, tmp_path: Path) -> None:
+    agent_list = [
         {"id": "block", "run": "tests.cluster.agents:block_the_loop", "deadline_s": 9},
         {"id": "ask", "model": "local/m", "deadline_s": 9},
     ]
@@ -80,7 +80,7 @@ def test_a_request_that_holds_up_its_lane_costs_nobody_else(ray_session: None, t
     arguments = ["requests.jsonl", "--agents", "agents.json", "--lanes", "1", "--output", "out.jsonl", "--quiet"]
     with run_in_thread(latency_s=3) as server:
         providers = {"local": {"protocol": "openai", "base_url": server.base_url}}
-        (tmp_path / "agents.json").write_text(json.dumps({"providers": providers, "agents": fleet}))
+        (tmp_path / "agents.json").write_text(json.dumps({"providers": providers, "agents": agent_list}))
         with run_cli("run", *arguments, cwd=tmp_path, environment=environment) as driver:
             _, err = driver.communicate(timeout=150)
     *others, last = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -89,7 +89,7 @@ def test_a_request_that_holds_up_its_lane_costs_nobody_else(ray_session: None, t
 
 
 @pytest.mark.usefixtures("memory_alone")
-def test_a_request_that_takes_all_memory_ends_after_three_attempts(ray_session: None, tmp_path: Path) -> None:
+def test_a_request_that_uses_all_memory_fails_after_three_attempts(ray_session: None, tmp_path: Path) -> None:
     agents_file = {
         "agents": [
             {"id": "dying", "run": "tests.cluster.dying:sync_agent"},

@@ -1,4 +1,4 @@
-"""What one bad request, a dead lane or a dead driver may cost, on real Ray with a real provider."""
+"""The cost of a bad request, a dead lane or a dead driver, on real Ray with a provider on loopback."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("placement", ["process", "lane"])
-def test_five_bad_requests_among_2000_cost_nobody_else(placement: str, options: dict[str, Any]) -> None:
+def test_five_bad_requests_among_2000_cost_no_other_request(placement: str, options: dict[str, Any]) -> None:
     with run_in_thread() as server:
         local = {
             "protocol": "openai",
@@ -44,14 +44,14 @@ def test_five_bad_requests_among_2000_cost_nobody_else(placement: str, options: 
             "max_retries": 2,
             "timeouts": {"connect_s": 5, "idle_s": 1, "call_s": 20},
         }
-        fleet = [
+        agent_list = [
             Agent(id="good", model="local/m", tools=[agents.fail], deadline_s=60),
             Agent(id="killer", run=agents.kill_own_process, placement=placement),
         ]
         requests = [{"agent_id": "good", "input": f"question {index}"} for index in range(2000)]
         for index, (agent_id, text, _) in BAD.items():
             requests[index] = {"agent_id": agent_id, "input": text}
-        job = batchray.run(requests, fleet, providers={"local": local}, max_in_flight=128, **options)
+        job = batchray.run(requests, agent_list, providers={"local": local}, max_in_flight=128, **options)
         n_calls = server.n_calls
 
     results = list(job.results("index"))
@@ -65,7 +65,7 @@ def test_five_bad_requests_among_2000_cost_nobody_else(placement: str, options: 
     assert {str(result.status) for result in others} == {"succeeded"}
     assert results[1600].attempts == 3
     assert {result.attempts for result in others} == {1}
-    # Those that shared the lane at that moment are run once more, and only once; bad ones are asked three times.
+    # Requests on the same lane at that moment run exactly once more; each bad request runs three times.
     assert n_calls <= 2000 + 2 * len(BAD) + (128 if placement == "lane" else 0)
     assert tool_return(results[1300]) == ("error", "ValueError: cannot work with 1")
 
@@ -100,7 +100,7 @@ def test_ten_killed_lanes_lose_and_repeat_nothing(options: dict[str, Any]) -> No
     assert slowest < 60  # new outcomes arrive after each death
 
 
-def test_a_stopped_lane_that_goes_on_later_changes_no_outcome(options: dict[str, Any]) -> None:
+def test_a_suspended_lane_that_continues_later_changes_no_outcome(options: dict[str, Any]) -> None:
     options.pop("progress")
     patient = Agent(id="wait", run=agents.wait, deadline_s=3)
     batchray.run([{"agent_id": "wait", "input": "0"}] * 8, [patient], progress=False, **options)
@@ -122,7 +122,7 @@ def test_a_stopped_lane_that_goes_on_later_changes_no_outcome(options: dict[str,
     assert (job.record(), list(job.results("index"))) == (record, results)
 
 
-def test_a_request_whose_process_stands_still_ends_at_its_deadline(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_request_whose_process_hangs_ends_at_its_deadline(options: dict[str, Any], tmp_path: Path) -> None:
     options.pop("progress")
     alone = Agent(id="wait", run=agents.begin_and_wait, placement="process", num_cpus=0.5, deadline_s=5)
     requests = [{"agent_id": "wait", "input": str(tmp_path / "begun")}]
@@ -147,7 +147,7 @@ def test_the_import_of_an_agents_code_does_not_count_towards_its_deadline(option
 
 @contextmanager
 def run_until(directory: Path, n_done: int, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a directory's batch by the command line; yields driver and job when more than `n_done` items are done."""
+    """Run a directory's batch with the command line; yields driver and job once more than `n_done` items are done."""
     with run_cli("run", "requests.jsonl", "--agents", "agents.json", *options, cwd=directory) as driver:
         assert driver.stdout is not None
         job_id = driver.stdout.readline().strip()
@@ -172,9 +172,9 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.fixture(scope="module")
 def orphans() -> Iterator[list[psutil.Process]]:
-    """Collect what a killed driver left; all of it has to be gone in the end.
+    """Collect the processes that a killed driver left behind; all of them must have ended after the last test.
 
-    Two of Ray's own agents notice only after a minute, so this is looked at when the module's tests have run.
+    Two of Ray's own agents notice the end of their node only after a minute, so the check comes after all tests.
     """
     processes: list[psutil.Process] = []
     yield processes
@@ -236,7 +236,7 @@ def test_cancel_from_another_terminal_ends_the_job(ray_session: None, tmp_path: 
 def test_a_cancel_from_another_terminal_outlives_the_driver(tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 200, 0.5)
     with run_until(tmp_path, 8, "--max-in-flight", "8", "--executor", "local") as (driver, job_id):
-        driver.send_signal(signal.SIGSTOP)  # it hears of nothing any more
+        driver.send_signal(signal.SIGSTOP)  # it receives no control request any more
         with run_cli("cancel", job_id, cwd=tmp_path) as cancel:
             assert cancel.wait(30) == 0
         driver.kill()
@@ -276,7 +276,7 @@ def check_that_a_resume_cancels(directory: Path, job_id: str) -> None:
 
 @timed
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_dead_cluster_ends_the_run_with_a_sentence_and_a_resume(
+def test_a_dead_cluster_ends_the_run_with_an_error_that_names_the_resume_command(
     slack: float, name: str, ray_session: None, tmp_path: Path
 ) -> None:
     write_waiting_batch(tmp_path, 3000, 0.5)
@@ -291,10 +291,10 @@ def test_a_dead_cluster_ends_the_run_with_a_sentence_and_a_resume(
     assert f"batchray resume {job_id}" in err
     assert f"Ray is gone: its {'GCS' if name == 'gcs_server' else name} has died" in err
     assert "Traceback" not in err
-    assert out == ""  # nothing but the job's id, which was read before; Ray's own report would stand here
+    assert out == ""  # only the job's id, which has been read, and no output of Ray
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_one_error_message(tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 5, 0)
     with run_cli(
         "run", "requests.jsonl", "--agents", "agents.json", "--ray-address", "127.0.0.1:1", cwd=tmp_path
@@ -322,7 +322,7 @@ def test_status_tells_running_paused_and_unfinished_apart(tmp_path: Path) -> Non
 
     assert second.returncode == 143
     assert f"batchray resume {second_id}" in err
-    call_cli("cancel", first_id, cwd=tmp_path)  # of a job that nobody runs
+    call_cli("cancel", first_id, cwd=tmp_path)  # no process runs this job
     assert states(tmp_path) == {first_id: "cancelled", second_id: "unfinished"}
 
 

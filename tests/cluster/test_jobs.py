@@ -1,4 +1,4 @@
-"""Jobs on real Ray: placements, control from outside, what survives."""
+"""Jobs on real Ray: placements, control from other processes, and recovery."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_batch_comes_back_whole_and_in_order(options: dict[str, Any]) -> None:
     assert {result.attempts for result in job.results()} == {1}
 
 
-def test_a_function_of_a_notebook_travels_to_the_lanes(options: dict[str, Any]) -> None:
+def test_a_function_defined_in_a_notebook_runs_on_the_lanes(options: dict[str, Any]) -> None:
     prefix = "closure over "
     job = batchray.run(list(echoes(3)), [Agent(id="echo", run=lambda request: prefix + request.input)], **options)
 
@@ -80,7 +80,7 @@ def test_process_placement_gives_each_request_a_process_without_others(options: 
     assert not lane_pids & {result.text for result in alone.results()}
 
 
-def test_lanes_get_as_much_of_the_cpu_as_their_driver_and_processes_that_compute_get_less(
+def test_lanes_have_the_drivers_cpu_priority_and_isolated_processes_a_lower_one(
     options: dict[str, Any],
 ) -> None:
     given: list[Agent] = [Agent(id=place, run=agents.niceness, placement=place) for place in ("lane", "process")]
@@ -133,7 +133,7 @@ async def test_a_cancelled_arun_leaves_the_job_for_a_resume(options: dict[str, A
         try:
             with Store.open_for_reading(options["data_dir"]) as store:
                 return any(job.done for job in store.jobs.find())
-        except StoreError:  # not made yet
+        except StoreError:  # not created yet
             return False
 
     await asyncio.to_thread(until, first_is_done)
@@ -147,9 +147,11 @@ async def test_a_cancelled_arun_leaves_the_job_for_a_resume(options: dict[str, A
 
 def test_a_job_is_watched_and_steered_from_another_process(options: dict[str, Any]) -> None:
     options.pop("progress")
-    requests = [{"agent_id": "wait", "input": "0.2"} for _ in range(4000)]  # longer than it takes to steer it
+    requests = [
+        {"agent_id": "wait", "input": "0.2"} for _ in range(4000)
+    ]  # more than can run before the control requests
     job = batchray.submit(requests, [Agent(id="wait", run=agents.wait)], max_in_flight=8, **options)
-    until(lambda: job.in_flight > 0, 60)  # Ray is there: to ask for its address before would start another cluster
+    until(lambda: job.in_flight > 0, 60)  # Ray has started; asking for its address earlier would start another cluster
     script = f"""
 import time, batchray
 found = batchray.find_job({job.id!r}, {ray.get_runtime_context().gcs_address!r})
@@ -207,7 +209,7 @@ def test_the_handle_of_another_process_is_called_through_remote_too_and_says_tha
 
 
 def find_when_started(job_id: str) -> RemoteJob:
-    """Return the handle of a job once its actor is there."""
+    """Wait for the actor of a job, and return its handle."""
     found: list[RemoteJob] = []
 
     def is_there() -> bool:
@@ -258,12 +260,12 @@ def command_of(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_a_cluster_of_our_own_has_no_process_that_nobody_needs(options: dict[str, Any]) -> None:
+def test_an_own_cluster_starts_no_unneeded_process(options: dict[str, Any]) -> None:
     batchray.run(list(echoes(1)), [ECHO], **options)
     commands = [" ".join(command_of(process)) for process in psutil.Process().children(recursive=True)]
     assert [command for command in commands if "/gcs_server" in command]
-    attendants = ("/monitor.py", "/log_monitor.py", "/dashboard.py")
-    assert [command for command in commands if any(each in command for each in attendants)] == []
+    helper_scripts = ("/monitor.py", "/log_monitor.py", "/dashboard.py")
+    assert [command for command in commands if any(each in command for each in helper_scripts)] == []
 
 
 def test_keys_reach_the_lanes_but_no_file_of_the_job(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

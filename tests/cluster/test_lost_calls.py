@@ -1,4 +1,4 @@
-"""Remote calls that get lost on their way, or whose answers do: a run is not run twice for that."""
+"""Remote calls that are lost, or whose replies are: the run is not started twice."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.cluster.processes import run_cli
 from tests.cluster.tool_steps import N_STEPS, asked, events
 from tests.provider_server import run_in_thread
 
-# Of each 100 calls that spawn a request: not sent, answer lost, failed on the way.  A process is ended by Ray where its
-# call fails on the way, and goes on from what is kept.
+# Of each 100 calls that start a request: not sent, reply lost, failed on the way.  If the call of an isolated process
+# fails on the way, Ray ends the process, and the next attempt continues from its checkpoints.
 FAULTS = {"lane": (15, 15, 10), "process": (15, 25, 0)}
 N_REQUESTS = {"lane": 40, "process": 12}
 
 
 @pytest.mark.parametrize("placement", FAULTS)
-def test_a_run_whose_call_got_lost_is_not_run_twice(placement: str, ray_session: None, tmp_path: Path) -> None:
+def test_a_run_whose_remote_call_is_lost_is_not_run_twice(placement: str, ray_session: None, tmp_path: Path) -> None:
     n_requests = N_REQUESTS[placement]
     ledgers = [tmp_path / f"ledger-{index}" for index in range(n_requests)]
     lines = [json.dumps(asked(ledger, 0.1)[0]) for ledger in ledgers]

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, on Ray, with this interpreter as its kernel."""
+"""The notebook runs from its first cell to its last, on Ray, in this interpreter."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_every_request_has_a_line_in_the_order_of_the_batch(quickstart: Quicksta
     assert [line["index"] for line in quickstart.lines] == list(range(len(asked)))
 
 
-def test_the_failures_are_those_on_purpose(quickstart: Quickstart) -> None:
+def test_only_the_intended_failures_occur(quickstart: Quickstart) -> None:
     failures = Counter(
         (line["agent_id"], line["stop_reason"], line["error"]["type"])
         for line in quickstart.lines

@@ -1,4 +1,4 @@
-"""Agents that wait for an answer and agents that remember, on real Ray, side by side with others."""
+"""Approvals and stateful agents on real Ray, together with other requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GUARDED = {"model": "offline/scripted", "tools": [agents.drop], "requires_approv
 NOTES = {"model": "offline/scripted", "stateful": True, "memory_blocks": [{"label": "seen"}]}
 AGENTS = [
     Agent.model_validate({"id": "guarded", **GUARDED}),
-    # Each request of it has a worker process of its own, which knows nothing of the one that asked.
+    # Each of its requests runs in a new worker process, without memory of the process that requested the approval.
     Agent.model_validate({"id": "alone", **GUARDED, "placement": "process", "num_cpus": 1}),
     *(Agent.model_validate({"id": f"notes-{n}", **NOTES}) for n in range(3)),
     Agent(id="rules", model="offline/rules"),
@@ -52,7 +52,7 @@ def answer(result: Result) -> dict[str, Any]:
     return {"agent_id": result.agent_id, "messages": [{"type": "approval", "approvals": [given]}]}
 
 
-def test_requests_of_all_kinds_come_out_right_and_approvals_go_on_elsewhere(options: dict[str, Any]) -> None:
+def test_requests_of_all_kinds_succeed_and_approvals_continue_in_another_process(options: dict[str, Any]) -> None:
     n = 120
     job = batchray.run([request(i) for i in range(n)], AGENTS, **options)
     results = list(job.results("index"))

@@ -1,4 +1,4 @@
-"""Agents that take several steps go on from their last finished one, whatever process died under them."""
+"""Runs of several steps continue after their last finished step, whichever process died."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.polling import until
 from tests.provider_server import run_in_thread
 from tests.sqlite_lock import locked
 
-PLACES = {"lane": "ray::Lane", "process": "ray::job-"}  # a process of its own is named after its request
+PLACES = {"lane": "ray::Lane", "process": "ray::job-"}  # an isolated process is named after its request
 
 
 def kill(place: str) -> None:
@@ -36,7 +36,7 @@ def the_result(job: Job) -> Result:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_death_while_the_model_answers_repeats_that_call_and_no_tool(
+def test_a_crash_during_a_model_call_repeats_that_call_and_no_tool(
     place: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
     ledger = tmp_path / "ledger"
@@ -47,7 +47,9 @@ def test_a_death_while_the_model_answers_repeats_that_call_and_no_tool(
         result = the_result(job)
         n_calls = server.n_calls
     assert (str(result.status), result.usage.step_count) == ("succeeded", N_STEPS + 1)
-    assert result.attempts == (2 if place == "process" else 1)  # on its lane it only waited, and was no suspect
+    assert result.attempts == (
+        2 if place == "process" else 1
+    )  # on its lane it only waited, so it is not blamed for the crash
     assert n_calls == N_STEPS + 1 + 1
     assert (events(ledger, "begun"), events(ledger, "ended")) == (N_STEPS, N_STEPS)
     kinds = [message.message_type for message in result.messages]
@@ -55,7 +57,7 @@ def test_a_death_while_the_model_answers_repeats_that_call_and_no_tool(
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_death_while_a_tool_runs_repeats_no_model_call(place: Any, options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_crash_while_a_tool_runs_repeats_no_model_call(place: Any, options: dict[str, Any], tmp_path: Path) -> None:
     ledger, gate = tmp_path / "ledger", tmp_path / "gate"
     with run_in_thread() as server:
         requests = asked(ledger, wait_for=str(gate))
@@ -70,13 +72,13 @@ def test_a_death_while_a_tool_runs_repeats_no_model_call(place: Any, options: di
     assert (events(ledger, "begun"), events(ledger, "ended")) == (N_STEPS + 1, N_STEPS)
 
 
-def test_tools_that_returned_beside_a_deadly_one_are_not_run_again(options: dict[str, Any], tmp_path: Path) -> None:
+def test_tools_that_returned_next_to_a_crashing_one_are_not_run_again(options: dict[str, Any], tmp_path: Path) -> None:
     ledger, gate = tmp_path / "ledger", tmp_path / "gate"
     calls = {"note": {"ledger": str(ledger)}, "die_after": {"wait_for": str(gate)}}
     text = " ".join(f"[[tool:{name} {json.dumps(arguments)}]]" for name, arguments in calls.items())
     with run_in_thread() as server:
         job = batchray.submit([{"agent_id": "a", "input": text}], **agent(server), **_quiet(options))
-        until(lambda: n_kept(options["data_dir"]) == 2, 90)  # the answer, and what `note` gave back
+        until(lambda: n_kept(options["data_dir"]) == 2, 90)  # the model's reply, and the result of `note`
         gate.touch()
         result = the_result(job)
         n_calls = server.n_calls
@@ -88,7 +90,7 @@ def test_tools_that_returned_beside_a_deadly_one_are_not_run_again(options: dict
     assert n_kept(options["data_dir"]) == 0
 
 
-def test_a_cancelled_job_leaves_no_run_behind_that_waits_to_go_on(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_cancelled_job_leaves_no_run_behind(options: dict[str, Any], tmp_path: Path) -> None:
     ledger, gate = tmp_path / "ledger", tmp_path / "gate"
     with run_in_thread() as server:
         job = batchray.submit(asked(ledger, wait_for=str(gate)), **agent(server), **_quiet(options))
@@ -96,7 +98,7 @@ def test_a_cancelled_job_leaves_no_run_behind_that_waits_to_go_on(options: dict[
         job.cancel()
         assert job.wait(30).status == "cancelled"
         gate.touch()
-        until(lambda: events(ledger, "ended") == 1)  # a thread that nobody can stop
+        until(lambda: events(ledger, "ended") == 1)  # a thread, which cannot be stopped
         again = batchray.run(asked(tmp_path / "other"), progress=False, **agent(server), **_quiet(options))
         assert again.counts["succeeded"] == 1
         assert server.n_calls == 1 + N_STEPS + 1
@@ -110,8 +112,8 @@ def test_a_killed_driver_repeats_one_model_call_a_request_and_no_tool(ray_sessio
     tools = ["tests.cluster.tool_steps:note"]
     with run_in_thread() as server:
         providers = {"local": {"protocol": "openai", "base_url": server.base_url}}
-        fleet = {"providers": providers, "agents": [{"id": "a", "model": "local/m", "tools": tools}]}
-        (tmp_path / "agents.json").write_text(json.dumps(fleet))
+        agent_list = {"providers": providers, "agents": [{"id": "a", "model": "local/m", "tools": tools}]}
+        (tmp_path / "agents.json").write_text(json.dumps(agent_list))
         arguments = ["requests.jsonl", "--agents", "agents.json", "--lanes", "1", "--quiet"]
         with run_cli("run", *arguments, cwd=tmp_path) as driver:
             assert driver.stdout is not None
@@ -132,10 +134,10 @@ def test_a_killed_driver_repeats_one_model_call_a_request_and_no_tool(ray_sessio
 
 
 def n_kept(data_dir: Path) -> int:
-    """How many checkpoints the newest job has now."""
+    """Return how many checkpoints the newest job has."""
     try:
         store = Store.open_for_reading(data_dir)
-    except batchray.StoreError:  # not there yet
+    except batchray.StoreError:  # not created yet
         return 0
     with store:
         newest = store.jobs.find(order="desc", limit=1)
@@ -158,7 +160,7 @@ def test_a_store_that_is_locked_for_longer_than_a_deadline_costs_no_request(
         job = batchray.submit(requests, **agent(server, deadline_s=4, **extra), deadline_grace_s=1, **options)
         until(lambda: all(events(ledger, "ended") for ledger in ledgers))
         with locked(options["data_dir"]):
-            time.sleep(8)  # what has to be longer than the deadline and its grace
+            time.sleep(8)  # longer than the deadline and its grace
         job.wait(90)
         assert [(str(result.status), result.attempts) for result in job.results()] == [("succeeded", 1)] * 2
         assert server.n_calls == 2 * (N_STEPS + 1)
