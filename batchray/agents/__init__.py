@@ -1,4 +1,14 @@
-"""Agents: things that answer one request, in plain async code that has never heard of Ray."""
+"""Agents: plain async code that answers one request, without Ray.
+
+Owns the agent loop (model calls, tools, approvals, memory), the attempt at an item, and checkpoints of a run's steps.
+Imports `models`, `config` and `schema`; knows nothing of the store, of jobs or of Ray.  Invariants:
+
+- Whatever an agent raises becomes the outcome of its request; only a cancel from outside is raised.
+- Attempts go in and out as bytes of JSON, so that every executor can carry them.
+- A tool runs only after the model's reply that asked for it is saved, so that another attempt does not run it again.
+
+Start reading at `attempt` (one attempt at an item), then `loop` (the steps of a run) and `base` (the state of a run).
+"""
 
 from batchray.agents.attempt import (
     AttemptContext,

@@ -1,7 +1,7 @@
 """Tool calls that wait for the caller, and the caller's answers to them.
 
-A step that has to wait is two messages: what the model said with the calls that need nobody, and an approval request
-with those that wait.  Nothing of the step is run before all that wait are answered.
+A paused step is stored as two messages: the model's reply with the calls that need no approval, and an approval request
+with the calls that wait.  No call of the step runs before all waiting ones are answered.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from batchray.schema import (
 from batchray.schema.approvals import check_all_answered
 
 ApprovalAnswer = ApprovalReturn | ToolReturn
-"""What the caller says to one tool call: yes or no, or what its own tool gave back."""
+"""The caller's answer to one tool call: an approval or a denial, or the return of the caller's own tool."""
 
 
 class PausedStep(NamedTuple):
-    """A step that waits: all its calls in their order, and which of them need an answer.
+    """A step that waits for the caller: all its calls in order, and the ids of those that need an answer.
 
     `request_id` is the id of its approval request.
     """
@@ -40,22 +40,22 @@ class PausedStep(NamedTuple):
     step_id: str | None
 
 
-def brings_answers(request: LettaRequest) -> bool:
-    """Whether a request answers tool calls instead of asking anew."""
+def has_answers(request: LettaRequest) -> bool:
+    """Whether a request answers tool calls instead of sending messages."""
     return request.messages is not None and any(not isinstance(each, MessageCreate) for each in request.messages)
 
 
-def answers_in(request: LettaRequest) -> list[ApprovalAnswer]:
-    """Return the answers of a request that brings them.
+def read_answers(request: LettaRequest) -> list[ApprovalAnswer]:
+    """Return the answers in a request.
 
-    Raises ApprovalError where other messages stand beside them, where there are none, or two to one call.
+    Raises ApprovalError if the request also has other messages, has no answer, or has two answers to one call.
     """
     answers: list[ApprovalAnswer] = []
-    for position, given in enumerate(request.messages or ()):
-        if isinstance(given, MessageCreate):
-            reason = "a request either answers tool calls or brings messages; send the messages afterwards"
+    for position, message in enumerate(request.messages or ()):
+        if isinstance(message, MessageCreate):
+            reason = "a request either answers tool calls or sends messages; send the messages afterwards"
             raise ApprovalError("mixed_messages", f"messages[{position}]: {reason}")
-        answers += _answers_of(given)
+        answers += _listed_answers(message)
     if not answers:
         raise ApprovalError("no_pending_approval", "the approval names no tool call; give `approvals`")
     ids = [answer.tool_call_id for answer in answers]
@@ -65,7 +65,7 @@ def answers_in(request: LettaRequest) -> list[ApprovalAnswer]:
 
 
 def paused_step(history: Sequence[Message]) -> PausedStep | None:
-    """Return the step that a conversation stopped at, where it stopped at one."""
+    """Return the paused step at the end of a conversation, or None."""
     if not history or history[-1].role != "approval" or not history[-1].tool_calls:
         return None
     request, calls = history[-1], list(history[-1].tool_calls)
@@ -76,9 +76,9 @@ def paused_step(history: Sequence[Message]) -> PausedStep | None:
 
 
 def answers_by_call(answers: Iterable[ApprovalAnswer], step: PausedStep) -> dict[str, ApprovalAnswer]:
-    """Return the answers by tool call.  One to the approval request itself is one to each of its calls.
+    """Return the answers by tool call id.  An answer to the approval request itself applies to each of its calls.
 
-    Raises ApprovalError unless they answer exactly the calls that wait.
+    Raises ApprovalError unless exactly the waiting calls are answered.
     """
     given = {answer.tool_call_id: answer for answer in answers}
     if step.request_id in given and len(given) == 1:
@@ -87,16 +87,16 @@ def answers_by_call(answers: Iterable[ApprovalAnswer], step: PausedStep) -> dict
     return given
 
 
-def answered_message(given: ApprovalCreate | ToolReturnCreate) -> list[ApprovalReturn | MessageToolReturn]:
-    """Return answers as a message of the conversation holds them."""
+def approvals_field(given: ApprovalCreate | ToolReturnCreate) -> list[ApprovalReturn | MessageToolReturn]:
+    """Return answers in the form of a message's `approvals`."""
     return [
         answer if isinstance(answer, ApprovalReturn) else tool_return_message(answer, answer.tool_call_id)
-        for answer in _answers_of(given)
+        for answer in _listed_answers(given)
     ]
 
 
 def tool_return_message(answer: ToolReturn, call_id: str) -> MessageToolReturn:
-    """Return what the caller's own tool gave back, as if one of ours had.  An image is only named."""
+    """Return the result of the caller's own tool in the form of our tools' results.  An image becomes `[image]`."""
     parts = answer.tool_return
     text = (
         parts
@@ -109,36 +109,36 @@ def tool_return_message(answer: ToolReturn, call_id: str) -> MessageToolReturn:
 
 
 def has_image(answer: ToolReturn) -> bool:
-    """Whether a return holds an image, which no protocol here has a place for in it."""
+    """Whether a tool return holds an image; no supported protocol can carry one there."""
     return not isinstance(answer.tool_return, str) and any(isinstance(p, ImageContent) for p in answer.tool_return)
 
 
 def denial_message(answer: ApprovalReturn, call_id: str) -> MessageToolReturn:
-    """Return what the model is told of a call that the caller does not allow."""
+    """Return the result that the model sees for a call that the caller denied."""
     text = f"The call was denied: {answer.reason}" if answer.reason else "The call was denied."
     return MessageToolReturn(tool_call_id=call_id, status="error", func_response=text, stdout=[], stderr=[])
 
 
 def model_view(messages: Iterable[Message]) -> list[Message]:
-    """Return a kept conversation as models see it: a step that waited is one answer, with its returns behind it."""
-    spoken: list[Message] = []
+    """Return a stored conversation as models see it: a paused step becomes one reply, followed by its returns."""
+    view: list[Message] = []
     for message in messages:
         if message.role != "approval":
-            spoken.append(message)
-        elif message.tool_calls and spoken and _is_first_half(spoken[-1], message):
-            calls = [*(spoken[-1].tool_calls or ()), *message.tool_calls]
-            spoken[-1] = spoken[-1].model_copy(update={"tool_calls": calls})
+            view.append(message)
+        elif message.tool_calls and view and _is_first_half(view[-1], message):
+            calls = [*(view[-1].tool_calls or ()), *message.tool_calls]
+            view[-1] = view[-1].model_copy(update={"tool_calls": calls})
         elif message.tool_calls:
-            spoken.append(message)
-        # The caller's answers are in the tool message that follows them.
-    return spoken
+            view.append(message)
+        # The caller's answers are left out: the tool message that follows holds their effect.
+    return view
 
 
 def _is_first_half(message: Message, request: Message) -> bool:
     return message.role == "assistant" and message.step_id is not None and message.step_id == request.step_id
 
 
-def _answers_of(given: object) -> list[ApprovalAnswer]:
+def _listed_answers(given: object) -> list[ApprovalAnswer]:
     if isinstance(given, ApprovalCreate):
         return list(given.approvals or ())
     return list(given.tool_returns) if isinstance(given, ToolReturnCreate) else []

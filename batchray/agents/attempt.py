@@ -1,4 +1,4 @@
-"""One request in, one outcome out, as bytes: what every lane, process and the local executor calls."""
+"""One attempt at an item: bytes in, a report in bytes out.  Called by lanes, processes and the local executor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_ERROR_CHARS = 4000
 
 
 class AttemptContext(BaseModel):
-    """What an item goes on with: a conversation, the agent's memory as far as it was edited, and its own done steps."""
+    """The state that an attempt continues from: conversation, edited memory, checkpoints of earlier attempts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,7 +39,7 @@ class AttemptContext(BaseModel):
 
 
 class AttemptInput(BaseModel):
-    """A request on its way to where it runs, and how long it may take; its agent's deadline, where that is not said."""
+    """The input of an attempt.  `left_s` is the time that it has; None means the agent's whole deadline."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,9 +53,9 @@ class AttemptInput(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AttemptReport:
-    """What came back of one attempt.  `head` is small and parsed; `messages` stays a JSON array in bytes.
+    """The result of one attempt.  `messages` stays a JSON array in bytes; all else is small and parsed.
 
-    `pending` are the tool calls that wait for the caller, `memory` the agent's memory as far as it was ever edited.
+    `pending` are ids of the tool calls that wait for the caller; `memory` holds the agent's edited memory blocks.
     """
 
     index: int
@@ -74,7 +74,7 @@ class AttemptReport:
 def encode_input(
     job_id: str, index: int, attempt: int, request: bytes, context: bytes = b"", left_s: float | None = None
 ) -> bytes:
-    """Return an item as JSON around its request's own bytes; `context` is a Context in JSON, or empty."""
+    """Return an AttemptInput as JSON; `request` is inserted unchanged, and so is `context`, an AttemptContext."""
     item: dict[str, Any] = {"job_id": job_id, "index": index, "attempt": attempt, "request": orjson.Fragment(request)}
     if context:
         item["context"] = orjson.Fragment(context)
@@ -84,13 +84,13 @@ def encode_input(
 
 
 def read_report(reported: bytes) -> AttemptReport:
-    """Read what `AttemptRunner.answer` wrote: a line of JSON about the attempt, a line with its messages."""
+    """Parse a report: a line of JSON about the attempt, then a line with its messages."""
     head, _, messages = reported.partition(b"\n")
     return AttemptReport(**orjson.loads(head), messages=messages)
 
 
-class _Unbuilt:
-    """What stands in for an agent that could not be built."""
+class _FailedAgent:
+    """Takes the place of an agent that could not be built: each of its requests fails with that error."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -100,14 +100,14 @@ class _Unbuilt:
 
 
 class AttemptRunner:
-    """Runs requests on one event loop; agents and clients are built on first use and kept."""
+    """Runs attempts on one event loop.  Agents and clients are built on first use and cached."""
 
-    def __init__(self, guard: ExecutionMarker = unmarked) -> None:
-        self._clients, self._guard = Clients(), guard
+    def __init__(self, mark_executing: ExecutionMarker = unmarked) -> None:
+        self._clients, self._mark_executing = Clients(), mark_executing
         self._agents: OrderedDict[BoundAgent, AgentRunner] = OrderedDict()
 
     def agent(self, bound: BoundAgent) -> AgentRunner:
-        """Return the running agent for a configured one.  Raises ConfigError where it cannot be built."""
+        """Return the runner of a configured agent.  Raises ConfigError if it cannot be built."""
         runner = self._agents.get(bound)
         if runner is None:
             runner = self._agents[bound] = build_agent(bound, self._clients)
@@ -115,24 +115,24 @@ class AttemptRunner:
                 self._agents.popitem(last=False)
         return runner
 
-    def _ready(self, bound: BoundAgent, item: AttemptInput) -> AgentRunner:
-        """Return the running agent; to import its code is code of the request that comes first."""
+    def _get_agent(self, bound: BoundAgent, item: AttemptInput) -> AgentRunner:
+        """Return the agent's runner; importing its code counts as code of the first request."""
         if (runner := self._agents.get(bound)) is not None:
             return runner
-        with self._guard(item.job_id, item.index):
+        with self._mark_executing(item.job_id, item.index):
             return self.agent(bound)
 
     def prepare(self, bound: BoundAgent) -> None:
-        """Build an agent ahead of its requests; where that cannot be done, they all fail with what this raised."""
+        """Build an agent before its requests arrive.  If that fails, each of them fails with the same error."""
         try:
             self.agent(bound)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever its code raises as it is imported
-            self._agents[bound] = _Unbuilt(error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # an import may raise anything
+            self._agents[bound] = _FailedAgent(error)
 
-    async def answer(self, bound: BoundAgent, item: bytes, sink: CheckpointSink | None = None) -> bytes:
-        """Run one request: JSON in, JSON out.  Whatever goes wrong with it is an outcome; only a cancel is raised.
+    async def run_attempt(self, bound: BoundAgent, item: bytes, sink: CheckpointSink | None = None) -> bytes:
+        """Run one request: JSON in, JSON out.  Any failure becomes an outcome; only a cancel is raised.
 
-        `sink` takes what is done after each step, where that is to be kept.
+        `sink` takes a checkpoint after each step; None saves none.
         """
         started_ns = time.monotonic_ns()
         parsed = AttemptInput.model_validate_json(item)
@@ -142,7 +142,7 @@ class AttemptRunner:
             parsed.index,
             parsed.request,
             started_ns / 1e9 + left_s,
-            self._guard,
+            self._mark_executing,
             started_ns=started_ns,
             history=parsed.context.history if parsed.context else [],
             edited_memory=parsed.context.memory if parsed.context else {},
@@ -154,15 +154,15 @@ class AttemptRunner:
         try:
             async with asyncio.timeout(left_s) as limit:
                 run.limit = limit
-                stop_reason = await self._ready(bound, parsed).run(run)
+                stop_reason = await self._get_agent(bound, parsed).run(run)
         except RequestError as raised:
             error = raised
         except asyncio.CancelledError as raised:
             if is_cancelled():
                 raise
-            error = _as_request_error(raised)
-        except (Exception, SystemExit) as raised:  # noqa: BLE001  # whatever an agent raises is this request's outcome
-            error = _deadline_error(bound) if limit.expired() else _as_request_error(raised)
+            error = _to_request_error(raised)
+        except (Exception, SystemExit) as raised:  # noqa: BLE001  # any error of an agent is this request's outcome
+            error = _deadline_error(bound) if limit.expired() else _to_request_error(raised)
         if error is not None:
             stop_reason = StopReason(error.stop_reason)
             logger.debug("request failed: %s", error.type, extra={"job_id": parsed.job_id, "index": parsed.index})
@@ -177,7 +177,7 @@ def _deadline_error(bound: BoundAgent) -> DeadlineExceededError:
     return DeadlineExceededError("deadline_exceeded", f"not done within its deadline of {bound.agent.deadline_s:g} s")
 
 
-def _as_request_error(error: BaseException) -> RequestError:
+def _to_request_error(error: BaseException) -> RequestError:
     kind = "config_error" if isinstance(error, ConfigError) else type(error).__name__
     return RequestError(kind, str(error) or repr(error))
 

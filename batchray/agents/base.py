@@ -1,4 +1,4 @@
-"""The seam between a request and whatever answers it, and the record of one run."""
+"""The interface of agents, and the state of one run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from batchray.agents.approvals import answered_message, brings_answers, model_view
+from batchray.agents.approvals import approvals_field, has_answers, model_view
 from batchray.agents.checkpoints import Checkpoint, CheckpointSink
 from batchray.agents.memory import RunMemory
 from batchray.schema import (
@@ -31,53 +31,61 @@ from batchray.schema import (
 from batchray.support.timeouts import paused
 
 ExecutionMarker = Callable[[str, int], AbstractContextManager[None]]
-"""Given a job id and an index, marks that the request runs code of its own (a tool, a callable) while it is entered."""
+"""Given a job id and an index: a context in which the request's own code (a tool, a callable) runs."""
 
 
 def unmarked(job_id: str, index: int) -> AbstractContextManager[None]:
-    """Mark nothing."""
+    """Return a context that records nothing."""
     return contextlib.nullcontext()
 
 
 @dataclass
 class Run:
-    """One request being run: what came in, and what has become of it so far.
+    """The state of one request while it runs.
 
-    What a run has gathered stays when it fails: its messages and usage are part of the outcome.  `deadline` is on
-    `time.monotonic()`'s clock, in seconds; the `_ns` fields are on `time.monotonic_ns()`'s.  `history` is the
-    conversation that it goes on with, and `edited_memory` what earlier runs made of the agent's memory; `pending` are
-    the tool calls that wait when it ends.  `returned` is what tools of the step that is not finished gave back to an
-    earlier attempt, by call; `sink` takes what is done, where that is to be kept step by step; `limit` ends it at its
-    deadline.
+    The messages and usage gathered so far stay when the run fails: they are part of its outcome.
     """
 
     job_id: str
     index: int
+    """The item's position in its job."""
     request: AgentRequest
     deadline: float = float("inf")
-    guard: ExecutionMarker = unmarked
+    """When the run has to end, in seconds of `time.monotonic()`; no model call continues after it."""
+    mark_executing: ExecutionMarker = unmarked
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    """The clock of the messages' dates."""
     started_ns: int = field(default_factory=time.monotonic_ns)
+    """When the run started, from `time.monotonic_ns()`."""
     first_token_ns: int | None = None
+    """When the first token of the first model call arrived, on the same clock."""
     usage: Usage = field(default_factory=Usage)
     messages: list[Message] = field(default_factory=list)
+    """The output so far, without the request's own messages."""
     history: list[Message] = field(default_factory=list)
+    """The conversation that the run continues."""
     edited_memory: Mapping[str, str] = field(default_factory=dict)
+    """The agent's memory as earlier runs edited it: values by label."""
     memory: RunMemory = field(default_factory=RunMemory)
+    """The memory of this run."""
     pending: tuple[str, ...] = ()
+    """Ids of the tool calls that wait for the caller when the run ends."""
     returned: Mapping[str, MessageToolReturn] = field(default_factory=dict)
+    """Returns of the unfinished step from an earlier attempt, by tool call id; their tools do not run again."""
     sink: CheckpointSink | None = None
+    """Takes checkpoints after each step; None if steps are not saved."""
     limit: asyncio.Timeout | None = None
-    _n_kept: int = 0
+    """The timeout that ends the run at its deadline; paused while checkpoints are saved."""
+    _n_saved: int = 0
 
     @property
-    def brings_answers(self) -> bool:
-        """Whether the request answers tool calls instead of asking anew."""
-        return brings_answers(self.request)
+    def has_answers(self) -> bool:
+        """Whether the request answers tool calls instead of sending messages."""
+        return has_answers(self.request)
 
     @property
     def conversation(self) -> list[Message]:
-        """What was said before, the input, and all that was said since, as models see it."""
+        """The history, the request's messages and the messages of this run, as models see them."""
         inputs = input_messages(self.job_id, self.index, self.request, self.now())
         if not self.history:
             return [*inputs, *self.messages]
@@ -89,14 +97,14 @@ class Run:
         return self.first_token_ns - self.started_ns if self.first_token_ns is not None else None
 
     def restore(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Go on from what an earlier attempt has done."""
+        """Continue from the checkpoints of an earlier attempt."""
         returned: dict[str, MessageToolReturn] = {}
         for checkpoint in checkpoints:
             if checkpoint.messages:  # a new step, or the end of one
                 returned = {}
             self.messages += checkpoint.messages
-            returned.update((given.tool_call_id or "", given) for given in checkpoint.returns)
-        self.returned, self._n_kept = returned, len(self.messages)
+            returned.update((each.tool_call_id or "", each) for each in checkpoint.returns)
+        self.returned, self._n_saved = returned, len(self.messages)
         if checkpoints:
             last = checkpoints[-1]
             self.usage, self.edited_memory = last.usage, {**self.edited_memory, **last.memory}
@@ -104,21 +112,21 @@ class Run:
                 self.first_token_ns = self.started_ns + last.ttft_ns
 
     def save_checkpoint(self, *returns: MessageToolReturn) -> None:
-        """Hand out what was done since the last time, and what tools of the step gave back."""
+        """Pass the messages since the last checkpoint, and returns of the unfinished step, to the sink."""
         if self.sink is None:
             return
         done = Checkpoint(
-            messages=self.messages[self._n_kept :],
+            messages=self.messages[self._n_saved :],
             returns=returns,
             usage=self.usage,
             ttft_ns=self.ttft_ns,
             memory=self.memory.edited,
         )
-        self._n_kept = len(self.messages)
+        self._n_saved = len(self.messages)
         self.sink.add(done.model_dump_json(exclude_none=True).encode())
 
     async def flush(self) -> None:
-        """Wait until all that was handed out is kept; its deadline moves by that time."""
+        """Wait until all checkpoints are saved.  The run's deadline moves by the time waited."""
         if self.sink is None:
             return
         with paused(self.limit) as pause:
@@ -126,7 +134,7 @@ class Run:
         self.deadline += pause.paused_s
 
     def add_usage(self, usage: Usage) -> None:
-        """Count what a model call cost."""
+        """Add the usage of a model call."""
         self.usage += usage
 
     def append(self, **fields: Any) -> Message:
@@ -144,23 +152,23 @@ class Run:
         return message
 
     def executing(self) -> AbstractContextManager[None]:
-        """Enter while code of the request's own runs in this process."""
-        return self.guard(self.job_id, self.index)
+        """Return a context to enter while the request's own code runs in this process."""
+        return self.mark_executing(self.job_id, self.index)
 
 
 class AgentRunner(Protocol):
-    """Answers requests of one agent; many at once."""
+    """Runs requests of one agent, many at once."""
 
     async def run(self, run: Run) -> StopReason:
-        """Answer `run.request`, adding messages and usage to `run`, and say why it stopped.
+        """Answer `run.request`: add messages and usage to `run`, and return why it stopped.
 
-        A RequestError becomes the outcome with its own stop reason; any other exception becomes one with `error`.
+        A RequestError becomes an outcome with its own stop reason; any other exception becomes one with `error`.
         """
         ...
 
 
 def input_messages(job_id: str, index: int, request: AgentRequest, created_at: datetime) -> list[Message]:
-    """Return a request's own messages as the conversation and the store's readers see them."""
+    """Return a request's own messages in the form of stored messages."""
     return [
         Message(
             id=message_id(job_id, index, ordinal),
@@ -170,13 +178,13 @@ def input_messages(job_id: str, index: int, request: AgentRequest, created_at: d
             run_id=run_id(job_id, index),
             batch_item_id=item_id(job_id, index),
             created_at=created_at,
-            **(_said(given) if isinstance(given, MessageCreate) else _answered(given)),
+            **(_user_fields(given) if isinstance(given, MessageCreate) else _apply_answer(given)),
         )
         for ordinal, given in enumerate(request.input_messages)
     ]
 
 
-def _said(given: MessageCreate) -> dict[str, Any]:
+def _user_fields(given: MessageCreate) -> dict[str, Any]:
     content = given.content
     return {
         "role": given.role,
@@ -186,8 +194,8 @@ def _said(given: MessageCreate) -> dict[str, Any]:
     }
 
 
-def _answered(given: ApprovalCreate | ToolReturnCreate) -> dict[str, Any]:
-    answers: dict[str, Any] = {"role": "approval", "content": [], "approvals": answered_message(given)}
+def _apply_answer(given: ApprovalCreate | ToolReturnCreate) -> dict[str, Any]:
+    answers: dict[str, Any] = {"role": "approval", "content": [], "approvals": approvals_field(given)}
     if isinstance(given, ToolReturnCreate):
         return answers
     old_form = {"approve": given.approve, "approval_request_id": given.approval_request_id}

@@ -1,4 +1,4 @@
-"""Configured agents -> running ones: clients, tools and functions, built where they run and never shipped."""
+"""Builds agents from their configuration, in the process that runs them: clients, tools and functions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from batchray.models import CallTimeouts, ModelClient, RetryPolicy, make_client
 
 
 class Clients:
-    """The model clients of one event loop: one a provider, shared by all requests that run there."""
+    """The model clients of one event loop, one per provider, shared by all requests on it."""
 
     def __init__(self) -> None:
         self._clients: dict[tuple[str, str, str | None], ModelClient] = {}
 
     def get(self, name: str, provider: Provider, key: SecretStr | None) -> ModelClient:
-        """Return the provider's client.  Two providers of one name but other settings or keys are two."""
+        """Return the provider's client.  One per name, settings and key."""
         secret = key.get_secret_value() if key else None
         identity = (name, provider.model_dump_json(), secret)
         if identity not in self._clients:
@@ -38,13 +38,13 @@ class Clients:
         return self._clients[identity]
 
     async def close(self) -> None:
-        """Close them all."""
+        """Close all clients."""
         await asyncio.gather(*(client.close() for client in self._clients.values()))
         self._clients.clear()
 
 
 def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
-    """Build what answers the agent's requests.  Raises ConfigError where its Python code cannot be imported."""
+    """Build the agent's runner.  Raises ConfigError if its Python code cannot be imported."""
     agent = bound.agent
     try:
         if agent.run is not None:

@@ -1,7 +1,7 @@
-"""Checkpoints: what a run has done, handed out after each step and taken up again where its process died.
+"""Checkpoints: the finished work of a run, saved step by step so that another attempt can continue from it.
 
-A run hands out what its model said, and runs the tools when that is kept; it hands out what each tool gave back as it
-comes.  So an attempt that goes on from there repeats one model call at the most, and no tool whose return was kept.
+A run saves the model's reply before it runs the tools, and each tool's return as it arrives.  Another attempt
+therefore repeats at most one model call, and no tool whose return was saved.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from batchray.schema import Message, MessageToolReturn, Usage
 
 SaveCheckpoints = Callable[[Sequence[bytes]], Awaitable[None]]
-"""Keeps checkpoints, in their order; they are kept when it returns."""
+"""Saves checkpoints in order; they are durable when it returns."""
 
 
 class Checkpoint(BaseModel):
-    """What a run has done since its last checkpoint; `usage`, `ttft_ns` and `memory` are of all of it so far.
+    """The work of a run since its last checkpoint.  `usage`, `ttft_ns` and `memory` cover the whole run so far.
 
-    `returns` are those of a step that is not finished: other tools of it still run.
+    `returns` belong to an unfinished step, of which other tools still run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,97 +35,97 @@ class Checkpoint(BaseModel):
 
 
 class CheckpointSink(Protocol):
-    """Where a run leaves its checkpoints, in JSON."""
+    """Takes a run's checkpoints, as JSON."""
 
     def add(self, checkpoint: bytes) -> None:
-        """Take a checkpoint to be kept."""
+        """Queue a checkpoint to be saved."""
         ...
 
     async def flush(self) -> None:
-        """Wait until all that was added is kept."""
+        """Wait until all queued checkpoints are saved."""
         ...
 
 
 class Checkpoints:
-    """Where a run leaves its checkpoints until they are kept.  `on_new` is called when there is one more."""
+    """Queues a run's checkpoints until they are saved.  `on_add` is called for each new one."""
 
-    def __init__(self, on_new: Callable[[], None]) -> None:
-        self.new: list[bytes] = []
-        """Those that are not known to be kept."""
-        self._n_kept, self._on_new = 0, on_new
-        self._settled = asyncio.Event()
-        self._settled.set()
+    def __init__(self, on_add: Callable[[], None]) -> None:
+        self.unsaved: list[bytes] = []
+        """Checkpoints not yet acknowledged as saved."""
+        self._n_saved, self._on_add = 0, on_add
+        self._all_saved = asyncio.Event()
+        self._all_saved.set()
 
     def add(self, checkpoint: bytes) -> None:
-        """Take a checkpoint to be kept."""
-        self.new.append(checkpoint)
-        self._settled.clear()
-        self._on_new()
+        """Queue a checkpoint to be saved."""
+        self.unsaved.append(checkpoint)
+        self._all_saved.clear()
+        self._on_add()
 
     async def flush(self) -> None:
-        """Wait until all that was added is kept."""
-        await self._settled.wait()
+        """Wait until all queued checkpoints are saved."""
+        await self._all_saved.wait()
 
-    def forget(self, n_kept: int) -> None:
-        """Take note that the first `n_kept` are kept, of all that there ever were."""
-        n_new = max(n_kept - self._n_kept, 0)
-        del self.new[:n_new]
-        self._n_kept += n_new
-        if not self.new:
-            self._settled.set()
+    def acknowledge(self, n_saved: int) -> None:
+        """Mark the first `n_saved` of all checkpoints so far as saved."""
+        n_new = max(n_saved - self._n_saved, 0)
+        del self.unsaved[:n_new]
+        self._n_saved += n_new
+        if not self.unsaved:
+            self._all_saved.set()
 
 
 class RunUpdate(NamedTuple):
-    """What there is of a run: its new checkpoints; or its report, when it is over."""
+    """New checkpoints of a run, or its report once it has ended."""
 
     checkpoints: Sequence[bytes]
     report: bytes | None
 
 
 class CheckpointedRun:
-    """A run whose checkpoints are fetched one after the other; to fetch the next ones is to have kept those before.
+    """A run whose checkpoints are fetched batch by batch; each fetch acknowledges those before it as saved.
 
-    `start` begins the run, which leaves its checkpoints with what it is given.
+    `start` starts the run with the sink for its checkpoints.
     """
 
     def __init__(self, start: Callable[[CheckpointSink], Awaitable[bytes]]) -> None:
-        self._news = asyncio.Event()
-        self._checkpoints = Checkpoints(self._news.set)
+        self._changed = asyncio.Event()
+        self._checkpoints = Checkpoints(self._changed.set)
         self._task = asyncio.ensure_future(start(self._checkpoints))
-        self._task.add_done_callback(lambda _: self._news.set())
+        self._task.add_done_callback(lambda _: self._changed.set())
 
-    async def fetch(self, n_kept: int) -> RunUpdate:
-        """Wait for checkpoints after the first `n_kept`, which are kept, or for the report.
+    async def fetch(self, n_saved: int) -> RunUpdate:
+        """Acknowledge the first `n_saved` checkpoints, and wait for more, or for the report.
 
-        Asking again for the same gives the same, and more.  Raises what the run raises.
+        A repeated call with the same number returns the same checkpoints, and newer ones.  Raises what the run raises.
         """
-        self._checkpoints.forget(n_kept)
-        while not self._task.done() and not self._checkpoints.new:
-            self._news.clear()
-            await self._news.wait()
-        if self._task.done():  # the report holds all of it
+        self._checkpoints.acknowledge(n_saved)
+        while not self._task.done() and not self._checkpoints.unsaved:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._task.done():  # the report covers the whole run
             return RunUpdate((), self._task.result())
-        return RunUpdate(tuple(self._checkpoints.new), None)
+        return RunUpdate(tuple(self._checkpoints.unsaved), None)
 
     async def close(self) -> None:
-        """Stop the run where it is not over."""
+        """Stop the run if it has not ended."""
         self._task.cancel()
         await asyncio.wait([self._task])
 
 
 def completed_work(checkpoints: Sequence[bytes]) -> tuple[bytes, dict[str, int]]:
-    """Return the messages, as a JSON array, and the usage of a run that came no further than these checkpoints."""
+    """Return the messages, as a JSON array, and the usage of an unfinished run from its checkpoints."""
     parsed = [orjson.loads(checkpoint) for checkpoint in checkpoints]
     messages = [message for checkpoint in parsed for message in checkpoint["messages"]]
     return orjson.dumps(messages), parsed[-1]["usage"]
 
 
 async def pump_checkpoints(fetch: Callable[[int], Awaitable[RunUpdate]], save: SaveCheckpoints) -> bytes:
-    """Keep the checkpoints of a run as they come, and return its report."""
-    n_kept = 0
+    """Save a run's checkpoints as they arrive, and return its report."""
+    n_saved = 0
     while True:
-        checkpoints, report = await fetch(n_kept)
+        checkpoints, report = await fetch(n_saved)
         if report is not None:
             return report
         await save(checkpoints)
-        n_kept += len(checkpoints)
+        n_saved += len(checkpoints)

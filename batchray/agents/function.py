@@ -1,4 +1,4 @@
-"""A Python callable as an agent: how a notebook tries an idea."""
+"""A Python callable as an agent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from batchray.schema import StopReason, TextContent, Usage, new_id
 
 
 class FunctionAgent:
-    """Calls `function(request)`; a string is the answer, anything else is answered as JSON."""
+    """Calls `function(request)`; the answer is the string that it returns, or its value as JSON."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
     async def run(self, run: Run) -> StopReason:
-        """Call the function once; what it raises becomes the outcome's error."""
+        """Call the function once; an exception becomes the outcome's error."""
         with run.executing():
             value = await call_function(self._function, run.request)
         run.usage += Usage(step_count=1)

@@ -1,4 +1,4 @@
-"""The tool loop: ask the model, run the tools that it asked for, append, until it ends its turn."""
+"""The tool loop: call the model, run the tools that it asks for, repeat until it ends its turn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import orjson
 from batchray.agents.approvals import (
     PausedStep,
     answers_by_call,
-    answers_in,
     denial_message,
     has_image,
     paused_step,
+    read_answers,
     tool_return_message,
 )
 from batchray.agents.base import Run
@@ -37,10 +37,10 @@ from batchray.schema import (
 
 
 class ToolLoop:
-    """An agent made of a model, a system prompt, tools, and perhaps memory.
+    """An agent with a model, a system prompt, tools, and optionally memory.
 
-    `memory_tools` are those of `memory_tools(agent.memory_blocks)`.  Raises ConfigError where the agent's settings name
-    tools that it has not.
+    `memory_tools` come from `memory_tools(agent.memory_blocks)`.  Raises ConfigError if the agent's settings name a
+    tool that it does not have.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class ToolLoop:
         self._toolbox = Toolbox.of(agent, {**tools, **self._memory_tools})
 
     async def run(self, run: Run) -> StopReason:
-        """Take steps until the model ends its turn, or something else ends the run.
+        """Take steps until the model ends its turn, or a limit or a paused step ends the run.
 
-        A request that brings answers to tool calls goes on with the step that waited for them.
+        A request that answers tool calls continues with the step that waits for them.
         """
         if self._agent.memory_blocks:
             run.memory = RunMemory(self._agent.memory_blocks, run.edited_memory)
@@ -80,16 +80,16 @@ class ToolLoop:
         return self._agent.max_steps if asked is None else min(self._agent.max_steps, asked)
 
     async def _finish_open_step(self, run: Run, tools: Toolbox) -> StopReason | None:
-        """Finish the step that is open: one that an earlier attempt did not live to finish, or that waited."""
+        """Finish an unfinished step: one that an earlier attempt left behind, or one that waits for the caller."""
         if not run.messages:
-            return await self._go_on(run, tools) if run.brings_answers else None
+            return await self._resume_paused_step(run, tools) if run.has_answers else None
         last = run.messages[-1]
         if not last.tool_calls:
             return None
         return await self._run_tools(run, tools, last.tool_calls, last.step_id or new_id("step"))
 
     async def _step(self, run: Run, tools: Toolbox) -> StopReason | None:
-        """Ask the model and run the tools that it asks for; returns why the run ends with this step, if it does."""
+        """Call the model and run the tools that it asks for; return the stop reason if the run ends with this step."""
         reply, step_id = await self._ask(run, tools), new_id("step")
         waiting = [call for call in reply.tool_calls if call.name in tools.waiting]
         if waiting and reply.finish_reason != "length":
@@ -97,42 +97,42 @@ class ToolLoop:
             return StopReason.REQUIRES_APPROVAL
         self._append_reply(run, reply, reply.tool_calls, step_id)
         if reply.finish_reason == "length":
-            raise InvalidResponseError("max_tokens_exceeded", "the model's answer was cut at its limit of tokens")
+            raise InvalidResponseError("max_tokens_exceeded", "the model's answer was cut at its token limit")
         if not reply.tool_calls:
             return self._end_turn(run)
         check_budget(self._agent, run.usage)
         run.save_checkpoint()
-        await run.flush()  # or a run whose driver has died would run tools that another attempt runs again
+        await run.flush()  # before any tool runs: if this process is cut off, another attempt continues from here
         return await self._run_tools(run, tools, reply.tool_calls, step_id)
 
     async def _run_tools(self, run: Run, tools: Toolbox, calls: Sequence[ToolCall], step_id: str) -> StopReason | None:
         returns = await asyncio.gather(*(self._call_once(run, tools, call) for call in calls))
         return self._finish_step(run, tools, calls, returns, step_id)
 
-    async def _go_on(self, run: Run, tools: Toolbox) -> StopReason | None:
-        """Finish the step that waited, by the caller's answers."""
+    async def _resume_paused_step(self, run: Run, tools: Toolbox) -> StopReason | None:
+        """Finish the paused step with the caller's answers."""
         step = paused_step(run.history)
         if step is None:
-            raise ApprovalError("no_pending_approval", "there is no tool call that waits for an answer")
-        answers = answers_by_call(answers_in(run.request), step)
+            raise ApprovalError("no_pending_approval", "no tool call waits for an answer")
+        answers = answers_by_call(read_answers(run.request), step)
         for call in step.calls:
             self._check_answer(call, answers.get(call.id), tools)
         returns = await asyncio.gather(
-            *(self._answered(run, tools, step, call, answers.get(call.id)) for call in step.calls)
+            *(self._apply_answer(run, tools, step, call, answers.get(call.id)) for call in step.calls)
         )
         return self._finish_step(run, tools, step.calls, returns, step.step_id or new_id("step"))
 
     def _check_answer(self, call: ToolCall, answer: ApprovalReturn | ToolReturn | None, tools: Toolbox) -> None:
-        """Raise ApprovalError for an answer that cannot be given to the model, before any tool of the step runs."""
+        """Raise ApprovalError for an answer that cannot be used, before any tool of the step runs."""
         if isinstance(answer, ToolReturn) and has_image(answer):
-            reason = f"the return of the tool call {call.id!r} holds an image; only text can be handed in"
+            reason = f"the return of the tool call {call.id!r} holds an image; only text can be returned"
             raise ApprovalError("unsupported_content", reason)
-        is_foreign = call.name in tools.foreign or call.name not in tools.tools
-        if isinstance(answer, ApprovalReturn) and answer.approve and is_foreign:
-            reason = f"{call.name!r} is a tool of the caller's own; answer its call {call.id!r} with what it gave back"
+        is_client_side = call.name in tools.client_side or call.name not in tools.tools
+        if isinstance(answer, ApprovalReturn) and answer.approve and is_client_side:
+            reason = f"{call.name!r} is the caller's own tool; answer its call {call.id!r} with the tool's return"
             raise ApprovalError("tool_return_needed", reason)
 
-    async def _answered(
+    async def _apply_answer(
         self, run: Run, tools: Toolbox, step: PausedStep, call: ToolCall, answer: ApprovalReturn | ToolReturn | None
     ) -> MessageToolReturn:
         if isinstance(answer, ToolReturn):
@@ -200,7 +200,7 @@ class ToolLoop:
         )
 
     def _append_request(self, run: Run, reply: ModelReply, waiting: Sequence[ToolCall], step_id: str) -> None:
-        """Add what was said, with the calls that need nobody, and then the request for the calls that wait."""
+        """Append the reply with the calls that need no approval, then the approval request for the calls that wait."""
         others = [call for call in reply.tool_calls if call not in waiting]
         if reply.content or others:
             self._append_reply(run, reply, others, step_id)
@@ -208,12 +208,12 @@ class ToolLoop:
         run.pending = tuple(call.id for call in waiting)
 
     async def _call_once(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:
-        """Run a tool, unless it has returned to an earlier attempt."""
-        if (given := run.returned.get(call.id)) is not None:
-            return given
-        given = await self._call_tool(run, tools, call)
-        run.save_checkpoint(given)
-        return given
+        """Run a tool call, unless an earlier attempt saved its return."""
+        if (returned := run.returned.get(call.id)) is not None:
+            return returned
+        returned = await self._call_tool(run, tools, call)
+        run.save_checkpoint(returned)
+        return returned
 
     async def _call_tool(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:
         tool = tools.tools.get(call.name)

@@ -1,4 +1,4 @@
-"""An agent's memory during one run: the blocks as the model sees them, and the tools that edit them."""
+"""An agent's memory during one run: its blocks in the prompt, and the tools that edit them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from batchray.config import MemoryBlock
 
 
 class RunMemory:
-    """The blocks of one run.  `edited` holds the values that are not those of the agent's settings, by label."""
+    """The memory blocks of one run.  `edited` holds the values that differ from the agent's settings, by label."""
 
     def __init__(self, blocks: Sequence[MemoryBlock] = (), edited: Mapping[str, str] | None = None) -> None:
         self._blocks = {block.label: block for block in blocks}
         self.edited = {label: value for label, value in (edited or {}).items() if label in self._blocks}
 
     def value(self, label: str) -> str:
-        """Return a block's value as it is now."""
+        """Return a block's current value."""
         return self.edited.get(label, self._blocks[label].value)
 
     def prompt(self) -> str:
-        """Return the blocks as a part of the system prompt; empty where there are none."""
+        """Return the blocks as text for the system prompt; empty if there are none."""
         if not self._blocks:
             return ""
-        shown = "\n".join(self._shown(block) for block in self._blocks.values())
+        shown = "\n".join(self._block_text(block) for block in self._blocks.values())
         return f"<memory_blocks>\n{shown}\n</memory_blocks>"
 
     async def memory_insert(self, label: str, new_str: str, insert_line: int = -1) -> str:
@@ -39,8 +39,8 @@ class RunMemory:
         lines = value.split("\n") if value else []
         if not -1 <= insert_line <= len(lines):
             raise ValueError(f"insert_line {insert_line} is outside of block {label!r}, which has {len(lines)} lines")
-        place = len(lines) if insert_line == -1 else insert_line
-        return self._set(label, "\n".join([*lines[:place], *new_str.split("\n"), *lines[place:]]))
+        position = len(lines) if insert_line == -1 else insert_line
+        return self._set(label, "\n".join([*lines[:position], *new_str.split("\n"), *lines[position:]]))
 
     async def memory_replace(self, label: str, old_str: str, new_str: str) -> str:
         """Replace text in a memory block.
@@ -57,9 +57,9 @@ class RunMemory:
             raise ValueError(f"old_str {found} in block {label!r}; it has to stand there exactly once")
         return self._set(label, value.replace(old_str, new_str))
 
-    def tools(self, made: Mapping[str, FunctionTool]) -> dict[str, FunctionTool]:
-        """Return the tools of `memory_tools`, for these blocks."""
-        return {name: replace(tool, function=getattr(self, name)) for name, tool in made.items()}
+    def tools(self, unbound_tools: Mapping[str, FunctionTool]) -> dict[str, FunctionTool]:
+        """Return the tools of `memory_tools`, bound to these blocks."""
+        return {name: replace(tool, function=getattr(self, name)) for name, tool in unbound_tools.items()}
 
     def _writable(self, label: str) -> str:
         if label not in self._blocks:
@@ -75,7 +75,7 @@ class RunMemory:
         self.edited[label] = value
         return f"Block {label!r} is now:\n{value}"
 
-    def _shown(self, block: MemoryBlock) -> str:
+    def _block_text(self, block: MemoryBlock) -> str:
         value = self.value(block.label)
         described = f"<description>{block.description}</description>\n" if block.description else ""
         access = ", read-only" if block.read_only else ""
@@ -84,7 +84,7 @@ class RunMemory:
 
 
 def memory_tools(blocks: Sequence[MemoryBlock], timeout_s: float) -> dict[str, FunctionTool]:
-    """Return the tools that edit these blocks; none where there is nothing to edit."""
+    """Return the tools that edit memory blocks, not yet bound to a run; none if all blocks are read-only."""
     if all(block.read_only for block in blocks):
         return {}
     unbound = RunMemory()

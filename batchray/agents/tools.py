@@ -1,4 +1,4 @@
-"""A Python function as a tool: its schema from its signature and docstring, a call with a limit."""
+"""Python functions as tools: the schema from signature and docstring, and calls with a timeout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_RETURN_CHARS = 50_000
-"""A longer return is cut, so that one tool cannot fill a model's context or the store (Letta's default limit)."""
+"""Longer returns are truncated, so that one tool cannot fill a model's context or the store (Letta's default)."""
 
 # Where the parameters begin in a docstring of Google's, NumPy's and Sphinx's style.
 _PARAMETERS = re.compile(
@@ -37,12 +37,12 @@ _PARAMETERS = re.compile(
 
 
 class ToolError(Exception):
-    """A tool call did not give a value; the message goes to the model, and the run goes on."""
+    """A failed tool call.  Its message goes to the model, and the run continues."""
 
 
 @dataclass(frozen=True)
 class FunctionTool:
-    """A tool that an agent's model may call.  `spec` is what the model sees."""
+    """A function that an agent's model may call.  `spec` is what the model sees."""
 
     spec: ToolSpec
     function: Callable[..., Any]
@@ -55,9 +55,9 @@ class FunctionTool:
         return self.spec.name
 
     async def call(self, arguments: Mapping[str, Any]) -> str:
-        """Return the function's value as text: a string as it is, anything else as JSON.
+        """Call the function and return its value as text: a string unchanged, anything else as JSON.
 
-        Raises ToolError when the arguments do not fit, the function raises, or `timeout_s` passes.
+        Raises ToolError if the arguments do not match the schema, the function raises, or `timeout_s` passes.
         """
         try:
             checked = self.arguments.model_validate(arguments)
@@ -67,23 +67,23 @@ class FunctionTool:
         keywords = {field.alias or name: getattr(checked, name) for name, field in fields}
         try:
             async with asyncio.timeout(self.timeout_s) as limit:
-                return _cut(as_text(await call_function(self.function, **keywords)))
+                return _truncated(as_text(await call_function(self.function, **keywords)))
         except TimeoutError as error:
             if limit.expired():
                 raise ToolError(f"{self.name} did not return within {self.timeout_s:g} s") from None
-            raise ToolError(_told(error)) from error
+            raise ToolError(_error_text(error)) from error
         except asyncio.CancelledError as error:
             if is_cancelled():
                 raise
-            raise ToolError(_told(error)) from error
-        except (Exception, SystemExit) as error:  # whatever a tool raises is the model's to deal with
-            raise ToolError(_told(error)) from error
+            raise ToolError(_error_text(error)) from error
+        except (Exception, SystemExit) as error:  # any error of a tool goes to the model
+            raise ToolError(_error_text(error)) from error
 
 
 def load_tools(
     names: Iterable[str | Callable[..., Any]], timeout_s: float, import_paths: Sequence[str] = ()
 ) -> dict[str, FunctionTool]:
-    """Return the tools by name.  Raises ConfigError where one cannot be imported, or two have one name."""
+    """Return the tools by name.  Raises ConfigError if one cannot be imported, or two have the same name."""
     tools: dict[str, FunctionTool] = {}
     for named in names:
         tool = make_tool(load_function(named, import_paths), timeout_s)
@@ -94,7 +94,7 @@ def load_tools(
 
 
 def load_function(named: str | Callable[..., Any], import_paths: Sequence[str] = ()) -> Callable[..., Any]:
-    """Return the function named "package.module:function".  Raises ConfigError naming what cannot be found."""
+    """Return the function named "package.module:function".  Raises ConfigError with the part that was not found."""
     if not isinstance(named, str):
         return named
     module_name, _, attribute = named.partition(":")
@@ -102,7 +102,7 @@ def load_function(named: str | Callable[..., Any], import_paths: Sequence[str] =
         raise ConfigError(f"{named!r} is not of the form package.module:function")
     try:
         module = _import(module_name, import_paths)
-    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # an import runs the user's code, which may raise anything
         raise ConfigError(f"{named!r} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         function = functools.reduce(getattr, attribute.split("."), module)
@@ -126,11 +126,11 @@ def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
         signature = inspect.signature(function, eval_str=True)
         for position, parameter in enumerate(signature.parameters.values()):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-                raise ConfigError(f"tool {name!r}: parameter {parameter} cannot be named by a model")
+                raise ConfigError(f"tool {name!r}: parameter {parameter} cannot be passed by name")
             annotation = str if parameter.annotation is parameter.empty else parameter.annotation
             default = ... if parameter.default is parameter.empty else parameter.default
             described_as = described.get(parameter.name)
-            # By alias, since a model has methods of its own: a parameter may be called `schema`, `copy` or `_x`.
+            # By alias, because names such as `schema`, `copy` or `_x` are reserved in pydantic models.
             fields[f"p{position}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
         arguments = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
         schema = arguments.model_json_schema()
@@ -141,9 +141,9 @@ def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
 
 
 async def call_function(function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
-    """Call a function, sync or async; a sync one runs in a thread of its own so that it cannot hold up the others.
+    """Call a function, sync or async.  A sync one runs in its own thread, so that it cannot block other requests.
 
-    A cancelled wait leaves the thread to end by itself: Python has no way to stop it.
+    If the call is cancelled, the thread runs to its end: Python cannot stop it.
     """
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(*args, **keywords)
@@ -152,7 +152,7 @@ async def call_function(function: Callable[..., Any], /, *args: Any, **keywords:
 
 
 async def _in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
-    # A daemon thread a call, not a pool: a function that never returns must neither use up the pool nor hold the exit.
+    # One daemon thread per call, not a pool: a function that never returns must not use up a pool or block the exit.
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
@@ -163,8 +163,8 @@ async def _in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwar
         if error is None:
             future.set_result(value)  # type: ignore[arg-type]
         elif isinstance(error, StopIteration) or not isinstance(error, Exception | SystemExit):
-            # A future cannot carry the first, and others would end the task or the loop that waits.
-            future.set_exception(RuntimeError(_told(error)))
+            # A future cannot hold StopIteration, and the others would end the waiting task or the event loop.
+            future.set_exception(RuntimeError(_error_text(error)))
         else:
             future.set_exception(error)
 
@@ -172,7 +172,7 @@ async def _in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwar
         value, error = None, None
         try:
             value = context.run(function, *args, **keywords)
-        except BaseException as raised:  # noqa: BLE001  # handed over to whoever waits, as concurrent.futures does
+        except BaseException as raised:  # noqa: BLE001  # passed to the waiting task, as concurrent.futures does
             error = raised
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, value, error)
@@ -182,10 +182,11 @@ async def _in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwar
 
 
 def _import(name: str, paths: Sequence[str]) -> ModuleType:
-    """Import a module, first from `paths` (the standard library excepted); they stay, for imports inside its functions.
+    """Import a module, looking in `paths` first, except for the standard library.
 
-    A lane serves the agents files of many directories, and `tools` is a name that many give: a module of that name from
-    elsewhere makes room, while functions that were loaded from it keep what they have.
+    The paths stay in `sys.path`, for imports inside the module's functions.  A lane serves agents files of many
+    directories, and several may have a module of the same name, such as `tools`.  One from another directory is then
+    removed from `sys.modules`; functions already loaded from it keep working.
     """
     importlib.invalidate_caches()
     others = [path for path in sys.path if path not in paths]
@@ -202,7 +203,7 @@ def _import(name: str, paths: Sequence[str]) -> ModuleType:
         sys.path[:] = [*paths, *others]
         return importlib.import_module(name)
     finally:
-        sys.path[:] = [*others, *paths]  # behind: a file there must not shadow what others import later
+        sys.path[:] = [*others, *paths]  # at the end: a file there must not shadow a later import
 
 
 def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
@@ -220,29 +221,29 @@ def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
 
 
 def is_cancelled() -> bool:
-    """Tell whether the running task was asked to end; a CancelledError without that is its own code's mistake."""
+    """Return whether the running task was cancelled; a CancelledError without that was raised by its own code."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def encodable(text: str) -> str:
-    """Return text that UTF-8 can hold: lone surrogates, as in undecodable file names, become `?`."""
+    """Return text that can be encoded as UTF-8: lone surrogates, as in undecodable file names, become `?`."""
     return text.encode("utf-8", "replace").decode()
 
 
 def as_text(value: Any) -> str:
-    """Return what a function gave back as text: a string as it is, anything else as JSON."""
+    """Return a value as text: a string unchanged, anything else as JSON."""
     try:
         return encodable(value) if isinstance(value, str) else to_json(value).decode()
     except PydanticSerializationError:
         return encodable(str(value))
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return encodable(f"{type(error).__name__}: {error}"[:2000])
 
 
-def _cut(text: str) -> str:
+def _truncated(text: str) -> str:
     if len(text) <= MAX_RETURN_CHARS:
         return text
     return f"{text[:MAX_RETURN_CHARS]}{os.linesep}[cut after {MAX_RETURN_CHARS:,} of {len(text):,} characters]"

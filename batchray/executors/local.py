@@ -21,8 +21,8 @@ class LocalExecutor:
     async def run(self, spec: AttemptSpec, keep: SaveCheckpoints) -> bytes:
         """Run one attempt here."""
         if not spec.agent.agent.keeps_steps:
-            return await self._answerer.answer(spec.agent, spec.encode())
-        run = CheckpointedRun(lambda sink: self._answerer.answer(spec.agent, spec.encode(), sink))
+            return await self._answerer.run_attempt(spec.agent, spec.encode())
+        run = CheckpointedRun(lambda sink: self._answerer.run_attempt(spec.agent, spec.encode(), sink))
         try:
             return await pump_checkpoints(run.fetch, keep)
         finally:

@@ -12,7 +12,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from batchray.agents import AttemptReport
-from batchray.agents.approvals import answers_in, brings_answers
+from batchray.agents.approvals import has_answers, read_answers
 from batchray.agents.base import input_messages
 from batchray.config import Agent
 from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
@@ -34,7 +34,7 @@ async def load_context(
     request = _answering(item)
     if request is None and not agent.stateful:
         return _encoded((), {}, steps) if steps else b""
-    answered = frozenset(answer.tool_call_id for answer in answers_in(request)) if request else None
+    answered = frozenset(answer.tool_call_id for answer in read_answers(request)) if request else None
     kept = await store.conversations.load(
         job,
         item.index,
@@ -76,7 +76,7 @@ def _answering(item: PendingItem) -> AgentRequest | None:
     if b"approv" not in body and b"tool_return" not in body and not (b"\\u00" in body and _ESCAPED.search(body)):
         return None
     request = AgentRequest.model_validate_json(item.request)
-    return request if brings_answers(request) else None
+    return request if has_answers(request) else None
 
 
 def _request_id(request: AgentRequest) -> str | None:

@@ -54,7 +54,7 @@ class Conversation:
             {"history": [each.model_dump(mode="json") for each in self.history], "memory": self.memory}
         )
         item = encode_input(JOB, self.index, 1, json.dumps(given).encode(), context)
-        report = read_report(await self._answerer.answer(self._agent, item))
+        report = read_report(await self._answerer.run_attempt(self._agent, item))
         messages = [Message.model_validate(each) for each in json.loads(report.messages)]
         request = AgentRequest.model_validate(given)
         if report.error is None:

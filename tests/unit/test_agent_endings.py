@@ -88,9 +88,9 @@ async def test_no_step_is_taken_where_none_is_asked_for(answerer: AttemptRunner,
     [
         (
             {"requires_approval": ["nope"]},
-            "requires_approval names 'nope', which is no tool of the agent; it has: double",
+            "requires_approval names 'nope', which is not a tool of the agent; it has: double",
         ),
-        ({"terminal_tools": ["nope"]}, "terminal_tools names 'nope', which is no tool of the agent; it has: double"),
+        ({"terminal_tools": ["nope"]}, "terminal_tools names 'nope', which is not a tool of the agent; it has: double"),
     ],
 )
 def test_an_option_that_names_no_tool_is_refused(option: dict[str, Any], reason: str) -> None:

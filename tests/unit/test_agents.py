@@ -45,7 +45,7 @@ def boom() -> None:
 
 async def answer(answerer: AttemptRunner, agent: BoundAgent, **request: Any) -> tuple[AttemptReport, list[Message]]:
     given = {"agent_id": "a", **({} if "messages" in request else {"input": "hi"}), **request}
-    report = read_report(await answerer.answer(agent, encode_input(JOB, 7, 2, json.dumps(given).encode())))
+    report = read_report(await answerer.run_attempt(agent, encode_input(JOB, 7, 2, json.dumps(given).encode())))
     return report, [Message.model_validate(message) for message in json.loads(report.messages)]
 
 
@@ -335,7 +335,7 @@ async def test_an_approval_has_nothing_to_approve(answerer: AttemptRunner) -> No
     report, _ = await answer(answerer, bound(model="offline/rules"), messages=[approval])
     assert report.error == {
         "type": "no_pending_approval",
-        "message": "there is no tool call that waits for an answer",
+        "message": "no tool call waits for an answer",
     }
 
 
@@ -357,7 +357,7 @@ async def test_only_code_of_the_requests_own_runs_under_the_guard() -> None:
             seen.append(list(inside))
             return ModelReply(tool_calls=[ToolCall.of("1", "look", "{}")])
 
-    run = Run(JOB, 5, new_run().request, guard=guard)
+    run = Run(JOB, 5, new_run().request, mark_executing=guard)
     await ToolLoop(bound(model="offline/rules", max_steps=1).agent, Watching(), load_tools([look], 1.0)).run(run)
     assert seen == [[], [(JOB, 5)]]
     assert inside == []

@@ -48,7 +48,7 @@ async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> lis
         job = store.jobs.start(job_id)
         store.outcomes.write(job, [NewAttempt(index, 1) for index in range(len(items))])
         for index, body in enumerate(bodies):
-            report = read_report(await answerer.answer(bound, encode_input(job_id, index, 1, body)))
+            report = read_report(await answerer.run_attempt(bound, encode_input(job_id, index, 1, body)))
             fields = (report.index, report.attempt, report.status, report.stop_reason, report.error, report.usage)
             store.outcomes.write(
                 job, [], [NewOutcome(*fields, 1_500_000_000, report.ttft_ns, 2_500_000_000, report.messages)]

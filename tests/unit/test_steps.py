@@ -69,7 +69,7 @@ async def run_from(
     agent, kept = agent or stepped(), list[bytes]()
     context = orjson.dumps({"steps": [orjson.Fragment(each) for each in checkpoints], "history": history})
     item = encode_input(JOB, 0, 1, request, context)
-    run = CheckpointedRun(lambda sink: answerer.answer(agent, item, sink))
+    run = CheckpointedRun(lambda sink: answerer.run_attempt(agent, item, sink))
 
     async def keep(fetched: Sequence[bytes]) -> None:
         kept.extend(fetched)
@@ -109,7 +109,7 @@ async def test_wherever_a_run_is_cut_it_goes_on_without_repeating_what_is_kept(
 
 async def test_no_tool_runs_before_its_call_is_kept(answerer: AttemptRunner) -> None:
     item = encode_input(JOB, 0, 1, REQUEST)
-    run = CheckpointedRun(lambda sink: answerer.answer(stepped(), item, sink))
+    run = CheckpointedRun(lambda sink: answerer.run_attempt(stepped(), item, sink))
     [said_first] = (await run.fetch(0)).checkpoints
     assert json.loads(said_first)["messages"]
     await run_pending_tasks()
@@ -219,7 +219,7 @@ async def test_the_time_for_which_a_run_waits_for_the_store_does_not_count_towar
             await asyncio.sleep(20)
 
     answerer = AttemptRunner()
-    report = await answerer.answer(stepped(deadline_s=30, tools=[note]), encode_input(JOB, 0, 1, REQUEST), Slow())
+    report = await answerer.run_attempt(stepped(deadline_s=30, tools=[note]), encode_input(JOB, 0, 1, REQUEST), Slow())
     assert read_report(report).status == "succeeded"
     assert asyncio.get_running_loop().time() > 30
     await answerer.close()

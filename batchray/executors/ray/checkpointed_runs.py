@@ -48,7 +48,7 @@ class CheckpointedRuns:
         """
         for key, n in n_kept.items():
             if (checkpoints := self._checkpoints.get(key)) is not None:
-                checkpoints.forget(n)
+                checkpoints.acknowledge(n)
         if not (news := self._uncollected()):
             self._news.clear()
             try:
@@ -60,7 +60,7 @@ class CheckpointedRuns:
         return news
 
     def _uncollected(self) -> CheckpointBatch:
-        return {key: list(found.new) for key, found in self._checkpoints.items() if found.new}
+        return {key: list(found.unsaved) for key, found in self._checkpoints.items() if found.unsaved}
 
 
 def run_isolated(
@@ -99,4 +99,4 @@ async def _prepared(answerer: AttemptRunner, bound: BoundAgent) -> None:
 
 async def _begun(answerer: AttemptRunner, bound: BoundAgent, item: bytes) -> CheckpointedRun:
     keeps_steps = bound.agent.keeps_steps
-    return CheckpointedRun(lambda sink: answerer.answer(bound, item, sink if keeps_steps else None))
+    return CheckpointedRun(lambda sink: answerer.run_attempt(bound, item, sink if keeps_steps else None))

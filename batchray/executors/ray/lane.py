@@ -68,14 +68,14 @@ class Lane:
         `key` names the attempt: called for again, because the answer got lost, it is the same run.
         """
         bound = self._unpacked(packed, key)
-        return await self._runs.run(key, lambda: self._answerer.answer(bound, item))
+        return await self._runs.run(key, lambda: self._answerer.run_attempt(bound, item))
 
     async def run_in_steps(self, packed: bytes, item: bytes, key: str) -> bytes:
         """Run one request as `run` does; what it has done after each step is to be collected."""
         bound = self._unpacked(packed, key)
 
         def start(sink: CheckpointSink) -> Awaitable[bytes]:
-            return self._answerer.answer(bound, item, sink)
+            return self._answerer.run_attempt(bound, item, sink)
 
         return await self._runs.run(key, lambda: self._stepped.run(key, start))
 
