@@ -123,6 +123,19 @@ class LeaseChannel:
         self._store.database.call_soon(self._store.leases.release, self._job)
 
 
+def leave_request(data_dir: Path, url: str | None, job_id: str, request: ControlRequest) -> None:
+    """Leave a request where the process that runs a job reads it; on disk when this returns.
+
+    `url` is that of a shared database.  Raises OSError or StoreError.
+    """
+    fields = request.model_dump(exclude_none=True)
+    if url is None:
+        ControlFile(data_dir, job_id).ask(**fields)
+    else:
+        with Store.open(data_dir, url) as store:
+            store.leases.request(store.jobs.get(job_id), **fields)
+
+
 def reopen_job(store: Store, job_id: str) -> int:
     """Reopen an ended job as `Jobs.reopen` does, and remove the control requests of its earlier runs."""
     ControlFile(store.data_dir, job_id).clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from batchray.jobs.item_runner import ItemRunner
 from batchray.jobs.running import ItemWindow, RunningJob
 from batchray.jobs.slots import Slot, Slots, Wanted
 from batchray.jobs.steering import close_channel, sync_control
-from batchray.jobs.timing import age_ns
+from batchray.jobs.timing import JobTiming
 from batchray.jobs.window import Window
 from batchray.store import JobRecord, PendingItem, RetryingStore, Store
 
@@ -70,8 +69,8 @@ async def start_job(
         asked = {} if record.is_ended else await waiting.leases.requested(record)
     window = _window(agents, settings, slots or Slots(), store.data_dir, record.user_id)
     committer = GroupCommitter(waiting, record, deadlines or PausableDeadlines())
-    expires_at = time.monotonic() + settings.job_deadline_s - age_ns(opened_at) / 1e9
-    job = RunningJob(record, agents, settings, progress, window, waiting, committer, expires_at)
+    timing = JobTiming(record, opened_at, settings.job_deadline_s, is_resumed=progress.done > 0)
+    job = RunningJob(record, agents, settings, progress, timing, window, committer)
     if asked.get("is_canceled"):  # an earlier run died before it was canceled
         job.cancel()
     return job
@@ -130,7 +129,7 @@ async def _pending_items(job: RunningJob) -> AsyncIterator[PendingItem]:
 
 async def _watch(job: RunningJob) -> None:
     """End the job at its deadline; until then, log items that have stalled."""
-    while (left_s := job.expires_at - time.monotonic()) > 0:
+    while (left_s := job.timing.left_s()) > 0:
         for flight in job.in_flight.newly_stalled():
             facts = {"job_id": job.record.id, "index": flight.index}
             logger.warning(

@@ -19,8 +19,8 @@ class GroupCommitter:
     def __init__(
         self, store: RetryingStore, job: JobRecord, deadlines: PausableDeadlines, interval_s: float = 0.02
     ) -> None:
-        self._store, self._job, self._interval_s = store, job, interval_s
-        self.deadlines = deadlines
+        self.store, self.deadlines = store, deadlines
+        self._job, self._interval_s = job, interval_s
         self._attempts: list[NewAttempt] = []
         self._outcomes: list[NewOutcome] = []
         self._steps: list[NewStep] = []
@@ -29,7 +29,7 @@ class GroupCommitter:
 
     async def begin(self, attempt: NewAttempt) -> None:
         """Count an attempt; on disk when this returns."""
-        await self._store.wait_for_space()
+        await self.store.wait_for_space()
         self._attempts.append(attempt)
         await self._committed()
 
@@ -59,12 +59,12 @@ class GroupCommitter:
     async def _flush(self) -> None:
         """Commit until nothing is left.  While one commit is on its way to disk the next one gathers."""
         while self._waiting is not None:
-            write = _Write(self._store.sync, self._job, self._attempts, self._outcomes, self._steps)
+            write = _Write(self.store.sync, self._job, self._attempts, self._outcomes, self._steps)
             waiting = self._waiting
             self._attempts, self._outcomes, self._steps, self._waiting = [], [], [], None
             try:
                 with self.deadlines.commit():
-                    accepted = await self._store.call(write)
+                    accepted = await self.store.call(write)
             except Exception as error:  # noqa: BLE001  # raised to every waiter, and ends the job
                 waiting.set_exception(error)
                 waiting.exception()  # marks it as retrieved: all waiters may have been cancelled

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchray.errors import ConfigError, JobInterruptedError, StoreError
-from batchray.jobs.control import ControlFile, ControlRequest
+from batchray.jobs.control import ControlRequest, leave_request
 from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.running import RunningJob
 from batchray.schema import Result
@@ -46,7 +46,6 @@ class Job:
         self._wishes: list[ControlRequest] = []  # of before it has started
         self._lock = threading.Lock()
         self._future: concurrent.futures.Future[JobRecord] | None = None
-        self._control = ControlFile(data_dir, job_id)
 
     def runs_here(self, future: concurrent.futures.Future[JobRecord]) -> None:
         """Take note of what this process will know the job's end by."""
@@ -269,17 +268,10 @@ class Job:
             self._call(running.steer, wishes)
         return True
 
-    def _ask_elsewhere(self, wishes: dict[str, Any]) -> None:
-        if self._url is None:
-            self._control.ask(**wishes)
-        else:
-            with Store.open(self.data_dir, self._url) as store:
-                store.leases.request(store.jobs.get(self.id), **wishes)
-
     def _keep_cancel(self) -> None:
         """Leave a cancel of a job that runs here where its next run finds it, should this process die before."""
         try:
-            self._ask_elsewhere({"is_canceled": True})
+            leave_request(self.data_dir, self._url, self.id, ControlRequest(is_canceled=True))
         except (OSError, StoreError) as error:
             logger.warning("job %s is cancelled, but that cannot be kept now: %s", self.id, error)
 
@@ -289,7 +281,7 @@ class Job:
                 self._keep_cancel()
             return
         if not self.is_done and self._is_run:
-            self._ask_elsewhere(wishes.model_dump(exclude_none=True))
+            leave_request(self.data_dir, self._url, self.id, wishes)
         elif wishes.is_canceled:
             with Store.open(self.data_dir, self._url) as store:
                 run_all(cancel_idle_job(store, self.id))

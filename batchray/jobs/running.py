@@ -25,8 +25,8 @@ ItemWindow = Window[PendingItem, NewOutcome | None]
 class RunningJob:
     """A job while this process runs it.
 
-    `store` waits while the database is unavailable, and `committer` writes for all items together.  The job expires at
-    `expires_at`, in seconds of `time.monotonic`.  `ending` is set if it ends before all of its items have an outcome.
+    `committer` writes for all items together, and every call of `store` waits while the database is unavailable.
+    `ending` is set if the job ends before all of its items have an outcome.
     """
 
     def __init__(
@@ -35,14 +35,13 @@ class RunningJob:
         agents: AgentSet,
         settings: Settings,
         progress: Progress,
+        timing: JobTiming,
         window: ItemWindow,
-        store: RetryingStore,
         committer: GroupCommitter,
-        expires_at: float,
     ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
-        self.window, self.store, self.committer, self.expires_at = window, store, committer, expires_at
-        self.timing = JobTiming(record, is_resumed=progress.done > 0)
+        self.timing, self.window, self.committer = timing, window, committer
+        self.store: RetryingStore = committer.store
         self.in_flight = InFlight()
         self.ending: Ending | None = None
         self.is_interrupted = False

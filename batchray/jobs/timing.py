@@ -1,4 +1,4 @@
-"""When a job was accepted, when its first item started, and when its first token came."""
+"""When a job was accepted, when its first item started, when its first token came, and when it expires."""
 
 from __future__ import annotations
 
@@ -12,16 +12,28 @@ from batchray.store import JobRecord
 class JobTiming:
     """The moments that a job's durations are counted from, on this process's monotonic clock, in nanoseconds.
 
-    `is_resumed` says that some of its items have run before.
+    `opened_at` is when it was created or last reopened; it expires `deadline_s` seconds later.  `is_resumed` says that
+    some of its items have run before.
     """
 
     def __init__(
-        self, record: JobRecord, *, is_resumed: bool = False, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        record: JobRecord,
+        opened_at: str,
+        deadline_s: float,
+        *,
+        is_resumed: bool,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._record, self._is_resumed, self._clock = record, is_resumed, clock
+        self._expires_ns = clock() + deadline_s * 1e9 - age_ns(opened_at)
         self._accepted_ns = clock() - age_ns(record.created_at)
         self._first_start_ns: int | None = None
         self._first_token_ns: int | None = None
+
+    def left_s(self) -> float:
+        """Return the seconds until the job expires; negative after that."""
+        return (self._expires_ns - self._clock()) / 1e9
 
     def add_start(self, started_ns: int) -> int:
         """Count the start of an item; return how long the item had waited for it since the job was accepted."""
