@@ -17,7 +17,7 @@ from batchray.server.storage import ServerStorage
 logger = logging.getLogger(__name__)
 
 # The interval in which the deadlines of jobs that do not run are checked.
-_EXPIRY_S = 30.0
+_EXPIRY_INTERVAL_S = 30.0
 # The delay between attempts to end an abandoned run while the store fails.
 _ABANDONED_RETRY_S = 2.0
 
@@ -26,8 +26,14 @@ class IdleJobs:
     """Adopts the jobs of servers that are gone, and expires jobs that wait."""
 
     def __init__(
-        self, settings: ServerSettings, storage: ServerStorage, scheduler: JobScheduler, tasks: BackgroundTasks
+        self,
+        settings: ServerSettings,
+        storage: ServerStorage,
+        scheduler: JobScheduler,
+        tasks: BackgroundTasks,
+        expiry_interval_s: float = _EXPIRY_INTERVAL_S,
     ) -> None:
+        self._expiry_interval_s = expiry_interval_s
         self._settings, self._scheduler, self._tasks = settings, scheduler, tasks
         self._store, self._reader, self._table = storage.store, storage.reader, scheduler.table
 
@@ -85,7 +91,7 @@ class IdleJobs:
     async def _expire_repeatedly(self) -> None:
         """Expire jobs whose deadline passes while they are queued, or while an agent of theirs is missing."""
         while True:
-            await asyncio.sleep(_EXPIRY_S)
+            await asyncio.sleep(self._expiry_interval_s)
             try:
                 await self._expire()
             except (StoreError, LeaseLostError) as error:

@@ -41,7 +41,9 @@ class JobScheduler:
         storage: ServerStorage,
         tasks: BackgroundTasks,
         on_job_end: Callable[[], None],
+        restart_delay_s: float = _RESTART_S,
     ) -> None:
+        self._restart_delay_s = restart_delay_s
         self._settings, self._runtime, self._tasks = settings, runtime, tasks
         self._store, self._reader = storage.store, storage.reader
         self.on_job_end = on_job_end
@@ -62,7 +64,7 @@ class JobScheduler:
         """Start a stored job immediately, outside of the queue and its limit."""
         entry = self.table.move(job_id, JobState.STARTING, started=asyncio.Event(), skips_queue=True)
         with self._starting(job_id, entry):
-            return await self._launch(job_id)
+            return await self._launch(job_id, entry)
 
     async def cancel(self, record: JobRecord) -> None:
         """Cancel a job; one that has ended stays unchanged.
@@ -180,7 +182,7 @@ class JobScheduler:
     async def _start(self, job_id: str, entry: JobEntry) -> None:
         with self._starting(job_id, entry):
             try:
-                await self._launch(job_id)
+                await self._launch(job_id, entry)
             except ConfigError as error:  # the key or the code of an agent is missing
                 logger.error("job %s cannot continue: %s", job_id, error)
             except Exception as error:  # noqa: BLE001  # any other failure may pass, and no job may be forgotten
@@ -199,8 +201,8 @@ class JobScheduler:
             entry.started.set()
             self._start_queued()
 
-    async def _launch(self, job_id: str) -> Job:
-        """Start a job's driver in the runtime."""
+    async def _launch(self, job_id: str, entry: JobEntry) -> Job:
+        """Start the driver of a job in state STARTING."""
         agents = AgentSet.from_snapshot(await self._reader.jobs.agent_snapshot(job_id))
         store = self._runtime.open_store(self._settings)
         try:
@@ -208,8 +210,7 @@ class JobScheduler:
         except BaseException:
             self._runtime.release_store(store)
             raise
-        entry = self.table.get(job_id)
-        self.table.move(job_id, JobState.RUNNING, job=job, skips_queue=entry is not None and entry.skips_queue)
+        self.table.move(job_id, JobState.RUNNING, job=job, skips_queue=entry.skips_queue)
         job.when_over(lambda: self._loop.call_soon_threadsafe(self._on_stopped, job))
         return job
 
@@ -228,6 +229,6 @@ class JobScheduler:
         self._tasks.spawn(self._restart(job_id, self.table.move(job_id, JobState.RESTARTING)))
 
     async def _restart(self, job_id: str, entry: JobEntry) -> None:
-        await asyncio.sleep(_RESTART_S)
+        await asyncio.sleep(self._restart_delay_s)
         if self.table.get(job_id) is entry:  # not adopted, cancelled or expired meanwhile
             self._enqueue(job_id)
