@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 from aiohttp import web
@@ -40,6 +40,7 @@ from batchray.store import JobRecord, SortOrder, StoredItem, StoredResult
 from batchray.views.results import result_of
 
 _BASE = "/v1/messages/batches"
+_ONE = _BASE + "/{batch_id}"
 _POLL_S = 0.5
 _KEY_PATTERN = "[!-~]([ -~]{0,253}[!-~])?"
 _EVENT_ID_PATTERN = "[0-9]{1,18}"
@@ -79,10 +80,12 @@ class BatchRoutes:
         self._uploads, self._acceptance, self._scheduler = uploads, acceptance, scheduler
 
     def routes(self) -> list[Route]:
-        """Return the routes, those of Letta first."""
-        one = _BASE + "/{batch_id}"
+        """Return all routes of batches."""
+        return [*self._letta_routes(), *self._own_routes()]
+
+    def _letta_routes(self) -> list[Route]:
+        """Return the routes of Letta's API."""
         of_one = partial(Route, errors=(404,))
-        get = partial(of_one, "GET")
         return [
             Route(
                 "POST",
@@ -96,18 +99,25 @@ class BatchRoutes:
                 headers={"Idempotency-Key": _KEY_PATTERN},
             ),
             Route("GET", _BASE, self.index, "batches_index", "List batches", Page, response=BatchJob, is_list=True),
-            get(one, self.retrieve, "batches_retrieve", "Retrieve a batch", response=BatchJob),
-            of_one("PATCH", one + "/cancel", self.cancel, "batches_cancel", "Cancel a batch"),
-            get(
-                one + "/messages",
+            of_one("GET", _ONE, self.retrieve, "batches_retrieve", "Retrieve a batch", response=BatchJob),
+            of_one("PATCH", _ONE + "/cancel", self.cancel, "batches_cancel", "Cancel a batch"),
+            of_one(
+                "GET",
+                _ONE + "/messages",
                 self.messages,
                 "batches_messages",
                 "List the messages of a batch",
                 MessagesQuery,
                 response=MessagesPage,
             ),
+        ]
+
+    def _own_routes(self) -> list[Route]:
+        """Return the routes that batchray adds."""
+        get = partial(Route, "GET", errors=(404,))
+        return [
             get(
-                one + "/items",
+                _ONE + "/items",
                 self.items,
                 "batches_items",
                 "List the items of a batch",
@@ -116,7 +126,7 @@ class BatchRoutes:
                 is_list=True,
             ),
             get(
-                one + "/results",
+                _ONE + "/results",
                 self.results,
                 "batches_results",
                 "Stream the results of a batch as JSON Lines, one line per item",
@@ -125,7 +135,7 @@ class BatchRoutes:
                 media_type="application/jsonl",
             ),
             get(
-                one + "/events",
+                _ONE + "/events",
                 self.events,
                 "batches_events",
                 "Watch a batch: its progress and outcomes as server-sent events",
@@ -134,7 +144,7 @@ class BatchRoutes:
             ),
             Route(
                 "POST",
-                one + "/retry",
+                _ONE + "/retry",
                 self.retry,
                 "batches_retry",
                 "Run the failed items of an ended batch again",
@@ -280,7 +290,7 @@ class BatchRoutes:
         job = await self._job(request)
         last_seq = _last_event(request)
         events = Events(request)
-        sent_state: Any = None
+        sent_state: tuple[str, dict[str, int]] | None = None
         while True:
             is_over = await self._scheduler.is_over(job.id)
             record = await self._reader.jobs.get(job.id)  # first: if it has ended, no result is missing
