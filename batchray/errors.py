@@ -7,6 +7,7 @@
     │   │   └── UnknownAgentError   a request names an agent that there is not
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
     │   ├── UnknownJobError         no job of that id in this data directory
+    │   ├── AmbiguousJobError       several jobs have ids with that beginning
     │   ├── JobNotEndedError        only a job that has ended can be opened again
     │   ├── StoreLockedError        another process writes to this data directory
     │   └── KeyInUseError           another batch came with the same idempotency key
@@ -86,6 +87,17 @@ class UnknownJobError(UsageError):
     def __str__(self) -> str:
         where = f" in {self.data_dir}" if self.data_dir else ""
         return f"no job {self.job_id!r}{where}; `batchray status` lists the jobs of a data directory"
+
+
+class AmbiguousJobError(UsageError):
+    """Several jobs have ids with this beginning.  `candidates` are their ids, separated by commas."""
+
+    def __init__(self, beginning: str, candidates: str) -> None:
+        super().__init__(beginning, candidates)
+        self.beginning, self.candidates = beginning, candidates
+
+    def __str__(self) -> str:
+        return f"{self.beginning!r} is the beginning of several jobs' ids: {self.candidates}; type more of the id"
 
 
 class JobNotEndedError(UsageError):

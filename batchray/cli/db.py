@@ -1,4 +1,4 @@
-"""The commands that look after a database: batchray db check | export | prune."""
+"""The commands that look after the database of the jobs: batchray db check | export | prune."""
 
 from __future__ import annotations
 
@@ -9,50 +9,30 @@ from typing import IO, Any
 
 import click
 
+from batchray.cli.options import store_options, store_settings
 from batchray.errors import BatchrayError
-
-_F = Callable[..., Any]
 
 KEPT_DAYS = 29.0
 
 
-DEFAULT_DATA_DIR = Path(".batchray")
-
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_DATA_DIR,
-    envvar="BATCHRAY_DATA_DIR",
-    show_default=True,
-    help="Where jobs and their results are kept.",
-)
-_database_url_option = click.option(
-    "--database-url",
-    envvar="BATCHRAY_DATABASE_URL",
-    help="A PostgreSQL database to keep jobs in instead; a password is better kept in BATCHRAY_DATABASE_URL.",
-)
-
-
-def store_options(command: _F) -> _F:
-    """Add what says where jobs are kept: --data-dir and --database-url."""
-    return data_dir_option(_database_url_option(command))
-
-
 @click.group()
 def db() -> None:
-    """Check, save and clear the database that jobs are kept in."""
+    """Check, export or prune the database of the jobs."""
 
 
 @db.command()
 @store_options
-def check(data_dir: Path, database_url: str | None) -> None:
-    """Read the whole database and say what is in it, and what is damaged; exit status 1 where something is.
+def check(config: Path | None, data_dir: Path | None, database_url: str | None) -> None:
+    """Read the whole database and look for damage.
+
+    Prints how much is in it, and each thing that is damaged; the exit status is then 1.
 
     Example: batchray db check
     """
     from batchray.store import Store
 
-    with Store.open_for_reading(data_dir, database_url) as store:
+    settings = store_settings(config, data_dir, database_url)
+    with Store.open_for_reading(settings.data_dir, settings.url) as store:
         counted = store.integrity.check()
     click.echo(f"{counted.n_jobs:,} jobs, {counted.n_items:,} items, {counted.n_outcomes:,} outcomes")
     for problem in counted.problems:
@@ -62,20 +42,23 @@ def check(data_dir: Path, database_url: str | None) -> None:
 
 
 @db.command()
-@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Where to write.")
+@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @store_options
-def export(output: Path, data_dir: Path, database_url: str | None) -> None:
-    """Write the outcomes of all jobs as JSON Lines, each with its job_id, as far as they can be read.
+def export(output: Path, config: Path | None, data_dir: Path | None, database_url: str | None) -> None:
+    """Write the outcomes of all jobs as JSON Lines.
 
-    What cannot be read is said on standard error, and the exit status is then 1.
+    Each line has its job_id.  Of a damaged database it writes all that can be read, lists the rest on standard error,
+    and exits with status 1.
 
     Example: batchray db export --output outcomes.jsonl
     """
     from batchray.store import Store
 
     lost: list[str] = []
+    settings = store_settings(config, data_dir, database_url)
+    reader = Store.open_for_reading(settings.data_dir, settings.url)
     try:
-        with Store.open_for_reading(data_dir, database_url) as store, output.open("w", encoding="utf-8") as file:
+        with reader as store, output.open("w", encoding="utf-8") as file:
             n_outcomes = _write_all(store, file, lost.append)
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}") from None
@@ -83,7 +66,7 @@ def export(output: Path, data_dir: Path, database_url: str | None) -> None:
     for what in lost:
         click.echo(f"not readable: {what}", err=True)
     if lost:
-        raise BatchrayError("what is listed above could not be read")
+        raise BatchrayError("some of the database cannot be read; it is listed above")
 
 
 def _write_all(store: Any, file: IO[str], lost: Callable[[str], None]) -> int:
@@ -104,10 +87,18 @@ def _write_all(store: Any, file: IO[str], lost: Callable[[str], None]) -> int:
 
 
 @db.command()
-@click.option("--days", type=click.FloatRange(min=0), default=KEPT_DAYS, show_default=True, help="How long to keep.")
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0),
+    default=KEPT_DAYS,
+    show_default=True,
+    help="How many days after their end jobs are kept.",
+)
 @store_options
-def prune(days: float, data_dir: Path, database_url: str | None) -> None:
-    """Delete jobs that ended more than so many days ago.  A server does that by itself.
+def prune(days: float, config: Path | None, data_dir: Path | None, database_url: str | None) -> None:
+    """Delete jobs that ended more than --days ago.
+
+    A server does so by itself.
 
     Example: batchray db prune --days 7
     """
@@ -116,6 +107,7 @@ def prune(days: float, data_dir: Path, database_url: str | None) -> None:
     from batchray.jobs.retention import prune as prune_store
     from batchray.store import AsyncStore, Store
 
-    with Store.open(data_dir, database_url) as store:
+    settings = store_settings(config, data_dir, database_url)
+    with Store.open(settings.data_dir, settings.url, allow_network_fs=settings.allow_network_fs) as store:
         asyncio.run(prune_store(AsyncStore(store), days))
         click.echo(f"{sum(store.jobs.count_by_status().values()):,} jobs are left")

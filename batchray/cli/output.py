@@ -1,9 +1,10 @@
-"""What the command line prints and writes: a line or an object for a job, a file of results."""
+"""Prints jobs and writes files of results for the command line."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,39 +17,47 @@ if TYPE_CHECKING:
 
 
 def check_output(output: Path | None) -> None:
-    """Refuse an output that cannot be written before anything runs."""
+    """Raise ConfigError if a file cannot be written; called before anything runs."""
     if output is not None and not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
         raise ConfigError(f"--output {output} cannot be written")
 
 
-def print_results(job: Job, failed: bool) -> None:
-    """Print one line of JSON a result, in UTF-8, whatever the locale."""
+def print_results(jobs: Sequence[Job], failed: bool) -> None:
+    """Print one line of JSON per result, in UTF-8 whatever the locale."""
     with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as file:
-        _write(job, file, failed)
+        _write(jobs, file, failed)
 
 
-def write_results(job: Job, output: Path, failed: bool = False) -> None:
-    """Write one line of JSON a result into a file, which is there whole or not at all.
+def write_results(jobs: Sequence[Job], output: Path, failed: bool = False) -> None:
+    """Write one line of JSON per result to a file, which appears whole or not at all.
 
-    Raises BatchrayError where it cannot be written.
+    Raises BatchrayError if it cannot be written.
     """
     try:
-        if output.exists() and not output.is_file():  # a pipe or a device is written to, never replaced
+        if output.exists() and not output.is_file():  # write into a pipe or a device, do not replace it
             with output.open("w", encoding="utf-8") as file:
-                return _write(job, file, failed)
+                return _write(jobs, file, failed)
         with atomic_write(output.resolve(), encoding="utf-8") as file:  # the file behind a link, not the link
-            _write(job, file, failed)
+            _write(jobs, file, failed)
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}; the results are kept in the job") from None
 
 
-def _write(job: Job, file: IO[str], failed: bool) -> None:
-    for result in job.results("index", wait=False, failed=failed):
-        file.write(result.model_dump_json() + "\n")
+def _write(jobs: Sequence[Job], file: IO[str], failed: bool) -> None:
+    for line in _lines(jobs, failed):
+        file.write(line + "\n")
+
+
+def _lines(jobs: Sequence[Job], failed: bool) -> Iterator[str]:
+    """Yield results as JSON; those of several jobs begin with the id of theirs."""
+    for job in jobs:
+        beginning = f'{{"job_id":"{job.id}",' if len(jobs) > 1 else "{"
+        for result in job.results("index", wait=False, failed=failed):
+            yield beginning + result.model_dump_json().removeprefix("{")
 
 
 def state_of(record: JobRecord, data_dir: Path, is_running: bool) -> str:
-    """Return the job's status, or what a status cannot say: that nobody runs it, or that it is paused."""
+    """Return an ended job's status; of any other `running`, `paused`, or `unfinished` if no process runs it."""
     from batchray.jobs.control import ControlFile
 
     if record.is_ended:
@@ -58,8 +67,8 @@ def state_of(record: JobRecord, data_dir: Path, is_running: bool) -> str:
     return "paused" if (ControlFile(data_dir, record.id).read() or {}).get("is_paused") else "running"
 
 
-def as_plain(record: JobRecord, state: str) -> dict[str, Any]:
-    """Return what `status --json` prints of a job."""
+def as_dict(record: JobRecord, state: str) -> dict[str, Any]:
+    """Return a job as `status --json` prints it."""
     names = ("id", "status", "created_at", "started_at", "completed_at", "stop_reason", "total")
     more = ("prompt_tokens", "completion_tokens", "ttft_ns", "total_duration_ns")
     return (
@@ -71,7 +80,7 @@ def as_plain(record: JobRecord, state: str) -> dict[str, Any]:
 
 
 def as_line(record: JobRecord, state: str) -> str:
-    """Return what `status` prints of a job."""
+    """Return a job as `status` prints it."""
     failed = record.done - record.counts["succeeded"]
     when = record.created_at[:19].replace("T", " ")
     return f"{record.id}  {state:<10}  {record.done:,} of {record.total:,} done, {failed:,} failed  {when}"

@@ -1,0 +1,46 @@
+"""How the command ends: its exit status, its error message, and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import click
+
+from batchray.errors import BatchrayError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: handled as an interrupt, with an exit status of its own."""
+
+
+def raise_terminated(*_: object) -> NoReturn:
+    """Handle SIGTERM."""
+    raise Terminated
+
+
+def leave(status: int) -> NoReturn:
+    """End executors and stores, then exit."""
+    if "batchray.api" in sys.modules:
+        from batchray.api import shutdown
+
+        with interruptible():
+            shutdown()
+    sys.exit(status)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """From here on Ctrl-C ends the process at once, because outcomes are on disk already.  SIGTERM is ignored."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield
+
+
+def complain(error: BatchrayError) -> None:
+    """Print an error to standard error."""
+    click.echo(f"batchray: {error}", err=True)

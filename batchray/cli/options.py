@@ -1,0 +1,74 @@
+"""Options that several commands share, and the settings that they amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from batchray.config import ServerSettings
+
+Command = Callable[..., Any]
+
+DEFAULT_DATA_DIR = Path(".batchray")
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="BATCHRAY_DATA_DIR",
+    help=f"Directory of the jobs and their results.  Default: {DEFAULT_DATA_DIR}.",
+)
+_database_url = click.option(
+    "--database-url",
+    envvar="BATCHRAY_DATABASE_URL",
+    help="PostgreSQL database of the jobs instead.  Put a URL with a password into BATCHRAY_DATABASE_URL.",
+)
+_config = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="YAML file of settings.  BATCHRAY_* variables and options override it.",
+)
+_agents = click.option(
+    "--agents",
+    "agents_files",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    help="YAML or JSON file of agents and providers.  Can be given more than once.",
+)
+_executor = (
+    click.option("--lanes", type=click.IntRange(min=1), help="Ray workers to start.  Default: one per CPU, at most 8."),
+    click.option("--ray-address", help="Existing Ray cluster.  Default: start one that listens on loopback only."),
+    click.option("--executor", type=click.Choice(["ray", "local"]), help="Run on Ray, or in this process."),
+)
+
+
+def agents_option(command: Command) -> Command:
+    """Add --agents."""
+    return _agents(command)
+
+
+def executor_options(command: Command) -> Command:
+    """Add what says where requests run: --lanes, --ray-address and --executor."""
+    for option in reversed(_executor):
+        command = option(command)
+    return command
+
+
+def data_dir_options(command: Command) -> Command:
+    """Add what says where the files are: --config and --data-dir."""
+    return _config(_data_dir(command))
+
+
+def store_options(command: Command) -> Command:
+    """Add what says where jobs are stored: --config, --data-dir and --database-url."""
+    return _config(_data_dir(_database_url(command)))
+
+
+def store_settings(config: Path | None, data_dir: Path | None, database_url: str | None = None) -> ServerSettings:
+    """Return the settings that say where jobs are stored.  The file may be one of a server.  Raises ConfigError."""
+    from batchray.config import load_server_settings
+
+    return load_server_settings(config, data_dir=data_dir, database_url=database_url)

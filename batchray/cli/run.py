@@ -1,0 +1,177 @@
+"""The commands that run a job to its end: batchray run | resume | retry."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from batchray.cli.exits import Terminated, complain, interruptible, leave
+from batchray.cli.job_names import find_id_to_start
+from batchray.cli.options import DEFAULT_DATA_DIR, Command, agents_option, executor_options, store_options
+from batchray.cli.output import check_output, write_results
+from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from batchray.config import Settings
+    from batchray.jobs.handle import Job
+    from batchray.store import JobRecord
+
+
+def _run_options(command: Command) -> Command:
+    options = (
+        click.option(
+            "--output",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write the results to this file, one JSON line per item.",
+        ),
+        click.option("--max-in-flight", type=click.IntRange(min=1), help="Requests in flight at once.  Default: 256."),
+        executor_options,
+        click.option("--quiet", is_flag=True, help="Show no progress and no summary."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return agents_option(store_options(command))
+
+
+@click.command()
+@click.argument("requests", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True))
+@_run_options
+def run(requests: Path, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+    """Run the batch in REQUESTS and wait for it.
+
+    REQUESTS is a file of JSON Lines with one request per line, a JSON file with a whole {"requests": [...]} body, or -
+    for standard input.
+
+    Example: batchray run requests.jsonl --agents agents.yaml --output results.jsonl
+    """
+    from batchray.api import submit
+    from batchray.config import load_agents
+
+    if not agents_files:
+        raise ConfigError("give the agents that the requests name: --agents FILE")
+    check_output(output)
+    # Not sys.stdin: after an interrupt a thread may still wait for it, and Python would wait for that thread at exit.
+    source = open(0, "rb", closefd=False) if str(requests) == "-" else requests  # noqa: SIM115
+    _watch(lambda settings: submit(source, load_agents(agents_files), **settings.model_dump()), output, options)
+
+
+@click.command()
+@click.argument("name", metavar="JOB")
+@_run_options
+def resume(name: str, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+    """Continue an unfinished JOB and wait for it.
+
+    Items that have an outcome are not run again.  The job's agents are stored with it; --agents replaces
+    those with the same ids.
+
+    Example: batchray resume last --output results.jsonl
+    """
+    from batchray.api import submit_resume
+
+    _watch(_starter(submit_resume, name, agents_files, output), output, options)
+
+
+@click.command()
+@click.argument("name", metavar="JOB")
+@_run_options
+def retry(name: str, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+    """Run the failed items of an ended JOB again and wait for them.
+
+    Items that succeeded are not run again.  The job's agents are stored with it; --agents replaces
+    those with the same ids.
+
+    Example: batchray retry last
+    """
+    from batchray.api import submit_retry
+
+    _watch(_starter(submit_retry, name, agents_files, output), output, options)
+
+
+def _starter(
+    submit: Callable[..., Job], name: str, agents_files: tuple[Path, ...], output: Path | None
+) -> Callable[[Settings], Job]:
+    """Return the function that starts a job of the store again.  Checks the output and the agents at once."""
+    from batchray.config import load_agents
+
+    check_output(output)
+    agents = load_agents(agents_files) if agents_files else None
+    return lambda settings: submit(find_id_to_start(settings, name), agents, **settings.model_dump())
+
+
+def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[str, Any]) -> NoReturn:
+    """Start a job, print its id, show its progress, write its results, and exit with its status."""
+    from batchray.config import load_settings
+    from batchray.views.progress_display import show_progress
+
+    is_quiet, config = options.pop("quiet"), options.pop("config")
+    settings = load_settings(config, **options)
+    place = _place_options(settings, config)
+    job: Job | None = None
+    try:
+        job = start(settings)
+        click.echo(job.id)
+        sys.stdout.flush()
+        if not is_quiet:
+            show_progress(job)
+        record = job.wait()
+    except KeyboardInterrupt as interrupt:
+        if job is not None:
+            _stop(job, place)
+        leave(143 if isinstance(interrupt, Terminated) else 130)
+    except (JobInterruptedError, UsageError):
+        raise
+    except BatchrayError as error:
+        complain(error)
+        if job is not None:
+            click.echo(_how_to_resume(job, place), err=True)
+        leave(1)
+    if output is not None:
+        write_results([job], output)
+    if not is_quiet:
+        _summarize(job, record, output, place)
+    leave(0 if record.counts["succeeded"] == record.total else 1)
+
+
+def _place_options(settings: Settings, config: Path | None) -> str:
+    """Return the options with which another command finds the job, to be printed after its id."""
+    if settings.url is None:
+        is_default = settings.data_dir == DEFAULT_DATA_DIR
+        return "" if is_default else f" --data-dir {shlex.quote(str(settings.data_dir))}"
+    source = click.get_current_context().get_parameter_source("database_url")
+    if source is click.core.ParameterSource.COMMANDLINE:
+        return " --database-url URL"  # not the URL itself, which may have a password in it
+    return "" if source is click.core.ParameterSource.ENVIRONMENT else f" --config {shlex.quote(str(config))}"
+
+
+def _stop(job: Job, place: str) -> None:
+    with interruptible():
+        click.echo("\nstopping; a second Ctrl-C stops at once", err=True)
+        job.stop()
+    record = job.record()
+    if not record.is_ended:
+        click.echo(f"interrupted with {record.done:,} of {record.total:,} done; all of them are kept", err=True)
+        click.echo(_how_to_resume(job, place), err=True)
+
+
+def _how_to_resume(job: Job, place: str) -> str:
+    return f"to continue: batchray resume {job.id}{place}"
+
+
+def _summarize(job: Job, record: JobRecord, output: Path | None, place: str) -> None:
+    from rich.console import Console
+
+    from batchray.views.progress_display import summary
+
+    console: Console = Console(highlight=False)
+    summary(record, job.timing, job.failures(), console)
+    command = f"batchray results {job.id}{place}"
+    click.echo(f"results: {output}" if output else f"results: {command}")
+    if record.counts["succeeded"] < record.total:
+        click.echo(f"failures: {command} --failed")

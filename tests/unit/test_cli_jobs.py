@@ -1,0 +1,193 @@
+"""How the commands find jobs: by id, by a beginning of it, as `last`, several at once, and where the config says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from batchray.cli.main import cli
+from batchray.errors import (
+    AmbiguousJobError,
+    BatchrayError,
+    ConfigError,
+    JobInterruptedError,
+    UnknownJobError,
+    UsageError,
+)
+from batchray.jobs.control import ControlFile
+from batchray.store import NewItem, NewJob, Store
+
+FIRST, SECOND, THIRD = (
+    "job-4f000000-0000-4000-8000-000000000001",
+    "job-4f000000-0000-4000-8000-000000000002",
+    "job-5a000000-0000-4000-8000-000000000003",
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Return a data directory with three jobs, in the order of their ids, and a single run after them."""
+    with Store.open(tmp_path / "data") as store:
+        for job_id in (FIRST, SECOND, THIRD):
+            store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b'{"agent_id":"a","input":"x"}')] * 2)
+        run = NewJob("job-60000000-0000-4000-8000-000000000004", lambda ids: {}, kind="run")
+        store.create_job(run, [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def config(data: Path, tmp_path: Path) -> str:
+    """Return a server's config file that names the data directory."""
+    file = tmp_path / "batchray.yaml"
+    file.write_text(f"data_dir: {data}\nport: 0\n")
+    return str(file)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments, catch_exceptions=True)
+
+
+def shown(*arguments: str) -> list[str]:
+    """Return the ids that `status` prints."""
+    done = call("status", *arguments)
+    assert done.exit_code == 0, done
+    return [line.split()[0] for line in done.output.splitlines()]
+
+
+def refused(kind: type[BatchrayError], *arguments: str) -> str:
+    """Return the sentence with which a command is refused."""
+    done = call(*arguments)
+    assert isinstance(done.exception, kind), done
+    assert done.output == ""
+    return str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([FIRST], [FIRST]),
+        ([FIRST[:-1] + "2"], [SECOND]),
+        (["job-5"], [THIRD]),
+        (["5a"], [THIRD]),
+        (["last"], [THIRD]),
+        ([THIRD, FIRST], [THIRD, FIRST]),
+        (["last", "5a", FIRST, THIRD], [THIRD, FIRST]),
+    ],
+)
+def test_a_job_is_found_by_its_id_a_beginning_of_it_or_as_the_last_one(
+    names: list[str], found: list[str], data: Path
+) -> None:
+    assert shown(*names, "--data-dir", str(data)) == found
+
+
+def test_a_beginning_that_several_jobs_share_is_refused_with_their_ids(data: Path) -> None:
+    sentence = refused(AmbiguousJobError, "status", "4f", "--data-dir", str(data))
+    assert sentence == f"'4f' is the beginning of several jobs' ids: {SECOND}, {FIRST}; type more of the id"
+
+
+@pytest.mark.parametrize("name", ["job-9", "nothing", "LAST", "job-%", "\u00e9", FIRST[:-1] + "9"])
+@pytest.mark.parametrize("command", ["status", "results", "cancel", "pause", "unpause", "resume", "retry"])
+def test_an_unknown_job_is_refused_and_nothing_is_done(command: str, name: str, data: Path) -> None:
+    sentence = refused(UnknownJobError, command, name, "--data-dir", str(data))
+    assert sentence == f"no job {name!r} in {data}; `batchray status` lists the jobs of a data directory"
+
+
+def test_last_of_no_jobs_says_how_to_make_one(tmp_path: Path) -> None:
+    Store.open(tmp_path).close()
+    sentence = refused(UsageError, "results", "last", "--data-dir", str(tmp_path))
+    assert sentence == f"there is no job in {tmp_path} yet; `batchray run` creates one"
+
+
+def test_one_unknown_name_among_others_stops_all_of_them(data: Path) -> None:
+    refused(UnknownJobError, "cancel", FIRST, "job-9", "--data-dir", str(data))
+    with Store.open_for_reading(data) as store:
+        assert store.job(FIRST).status == "created"
+
+
+def test_several_jobs_are_cancelled_at_once(data: Path) -> None:
+    assert call("cancel", FIRST, "5a", "--data-dir", str(data)).exit_code == 0
+    with Store.open_for_reading(data) as store:
+        assert [store.job(job_id).status for job_id in (FIRST, SECOND, THIRD)] == ["cancelled", "created", "cancelled"]
+
+
+def test_a_job_that_cannot_be_steered_is_reported_and_the_others_are_steered(data: Path) -> None:
+    call("cancel", FIRST, "--data-dir", str(data))
+    done = call("pause", SECOND, FIRST, THIRD, "--data-dir", str(data))
+    assert done.exit_code == 1
+    assert [line.partition(": ")[2][: len(FIRST) + 4] for line in done.output.splitlines()] == [
+        f"job {SECOND}",
+        f"job {THIRD}",
+    ]
+
+
+def test_results_of_several_jobs_say_which_job_they_are_of(data: Path) -> None:
+    call("cancel", FIRST, THIRD, "--data-dir", str(data))
+    lines = [json.loads(line) for line in printed(data, FIRST, "last")]
+    assert [(line["job_id"], line["index"]) for line in lines] == [(FIRST, 0), (FIRST, 1), (THIRD, 0), (THIRD, 1)]
+    [line, _] = [json.loads(line) for line in printed(data, FIRST)]
+    assert "job_id" not in line
+
+
+def printed(data: Path, *names: str) -> list[str]:
+    output = data / "results.jsonl"
+    assert call("results", *names, "--output", str(output), "--data-dir", str(data)).exit_code == 0
+    return output.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status", "last"),
+        ("results", FIRST, "--output", "results.jsonl"),
+        ("cancel", FIRST),
+        ("db", "check"),
+        ("db", "export", "--output", "all.jsonl"),
+        ("db", "prune"),
+        ("keys", "add", "alice"),
+        ("keys", "list"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_takes_the_data_directory_from_the_config(
+    arguments: tuple[str, ...], config: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(*arguments, "--config", config)
+    assert done.exit_code == 0, done
+    assert not Path(".batchray").exists()
+
+
+def test_a_variable_overrides_the_config_and_an_option_both(
+    config: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store.open(tmp_path / "empty").close()
+    assert shown("last", "--config", config) == [THIRD]
+    monkeypatch.setenv("BATCHRAY_DATA_DIR", str(tmp_path / "empty"))
+    assert shown("--config", config) == []
+    assert shown("last", "--config", config, "--data-dir", str(data)) == [THIRD]
+
+
+@pytest.mark.parametrize("command", ["status", "results", "cancel", "pause", "unpause"])
+def test_a_config_that_cannot_be_read_is_refused(command: str) -> None:
+    assert "nowhere.yaml: cannot be read" in refused(ConfigError, command, "last", "--config", "nowhere.yaml")
+
+
+def test_a_control_request_reaches_each_of_several_running_jobs(data: Path) -> None:
+    with Store.open(data) as store:
+        for job_id in (FIRST, THIRD):
+            store.mark_running(job_id)
+        assert call("pause", FIRST, "last", "--data-dir", str(data)).exit_code == 0
+    assert [ControlFile(data, job_id).read() for job_id in (FIRST, SECOND, THIRD)] == [
+        {"is_paused": True},
+        {},
+        {"is_paused": True},
+    ]
+
+
+def test_an_interrupted_steering_names_the_command_that_continues(data: Path) -> None:
+    done = call("unpause", FIRST, "--data-dir", str(data))
+    assert "`batchray resume`" in done.output
+    assert JobInterruptedError.__name__ not in done.output
