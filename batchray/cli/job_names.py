@@ -63,8 +63,8 @@ def _find_id(store: Store, name: str, place: str) -> str:
         return found[0].id
     if is_job_id(name):
         return store.jobs.get(name).id
-    beginning = name if name.startswith(_PREFIX) else _PREFIX + name
-    matching = [record.id for record in store.jobs.find(order="desc") if record.id.startswith(beginning)]
+    prefix = name if name.startswith(_PREFIX) else _PREFIX + name
+    matching = store.jobs.ids_with_prefix(prefix, _N_SHOWN + 1) if prefix.isascii() and prefix.isprintable() else []
     if not matching:
         raise UnknownJobError(name, place)
     if len(matching) > 1:

@@ -207,6 +207,12 @@ class Jobs:
             row = connection.execute(query).mappings().first()
         return job_record(row) if row else None
 
+    def ids_with_prefix(self, prefix: str, limit: int) -> list[str]:
+        """Return the ids of jobs that begin with `prefix`, the newest job first."""
+        query = sa.select(jobs.c.id).where(jobs.c.kind != DELETED, starts_with(jobs.c.id, prefix))
+        with self._database.reading() as connection:
+            return list(connection.execute(query.order_by(jobs.c.job.desc()).limit(limit)).scalars())
+
     def agent_snapshot(self, job_id: str) -> dict[str, Any]:
         """Return the settings of a job's agents, as its creation kept them."""
         with self._database.reading() as connection:

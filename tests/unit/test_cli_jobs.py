@@ -32,9 +32,9 @@ def data(tmp_path: Path) -> Path:
     """Return a data directory with three jobs, in the order of their ids, and a single run after them."""
     with Store.open(tmp_path / "data") as store:
         for job_id in (FIRST, SECOND, THIRD):
-            store.create_job(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b'{"agent_id":"a","input":"x"}')] * 2)
+            store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b'{"agent_id":"a","input":"x"}')] * 2)
         run = NewJob("job-60000000-0000-4000-8000-000000000004", lambda ids: {}, kind="run")
-        store.create_job(run, [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
+        store.jobs.create(run, [NewItem("a", None, b'{"agent_id":"a","input":"x"}')])
     return tmp_path / "data"
 
 
@@ -104,13 +104,17 @@ def test_last_of_no_jobs_says_how_to_make_one(tmp_path: Path) -> None:
 def test_one_unknown_name_among_others_stops_all_of_them(data: Path) -> None:
     refused(UnknownJobError, "cancel", FIRST, "job-9", "--data-dir", str(data))
     with Store.open_for_reading(data) as store:
-        assert store.job(FIRST).status == "created"
+        assert store.jobs.get(FIRST).status == "created"
 
 
 def test_several_jobs_are_cancelled_at_once(data: Path) -> None:
     assert call("cancel", FIRST, "5a", "--data-dir", str(data)).exit_code == 0
     with Store.open_for_reading(data) as store:
-        assert [store.job(job_id).status for job_id in (FIRST, SECOND, THIRD)] == ["cancelled", "created", "cancelled"]
+        assert [store.jobs.get(job_id).status for job_id in (FIRST, SECOND, THIRD)] == [
+            "cancelled",
+            "created",
+            "cancelled",
+        ]
 
 
 def test_a_job_that_cannot_be_steered_is_reported_and_the_others_are_steered(data: Path) -> None:
