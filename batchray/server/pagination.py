@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
 from batchray.schema.base import WireModel
+from batchray.server.errors import HttpError
 from batchray.store import SortOrder
 
 T = TypeVar("T")
@@ -35,6 +36,18 @@ def paged(query: P, page: Callable[[P], list[T]]) -> list[T]:
         return page(query)
     opposite: SortOrder = "asc" if query.order == "desc" else "desc"
     return page(query.model_copy(update={"order": opposite, "before": None, "after": query.before}))[::-1]
+
+
+def slice_of(ids: Sequence[str], query: Page, noun: str) -> slice:
+    """Return which of these ids lie between the cursors.  Raises HttpError 400, with `noun`, for an unknown cursor."""
+
+    def position(cursor: str) -> int:
+        try:
+            return ids.index(cursor)
+        except ValueError:
+            raise HttpError(400, f"{noun} {cursor} not found") from None
+
+    return slice(position(query.after) + 1 if query.after else 0, position(query.before) if query.before else None)
 
 
 class Cursor(NamedTuple):

@@ -90,10 +90,9 @@ class JobScheduler:
                 await self._store.call_chunked(cancel_idle_job, self._store.sync, job_id)
 
     async def retry(self, record: JobRecord) -> None:
-        """Run the items of an ended job that did not succeed again.  Raises HttpError 409 if it has not ended."""
-        if record.is_ended and (
-            job := self.table.running_job(record.id)
-        ):  # the store knows of the end a moment earlier
+        """Run again the items of an ended job that did not succeed.  Raises HttpError 409 if it has not ended."""
+        job = self.table.running_job(record.id)
+        if record.is_ended and job is not None:  # the store records the end a moment before the driver stops
             with suppress(BatchrayError):
                 await job.ended()
         if not record.is_ended or not self.table.may_move(record.id, JobState.REOPENING):
@@ -126,7 +125,7 @@ class JobScheduler:
         self.table.remove_queued()
         await self._runtime.run(self._runtime.drain(self._settings.shutdown_grace_s))
 
-    # -- for those who end jobs that do not run
+    # -- also for `IdleJobs`, which ends jobs that do not run
 
     def lock(self, job_id: str) -> asyncio.Lock:
         """Return a job's lock.  It is held while a job that does not run is ended, because that takes many steps."""

@@ -19,7 +19,7 @@ from batchray.schema.validation_text import first_problem
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup
 from batchray.server.auth import user_of
 from batchray.server.errors import HttpError
-from batchray.server.pagination import Page, paged
+from batchray.server.pagination import Page, paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import read_json
@@ -137,9 +137,8 @@ class AgentRoutes:
         def page(query: AgentsQuery) -> list[AgentState]:
             ids = [*self._catalog.ids, *self._reader.sync.agents.ids(user_id)]
             ids = ids if query.order == "asc" else ids[::-1]
-            start = _position(ids, query.after) + 1 if query.after else 0
-            end = _position(ids, query.before) if query.before else None
-            return list(islice(filter(query.matches, self._states(user_id, ids[start:end])), query.limit))
+            found = self._states(user_id, ids[slice_of(ids, query, "Agent with ID")])
+            return list(islice(filter(query.matches, found), query.limit))
 
         return await self._reader.call(paged, query, page)
 
@@ -223,13 +222,6 @@ class AgentRoutes:
 
 def _stored_fields(given: UpdateAgent) -> dict[str, Any]:
     return given.model_dump(exclude_unset=True, include=_STORED_FIELDS & type(given).model_fields.keys())
-
-
-def _position(ids: list[str], agent_id: str) -> int:
-    try:
-        return ids.index(agent_id)
-    except ValueError:
-        raise HttpError(400, f"Agent with ID {agent_id} not found") from None
 
 
 def _unknown(agent_id: str) -> UnknownAgentError:

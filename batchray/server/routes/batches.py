@@ -189,7 +189,7 @@ class BatchRoutes:
         return None
 
     async def retry(self, request: web.Request, query: NoQuery) -> ResponseBody:
-        """Run the items of an ended batch that did not succeed again."""
+        """Run again the items of an ended batch that did not succeed."""
         record = await self._job(request)
         await self._scheduler.retry(record)
         return batch_job(await self._reader.jobs.get(record.id))

@@ -35,7 +35,7 @@ from batchray.schema import (
 from batchray.server.agent_catalog import AgentLookup
 from batchray.server.auth import user_of
 from batchray.server.errors import NO_RETRY, HttpError
-from batchray.server.pagination import Cursor, Page, is_between, paged
+from batchray.server.pagination import Cursor, Page, is_between, paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route, encode
 from batchray.server.single_runs import SingleRuns
 from batchray.server.stream import Events
@@ -148,9 +148,7 @@ class MessageRoutes:
         messages = [message for prior in history for message in context.messages_of(prior)]
         messages = messages if query.order == "asc" else messages[::-1]
         ids = [message.id for message in messages]
-        start = _position(ids, query.after) + 1 if query.after else 0
-        end = _position(ids, query.before) if query.before else None
-        return messages[start:end][: query.limit]
+        return messages[slice_of(ids, query, "Message with id")][: query.limit]
 
     def _run_messages(
         self, user_id: str, agent_id: str, query: Page, after: Cursor | None, before: Cursor | None
@@ -225,13 +223,6 @@ class MessageRoutes:
 def _body(request: web.Request, given: AskAgent) -> bytes:
     fields = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
     return orjson.dumps({**fields, "agent_id": request.match_info["agent_id"]})
-
-
-def _position(ids: list[str], message_id: str) -> int:
-    try:
-        return ids.index(message_id)
-    except ValueError:
-        raise HttpError(400, f"Message with id {message_id} not found") from None
 
 
 def _ping() -> Ping:
