@@ -8,6 +8,7 @@
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
     │   ├── UnknownJobError         no job of that id in this data directory
     │   ├── AmbiguousJobError       several jobs have ids with that beginning
+    │   ├── JobEndedError           a job that has ended cannot be started
     │   ├── JobNotEndedError        only a job that has ended can be opened again
     │   ├── StoreLockedError        another process writes to this data directory
     │   └── KeyInUseError           another batch came with the same idempotency key
@@ -98,6 +99,17 @@ class AmbiguousJobError(UsageError):
 
     def __str__(self) -> str:
         return f"{self.beginning!r} is the beginning of several jobs' ids: {self.candidates}; type more of the id"
+
+
+class JobEndedError(UsageError):
+    """A job was to be started that has ended."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} has ended; `batchray retry` runs its failed items again"
 
 
 class JobNotEndedError(UsageError):

@@ -16,7 +16,7 @@ from batchray.agents.approvals import has_answers, read_answers
 from batchray.agents.base import input_messages
 from batchray.config import Agent
 from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
-from batchray.store import ConversationUpdate, HistoryItem, JobRecord, NewOutcome, PendingItem, RetryingStore
+from batchray.store import ConversationUpdate, HistoryItem, LedJob, NewOutcome, PendingItem, RetryingStore
 
 _MESSAGES = TypeAdapter(list[Message])
 # JSON may write a letter or an underscore as an escape.
@@ -24,7 +24,7 @@ _ESCAPED = re.compile(rb"\\u00[4-7]")
 
 
 async def load_context(
-    store: RetryingStore, job: JobRecord, agent: Agent, item: PendingItem, steps: Sequence[bytes] = ()
+    store: RetryingStore, job: LedJob, agent: Agent, item: PendingItem, steps: Sequence[bytes] = ()
 ) -> bytes:
     """Return an item's context as an encoded `agents.AttemptContext`; empty if it starts without one.
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchray.errors import LeaseLostError, StoreError
-from batchray.store import JobRecord, Store
+from batchray.store import LedJob, Store
 from batchray.support.files import atomic_write, sync_directory
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class LeaseChannel:
     See `ControlChannel`.
     """
 
-    def __init__(self, store: Store, job: JobRecord, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: Store, job: LedJob, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._job, self._clock = store, job, clock
         self._reads_at = self._renews_at = clock()
         self._asked: dict[str, Any] = {}
@@ -143,7 +143,7 @@ def reopen_job(store: Store, job_id: str) -> int:
 
 
 @asynccontextmanager
-async def renewing_lease(store: Store, record: JobRecord) -> AsyncIterator[None]:
+async def renewing_lease(store: Store, record: LedJob) -> AsyncIterator[None]:
     """Renew a job's lease inside this block, if the store has leases that run out."""
 
     async def renew() -> None:
@@ -153,7 +153,7 @@ async def renewing_lease(store: Store, record: JobRecord) -> AsyncIterator[None]
                 await channel.update({})
             await asyncio.sleep(POLL_S)
 
-    renewing = asyncio.create_task(renew()) if store.is_shared and not record.is_ended else None
+    renewing = asyncio.create_task(renew()) if store.is_shared else None
     try:
         yield
     finally:

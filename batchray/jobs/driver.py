@@ -59,14 +59,14 @@ async def start_job(
     """Mark a job as running here, with its progress so far read from the store.
 
     `slots` and `deadlines` are those that all jobs of this process share.  Raises LeaseLostError while another process
-    leads the job.
+    leads the job, and JobEndedError if it has ended.
     """
     waiting = RetryingStore(store, f"job {job_id}")
     record = await waiting.jobs.start(job_id)
     async with renewing_lease(store, record):  # to count a million outcomes takes longer than a lease lasts
         progress = await waiting.call_chunked(recount_progress, store, record)
         opened_at = await waiting.jobs.opened_at(record)
-        asked = {} if record.is_ended else await waiting.leases.requested(record)
+        asked = await waiting.leases.requested(record)
     window = _window(agents, settings, slots or Slots(), store.data_dir, record.user_id)
     committer = GroupCommitter(waiting, record, deadlines or PausableDeadlines())
     timing = JobTiming(record, opened_at, settings.job_deadline_s, is_resumed=progress.done > 0)

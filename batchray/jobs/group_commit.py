@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from batchray.jobs.deadlines import PausableDeadlines
-from batchray.store import JobRecord, NewAttempt, NewOutcome, NewStep, RetryingStore, Store
+from batchray.store import LedJob, NewAttempt, NewOutcome, NewStep, RetryingStore, Store
 
 
 class GroupCommitter:
@@ -17,7 +17,7 @@ class GroupCommitter:
     """
 
     def __init__(
-        self, store: RetryingStore, job: JobRecord, deadlines: PausableDeadlines, interval_s: float = 0.02
+        self, store: RetryingStore, job: LedJob, deadlines: PausableDeadlines, interval_s: float = 0.02
     ) -> None:
         self.store, self.deadlines = store, deadlines
         self._job, self._interval_s = job, interval_s
@@ -79,7 +79,7 @@ class _Write:
     def __init__(
         self,
         store: Store,
-        job: JobRecord,
+        job: LedJob,
         attempts: list[NewAttempt],
         outcomes: list[NewOutcome],
         steps: list[NewStep],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from batchray.config import Settings
-from batchray.errors import LeaseLostError
+from batchray.errors import JobEndedError, LeaseLostError
 from batchray.jobs.endings import CANCELED, Ending, expired, recount_progress
 from batchray.jobs.timing import age_ns
 from batchray.store import Chunked, JobRecord, Store
@@ -16,11 +16,13 @@ def end_idle_job(store: Store, job_id: str, ending: Ending) -> Chunked[None]:
 
     Raises LeaseLostError if another process runs it.
     """
-    record = store.jobs.take_over(job_id)
-    if not record.is_ended:
-        yield from store.outcomes.end_unfinished(record, *ending.of_items)
-        progress = yield from recount_progress(store, record)
-        store.jobs.end(record, ending.status, ending.stop_reason, progress, None, 0)
+    try:
+        job = store.jobs.take_over(job_id)
+    except JobEndedError:
+        return
+    yield from store.outcomes.end_unfinished(job, *ending.of_items)
+    progress = yield from recount_progress(store, job)
+    store.jobs.end(job, ending.status, ending.stop_reason, progress, None, 0)
 
 
 def cancel_idle_job(store: Store, job_id: str) -> Chunked[None]:

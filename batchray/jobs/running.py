@@ -14,7 +14,7 @@ from batchray.jobs.in_flight import InFlight
 from batchray.jobs.timing import JobTiming
 from batchray.jobs.window import Window
 from batchray.schema.progress import Progress
-from batchray.store import JobRecord, NewOutcome, PendingItem, RetryingStore
+from batchray.store import LedJob, NewOutcome, PendingItem, RetryingStore
 
 _MAX_IN_FLIGHT_SHOWN = 100
 _MAX_FAILURES_SHOWN = 20
@@ -31,7 +31,7 @@ class RunningJob:
 
     def __init__(
         self,
-        record: JobRecord,
+        record: LedJob,
         agents: AgentSet,
         settings: Settings,
         progress: Progress,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchray.config import AgentSet, Settings
-from batchray.errors import ConfigError
+from batchray.errors import ConfigError, JobEndedError
 from batchray.executors import ControlChannel, LocalExecutor, ManagedExecutor
 from batchray.jobs.control import ControlFile, LeaseChannel
 from batchray.jobs.deadlines import PausableDeadlines
@@ -21,7 +21,7 @@ from batchray.jobs.handle import Job
 from batchray.jobs.running import RunningJob
 from batchray.jobs.slots import Slots
 from batchray.jobs.window_shares import WindowShares
-from batchray.store import JobRecord, Store
+from batchray.store import AsyncStore, JobRecord, Store
 from batchray.support.interpreter import tune_interpreter
 from batchray.support.threads import LoopThread
 
@@ -85,11 +85,13 @@ class Runtime:
         try:
             executor = await self._executors.get(settings)
             executor.check(agents)
-            running = await start_job(job.id, agents, store, settings, self._slots, self._deadlines)
-            job.started(running)
-            self._shares.add(running)
-            record = running.record
-            if not record.is_ended:  # by the process that led it before; it may even be open again, and led elsewhere
+            try:
+                running = await start_job(job.id, agents, store, settings, self._slots, self._deadlines)
+            except JobEndedError:  # its earlier leader has ended it; it may even be reopened, and led elsewhere
+                record = await AsyncStore(store).jobs.get(job.id)
+            else:
+                job.started(running)
+                self._shares.add(running)
                 record = await run_job(running, executor, _channels_of(running, executor, store))
             ControlFile(store.data_dir, job.id).clear()
             return record

@@ -1,6 +1,6 @@
 """What agents keep from one request to the next: runs that wait for the caller, conversations, memory.
 
-A run that waits (a pause) is answered by one item, which claims it before it is spawned.  The claim holds across
+A run that waits (a approval) is answered by one item, which claims it before it is spawned.  The claim holds across
 crashes and restarts, and ends only where that item does not succeed: then the run waits again.
 """
 
@@ -18,15 +18,15 @@ from batchray.schema.approvals import check_all_answered
 from batchray.store.database import Database
 from batchray.store.leases import Leases
 from batchray.store.queries import starts_with
-from batchray.store.records import ConversationState, ConversationUpdate, HistoryItem, JobRecord, NewOutcome
+from batchray.store.records import ConversationState, ConversationUpdate, HistoryItem, JobRecord, LedJob, NewOutcome
 from batchray.store.tables import (
     DELETED,
     conversations,
     items,
     jobs,
-    memories,
+    memory_blocks,
     outcomes,
-    pauses,
+    pending_approvals,
     pending_calls,
     same_item,
 )
@@ -40,7 +40,7 @@ class Conversations:
 
     def load(
         self,
-        job: JobRecord,
+        job: LedJob,
         index: int,
         agent_id: str,
         *,
@@ -57,13 +57,15 @@ class Conversations:
         """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
-            pause = None
+            approval = None
             if answered is not None:
-                pause = _claimed(connection, job, index, agent_id, answered, request_id)
+                approval = _claimed(connection, job, index, agent_id, answered, request_id)
             if not is_stateful:
-                assert pause is not None
-                return ConversationState(_chain(connection, pause.job, pause.idx), orjson.loads(pause.memory))
-            _check_tail(connection, job, index, agent_id, pause)
+                assert approval is not None
+                return ConversationState(
+                    _history_before_approval(connection, approval.job, approval.idx), orjson.loads(approval.memory)
+                )
+            _check_last_item(connection, job, index, agent_id, approval)
             return ConversationState(
                 _conversation(connection, job.user_id, agent_id), _memory(connection, job.user_id, agent_id)
             )
@@ -80,7 +82,7 @@ class Conversations:
 
     def delete(self, user_id: str, agent_id: str, *, with_memory: bool = False) -> None:
         """Forget an agent's conversation and the runs that wait, and its memory too where that is asked for."""
-        tables = (conversations, pending_calls, pauses, *((memories,) if with_memory else ()))
+        tables = (conversations, pending_calls, pending_approvals, *((memory_blocks,) if with_memory else ()))
         with self._database.transaction() as connection:
             for table in tables:
                 connection.execute(sa.delete(table).where(table.c.user_id == user_id, table.c.agent_id == agent_id))
@@ -95,9 +97,9 @@ def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken:
             _release(connection, job, [outcome.index])
             continue
         if outcome.conversation_update.is_stateful:
-            _remember(connection, job, outcome.index, outcome.conversation_update)
+            _append_to_conversation(connection, job, outcome.index, outcome.conversation_update)
         if outcome.conversation_update.pending:
-            _pause(connection, job, outcome.index, outcome.conversation_update)
+            _add_pending_approval(connection, job, outcome.index, outcome.conversation_update)
 
 
 def release_claims(connection: sa.Connection, job: JobRecord) -> None:
@@ -107,26 +109,36 @@ def release_claims(connection: sa.Connection, job: JobRecord) -> None:
 
 
 def _release(connection: sa.Connection, job: JobRecord, indices: Any) -> None:
-    claims = sa.and_(pauses.c.claimed_job == job.key, pauses.c.claimed_idx.in_(indices))
-    connection.execute(sa.update(pauses).where(claims).values(claimed_job=None, claimed_idx=None))
+    claims = sa.and_(pending_approvals.c.claimed_job == job.key, pending_approvals.c.claimed_idx.in_(indices))
+    connection.execute(sa.update(pending_approvals).where(claims).values(claimed_job=None, claimed_idx=None))
 
 
-def _remember(connection: sa.Connection, job: JobRecord, index: int, conversation_update: ConversationUpdate) -> None:
-    whose = {"user_id": job.user_id, "agent_id": conversation_update.agent_id}
-    connection.execute(sa.insert(conversations).values(**whose, job=job.key, idx=index))
+def _append_to_conversation(
+    connection: sa.Connection, job: JobRecord, index: int, conversation_update: ConversationUpdate
+) -> None:
+    owner = {"user_id": job.user_id, "agent_id": conversation_update.agent_id}
+    connection.execute(sa.insert(conversations).values(**owner, job=job.key, idx=index))
     if conversation_update.memory:
-        of_agent = sa.and_(memories.c.user_id == job.user_id, memories.c.agent_id == conversation_update.agent_id)
-        connection.execute(sa.delete(memories).where(of_agent, memories.c.label.in_(list(conversation_update.memory))))
+        of_agent = sa.and_(
+            memory_blocks.c.user_id == job.user_id, memory_blocks.c.agent_id == conversation_update.agent_id
+        )
+        connection.execute(
+            sa.delete(memory_blocks).where(of_agent, memory_blocks.c.label.in_(list(conversation_update.memory)))
+        )
         rows = [
-            {**whose, "label": label, "value": value.encode()} for label, value in conversation_update.memory.items()
+            {**owner, "label": label, "value": value.encode()} for label, value in conversation_update.memory.items()
         ]
-        connection.execute(sa.insert(memories), rows)
+        connection.execute(sa.insert(memory_blocks), rows)
 
 
-def _pause(connection: sa.Connection, job: JobRecord, index: int, conversation_update: ConversationUpdate) -> None:
-    whose = {"job": job.key, "idx": index, "user_id": job.user_id, "agent_id": conversation_update.agent_id}
-    connection.execute(sa.insert(pauses).values(**whose, memory=orjson.dumps(dict(conversation_update.memory))))
-    rows = [{**whose, "tool_call_id": call_id.encode()} for call_id in conversation_update.pending]
+def _add_pending_approval(
+    connection: sa.Connection, job: JobRecord, index: int, conversation_update: ConversationUpdate
+) -> None:
+    owner = {"job": job.key, "idx": index, "user_id": job.user_id, "agent_id": conversation_update.agent_id}
+    connection.execute(
+        sa.insert(pending_approvals).values(**owner, memory=orjson.dumps(dict(conversation_update.memory)))
+    )
+    rows = [{**owner, "tool_call_id": call_id.encode()} for call_id in conversation_update.pending]
     connection.execute(sa.insert(pending_calls), rows)
 
 
@@ -142,11 +154,11 @@ def _claimed(
     if len(answered) == 1 and is_message_id(min(answered)):
         request_id, answered = min(answered), frozenset()
     named = request_id or min(answered)
-    found = connection.execute(_pauses_of(job.user_id, agent_id, answered, request_id)).all()
+    found = connection.execute(_approvals_of(job.user_id, agent_id, answered, request_id)).all()
     if not found:
         raise ApprovalError("no_pending_approval", f"no tool call {named!r} of this agent waits for an answer")
-    mine = [pause for pause in found if (pause.claimed_job, pause.claimed_idx) == (job.key, index)]
-    waiting = mine or [pause for pause in found if pause.claimed_job is None]
+    mine = [approval for approval in found if (approval.claimed_job, approval.claimed_idx) == (job.key, index)]
+    waiting = mine or [approval for approval in found if approval.claimed_job is None]
     if answered:
         waiting = _covered(connection, waiting, answered)
     if len(waiting) > 1:
@@ -157,14 +169,16 @@ def _claimed(
     return waiting[0]
 
 
-def _pauses_of(user_id: str, agent_id: str, answered: Set[str], request_id: str | None) -> sa.Select[Any]:
-    query = sa.select(pauses).where(pauses.c.user_id == user_id, pauses.c.agent_id == agent_id)
+def _approvals_of(user_id: str, agent_id: str, answered: Set[str], request_id: str | None) -> sa.Select[Any]:
+    query = sa.select(pending_approvals).where(
+        pending_approvals.c.user_id == user_id, pending_approvals.c.agent_id == agent_id
+    )
     if request_id is not None:
         of_job = sa.select(jobs.c.job).where(starts_with(jobs.c.id, f"job-{request_id[8:32]}"))
-        query = query.where(pauses.c.job.in_(of_job), pauses.c.idx == index_of(request_id))
+        query = query.where(pending_approvals.c.job.in_(of_job), pending_approvals.c.idx == index_of(request_id))
     if answered:
         named = sa.select(pending_calls.c.job).where(
-            same_item(pending_calls, pauses),
+            same_item(pending_calls, pending_approvals),
             pending_calls.c.user_id == user_id,
             pending_calls.c.agent_id == agent_id,
             pending_calls.c.tool_call_id.in_([call_id.encode() for call_id in sorted(answered)]),
@@ -175,29 +189,29 @@ def _pauses_of(user_id: str, agent_id: str, answered: Set[str], request_id: str 
 
 def _covered(connection: sa.Connection, waiting: list[sa.Row[Any]], answered: Set[str]) -> list[sa.Row[Any]]:
     """Keep the runs that wait for just these answers.  Raises ApprovalError where none of those that wait does."""
-    calls = [_calls_of(connection, pause) for pause in waiting]
-    exact = [pause for pause, of_pause in zip(waiting, calls, strict=True) if set(of_pause) == answered]
+    calls = [_calls_of(connection, approval) for approval in waiting]
+    exact = [approval for approval, of_pause in zip(waiting, calls, strict=True) if set(of_pause) == answered]
     if waiting and not exact:
         check_all_answered(answered, calls[0])
     return exact
 
 
-def _calls_of(connection: sa.Connection, pause: sa.Row[Any]) -> list[str]:
+def _calls_of(connection: sa.Connection, approval: sa.Row[Any]) -> list[str]:
     query = sa.select(pending_calls.c.tool_call_id)
-    query = query.where(pending_calls.c.job == pause.job, pending_calls.c.idx == pause.idx)
+    query = query.where(pending_calls.c.job == approval.job, pending_calls.c.idx == approval.idx)
     return [call_id.decode() for call_id in connection.execute(query).scalars()]
 
 
-def _claim(connection: sa.Connection, pause: sa.Row[Any], job: JobRecord, index: int) -> bool:
+def _claim(connection: sa.Connection, approval: sa.Row[Any], job: JobRecord, index: int) -> bool:
     """Make a run that waits this item's; False where another process was faster."""
-    this = sa.and_(pauses.c.job == pause.job, pauses.c.idx == pause.idx)
-    mine = sa.and_(pauses.c.claimed_job == job.key, pauses.c.claimed_idx == index)
-    claiming = sa.update(pauses).where(this, sa.or_(pauses.c.claimed_job.is_(None), mine))
+    this = sa.and_(pending_approvals.c.job == approval.job, pending_approvals.c.idx == approval.idx)
+    mine = sa.and_(pending_approvals.c.claimed_job == job.key, pending_approvals.c.claimed_idx == index)
+    claiming = sa.update(pending_approvals).where(this, sa.or_(pending_approvals.c.claimed_job.is_(None), mine))
     return connection.execute(claiming.values(claimed_job=job.key, claimed_idx=index)).rowcount > 0
 
 
-def _check_tail(
-    connection: sa.Connection, job: JobRecord, index: int, agent_id: str, pause: sa.Row[Any] | None
+def _check_last_item(
+    connection: sa.Connection, job: JobRecord, index: int, agent_id: str, approval: sa.Row[Any] | None
 ) -> None:
     """Raise ApprovalError where a stateful agent waits for other answers than this item brings."""
     last = (
@@ -207,43 +221,45 @@ def _check_tail(
         .limit(1)
     )
     tail = connection.execute(last).first()
-    if pause is not None and (tail is None or tuple(tail) != (pause.job, pause.idx)):
+    if approval is not None and (tail is None or tuple(tail) != (approval.job, approval.idx)):
         raise ApprovalError("no_pending_approval", "the agent's conversation has gone on since that tool call")
-    if pause is None and tail is not None:
-        query = sa.select(pauses.c.job).where(pauses.c.job == tail.job, pauses.c.idx == tail.idx)
+    if approval is None and tail is not None:
+        query = sa.select(pending_approvals.c.job).where(
+            pending_approvals.c.job == tail.job, pending_approvals.c.idx == tail.idx
+        )
         if connection.execute(query).first() is not None:
             reason = "the agent waits for an answer to its tool calls; answer them first"
             raise ApprovalError("pending_approval", reason)
 
 
-def _chain(connection: sa.Connection, job: int, index: int) -> list[HistoryItem]:
+def _history_before_approval(connection: sa.Connection, job: int, index: int) -> list[HistoryItem]:
     """Return the item that waits, and those that it has gone on from itself, the oldest first."""
     history: list[HistoryItem] = []
     place: tuple[int, int] | None = (job, index)
     while place is not None:
-        row = connection.execute(_priors().where(outcomes.c.job == place[0], outcomes.c.idx == place[1])).first()
+        row = connection.execute(_history_query().where(outcomes.c.job == place[0], outcomes.c.idx == place[1])).first()
         if row is None:
             raise ApprovalError("no_pending_approval", "the run that waited has been deleted")
         history.append(HistoryItem(*row))
-        claimed = sa.and_(pauses.c.claimed_job == place[0], pauses.c.claimed_idx == place[1])
-        before = connection.execute(sa.select(pauses.c.job, pauses.c.idx).where(claimed)).first()
+        claimed = sa.and_(pending_approvals.c.claimed_job == place[0], pending_approvals.c.claimed_idx == place[1])
+        before = connection.execute(sa.select(pending_approvals.c.job, pending_approvals.c.idx).where(claimed)).first()
         place = (before.job, before.idx) if before else None
     return history[::-1]
 
 
 def _conversation(connection: sa.Connection, user_id: str, agent_id: str) -> list[HistoryItem]:
     here = sa.and_(conversations.c.user_id == user_id, conversations.c.agent_id == agent_id)
-    query = _priors().join(conversations, same_item(conversations, outcomes)).where(here)
+    query = _history_query().join(conversations, same_item(conversations, outcomes)).where(here)
     return [HistoryItem(*row) for row in connection.execute(query.order_by(conversations.c.seq))]
 
 
 def _memory(connection: sa.Connection, user_id: str, agent_id: str) -> dict[str, str]:
-    query = sa.select(memories.c.label, memories.c.value)
-    query = query.where(memories.c.user_id == user_id, memories.c.agent_id == agent_id)
+    query = sa.select(memory_blocks.c.label, memory_blocks.c.value)
+    query = query.where(memory_blocks.c.user_id == user_id, memory_blocks.c.agent_id == agent_id)
     return {label: value.decode() for label, value in connection.execute(query)}
 
 
-def _priors() -> sa.Select[Any]:
+def _history_query() -> sa.Select[Any]:
     columns = (jobs.c.id, jobs.c.created_at, outcomes.c.idx, items.c.request, outcomes.c.messages)
     joined = outcomes.join(items, same_item(items, outcomes)).join(jobs, jobs.c.job == outcomes.c.job)
     return sa.select(*columns).select_from(joined).where(jobs.c.kind != DELETED)

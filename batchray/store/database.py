@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from batchray.errors import StoreError, StoreFullError
 from batchray.store.backend import Backend
 from batchray.store.disk_reserve import Reserve
+from batchray.store.migrations import migrate
 from batchray.store.tables import SCHEMA_VERSION, metadata
 from batchray.support.threads import DaemonThread
 
@@ -91,17 +92,15 @@ class Database:
         """
         with self.transaction() as connection:
             self.backend.prepare(connection)
-            self._check_version(connection)
-            if self.backend.version(connection) == 1:
-                connection.execute(sa.text("ALTER TABLE attempts ADD COLUMN losses BIGINT NOT NULL DEFAULT 0"))
+            version = self._check_version(connection)
+            migrate(connection, version)
             metadata.create_all(connection)
             self.backend.set_version(connection, SCHEMA_VERSION)
 
     def check_version(self) -> None:
         """Raise StoreError where another version made the tables."""
         with self.reading() as connection:
-            self._check_version(connection)
-            if 0 < self.backend.version(connection) < SCHEMA_VERSION:
+            if 0 < self._check_version(connection) < SCHEMA_VERSION:
                 advice = "resume a job or start a server to bring it up to this one"
                 raise StoreError(f"{self.backend.name} was written by an older version of batchray; {advice}")
 
@@ -148,9 +147,11 @@ class Database:
         except self.backend.errors as error:
             logger.debug("no room could be given back: %s", error)
 
-    def _check_version(self, connection: sa.Connection) -> None:
-        if self.backend.version(connection) > SCHEMA_VERSION:
+    def _check_version(self, connection: sa.Connection) -> int:
+        version = self.backend.version(connection)
+        if version > SCHEMA_VERSION:
             raise StoreError(f"{self.backend.name} was written by a newer version of batchray; upgrade to read it")
+        return version
 
     def page(self, query: sa.Select[Any], build: Callable[..., T], size: Callable[[T], int]) -> Iterator[T]:
         """Yield rows until about `PAGE_BYTES` of them, so that large requests make short pages."""

@@ -15,10 +15,10 @@ from batchray.store.queries import between
 from batchray.store.records import FailureKind, JobRecord, PendingItem, SortOrder, StoredItem, StoredResult
 from batchray.store.tables import DELETED, same_item
 from batchray.store.tables import attempts as _attempts
+from batchray.store.tables import checkpoints as _checkpoints
 from batchray.store.tables import items as _items
 from batchray.store.tables import jobs as _jobs
 from batchray.store.tables import outcomes as _outcomes
-from batchray.store.tables import steps as _steps
 
 _RESULT_COLUMNS = ("status", "stop_reason", "error", "usage", "queued_ns", "ttft_ns", "duration_ns", "messages")
 
@@ -37,8 +37,8 @@ class Items:
                 _items.c.agent_id,
                 _items.c.request,
                 sa.func.coalesce(_attempts.c.attempt, 0),
-                sa.func.coalesce(_attempts.c.deaths, 0),
-                sa.func.coalesce(_attempts.c.losses, 0),
+                sa.func.coalesce(_attempts.c.blamed_crashes, 0),
+                sa.func.coalesce(_attempts.c.collateral_crashes, 0),
             )
             .outerjoin(_outcomes, same_item(_items, _outcomes))
             .outerjoin(_attempts, same_item(_items, _attempts))
@@ -50,9 +50,9 @@ class Items:
 
     def checkpoints(self, job: JobRecord, index: int) -> list[bytes]:
         """Return the checkpoints of an item without an outcome, in their order."""
-        query = sa.select(_steps.c.checkpoint).where(_steps.c.job == job.key, _steps.c.idx == index)
+        query = sa.select(_checkpoints.c.checkpoint).where(_checkpoints.c.job == job.key, _checkpoints.c.idx == index)
         with self._database.reading() as connection:
-            return list(connection.execute(query.order_by(_steps.c.seq)).scalars())
+            return list(connection.execute(query.order_by(_checkpoints.c.seq)).scalars())
 
     def results(
         self,
@@ -124,7 +124,7 @@ class Items:
                 _items.c.idx,
                 _items.c.agent_id,
                 _items.c.custom_id,
-                sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt - _attempts.c.losses, 0),
+                sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt - _attempts.c.collateral_crashes, 0),
                 *(_outcomes.c[name] for name in _RESULT_COLUMNS if name != "messages"),
             )
             .outerjoin(_outcomes, same_item(_items, _outcomes))

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from itertools import count, repeat
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 
-from batchray.errors import JobNotEndedError, KeyInUseError, UnknownJobError
+from batchray.errors import JobEndedError, JobNotEndedError, KeyInUseError, UnknownJobError
 from batchray.schema.progress import STATUSES, Progress
 from batchray.store.database import Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.queries import between, starts_with
-from batchray.store.records import ItemPage, JobRecord, NewItem, NewJob, SortOrder, job_record, utc_now
-from batchray.store.tables import DELETED, attempts, callbacks, jobs, leases, outcomes, reopenings, steps
+from batchray.store.records import ItemPage, JobRecord, LedJob, NewItem, NewJob, SortOrder, job_record, utc_now
+from batchray.store.tables import DELETED, attempts, callbacks, checkpoints, jobs, leases, outcomes, reopenings
 from batchray.support.failpoints import failpoint
 
 # What a list of jobs does not need: the agents' settings may be long.
@@ -78,33 +77,36 @@ class Jobs:
             job = int(connection.execute(inserting).inserted_primary_key[0])  # type: ignore[index]
         except sa.exc.IntegrityError:
             raise KeyInUseError(f"job {new.id}: another one came with the same idempotency key") from None
-        connection.execute(sa.insert(leases).values(job=job, epoch=0, leader="", until=0.0, wishes=b"{}"))
+        connection.execute(sa.insert(leases).values(job=job, epoch=0, leader="", until=0.0, control_requests=b"{}"))
         self._leases.reserve(connection, job)
         return job
 
-    def start(self, job_id: str) -> JobRecord:
-        """Mark a job as running here and return it; from now on nobody else's attempts and outcomes are taken.
+    def start(self, job_id: str) -> LedJob:
+        """Take a job's lease and mark it as running.  Writes of its earlier leaders are refused from now on.
 
-        Raises UnknownJobError, and LeaseLostError while another process leads it.  One that has ended stays as it is.
+        Raises UnknownJobError, JobEndedError, and LeaseLostError while another process leads it.
         """
         now = utc_now()
         values = {"status": "running", "updated_at": now, "started_at": sa.func.coalesce(jobs.c.started_at, now)}
-        return self._led(job_id, values)
+        return self._take(job_id, values)
 
-    def take_over(self, job_id: str) -> JobRecord:
-        """Lead a job without running it, to end it; otherwise as `start_job`."""
-        return self._led(job_id, {"updated_at": utc_now()})
+    def take_over(self, job_id: str) -> LedJob:
+        """Take a job's lease in order to end it, without marking it as running; otherwise as `start`."""
+        return self._take(job_id, {"updated_at": utc_now()})
 
-    def _led(self, job_id: str, values: Mapping[str, Any]) -> JobRecord:
+    def _take(self, job_id: str, values: Mapping[str, Any]) -> LedJob:
         with self._database.transaction() as connection:
             held = self._leases.lock(connection, job_id)
-            open_job = sa.and_(jobs.c.id == job_id, jobs.c.completed_at.is_(None))
-            is_open = connection.execute(sa.update(jobs).where(open_job).values(**values)).rowcount > 0
+            unended = sa.and_(jobs.c.id == job_id, jobs.c.completed_at.is_(None))
+            is_unended = connection.execute(sa.update(jobs).where(unended).values(**values)).rowcount > 0
             job = self._job(connection, job_id)
-            return replace(job, epoch=self._leases.take(connection, job, held)) if is_open else job
+            if not is_unended:
+                raise JobEndedError(job_id)
+            assert held is not None, "every job has a lease"
+            return self._leases.take(connection, job, held)
 
     def end(
-        self, job: JobRecord, status: str, stop_reason: str, progress: Progress, ttft_ns: int | None, duration_ns: int
+        self, job: LedJob, status: str, stop_reason: str, progress: Progress, ttft_ns: int | None, duration_ns: int
     ) -> JobRecord:
         """Write the end of a job that is led here, once, and that its callback is due; a second end changes nothing.
 
@@ -129,8 +131,8 @@ class Jobs:
             if ended.rowcount:
                 if job.callback_url is not None:
                     connection.execute(sa.insert(callbacks).values(job=job.key, due_at=time.time()))
-                # Outcomes take their items' steps along; of an agent that was replaced by one without, some are left.
-                connection.execute(sa.delete(steps).where(steps.c.job == job.key))
+                # An outcome deletes its item's checkpoints, except if its agent was replaced by one without steps.
+                connection.execute(sa.delete(checkpoints).where(checkpoints.c.job == job.key))
         failpoint("job-ended")
         return self.get(job.id)
 
@@ -147,7 +149,7 @@ class Jobs:
             failed = sa.and_(outcomes.c.job == job.key, outcomes.c.status != "succeeded")
             again = sa.select(outcomes.c.idx).where(failed)
             connection.execute(
-                sa.update(attempts).where(attempts.c.job == job.key, attempts.c.idx.in_(again)).values(deaths=0)
+                sa.update(attempts).where(attempts.c.job == job.key, attempts.c.idx.in_(again)).values(blamed_crashes=0)
             )
             n_forgotten = connection.execute(sa.delete(outcomes).where(failed)).rowcount
             connection.execute(sa.delete(callbacks).where(callbacks.c.job == job.key))

@@ -15,13 +15,13 @@ from batchray.schema.progress import STATUSES
 from batchray.store.conversations import apply_conversation_updates, release_claims
 from batchray.store.database import Chunked, Database, chunks
 from batchray.store.leases import Leases
-from batchray.store.records import JobRecord, NewAttempt, NewOutcome, NewStep, utc_now
+from batchray.store.records import JobRecord, LedJob, NewAttempt, NewOutcome, NewStep, utc_now
 from batchray.store.tables import attempts as _attempts
+from batchray.store.tables import checkpoints as _checkpoints
 from batchray.store.tables import items as _items
 from batchray.store.tables import jobs as _jobs
 from batchray.store.tables import outcomes as _outcomes
 from batchray.store.tables import same_item
-from batchray.store.tables import steps as _steps
 from batchray.support.failpoints import failpoint
 
 _ENDED_AT_ONCE = 5000
@@ -43,7 +43,7 @@ class Outcomes:
 
     def write(
         self,
-        job: JobRecord,
+        job: LedJob,
         attempts: Sequence[NewAttempt] = (),
         outcomes: Sequence[NewOutcome] = (),
         is_again: bool = False,
@@ -71,7 +71,7 @@ class Outcomes:
         return [*before, *taken.values()]
 
     def end_unfinished(
-        self, job: JobRecord, status: str, stop_reason: str, error: Mapping[str, str] | None
+        self, job: LedJob, status: str, stop_reason: str, error: Mapping[str, str] | None
     ) -> Chunked[int]:
         """Give every item without an outcome this one; returns how many.  In short transactions.
 
@@ -92,7 +92,7 @@ class Outcomes:
             yield
         return n_ended
 
-    def _end_some(self, job: JobRecord, after: int, outcome: Mapping[str, Any]) -> _Ended | None:
+    def _end_some(self, job: LedJob, after: int, outcome: Mapping[str, Any]) -> _Ended | None:
         """Give the next items without an outcome this one, inside the database: their requests are not read.
 
         None where there was none any more: then what was left of items without an outcome is let go.
@@ -113,7 +113,7 @@ class Outcomes:
             n_ended, last = connection.execute(counted).one()
             if n_ended == 0:
                 release_claims(connection, job)
-                connection.execute(sa.delete(_steps).where(_steps.c.job == job.key))
+                connection.execute(sa.delete(_checkpoints).where(_checkpoints.c.job == job.key))
                 return None
             status = outcome["status"]
             values = {status: _jobs.c[status] + n_ended, "last_seq": seq + n_ended, "updated_at": same["finished_at"]}
@@ -127,15 +127,15 @@ class Outcomes:
         statement = self._database.backend.insert(_attempts)
         statement = statement.on_conflict_do_update(
             index_elements=["job", "idx"],
-            set_={name: statement.excluded[name] for name in ("attempt", "deaths", "losses")},
+            set_={name: statement.excluded[name] for name in ("attempt", "blamed_crashes", "collateral_crashes")},
         )
         rows = [
             {
                 "job": job.key,
                 "idx": each.index,
                 "attempt": each.attempt,
-                "deaths": each.blamed_crashes,
-                "losses": each.collateral_crashes,
+                "blamed_crashes": each.blamed_crashes,
+                "collateral_crashes": each.collateral_crashes,
             }
             for each in attempts
         ]
@@ -149,7 +149,7 @@ class Outcomes:
             if step.index in current and current[step.index].attempt == step.attempt
         ]
         if rows:  # some may be there, after a write of which nobody knows whether it was committed
-            connection.execute(self._database.backend.insert(_steps).on_conflict_do_nothing(), rows)
+            connection.execute(self._database.backend.insert(_checkpoints).on_conflict_do_nothing(), rows)
 
     def _taken_before(
         self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]
@@ -157,7 +157,7 @@ class Outcomes:
         """Keep the outcomes that are there, of the same attempt: an attempt has one leader and one outcome."""
         there: set[tuple[int, int]] = set()
         for chunk in chunks(outcome.index for outcome in outcomes):
-            query = sa.select(_outcomes.c.idx, (_outcomes.c.attempt + _attempts.c.losses).label("attempt"))
+            query = sa.select(_outcomes.c.idx, (_outcomes.c.attempt + _attempts.c.collateral_crashes).label("attempt"))
             query = query.join(_attempts, same_item(_outcomes, _attempts))
             query = query.where(_outcomes.c.job == job.key, _outcomes.c.idx.in_(chunk))
             there.update((row.idx, row.attempt) for row in connection.execute(query))
@@ -181,7 +181,9 @@ class Outcomes:
         current: dict[int, NewAttempt] = {}
         for chunk in chunks(indices):
             query = (
-                sa.select(_attempts.c.idx, _attempts.c.attempt, _attempts.c.deaths, _attempts.c.losses)
+                sa.select(
+                    _attempts.c.idx, _attempts.c.attempt, _attempts.c.blamed_crashes, _attempts.c.collateral_crashes
+                )
                 .outerjoin(_outcomes, same_item(_attempts, _outcomes))
                 .where(_attempts.c.job == job.key, _attempts.c.idx.in_(chunk), _outcomes.c.idx.is_(None))
             )
@@ -214,7 +216,9 @@ class Outcomes:
         connection.execute(sa.insert(_outcomes), rows)
         apply_conversation_updates(connection, job, taken)
         for chunk in chunks(outcome.index for outcome in taken if outcome.has_steps):
-            connection.execute(sa.delete(_steps).where(_steps.c.job == job.key, _steps.c.idx.in_(chunk)))
+            connection.execute(
+                sa.delete(_checkpoints).where(_checkpoints.c.job == job.key, _checkpoints.c.idx.in_(chunk))
+            )
         added = {status: sum(outcome.status == status for outcome in taken) for status in STATUSES}
         for name in ("prompt_tokens", "completion_tokens"):
             added[name] = sum(outcome.usage.get(name, 0) for outcome in taken)
@@ -226,7 +230,7 @@ class Outcomes:
 def _left(job: JobRecord, after: int) -> sa.Select[Any]:
     """Select the next items without an outcome, and the attempts at them that count; NULL where there was none."""
     return (
-        sa.select(_items.c.job, _items.c.idx, (_attempts.c.attempt - _attempts.c.losses).label("attempt"))
+        sa.select(_items.c.job, _items.c.idx, (_attempts.c.attempt - _attempts.c.collateral_crashes).label("attempt"))
         .outerjoin(_outcomes, same_item(_items, _outcomes))
         .outerjoin(_attempts, same_item(_items, _attempts))
         .where(_items.c.job == job.key, _items.c.idx > after, _outcomes.c.idx.is_(None))

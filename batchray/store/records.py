@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -189,10 +189,7 @@ class FailureKind(NamedTuple):
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as the store holds it.  Times are ISO 8601 in UTC; counts are of the moment of reading.
-
-    `epoch` is that of the lease under which this process leads it; 0 where it was only read.
-    """
+    """A job as it was when it was read.  Times are ISO 8601 in UTC."""
 
     key: int
     id: str
@@ -217,7 +214,6 @@ class JobRecord:
     ttft_ns: int | None
     total_duration_ns: int | None
     progress: Progress | None
-    epoch: int = 0
 
     @property
     def done(self) -> int:
@@ -230,15 +226,31 @@ class JobRecord:
         return self.completed_at is not None
 
 
+@dataclass(frozen=True)
+class LedJob(JobRecord):
+    """A job whose lease this process has taken: the fencing token that every write about a running job needs.
+
+    Only `Jobs.start` and `Jobs.take_over` make one.  `epoch` counts the job's leaders: a write with an old one is
+    refused with LeaseLostError.
+    """
+
+    epoch: int
+
+    @classmethod
+    def of(cls, job: JobRecord, epoch: int) -> LedJob:
+        """Return a job with the epoch of its lease."""
+        return cls(**{each.name: getattr(job, each.name) for each in fields(job)}, epoch=epoch)
+
+
 def job_record(row: Mapping[Any, Any]) -> JobRecord:
-    """Return a job from its row, or from what a row holds beside `agents`."""
+    """Return a job from its row, with or without the column `agents`."""
     progress = row["progress"]
-    aside = ("job", "agents", "progress", "last_seq", "idempotency_key", *STATUSES)
+    other = ("job", "agents", "progress", "last_seq", "idempotency_key", *STATUSES)
     return JobRecord(
         key=row["job"],
         counts={status: row[status] for status in STATUSES},
         progress=Progress.from_dict(orjson.loads(progress)) if progress else None,
-        **{name: row[name] for name in row if name not in aside},
+        **{name: row[name] for name in row if name not in other},
     )
 
 

@@ -6,58 +6,58 @@ import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DELETED = "deleted"
 """The kind of a job that retention is deleting."""
 
 # SQLite has one type of integer, and only an INTEGER key is its row's own; PostgreSQL's INTEGER ends at 2**31.
-_INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 # Compared byte by byte by both, whatever the language of the database.
-_TEXT = sa.String().with_variant(sa.String(collation="C"), "postgresql")
+TEXT = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 
 metadata = sa.MetaData()
 
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
-    sa.Column("id", _TEXT, nullable=False, unique=True),
-    sa.Column("kind", _TEXT, nullable=False),
-    sa.Column("user_id", _TEXT, nullable=False),
-    sa.Column("agent_id", _TEXT),
-    sa.Column("status", _TEXT, nullable=False),
-    sa.Column("created_at", _TEXT, nullable=False),
-    sa.Column("updated_at", _TEXT, nullable=False),
-    sa.Column("started_at", _TEXT),
-    sa.Column("completed_at", _TEXT),
-    sa.Column("stop_reason", _TEXT),
-    sa.Column("callback_url", _TEXT),
-    sa.Column("callback_sent_at", _TEXT),
-    sa.Column("callback_status_code", _INTEGER),
-    sa.Column("callback_error", _TEXT),
-    sa.Column("idempotency_key", _TEXT),
-    sa.Column("body_digest", _TEXT),
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("id", TEXT, nullable=False, unique=True),
+    sa.Column("kind", TEXT, nullable=False),
+    sa.Column("user_id", TEXT, nullable=False),
+    sa.Column("agent_id", TEXT),
+    sa.Column("status", TEXT, nullable=False),
+    sa.Column("created_at", TEXT, nullable=False),
+    sa.Column("updated_at", TEXT, nullable=False),
+    sa.Column("started_at", TEXT),
+    sa.Column("completed_at", TEXT),
+    sa.Column("stop_reason", TEXT),
+    sa.Column("callback_url", TEXT),
+    sa.Column("callback_sent_at", TEXT),
+    sa.Column("callback_status_code", INTEGER),
+    sa.Column("callback_error", TEXT),
+    sa.Column("idempotency_key", TEXT),
+    sa.Column("body_digest", TEXT),
     sa.Column("agents", sa.LargeBinary, nullable=False),
-    sa.Column("total", _INTEGER, nullable=False, server_default="0"),
-    *(sa.Column(status, _INTEGER, nullable=False, server_default="0") for status in STATUSES),
-    sa.Column("prompt_tokens", _INTEGER, nullable=False, server_default="0"),
-    sa.Column("completion_tokens", _INTEGER, nullable=False, server_default="0"),
-    sa.Column("last_seq", _INTEGER, nullable=False, server_default="0"),
-    sa.Column("ttft_ns", _INTEGER),
-    sa.Column("total_duration_ns", _INTEGER),
+    sa.Column("total", INTEGER, nullable=False, server_default="0"),
+    *(sa.Column(status, INTEGER, nullable=False, server_default="0") for status in STATUSES),
+    sa.Column("prompt_tokens", INTEGER, nullable=False, server_default="0"),
+    sa.Column("completion_tokens", INTEGER, nullable=False, server_default="0"),
+    sa.Column("last_seq", INTEGER, nullable=False, server_default="0"),
+    sa.Column("ttft_ns", INTEGER),
+    sa.Column("total_duration_ns", INTEGER),
     sa.Column("progress", sa.LargeBinary),
     sa.Index("jobs_of_a_user", "user_id", "kind", "job"),
     # NULLs are all different, so jobs without a key are not in each other's way.
-    sa.Index("one_job_a_key", "user_id", "idempotency_key", unique=True),
+    sa.Index("jobs_by_idempotency_key", "user_id", "idempotency_key", unique=True),
 )
 
 items = sa.Table(
     "items",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
-    sa.Column("idx", _INTEGER, primary_key=True),
-    sa.Column("agent_id", _TEXT, nullable=False),
-    sa.Column("custom_id", _TEXT),
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("idx", INTEGER, primary_key=True),
+    sa.Column("agent_id", TEXT, nullable=False),
+    sa.Column("custom_id", TEXT),
     sa.Column("request", sa.LargeBinary, nullable=False),
 )
 
@@ -65,30 +65,30 @@ items = sa.Table(
 attempts = sa.Table(
     "attempts",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
-    sa.Column("idx", _INTEGER, primary_key=True),
-    sa.Column("attempt", _INTEGER, nullable=False),
-    sa.Column("deaths", _INTEGER, nullable=False, server_default="0"),
-    sa.Column("losses", _INTEGER, nullable=False, server_default="0"),
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("idx", INTEGER, primary_key=True),
+    sa.Column("attempt", INTEGER, nullable=False),
+    sa.Column("blamed_crashes", INTEGER, nullable=False, server_default="0"),
+    sa.Column("collateral_crashes", INTEGER, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 
 outcomes = sa.Table(
     "outcomes",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
-    sa.Column("idx", _INTEGER, primary_key=True),
-    sa.Column("seq", _INTEGER, nullable=False),
-    sa.Column("attempt", _INTEGER, nullable=False),
-    sa.Column("status", _TEXT, nullable=False),
-    sa.Column("stop_reason", _TEXT, nullable=False),
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("idx", INTEGER, primary_key=True),
+    sa.Column("seq", INTEGER, nullable=False),
+    sa.Column("attempt", INTEGER, nullable=False),
+    sa.Column("status", TEXT, nullable=False),
+    sa.Column("stop_reason", TEXT, nullable=False),
     sa.Column("error", sa.LargeBinary),
     sa.Column("usage", sa.LargeBinary, nullable=False),
-    sa.Column("queued_ns", _INTEGER, nullable=False),
-    sa.Column("ttft_ns", _INTEGER),
-    sa.Column("duration_ns", _INTEGER, nullable=False),
+    sa.Column("queued_ns", INTEGER, nullable=False),
+    sa.Column("ttft_ns", INTEGER),
+    sa.Column("duration_ns", INTEGER, nullable=False),
     sa.Column("messages", sa.LargeBinary, nullable=False),
-    sa.Column("finished_at", _TEXT, nullable=False),
+    sa.Column("finished_at", TEXT, nullable=False),
     sa.Index("outcomes_in_finish_order", "job", "seq", unique=True),
 )
 
@@ -96,78 +96,78 @@ outcomes = sa.Table(
 callbacks = sa.Table(
     "callbacks",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
+    sa.Column("job", INTEGER, primary_key=True),
     sa.Column("due_at", sa.Float, nullable=False),
-    sa.Column("n_attempts", _INTEGER, nullable=False, server_default="0"),
+    sa.Column("n_attempts", INTEGER, nullable=False, server_default="0"),
 )
 
 # Who may go on with a job, or send its callback, and until when.  `epoch` counts the leaders, so that what an earlier
-# one still hands in is known and refused; `wishes` is what others ask of the leader.
+# one still hands in is known and refused; `control_requests` is what others ask of the leader.
 leases = sa.Table(
     "leases",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True, autoincrement=False),
-    sa.Column("epoch", _INTEGER, nullable=False),
-    sa.Column("leader", _TEXT, nullable=False),
+    sa.Column("job", INTEGER, primary_key=True, autoincrement=False),
+    sa.Column("epoch", INTEGER, nullable=False),
+    sa.Column("leader", TEXT, nullable=False),
     sa.Column("until", sa.Float, nullable=False),
-    sa.Column("wishes", sa.LargeBinary, nullable=False),
+    sa.Column("control_requests", sa.LargeBinary, nullable=False),
 )
 
 # When an ended job was opened again to run what had failed; a job without a row was never.
 reopenings = sa.Table(
     "reopenings",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
-    sa.Column("reopened_at", _TEXT, nullable=False),
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("reopened_at", TEXT, nullable=False),
 )
 
 agents = sa.Table(
     "agents",
     metadata,
-    sa.Column("agent", _INTEGER, primary_key=True),
-    sa.Column("id", _TEXT, nullable=False, unique=True),
-    sa.Column("user_id", _TEXT, nullable=False),
-    sa.Column("created_at", _TEXT, nullable=False),
-    sa.Column("updated_at", _TEXT, nullable=False),
+    sa.Column("agent", INTEGER, primary_key=True),
+    sa.Column("id", TEXT, nullable=False, unique=True),
+    sa.Column("user_id", TEXT, nullable=False),
+    sa.Column("created_at", TEXT, nullable=False),
+    sa.Column("updated_at", TEXT, nullable=False),
     sa.Column("spec", sa.LargeBinary, nullable=False),
     sa.Index("agents_of_a_user", "user_id", "agent"),
 )
 
 
 # What items without an outcome have done so far, where that is kept step by step.
-steps = sa.Table(
-    "steps",
+checkpoints = sa.Table(
+    "checkpoints",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
-    sa.Column("idx", _INTEGER, primary_key=True),
-    sa.Column("seq", _INTEGER, primary_key=True),
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("idx", INTEGER, primary_key=True),
+    sa.Column("seq", INTEGER, primary_key=True),
     sa.Column("checkpoint", sa.LargeBinary, nullable=False),
 )
 
 # A row is an item whose tool calls wait for the caller; when another item has brought the answers, its claim.
-pauses = sa.Table(
-    "pauses",
+pending_approvals = sa.Table(
+    "pending_approvals",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
-    sa.Column("idx", _INTEGER, primary_key=True),
-    sa.Column("user_id", _TEXT, nullable=False),
-    sa.Column("agent_id", _TEXT, nullable=False),
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("idx", INTEGER, primary_key=True),
+    sa.Column("user_id", TEXT, nullable=False),
+    sa.Column("agent_id", TEXT, nullable=False),
     sa.Column("memory", sa.LargeBinary, nullable=False),
-    sa.Column("claimed_job", _INTEGER),
-    sa.Column("claimed_idx", _INTEGER),
-    sa.Index("pauses_of_an_agent", "user_id", "agent_id"),
-    sa.Index("claimed_pauses", "claimed_job", "claimed_idx"),
+    sa.Column("claimed_job", INTEGER),
+    sa.Column("claimed_idx", INTEGER),
+    sa.Index("pending_approvals_of_an_agent", "user_id", "agent_id"),
+    sa.Index("pending_approvals_by_claim", "claimed_job", "claimed_idx"),
 )
 
 # Ids of tool calls are a provider's: in bytes, because PostgreSQL's texts cannot hold every one.
 pending_calls = sa.Table(
     "pending_calls",
     metadata,
-    sa.Column("job", _INTEGER, primary_key=True),
-    sa.Column("idx", _INTEGER, primary_key=True),
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("idx", INTEGER, primary_key=True),
     sa.Column("tool_call_id", sa.LargeBinary, primary_key=True),
-    sa.Column("user_id", _TEXT, nullable=False),
-    sa.Column("agent_id", _TEXT, nullable=False),
+    sa.Column("user_id", TEXT, nullable=False),
+    sa.Column("agent_id", TEXT, nullable=False),
     sa.Index("calls_of_an_agent", "user_id", "agent_id", "tool_call_id"),
 )
 
@@ -175,21 +175,21 @@ pending_calls = sa.Table(
 conversations = sa.Table(
     "conversations",
     metadata,
-    sa.Column("seq", _INTEGER, primary_key=True),
-    sa.Column("user_id", _TEXT, nullable=False),
-    sa.Column("agent_id", _TEXT, nullable=False),
-    sa.Column("job", _INTEGER, nullable=False),
-    sa.Column("idx", _INTEGER, nullable=False),
+    sa.Column("seq", INTEGER, primary_key=True),
+    sa.Column("user_id", TEXT, nullable=False),
+    sa.Column("agent_id", TEXT, nullable=False),
+    sa.Column("job", INTEGER, nullable=False),
+    sa.Column("idx", INTEGER, nullable=False),
     sa.Index("conversation_in_order", "user_id", "agent_id", "seq"),
     sa.Index("conversations_of_a_job", "job", "idx"),
 )
 
-memories = sa.Table(
-    "memories",
+memory_blocks = sa.Table(
+    "memory_blocks",
     metadata,
-    sa.Column("user_id", _TEXT, primary_key=True),
-    sa.Column("agent_id", _TEXT, primary_key=True),
-    sa.Column("label", _TEXT, primary_key=True),
+    sa.Column("user_id", TEXT, primary_key=True),
+    sa.Column("agent_id", TEXT, primary_key=True),
+    sa.Column("label", TEXT, primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
 

@@ -8,7 +8,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from batchray.schema import new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store
+from batchray.store import LedJob, NewAttempt, NewItem, NewJob, NewOutcome, Store
 
 AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
 
@@ -23,7 +23,7 @@ def items(n: int, size: int = 10) -> list[NewItem]:
     return [NewItem("a", f"c-{i}" if i % 2 else None, b"%0*d" % (size, i)) for i in range(n)]
 
 
-def new_job(store: Store, n: int = 3, size: int = 10) -> JobRecord:
+def new_job(store: Store, n: int = 3, size: int = 10) -> LedJob:
     """Create and start a job of `n` items."""
     job_id = new_job_id()
     assert store.jobs.create(NewJob(job_id, agents_of, "http://h/"), items(n, size)) == n
@@ -37,7 +37,7 @@ def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: b
     return NewOutcome(index, attempt, status, "end_turn", error, usage, 5, None, 7, messages)
 
 
-def begin(store: Store, job: JobRecord, *indexes: int, attempt: int = 1) -> None:
+def begin(store: Store, job: LedJob, *indexes: int, attempt: int = 1) -> None:
     """Record that attempts of these items began."""
     store.outcomes.write(job, [NewAttempt(index, attempt) for index in indexes])
 

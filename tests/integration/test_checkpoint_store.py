@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from batchray.schema import new_job_id
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store, run_all
+from batchray.store import LedJob, NewAttempt, NewItem, NewJob, NewOutcome, NewStep, Store, run_all
 
 REQUEST = b'{"agent_id": "a", "input": "hi"}'
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, JobRecord]]:
+def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store, LedJob]]:
     url = request.getfixturevalue("database").new_url() if request.param == "postgres" else None
     with Store.open(tmp_path / "data", url) as store:
         items = [NewItem("a", None, REQUEST)] * 3
@@ -27,7 +27,7 @@ def outcome(index: int, attempt: int) -> NewOutcome:
     return NewOutcome(index, attempt, "succeeded", "end_turn", None, {}, 0, None, 0, b"[]", has_steps=True)
 
 
-def test_only_the_current_attempt_keeps_steps_and_each_only_once(job: tuple[Store, JobRecord]) -> None:
+def test_only_the_current_attempt_keeps_steps_and_each_only_once(job: tuple[Store, LedJob]) -> None:
     store, record = job
     store.outcomes.write(record, [NewAttempt(0, 1), NewAttempt(1, 1)])
     for is_again in (False, True):
@@ -38,14 +38,14 @@ def test_only_the_current_attempt_keeps_steps_and_each_only_once(job: tuple[Stor
     assert [store.items.checkpoints(record, index) for index in range(3)] == [[b"a0", b"a1", b"a2"], [b"b0"], []]
 
 
-def test_a_step_is_kept_that_comes_to_the_disk_together_with_the_next_attempt(job: tuple[Store, JobRecord]) -> None:
+def test_a_step_is_kept_that_comes_to_the_disk_together_with_the_next_attempt(job: tuple[Store, LedJob]) -> None:
     store, record = job
     store.outcomes.write(record, [NewAttempt(0, 1)])
     store.outcomes.write(record, [NewAttempt(0, 2, 1)], [], False, [NewStep(0, 1, 0, b"a0")])
     assert store.items.checkpoints(record, 0) == [b"a0"]
 
 
-def test_an_outcome_takes_the_place_of_its_items_steps(job: tuple[Store, JobRecord]) -> None:
+def test_an_outcome_takes_the_place_of_its_items_steps(job: tuple[Store, LedJob]) -> None:
     store, record = job
     store.outcomes.write(record, [NewAttempt(0, 1), NewAttempt(1, 1)])
     store.outcomes.write(record, [], [], False, [NewStep(0, 1, 0, b"a0"), NewStep(1, 1, 0, b"b0")])

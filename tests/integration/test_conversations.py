@@ -324,7 +324,7 @@ async def test_a_run_waits_again_where_the_job_of_its_answer_is_canceled_at_rest
     [asked] = await run(store, agent, ask())
     job_id = new_job(store, answer(*waiting(asked)))
     store.conversations.load(
-        store.jobs.get(job_id), 0, "guarded", is_stateful=False, answered=frozenset(waiting(asked))
+        store.jobs.start(job_id), 0, "guarded", is_stateful=False, answered=frozenset(waiting(asked))
     )
     run_all(cancel_idle_job(store, job_id))
     assert kinds(await run(store, agent, answer(*waiting(asked)))) == ["end_turn"]

@@ -26,7 +26,7 @@ from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.runtime import Runtime
 from batchray.schema import new_job_id
 from batchray.schema.progress import Progress
-from batchray.store import DEFAULT_USER, JobRecord, NewItem, NewJob, NewStep, Store, run_all
+from batchray.store import DEFAULT_USER, JobRecord, LedJob, NewItem, NewJob, NewStep, Store, run_all
 from tests.builders.jobs import AGENTS, Scripted, started
 from tests.builders.jobs import new_job as driver_job
 from tests.builders.records import agents_of, begin, items, new_job, outcome
@@ -201,7 +201,7 @@ def test_a_job_is_reopened_by_another_process_than_the_one_that_ended_it(one: St
     assert two.jobs.start(job.id).epoch > job.epoch
 
 
-def failed(store: Store, job: JobRecord) -> JobRecord:
+def failed(store: Store, job: LedJob) -> JobRecord:
     return store.jobs.end(job, "failed", "error", Progress(), None, 0)
 
 
@@ -287,7 +287,7 @@ def test_a_large_job_that_another_process_takes_over_while_it_is_being_cancelled
 ) -> None:
     job = new_job(one)
     run_out(one)
-    taken: list[JobRecord] = []
+    taken: list[LedJob] = []
 
     def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
         if "ttft_ns" in statement and statement.startswith("SELECT") and not taken:  # it counts the outcomes
@@ -299,7 +299,7 @@ def test_a_large_job_that_another_process_takes_over_while_it_is_being_cancelled
     assert (one.jobs.get(job.id).is_ended, one.leases.requested(taken[0])) == (False, {"is_canceled": True})
 
 
-def lease_of(store: Store, job: JobRecord) -> float:
+def lease_of(store: Store, job: LedJob) -> float:
     """Return when a job's lease runs out."""
     with store.database.reading() as connection:
         return float(connection.exec_driver_sql(f"SELECT until FROM leases WHERE job = {job.key}").scalar_one())
@@ -368,7 +368,7 @@ async def test_of_what_was_asked_of_a_run_that_is_over_only_a_cancel_is_for_the_
 def test_a_job_that_has_ended_meanwhile_is_told_as_it_ended_and_not_as_interrupted(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, renewed = Runtime(), list[JobRecord]()
+    session, renewed = Runtime(), list[LedJob]()
     try:
         settings = load_settings(executor="local", data_dir=tmp_path, database_url=url)
         store = session.open_store(settings)

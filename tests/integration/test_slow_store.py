@@ -16,7 +16,7 @@ from batchray.errors import (
     WorkerDiedError,
 )
 from batchray.jobs.driver import run_job
-from batchray.store import JobRecord, Store
+from batchray.store import LedJob, Store
 from tests.builders.jobs import Scripted, echo, new_job, started
 
 
@@ -30,7 +30,7 @@ def lock_for(store: Store, seconds: float, monkeypatch: pytest.MonkeyPatch) -> N
     """Make the store refuse outcomes for some seconds, as if another program had locked it."""
     write, end = store.outcomes.write, time.monotonic() + seconds
 
-    def write_later(job: JobRecord, attempts: Any, outcomes: Any, *more: Any) -> Any:
+    def write_later(job: LedJob, attempts: Any, outcomes: Any, *more: Any) -> Any:
         if outcomes and time.monotonic() < end:
             raise StoreUnavailableError("locked")
         return write(job, attempts, outcomes, *more)

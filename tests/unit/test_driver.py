@@ -16,6 +16,7 @@ from batchray.config import Agent, Provider, bind_agents, load_settings
 from batchray.errors import (
     ClusterError,
     InvalidToolCallError,
+    JobEndedError,
     JobInterruptedError,
     StoreError,
     StoreUnavailableError,
@@ -216,7 +217,7 @@ async def test_an_item_with_many_collateral_crashes_is_isolated(store: Store) ->
 
 async def test_crashes_before_a_restart_of_the_driver_count(store: Store) -> None:
     job_id = new_job(store, "echo")
-    store.outcomes.write(store.jobs.get(job_id), [NewAttempt(0, 2, 2)])
+    store.outcomes.write(store.jobs.start(job_id), [NewAttempt(0, 2, 2)])
 
     def crash(spec: AttemptSpec) -> None:
         raise WorkerDiedError("killed by signal 11")
@@ -229,7 +230,7 @@ async def test_crashes_before_a_restart_of_the_driver_count(store: Store) -> Non
 
 async def test_collateral_crashes_before_a_restart_of_the_driver_do_not_count(store: Store) -> None:
     job_id = new_job(store, "echo")
-    store.outcomes.write(store.jobs.get(job_id), [NewAttempt(0, 6, blamed_crashes=2, collateral_crashes=4)])
+    store.outcomes.write(store.jobs.start(job_id), [NewAttempt(0, 6, blamed_crashes=2, collateral_crashes=4)])
 
     def crash(spec: AttemptSpec) -> None:
         raise WorkerDiedError("killed by signal 11")
@@ -243,7 +244,7 @@ async def test_collateral_crashes_before_a_restart_of_the_driver_do_not_count(st
 async def test_a_retry_of_a_job_allows_as_many_collateral_crashes_as_its_first_run(store: Store) -> None:
     job_id = new_job(store, "echo")
     store.outcomes.write(
-        store.jobs.get(job_id), [NewAttempt(0, 20, collateral_crashes=19)]
+        store.jobs.start(job_id), [NewAttempt(0, 20, collateral_crashes=19)]
     )  # as it was when it was given up
 
     def crash(spec: AttemptSpec) -> None:
@@ -491,9 +492,9 @@ async def test_a_cluster_that_is_gone_ends_the_job_and_keeps_what_was_recorded(s
 async def test_a_finished_job_runs_nothing_again(store: Store) -> None:
     job_id = new_job(store, "echo", "fail")
     ended = await run_job(await started(store, job_id), LocalExecutor())
-    executor = Scripted()
-    again = await run_job(await started(store, job_id), executor)
-    assert (executor.specs, again) == ([], ended)
+    with pytest.raises(JobEndedError):
+        await started(store, job_id)
+    assert store.jobs.get(job_id) == ended
 
 
 async def test_invalid_control_requests_are_ignored_and_later_ones_carried_out(store: Store) -> None:

@@ -1,0 +1,68 @@
+"""Migrations: what brings the tables of an older schema version up to the present one.
+
+The next process that opens the store for writing runs them, in the transaction that creates missing tables.  A version
+from before a table was added has no such table: it is created after the migrations, in its present form.
+
+Each migration describes the tables as they were, with SQL of its own: it must not change when `tables.py` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from batchray.store.tables import INTEGER, SCHEMA_VERSION, TEXT
+
+
+def migrate(connection: sa.Connection, version: int) -> None:
+    """Run the migrations from `version` to the present one.  0 is a database without tables: nothing to do."""
+    if version:
+        for source in range(version, SCHEMA_VERSION):
+            MIGRATIONS[source](connection)
+
+
+def _to_version_2(connection: sa.Connection) -> None:
+    """Count collateral crashes, and give every job a lease: the first databases had none."""
+    connection.exec_driver_sql("ALTER TABLE attempts ADD COLUMN losses BIGINT NOT NULL DEFAULT 0")
+    leases = sa.Table(
+        "leases",
+        sa.MetaData(),
+        sa.Column("job", INTEGER, primary_key=True, autoincrement=False),
+        sa.Column("epoch", INTEGER, nullable=False),
+        sa.Column("leader", TEXT, nullable=False),
+        sa.Column("until", sa.Float, nullable=False),
+        sa.Column("wishes", sa.LargeBinary, nullable=False),
+    )
+    leases.create(connection, checkfirst=True)
+    jobs = sa.table("jobs", sa.column("job"))
+    columns = (jobs.c.job, sa.literal(0), sa.literal(""), sa.literal(0.0), sa.literal(b"{}", sa.LargeBinary))
+    missing = sa.select(*columns).where(jobs.c.job.not_in(sa.select(leases.c.job)))
+    connection.execute(sa.insert(leases).from_select([column.name for column in leases.c], missing))
+
+
+def _to_version_3(connection: sa.Connection) -> None:
+    """Rename columns, tables and indexes to the terms that the code uses."""
+    for table, old, new in (
+        ("leases", "wishes", "control_requests"),
+        ("attempts", "deaths", "blamed_crashes"),
+        ("attempts", "losses", "collateral_crashes"),
+    ):
+        connection.exec_driver_sql(f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}")
+    present = set(sa.inspect(connection).get_table_names())
+    for old, new in (("pauses", "pending_approvals"), ("memories", "memory_blocks"), ("steps", "checkpoints")):
+        if old in present:
+            connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+    # SQLite cannot rename an index.  These are small.
+    connection.exec_driver_sql("DROP INDEX IF EXISTS one_job_a_key")
+    connection.exec_driver_sql("CREATE UNIQUE INDEX jobs_by_idempotency_key ON jobs (user_id, idempotency_key)")
+    if "pauses" in present:
+        connection.exec_driver_sql("DROP INDEX pauses_of_an_agent")
+        connection.exec_driver_sql("DROP INDEX claimed_pauses")
+        approvals = "ON pending_approvals"
+        connection.exec_driver_sql(f"CREATE INDEX pending_approvals_of_an_agent {approvals} (user_id, agent_id)")
+        connection.exec_driver_sql(f"CREATE INDEX pending_approvals_by_claim {approvals} (claimed_job, claimed_idx)")
+
+
+MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {1: _to_version_2, 2: _to_version_3}
+"""By the version that a migration starts from."""

@@ -1,0 +1,236 @@
+"""Databases that older versions wrote: opened, migrated, read, and their jobs resumed.
+
+`tests/data/databases/make.py` made them, with the answers of the version that wrote them.  Version 1 of the schema is
+that of commit cbd6ca0, version 2 that of commit 0ab2a6b.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import sqlalchemy as sa
+
+import batchray
+from batchray import Agent
+from batchray.errors import StoreError
+from batchray.schema.progress import Progress
+from batchray.store import DEFAULT_USER, Store
+from batchray.store.tables import SCHEMA_VERSION, metadata
+
+DATABASES = Path(__file__).parents[1] / "data" / "databases"
+RENAMED = {"deaths": "blamed_crashes", "losses": "collateral_crashes"}
+# What differs from run to run of the same job.
+VARIES = ("queued_ns", "ttft_ns", "duration_ns", "messages")
+
+
+class OldDatabase(NamedTuple):
+    """A database that an older version wrote, and the answers of that version."""
+
+    version: int
+    data_dir: Path
+    url: str | None
+    answers: dict[str, Any]
+
+    def open(self) -> Store:
+        return Store.open(self.data_dir, self.url)
+
+    def job_id(self, name: str) -> str:
+        return str(self.answers["ids"][name])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # The jobs are as old as this test.
+        return {"executor": "local", "data_dir": self.data_dir, "database_url": self.url, "job_deadline_s": 1e9}
+
+
+def answers_of(name: str) -> dict[str, Any]:
+    return dict(json.loads((DATABASES / f"{name}.json").read_text()))
+
+
+def old_sqlite(name: str, data_dir: Path) -> OldDatabase:
+    with closing(sqlite3.connect(data_dir / "batchray.db")) as connection:
+        connection.executescript((DATABASES / f"{name}.sql").read_text())
+    return OldDatabase(int(name[-1]), data_dir, None, answers_of(name))
+
+
+def old_postgres(name: str, data_dir: Path, url: str) -> OldDatabase:
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql((DATABASES / f"{name}.sql").read_text())
+    engine.dispose()
+    return OldDatabase(int(name[-1]), data_dir, url, answers_of(name))
+
+
+@pytest.fixture(params=["sqlite_1", "sqlite_2", "postgres_1", "postgres_2"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> OldDatabase:
+    if request.param.startswith("sqlite"):
+        return old_sqlite(request.param, tmp_path)
+    return old_postgres(request.param, tmp_path, request.getfixturevalue("database").new_url())
+
+
+def note(text: str) -> str:
+    """A tool that the interrupted run had called already."""
+    raise AssertionError("called again, although its step was kept")
+
+
+def hold() -> str:
+    """The tool that the interrupted run was in."""
+    return "held"
+
+
+def drop(key: str) -> str:
+    """Drop a key."""
+    return f"{key} is gone"
+
+
+def agents() -> list[Agent]:
+    return [
+        Agent(id="plain", model="offline/scripted"),
+        Agent(id="stepper", model="offline/scripted", tools=(note, hold)),
+        Agent(id="guarded", model="offline/scripted", tools=(drop,), requires_approval=("drop",)),
+        Agent.model_validate(
+            {
+                "id": "friend",
+                "model": "offline/scripted",
+                "stateful": True,
+                "memory_blocks": [{"label": "human", "value": "unknown"}],
+            }
+        ),
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Return JSON data, as the script that made the databases does."""
+    if isinstance(value, Progress):
+        return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value
+
+
+def renamed(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return unfinished items with the present names of their fields; version 1 counted no collateral crashes."""
+    return [
+        {"collateral_crashes": 0, **{RENAMED.get(key, key): value for key, value in each.items()}} for each in items
+    ]
+
+
+def steady(results: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Any]]]:
+    """Return results without what differs from run to run."""
+    return [
+        ({key: value for key, value in each.items() if key not in VARIES}, steady_messages(each)) for each in results
+    ]
+
+
+def steady_messages(result: Mapping[str, Any]) -> list[Any]:
+    varies = ("created_at", "step_id")
+    messages = json.loads(base64.b64decode(result["messages"]))
+    return [{key: value for key, value in each.items() if key not in varies} for each in messages]
+
+
+def test_a_reader_leaves_the_migration_to_the_next_writer(old: OldDatabase) -> None:
+    with pytest.raises(StoreError, match="was written by an older version of batchray; resume a job or start a server"):
+        Store.open_for_reading(old.data_dir, old.url)
+    old.open().close()
+    Store.open_for_reading(old.data_dir, old.url).close()
+
+
+def test_a_migrated_database_has_the_tables_of_a_new_one(old: OldDatabase) -> None:
+    with old.open() as store, store.database.reading() as connection:
+        assert store.database.backend.version(connection) == SCHEMA_VERSION
+        inspected = sa.inspect(connection)
+        assert {*inspected.get_table_names()} - {"schema_version"} == {*metadata.tables}
+        for table in metadata.sorted_tables:
+            assert {each["name"] for each in inspected.get_columns(table.name)} == {each.name for each in table.c}
+            indexes = {each["name"] for each in inspected.get_indexes(table.name)}
+            assert {each.name for each in table.indexes} <= indexes, table.name
+    with old.open() as store:
+        assert store.integrity.check().problems == []
+
+
+def test_everything_reads_back_as_the_older_version_read_it(old: OldDatabase) -> None:
+    answers = old.answers
+    with old.open() as store:
+        for name, job_id in answers["ids"].items():
+            job = store.jobs.get(job_id)
+            assert plain(job) == answers["jobs"][name]
+            assert plain(store.items.results(job)) == answers["results"][name]
+            assert plain(store.items.unfinished(job, after=-1)) == renamed(answers["unfinished"][name])
+            assert plain(store.items.checkpoints(job, 1)) == answers["steps"][name]
+        assert plain(store.conversations.history(DEFAULT_USER, "friend")) == answers["conversation"]
+        assert store.conversations.memory(DEFAULT_USER, "friend") == answers["memory"] == {"human": "called Ada"}
+        due = store.callbacks.due(time.time() + 60, 10)
+        assert [[each.job.id, each.n_attempts] for each in due] == answers["due"] != []
+        assert plain(store.items.failure_kinds(store.jobs.get(old.job_id("finished")))) == answers["failures"] != []
+
+
+def test_control_requests_reach_the_next_leader_as_before(old: OldDatabase) -> None:
+    with old.open() as store:
+        assert store.leases.requested(store.jobs.start(old.job_id("cancelling"))) == {"is_canceled": True}
+        assert store.leases.requested(store.jobs.start(old.job_id("unfinished"))) == {}
+
+
+def resumed(old: OldDatabase, name: str) -> tuple[str, list[dict[str, Any]]]:
+    """Resume a job, and return its status and its results."""
+    job = batchray.resume(old.job_id(name), agents(), progress=False, max_in_flight=1, **old.options)
+    with old.open() as store:
+        return job.status, plain(store.items.results(store.jobs.get(job.id)))
+
+
+def test_an_unfinished_job_ends_as_the_older_version_would_have_ended_it(old: OldDatabase) -> None:
+    assert len(old.answers["steps"]["unfinished"]) == 3
+    status, results = resumed(old, "unfinished")
+    assert status == "completed"
+    assert steady(results) == steady(old.answers["resumed"]["unfinished"])
+
+
+def test_a_job_that_was_to_be_canceled_is_canceled(old: OldDatabase) -> None:
+    status, results = resumed(old, "cancelling")
+    assert status == "cancelled"
+    assert [each["status"] for each in results] == ["succeeded", *["canceled"] * 4]
+    if old.version > 1:  # which did not read the request of an earlier leader
+        assert steady(results) == steady(old.answers["resumed"]["cancelling"])
+
+
+def test_pending_approvals_are_answered(old: OldDatabase) -> None:
+    [first, _] = [each for each in old.answers["results"]["finished"] if each["stop_reason"] == "requires_approval"]
+    call_ids = [call["id"] for message in steady_messages(first) for call in message.get("tool_calls", ())]
+    approvals = [{"type": "approval", "tool_call_id": each, "approve": True} for each in call_ids]
+    request = {"agent_id": "guarded", "messages": [{"type": "approval", "approvals": approvals}]}
+    job = batchray.run([request], agents(), progress=False, **old.options)
+    [result] = job.results()
+    assert (result.stop_reason, result.text) == ("end_turn", "dropped")
+
+
+def test_a_conversation_continues(old: OldDatabase) -> None:
+    request = {"agent_id": "friend", "input": json.dumps({"script": [{"text": "still here"}]})}
+    job = batchray.run([request], agents(), progress=False, **old.options)
+    with old.open() as store:
+        history = store.conversations.history(DEFAULT_USER, "friend")
+    assert [each.job_id for each in history[:-1]] == [each["job_id"] for each in old.answers["conversation"]]
+    assert history[-1].job_id == job.id
+
+
+def test_a_database_from_before_leases_and_conversations_is_migrated(tmp_path: Path) -> None:
+    old = old_sqlite("sqlite_1", tmp_path)
+    with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:
+        for table in ("leases", "pauses", "pending_calls", "conversations", "memories", "steps", "reopenings"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.commit()
+    with old.open() as store:
+        assert store.jobs.start(old.job_id("unfinished")).epoch == 1
