@@ -1,7 +1,7 @@
-"""Bytes, lines or Python objects -> validated requests, one at a time, with the place of an error.
+"""Reads a batch from bytes, lines or Python objects; yields validated requests, or an error with its position.
 
-Nothing here holds more than one request, however large the batch: lines are read one by one, a whole body is mapped
-into memory by the kernel and cut into slices.
+The parsed batch is never in memory as a whole: lines are read one by one, and a whole body is a file mapped into
+memory, of which requests are slices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from batchray.batch.fast_path import parse_simple_requests
 from batchray.batch.spool import RawRequest
-from batchray.batch.strict_json import MAX_DEPTH, _index_at, _refuse_duplicates, strict_json
+from batchray.batch.strict_json import MAX_DEPTH, refuse_duplicate_members, request_index_at, strict_json
 from batchray.errors import BatchFormatError, EmptyBatchError, UnknownAgentError
 from batchray.schema import AgentRequest, CreateBatch
 from batchray.schema.validation_text import request_problem
@@ -28,23 +28,23 @@ from batchray.schema.validation_text import request_problem
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request: no provider that we know of takes a larger body (Anthropic documents 32 MB)."""
 
-# How many requests of a body are checked together, where they are small.
+# How many small requests of a body are validated together.
 _GROUP, _GROUP_BYTES = 500, 1024 * 1024
 
 
 class Batch(NamedTuple):
-    """A batch that can be read once: its requests, and what else the caller handed in."""
+    """A batch that can be iterated once: its requests, and the caller's callback URL."""
 
     requests: Iterator[RawRequest]
     callback_url: str | None = None
 
 
 def read_batch(source: Path | BinaryIO | Iterable[Any], agents: Iterable[str]) -> Batch:
-    """Return the batch in `source`; its requests are validated while they are iterated.
+    """Return the batch in `source`; requests are validated during iteration.
 
     `source` is a path (JSON Lines, or JSON with the whole `{"requests": [...]}` body), an open binary file, or an
     iterable of requests (mappings or AgentRequest).  `agents` are the ids that requests may name.
-    Raises BatchFormatError here or while iterating, with the line or index.
+    Raises BatchFormatError, here or during iteration, with the line or index.
     """
     known = frozenset(agents)
     if isinstance(source, Path):
@@ -57,33 +57,33 @@ def read_batch(source: Path | BinaryIO | Iterable[Any], agents: Iterable[str]) -
         raise BatchFormatError("an open file must be open in binary mode")
     if isinstance(source, IOBase):
         return _from_stream(cast(BinaryIO, source), known, is_lines=False)
-    return Batch(_not_empty(_from_objects(source, known)))
+    return Batch(_refuse_empty(_from_objects(source, known)))
 
 
 def read_body(buffer: mmap.mmap | bytes, agents: Iterable[str]) -> Batch:
-    """Return the batch in a whole `{"requests": [...]}` body; otherwise as `read_batch`."""
+    """Return the batch in a whole `{"requests": [...]}` body.  See `read_batch`."""
     return _from_buffer(buffer, frozenset(agents))
 
 
 def parse_request(raw: bytes | memoryview, known: frozenset[str]) -> RawRequest:
-    """Validate one request's JSON.  Raises BatchFormatError without a place; the caller knows it."""
+    """Validate one request's JSON.  Raises BatchFormatError without a position; the caller adds it."""
     if len(raw) > MAX_REQUEST_BYTES:
         raise BatchFormatError(f"a request of more than {MAX_REQUEST_BYTES >> 20} MiB")
     body = bytes(raw)
-    if heads := parse_simple_requests([body], known):
-        return RawRequest(*heads[0], body)
-    return _validated(strict_json(body), body, known)
+    if ids := parse_simple_requests([body], known):
+        return RawRequest(*ids[0], body)
+    return _validate(strict_json(body), body, known)
 
 
 def _from_stream(stream: BinaryIO, known: frozenset[str], *, is_lines: bool) -> Batch:
     first = stream.readline(MAX_REQUEST_BYTES + 1)
     if is_lines or _is_request_line(first):
-        return Batch(_not_empty(_from_lines(stream, first, known)))
+        return Batch(_refuse_empty(_from_lines(stream, first, known)))
     return _from_body(stream, first, known)
 
 
 def _is_request_line(first: bytes) -> bool:
-    """Tell whether a first line stands for itself: a JSON value that is not a whole batch."""
+    """Return whether a first line is one request of JSON Lines, not the start of a whole batch."""
     try:
         value = orjson.loads(first)
     except orjson.JSONDecodeError:
@@ -109,13 +109,13 @@ class _Body(msgspec.Struct):
 
 
 def _from_body(stream: BinaryIO, first: bytes, known: frozenset[str]) -> Batch:
-    """Read a whole body; the kernel pages a file in and out as it is read."""
+    """Read a whole body; a file is mapped, so that the kernel reads its pages when they are needed."""
     with stream:
         return _from_buffer(_mapped(stream) or first + stream.read(), known)
 
 
 def _from_buffer(buffer: mmap.mmap | bytes, known: frozenset[str]) -> Batch:
-    """Cut a whole body into its requests."""
+    """Split a whole body into its requests."""
     try:
         body = msgspec.json.decode(buffer, type=_Body)
     except msgspec.ValidationError as error:
@@ -123,15 +123,15 @@ def _from_buffer(buffer: mmap.mmap | bytes, known: frozenset[str]) -> Batch:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _body_error(buffer, error) from None
     names = re.findall(rb'"(requests|callback_url)"\s*:', buffer)
-    if len(names) > len(set(names)):  # of the body, or of its requests
-        _refuse_duplicates(buffer)
+    if len(names) > len(set(names)):  # a duplicate in the body, or a member of a request
+        refuse_duplicate_members(buffer)
     callback_url = None if body.callback_url is None else read_callback_url(body.callback_url)
-    return Batch(_not_empty(_from_slices(body.requests, known)), callback_url)
+    return Batch(_refuse_empty(_from_raw_requests(body.requests, known)), callback_url)
 
 
 def _mapped(stream: BinaryIO) -> mmap.mmap | None:
     if not (isinstance(stream, BufferedReader) and isinstance(stream.raw, FileIO)):
-        return None  # of a compressed file, say, `fileno` is that of other bytes
+        return None  # the file descriptor of, say, a compressed file has other bytes
     try:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # a pipe, or an empty file
@@ -139,10 +139,12 @@ def _mapped(stream: BinaryIO) -> mmap.mmap | None:
 
 
 def _body_error(buffer: mmap.mmap | bytes, error: Exception) -> BatchFormatError:
-    """Say why a body cannot be cut into requests, and in which request it cannot."""
+    """Return why a body cannot be split into requests, with the index of the bad request."""
     byte = re.search(r"\(byte (\d+)\)$", str(error))
     index = (
-        _index_at(buffer, int(byte[1]) if byte else len(buffer)) if byte or isinstance(error, RecursionError) else None
+        request_index_at(buffer, int(byte[1]) if byte else len(buffer))
+        if byte or isinstance(error, RecursionError)
+        else None
     )
     if index is None:
         return BatchFormatError(f"neither JSON Lines nor a JSON batch: {error}")
@@ -151,12 +153,12 @@ def _body_error(buffer: mmap.mmap | bytes, error: Exception) -> BatchFormatError
     return BatchFormatError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}", index=index)
 
 
-def _from_slices(slices: Sequence[msgspec.Raw], known: frozenset[str]) -> Iterator[RawRequest]:
+def _from_raw_requests(slices: Sequence[msgspec.Raw], known: frozenset[str]) -> Iterator[RawRequest]:
     for start in range(0, len(slices), _GROUP):
         group = slices[start : start + _GROUP]
-        heads = parse_simple_requests(group, known) if sum(map(len, group)) <= _GROUP_BYTES else None
-        if heads is not None:
-            yield from (RawRequest(*head, bytes(raw)) for head, raw in zip(heads, group, strict=True))
+        ids = parse_simple_requests(group, known) if sum(map(len, group)) <= _GROUP_BYTES else None
+        if ids is not None:
+            yield from (RawRequest(*head, bytes(raw)) for head, raw in zip(ids, group, strict=True))
         else:
             yield from _one_by_one(group, start, known)
 
@@ -180,7 +182,7 @@ def _from_objects(requests: Iterable[Any], known: frozenset[str]) -> Iterator[Ra
 
 
 def object_request(request: Any, known: frozenset[str]) -> RawRequest:
-    """Validate one request that is a Python object: a mapping, or an AgentRequest."""
+    """Validate one request given as a mapping or an AgentRequest."""
     if isinstance(request, BaseModel):
         value = request.model_dump(mode="json", exclude_unset=True)
     elif isinstance(request, Mapping):
@@ -191,14 +193,14 @@ def object_request(request: Any, known: frozenset[str]) -> RawRequest:
         body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError as error:
         raise BatchFormatError(f"cannot be written as JSON: {error}") from None
-    return parse_request(body, known)  # what is validated is what is kept
+    return parse_request(body, known)  # the validated bytes are the stored bytes
 
 
-def _validated(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
+def _validate(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
     if not isinstance(value, dict):
         raise BatchFormatError(f"a request is a JSON object, not {type(value).__name__}")
     try:
-        request = AgentRequest.model_validate_json(body, strict=True)  # "3" is no number, 1 is not true
+        request = AgentRequest.model_validate_json(body, strict=True)  # strict: "3" is not a number, 1 is not true
     except ValidationError as error:
         raise BatchFormatError(request_problem(error)) from None
     if request.agent_id not in known:
@@ -207,7 +209,7 @@ def _validated(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
     return RawRequest(request.agent_id, request.custom_id, body)
 
 
-def _not_empty(requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
+def _refuse_empty(requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
     first = next(requests, None)
     if first is None:
         raise EmptyBatchError("the batch is empty")
@@ -216,7 +218,7 @@ def _not_empty(requests: Iterator[RawRequest]) -> Iterator[RawRequest]:
 
 
 def read_callback_url(url: str) -> str:
-    """Return an http or https address in its normal form.  Raises BatchFormatError for what is none."""
+    """Return an http or https URL in normal form.  Raises BatchFormatError for anything else."""
     try:
         return CreateBatch.model_validate({"requests": [], "callback_url": url}).callback_url or url
     except ValidationError as error:

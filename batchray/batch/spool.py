@@ -1,4 +1,4 @@
-"""Requests on disk between their check and their transaction."""
+"""Validated requests on disk, until their job is created in one transaction."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import orjson
 
 
 class Spool:
-    """Validated requests in a temporary file, which is gone when the spool is closed; iterated any number of times."""
+    """Validated requests in a temporary file, deleted when the spool is closed.  Can be iterated repeatedly."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  # closed with the spool
 
     def add(self, request: RawRequest) -> None:
-        """Add a request at the end."""
+        """Append a request."""
         head = orjson.dumps([request.agent_id, request.custom_id, len(request.body)])
         self._file.write(head + b"\n" + request.body)
 
@@ -29,7 +29,7 @@ class Spool:
         self.close()
 
     def close(self) -> None:
-        """Remove the file."""
+        """Delete the file."""
         self._file.close()
 
     def __iter__(self) -> Iterator[RawRequest]:
@@ -40,7 +40,7 @@ class Spool:
 
 
 class RawRequest(NamedTuple):
-    """One validated request as it came: its JSON, and what the store keeps beside it."""
+    """One validated request: its unchanged JSON, and the ids that the store keeps in columns."""
 
     agent_id: str
     custom_id: str | None

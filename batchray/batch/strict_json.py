@@ -1,4 +1,9 @@
-"""JSON that refuses duplicate keys and numbers that cannot be kept exactly."""
+"""A JSON parser that refuses duplicate keys and numbers that do not fit into 64 bits.
+
+orjson, which is fast, accepts duplicate keys.  So the keys in its result are counted and compared with the `":` in
+the input: a duplicate makes the counts differ, and so can a string that contains `":`.  If they differ, Python's
+slow parser, which sees duplicates, decides.
+"""
 
 from __future__ import annotations
 
@@ -14,43 +19,34 @@ import orjson
 from batchray.errors import BatchFormatError
 
 MAX_DEPTH = 64
-"""The deepest nesting of a request: the contract needs 8, a tool's arguments some more."""
-
+"""The deepest nesting of a request: the contract needs 8 levels, a tool's arguments a few more."""
 
 _MAX_INT = 2**64 - 1
-
-
 _MIN_INT = -(2**63)
-
-
-# What the fast parser lets through or reports poorly; the exact parser then tells for sure.
-_SUSPECT = re.compile(rb"\d{19}|[eE][+-]?\d{3}")
-
-
+# Numbers that the fast parser accepts or reports poorly; the exact parser decides.
+_NEEDS_EXACT_PARSER = re.compile(rb"\d{19}|[eE][+-]?\d{3}")
 _KEY = re.compile(rb'"\s*:')
-
-
-# What gives JSON its shape, for the places of errors in a body.
+# Strings and punctuation of JSON, to find the position of an error in a body.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{},:]', re.DOTALL)
 
 
 def strict_json(raw: bytes) -> Any:
-    """Parse JSON as RFC 8259 and I-JSON (RFC 7493) have it: UTF-8, no NaN, no duplicate keys, 64-bit integers.
+    """Parse JSON by RFC 8259 and I-JSON (RFC 7493): UTF-8, no NaN, no duplicate keys, 64-bit integers.
 
-    Raises BatchFormatError naming what is wrong.
+    Raises BatchFormatError with the reason.
     """
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        _explain(raw, error)
+        _raise_reason(raw, error)
     n_keys = _count_keys(value)
-    if n_keys != len(_KEY.findall(raw)) or _SUSPECT.search(raw):
+    if n_keys != len(_KEY.findall(raw)) or _NEEDS_EXACT_PARSER.search(raw):
         _check_exactly(raw)
     return value
 
 
-def _index_at(buffer: mmap.mmap | bytes, position: int) -> int | None:
-    """Return which request of a body holds a byte, or else nests too deep before it; None outside of `requests`."""
+def request_index_at(buffer: mmap.mmap | bytes, position: int) -> int | None:
+    """Return the index of the request at a byte of a body, or nested too deep before it; None outside `requests`."""
     index, key = None, b""
     for start, depth, token in _tokens(buffer):
         if start >= position or depth > MAX_DEPTH + 2:
@@ -63,8 +59,8 @@ def _index_at(buffer: mmap.mmap | bytes, position: int) -> int | None:
     return index
 
 
-def _refuse_duplicates(buffer: mmap.mmap | bytes) -> None:
-    """Raise where a body has two members of one name."""
+def refuse_duplicate_members(buffer: mmap.mmap | bytes) -> None:
+    """Raise BatchFormatError if a body has two top-level members of one name."""
     seen: set[bytes] = set()
     last = b""
     for _, depth, token in _tokens(buffer):
@@ -76,7 +72,7 @@ def _refuse_duplicates(buffer: mmap.mmap | bytes) -> None:
 
 
 def _tokens(buffer: mmap.mmap | bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield where the strings, brackets, colons and commas of JSON stand, and how deep."""
+    """Yield the position, nesting depth and text of each string, bracket, colon and comma."""
     depth = 0
     for found in _TOKEN.finditer(buffer):
         depth -= found[0] in (b"]", b"}")
@@ -85,7 +81,7 @@ def _tokens(buffer: mmap.mmap | bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _count_keys(value: Any, depth: int = 1) -> int:
-    """Count the keys of all objects in `value`; an early stop for what nests too deep."""
+    """Count the keys of all objects in `value`.  Raises BatchFormatError for too deep a nesting."""
     if depth > MAX_DEPTH:
         raise BatchFormatError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict):
@@ -96,7 +92,7 @@ def _count_keys(value: Any, depth: int = 1) -> int:
 
 
 def _check_exactly(raw: bytes) -> None:
-    """Look for duplicate keys and numbers beyond 64 bits with the slow parser, which can see them."""
+    """Raise BatchFormatError for duplicate keys and numbers beyond 64 bits, found with the slow parser."""
 
     def integer(digits: str) -> int:
         if len(digits) > 20 or not _MIN_INT <= int(digits) <= _MAX_INT:
@@ -106,10 +102,10 @@ def _check_exactly(raw: bytes) -> None:
     def constant(name: str) -> NoReturn:
         raise BatchFormatError(f"{name} is not JSON")
 
-    json.loads(raw, object_pairs_hook=_refuse_duplicate, parse_int=integer, parse_constant=constant)
+    json.loads(raw, object_pairs_hook=_object_without_duplicates, parse_int=integer, parse_constant=constant)
 
 
-def _refuse_duplicate(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
@@ -118,8 +114,8 @@ def _refuse_duplicate(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _explain(raw: bytes, error: orjson.JSONDecodeError) -> NoReturn:
-    """Raise with a reason that a person can act on."""
+def _raise_reason(raw: bytes, error: orjson.JSONDecodeError) -> NoReturn:
+    """Raise BatchFormatError with a reason that the caller can act on."""
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as bad:
@@ -128,6 +124,6 @@ def _explain(raw: bytes, error: orjson.JSONDecodeError) -> NoReturn:
         raise BatchFormatError("starts with a byte order mark; write UTF-8 without one") from None
     if "depth" in error.msg or "recursion" in error.msg:
         raise BatchFormatError(f"nested deeper than {MAX_DEPTH} levels") from None
-    with contextlib.suppress(ValueError, RecursionError):  # not JSON for the exact parser either
+    with contextlib.suppress(ValueError, RecursionError):  # the exact parser cannot parse it either
         _check_exactly(raw)
     raise BatchFormatError(f"not JSON: {error.msg} at column {error.colno}") from None

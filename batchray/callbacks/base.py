@@ -1,4 +1,4 @@
-"""What the sender, the outbox that it empties and the transport that it sends over tell each other."""
+"""Types and protocols shared by the sender, its outbox and its transport."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A row of the outbox that is due: what to send, and where.  `n_attempts` were made so far.
+    """A due row of the outbox: what to send, and where.  `n_attempts` were made before.
 
-    `completed_at`, as the outbox writes it, is that of the end it tells of, and `webhook_id` belongs to that end: a job
-    that is retried ends again, and tells of it under another.
+    `completed_at` is the time of the job's end that the callback reports, in the outbox's format.  `webhook_id` belongs
+    to that end: a job that is retried ends again, with a new id.
     """
 
     job_id: str
@@ -25,10 +25,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryAttempt:
-    """What became of one attempt.
+    """The result of one attempt.
 
-    `sent_at` is aware UTC.  `status_code` is None where no answer came; `error` is one sentence, None for a success.
-    `next_at` is the Unix time of the next attempt; with None nothing more is tried.
+    `sent_at` is aware UTC.  `status_code` is None if there was no response; `error` is a sentence, None for a success.
+    `next_at` is the Unix time of the next attempt, or None if there is none.
     """
 
     sent_at: datetime
@@ -38,38 +38,38 @@ class DeliveryAttempt:
 
 
 class Outbox(Protocol):
-    """The callbacks that are not yet settled: one row a job, kept until an attempt without a `next_at` is recorded."""
+    """The callbacks still to deliver: one row per job, removed by an attempt without a `next_at`."""
 
     async def due(self, now: float, limit: int) -> list[Delivery]:
-        """Return at most `limit` rows whose time is `now` (Unix time) or earlier, those that wait longest first."""
+        """Return at most `limit` rows that are due at `now` (Unix time), the longest due first."""
         ...
 
     async def record(self, delivery: Delivery, attempt: DeliveryAttempt) -> None:
-        """Count an attempt, keep it for whoever looks at the job, and set when the row is due again, or remove it.
+        """Record an attempt in the job, and set when the row is due again, or remove it.
 
-        Where the job was opened again meanwhile, the row is gone, or another one's: then nothing is to be kept.
+        If the job was reopened in the meantime, the row is gone or belongs to another end: then nothing is recorded.
         """
         ...
 
     async def next_due_at(self) -> float | None:
-        """Return the earliest time of all rows, those that are being sent among them; None when there are no rows."""
+        """Return the earliest due time of all rows, including those being sent; None if there are no rows."""
         ...
 
 
 class CallbackResponse(NamedTuple):
-    """What one POST came to.  `error` is one sentence that names no URL, and None for a status of 2xx only."""
+    """The result of one POST.  `error` is one sentence without the URL; None only for a status of 2xx."""
 
     status_code: int | None
     error: str | None
     retry_after_s: float | None = None
-    """The wait that the receiver asks for."""
+    """The wait that the receiver asks for, in seconds."""
 
 
 class Post(Protocol):
     """Sends one POST; see `transport.WebhookTransport`."""
 
     async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> CallbackResponse:
-        """Send and return what it came to; what the receiver or the network does is never an exception."""
+        """Send, and return the result; no behaviour of the receiver or the network raises."""
         ...
 
     async def close(self) -> None:

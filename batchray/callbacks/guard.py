@@ -1,9 +1,9 @@
-"""Which addresses a callback may connect to.
+"""Checks the addresses that callbacks connect to.
 
-Whoever posts a batch chooses the URL, and we sit inside a cluster: without a check, a callback is a way to its
-metadata service, its databases, and Ray itself.  A URL can spell an address in many ways, and a name can resolve to
-another address at its next look-up.  So the check looks at neither: it makes the socket of every connection, at the
-moment of connecting, and knows the numeric address that this socket is for.
+The sender of a batch chooses the callback URL, and the server runs inside a cluster: without a check, a callback could
+reach the cluster's metadata service, its databases, and Ray itself.  A URL can write an address in many ways, and a
+name can resolve to another address at the next look-up.  So the check inspects neither: it creates the socket of each
+connection, at the moment of connecting, when the numeric address is known.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from batchray.errors import ConfigError
 AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
 """One entry of `socket.getaddrinfo`: family, type, protocol, canonical name, socket address."""
 
-# Sources: IANA's registries of special-purpose addresses, IPv4 and IPv6.  What is reachable only by a tunnel or for
-# protocols of the network itself is here too: no receiver of callbacks has such an address.
+# Sources: IANA's registries of special-purpose addresses, IPv4 and IPv6.  Addresses for tunnels and for protocols of
+# the network itself are included: no receiver of callbacks has one.
 _SPECIAL_V4 = tuple(
     map(
         IPv4Network,
@@ -43,7 +43,7 @@ _SPECIAL_V4 = tuple(
         ),
     )
 )
-# All of IPv6 that is handed out for use on the Internet.  Loopback, mapped, private (metadata at fd00:ec2::254, AWS),
+# All IPv6 addresses allocated for use on the Internet.  Loopback, mapped, private (metadata at fd00:ec2::254, AWS),
 # link-local and multicast addresses and 64:ff9b:1::/48 are outside.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _SPECIAL_V6 = tuple(
@@ -57,15 +57,15 @@ _SPECIAL_V6 = tuple(
         ),
     )
 )
-# Where there is only IPv6, DNS64 gives an IPv4-only receiver an address in here, with the IPv4 address at its end.
+# In an IPv6-only network, DNS64 gives an IPv4-only receiver an address in this range, which ends with its IPv4 address.
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class BlockedAddressError(OSError):
-    """The address may not be connected to.  An OSError, as aiohttp expects of a socket; it never leaves this package.
+    """A connection to this address is not allowed.  An OSError, as aiohttp expects; never leaves this package.
 
-    It does not say which address it was: whoever posted the batch reads it, and would learn what a name inside the
-    cluster resolves to.
+    The message does not contain the address: the sender of the batch reads it, and must not learn how names resolve
+    inside the cluster.
     """
 
     def __init__(self) -> None:
@@ -73,9 +73,9 @@ class BlockedAddressError(OSError):
 
 
 class AddressGuard:
-    """Makes the sockets of callbacks, and none for an address that is not public or in `allowed_networks` (CIDRs).
+    """Creates the sockets of callbacks, only for public addresses and those in `allowed_networks` (CIDRs).
 
-    `make_socket` takes family, type and protocol.  Raises ConfigError for a network that cannot be read.
+    `make_socket` takes family, type and protocol.  Raises ConfigError for an invalid network.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class AddressGuard:
         self._make_socket = make_socket
 
     def allows(self, host: str) -> bool:
-        """Tell whether `host`, a numeric address, may be connected to."""
+        """Return whether `host`, a numeric address, may be connected to."""
         try:
             address = ip_address(host)
-        except ValueError:  # a name or an odd spelling: connecting would look it up once more, behind our back
+        except ValueError:  # a name or an unusual spelling: connecting would resolve it again, without the check
             return False
         if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped  # the system connects to that one
+            address = address.ipv4_mapped  # the system connects to the mapped address
         return is_public(address) or any(address in network for network in self._allowed)
 
     def open_socket(self, addr_info: AddrInfo) -> socket.socket:
-        """Make the socket for one connection, unconnected: aiohttp's `socket_factory`.  Raises BlockedAddressError."""
+        """Create the unconnected socket of a connection: aiohttp's `socket_factory`.  Raises BlockedAddressError."""
         family, kind, protocol, _, address = addr_info
         if family not in (socket.AF_INET, socket.AF_INET6) or not self.allows(address[0]):
             raise BlockedAddressError
@@ -105,10 +105,10 @@ class AddressGuard:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Tell whether an address is one of the public Internet's.
+    """Return whether an address belongs to the public Internet.
 
-    Not `address.is_global`, which is true of NAT64 and 6to4 whatever they hold, of multicast and of some metadata
-    services, and changes between Python's patch releases.
+    `address.is_global` is not used: it is true for NAT64 and 6to4 with any content, for multicast and for some metadata
+    services, and it changes between patch releases of Python.
     """
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _SPECIAL_V4)

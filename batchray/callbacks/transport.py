@@ -1,4 +1,4 @@
-"""One POST to a receiver that nobody vouches for: limits, no redirects, and what its failures mean."""
+"""POSTs to untrusted receivers: limits, no redirects, and failures as one sentence."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from batchray.callbacks.base import CallbackResponse
 from batchray.callbacks.guard import AddressGuard, BlockedAddressError
 from batchray.support.backoff import retry_after_s
 
-MAX_ANSWER_BYTES = 64 * 1024
-"""What is read of an answer, so that receivers can end it in peace.  Only its status and `retry-after` count."""
+MAX_RESPONSE_BYTES = 64 * 1024
+"""How much of a response is read, so that receivers can finish it.  Only its status and `retry-after` are used."""
 
 _HEADERS = {
     "User-Agent": "batchray",
     "Content-Type": "application/json",
-    "Accept-Encoding": "identity",  # nobody reads the answer
+    "Accept-Encoding": "identity",  # the body is discarded
 }
 
 
 class WebhookTransport:
-    """Sends POSTs through a guard, each on a connection of its own, so that each passes the guard.
+    """Sends POSTs, each on a new connection, so that the guard checks each address.
 
-    `limit_s` is for an attempt as a whole: 15 s is the least that the Standard Webhooks specification recommends.
+    `limit_s` limits an attempt as a whole: 15 s is the minimum that the Standard Webhooks specification recommends.
     `clock` gives Unix time.  The session is opened on the first POST, in its event loop.
     """
 
@@ -44,18 +44,18 @@ class WebhookTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, url: str, payload: bytes, headers: dict[str, str]) -> CallbackResponse:
-        """Send and return what it came to; what the receiver or the network does is never an exception."""
-        answer = None
+        """Send, and return the result; no behaviour of the receiver or the network raises."""
+        result = None
         request = self._open().post(url, data=payload, headers=headers, allow_redirects=False)
         try:
             async with asyncio.timeout(self._limit_s), request as response:
                 asked_s = retry_after_s(response.headers, self._clock())
-                answer = CallbackResponse(response.status, _complaint(response.status), asked_s)
+                result = CallbackResponse(response.status, _status_error(response.status), asked_s)
                 await _drain(response)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # The status counts, whatever became of the text.
-            return answer or CallbackResponse(None, self._reason(error))
-        return answer
+            # The status decides, even if the body cannot be read.
+            return result or CallbackResponse(None, self._error_text(error))
+        return result
 
     async def close(self) -> None:
         """Close the connections."""
@@ -65,10 +65,10 @@ class WebhookTransport:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(
-                limit=0,  # the sender bounds them
+                limit=0,  # the sender limits them
                 force_close=True,
-                # Every attempt looks its name up.  The cache stays on, because it lets all of a name's look-ups wait
-                # for the one that is under way: a name server that hangs holds one thread, not all there are.
+                # Each attempt resolves its name.  The cache stays on, because all look-ups of one name then share the
+                # one in progress: a name server that hangs blocks one thread, not all of them.
                 ttl_dns_cache=0,
                 resolver=self._resolver,
                 socket_factory=self._guard.open_socket,
@@ -79,12 +79,12 @@ class WebhookTransport:
                 headers=_HEADERS,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                trust_env=False,  # a proxy would connect where the guard does not see it
+                trust_env=False,  # a proxy would connect without the guard
             )
         return self._session
 
-    def _reason(self, error: Exception) -> str:
-        """Say in our own words why no answer came: aiohttp's hold the URL, and so perhaps a password."""
+    def _error_text(self, error: Exception) -> str:
+        """Return why there was no response, in our own words: aiohttp's contain the URL, which may hold a password."""
         match error:
             case TimeoutError():
                 return f"the receiver gave no answer within {self._limit_s:g} s"
@@ -99,12 +99,12 @@ class WebhookTransport:
                 return f"no connection to the receiver: {os.strerror(number) if number else 'no address took it'}"
             case aiohttp.ClientResponseError():
                 return "the receiver's answer is not HTTP"
-            case ValueError():  # aiohttp's own for a URL among them
+            case ValueError():  # includes aiohttp's errors for a URL
                 return "the callback URL cannot be used"
         return "the receiver ended the connection without an answer"
 
 
-def _complaint(status: int) -> str | None:
+def _status_error(status: int) -> str | None:
     if 200 <= status < 300:
         return None
     if status == HTTPStatus.GONE:
@@ -122,6 +122,6 @@ def _ssl_reason(error: aiohttp.ClientSSLError) -> str:
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
-    left = MAX_ANSWER_BYTES
+    left = MAX_RESPONSE_BYTES
     while left and (chunk := await response.content.read(left)):
         left -= len(chunk)

@@ -1,4 +1,4 @@
-"""What a callback says, and the headers that prove who says it.
+"""The body of a callback, and its signature headers.
 
 Source: the Standard Webhooks specification 1.0.0 (standardwebhooks.com), for the signature and its headers.
 """
@@ -18,11 +18,11 @@ import orjson
 from batchray.errors import ConfigError
 
 _PREFIX = "whsec_"
-_MIN_KEY_BYTES = 24  # the specification's least
+_MIN_KEY_BYTES = 24  # the specification's minimum
 
 
 def payload_of(job_id: str, status: str, completed_at: datetime, metadata: Mapping[str, Any] | None) -> bytes:
-    """Return the body of a job's callback: the keys of Letta's; `completed_at`, an aware time, ends in `Z`."""
+    """Return the body of a job's callback, with Letta's keys; `completed_at`, an aware time, is written with `Z`."""
     payload = {
         "job_id": job_id,
         "status": status,
@@ -33,17 +33,17 @@ def payload_of(job_id: str, status: str, completed_at: datetime, metadata: Mappi
 
 
 class Signer:
-    """Signs with each of `secrets`, so that a receiver may know the old one or the new one while they are changed.
+    """Signs with each of `secrets`, so that a receiver can verify with the old or the new one during a rotation.
 
-    A secret is the base64 of at least 24 bytes, with or without `whsec_` before it.  Without any, nothing is signed.
-    Raises ConfigError for a secret that cannot be used, without naming it.
+    A secret is the base64 of at least 24 bytes, with an optional prefix `whsec_`.  Without secrets, nothing is signed.
+    Raises ConfigError for an invalid secret, without showing it.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._keys = [_key(secret, position) for position, secret in enumerate(secrets, start=1)]
 
     def headers(self, webhook_id: str, sent_at: float, payload: bytes) -> dict[str, str]:
-        """Return the headers of one attempt.  `webhook_id` stays the same over all of them, `sent_at` is Unix time."""
+        """Return the headers of one attempt.  `webhook_id` is the same for all attempts; `sent_at` is Unix time."""
         timestamp = str(int(sent_at))
         headers = {"webhook-id": webhook_id, "webhook-timestamp": timestamp}
         if self._keys:
@@ -63,5 +63,5 @@ def _key(secret: str, position: int) -> bytes:
     except (binascii.Error, ValueError):  # ValueError: not ASCII
         raise ConfigError(f"callback secret {position} is not base64; write it as {_PREFIX}<base64>") from None
     if len(key) < _MIN_KEY_BYTES:
-        raise ConfigError(f"callback secret {position} has {len(key)} bytes; it takes at least {_MIN_KEY_BYTES}")
+        raise ConfigError(f"callback secret {position} has {len(key)} bytes; it needs at least {_MIN_KEY_BYTES}")
     return key

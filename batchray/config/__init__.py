@@ -1,6 +1,12 @@
-"""Settings, providers and agents: read from files, the environment and arguments; checked whole before anything runs.
+"""Configuration: settings, providers and agents, read from files, the environment and arguments.
 
-Keys of providers are never part of it: a provider names the environment variable that holds its key.
+Owns the models of the configuration files and the rules for joining agents with providers.  Invariants:
+
+- Everything is validated before anything runs.  An error names the file, the line and the value.
+- A key is never part of a snapshot or a repr: a provider names the environment variable that holds its key.
+- Only this package reads `BATCHRAY_*` variables and providers' variables; other code gets the values passed.
+
+Start reading at `settings` (how a driver runs) and `agents` (providers and agents), then `binding` (both joined).
 """
 
 from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, function_name

@@ -1,4 +1,4 @@
-"""Providers and agents, as files and arguments give them."""
+"""Models of the configuration: providers and agents."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from batchray.config.base import PositiveFloat, PositiveInt, Strict
 
-# What a request's body may be set to by an agent's file without being named under `body`.
+# Fields of the provider's request body that are options of an agent, outside of `body`.
 _BODY_FIELDS = ("temperature", "max_tokens")
-# What only an agent with a model can have.
-_OF_MODELS = (
+# Options that only an agent with a model can have.
+_MODEL_OPTIONS = (
     "system",
     "tools",
     "script",
@@ -37,48 +37,48 @@ class ProviderTimeouts(Strict):
     connect_s: PositiveFloat = 10.0
     """A provider that takes longer to accept a connection is down."""
     idle_s: PositiveFloat = 120.0
-    """Time between bytes; reasoning models stay silent for a minute and more before their first token."""
+    """Time between bytes; reasoning models can be silent for over a minute before their first token."""
     call_s: PositiveFloat = 900.0
     """A whole call; the request's own deadline is usually shorter."""
 
 
 class Provider(Strict):
-    """A model server: its protocol, its address, and the variable that holds its key."""
+    """A model server: its protocol, its address, and the environment variable that holds its key."""
 
     protocol: Literal["openai", "anthropic", "offline"]
     base_url: str | None = None
-    """Where the server is.  None: Anthropic's own address for the protocol anthropic, an error for openai."""
+    """The server's address.  None: Anthropic's own address for protocol anthropic, an error for openai."""
     api_key_env: str | None = None
     max_in_flight: PositiveInt | None = None
-    """Requests in flight at once that use this provider, of all jobs of a process.  None: the windows alone decide."""
+    """Limit of requests in flight to this provider, over all jobs of a process.  None: only the windows limit them."""
     max_retries: Annotated[int, Field(ge=0)] = 8
     """Retries of one model call after 408, 409, 429, 5xx, resets and timeouts."""
     timeouts: ProviderTimeouts = ProviderTimeouts()
 
     @model_validator(mode="after")
-    def _has_an_address(self) -> Self:
+    def _check_base_url(self) -> Self:
         if self.protocol == "offline" or (self.protocol == "anthropic" and self.base_url is None):
             return self
         if not re.match(r"https?://[^/]", self.base_url or ""):
             raise ValueError(f"protocol {self.protocol} needs a base_url that starts with http:// or https://")
         if self.protocol == "anthropic" and str(self.base_url).rstrip("/").endswith("/v1"):
-            raise ValueError("leave /v1 out of base_url: protocol anthropic asks at base_url + /v1/messages")
+            raise ValueError("leave /v1 out of base_url: protocol anthropic calls base_url + /v1/messages")
         return self
 
 
 class MemoryBlock(Strict):
-    """A labelled text that the agent's model sees with every request, and may edit."""
+    """A labelled text that the agent's model sees with every request and can edit."""
 
     label: Annotated[str, Field(pattern=r"^\w[\w ./-]{0,127}$")]
-    """Names the block to the model."""
+    """The block's name, which the model sees."""
     value: str = ""
     limit: PositiveInt = 20_000
-    """Characters; a block that grows without end would crowd out the conversation."""
+    """In characters; a block that grows without limit would displace the conversation."""
     description: str | None = None
     read_only: bool = False
 
     @model_validator(mode="after")
-    def _is_within_its_limit(self) -> Self:
+    def _check_limit(self) -> Self:
         if len(self.value) > self.limit:
             raise ValueError(f"the value of block {self.label!r} has {len(self.value):,} characters of {self.limit:,}")
         return self
@@ -88,21 +88,21 @@ Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Prices(Strict):
-    """What a million tokens cost, in US dollars."""
+    """Prices of a million tokens, in US dollars."""
 
     input: Price
     output: Price
     cached_input: Price | None = None
     """Prompt tokens read from the provider's cache.  None: as `input`."""
     cache_write: Price | None = None
-    """Prompt tokens written to it.  None: as `input`."""
+    """Prompt tokens written to the cache.  None: as `input`."""
 
 
 class Agent(Strict):
-    """A named, configured thing that answers requests.
+    """An agent: answers requests with a model and tools, or with a Python function.
 
-    Either `model` ("provider/model") with `system` and `tools`, or `run`: a Python callable, or its name
-    "package.module:function", that takes the request and returns its answer, sync or async.
+    Either `model` ("provider/model") with `system` and `tools`, or `run`: a Python callable or its name
+    "package.module:function", sync or async, which takes the request and returns the answer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -113,39 +113,39 @@ class Agent(Strict):
     system: str | None = None
     tools: tuple[str | Callable[..., Any], ...] = ()
     max_steps: PositiveInt = 50
-    """The most steps of one request; a request's own `max_steps` can lower it, not raise it."""
+    """Limit of the steps of one request; a request's own `max_steps` can lower it, not raise it."""
     deadline_s: PositiveFloat = 600.0
-    """A request's whole run, retries and tools included."""
+    """Limit of a request as a whole, retries and tools included."""
     tool_timeout_s: PositiveFloat = 60.0
-    """One tool call."""
+    """Limit of one tool call."""
     requires_approval: tuple[str, ...] = ()
-    """Names of tools whose calls wait for the caller; the run stops there, and a later request goes on from there."""
+    """Names of tools whose calls wait for the caller: the run stops there, and a later request continues it."""
     terminal_tools: tuple[str, ...] = ()
-    """Names of tools that end the run once they have returned."""
+    """Names of tools that end the run when they succeed."""
     requires_tool: bool = False
-    """Whether an answer counts only after a tool was called."""
+    """Whether an answer without any tool call is an error."""
     stateful: bool = False
-    """Whether it remembers: its conversation and memory are kept, and its requests run one after another."""
+    """Whether the conversation and memory are kept between requests; its requests then run one after another."""
     memory_blocks: tuple[MemoryBlock, ...] = ()
     max_total_tokens: PositiveInt | None = None
-    """Tokens of all model calls of one request, prompts included; no further step begins once they are used up."""
+    """Limit of the tokens of all model calls of one request, prompts included; no further step starts after it."""
     max_cost_usd: PositiveFloat | None = None
-    """The same in money, by `prices`."""
+    """The same limit in US dollars, computed from `prices`."""
     prices: Prices | None = None
     placement: Literal["lane", "process"] = "lane"
-    """`process` gives each request a worker process of its own: for blocking, CPU-bound or GPU-bound agents."""
+    """`process` runs each request in its own worker process: for blocking, CPU-bound or GPU-bound agents."""
     num_cpus: Annotated[float, Field(ge=0)] | None = None
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     max_tokens: PositiveInt | None = None
     body: Mapping[str, Any] = Field(default_factory=dict)
-    """Further fields of the provider's request body."""
+    """More fields of the provider's request body."""
     script: tuple[Mapping[str, Any], ...] | None = None
-    """The turns of `offline/scripted`."""
+    """The replies of `offline/scripted`."""
 
     @field_validator("body")
     @classmethod
-    def _is_json(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _check_json(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             return orjson.loads(orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS))  # type: ignore[no-any-return]
         except orjson.JSONEncodeError as error:
@@ -153,74 +153,80 @@ class Agent(Strict):
 
     @field_validator("model")
     @classmethod
-    def _is_a_handle(cls, model: str | None) -> str | None:
+    def _check_model(cls, model: str | None) -> str | None:
         if model is not None and not re.fullmatch(r"[^/\s]+/\S+", model):
             raise ValueError(f"{model!r} is not of the form provider/model")
         return model
 
     @model_validator(mode="after")
-    def _is_one_of_two_kinds(self) -> Self:
+    def _check_kind(self) -> Self:
+        """Check that the agent has a model or a function, and only options of its kind."""
         if (self.model is None) == (self.run is None):
             raise ValueError("give exactly one of model and run")
-        if self.run is not None and (alien := [name for name in _OF_MODELS if getattr(self, name)]):
-            raise ValueError(f"{', '.join(alien)} cannot be given with run, only with a model")
+        if self.run is not None and (extra := [name for name in _MODEL_OPTIONS if getattr(self, name)]):
+            raise ValueError(f"{', '.join(extra)} cannot be given with run, only with a model")
         if self.script is not None and self.model != "offline/scripted":
             raise ValueError("script belongs to the model offline/scripted")
+        return self
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        """Check options that depend on each other."""
         if self.max_cost_usd is not None and self.prices is None:
             raise ValueError("max_cost_usd needs prices")
         labels = [block.label for block in self.memory_blocks]
-        if twice := {label for label in labels if labels.count(label) > 1}:
-            raise ValueError(f"two memory blocks are labelled {min(twice)!r}")
+        if duplicates := {label for label in labels if labels.count(label) > 1}:
+            raise ValueError(f"two memory blocks are labelled {min(duplicates)!r}")
         if self.placement == "lane" and (self.num_cpus is not None or self.num_gpus is not None):
             raise ValueError("num_cpus and num_gpus belong to placement: process")
         return self
 
     @property
     def provider_name(self) -> str | None:
-        """The part of the model's handle before the first slash."""
+        """The part of `model` before the first slash."""
         return self.model.partition("/")[0] if self.model else None
 
     @property
     def model_name(self) -> str:
-        """The part of the model's handle after the first slash."""
+        """The part of `model` after the first slash."""
         return self.model.partition("/")[2] if self.model else ""
 
     @property
     def keeps_steps(self) -> bool:
-        """Whether what it has done is kept after each step: where it may take several."""
+        """Whether checkpoints are saved after each step: if the agent can take several steps."""
         return bool(self.tools or self.memory_blocks) and self.max_steps > 1
 
     @property
     def request_body(self) -> dict[str, Any]:
-        """What the agent adds to the body of each model call."""
+        """The fields that the agent adds to the body of each model call."""
         named = {key: getattr(self, key) for key in _BODY_FIELDS if getattr(self, key) is not None}
         script = {"script": [dict(turn) for turn in self.script]} if self.script is not None else {}
         return {**self.body, **named, **script}
 
 
 class AgentsFile(Strict):
-    """What an agents file holds."""
+    """The content of an agents file."""
 
     parts: ClassVar[tuple[type[BaseModel], ...]] = (Agent, Provider, ProviderTimeouts, MemoryBlock, Prices)
 
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     agents: tuple[Agent, ...] = ()
     tools: tuple[str, ...] = ()
-    """Tools that agents made over HTTP may have beside those of the file's own agents."""
+    """Further tools that agents created over HTTP may have, besides those of the file's agents."""
 
 
 def agent_to_dict(agent: Agent) -> dict[str, Any]:
-    """Return an agent as plain data: names of functions, and None for those that have none."""
-    plain = agent.model_dump(mode="json", exclude={"run", "tools"}, exclude_defaults=True)
+    """Return an agent as JSON-compatible data, with functions by name; None for a function without one."""
+    data = agent.model_dump(mode="json", exclude={"run", "tools"}, exclude_defaults=True)
     if agent.run is not None:
-        plain["run"] = function_name(agent.run)
+        data["run"] = function_name(agent.run)
     if agent.tools:
-        plain["tools"] = [function_name(tool) for tool in agent.tools]
-    return plain
+        data["tools"] = [function_name(tool) for tool in agent.tools]
+    return data
 
 
 def function_name(function: str | Callable[..., Any]) -> str | None:
-    """Return "module:qualified.name" of a function that can be imported by it; None for one that cannot."""
+    """Return "module:qualified.name" of a function; None if it cannot be imported by that name."""
     if isinstance(function, str):
         return function
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<>")
@@ -230,4 +236,4 @@ def function_name(function: str | Callable[..., Any]) -> str | None:
         found: Any = functools.reduce(getattr, name.split("."), sys.modules[module])
     except AttributeError:
         return None
-    return f"{module}:{name}" if found is function else None  # a bound method's name leads to another function
+    return f"{module}:{name}" if found is function else None  # the name of a bound method finds another function

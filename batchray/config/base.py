@@ -11,7 +11,10 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses keys it does not know.  `parts` are models whose keys people mix up with its own."""
+    """A frozen model that refuses unknown keys.
+
+    `parts` are models whose keys are often written here by mistake; errors suggest their keys too.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""Agents bound to their providers and keys: what a job may name, and what of it the store keeps."""
+"""Joins agents with their providers and keys, and writes the snapshot of them that a job keeps."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from batchray.schema.validation_text import first_problem
 
 @dataclass(frozen=True, eq=False)
 class BoundAgent:
-    """An agent with all that a worker needs to run it.
+    """An agent with everything that a worker needs to run it.
 
-    `key` is the provider's; it travels to the workers inside pickled bytes, and neither a repr nor a snapshot shows it.
-    `import_paths` is where its Python code is found.
+    `key` is the provider's.  Workers get it inside pickled bytes; neither a repr nor a snapshot shows it.
+    `import_paths` are the directories with its Python code.
     """
 
     agent: Agent
@@ -32,7 +32,7 @@ class BoundAgent:
 
 @dataclass(frozen=True)
 class AgentSet:
-    """The agents that a job may name, by id, each bound to its provider; and what further ones may be made of."""
+    """The agents that a job may use, by id, and the providers and tools that further agents may use."""
 
     agents: Mapping[str, BoundAgent] = field(default_factory=dict)
     providers: Mapping[str, Provider] = field(default_factory=dict)
@@ -40,11 +40,11 @@ class AgentSet:
     import_paths: tuple[str, ...] = ()
 
     def bind(self, agent: Agent, environment: Mapping[str, str] | None = None) -> BoundAgent:
-        """Return one more agent, bound to a provider of the set or a built-in one.  Raises ConfigError."""
+        """Return an agent bound to a provider of this set or a built-in one.  Raises ConfigError."""
         return bind_agents([agent], self.providers, environment, self.import_paths).agents[agent.id]
 
     def limits(self) -> dict[str, int]:
-        """`max_in_flight` of each provider that sets one."""
+        """Return `max_in_flight` of each provider that sets it."""
         return {
             bound.agent.provider_name: bound.provider.max_in_flight
             for bound in self.agents.values()
@@ -52,9 +52,9 @@ class AgentSet:
         }
 
     def snapshot(self, agent_ids: Set[str] | None = None) -> dict[str, Any]:
-        """The set, or these of it, as plain data for the store: names of keys, never keys; of functions, never code.
+        """Return the agents, or those in `agent_ids`, as JSON-compatible data, with names instead of keys and code.
 
-        A callable that cannot be imported by name is kept as null, and a resume has to be given it again.
+        A callable that cannot be imported by name becomes null; a resume has to pass it again.
         """
         return {
             agent_id: {
@@ -73,7 +73,7 @@ class AgentSet:
         replaced: AgentSet | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> AgentSet:
-        """Rebuild a set; agents of `replaced` win.  Raises ConfigError where a callable or a key is missing."""
+        """Rebuild a set; agents of `replaced` win.  Raises ConfigError if a callable or a key is missing."""
         agents = dict(replaced.agents) if replaced else {}
         for agent_id, kept in snapshot.items():
             if agent_id not in agents:
@@ -82,10 +82,10 @@ class AgentSet:
 
 
 def builtin_providers(environment: Mapping[str, str]) -> dict[str, Provider]:
-    """The providers that need no file.  Raises ConfigError for an address in the environment that is none."""
+    """Return the providers that need no file.  Raises ConfigError for an invalid address in the environment."""
     openai_url = environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     anthropic_url = environment.get("ANTHROPIC_BASE_URL") or None
-    if anthropic_url:  # some tools that share the variable have the version in it
+    if anthropic_url:  # other tools that read this variable expect the version in it
         anthropic_url = anthropic_url.rstrip("/").removesuffix("/v1")
     return {
         "offline": Provider(protocol="offline"),
@@ -108,7 +108,7 @@ def bind_agents(
     import_paths: Sequence[str] = (),
     places: Sequence[str] = (),
 ) -> AgentSet:
-    """Join agents and providers.  `places` names where each agent was read, for the errors.
+    """Join agents and providers.  `places` say where each agent was read, for error messages.
 
     Raises ConfigError for a duplicate id, an unknown or unusable provider, or a key that is not in the environment.
     """
@@ -129,11 +129,11 @@ def bind_agents(
 def load_agents(
     files: Sequence[Path], environment: Mapping[str, str] | None = None, *, needs_agents: bool = True
 ) -> AgentSet:
-    """Read agents and providers from YAML or JSON files; a provider named in one serves the agents of all.
+    """Read agents and providers from YAML or JSON files; a provider in one file can be used in all of them.
 
-    Python code that an agents file names is looked for beside the file, in the working directory, and where Python
-    looks.  Raises ConfigError with the file, the line and the reason; also for no agents at all, unless `needs_agents`
-    is False.
+    Python code named in a file is searched for in the file's directory, then in the working directory, then in
+    `sys.path`.  Raises ConfigError with the file, the line and the reason; also if there are no agents, unless
+    `needs_agents` is False.
     """
     providers: dict[str, Provider] = {}
     tools: list[str] = []

@@ -1,4 +1,4 @@
-"""YAML and JSON files that remember where in them each value stands."""
+"""YAML and JSON files with the line of each value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchray.schema.validation_text import path_text
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML or JSON mapping that remembers its lines."""
+    """A YAML or JSON mapping with the positions of its values."""
 
     file: Path
     data: dict[str, Any]
@@ -54,9 +54,9 @@ def _child(node: yaml.Node | None, key: int | str) -> tuple[yaml.Node | None, ya
 
 
 def read_mapping(file: Path, what: str) -> Document:
-    """Read a file that holds a mapping of or with `what`.
+    """Read a file that contains a mapping; `what` completes the sentence "must be a mapping ..." in errors.
 
-    Raises ConfigError with the file, and the line where there is one.
+    Raises ConfigError with the file, and the line if it is known.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def read_mapping(file: Path, what: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise ConfigError(f"is not YAML: {error.problem}", f"{file}, line {mark.line + 1 if mark else 1}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise ConfigError(f"is not YAML: {str(error).splitlines()[0]}", str(file)) from None
     except RecursionError:
         raise ConfigError("is nested too deep", str(file)) from None

@@ -1,4 +1,4 @@
-"""How a driver or a server runs."""
+"""Settings of a driver and of a server."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from batchray.schema.validation_text import first_problem
 
 
 class Settings(BaseSettings):
-    """How a driver runs.  Later wins: defaults, the file, `BATCHRAY_*` variables, arguments."""
+    """Settings of a driver.  Later ones win: defaults, the file, `BATCHRAY_*` variables, arguments."""
 
     model_config = SettingsConfigDict(env_prefix="BATCHRAY_", extra="forbid", frozen=True)
 
     data_dir: Path = Path(".batchray")
-    """Where the store lives; beside the work it belongs to, so that two projects never mix."""
+    """The directory of the store; by default in the working directory, so that projects do not share one."""
     database_url: SecretStr | None = None
     """A PostgreSQL database instead of the SQLite file: postgresql+psycopg://user:password@host/database."""
     allow_network_fs: bool = False
-    """Whether the SQLite file may lie on a network file system, where locks and shared memory are not to be trusted."""
+    """Whether the SQLite file may be on a network file system, whose locks and shared memory are unreliable."""
     lease_s: PositiveFloat = 15.0
-    """On PostgreSQL: how long a job's leader may be silent before another server takes over."""
+    """On PostgreSQL: how long a job's leader may be silent before another server takes the job over."""
     max_in_flight: PositiveInt = 256
-    """The window: requests in flight at once.  Most providers' limits are below it, and one lane carries it."""
+    """The window: requests in flight at once.  Most providers' limits are lower, and one lane can run that many."""
     lanes: PositiveInt | None = None
-    """Lanes to start.  None: one a CPU of the cluster, at most 8, since one driver feeds no more of them."""
+    """Lanes to start.  None: one per CPU of the cluster, at most 8, because one driver cannot keep more busy."""
     executor: Literal["ray", "local"] = "ray"
-    """Where requests run.  `local` is this process, for tests and for a look at an agent under a debugger."""
+    """Where requests run.  `local` is this process, for tests and for debugging an agent."""
     ray_address: str | None = None
-    """An existing cluster.  None: `RAY_ADDRESS`, or else a cluster of our own on loopback."""
+    """The address of an existing cluster.  None: `RAY_ADDRESS`, or else a new cluster on loopback."""
     num_cpus: PositiveInt | None = None
-    """CPUs of a cluster of our own.  None: as many as the machine has."""
+    """CPUs of a new cluster.  None: as many as the machine has."""
     max_attempts: PositiveInt = 3
-    """Attempts of a request whose process keeps dying under it, before it ends as errored."""
+    """Attempts of a request whose process crashes each time, before it ends as errored."""
     job_deadline_s: PositiveFloat = 86_400.0
-    """A whole job, from its creation, restarts included; what is not done then expires.  A day, as providers give."""
+    """Limit of a whole job from its creation, restarts included; the rest then expires.  A day, as at providers."""
     deadline_grace_s: PositiveFloat = 30.0
-    """What a lane gets beyond a request's own deadline before the driver stops waiting for its answer."""
+    """Extra time after a request's deadline before the driver stops waiting for the lane's report."""
     lane_silence_s: PositiveFloat = 300.0
-    """How long a lane may stand still before it is started anew; the import of much code may hold one up for long."""
+    """How long a lane may be blocked before it is restarted; large imports can block one for a while."""
     min_watched_items: PositiveInt = 1
-    """Jobs of so many items have a job actor, which is a process of its own."""
+    """Jobs with at least this many items have a job actor, which is a process of its own."""
 
     @classmethod
     def settings_customise_sources(
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read arguments and the environment only; the file comes in through `load_settings`."""
+        """Read only arguments and the environment; `load_settings` adds the file."""
         return init_settings, env_settings
 
     @property
@@ -74,37 +74,37 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str | None:
-        """The URL of the database, password included; None: SQLite in the data directory."""
+        """The URL of the database, with the password; None: SQLite in the data directory."""
         return self.database_url.get_secret_value() if self.database_url else None
 
 
 class ServerSettings(Settings):
-    """How `batchray serve` runs.  `max_in_flight` is that of all its jobs together."""
+    """Settings of `batchray serve`.  `max_in_flight` limits all its jobs together."""
 
     host: str = "127.0.0.1"
-    """Where to listen.  Beyond loopback only with API keys."""
+    """The address to listen on.  Any other than loopback requires API keys."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8283
-    """Letta's default port; 0 takes a free one."""
+    """Letta's default port; 0 chooses a free one."""
     min_watched_items: PositiveInt = 1000
-    """A server has many small jobs, and clients watch them over HTTP."""
+    """Higher than a driver's: a server has many small jobs, and clients watch them over HTTP."""
     max_running_jobs: PositiveInt = 64
-    """Jobs that share the window; later ones wait for their turn, in the order of their acceptance."""
+    """Jobs that run at once and share the window; others wait in the order of their acceptance."""
     max_uploads: PositiveInt = 8
-    """Bodies that are received or checked at once; each may take 256 MiB of disk."""
+    """Bodies received or checked at once; each may take 256 MiB of disk."""
     upload_idle_s: PositiveFloat = 30.0
-    """The longest silence of a sender, of headers and of a body."""
+    """The longest pause of a client while it sends headers or a body."""
     min_upload_bytes_per_s: PositiveInt = 16 * 1024
-    """A sender that stays below it is cut off; a phone on a bad line is faster."""
+    """A client that sends more slowly is disconnected; even a bad mobile connection is faster."""
     retention_days: PositiveFloat | None = 29.0
-    """How long an ended job is kept, as Anthropic keeps its batches' results.  None: for ever."""
+    """How long an ended job is kept; the default is Anthropic's for results of batches.  None: forever."""
     shutdown_grace_s: PositiveFloat = 30.0
-    """What running items get to finish after SIGTERM; the usual supervisors kill after it."""
+    """How long running items may continue after SIGTERM; common supervisors kill after this time."""
     callback_secret: SecretStr | None = None
-    """Signs callbacks after the Standard Webhooks scheme; several, separated by spaces, while one replaces another."""
+    """Signs callbacks by the Standard Webhooks scheme; several secrets, separated by spaces, during a rotation."""
     callback_delays_s: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """The waits between the attempts at a callback.  None: nine, over about three days."""
+    """The waits between attempts at a callback.  None: nine waits over about three days."""
     callback_networks: tuple[str, ...] = ()
-    """Networks (CIDR) beside the public ones that callbacks may be sent to, as of a private cluster."""
+    """Private networks (CIDR) that callbacks may be sent to; public addresses are always allowed."""
 
 
 S = TypeVar("S", bound=Settings)
@@ -119,7 +119,7 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
 
 
 def load_server_settings(file: Path | None = None, **overrides: Any) -> ServerSettings:
-    """Build the settings of a server; otherwise as `load_settings`."""
+    """Build the settings of a server; see `load_settings`."""
     return _load(ServerSettings, file, overrides)
 
 
@@ -127,8 +127,7 @@ def _load(kind: type[S], file: Path | None, overrides: Mapping[str, Any]) -> S:
     arguments = {key: value for key, value in overrides.items() if value is not None}
     document = read_mapping(file, "of settings") if file else None
     try:
-        # Pydantic reads the variables, whatever their case, and takes arguments before them: so the file's keys that a
-        # variable sets are left out here.
+        # Values of the file are passed as arguments, which win over variables; so those set by a variable are dropped.
         from_env = EnvSettingsSource(kind)()
         from_file = {key: value for key, value in (document.data if document else {}).items() if key not in from_env}
         return kind(**{**from_file, **arguments})

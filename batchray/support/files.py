@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-# What a file system raises that cannot sync a directory, and a directory that may be written to but not read.
+# Errors of a file system that cannot sync directories, and of a directory without read permission.
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
 
 

@@ -36,7 +36,7 @@ from batchray.callbacks import (
     make_sender,
     payload_of,
 )
-from batchray.callbacks.transport import MAX_ANSWER_BYTES, WebhookTransport
+from batchray.callbacks.transport import MAX_RESPONSE_BYTES, WebhookTransport
 from batchray.errors import ConfigError
 
 NOW = 1_800_000_000.0
@@ -400,7 +400,7 @@ async def test_of_an_endless_answer_64_kib_are_read(monkeypatch: pytest.MonkeyPa
     async with Receiver(endless).serving() as receiver:
         monkeypatch.setattr(aiohttp.StreamReader, "read", counting)
         answer = await sent(receiver.url)
-    assert (answer, n_read) == (CallbackResponse(200, None), MAX_ANSWER_BYTES)
+    assert (answer, n_read) == (CallbackResponse(200, None), MAX_RESPONSE_BYTES)
 
 
 async def test_an_answer_that_breaks_off_after_its_status_counts() -> None:

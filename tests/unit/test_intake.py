@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchray.batch.fast_path import parse_simple_requests
-from batchray.batch.parse import MAX_REQUEST_BYTES, Batch, _validated, read_batch
+from batchray.batch.parse import MAX_REQUEST_BYTES, Batch, _validate, read_batch
 from batchray.batch.spool import RawRequest, Spool
 from batchray.batch.strict_json import MAX_DEPTH, strict_json
 from batchray.errors import BatchFormatError
@@ -141,7 +141,7 @@ def test_a_bad_object_is_refused_with_its_index(request_: Any, reason: str) -> N
     assert reason in str(error)
 
 
-def test_requests_are_validated_one_at_a_time() -> None:
+def test_requests_are_validate_one_at_a_time() -> None:
     def endless() -> Iterator[dict[str, str]]:
         while True:
             yield {"agent_id": "a", "input": "x"}
@@ -255,7 +255,7 @@ def test_what_the_fast_way_takes_the_models_take_too_and_alike(
     body = text.encode("utf-8", "surrogatepass")
     fast = parse_simple_requests([body], frozenset(AGENTS))
     if fast is not None:
-        assert fast == [_validated(strict_json(body), body, frozenset(AGENTS))[:2]]
+        assert fast == [_validate(strict_json(body), body, frozenset(AGENTS))[:2]]
 
 
 @pytest.mark.parametrize(
@@ -268,4 +268,4 @@ def test_what_the_fast_way_takes_the_models_take_too_and_alike(
 )
 def test_a_plain_request_goes_the_fast_way(body: bytes) -> None:
     heads = parse_simple_requests([body, body], frozenset(AGENTS))
-    assert heads == [_validated(strict_json(body), body, frozenset(AGENTS))[:2]] * 2
+    assert heads == [_validate(strict_json(body), body, frozenset(AGENTS))[:2]] * 2
