@@ -1,6 +1,12 @@
-"""Where requests run: on a Ray cluster, or in this process.
+"""Where attempts run: on a Ray cluster, or in this process.
 
-Only this package imports ray, and only its modules that need it do: importing the package itself does not.
+Owns the interface between the driver and whatever runs a request.  `base` defines it, `local` runs attempts on the
+driver's own event loop, and `ray/` runs them on a cluster.  Only `ray/` imports ray; this package does not.
+
+Invariants: a request and its report cross the interface as bytes; a failed request is a report, not an exception; an
+executor never counts or repeats attempts, because the store does.
+
+Start reading at `base.Executor`, then `ray/executor.py`.
 """
 
 from batchray.executors.base import AttemptSpec, ControlChannel, Executor, ManagedExecutor

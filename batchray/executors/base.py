@@ -1,4 +1,4 @@
-"""The seam between the driver and wherever a request runs, and the executor that needs no cluster."""
+"""The interface between the driver and whatever runs a request."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from batchray.config import AgentSet, BoundAgent
 class AttemptSpec:
     """One attempt at one item, as the driver spawns it.
 
-    `left_s` is how long it may run, in seconds: its agent's deadline, less what earlier attempts took.
-    `is_isolated` asks for a process that no other request shares: for one that may have killed the process it ran in.
-    `context` is what it goes on with, an `agents.AttemptContext` in JSON; empty where it starts anew.
+    `left_s` is how long it may run, in seconds: its agent's deadline, less the time that earlier attempts took.
+    `is_isolated` asks for a process that no other request shares; a suspect gets one, because it may have crashed its
+    last process.  `context` is what the attempt continues from, an `agents.AttemptContext` in JSON; empty if it starts
+    from the beginning.
     """
 
     agent: BoundAgent
@@ -30,7 +31,7 @@ class AttemptSpec:
 
     @property
     def key(self) -> str:
-        """Name the attempt, as in a file's name."""
+        """The attempt's name, fit for a file name."""
         return f"{self.job_id}-{self.index}-{self.attempt}"
 
     def encode(self) -> bytes:
@@ -39,46 +40,46 @@ class AttemptSpec:
 
 
 class ControlChannel(Protocol):
-    """A way in which others watch and steer a running job."""
+    """A way for others to watch and steer a running job."""
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any] | None:
-        """Hand out a snapshot; return the wishes: `is_paused`, `is_canceled`, `max_in_flight`.
+        """Publish a snapshot; return the control request: `is_paused`, `is_canceled`, `max_in_flight`.
 
-        None where nobody answers now; what was asked for before is as it was.
+        None if the other end does not answer now; an earlier request stays in force.
         """
         ...
 
     def close(self) -> None:
-        """The job has ended, or is no longer run here."""
+        """End the channel: the job has ended, or no longer runs here."""
         ...
 
 
 class Executor(Protocol):
-    """Runs attempts, as many at once as the driver asks for."""
+    """Runs attempts, as many at once as the driver starts."""
 
-    async def run(self, spec: AttemptSpec, keep: SaveCheckpoints) -> bytes:
-        """Run one attempt and return its report.  A cancelled wait stops what runs.
+    async def run(self, spec: AttemptSpec, save: SaveCheckpoints) -> bytes:
+        """Run one attempt and return its report.  Cancelling the call stops the attempt.
 
-        `keep` is given what the attempt has done so far, after each step, where its agent's steps are kept.
-        Raises WorkerDiedError when the process that ran it ended, TimeoutError when it has not answered by its
-        deadline, and ClusterError when nothing can run any more.
+        If the agent keeps its steps, `save` gets the attempt's checkpoints after each step.  Raises WorkerDiedError if
+        the process that ran the attempt ended, TimeoutError if it has not answered by its deadline, and ClusterError if
+        nothing can run any more.
         """
         ...
 
 
 class ManagedExecutor(Executor, Protocol):
-    """An executor together with what it runs on, as the one who started it sees it."""
+    """An executor and what it runs on, as the code that started it sees it."""
 
     def check(self, agents: AgentSet) -> None:
-        """Raise ConfigError where an agent could never run here."""
+        """Raise ConfigError if an agent can never run here."""
         ...
 
     def is_alive(self) -> bool:
-        """Whether it can run anything any more."""
+        """Whether it can still run anything."""
         ...
 
     def control_channels(self, job_id: str) -> Sequence[ControlChannel]:
-        """Return the ways in which a job that runs here is watched and steered."""
+        """Return the channels by which a job that runs here is watched and steered."""
         ...
 
     async def close(self) -> None:

@@ -13,29 +13,29 @@ class LocalExecutor:
     """Runs every attempt on the driver's own event loop: for tests, debugging, and as the baseline of benchmarks."""
 
     def __init__(self) -> None:
-        self._answerer = AttemptRunner()
+        self._runner = AttemptRunner()
 
     def check(self, agents: AgentSet) -> None:
-        """Accept all: placement means nothing in one process."""
+        """Accept all agents: placement has no meaning in one process."""
 
-    async def run(self, spec: AttemptSpec, keep: SaveCheckpoints) -> bytes:
+    async def run(self, spec: AttemptSpec, save: SaveCheckpoints) -> bytes:
         """Run one attempt here."""
         if not spec.agent.agent.keeps_steps:
-            return await self._answerer.run_attempt(spec.agent, spec.encode())
-        run = CheckpointedRun(lambda sink: self._answerer.run_attempt(spec.agent, spec.encode(), sink))
+            return await self._runner.run_attempt(spec.agent, spec.encode())
+        run = CheckpointedRun(lambda sink: self._runner.run_attempt(spec.agent, spec.encode(), sink))
         try:
-            return await pump_checkpoints(run.fetch, keep)
+            return await pump_checkpoints(run.fetch, save)
         finally:
             await run.close()
 
     def is_alive(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def control_channels(self, job_id: str) -> Sequence[ControlChannel]:
-        """Return none: there is nobody else in this process."""
+        """Return none: the driver and its job are in this process."""
         return ()
 
     async def close(self) -> None:
         """Close the model clients."""
-        await self._answerer.close()
+        await self._runner.close()

@@ -1,1 +1,16 @@
-"""Attempts on a Ray cluster."""
+"""Attempts on a Ray cluster: one remote call each, on a shared actor (a lane) or in a process of its own.
+
+Owns the connection to Ray, the lanes and their replacement, the diagnosis of dead processes, and the job actors.
+
+Invariants: attempts are counted in the store, never by Ray, so Ray retries nothing.  No truth lives in Ray: any actor,
+or the whole cluster, may vanish, and the job resumes from the store.  Only bytes, numbers and frozen data cross.  One
+attempt key is run at most once; a call that was lost is made again under the same key and joins the same run.  Nothing
+outside `internals` names a private part of Ray.
+
+Start reading at `executor` (chooses a lane or a process), then:
+
+- `lanes` (which lane is up, replaces dead ones), `lane_client` (the driver's view of one lane), `calls` (one call);
+- in the worker: `lane`, `run_registry` (one run for each key), `checkpointed_runs` (read by `checkpoint_reader`);
+- causes of death: `activity_log`, `exit_report`, `oom`;
+- the cluster: `connection`, `monitor`, `internals`, `job_actor`.
+"""

@@ -1,8 +1,8 @@
-"""A flight recorder: which items were running code of their own (tools, callables) when their process died.
+"""Activity logs: which items were running their own code (tools, callables) when their lane died.
 
-Hundreds of requests share a lane.  When one of them kills it, the others should not be suspected: nearly all of them
-only waited for their model.  So a lane notes in a memory-mapped file which items are executing; the page survives even
-SIGKILL, and any other lane of its node can read it.
+Hundreds of requests share a lane.  If one of them kills it, the others are not suspects: nearly all of them only waited
+for their model.  So a lane writes to a memory-mapped file which items are executing.  The file survives even SIGKILL,
+and any other lane of the node can read it.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from batchray.executors.ray.exit_report import UNKNOWN_CAUSE, ExitCause, ExitRep
 
 _SLOT = struct.Struct("<40sq")  # a job id, and an index
 _N_SLOTS = 8192
-_NAME = "batchray-lane-{actor_id}-{pid}"
-_DEATH = "batchray-death-{key}-{pid}"
-# What has lain about for so long has nobody who could still want to read it.
+_LOG_NAME = "batchray-lane-{actor_id}-{pid}"
+_REPORT_NAME = "batchray-death-{key}-{pid}"
+# No driver still wants to read a file of this age.
 _STALE_S = 86_400
 
 
 class CrashRecord(NamedTuple):
-    """What a lane left behind: the items whose own code it ran when it died, and what it died of."""
+    """What a dead lane left: the items whose own code it was running, and why it died."""
 
     executing: list[tuple[str, int]]
-    death: ExitCause
+    cause: ExitCause
 
 
 class ActivityLog:
-    """The recorder of one lane, which is one process."""
+    """The activity log of one lane, which is one process."""
 
     def __init__(self, actor_id: str, directory: Path) -> None:
         _remove_stale(directory)
-        self._obituary = open_exit_report(directory, actor_id)
-        self._file = directory / _NAME.format(actor_id=actor_id, pid=os.getpid())
+        self._exit_report = open_exit_report(directory, actor_id)
+        self._file = directory / _LOG_NAME.format(actor_id=actor_id, pid=os.getpid())
         self._slots = mapped(self._file, _SLOT.size * _N_SLOTS)
         self._free = list(range(_N_SLOTS))
 
     @contextmanager
     def executing(self, job_id: str, index: int) -> Iterator[None]:
-        """Note an item while its own code runs."""
-        if not self._free:  # thousands at once: the rest go unnoted, and are not suspected
+        """List an item in the log while its own code runs."""
+        if not self._free:  # thousands at once: the rest are not listed, and so not suspects
             yield
             return
         slot = self._free.pop()
@@ -62,31 +62,31 @@ class ActivityLog:
         """Remove the file."""
         self._slots.close()
         self._file.unlink(missing_ok=True)
-        self._obituary.close()
+        self._exit_report.close()
 
 
 def open_exit_report(directory: Path, key: str) -> ExitReport:
-    """Begin the obituary of this process."""
-    return ExitReport(directory / _DEATH.format(key=key, pid=os.getpid()))
+    """Start writing the exit report of this process."""
+    return ExitReport(directory / _REPORT_NAME.format(key=key, pid=os.getpid()))
 
 
 def exit_cause_of(directory: Path, key: str) -> ExitCause | None:
-    """Return what a process of this node died of; repeatable until `discard_records`."""
-    files = [file for file in directory.glob(_DEATH.format(key=key, pid="*")) if not file.suffix]
+    """Return why a process of this node died; None if it left no report."""
+    files = [file for file in directory.glob(_REPORT_NAME.format(key=key, pid="*")) if not file.suffix]
     return next(filter(None, map(read_exit_report, files)), None)
 
 
 def read_crash_record(directory: Path, actor_id: str) -> CrashRecord | None:
-    """Return what a lane of this node left behind, until `discard_records`; None where there was no such lane here."""
-    death = exit_cause_of(directory, actor_id)
-    for file in directory.glob(_NAME.format(actor_id=actor_id, pid="*")):
-        return CrashRecord(list(_executing(file.read_bytes())), death or UNKNOWN_CAUSE)
-    return None if death is None else CrashRecord([], death)
+    """Return what a dead lane of this node left; None if there was no such lane here."""
+    cause = exit_cause_of(directory, actor_id)
+    for file in directory.glob(_LOG_NAME.format(actor_id=actor_id, pid="*")):
+        return CrashRecord(list(_executing(file.read_bytes())), cause or UNKNOWN_CAUSE)
+    return None if cause is None else CrashRecord([], cause)
 
 
-def discard_records(directory: Path, key: str) -> None:
-    """Forget what a lane or a process of this node left behind when it died."""
-    for name in (_NAME.format(actor_id=key, pid="*"), _DEATH.format(key=key, pid="*")):
+def delete_records(directory: Path, key: str) -> None:
+    """Delete what a lane or a process of this node left when it died."""
+    for name in (_LOG_NAME.format(actor_id=key, pid="*"), _REPORT_NAME.format(key=key, pid="*")):
         for file in directory.glob(name):
             file.unlink(missing_ok=True)
 
@@ -98,7 +98,7 @@ def _executing(slots: bytes) -> Iterator[tuple[str, int]]:
 
 
 def _remove_stale(directory: Path) -> None:
-    """Remove what processes left behind whose whole cluster was killed."""
+    """Delete the files of processes whose whole cluster was killed."""
     for file in directory.glob("batchray-*-*"):
         with contextlib.suppress(OSError):  # another lane was faster, or it is another user's
             pid = re.search(r"-(\d+)(\.crash)?$", file.name)

@@ -1,4 +1,4 @@
-"""Calls that run one request: waited for, and their errors in our words."""
+"""Remote calls that run one attempt: wait for them, and translate Ray's errors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import ray.exceptions
 from batchray.agents import SaveCheckpoints
 from batchray.errors import ClusterError
 from batchray.executors.base import AttemptSpec
+from batchray.executors.ray.internals import one_result_at_a_time
 from batchray.executors.ray.lane import run_in_process
 from batchray.support.timeouts import paused
 
-# How long the import of an agent's code may take, in a process that starts: longer than any deadline of seconds.
+# How long a new process may import an agent's code: longer than a deadline of seconds.
 _IMPORT_S = 300.0
-# What a call raises where the cluster itself is gone.  A RaySystemError may be about one call alone.
-_GONE = ray.exceptions.LocalRayletDiedError
-# What a call raises that has come back, or whose process is dead.
-_TOLD = (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
+# What a call raises if the cluster itself is gone.  A RaySystemError may concern one call only.
+_CLUSTER_GONE = ray.exceptions.LocalRayletDiedError
+# What a call raises if it has returned, or if its process is dead.
+_FINAL_ERRORS = (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
 
 
 class LostCallError(Exception):
-    """A call to a process got lost, and the process with it, for no fault of its request."""
+    """A call to a process was lost together with the process, which the request did not cause."""
 
 
 class AttemptClock:
@@ -36,28 +37,29 @@ class AttemptClock:
         self._started: float | None = None
 
     def place(self, node_id: str) -> None:
-        """Its process is there, on this node."""
+        """Store the node on which the process has started."""
         self.node_id = node_id
 
     def begin(self) -> None:
-        """It begins now."""
+        """Store that the attempt begins now."""
         self._started = time.monotonic()
 
     @property
     def ago_s(self) -> float:
-        """How long ago that was, in seconds; 0 before it has begun."""
+        """How long ago the attempt began, in seconds; 0 before it has begun."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
 
 async def call_lane(lane: Any, spec: AttemptSpec, packed: bytes) -> bytes:
-    """Call for an attempt on a lane, an actor, and return its report; to call again for one is to ask for the same run.
+    """Run an attempt on a lane (an actor) and return its report.  A second call for the attempt joins the same run.
 
-    Raises RayError where the lane's process ended, or cannot be reached, or the call got lost.
+    Raises RayError if the lane's process ended or cannot be reached, or if the call was lost; ClusterError if the
+    cluster is gone.
     """
     method = lane.run_in_steps if spec.agent.agent.keeps_steps else lane.run
     try:
         return await method.remote(packed, spec.encode(), spec.key)  # type: ignore[no-any-return]
-    except _GONE as error:
+    except _CLUSTER_GONE as error:
         raise ClusterError(f"Ray is gone: {first_line(error)}") from error
 
 
@@ -65,57 +67,56 @@ async def call_process(
     spec: AttemptSpec,
     packed: bytes,
     options: Mapping[str, Any],
-    keep: SaveCheckpoints,
-    began: AttemptClock,
+    save: SaveCheckpoints,
+    clock: AttemptClock,
     grace_s: float,
 ) -> bytes:
-    """Run an attempt in a process of its own, with these options of Ray's, and return its report.
+    """Run an attempt in a process of its own, with these options for the Ray task, and return its report.
 
-    `began` is told of its beginning.  Raises WorkerCrashedError or OutOfMemoryError where the process ended,
-    LostCallError where the call got lost, and TimeoutError where it has not answered `grace_s` seconds after its
-    deadline, which counts from then, or where its code could not be imported in time.
+    `clock` is set when the attempt begins, and its deadline counts from then.  Raises WorkerCrashedError or
+    OutOfMemoryError if the process ended, LostCallError if the call was lost, and TimeoutError if it has not answered
+    `grace_s` seconds after its deadline, or if its code could not be imported in time.
     """
-    # With one result at a time on its way, the taking of the next one tells the process that the last one is kept.
-    streaming = {**options, "num_returns": "streaming", "_generator_backpressure_num_objects": 1}
-    results: Any = run_in_process.options(**streaming).remote(packed, spec.encode(), spec.key)
+    # With one result at a time on its way, taking the next one tells the process that the last one is stored.
+    results: Any = one_result_at_a_time(run_in_process, options).remote(packed, spec.encode(), spec.key)
     try:
-        began.place(await _next(results))  # it may have waited long for its CPUs
+        clock.place(await _next(results))  # it may have waited long for its CPUs
         async with asyncio.timeout(max(spec.left_s, _IMPORT_S) + grace_s):
             await _next(results)
-        began.begin()
+        clock.begin()
         async with asyncio.timeout(spec.left_s + grace_s) as limit:
-            return await _followed(results, keep, limit)
-    except (*_TOLD, ClusterError):
+            return await _save_until_report(results, save, limit)
+    except (*_FINAL_ERRORS, ClusterError):
         raise
-    except BaseException:  # whatever it is, nobody waits for the process any more
+    except BaseException:  # whatever it is, nothing waits for the process any more
         ray.cancel(results, force=True)
         raise
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text that says something."""
+    """Return the first line of an error's text that is not blank."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-async def _followed(results: Any, keep: SaveCheckpoints, limit: asyncio.Timeout) -> bytes:
-    """Keep what a process has done as it comes, and return its report."""
+async def _save_until_report(results: Any, save: SaveCheckpoints, limit: asyncio.Timeout) -> bytes:
+    """Save a process's checkpoints as they come, and return its report."""
     while True:
         fetched = await _next(results)
         if fetched is None:
             continue
         if fetched.report is not None:
             return fetched.report  # type: ignore[no-any-return]
-        with paused(limit):  # the run may wait for it, and ends by its own clock
-            await keep(fetched.checkpoints)
+        with paused(limit):  # the run may wait for this, and has a clock of its own
+            await save(fetched.checkpoints)
 
 
 async def _next(results: Any) -> Any:
     """Take a process's next result."""
     try:
         return await (await anext(results))
-    except _TOLD:
+    except _FINAL_ERRORS:
         raise
-    except _GONE as error:
+    except _CLUSTER_GONE as error:
         raise ClusterError(f"Ray is gone: {first_line(error)}") from error
     except (ray.exceptions.RayError, StopAsyncIteration) as error:
         raise LostCallError(first_line(error)) from error

@@ -1,4 +1,4 @@
-"""What the runs of a lane hand out, as their driver reads it: for all of them together, and kept before it reads on."""
+"""Reads the checkpoints of a lane's runs on the driver's side, and saves them before it reads on."""
 
 from __future__ import annotations
 
@@ -11,83 +11,75 @@ from typing import Any
 import ray.exceptions
 
 from batchray.agents import SaveCheckpoints
+from batchray.support.cancellation import CancelScope
 
 _PAUSE_S = 0.2
 
 
 @dataclass(eq=False)
 class _Follower:
-    """Who waits for a run: `keep` keeps what it has done; where that fails, `task` is cancelled and told why."""
+    """A wait for one run: `save` stores its checkpoints; if that fails, `scope` ends the wait with the error."""
 
-    keep: SaveCheckpoints
-    task: asyncio.Task[Any]
-    n_kept: int = 0
-    error: BaseException | None = None
+    save: SaveCheckpoints
+    scope: CancelScope
+    n_saved: int = 0
 
 
 class CheckpointReader:
-    """Reads the steps of one lane's runs, one call at a time, as long as somebody follows one of them.
+    """Reads the checkpoints of one lane's runs, one call at a time, while any of its runs is followed.
 
-    `stop` is called with the keys of runs that nobody follows.
+    `stop` is called with the keys of runs that are not followed any more.
     """
 
     def __init__(self, lane: Any, stop: Callable[[str], None]) -> None:
         self._lane, self._stop = lane, stop
         self._followers: dict[str, _Follower] = {}
-        self._unsaid: dict[str, int] = {}  # what is kept, and the lane may not know of
+        self._unreported: dict[str, int] = {}  # how many are saved, which the lane may not know yet
         self._reading: asyncio.Task[None] | None = None
 
     @contextmanager
-    def following(self, key: str, keep: SaveCheckpoints) -> Iterator[None]:
-        """Have the steps of one run kept while entered.  Raises what `keep` raises."""
-        task = asyncio.current_task()
-        assert task is not None
-        follower = self._followers[key] = _Follower(keep, task)
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.ensure_future(self._read())
-        try:
-            yield
-        except asyncio.CancelledError:
-            if follower.error is None:
-                raise
-            task.uncancel()
-            raise follower.error from None
-        finally:
-            del self._followers[key]
-            self._unsaid.pop(key, None)
+    def following(self, key: str, save: SaveCheckpoints) -> Iterator[None]:
+        """Save one run's checkpoints inside this block.  An error of `save` ends the block and is raised."""
+        with CancelScope() as scope:
+            self._followers[key] = _Follower(save, scope)
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.ensure_future(self._read())
+            try:
+                yield
+            finally:
+                del self._followers[key]
+                self._unreported.pop(key, None)
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         if self._reading is not None:
             self._reading.cancel()
 
     async def _read(self) -> None:
         while self._followers:
-            said = self._unsaid
+            reported = self._unreported
             try:
-                news = await self._lane.collect.remote(said)
-            except ray.exceptions.RayError:  # who waits for a run that died hears of it by the run's own call
+                collected = await self._lane.collect.remote(reported)
+            except ray.exceptions.RayError:  # if a run died, its own call reports it
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            self._unsaid = {}
-            await asyncio.gather(*(self._keep(key, checkpoints) for key, checkpoints in news.items()))
+            self._unreported = {}
+            await asyncio.gather(*(self._save(key, checkpoints) for key, checkpoints in collected.items()))
 
-    async def _keep(self, key: str, checkpoints: Sequence[bytes]) -> None:
+    async def _save(self, key: str, checkpoints: Sequence[bytes]) -> None:
         follower = self._followers.get(key)
-        if follower is None:  # given up, and still running: or it would hand out the same for ever
+        if follower is None:  # given up but still running: without a stop it would return the same forever
             self._stop(key)
             return
-        if follower.error is not None:
+        if follower.scope.error is not None:
             return
         try:
-            await follower.keep(checkpoints)
+            await follower.save(checkpoints)
         except BaseException as error:
-            if self._followers.get(key) is follower:  # or its task has gone on to something else
-                follower.error = error
-                follower.task.cancel()
+            follower.scope.cancel_with(error)  # without effect if the block has ended meanwhile
             if isinstance(error, asyncio.CancelledError):
                 raise
         else:
-            follower.n_kept += len(checkpoints)
+            follower.n_saved += len(checkpoints)
             if self._followers.get(key) is follower:
-                self._unsaid[key] = follower.n_kept
+                self._unreported[key] = follower.n_saved

@@ -1,4 +1,4 @@
-"""The one place that starts or joins a Ray cluster."""
+"""Starts or joins a Ray cluster.  No other module calls `ray.init` or `ray.shutdown`."""
 
 from __future__ import annotations
 
@@ -9,37 +9,34 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray._private import ray_constants
-from ray._private import worker as ray_worker
-from ray._private.node import Node
 
 from batchray.config import Settings
 from batchray.errors import ClusterError
+from batchray.executors.ray import internals
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "batchray"
-# Requests and outcomes travel inside the calls; Ray's default would be 30 % of the memory.
+# Requests and outcomes travel inside the calls.  Ray's default is 30 % of the memory.
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
-# What Ray gathers for a dashboard that a cluster of our own does not have: 5 to 8 % of the CPU of a job.
-_LEAN = {
+# Ray collects this for a dashboard that a local cluster does not have: 5 to 8 % of the CPU of a job.
+_NO_METRICS = {
     "event_stats": False,
     "enable_metrics_collection": False,
     "task_events_report_interval_ms": 0,
 }
-# How long a call that failed waits for news of its actor's death, and how often that is looked at.  We ask the actor
-# itself, so Ray's seconds of waiting, for each lost call, would buy nothing.
-_IMPATIENT = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
-# Ray runs its workers at a niceness of 15, so that they leave room for Ray itself.  A lane mostly waits; but when many
-# answers come at once, the driver would spawn on and on while the lanes hardly got to start what it spawned.
-_FAIR = {"worker_niceness": 0}
-# What starts them: the autoscaler's monitor, the reader of the workers' logs, and the dashboard's server, which Ray
-# starts without a dashboard too.  A cluster of one node with a driver of ours has no use for them.
-_UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
+# How long a failed call waits for news of its actor's death, and how often Ray checks for it.  The driver asks the
+# actor itself, so Ray's default of some seconds for each lost call gains nothing.
+_SHORT_WAITS = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
+# Ray runs its workers at a niceness of 15 to leave CPU for its own processes.  A lane mostly waits; but when many
+# replies come at once, the driver would keep spawning while the lanes hardly got CPU to start what it spawned.
+_NO_NICENESS = {"worker_niceness": 0}
+_SETTINGS = {**_NO_METRICS, **_SHORT_WAITS, **_NO_NICENESS}
 _REACH_S = 10.0
 # More than any system's `struct sigaction` takes.
 _SIGACTION_BYTES = 256
@@ -47,126 +44,135 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def connect(settings: Settings) -> bool:
-    """Connect this process to a cluster and tell whether the connection is ours, to be ended with the driver.
+    """Connect this process to a cluster.  True if the connection is new, so that the driver has to close it.
 
-    In this order: a connection that the process has; the address in the settings or in RAY_ADDRESS; a local cluster
-    of our own.  Raises ClusterError.
+    In this order: a connection that the process already has; the address in the settings or in RAY_ADDRESS; a new
+    local cluster.  Raises ClusterError.
     """
     if ray.is_initialized():
         return False
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
-    logging.getLogger("ray").setLevel(logging.ERROR)  # Ray tells of its start before it applies the level below
-    _keep_off_stdout()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+    logging.getLogger("ray").setLevel(logging.ERROR)  # Ray logs its start before it applies `logging_level`
+    internals.redirect_worker_output(lambda line: logger.info("ray: %s", line))
+    where = f"the cluster at {address}" if address else "a local cluster"
     try:
-        with _signals_kept():
+        with _restoring_signal_handlers():
             if address and address != "local":
-                _reach(address)
-                with _on_loopback() if _host(address) in _LOOPBACK else contextlib.nullcontext():
-                    ray.init(address=address, **quiet)
+                _join(address)
             else:
-                _start_local(settings, quiet)
+                _start_local(settings)
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(f"cannot use {where}: {_token_advice()}") from error
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        where = f"the cluster at {address}" if address else "a local cluster"
         raise ClusterError(f"cannot use {where}: {str(error).splitlines()[0] if str(error) else error!r}") from error
     return True
 
 
 def disconnect() -> None:
-    """Leave the cluster.  A local one that `connect` started ends; any other goes on without us."""
-    with _signals_kept():
+    """Leave the cluster.  A local cluster that `connect` started ends; any other keeps running."""
+    with _restoring_signal_handlers():
         ray.shutdown()
 
 
-def _start_local(settings: Settings, quiet: dict[str, Any]) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
+def _join(address: str) -> None:
+    """Join a running cluster, by "auto", HOST:PORT or ray://HOST:PORT."""
+    if address == "auto":
+        address = internals.find_local_cluster()
+    _check_reachable(address)
+    with internals.on_loopback() if _host(address) in _LOOPBACK else contextlib.nullcontext():
+        # Without a token at all `ray.init` raises at once.
+        if _host(address) and "://" not in address and (_token_source() or not _is_token_mode()):
+            _check_token(address)
+        ray.init(address=address, **_quiet())
+
+
+def _start_local(settings: Settings) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage to its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs
-    with _on_loopback(), _without_unused_services():
-        ray.init(
-            address="local",
-            num_cpus=settings.num_cpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _system_config={**_LEAN, **_IMPATIENT, **_FAIR},
-            **quiet,
+    options = {
+        "address": "local",
+        "num_cpus": settings.num_cpus,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        **_quiet(),
+    }
+    try:
+        with internals.on_loopback(), internals.without_unused_services():
+            ray.init(**options, _system_config=internals.known_settings(_SETTINGS))
+    except (AttributeError, TypeError, RuntimeError) as error:  # of this Ray's private parts
+        if isinstance(error, RuntimeError) and "_system_config" not in str(error):
+            raise
+        logger.warning(
+            "Ray %s did not start with batchray's settings and starts with its own: %s", ray.__version__, error
         )
+        ray.shutdown()
+        with internals.on_loopback():
+            ray.init(**options)
+    except OSError as error:
+        if not error.filename or not (Path.home() / ".ray" / "auth_token").is_relative_to(error.filename):
+            raise
+        advice = "make the home directory writable, or set RAY_AUTH_TOKEN to a secret of your own"
+        raise OSError(f"Ray cannot save its authentication token ({error}); {advice}") from error
 
 
-def _reach(address: str) -> None:
-    """Raise OSError at once where nothing listens; Ray itself would wait for minutes."""
+def _quiet() -> dict[str, Any]:
+    return {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError at once if nothing listens there; Ray itself would wait for minutes."""
     _, _, port = address.rpartition(":")
     if port.isdecimal():
         socket.create_connection((_host(address), int(port)), timeout=_REACH_S).close()
+
+
+def _check_token(address: str) -> None:
+    """Raise AuthenticationError if the cluster does not accept this process's token, or its lack of one."""
+    if not internals.accepts_token(address):
+        raise ray.exceptions.AuthenticationError("the cluster refused the authentication token")
+
+
+def _token_advice() -> str:
+    """Return what to set so that a cluster accepts this process."""
+    source = _token_source()
+    if not _is_token_mode():
+        where = f"; the token in {source} is used then" if source else ", and RAY_AUTH_TOKEN to the cluster's token"
+        return f"it asks for an authentication token; set RAY_AUTH_MODE=token before Python starts{where}"
+    if source is None:
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+        return f"there is no authentication token; put the cluster's in {path}, or in RAY_AUTH_TOKEN"
+    return f"it rejects the authentication token in {source}; put the cluster's token there"
+
+
+def _is_token_mode() -> bool:
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def _token_source() -> str | None:
+    """Return where Ray reads this process's authentication token; None if there is none."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+    return path if os.access(path, os.R_OK) else None
 
 
 def _host(address: str) -> str:
     return address.removeprefix("ray://").rpartition(":")[0].strip("[]")
 
 
-def _keep_off_stdout() -> None:
-    """Log what Ray has to say of dead workers and nodes; it would print it into the driver's standard output."""
-
-    def log(data: Any, ignore_prefix: bool) -> None:
-        for line in data.get("lines", ()):
-            logger.info("ray: %s", line)
-
-    ray_worker.print_to_stdstream = log
-
-
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Keep what this process does at signals.
+def _restoring_signal_handlers() -> Iterator[None]:
+    """Restore this process's signal handlers afterwards.
 
-    Ray has handlers of its own, and takes them away again, below Python: a server's SIGTERM would then just kill it.
-    They are put back below Python too, since that lets only the main thread do it.
+    Ray installs its own and removes them again, below Python: a SIGTERM to a server would then simply kill it.  This
+    restores them below Python too, because Python lets only the main thread do it.
     """
     libc = ctypes.CDLL(None)
-    kept = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, action in kept.items():
+    handlers = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, action in handlers.items():
         libc.sigaction(number, None, action)
     try:
         yield
     finally:
-        for number, action in kept.items():
+        for number, action in handlers.items():
             libc.sigaction(number, action, None)
-
-
-@contextlib.contextmanager
-def _without_unused_services() -> Iterator[None]:
-    """Let a cluster that starts meanwhile do so without its attendants.
-
-    They are 40 % of the CPU of a start, and hold up its end by a second.  Undocumented; a test holds it, and a Ray that
-    has no such methods starts them.
-    """
-    kept = {name: getattr(Node, name) for name in _UNUSED_SERVICES if hasattr(Node, name)}
-    for name in kept:
-        setattr(Node, name, _start_nothing)
-    try:
-        yield
-    finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
-
-
-def _start_nothing(node: Node, **wishes: Any) -> None:
-    node._webui_url = ""  # what starting the dashboard's server would have told
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Let a cluster that starts meanwhile listen on loopback only, and one that does be joined.
-
-    Undocumented; a test holds it.  The variable is for the processes that Ray starts; in this one Ray read it when it
-    was imported.
-    """
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    known, before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
-    if before is None:  # or else the user has decided
-        os.environ[name] = "0"
-        ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = known
-        if before is None:
-            del os.environ[name]

@@ -1,6 +1,6 @@
-"""What a process leaves behind of its own death: the status it exited with, the crash that hit it, its memory.
+"""Exit reports: files that say how a process ended, by exit status, crash and memory.
 
-Nobody else could tell: Ray says no more than that a connection was closed, and reaps its workers without a word.
+The process writes them itself, because Ray only reports a closed connection and discards its workers' exit statuses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class ExitCause(NamedTuple):
-    """What is known of a death: its cause in words, and the memory that the process held about then."""
+    """Why a process ended, in words, and how much memory it held about then."""
 
     cause: str
     n_bytes: int = 0
@@ -33,56 +33,56 @@ class ExitCause(NamedTuple):
         return f"{self.cause}; it held {self.n_bytes / 2**20:,.0f} MiB of memory" if self.n_bytes else self.cause
 
 
-UNKNOWN_CAUSE = ExitCause("it was killed by a signal that leaves no trace, as the kernel does where memory runs out")
+UNKNOWN_CAUSE = ExitCause("it was killed by a signal that leaves no trace, as the kernel does if memory runs out")
 
 
 class ExitReport:
-    """Written by a process while it lives, into files that outlive even SIGKILL; `read_exit_report` reads them."""
+    """The exit report of this process, in files that survive even SIGKILL; `read_exit_report` reads them."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._pid = file, os.getpid()
         self._state = mapped(file, _STATE.size)
-        self._note_memory()
+        self._write_memory()
         self._crash = _opened(_crash_file(file))
         faulthandler.enable(self._crash, all_threads=False)
-        self._leave, os._exit = os._exit, self._exit  # type: ignore[assignment]
+        self._original_exit, os._exit = os._exit, self._exit  # type: ignore[assignment]
         self._is_closed = threading.Event()
         threading.Thread(target=self._sample, name="batchray-memory", daemon=True).start()
 
     def close(self) -> None:
-        """Remove the files: the process lives on, or ends in good order."""
+        """Remove the files: the process keeps running, or ends normally."""
         self._is_closed.set()
-        os._exit = self._leave
+        os._exit = self._original_exit
         faulthandler.enable(all_threads=False)
         self._crash.close()
         _remove(self._file)
 
     def _exit(self, status: int) -> None:
-        if os.getpid() == self._pid:  # and not a child that was forked
+        if os.getpid() == self._pid:  # not a forked child
             self._is_closed.set()
             _STATE.pack_into(self._state, 0, True, status, _resident_bytes())
-        self._leave(status)
+        self._original_exit(status)
 
     def _sample(self) -> None:
-        """Note how much memory the process holds, a few times a second."""
+        """Write how much memory the process holds, a few times a second."""
         while not self._is_closed.wait(_SAMPLE_S):
-            self._note_memory()
+            self._write_memory()
 
-    def _note_memory(self) -> None:
+    def _write_memory(self) -> None:
         _STATE.pack_into(self._state, 0, False, 0, _resident_bytes())
 
 
 def mapped(file: Path, n_bytes: int) -> mmap.mmap:
-    """Map a new file of zeros; memory alone where its disk is full, and then it ends with this process.
+    """Map a new file of zeros into memory.  If its disk is full, map memory only, which ends with this process.
 
-    Its room is taken at once: a page that finds none when it is written to ends the process.
+    The disk space is reserved at once: writing to a page without disk space would kill the process.
     """
     try:
         with file.open("xb+") as opened:
             os.posix_fallocate(opened.fileno(), 0, n_bytes)
             return mmap.mmap(opened.fileno(), n_bytes)
     except OSError as error:
-        logger.warning("what this process may die of cannot be kept: %s", error)
+        logger.warning("no exit report of this process can be written: %s", error)
         file.unlink(missing_ok=True)
         return mmap.mmap(-1, n_bytes)
 
@@ -91,26 +91,26 @@ def _opened(file: Path) -> IO[bytes]:
     try:
         return file.open("xb")
     except OSError as error:
-        logger.warning("a crash of this process cannot be kept: %s", error)
+        logger.warning("no crash report of this process can be written: %s", error)
         return Path(os.devnull).open("wb")
 
 
 def read_exit_report(file: Path) -> ExitCause | None:
-    """Return what is known of a death; None where no process left this file."""
+    """Return why a process ended, by its exit report; None if there is no such file."""
     try:
         has_exited, status, n_bytes = _STATE.unpack(file.read_bytes())
     except FileNotFoundError:
         return None
     crash = ""
-    with contextlib.suppress(FileNotFoundError):  # there was no room for it
+    with contextlib.suppress(FileNotFoundError):  # its disk was full
         crash = _crash_file(file).read_text(errors="replace")
     if has_exited:
         return ExitCause(f"it exited with status {status}", n_bytes)
-    return ExitCause(_crash_in_words(crash) or UNKNOWN_CAUSE.cause, n_bytes)
+    return ExitCause(_describe_crash(crash) or UNKNOWN_CAUSE.cause, n_bytes)
 
 
-def _crash_in_words(crash: str) -> str | None:
-    """Return the signal of a report of Python's fault handler, and the innermost line of code."""
+def _describe_crash(crash: str) -> str | None:
+    """Return the signal and the innermost line of code, from what Python's fault handler wrote."""
     fatal = re.search(r"^Fatal Python error: (.+)$", crash, re.MULTILINE)
     line = re.search(r'^  File "(.+)", line (\d+) in (.+)$', crash, re.MULTILINE)
     if fatal is None:

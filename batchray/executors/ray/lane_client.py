@@ -1,10 +1,12 @@
-"""A lane as its driver sees it, from its start to its death."""
+"""The driver's view of one lane: calls in flight, stops, checks for silence, and the diagnosis of a failed call."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import ray
@@ -17,110 +19,138 @@ from batchray.executors.ray.exit_report import ExitCause
 logger = logging.getLogger(__name__)
 
 REACH_S = 60.0
-"""A lane that cannot be reached for so long is given up."""
+"""A lane that cannot be reached for this time is given up."""
 PAUSE_S = 0.2
-DEAD = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
-"""What a call raises where its lane is dead for good."""
-_MAX_ASKED = 8
-# 5 s in which a call to a lane neither comes back nor breaks: the lane is there, and blocked.  Counted in looks, not by
-# the clock, which would also count the time for which this driver itself stood still.
-_MAX_SILENT_LOOKS = 25
+LANE_DEAD = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
+"""What a call raises if its lane is dead for good."""
+_MAX_CALLS = 8
+# 5 s in which a call to a lane neither returns nor fails: the lane is alive, and blocked.  Counted in polls and not by
+# the clock, which would also count time for which this driver itself was stopped.
+_MAX_SILENT_POLLS = 25
 
 
 class PostMortem(NamedTuple):
-    """What a lane died of, and which items may have killed it: those whose own code it ran then."""
+    """Why a lane died, and which items may have killed it: those whose own code it was running."""
 
-    death: ExitCause
+    cause: ExitCause
     suspects: frozenset[tuple[str, int]] = frozenset()
 
 
-class LaneHandle:
-    """A lane: where it is, how much it has to do, and what is found where a call to it has failed (`diagnosis`)."""
+Diagnosis = asyncio.Task[PostMortem | None]
+
+
+class LaneClient:
+    """A lane on a node: how many calls it runs (`in_flight`), and whether it takes new ones (`is_down`).
+
+    Only this class changes the two.
+    """
 
     def __init__(self, actor: Any, actor_id: str, node_id: str, pid: int) -> None:
         self.actor, self.actor_id, self.node_id, self.pid = actor, actor_id, node_id, pid
-        self.in_flight, self.is_down = 0, False
-        self.diagnosis: asyncio.Task[PostMortem | None] | None = None
-        self.steps = CheckpointReader(actor, self.stop)
+        self.in_flight = 0
+        self.checkpoints = CheckpointReader(actor, self.stop)
+        self._diagnosis: Diagnosis | None = None
         self._to_stop: list[str] = []
         self._stopping: asyncio.Task[None] | None = None
 
-    def stop(self, key: str) -> None:
-        """Stop an attempt for which nobody waits any more; a lane that is blocked, and does not hear of it, is ended.
+    @property
+    def is_down(self) -> bool:
+        """Whether it takes no calls: a call to it failed, and it is dead, or being diagnosed."""
+        return self._diagnosis is not None
 
-        Not by Ray's own way, which needs a raylet that answers, and leaves out a call whose connection broke.
+    @contextmanager
+    def counting_call(self) -> Iterator[None]:
+        """Count a call as in flight inside this block."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def diagnose(self, start: Callable[[], Diagnosis]) -> Diagnosis:
+        """Return its diagnosis; `start` one if there is none.  It is down from then on."""
+        if self._diagnosis is None:
+            self._diagnosis = start()
+        return self._diagnosis
+
+    def mark_alive(self) -> None:
+        """Take calls again: the diagnosis found it alive."""
+        self._diagnosis = None
+
+    def stop(self, key: str) -> None:
+        """Stop an attempt for which nothing waits any more.  A lane that is blocked and does not answer is killed.
+
+        Ray's own cancel is no use here: it needs a raylet that answers, and skips a call whose connection broke.
         """
         self._to_stop.append(key)
         if self._stopping is None or self._stopping.done():
-            self._stopping = asyncio.ensure_future(self._stop())
+            self._stopping = asyncio.ensure_future(self._stop_all())
 
-    async def end_if_silent(self, silence_s: float) -> None:
-        """Ask whether it is there, and end it where nothing is heard of it for so long, or it cannot be reached."""
+    async def kill_if_silent(self, silence_s: float) -> None:
+        """Ask whether it is alive; kill it if it does not answer for `silence_s` seconds, or cannot be reached."""
         try:
             async with asyncio.timeout(silence_s + REACH_S):
-                await answer(self.actor.identity, max_silent_looks=silence_s / PAUSE_S)
+                await call_until_answered(self.actor.identity, max_silent_polls=silence_s / PAUSE_S)
         except TimeoutError:
-            self._end()
-        except ray.exceptions.RayError as error:  # which its calls will hear of
-            logger.info("a lane was asked whether it is there: %s", first_line(error))
-
-    def _end(self) -> None:
-        logger.warning(
-            "a lane (process %s) does not answer, as where a request blocks it, and is started anew", self.pid
-        )
-        ray.kill(self.actor)
+            self._kill()
+        except ray.exceptions.RayError as error:  # its calls raise it too
+            logger.info("a lane (process %s) does not answer whether it is alive: %s", self.pid, first_line(error))
 
     def forget(self) -> None:
-        """Ask it for nothing more."""
-        self.steps.close()
+        """Make no more calls to it."""
+        self.checkpoints.close()
         if self._stopping is not None:
             self._stopping.cancel()
 
-    async def _stop(self) -> None:
+    def _kill(self) -> None:
+        logger.warning("a lane (process %s) does not answer, perhaps blocked by a request, and is restarted", self.pid)
+        ray.kill(self.actor)
+
+    async def _stop_all(self) -> None:
         try:
             while self._to_stop:
                 keys, self._to_stop = self._to_stop, []
                 async with asyncio.timeout(REACH_S):
-                    await self._say(keys)
+                    await self._send_stop(keys)
         except TimeoutError:
-            self._end()
-        except DEAD as error:  # by itself, which its calls will hear of
-            logger.info("a lane was to stop a run, and has died: %s", first_line(error))
+            self._kill()
+        except LANE_DEAD as error:  # its calls raise it too
+            logger.info("a lane (process %s) died before it could stop a run: %s", self.pid, first_line(error))
 
-    async def _say(self, keys: list[str]) -> None:
-        """Say which runs are to be stopped until the lane has heard it."""
+    async def _send_stop(self, keys: list[str]) -> None:
+        """Tell the lane which runs to stop, until it has answered."""
         while True:
             try:
-                await answer(self.actor.stop, keys, max_silent_looks=_MAX_SILENT_LOOKS)
-            except DEAD:
+                await call_until_answered(self.actor.stop, keys, max_silent_polls=_MAX_SILENT_POLLS)
+            except LANE_DEAD:
                 raise
             except ray.exceptions.RayError as error:
-                logger.info("a lane could not be told to stop a run, and is told again: %s", first_line(error))
+                logger.info("a stop of runs did not reach its lane, and is sent again: %s", first_line(error))
                 await asyncio.sleep(PAUSE_S)
             else:
                 return
 
 
-async def answer(method: Any, *args: Any, max_silent_looks: float = math.inf) -> Any:
-    """Call a lane's method until it answers: it may be starting, or the call may have been lost on the way.
+async def call_until_answered(method: Any, *args: Any, max_silent_polls: float = math.inf) -> Any:
+    """Call a lane's method until it answers: the lane may be starting, or the call may have been lost on the way.
 
-    Now and then it is called once more beside, because Ray may take a second to tell that a call was lost.
-    Raises TimeoutError where so often in a row nothing came of any call: neither an answer, nor that it broke.
+    It is called once more at each poll, up to 8 times at once, because Ray may take a second to report a lost call.
+    Raises TimeoutError if that many polls in a row bring neither an answer nor a failed call.
     """
-    asked: set[asyncio.Future[Any]] = set()
+    pending: set[asyncio.Future[Any]] = set()
     n_silent = 0
     try:
-        while n_silent < max_silent_looks:
-            if len(asked) < _MAX_ASKED:
-                asked.add(asyncio.ensure_future(method.remote(*args)))
-            answered, asked = await asyncio.wait(asked, timeout=PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
-            told = [each for each in answered if not isinstance(each.exception(), ray.exceptions.ActorUnavailableError)]
-            if told:
-                return told[0].result()
-            n_silent = 0 if answered else n_silent + 1
-            if answered:
+        while n_silent < max_silent_polls:
+            if len(pending) < _MAX_CALLS:
+                pending.add(asyncio.ensure_future(method.remote(*args)))
+            done, pending = await asyncio.wait(pending, timeout=PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
+            final = [call for call in done if not isinstance(call.exception(), ray.exceptions.ActorUnavailableError)]
+            if final:
+                return final[0].result()
+            n_silent = 0 if done else n_silent + 1
+            if done:
                 await asyncio.sleep(PAUSE_S)
         raise TimeoutError
     finally:
-        for each in asked:
-            each.cancel()
+        for call in pending:
+            call.cancel()

@@ -1,7 +1,7 @@
-"""Finds out that a cluster is gone.
+"""Notices that a cluster is gone.
 
-Ray itself does not tell: with its raylet dead the driver stays up while every call fails, and 60 s after the GCS has
-died it ends the driver's process.
+Ray itself does not report it: if its raylet is dead, the driver stays up while every call fails, and 60 s after the GCS
+has died Ray ends the driver's process.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray._private import worker as ray_worker
+from ray.util.client import ray as ray_client
+
+from batchray.executors.ray.internals import own_processes
 
 _POLL_S = 1.0
 _REACH_S = 3.0
-# A cluster that is not ours may be restarting its GCS, and a network may hiccup; processes of our own never come back.
-_PATIENCE_S = 10.0
+# A cluster of somebody else may be restarting its GCS, and a network may fail for a moment.  Processes of our own never
+# come back.
+_MAX_UNREACHABLE_S = 10.0
 
 Address = tuple[str, int]
 
@@ -26,42 +29,41 @@ Address = tuple[str, int]
 class ClusterMonitor:
     """Watches what a driver depends on.
 
-    `processes` are those of a cluster of our own, by name: a look at them costs microseconds.  `addresses` are where
-    the parts of somebody else's cluster listen, by name.
+    `processes` are those of a cluster that this driver started, by name; a check of them costs microseconds.
+    `addresses` are where the parts of any other cluster listen, by name.
     """
 
     def __init__(
-        self, processes: Mapping[str, subprocess.Popen[Any]], addresses: Mapping[str, Address], beat_s: float = _POLL_S
+        self, processes: Mapping[str, subprocess.Popen[Any]], addresses: Mapping[str, Address], poll_s: float = _POLL_S
     ) -> None:
-        self._processes, self._addresses, self._beat_s = processes, addresses, beat_s
+        self._processes, self._addresses, self._poll_s = processes, addresses, poll_s
 
-    async def wait_until_lost(self, patience_s: float = _PATIENCE_S) -> str:
-        """Return when the cluster is gone, and in words why."""
+    async def wait_until_lost(self, max_unreachable_s: float = _MAX_UNREACHABLE_S) -> str:
+        """Wait until the cluster is gone, and return the reason in words."""
         loop = asyncio.get_running_loop()
         seen = dict.fromkeys(self._addresses, loop.time())
         while True:
-            await asyncio.sleep(self._beat_s)
+            await asyncio.sleep(self._poll_s)
             for name, process in self._processes.items():
                 if process.poll() is not None:
                     return f"its {name} has died"
             for name, address in self._addresses.items():
                 if await _is_reachable(*address):
                     seen[name] = loop.time()
-                elif loop.time() - seen[name] > patience_s:
-                    return f"its {name} at {address[0]}:{address[1]} has not answered for {patience_s:g} s"
+                elif loop.time() - seen[name] > max_unreachable_s:
+                    return f"its {name} at {address[0]}:{address[1]} has not answered for {max_unreachable_s:g} s"
 
 
 def monitor_of_cluster() -> ClusterMonitor:
-    """Return the pulse of the cluster that this process is connected to."""
-    node: Any = ray_worker._global_node
-    if node is None:  # Ray Client, which notices by itself
+    """Return a monitor of the cluster that this process is connected to."""
+    if ray_client.is_connected():  # type: ignore[no-untyped-call]  # Ray Client notices by itself
         return ClusterMonitor({}, {})
-    known = {"gcs_server": "GCS", "raylet": "raylet"}
-    ours = {known[name]: infos[0].process for name, infos in node.all_processes.items() if name in known and infos}
-    return ClusterMonitor(ours, {} if ours else {"GCS": _address(node.gcs_address), **_raylet()})
+    if processes := own_processes():
+        return ClusterMonitor(processes, {})
+    return ClusterMonitor({}, {"GCS": _address(ray.get_runtime_context().gcs_address), **_raylet_address()})
 
 
-def _raylet() -> dict[str, Address]:
+def _raylet_address() -> dict[str, Address]:
     """Return where the raylet of this node listens."""
     own_id = ray.get_runtime_context().get_node_id()
     for node in ray.nodes():  # type: ignore[no-untyped-call]
@@ -82,6 +84,6 @@ async def _is_reachable(host: str, port: int) -> bool:
     except (OSError, TimeoutError):
         return False
     writer.close()
-    with contextlib.suppress(OSError):  # it answered, which is all that counts
+    with contextlib.suppress(OSError):  # it answered, and nothing else counts
         await writer.wait_closed()
     return True

@@ -1,4 +1,4 @@
-"""The runs of one lane by the key of their attempt: each is run once, however often it is called for."""
+"""The runs of one lane by the key of their attempt: each runs once, however often it is called for."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from functools import partial
 
 from batchray.errors import WorkerDiedError
 
-# Reports whose answer may have got lost on the way.  Who asks again does so within seconds.
+# Reports may be lost on their way to the driver.  It asks again within seconds.
 _MAX_REPORTS = 4096
 _MAX_REPORT_BYTES = 16 * 1024 * 1024
-# What is known of runs without a report: a hundred bytes or two each.
+# Why a run has no report: 100 to 200 bytes each.
 _MAX_MARKS = 65_536
-_NOTHING = b""
+_NO_REPORT = b""
 
 
 class _Mark(Enum):
     """Why there is no report of a run."""
 
-    STOPPED = "nobody waits for it"
-    DROPPED = "it failed, or newer ones have taken its room"
+    STOPPED = "nothing waits for it"
+    DROPPED = "it failed, or newer ones have taken its place"
 
 
 class RunRegistry:
-    """What a lane runs, and the newest of what it has run."""
+    """The runs of a lane, and the newest reports of finished ones."""
 
     def __init__(
         self, max_reports: int = _MAX_REPORTS, max_bytes: int = _MAX_REPORT_BYTES, max_marks: int = _MAX_MARKS
@@ -38,17 +38,17 @@ class RunRegistry:
         self._n_bytes = 0
 
     async def run(self, key: str, start: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Run to the end, and return the report; empty for a run that was stopped, for which nobody waits.
+        """Run to the end and return the report; empty for a run that was stopped, for which nothing waits.
 
-        A second call for one key waits for the same run, or gets the same report.  Raises WorkerDiedError where that
-        is not there any more, or never was: the same attempt is not run a second time.
+        A second call for a key waits for the same run, or returns the same report.  Raises WorkerDiedError if the
+        report is gone, or never existed: the same attempt is not run a second time.
         """
         if (report := self._reports.get(key)) is not None:
             return report
         if (mark := self._marks.get(key)) is _Mark.STOPPED:
-            return _NOTHING
+            return _NO_REPORT
         if mark is _Mark.DROPPED:
-            raise WorkerDiedError("its report got lost on the way", is_suspect=False)
+            raise WorkerDiedError("its report was lost on the way", is_suspect=False)
         if (run := self._running.get(key)) is None:
             run = self._running[key] = asyncio.ensure_future(start())
             run.add_done_callback(partial(self._end, key))
@@ -56,13 +56,13 @@ class RunRegistry:
             return await asyncio.shield(run)
         except asyncio.CancelledError:
             if self._marks.get(key) is _Mark.STOPPED:
-                return _NOTHING
-            if run.cancelled():  # by code of its own; a cancel would be taken for a lost call, and made again
+                return _NO_REPORT
+            if run.cancelled():  # by its own code; the driver would take a cancel for a lost call, and make it again
                 raise RuntimeError("the run cancelled itself") from None
             raise
 
     def stop(self, keys: Iterable[str]) -> None:
-        """Stop runs.  A call for one of them that is still on its way will not start it."""
+        """Stop runs.  A call for one of them that is still on its way does not start it."""
         for key in keys:
             if (run := self._running.get(key)) is not None:
                 run.cancel()
@@ -79,7 +79,7 @@ class RunRegistry:
             self._remember(key, run.result())
 
     def _remember(self, key: str, report: bytes) -> None:
-        """Keep a report, however long it is, and of the older ones what there is room for."""
+        """Store a report of any length, and drop older ones beyond the limits."""
         self._reports[key] = report
         self._n_bytes += len(report)
         while len(self._reports) > 1 and (len(self._reports) > self._max_reports or self._n_bytes > self._max_bytes):

@@ -1,0 +1,228 @@
+"""Everything that batchray uses of Ray without Ray documenting it.
+
+Each part is looked up when it is needed.  If this Ray does not have it, there is one warning and a fallback on Ray's
+public API: a new Ray may cost speed or comfort, never a traceback.  No other module may name a private part of Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import mmap
+import operator
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import ray.exceptions
+
+logger = logging.getLogger(__name__)
+
+# These start the autoscaler's monitor, the reader of the workers' logs, and the dashboard's server, which Ray starts
+# without a dashboard too.  A cluster of one node and one driver needs none of them.
+_UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
+_LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_PROBE_S = 3.0
+_NO_CLUSTER_ID = "00" * 28
+# A worker in a report: a lane by the id of its actor, a process of its own by the name of the task it was started for.
+_OOM_WORKER = re.compile(r"\((?:Task|Actor\((\w+)\)): .*?task name=(\S*?),.*?actual memory used=([0-9.]+)GB")
+
+
+def _find(module: str, name: str, fallback: str) -> Any:
+    """Return a private object of Ray, or None after a warning that names what happens instead."""
+    try:
+        return operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError):
+        _warn_changed(f"{module}.{name}", fallback)
+        return None
+
+
+@functools.cache
+def _warn_changed(part: str, fallback: str) -> None:
+    """Warn that this Ray lacks a private part; once for each part."""
+    logger.warning("Ray %s does not have %s as batchray knows it: %s", ray.__version__, part, fallback)
+
+
+def known_settings(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return these settings of Ray's `_system_config` without those that this Ray does not know.
+
+    For an unknown setting Ray ends the processes of its cluster.  It has no list of them, but its library reads each
+    from an environment variable `RAY_<name>`, and so contains that name.
+    """
+    known = {name: value for name, value in wanted.items() if _is_setting(name)}
+    for name in sorted(wanted.keys() - known):
+        _warn_changed(f"the internal setting {name}", "the cluster starts with Ray's default, which costs more CPU")
+    return known
+
+
+@functools.cache
+def _is_setting(name: str) -> bool:
+    library = getattr(getattr(ray, "_raylet", None), "__file__", None)
+    if library is None:
+        return False
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"RAY_%s\0" % name.encode()) >= 0
+
+
+@contextlib.contextmanager
+def without_unused_services() -> Iterator[None]:
+    """A cluster that is started inside this block leaves out services that a single driver does not need.
+
+    They are 40 % of the CPU of a start, and delay the end of the cluster by a second.
+    """
+    node = _find("ray._private.node", "Node", "the cluster starts with all of Ray's services")
+    before = {name: getattr(node, name) for name in _UNUSED_SERVICES if hasattr(node, name)}
+    if node is not None:
+        for name in sorted({*_UNUSED_SERVICES} - before.keys()):
+            _warn_changed(f"ray._private.node.Node.{name}", "the cluster starts with all of Ray's services")
+    for name in before:
+        setattr(node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(node, name, method)
+
+
+def _start_nothing(node: Any, *args: Any, **kwargs: Any) -> None:
+    node._webui_url = ""  # starting the dashboard's server would have set it
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """A cluster that is started inside this block listens on loopback only, and such a cluster can be joined.
+
+    The environment variable is for the processes that Ray starts.  This process read it when it imported Ray.
+    """
+    constants = _find("ray._private", "ray_constants", "")
+    has_switch = hasattr(constants, "ENABLE_RAY_CLUSTER")
+    if not has_switch:
+        fallback = "a local cluster may listen on all interfaces, protected by its authentication token alone"
+        _warn_changed("ray._private.ray_constants.ENABLE_RAY_CLUSTER", fallback)
+    before, before_here = os.environ.get(_LOOPBACK_VARIABLE), getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    if before is None:  # or else the user has decided
+        os.environ[_LOOPBACK_VARIABLE] = "0"
+        if has_switch:
+            constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        if has_switch:
+            constants.ENABLE_RAY_CLUSTER = before_here
+        if before is None:
+            del os.environ[_LOOPBACK_VARIABLE]
+
+
+def redirect_worker_output(log: Callable[[str], None]) -> None:
+    """Log what Ray prints about dead workers and nodes; it would print it to the driver's standard output."""
+
+    def log_lines(data: Any, *args: Any, **kwargs: Any) -> None:
+        for line in data.get("lines", ()):
+            log(line)
+
+    fallback = "messages of Ray may be printed to standard output"
+    if _find("ray._private.worker", "print_to_stdstream", fallback) is not None:
+        worker: Any = importlib.import_module("ray._private.worker")
+        worker.print_to_stdstream = log_lines
+
+
+def find_local_cluster() -> str:
+    """Return the HOST:PORT of the cluster that `auto` means on this machine, or "auto" if only Ray can tell.
+
+    Ray turns a loopback address into one of another interface, on which a loopback cluster does not answer.
+    As `ray.init("auto")` does, this turns token authentication on if the user has a token and has not set a mode.
+    Raises ConnectionError if there is no cluster.
+    """
+    find = _find("ray._private.services", "get_ray_address_from_environment", "Ray itself looks for the cluster")
+    if find is None:
+        return "auto"
+    address = str(find("auto", None))
+    with contextlib.suppress(ImportError, AttributeError):  # before 2.59 it is never turned on by itself
+        setup: Any = importlib.import_module("ray._private.authentication.authentication_token_setup")
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    return address
+
+
+def accepts_token(address: str) -> bool:
+    """Whether the cluster at HOST:PORT lets this process in, with its authentication token or without one.
+
+    `ray.init` would try for 20 s, with a line on standard error each second.  True if it cannot be found out.  The call
+    carries a cluster id that no cluster has, so it is answered without any effect.
+    """
+    fallback = "a wrong authentication token is noticed late"
+    connect = _find("ray._raylet", "InnerGcsClient.standalone", fallback)
+    if connect is None:
+        return True
+    try:
+        client = connect(address, cluster_id=_NO_CLUSTER_ID, timeout_ms=int(_PROBE_S * 1000))
+        client.internal_kv_exists(b"batchray", namespace=None, timeout=_PROBE_S)
+    except (AttributeError, TypeError):
+        _warn_changed("ray._raylet.InnerGcsClient", fallback)
+    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+        return "InvalidAuthToken" not in str(error)
+    return True
+
+
+def own_processes() -> dict[str, subprocess.Popen[Any]]:
+    """Return the GCS and the raylet of a cluster that this process started, by name; empty for any other cluster."""
+    fallback = "the cluster is watched at its addresses"
+    if (worker := _find("ray._private", "worker", fallback)) is None:
+        return {}
+    if not hasattr(worker, "_global_node") or (
+        worker._global_node is not None and not hasattr(worker._global_node, "all_processes")
+    ):
+        _warn_changed("ray._private.worker._global_node.all_processes", fallback)
+        return {}
+    if worker._global_node is None:
+        return {}
+    names = {"gcs_server": "GCS", "raylet": "raylet"}
+    started = worker._global_node.all_processes.items()
+    return {names[name]: infos[0].process for name, infos in started if name in names and infos}
+
+
+def session_directory() -> Path:
+    """Return a directory of this node that all processes of the cluster's session there share."""
+    fallback = "crash reports are written to the directory for temporary files"
+    worker = _find("ray._private.worker", "global_worker", fallback)
+    try:
+        return Path(worker.node.get_session_dir_path())
+    except AttributeError:
+        _warn_changed("ray._private.worker.global_worker.node.get_session_dir_path", fallback)
+    name = ray.get_runtime_context().get_session_name()
+    directory = Path(tempfile.gettempdir()) / f"batchray-{os.getuid()}-{name}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+def one_result_at_a_time(function: Any, options: Mapping[str, Any]) -> Any:
+    """Return a remote generator function that runs on only when its last result has been taken."""
+    try:
+        return function.options(**options, num_returns="streaming", _generator_backpressure_num_objects=1)
+    except (TypeError, ValueError):
+        streaming = function.options(**options, num_returns="streaming")
+        fallback = "a run in a process of its own does not wait until its last step is stored"
+        _warn_changed("the task option _generator_backpressure_num_objects", fallback)
+        return streaming
+
+
+class WorkerMemory(NamedTuple):
+    """A worker in a report of Ray's memory monitor: a lane has an actor id, any other process the name of its task."""
+
+    actor_id: str
+    task: str
+    n_bytes: float
+
+
+def memory_by_worker(oom_report: str) -> list[WorkerMemory]:
+    """Return how much memory each worker held, as the memory monitor reported it when it killed one."""
+    found = [WorkerMemory(actor, task, float(gb) * 2**30) for actor, task, gb in _OOM_WORKER.findall(oom_report)]
+    if oom_report and not found:
+        _warn_changed("a list of workers in its report of an out-of-memory kill", "only its own count of memory counts")
+    return found
