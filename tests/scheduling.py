@@ -12,7 +12,13 @@ from xdist.scheduler import LoadScopeScheduling
 
 CLUSTER = "the session's cluster"
 _CLUSTER = PurePath("tests/cluster")
-_WITH_CLUSTERS_OF_THEIR_OWN = {"test_a_cluster_of_nodes", "test_notebook", "test_quickstart", "test_readme"}
+_WITH_CLUSTERS_OF_THEIR_OWN = {
+    "test_a_cluster_of_nodes",
+    "test_authentication",
+    "test_notebook",
+    "test_quickstart",
+    "test_readme",
+}
 
 
 def group_of(nodeid: str) -> str:

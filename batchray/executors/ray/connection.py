@@ -64,7 +64,8 @@ def connect(settings: Settings) -> bool:
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(f"cannot use {where}: {_token_advice()}") from error
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"cannot use {where}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        reason = str(error).partition("\n")[0] or repr(error)
+        raise ClusterError(f"cannot use {where}: {reason}") from error
     return True
 
 

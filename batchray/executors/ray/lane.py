@@ -9,8 +9,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import ray
 from ray import cloudpickle

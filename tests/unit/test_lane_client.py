@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
-from batchray.executors.ray.lane_client import LaneHandle, answer
+from batchray.executors.ray.lane_client import LaneClient, call_until_answered
 from tests.polling import wait_until
 
 UNAVAILABLE = ActorUnavailableError("the connection broke", None)
@@ -37,21 +37,21 @@ class Calls:
 
 
 async def test_a_lane_whose_connection_breaks_again_and_again_is_asked_until_it_answers() -> None:
-    assert await answer(Calls(*[UNAVAILABLE] * 4, "here"), max_silent_looks=2) == "here"
+    assert await call_until_answered(Calls(*[UNAVAILABLE] * 4, "here"), max_silent_polls=2) == "here"
 
 
 async def test_a_lane_that_neither_answers_nor_breaks_is_blocked() -> None:
     with pytest.raises(TimeoutError):
-        await answer(Calls(SILENCE), max_silent_looks=2)
+        await call_until_answered(Calls(SILENCE), max_silent_polls=2)
 
 
 async def test_a_call_of_which_nothing_is_heard_is_made_again_beside() -> None:
-    assert await answer(Calls(SILENCE, SILENCE, "here"), max_silent_looks=5) == "here"
+    assert await call_until_answered(Calls(SILENCE, SILENCE, "here"), max_silent_polls=5) == "here"
 
 
 async def test_news_of_a_death_is_told() -> None:
     with pytest.raises(ActorDiedError):
-        await answer(Calls(UNAVAILABLE, ActorDiedError()))
+        await call_until_answered(Calls(UNAVAILABLE, ActorDiedError()))
 
 
 async def test_what_is_to_be_stopped_is_said_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ async def test_what_is_to_be_stopped_is_said_again_after_an_error(monkeypatch: p
 
     monkeypatch.setattr(ray, "kill", kill)
     stop = Calls(RayError("no room for a call"), UNAVAILABLE, None)
-    lane = LaneHandle(SimpleNamespace(stop=stop), "actor", "node", 1)
+    lane = LaneClient(SimpleNamespace(stop=stop), "actor", "node", 1)
     lane.stop("a")
     lane.stop("b")
     await wait_until(lambda: stop.told)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from batchray.executors.ray.activity_log import ActivityLog, discard_records, read_crash_record
+from batchray.executors.ray.activity_log import ActivityLog, delete_records, read_crash_record
 from batchray.executors.ray.exit_report import UNKNOWN_CAUSE
 from batchray.schema import new_job_id
 
@@ -63,8 +63,8 @@ def test_another_process_reads_what_a_killed_one_was_executing(tmp_path: Path) -
     words = read_crash_record(tmp_path, "actor")
     assert words is not None
     assert sorted(words.executing) == [(JOB, 2), (JOB, 2**27)]
-    assert words.death.cause == UNKNOWN_CAUSE.cause
-    assert words.death.n_bytes > 0
+    assert words.cause.cause == UNKNOWN_CAUSE.cause
+    assert words.cause.n_bytes > 0
 
 
 def test_a_process_that_executed_nothing_has_no_last_words(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_last_words_are_told_until_they_are_forgotten_and_only_of_the_lane_that_
     killed_while(f"with recorder.executing({JOB!r}, 5): DIE", tmp_path)
     told = [executing(actor_id, tmp_path) for actor_id in ("another", "actor", "actor")]
     assert told == [None, [(JOB, 5)], [(JOB, 5)]]  # the first answer may have got lost
-    discard_records(tmp_path, "acto")
-    discard_records(tmp_path, "actor")
+    delete_records(tmp_path, "acto")
+    delete_records(tmp_path, "actor")
     assert executing("actor", tmp_path) is None
     assert files(tmp_path) == []
 

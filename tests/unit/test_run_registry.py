@@ -99,7 +99,7 @@ async def test_only_the_newest_reports_are_kept_and_a_run_whose_report_is_gone_i
         work.may_end.set()
         await runs.run(str(n), work)
     assert [await runs.run(str(n), works[n]) for n in (1, 2)] == [b"r1", b"r2"]
-    with pytest.raises(WorkerDiedError, match="report got lost") as raised:
+    with pytest.raises(WorkerDiedError, match="report was lost") as raised:
         await runs.run("0", works[0])
     assert not raised.value.is_suspect
     assert [work.n_begun for work in works] == [1, 1, 1]
