@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,8 +136,7 @@ def test_a_token_that_cannot_be_tried_is_left_to_ray(
 
 
 def test_own_processes_are_those_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = object.__new__(subprocess.Popen)
-    process.returncode = 0
+    process = SimpleNamespace()
     processes = {"raylet": [SimpleNamespace(process=process)], "log_monitor": [SimpleNamespace(process=process)]}
     monkeypatch.setattr(worker, "_global_node", SimpleNamespace(all_processes=processes))
     assert internals.own_processes() == {"raylet": process}
