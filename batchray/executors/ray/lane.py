@@ -65,24 +65,15 @@ class Lane:
 
         `key` names the attempt.  A second call, made because the first was lost, joins the same run.
         """
-<<<<<<< HEAD
-        bound = self._unpacked(packed, key)
-        return await self._runs.run(key, lambda: self._answerer.run_attempt(bound, item))
-=======
         bound = self._unpack(packed, key)
-        return await self._runs.run(key, lambda: self._runner.answer(bound, item))
->>>>>>> f4b1e8f (Put all of Ray's private parts behind one module with fallbacks)
+        return await self._runs.run(key, lambda: self._runner.run_attempt(bound, item))
 
     async def run_in_steps(self, packed: bytes, item: bytes, key: str) -> bytes:
         """Run one request as `run` does; `collect` returns its checkpoints."""
         bound = self._unpack(packed, key)
 
         def start(sink: CheckpointSink) -> Awaitable[bytes]:
-<<<<<<< HEAD
-            return self._answerer.run_attempt(bound, item, sink)
-=======
-            return self._runner.answer(bound, item, sink)
->>>>>>> f4b1e8f (Put all of Ray's private parts behind one module with fallbacks)
+            return self._runner.run_attempt(bound, item, sink)
 
         return await self._runs.run(key, lambda: self._checkpointed.run(key, start))
 
