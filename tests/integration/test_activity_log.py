@@ -30,12 +30,12 @@ def dead_pid() -> int:
 
 
 def killed_while(executing: str, directory: Path) -> None:
-    """Let another process die by SIGKILL in the middle of `executing`."""
+    """Kill another process with SIGKILL in the middle of `executing`."""
     code = f"""
 import sys
 from pathlib import Path
 from batchray.executors.ray.activity_log import ActivityLog
-recorder = ActivityLog("actor", Path(sys.argv[1]))
+log = ActivityLog("actor", Path(sys.argv[1]))
 {executing}
 """
     die = "print('now', flush=True); sys.stdin.read()"
@@ -51,62 +51,62 @@ recorder = ActivityLog("actor", Path(sys.argv[1]))
 
 
 def executing(actor_id: str, directory: Path) -> list[tuple[str, int]] | None:
-    """Return what a lane that died was executing, None where nothing is known of it."""
-    words = read_crash_record(directory, actor_id)
-    return None if words is None else words.executing
+    """Return the items that a dead lane was executing; None if it left no record."""
+    record = read_crash_record(directory, actor_id)
+    return None if record is None else record.executing
 
 
-def test_another_process_reads_what_a_killed_one_was_executing(tmp_path: Path) -> None:
-    done = f"with recorder.executing({JOB!r}, 1): pass"
-    running = f"with recorder.executing({JOB!r}, 2), recorder.executing({JOB!r}, 2**27): DIE"
+def test_another_process_reads_which_items_a_killed_one_was_executing(tmp_path: Path) -> None:
+    done = f"with log.executing({JOB!r}, 1): pass"
+    running = f"with log.executing({JOB!r}, 2), log.executing({JOB!r}, 2**27): DIE"
     killed_while(f"{done}\n{running}", tmp_path)
-    words = read_crash_record(tmp_path, "actor")
-    assert words is not None
-    assert sorted(words.executing) == [(JOB, 2), (JOB, 2**27)]
-    assert words.cause.cause == UNKNOWN_CAUSE.cause
-    assert words.cause.n_bytes > 0
+    record = read_crash_record(tmp_path, "actor")
+    assert record is not None
+    assert sorted(record.executing) == [(JOB, 2), (JOB, 2**27)]
+    assert record.cause.cause == UNKNOWN_CAUSE.cause
+    assert record.cause.n_bytes > 0
 
 
-def test_a_process_that_executed_nothing_has_no_last_words(tmp_path: Path) -> None:
+def test_a_process_that_executed_nothing_lists_no_items(tmp_path: Path) -> None:
     killed_while("DIE", tmp_path)
     assert executing("actor", tmp_path) == []
 
 
-def test_last_words_are_told_until_they_are_forgotten_and_only_of_the_lane_that_is_asked_for(tmp_path: Path) -> None:
-    killed_while(f"with recorder.executing({JOB!r}, 5): DIE", tmp_path)
-    told = [executing(actor_id, tmp_path) for actor_id in ("another", "actor", "actor")]
-    assert told == [None, [(JOB, 5)], [(JOB, 5)]]  # the first answer may have got lost
+def test_records_are_read_until_they_are_deleted_and_only_those_of_the_lane_in_question(tmp_path: Path) -> None:
+    killed_while(f"with log.executing({JOB!r}, 5): DIE", tmp_path)
+    read = [executing(actor_id, tmp_path) for actor_id in ("another", "actor", "actor")]
+    assert read == [None, [(JOB, 5)], [(JOB, 5)]]  # the first answer may be lost on its way
     delete_records(tmp_path, "acto")
     delete_records(tmp_path, "actor")
     assert executing("actor", tmp_path) is None
     assert files(tmp_path) == []
 
 
-def test_what_ended_is_forgotten_also_when_it_failed(tmp_path: Path) -> None:
-    recorder = ActivityLog("actor", tmp_path)
-    with pytest.raises(LookupError), recorder.executing(JOB, 1):
+def test_an_item_is_removed_when_it_ends_also_by_an_exception(tmp_path: Path) -> None:
+    log = ActivityLog("actor", tmp_path)
+    with pytest.raises(LookupError), log.executing(JOB, 1):
         raise LookupError
-    with recorder.executing(JOB, 2):
+    with log.executing(JOB, 2):
         assert executing("actor", tmp_path) == [(JOB, 2)]
-    recorder.close()
+    log.close()
 
 
-def test_more_at_once_than_there_are_slots_are_run_unnoted(tmp_path: Path) -> None:
-    recorder = ActivityLog("actor", tmp_path)
+def test_items_beyond_the_slots_run_without_being_listed(tmp_path: Path) -> None:
+    log = ActivityLog("actor", tmp_path)
     with ExitStack() as stack:
         for index in range(8200):
-            stack.enter_context(recorder.executing(JOB, index))
+            stack.enter_context(log.executing(JOB, index))
         assert len(executing("actor", tmp_path) or []) == 8192
-    with recorder.executing(JOB, 7):
+    with log.executing(JOB, 7):
         pass
-    recorder.close()
+    log.close()
 
 
 def test_only_old_files_of_processes_that_are_gone_are_removed(tmp_path: Path, dead_pid: int) -> None:
     day_ago = time.time() - 90_000
     names = {
         f"batchray-lane-old-{dead_pid}": day_ago,
-        f"batchray-lane-new-{dead_pid}": time.time(),  # its successor may not have read it yet
+        f"batchray-lane-new-{dead_pid}": time.time(),  # its driver may not have read it yet
         f"batchray-lane-alive-{os.getpid()}": day_ago,
         "batchray-lane-strange": day_ago,
         "another-file": day_ago,
@@ -118,6 +118,6 @@ def test_only_old_files_of_processes_that_are_gone_are_removed(tmp_path: Path, d
     assert sorted(files(tmp_path)) == sorted(names.keys() - {f"batchray-lane-old-{dead_pid}"})
 
 
-def test_the_recorder_needs_no_ray() -> None:
+def test_the_activity_log_does_not_import_ray() -> None:
     code = "import sys, batchray.executors.ray.activity_log; print('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

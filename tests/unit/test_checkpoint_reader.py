@@ -1,4 +1,4 @@
-"""What a lane's runs hand out is kept for those who follow them, and runs that nobody follows are stopped."""
+"""Checkpoints of a lane's followed runs are saved, and runs that are not followed are stopped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from batchray.executors.ray.checkpointed_runs import CheckpointedRuns
 from tests.polling import run_pending_tasks
 
 
-class Place:
-    """A lane's stepped runs, called as an actor's handle is."""
+class FakeLane:
+    """The checkpointed runs of a lane, with the interface of an actor's handle."""
 
     def __init__(self) -> None:
         self.runs, self.n_collected = CheckpointedRuns(), 0
@@ -44,68 +44,68 @@ def adds(*checkpoints: bytes) -> Callable[[CheckpointSink], Any]:
     return start
 
 
-async def test_what_runs_hand_out_is_kept_in_order_for_each_follower() -> None:
-    place, kept = Place(), dict[str, list[bytes]]()
-    reader = CheckpointReader(place, never)
+async def test_checkpoints_are_saved_in_order_for_each_run() -> None:
+    lane, kept = FakeLane(), dict[str, list[bytes]]()
+    reader = CheckpointReader(lane, never)
 
-    async def pump_checkpoints(key: str) -> bytes:
-        async def keep(checkpoints: Sequence[bytes]) -> None:
+    async def follow(key: str) -> bytes:
+        async def save(checkpoints: Sequence[bytes]) -> None:
             kept.setdefault(key, []).extend(checkpoints)
 
-        with reader.following(key, keep):
-            return await place.runs.run(key, adds(b"1", b"2", b"3"))
+        with reader.following(key, save):
+            return await lane.runs.run(key, adds(b"1", b"2", b"3"))
 
-    assert list(await asyncio.gather(pump_checkpoints("a"), pump_checkpoints("b"))) == [b"report"] * 2
+    assert list(await asyncio.gather(follow("a"), follow("b"))) == [b"report"] * 2
     assert kept == {"a": [b"1", b"2", b"3"], "b": [b"1", b"2", b"3"]}
     reader.close()
 
 
-async def test_a_run_that_nobody_follows_is_stopped_and_does_not_keep_the_reader_busy() -> None:
-    place, stopped = Place(), asyncio.Event()
+async def test_a_run_that_is_not_followed_is_stopped_and_does_not_keep_the_reader_busy() -> None:
+    lane, stopped = FakeLane(), asyncio.Event()
 
     def stop(key: str) -> None:
-        place.runs.drop([key])
+        lane.runs.drop([key])
         orphan.cancel()
         stopped.set()
 
-    async def keep(checkpoints: Sequence[bytes]) -> None:
-        raise AssertionError("there is nothing to keep")
+    async def save(checkpoints: Sequence[bytes]) -> None:
+        raise AssertionError("there is nothing to save")
 
-    reader = CheckpointReader(place, stop)
-    orphan = asyncio.ensure_future(place.runs.run("orphan", adds(b"1")))
-    with reader.following("another", keep):
+    reader = CheckpointReader(lane, stop)
+    orphan = asyncio.ensure_future(lane.runs.run("orphan", adds(b"1")))
+    with reader.following("another", save):
         await stopped.wait()
         await asyncio.wait([orphan])
-        n_collected = place.n_collected
+        n_collected = lane.n_collected
         await run_pending_tasks()
-        assert place.n_collected <= n_collected + 1
+        assert lane.n_collected <= n_collected + 1
     reader.close()
 
 
-async def test_who_follows_a_run_is_told_why_its_steps_could_not_be_kept() -> None:
-    place = Place()
-    reader = CheckpointReader(place, never)
+async def test_an_error_of_a_save_ends_the_block_that_follows_the_run() -> None:
+    lane = FakeLane()
+    reader = CheckpointReader(lane, never)
 
-    async def keep(checkpoints: Sequence[bytes]) -> None:
+    async def save(checkpoints: Sequence[bytes]) -> None:
         raise StoreError("no")
 
-    with pytest.raises(StoreError, match="no"), reader.following("k", keep):
-        await place.runs.run("k", adds(b"1"))
+    with pytest.raises(StoreError, match="no"), reader.following("k", save):
+        await lane.runs.run("k", adds(b"1"))
     reader.close()
 
 
-async def test_who_has_left_a_run_is_not_disturbed_where_its_steps_cannot_be_kept() -> None:
-    place, keeping, may_fail = Place(), asyncio.Event(), asyncio.Event()
-    reader = CheckpointReader(place, never)
+async def test_an_error_of_a_save_does_not_reach_a_block_that_has_ended() -> None:
+    lane, saving, may_fail = FakeLane(), asyncio.Event(), asyncio.Event()
+    reader = CheckpointReader(lane, never)
 
-    async def keep(checkpoints: Sequence[bytes]) -> None:
-        keeping.set()
+    async def save(checkpoints: Sequence[bytes]) -> None:
+        saving.set()
         await may_fail.wait()
         raise StoreError("no")
 
-    run = asyncio.ensure_future(place.runs.run("k", adds(b"1")))
-    with reader.following("k", keep):
-        await keeping.wait()
+    run = asyncio.ensure_future(lane.runs.run("k", adds(b"1")))
+    with reader.following("k", save):
+        await saving.wait()
     may_fail.set()
     await run_pending_tasks()
     run.cancel()

@@ -1,4 +1,4 @@
-"""A lane is asked until it answers; one that is out of reach is told apart from one that is blocked."""
+"""A lane is called until it answers; a lane that cannot be reached is not taken for a blocked one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SILENCE = "silence"
 
 
 class Calls:
-    """An actor's method whose calls come to what a test says, the last of it for ever."""
+    """An actor's method whose calls end as a test says; the last outcome repeats."""
 
     def __init__(self, *outcomes: Any) -> None:
         self._outcomes: Iterator[Any] = iter(outcomes)
         self._last: Any = None
-        self.told: list[Any] = []
+        self.answered: list[Any] = []
 
     async def remote(self, *args: Any) -> Any:
         self._last = next(self._outcomes, self._last)
@@ -32,29 +32,29 @@ class Calls:
             await asyncio.Event().wait()
         if isinstance(self._last, Exception):
             raise self._last
-        self.told.append(args)
+        self.answered.append(args)
         return self._last
 
 
-async def test_a_lane_whose_connection_breaks_again_and_again_is_asked_until_it_answers() -> None:
+async def test_a_lane_whose_connection_keeps_breaking_is_called_until_it_answers() -> None:
     assert await call_until_answered(Calls(*[UNAVAILABLE] * 4, "here"), max_silent_polls=2) == "here"
 
 
-async def test_a_lane_that_neither_answers_nor_breaks_is_blocked() -> None:
+async def test_a_lane_that_neither_answers_nor_fails_is_blocked() -> None:
     with pytest.raises(TimeoutError):
         await call_until_answered(Calls(SILENCE), max_silent_polls=2)
 
 
-async def test_a_call_of_which_nothing_is_heard_is_made_again_beside() -> None:
+async def test_a_silent_call_is_made_again_while_the_first_waits() -> None:
     assert await call_until_answered(Calls(SILENCE, SILENCE, "here"), max_silent_polls=5) == "here"
 
 
-async def test_news_of_a_death_is_told() -> None:
+async def test_the_death_of_a_lane_is_raised() -> None:
     with pytest.raises(ActorDiedError):
         await call_until_answered(Calls(UNAVAILABLE, ActorDiedError()))
 
 
-async def test_what_is_to_be_stopped_is_said_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_is_sent_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(actor: Any) -> None:
         raise AssertionError("it lives")
 
@@ -63,5 +63,5 @@ async def test_what_is_to_be_stopped_is_said_again_after_an_error(monkeypatch: p
     lane = LaneClient(SimpleNamespace(stop=stop), "actor", "node", 1)
     lane.stop("a")
     lane.stop("b")
-    await wait_until(lambda: stop.told)
-    assert stop.told == [(["a", "b"],)]
+    await wait_until(lambda: stop.answered)
+    assert stop.answered == [(["a", "b"],)]

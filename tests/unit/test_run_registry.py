@@ -12,15 +12,15 @@ from tests.polling import run_pending_tasks
 
 
 class Work:
-    """Work that waits for leave to end, and counts how often it was begun and stopped."""
+    """Work that waits until it may end, and counts how often it was started and stopped."""
 
     def __init__(self, report: bytes = b"report") -> None:
         self._report = report
         self.may_end = asyncio.Event()
-        self.n_begun = self.n_stopped = 0
+        self.n_started = self.n_stopped = 0
 
     async def __call__(self) -> bytes:
-        self.n_begun += 1
+        self.n_started += 1
         try:
             await self.may_end.wait()
         except asyncio.CancelledError:
@@ -35,32 +35,32 @@ async def test_all_calls_for_one_attempt_get_the_report_of_one_run() -> None:
     await run_pending_tasks()
     work.may_end.set()
     assert await asyncio.gather(*calls) == [b"report"] * 2
-    assert (await runs.run("k", work), work.n_begun) == (b"report", 1)
+    assert (await runs.run("k", work), work.n_started) == (b"report", 1)
 
 
-async def test_a_call_that_is_gone_leaves_the_run_to_the_next_one() -> None:
+async def test_a_run_survives_its_lost_call_and_the_next_call_joins_it() -> None:
     runs, work = RunRegistry(), Work()
     lost = asyncio.ensure_future(runs.run("k", work))
     await run_pending_tasks()
     lost.cancel()
     await asyncio.wait([lost])
     work.may_end.set()
-    assert (await runs.run("k", work), work.n_begun, work.n_stopped) == (b"report", 1, 0)
+    assert (await runs.run("k", work), work.n_started, work.n_stopped) == (b"report", 1, 0)
 
 
-async def test_a_stopped_run_ends_for_all_who_wait_and_does_not_start_again() -> None:
+async def test_a_stopped_run_ends_for_all_its_calls_and_does_not_start_again() -> None:
     runs, work = RunRegistry(), Work()
     calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
     await run_pending_tasks()
     runs.stop(["k"])
     assert await asyncio.gather(*calls) == [b"", b""]
-    assert (await runs.run("k", work), work.n_begun, work.n_stopped) == (b"", 1, 1)
+    assert (await runs.run("k", work), work.n_started, work.n_stopped) == (b"", 1, 1)
 
 
-async def test_a_run_that_is_stopped_before_its_call_comes_does_not_start() -> None:
+async def test_a_run_that_is_stopped_before_its_call_arrives_does_not_start() -> None:
     runs, work = RunRegistry(), Work()
     runs.stop(["k"])
-    assert (await runs.run("k", work), work.n_begun) == (b"", 0)
+    assert (await runs.run("k", work), work.n_started) == (b"", 0)
 
 
 async def test_a_run_that_is_stopped_after_its_end_keeps_its_report() -> None:
@@ -71,7 +71,7 @@ async def test_a_run_that_is_stopped_after_its_end_keeps_its_report() -> None:
     assert await runs.run("k", work) == b"report"
 
 
-async def test_what_a_run_raises_reaches_its_caller_and_it_is_not_run_again() -> None:
+async def test_an_exception_reaches_the_caller_and_the_run_is_not_repeated() -> None:
     runs = RunRegistry()
 
     async def fails() -> bytes:
@@ -82,7 +82,7 @@ async def test_what_a_run_raises_reaches_its_caller_and_it_is_not_run_again() ->
             await runs.run("k", fails)
 
 
-async def test_a_run_that_cancels_itself_is_an_error_and_no_lost_call() -> None:
+async def test_a_run_that_cancels_itself_is_an_error_and_not_a_lost_call() -> None:
     async def cancels_itself() -> bytes:
         raise asyncio.CancelledError
 
@@ -91,7 +91,7 @@ async def test_a_run_that_cancels_itself_is_an_error_and_no_lost_call() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_reports": 2}, {"max_bytes": 5}])
-async def test_only_the_newest_reports_are_kept_and_a_run_whose_report_is_gone_is_not_run_again(
+async def test_only_the_newest_reports_are_stored_and_a_run_without_its_report_is_not_repeated(
     limits: dict[str, int],
 ) -> None:
     runs, works = RunRegistry(**limits), [Work(f"r{n}".encode()) for n in range(3)]
@@ -102,20 +102,20 @@ async def test_only_the_newest_reports_are_kept_and_a_run_whose_report_is_gone_i
     with pytest.raises(WorkerDiedError, match="report was lost") as raised:
         await runs.run("0", works[0])
     assert not raised.value.is_suspect
-    assert [work.n_begun for work in works] == [1, 1, 1]
+    assert [work.n_started for work in works] == [1, 1, 1]
 
 
-async def test_the_newest_report_is_kept_however_long_it_is() -> None:
+async def test_the_newest_report_is_stored_whatever_its_length() -> None:
     runs, work = RunRegistry(max_bytes=5), Work(b"longer than that")
     work.may_end.set()
     assert [await runs.run("k", work) for _ in range(2)] == [b"longer than that"] * 2
-    assert work.n_begun == 1
+    assert work.n_started == 1
 
 
-async def test_runs_that_were_stopped_take_no_room_from_reports() -> None:
+async def test_stopped_runs_do_not_displace_reports() -> None:
     runs, work = RunRegistry(max_reports=1, max_marks=2), Work()
     work.may_end.set()
     await runs.run("k", work)
     runs.stop(["s1", "s2", "s3"])
     assert await runs.run("k", work) == b"report"
-    assert (await runs.run("s3", work), work.n_begun) == (b"", 1)
+    assert (await runs.run("s3", work), work.n_started) == (b"", 1)
