@@ -53,7 +53,7 @@ class JobScheduler:
         self._loop = asyncio.get_running_loop()
         runtime.share_window(settings.max_in_flight)
 
-    # -- what clients ask for
+    # -- requests of clients
 
     def enqueue(self, job_id: str) -> None:
         """Queue a stored job for its turn.  Does nothing if the job is scheduled already."""
@@ -113,7 +113,7 @@ class JobScheduler:
             return (await self._reader.jobs.get(job_id)).is_ended
         return self.is_draining or job_id not in self.table
 
-    # -- the end of the server
+    # -- shutdown
 
     def begin_drain(self) -> None:
         """Start no more jobs and accept no more batches.  Running items continue."""

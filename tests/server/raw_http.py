@@ -28,7 +28,7 @@ class Wire:
         self._file = connection.makefile("rb")
 
     def close(self) -> None:
-        self._file.close()  # or the socket would stay open for it
+        self._file.close()  # an open file object would keep the socket open
 
     def send(self, *pieces: bytes) -> bool:
         """Send all pieces; False if the server has closed its side."""

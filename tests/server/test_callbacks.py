@@ -36,8 +36,8 @@ def test_a_callback_says_how_the_job_ended_and_is_signed(caller: LiveServer) -> 
         job_id = create(caller, REQUESTS, callback_url=hook.url)["id"]
         job = job_when(caller, job_id, lambda job: job["callback_sent_at"] is not None)
     [received] = hook.received
-    told = Webhook(SECRET).verify(received.body, {name.lower(): value for name, value in received.headers.items()})
-    assert told == {
+    payload = Webhook(SECRET).verify(received.body, {name.lower(): value for name, value in received.headers.items()})
+    assert payload == {
         "job_id": job_id,
         "status": "completed",
         "completed_at": job["completed_at"],
@@ -108,7 +108,7 @@ def test_by_default_no_callback_goes_to_this_machine(tmp_path: Path) -> None:
 
 def test_a_callback_that_was_due_when_the_server_died_is_sent_after_the_next_start(tmp_path: Path) -> None:
     with receiver() as hook:
-        with live_server(tmp_path / "data", BATCHRAY_CALLBACK_DELAYS_S="[5, 0]") as first:  # it may not reach it
+        with live_server(tmp_path / "data", BATCHRAY_CALLBACK_DELAYS_S="[5, 0]") as first:  # may not call loopback
             job_id = create(first, REQUESTS, callback_url=hook.url)["id"]
             ended(first, job_id)
             first.kill()

@@ -24,7 +24,7 @@ def hook() -> Iterator[Receiver]:
         yield listening
 
 
-def told(hook: Receiver) -> list[str]:
+def callback_statuses(hook: Receiver) -> list[str]:
     """Return the status in each callback."""
     return [json.loads(received.body)["status"] for received in hook.received]
 
@@ -68,7 +68,7 @@ def test_a_cancelled_batch_makes_no_more_model_calls_and_ends(slack: float, tmp_
         }
         assert server.stop() == 0
         assert provider.calls[-1].at - canceled < 2 * slack
-    assert told(hook) == ["cancelled"]
+    assert callback_statuses(hook) == ["cancelled"]
 
 
 def test_a_confirmed_cancel_survives_a_crash(tmp_path: Path, hook: Receiver) -> None:
@@ -87,7 +87,7 @@ def test_a_confirmed_cancel_survives_a_crash(tmp_path: Path, hook: Receiver) -> 
             assert counts_of(server, job_id)["canceled"] > 2000
             assert server.stop() == 0
         assert provider.n_calls == n_calls
-    assert told(hook) == ["cancelled"]
+    assert callback_statuses(hook) == ["cancelled"]
 
 
 def test_an_expired_batch_keeps_its_results_and_sends_its_callback(tmp_path: Path, hook: Receiver) -> None:
@@ -99,4 +99,4 @@ def test_an_expired_batch_keeps_its_results_and_sends_its_callback(tmp_path: Pat
         until(lambda: bool(hook.received))
         assert (counts_of(server, job_id)["succeeded"], counts_of(server, job_id)["expired"]) == (8, 5)
         assert server.stop() == 0
-    assert told(hook) == ["expired"]
+    assert callback_statuses(hook) == ["expired"]

@@ -22,7 +22,7 @@ MAX_GROWTH_BYTES = 4 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def idle_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with no other clients, so that its contents are known."""
     with live_server(tmp_path_factory.mktemp("hostile") / "data") as running:
         yield running
@@ -48,8 +48,8 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def client(alone: LiveServer) -> Iterator[Client]:
-    client = Client(alone)
+def client(idle_server: LiveServer) -> Iterator[Client]:
+    client = Client(idle_server)
     yield client
     client.close()
 
@@ -68,10 +68,10 @@ def send_all(client: Client, path: str, bodies: Iterable[bytes], method: str = "
 
 def is_refusal(status: int, answer: bytes) -> bool:
     assert 400 <= status < 500, (status, answer)
-    told = json.loads(answer)
-    assert told.keys() == {"detail", "trace_id"}
-    assert {type(value) for value in told.values()} == {str}
-    return bool(told["detail"])
+    error = json.loads(answer)
+    assert error.keys() == {"detail", "trace_id"}
+    assert {type(value) for value in error.values()} == {str}
+    return bool(error["detail"])
 
 
 def stored_bytes(data_dir: Path) -> int:
@@ -82,21 +82,23 @@ def holds_nothing(client: Client, server: LiveServer) -> bool:
     return client.send(BATCHES, b"", "GET") == (200, b"[]") and not [*(server.data_dir / "uploads").iterdir()]
 
 
-def test_hostile_batches_are_refused_and_leave_nothing(alone: LiveServer, client: Client) -> None:
+def test_hostile_batches_are_refused_and_leave_nothing(idle_server: LiveServer, client: Client) -> None:
     bodies = hostile.bodies(1, hostile.BATCH, N)
-    process, n_stored = psutil.Process(alone.pid), stored_bytes(alone.data_dir)
+    process, n_stored = psutil.Process(idle_server.pid), stored_bytes(idle_server.data_dir)
     refuse_all(client, BATCHES, bodies[:N_WARM])
     n_resident = process.memory_info().rss
     refuse_all(client, BATCHES, bodies[N_WARM:])
     assert process.memory_info().rss - n_resident < MAX_GROWTH_BYTES
-    assert stored_bytes(alone.data_dir) - n_stored <= 8192
-    assert holds_nothing(client, alone)
+    assert stored_bytes(idle_server.data_dir) - n_stored <= 8192
+    assert holds_nothing(client, idle_server)
 
 
 @pytest.mark.parametrize("body", hostile.large_bodies(), ids=lambda body: repr(body[:24]))
-def test_a_hostile_batch_on_disk_is_refused_and_leaves_nothing(alone: LiveServer, client: Client, body: bytes) -> None:
+def test_a_hostile_batch_on_disk_is_refused_and_leaves_nothing(
+    idle_server: LiveServer, client: Client, body: bytes
+) -> None:
     refuse_all(client, BATCHES, [body])
-    assert holds_nothing(client, alone)
+    assert holds_nothing(client, idle_server)
 
 
 def test_hostile_agents_do_no_harm(client: Client) -> None:
@@ -115,5 +117,5 @@ def test_hostile_questions_do_no_harm(client: Client) -> None:
     send_all(client, f"{AGENTS}clerk/messages/stream", hostile.bodies(5, hostile.QUESTION, 500))
 
 
-def test_the_server_logged_no_traceback(alone: LiveServer) -> None:
-    assert "Traceback" not in alone.log
+def test_the_server_logged_no_traceback(idle_server: LiveServer) -> None:
+    assert "Traceback" not in idle_server.log

@@ -152,55 +152,55 @@ def test_letta_s_sdk_sends_its_key(alice: User) -> None:
 
 
 @pytest.fixture(scope="module")
-def her_job(alice: User) -> dict[str, Any]:
+def job_of_alice(alice: User) -> dict[str, Any]:
     return alice.ended({"requests": [SUM, SUM]})
 
 
 @pytest.fixture(scope="module")
-def her_agent(alice: User) -> str:
+def agent_of_alice(alice: User) -> str:
     agent = alice.call("POST", "/v1/agents/", {"model": "offline/rules", "name": "hers"}).body
     assert alice.call("POST", f"/v1/agents/{agent['id']}/messages", {"input": "hello"}).status == 200
     return str(agent["id"])
 
 
-def like_unknown(ask: Callable[[str], Response], hers: str) -> None:
+def assert_looks_unknown(ask: Callable[[str], Response], their_id: str) -> None:
     """Assert that the response for another user's id equals that for an unknown id: status, headers, body."""
-    prefix = hers.partition("-")[0]
+    prefix = their_id.partition("-")[0]
     unknown = f"{prefix}-{UNKNOWN}"
-    of_hers, of_none = ask(hers), ask(unknown)
-    assert of_hers.status == of_none.status
-    assert of_hers.status in (400, 404)
-    of_hers.body.pop("trace_id")
+    of_theirs, of_none = ask(their_id), ask(unknown)
+    assert of_theirs.status == of_none.status
+    assert of_theirs.status in (400, 404)
+    of_theirs.body.pop("trace_id")
     of_none.body.pop("trace_id")
-    assert of_hers.body == {"detail": of_none.body["detail"].replace(unknown, hers)}
-    told = ("Content-Type", "Content-Length", "x-should-retry")
-    assert [of_hers.headers.get(name) for name in told] == [of_none.headers.get(name) for name in told]
+    assert of_theirs.body == {"detail": of_none.body["detail"].replace(unknown, their_id)}
+    compared = ("Content-Type", "Content-Length", "x-should-retry")
+    assert [of_theirs.headers.get(name) for name in compared] == [of_none.headers.get(name) for name in compared]
 
 
-def test_another_users_job_looks_like_an_unknown_one(bob: User, her_job: dict[str, Any]) -> None:
+def test_another_users_job_looks_like_an_unknown_one(bob: User, job_of_alice: dict[str, Any]) -> None:
     for method, rest in [
         *[("GET", rest) for rest in ("", "/messages", "/items", "/results", "/events")],
         ("PATCH", "/cancel"),
         ("POST", "/retry"),
     ]:
-        like_unknown(lambda job_id: bob.call(method, f"{BATCHES}/{job_id}{rest}"), her_job["id"])  # noqa: B023
+        assert_looks_unknown(lambda job_id: bob.call(method, f"{BATCHES}/{job_id}{rest}"), job_of_alice["id"])  # noqa: B023
     for cursor in ("after", "before"):
-        like_unknown(lambda job_id: bob.call("GET", f"{BATCHES}?{cursor}={job_id}"), her_job["id"])  # noqa: B023
-    assert her_job["id"] not in [job["id"] for job in bob.call("GET", BATCHES).body]
+        assert_looks_unknown(lambda job_id: bob.call("GET", f"{BATCHES}?{cursor}={job_id}"), job_of_alice["id"])  # noqa: B023
+    assert job_of_alice["id"] not in [job["id"] for job in bob.call("GET", BATCHES).body]
 
 
 def test_another_users_items_and_messages_look_like_unknown_ones(
-    alice: User, bob: User, her_job: dict[str, Any]
+    alice: User, bob: User, job_of_alice: dict[str, Any]
 ) -> None:
-    his = f"{BATCHES}/{bob.ended({'requests': [SUM]})['id']}"
-    [item, *_] = alice.call("GET", f"{BATCHES}/{her_job['id']}/items").body
-    [message, *_] = alice.call("GET", f"{BATCHES}/{her_job['id']}/messages").body["messages"]
+    own_batch = f"{BATCHES}/{bob.ended({'requests': [SUM]})['id']}"
+    [item, *_] = alice.call("GET", f"{BATCHES}/{job_of_alice['id']}/items").body
+    [message, *_] = alice.call("GET", f"{BATCHES}/{job_of_alice['id']}/messages").body["messages"]
     for cursor in ("after", "before"):
-        like_unknown(lambda item_id: bob.call("GET", f"{his}/items?{cursor}={item_id}"), item["id"])  # noqa: B023
-        like_unknown(lambda each: bob.call("GET", f"{his}/messages?{cursor}={each}"), message["id"])  # noqa: B023
+        assert_looks_unknown(lambda item_id: bob.call("GET", f"{own_batch}/items?{cursor}={item_id}"), item["id"])  # noqa: B023
+        assert_looks_unknown(lambda each: bob.call("GET", f"{own_batch}/messages?{cursor}={each}"), message["id"])  # noqa: B023
 
 
-def test_another_users_agent_looks_like_an_unknown_one(alice: User, bob: User, her_agent: str) -> None:
+def test_another_users_agent_looks_like_an_unknown_one(alice: User, bob: User, agent_of_alice: str) -> None:
     for method, rest, body in [
         ("GET", "", None),
         ("PATCH", "", {"name": "his"}),
@@ -210,17 +210,17 @@ def test_another_users_agent_looks_like_an_unknown_one(alice: User, bob: User, h
         ("POST", "/messages", {"input": "x"}),
         ("POST", "/messages/stream", {"input": "x"}),
     ]:
-        like_unknown(lambda agent_id: bob.call(method, f"/v1/agents/{agent_id}{rest}", body), her_agent)  # noqa: B023
-    like_unknown(lambda agent_id: bob.call("GET", f"/v1/agents/?after={agent_id}"), her_agent)
-    like_unknown(
-        lambda agent_id: bob.call("POST", BATCHES, {"requests": [{"agent_id": agent_id, "input": "x"}]}), her_agent
+        assert_looks_unknown(lambda agent_id: bob.call(method, f"/v1/agents/{agent_id}{rest}", body), agent_of_alice)  # noqa: B023
+    assert_looks_unknown(lambda agent_id: bob.call("GET", f"/v1/agents/?after={agent_id}"), agent_of_alice)
+    assert_looks_unknown(
+        lambda agent_id: bob.call("POST", BATCHES, {"requests": [{"agent_id": agent_id, "input": "x"}]}), agent_of_alice
     )
-    [message, *_] = alice.call("GET", f"/v1/agents/{her_agent}/messages").body
-    like_unknown(
+    [message, *_] = alice.call("GET", f"/v1/agents/{agent_of_alice}/messages").body
+    assert_looks_unknown(
         lambda message_id: bob.call("GET", f"/v1/agents/calculator/messages?after={message_id}"), message["id"]
     )
-    assert her_agent not in [agent["id"] for agent in bob.call("GET", "/v1/agents/").body]
-    assert alice.call("GET", f"/v1/agents/{her_agent}").body["name"] == "hers"
+    assert agent_of_alice not in [agent["id"] for agent in bob.call("GET", "/v1/agents/").body]
+    assert alice.call("GET", f"/v1/agents/{agent_of_alice}").body["name"] == "hers"
 
 
 def test_the_messages_of_a_shared_agent_are_separate_for_each_user(alice: User, bob: User) -> None:

@@ -223,9 +223,9 @@ def test_a_batch_calls_back(calling_server: LiveServer, is_strict: bool) -> None
     assert job.completed_at is not None
     assert job.callback_sent_at >= job.completed_at
     [received] = hook.received
-    told = json.loads(received.body)
-    assert (told["job_id"], told["status"], told["metadata"]) == (job.id, "completed", job.metadata)
-    assert datetime.fromisoformat(told["completed_at"]) == job.completed_at
+    payload = json.loads(received.body)
+    assert (payload["job_id"], payload["status"], payload["metadata"]) == (job.id, "completed", job.metadata)
+    assert datetime.fromisoformat(payload["completed_at"]) == job.completed_at
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ IDLE_S = 1.0
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server with short timeouts."""
-    data_dir = tmp_path_factory.mktemp("hasty") / "data"
+    data_dir = tmp_path_factory.mktemp("impatient") / "data"
     with live_server(
         data_dir, BATCHRAY_UPLOAD_IDLE_S=str(IDLE_S), BATCHRAY_MIN_UPLOAD_BYTES_PER_S=str(2**30)
     ) as running:
@@ -30,9 +30,9 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def two_uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server that accepts two uploads at once."""
-    with live_server(tmp_path_factory.mktemp("narrow") / "data", BATCHRAY_MAX_UPLOADS="2") as running:
+    with live_server(tmp_path_factory.mktemp("two-uploads") / "data", BATCHRAY_MAX_UPLOADS="2") as running:
         yield running
 
 
@@ -42,7 +42,7 @@ def ask(server: LiveServer, *pieces: bytes) -> Reply:
         return connection.reply()
 
 
-def told(reply: Reply) -> tuple[int, str]:
+def refusal(reply: Reply) -> tuple[int, str]:
     """Return the status and reason of an error response, and check its shape."""
     assert reply.body.keys() == {"detail", "trace_id"}
     return reply.status, reply.body["detail"]
@@ -68,7 +68,7 @@ def test_a_body_of_the_largest_size_is_accepted_and_one_byte_more_is_not(server:
     assert (reply.status, reply.body["metadata"]["request_counts"]["total"]) == (200, 1)
     # Refused because of its Content-Length, before a byte of it is sent.
     reply = ask(server, head(Content_Length=MAX_BYTES + 1))
-    assert told(reply) == (413, f"Request too large. Max is {MAX_BYTES} bytes.")
+    assert refusal(reply) == (413, f"Request too large. Max is {MAX_BYTES} bytes.")
 
 
 def test_a_chunked_body_is_read_up_to_the_largest_size(server: LiveServer) -> None:
@@ -77,19 +77,19 @@ def test_a_chunked_body_is_read_up_to_the_largest_size(server: LiveServer) -> No
         assert connection.send(CHUNKED, *[chunk] * 256)
         assert not connection.has_reply(0)
         connection.send(b"1\r\n \r\n")
-        assert told(connection.reply())[0] == 413
+        assert refusal(connection.reply())[0] == 413
         assert connection.is_closed()
     until(lambda: holds_nothing(server))
 
 
 def test_a_client_that_expects_100_continue_need_not_send_a_body_that_is_refused(server: LiveServer) -> None:
     reply = ask(server, head(Content_Length=MAX_BYTES + 1, Expect="100-continue"))
-    assert told(reply)[0] == 413
+    assert refusal(reply)[0] == 413
     with wire(server) as connection:
         connection.send(head(Content_Length=len(EMPTY), Expect="100-continue"))
         assert connection.reply().status == 100
         connection.send(EMPTY)
-        assert told(connection.reply())[0] == 400
+        assert refusal(connection.reply())[0] == 400
 
 
 # -- types
@@ -97,7 +97,7 @@ def test_a_client_that_expects_100_continue_need_not_send_a_body_that_is_refused
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "identity", "nonsense"])
 def test_an_encoded_body_is_refused(server: LiveServer, encoding: str) -> None:
-    assert told(ask(server, head(Content_Encoding=encoding, Content_Length=len(EMPTY)), EMPTY))[0] == 415
+    assert refusal(ask(server, head(Content_Encoding=encoding, Content_Length=len(EMPTY)), EMPTY))[0] == 415
 
 
 @pytest.mark.parametrize(
@@ -115,44 +115,44 @@ def test_an_encoded_body_is_refused(server: LiveServer, encoding: str) -> None:
     ],
 )
 def test_a_body_without_the_content_type_of_json_is_refused(server: LiveServer, kind: str | None) -> None:
-    assert told(ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY))[0] == 415
+    assert refusal(ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY))[0] == 415
 
 
 @pytest.mark.parametrize("kind", ["application/json;charset=UTF-8", "Application/JSON"])
 def test_a_body_with_an_equivalent_content_type_is_read(server: LiveServer, kind: str) -> None:
     reply = ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY)
-    assert told(reply) == (400, "Empty list of batch_requests passed in!")
+    assert refusal(reply) == (400, "Empty list of batch_requests passed in!")
 
 
 # -- times
 
 
-def test_a_silent_sender_is_disconnected(hasty: LiveServer) -> None:
-    with wire(hasty) as connection:
+def test_a_silent_sender_is_disconnected(impatient: LiveServer) -> None:
+    with wire(impatient) as connection:
         connection.send(head(Content_Length=1000), b"{")
-        assert told(connection.reply()) == (408, "the sender was silent for 1 s")
+        assert refusal(connection.reply()) == (408, "the sender was silent for 1 s")
         assert connection.is_closed()
-    until(lambda: holds_nothing(hasty))
+    until(lambda: holds_nothing(impatient))
 
 
-def test_a_slow_sender_is_disconnected(hasty: LiveServer) -> None:
-    with wire(hasty) as connection:
+def test_a_slow_sender_is_disconnected(impatient: LiveServer) -> None:
+    with wire(impatient) as connection:
         connection.send(head(Content_Length=1000), b"{")
         while not connection.has_reply(IDLE_S / 10):
             connection.send(b" ")
-        assert told(connection.reply())[0] == 408
-    until(lambda: holds_nothing(hasty))
+        assert refusal(connection.reply())[0] == 408
+    until(lambda: holds_nothing(impatient))
 
 
 @pytest.mark.parametrize("start", [b"", b"POST /v1/mess", head(Content_Length=2)[:-2]], ids=repr)
-def test_a_sender_of_incomplete_headers_is_disconnected(hasty: LiveServer, start: bytes) -> None:
-    with wire(hasty) as connection:
+def test_a_sender_of_incomplete_headers_is_disconnected(impatient: LiveServer, start: bytes) -> None:
+    with wire(impatient) as connection:
         connection.send(start)
         assert connection.is_closed()
 
 
-def test_a_slow_sender_of_headers_is_disconnected(hasty: LiveServer) -> None:
-    with wire(hasty) as connection:
+def test_a_slow_sender_of_headers_is_disconnected(impatient: LiveServer) -> None:
+    with wire(impatient) as connection:
         connection.send(b"GET /livez HTTP/1.1\r\nX: ")
         while not connection.has_reply(IDLE_S / 10):
             connection.send(b"x")
@@ -162,31 +162,31 @@ def test_a_slow_sender_of_headers_is_disconnected(hasty: LiveServer) -> None:
 # -- numbers
 
 
-def test_one_upload_too_many_gets_503_but_small_bodies_do_not_count(narrow: LiveServer) -> None:
-    with wire(narrow) as first, wire(narrow) as second:
+def test_one_upload_too_many_gets_503_but_small_bodies_do_not_count(two_uploads: LiveServer) -> None:
+    with wire(two_uploads) as first, wire(two_uploads) as second:
         for connection in (first, second):
             connection.send(CHUNKED, b"5\r\n%b\r\n" % EMPTY[:5])
-        until(lambda: n_uploads(narrow) == 2)
-        assert ask(narrow, head(Content_Length=len(EMPTY)), EMPTY).status == 400
-        reply = ask(narrow, CHUNKED)
-        assert told(reply)[0] == 503
+        until(lambda: n_uploads(two_uploads) == 2)
+        assert ask(two_uploads, head(Content_Length=len(EMPTY)), EMPTY).status == 400
+        reply = ask(two_uploads, CHUNKED)
+        assert refusal(reply)[0] == 503
         assert int(reply.headers["retry-after"]) > 0
         for connection in (first, second):
             connection.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(EMPTY) - 5, EMPTY[5:]))
             assert connection.reply().status == 400
-    assert ask(narrow, head(Content_Length=len(EMPTY)), EMPTY).status == 400
+    assert ask(two_uploads, head(Content_Length=len(EMPTY)), EMPTY).status == 400
 
 
 @pytest.mark.parametrize("n_mebibytes", [0, 3])
 @pytest.mark.parametrize("start", [head(Content_Length=MAX_BYTES), CHUNKED + b"FFFFFFF\r\n"], ids=["length", "chunks"])
 def test_nothing_is_left_of_an_upload_whose_client_disconnects(
-    narrow: LiveServer, start: bytes, n_mebibytes: int
+    two_uploads: LiveServer, start: bytes, n_mebibytes: int
 ) -> None:
-    with wire(narrow) as connection:
+    with wire(two_uploads) as connection:
         connection.send(start, b"[", *[MEBIBYTE] * n_mebibytes)
-        until(lambda: n_uploads(narrow) == 1)
-    until(lambda: holds_nothing(narrow))
-    assert ask(narrow, head("/v1/messages/batches", "GET")).body == []
+        until(lambda: n_uploads(two_uploads) == 1)
+    until(lambda: holds_nothing(two_uploads))
+    assert ask(two_uploads, head("/v1/messages/batches", "GET")).body == []
 
 
 # -- malformed and ambiguous HTTP
@@ -231,14 +231,14 @@ def test_an_ambiguous_request_is_refused(server: LiveServer, request_: bytes) ->
     assert ask(server, head("/livez", "GET")).status == 200
 
 
-def test_a_malformed_chunk_ends_the_connection(hasty: LiveServer) -> None:
-    with wire(hasty) as connection:
+def test_a_malformed_chunk_ends_the_connection(impatient: LiveServer) -> None:
+    with wire(impatient) as connection:
         connection.send(CHUNKED, b"2\r\n{}\r\n")
-        until(lambda: n_uploads(hasty) == 1)
+        until(lambda: n_uploads(impatient) == 1)
         connection.send(b"zz\r\n")
         assert connection.reply().status in (400, 408)
         assert connection.is_closed()
-    until(lambda: holds_nothing(hasty))
+    until(lambda: holds_nothing(impatient))
 
 
 def test_garbage_after_a_request_ends_the_connection(server: LiveServer) -> None:
@@ -270,6 +270,6 @@ def test_malformed_requests_are_not_quoted_in_the_log(server: LiveServer) -> Non
     assert "secret" not in server.log
 
 
-def test_the_servers_logged_no_traceback(server: LiveServer, hasty: LiveServer, narrow: LiveServer) -> None:
-    for each in (server, hasty, narrow):
+def test_the_servers_logged_no_traceback(server: LiveServer, impatient: LiveServer, two_uploads: LiveServer) -> None:
+    for each in (server, impatient, two_uploads):
         assert "Traceback" not in each.log
