@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Protocol
 
 from batchray.support.timeouts import PausedTimeout
@@ -40,18 +41,20 @@ class PausableDeadlines:
         self._paused: dict[asyncio.Timeout, PausedTimeout] = {}
         self._slow_commits: set[object] = set()
 
-    @asynccontextmanager
-    async def timeout(self, limit_s: float | None) -> AsyncIterator[asyncio.Timeout]:
+    def timeout(self, limit_s: float | None) -> PausableTimeout:
         """Limit a block to `limit_s` seconds, not counting stalls, as `asyncio.timeout` does."""
-        async with asyncio.timeout(limit_s) as timeout:
-            self._timeouts[timeout] = None
-            if self._slow_commits:
-                self._pause(timeout, None)
-            try:
-                yield timeout
-            finally:
-                del self._timeouts[timeout]
-                self._paused.pop(timeout, None)
+        return PausableTimeout(self, limit_s)
+
+    def add(self, timeout: asyncio.Timeout) -> None:
+        """Pause a timeout during stalls, and now if there is one, until it is removed."""
+        self._timeouts[timeout] = None
+        if self._slow_commits:
+            self._pause(timeout, None)
+
+    def remove(self, timeout: asyncio.Timeout) -> None:
+        """Pause a timeout no more."""
+        del self._timeouts[timeout]
+        self._paused.pop(timeout, None)
 
     @contextmanager
     def commit(self) -> Iterator[None]:
@@ -95,6 +98,24 @@ class PausableDeadlines:
             for pause in self._paused.values():
                 pause.end()
             self._paused.clear()
+
+
+class PausableTimeout:
+    """The block of `PausableDeadlines.timeout`.  A class, because each attempt enters one: a generator costs more."""
+
+    def __init__(self, deadlines: PausableDeadlines, limit_s: float | None) -> None:
+        self._deadlines, self._timeout = deadlines, asyncio.timeout(limit_s)
+
+    async def __aenter__(self) -> asyncio.Timeout:
+        await self._timeout.__aenter__()
+        self._deadlines.add(self._timeout)
+        return self._timeout
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._deadlines.remove(self._timeout)
+        await self._timeout.__aexit__(kind, raised, traceback)
 
 
 class Stopwatch:
