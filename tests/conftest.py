@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.postgres import Database, postgres
-from tests.scheduling import CLUSTER, GroupScheduling, group_of
+from tests.scheduling import rank
 
 # No deadline and no check for slow examples: a busy machine is not a defect.  `derandomize` makes every run use the
 # same examples, so that a failure can be repeated.
@@ -34,14 +33,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if is_whole and config.option.markexpr in config.getini("addopts") else 0
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
-    return GroupScheduling(config, log)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the longest group, the tests that share the session's cluster; the other process runs the rest."""
-    items.sort(key=lambda item: group_of(item.nodeid) != CLUSTER)
+    """Start with the slowest files, so that the processes of a whole run end at about the same time."""
+    items.sort(key=lambda item: rank(item.nodeid))
 
 
 @pytest.fixture

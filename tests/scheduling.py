@@ -1,35 +1,41 @@
-"""Groups of tests: one process runs a whole group, one test after the other.
+"""The order of the test files in a run of the whole suite: the slowest files first.
 
-This is a scheduler of our own because xdist's `loadgroup` renames the tests, and with some versions of pytest it
-groups nothing.
+xdist hands out whole files to its processes, in the order of the collection.  If a slow file came last, the other
+process would be idle meanwhile.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePath
+SLOWEST_FIRST = (
+    "tests/cluster/test_faults.py",
+    "tests/server/test_lifecycle.py",
+    "tests/cluster/test_steps.py",
+    "tests/chaos/test_storm.py",
+    "tests/chaos/test_faults.py",
+    "tests/cluster/test_jobs.py",
+    "tests/cluster/test_deaths.py",
+    "tests/cluster/test_readme.py",
+    "tests/cluster/test_authentication.py",
+    "tests/server/test_storage.py",
+    "tests/server/test_postgres.py",
+    "tests/cluster/test_awkward.py",
+    "tests/cluster/test_lost_calls.py",
+    "tests/server/test_cluster.py",
+    "tests/chaos/test_crash_points.py",
+    "tests/chaos/test_stops.py",
+    "tests/cluster/test_cancel.py",
+    "tests/cluster/test_quickstart.py",
+    "tests/cluster/test_notebook.py",
+    "tests/cluster/test_a_cluster_of_nodes.py",
+    "tests/server/test_endings.py",
+    "tests/integration/test_retention.py",
+    "tests/integration/test_leases.py",
+    "tests/integration/test_conversations.py",
+)
+"""Files that take more than about 10 s, by time; the others follow in the order of the collection."""
 
-from xdist.scheduler import LoadScopeScheduling
 
-CLUSTER = "the session's cluster"
-_CLUSTER = PurePath("tests/cluster")
-_WITH_CLUSTERS_OF_THEIR_OWN = {
-    "test_a_cluster_of_nodes",
-    "test_authentication",
-    "test_notebook",
-    "test_quickstart",
-    "test_readme",
-}
-
-
-def group_of(nodeid: str) -> str:
-    """Name the group of a test: its file, or the cluster that it shares with tests of other files."""
-    file = PurePath(nodeid.partition("::")[0])
-    shares_cluster = file.parent == _CLUSTER and file.stem not in _WITH_CLUSTERS_OF_THEIR_OWN
-    return CLUSTER if shares_cluster else str(file)
-
-
-class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Assigns whole groups to processes, in the order of the collection."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return group_of(nodeid)
+def rank(nodeid: str) -> int:
+    """Return the position of a test's file among the slowest ones."""
+    file = nodeid.partition("::")[0]
+    return SLOWEST_FIRST.index(file) if file in SLOWEST_FIRST else len(SLOWEST_FIRST)

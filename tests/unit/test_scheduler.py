@@ -236,8 +236,10 @@ async def test_a_cancel_before_the_restart_prevents_it(server: Server) -> None:
     server.runtime.started[0].finish(ClusterError("lost"))
     await wait_until(lambda: server.state(job_id) is JobState.RESTARTING)
     await server.scheduler.cancel(server.record(job_id))
-    await asyncio.sleep(0.05)  # longer than the delay of a restart
-    assert server.started_ids() == [job_id]
+    later_id = await server.enqueue_running()
+    server.runtime.started[1].finish(ClusterError("lost"))
+    await wait_until(lambda: server.started_ids().count(later_id) == 2)  # so the delay of the first one is over, too
+    assert server.started_ids() == [job_id, later_id, later_id]
     assert (server.record(job_id).status, server.state(job_id)) == ("cancelled", None)
 
 

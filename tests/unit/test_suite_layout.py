@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.scheduling import SLOWEST_FIRST
+
 TESTS = Path(__file__).parents[1]
 
 
@@ -77,3 +79,8 @@ def test_the_commands_of_the_readme_select_folders_and_markers_that_exist(pytest
         word for command in commands if "-m" in command[3:] for word in command[command.index("-m", 3) + 1].split()
     }
     assert marked - {"not", "and"} == {"timing", "chaos", "benchmark", "fuzz", "sdks", "cluster"} <= declared
+
+
+def test_the_files_that_are_scheduled_first_exist() -> None:
+    assert [file for file in SLOWEST_FIRST if not (TESTS.parent / file).exists()] == []
+    assert len(set(SLOWEST_FIRST)) == len(SLOWEST_FIRST)
