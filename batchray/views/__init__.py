@@ -1,1 +1,11 @@
-"""What a person or a file gets to see of a job."""
+"""The outcomes and the progress of a job as people and files see them.
+
+Owns the conversion of stored results to `Result` lines and pandas frames (`results`), and the progress in a terminal or
+a notebook (`progress_display`).  Invariants:
+
+- A view only reads: it shows what the store has committed, and changes nothing.
+- Fields of a result are those of `batchray.schema.Result`, the same in Python, in a file and over HTTP.
+- pandas and rich are imported when they are used, not with batchray.
+
+Start reading at `results.result_of`.
+"""

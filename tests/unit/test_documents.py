@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from batchray.cli.main import cli
@@ -201,3 +202,11 @@ def test_every_room_is_on_the_map() -> None:
 
 def test_the_map_is_short() -> None:
     assert len(_read("batchray/README.md").splitlines()) <= 150
+
+
+def test_ci_tests_every_python_that_the_package_claims() -> None:
+    claimed = re.findall(r"Programming Language :: Python :: (3\.\d+)", _read("pyproject.toml"))
+    workflow = yaml.safe_load(_read(".github/workflows/ci.yml"))
+    for job in ("check", "cluster"):
+        assert workflow["jobs"][job]["strategy"]["matrix"]["python"] == claimed
+    assert f"Python {claimed[0]} to {claimed[-1]}" in _read("README.md")
