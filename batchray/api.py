@@ -23,6 +23,7 @@ from batchray.jobs.create import Requests, collect, create_job
 from batchray.jobs.handle import Job
 from batchray.jobs.runtime import Runtime
 from batchray.schema.validation_text import first_problem
+from batchray.store import Store
 
 AgentsLike = Sequence[Agent | Mapping[str, Any]] | str | Path | AgentSet
 """Agents, or the path of an agents file."""
@@ -113,7 +114,7 @@ def submit(
         if any(agent.agent.placement == "process" for agent in bound.agents.values()):
             session.executor(chosen).check(bound)  # what no node can run is refused before the batch is accepted
         job_id = session.wait(create_job(store, requests, bound, callback_url))
-        return session.start(job_id, bound, store, chosen)
+        return _started(job_id, bound, store, chosen)
     except BaseException:
         session.release_store(store)
         raise
@@ -193,10 +194,15 @@ def _start_again(
         _check_travel(bound, chosen)
         if is_retry:
             session.wait(store.database.call(reopen_job, store, job_id))
-        return session.start(job_id, bound, store, chosen)
+        return _started(job_id, bound, store, chosen)
     except BaseException:
         session.release_store(store)
         raise
+
+
+def _started(job_id: str, agents: AgentSet, store: Store, settings: Settings) -> Job:
+    local_run = _session().start(job_id, agents, store, settings)
+    return Job(job_id, store.data_dir, url=settings.url, local_run=local_run)
 
 
 def attach(job_id: str, data_dir: str | Path | None = None, database_url: str | None = None) -> Job:
@@ -276,7 +282,7 @@ async def _watch_async(job: Job, is_shown: bool) -> Job:
     try:
         if is_shown:
             await show_progress_async(job)
-        await job.ended()
+        await job.wait_async()
     except asyncio.CancelledError:
         await asyncio.to_thread(job.stop)
         raise

@@ -17,7 +17,7 @@ from batchray.executors import ControlChannel, LocalExecutor, ManagedExecutor
 from batchray.jobs.control import ControlFile, LeaseChannel
 from batchray.jobs.deadlines import PausableDeadlines
 from batchray.jobs.driver import run_job, start_job
-from batchray.jobs.handle import Job
+from batchray.jobs.local_run import LocalRun
 from batchray.jobs.running import RunningJob
 from batchray.jobs.slots import Slots
 from batchray.jobs.window_shares import WindowShares
@@ -41,7 +41,7 @@ class Runtime:
         self._thread = LoopThread("batchray-driver")
         self._stores = _OpenStores()
         self._executors = _Executors(self._on_ray_started)
-        self._jobs: set[Job] = set()
+        self._runs: set[LocalRun] = set()
         self._shares, self._slots, self._deadlines = WindowShares(), Slots(), PausableDeadlines()
         atexit.register(self.close)
 
@@ -68,38 +68,38 @@ class Runtime:
         """Give a store back."""
         self._stores.release(store)
 
-    def start(self, job_id: str, agents: AgentSet, store: Store, settings: Settings) -> Job:
+    def start(self, job_id: str, agents: AgentSet, store: Store, settings: Settings) -> LocalRun:
         """Run a job in the background.  The store is released when it stops."""
-        if job_id in {job.id for job in list(self._jobs)}:  # a copy, because the loop's thread changes the set
+        if job_id in {run.id for run in list(self._runs)}:  # a copy, because the loop's thread changes the set
             raise ConfigError(f"job {job_id} is running in this process already")
-        job = Job(job_id, store.data_dir, self._thread.loop, url=settings.url)
+        run = LocalRun(job_id, self._thread.loop)
         ControlFile(store.data_dir, job_id).close()  # an earlier run that was killed has not closed it
         store.mark_running(job_id)
-        self._jobs.add(job)
-        job.runs_here(self._thread.submit(self._run(job, agents, store, settings)))
-        return job
+        self._runs.add(run)
+        run.set_future(self._thread.submit(self._run(run, agents, store, settings)))
+        return run
 
-    async def _run(self, job: Job, agents: AgentSet, store: Store, settings: Settings) -> JobRecord:
+    async def _run(self, run: LocalRun, agents: AgentSet, store: Store, settings: Settings) -> JobRecord:
         """Run a job to its end, on the executor of its settings and with its control channels."""
         running: RunningJob | None = None
         try:
             executor = await self._executors.get(settings)
             executor.check(agents)
             try:
-                running = await start_job(job.id, agents, store, settings, self._slots, self._deadlines)
+                running = await start_job(run.id, agents, store, settings, self._slots, self._deadlines)
             except JobEndedError:  # its earlier leader has ended it; it may even be reopened, and led elsewhere
-                record = await AsyncStore(store).jobs.get(job.id)
+                record = await AsyncStore(store).jobs.get(run.id)
             else:
-                job.started(running)
+                run.on_started(running)
                 self._shares.add(running)
                 record = await run_job(running, executor, _channels_of(running, executor, store))
-            ControlFile(store.data_dir, job.id).clear()
+            ControlFile(store.data_dir, run.id).clear()
             return record
         finally:
             if running is not None:
                 self._shares.remove(running)
-            store.unmark_running(job.id)
-            self._jobs.discard(job)
+            store.unmark_running(run.id)
+            self._runs.discard(run)
             # On a thread of its own: closing waits for the writer's thread, which may wait for this loop.
             threading.Thread(target=self.release_store, args=(store,), name="batchray-release").start()
 
@@ -108,7 +108,7 @@ class Runtime:
         self._shares.pause()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while any(job.in_flight for job in list(self._jobs)):  # noqa: ASYNC110  # there is no event for all jobs
+                while any(run.in_flight for run in list(self._runs)):  # noqa: ASYNC110  # there is no event for all jobs
                     await asyncio.sleep(_DRAIN_POLL_S)
 
     def executor(self, settings: Settings) -> ManagedExecutor:
@@ -130,7 +130,7 @@ class Runtime:
         """
         if self._thread.has_ended:
             return
-        stopping = [future for job in list(self._jobs) if (future := job.interrupt()) is not None]
+        stopping = [run.interrupt() for run in list(self._runs)]
         concurrent.futures.wait(stopping, stop_s)
         self.wait(self._executors.close())
         self._thread.close(_CLOSE_LOOP_S)

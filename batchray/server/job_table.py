@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from batchray.jobs.handle import Job
+from batchray.jobs.local_run import LocalRun
 
 
 class JobState(StrEnum):
@@ -69,7 +69,7 @@ class JobEntry:
 
     state: JobState
     started: asyncio.Event | None = None
-    job: Job | None = None
+    job: LocalRun | None = None
     skips_queue: bool = False
 
     @property
@@ -106,7 +106,7 @@ class JobTable:
         job_id: str,
         state: JobState,
         *,
-        job: Job | None = None,
+        job: LocalRun | None = None,
         started: asyncio.Event | None = None,
         skips_queue: bool = False,
         at_front: bool = False,
@@ -130,7 +130,7 @@ class JobTable:
         for job_id in [job_id for job_id, entry in self._entries.items() if entry.state is JobState.QUEUED]:
             self.remove(job_id)
 
-    def running_job(self, job_id: str) -> Job | None:
+    def running_job(self, job_id: str) -> LocalRun | None:
         """Return the handle of a job if it is running."""
         entry = self._entries.get(job_id)
         return entry.job if entry else None

@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 from batchray.config import AgentSet, ServerSettings
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, StoreUnavailableError
 from batchray.jobs.control import ControlRequest, reopen_job
-from batchray.jobs.handle import Job
 from batchray.jobs.idle import cancel_idle_job
+from batchray.jobs.local_run import LocalRun
 from batchray.jobs.runtime import Runtime
 from batchray.server.background import BackgroundTasks
 from batchray.server.errors import NO_RETRY, HttpError, unavailable
@@ -60,7 +60,7 @@ class JobScheduler:
         if self.table.state(job_id) in (None, JobState.RESTARTING):
             self._enqueue(job_id)
 
-    async def start_now(self, job_id: str) -> Job:
+    async def start_now(self, job_id: str) -> LocalRun:
         """Start a stored job immediately, outside of the queue and its limit."""
         entry = self.table.move(job_id, JobState.STARTING, started=asyncio.Event(), skips_queue=True)
         with self._starting(job_id, entry):
@@ -94,7 +94,7 @@ class JobScheduler:
         job = self.table.running_job(record.id)
         if record.is_ended and job is not None:  # the store records the end a moment before the driver stops
             with suppress(BatchrayError):
-                await job.ended()
+                await job.wait_async()
         if not record.is_ended or not self.table.may_move(record.id, JobState.REOPENING):
             raise HttpError(409, f"job {record.id} has not ended yet", NO_RETRY)
         if record.counts["succeeded"] == record.total:
@@ -200,7 +200,7 @@ class JobScheduler:
             entry.started.set()
             self._start_queued()
 
-    async def _launch(self, job_id: str, entry: JobEntry) -> Job:
+    async def _launch(self, job_id: str, entry: JobEntry) -> LocalRun:
         """Start the driver of a job in state STARTING."""
         agents = AgentSet.from_snapshot(await self._reader.jobs.agent_snapshot(job_id))
         store = self._runtime.open_store(self._settings)
@@ -210,10 +210,10 @@ class JobScheduler:
             self._runtime.release_store(store)
             raise
         self.table.move(job_id, JobState.RUNNING, job=job, skips_queue=entry.skips_queue)
-        job.when_over(lambda: self._loop.call_soon_threadsafe(self._on_stopped, job))
+        job.add_done_callback(lambda: self._loop.call_soon_threadsafe(self._on_stopped, job))
         return job
 
-    def _on_stopped(self, job: Job) -> None:
+    def _on_stopped(self, job: LocalRun) -> None:
         """Handle the end of a job's driver: restart the job if the driver failed."""
         error = job.error()
         if error is None or isinstance(error, JobInterruptedError) or self.is_draining:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from batchray.config import ServerSettings
 from batchray.errors import BatchrayError, ClusterError, StoreError
 from batchray.jobs.control import ControlRequest
-from batchray.jobs.handle import Job
+from batchray.jobs.local_run import LocalRun
 from batchray.jobs.runtime import Runtime
 from batchray.schema import new_job_id
 from batchray.server.agent_catalog import AgentLookup
@@ -36,7 +36,7 @@ class SingleRuns:
         """Run one request and return its job and result.  Raises as `start` and `result_of` do."""
         return await self.result_of(await self.start(user_id, agent_id, request))
 
-    async def start(self, user_id: str, agent_id: str, request: bytes) -> Job:
+    async def start(self, user_id: str, agent_id: str, request: bytes) -> LocalRun:
         """Start one request.  Raises UnknownAgentError, and HttpError 503 if it cannot be run now."""
         if self._scheduler.is_draining:
             raise stopping()
@@ -50,13 +50,13 @@ class SingleRuns:
         await self._store.jobs.create(new, [NewItem(agent_id, None, request)])
         return await self._scheduler.start_now(new.id)
 
-    async def result_of(self, job: Job) -> tuple[JobRecord, StoredResult]:
+    async def result_of(self, job: LocalRun) -> tuple[JobRecord, StoredResult]:
         """Wait for the end of a run, and return its job and result.  Cancelling the wait cancels the run.
 
         Raises HttpError 503 if the run could not be completed.
         """
         try:
-            record = await job.ended()
+            record = await job.wait_async()
         except asyncio.CancelledError:  # the client has disconnected
             job.steer(ControlRequest(is_canceled=True))
             raise

@@ -48,7 +48,7 @@ class Watched(Protocol):
         """Requests in flight."""
         ...
 
-    def live(self) -> Progress:
+    def progress_now(self) -> Progress:
         """Return counts and tokens so far."""
         ...
 
@@ -202,7 +202,7 @@ class _ViewReader:
         """Return the job's state now."""
         job, seen = self._job, self._seen
         self.is_over = job.is_done
-        progress, now = job.live(), time.monotonic()
+        progress, now = job.progress_now(), time.monotonic()
         seen.append((now, progress.done))
         while now - seen[0][0] > _RATE_OVER_S:
             seen.popleft()

@@ -29,7 +29,7 @@ def main(data_dir: Path) -> None:
         requests = [{"agent_id": "where", "input": "?"} for _ in range(600)]
         agent_list = [Agent(id="where", run=where)]
         job = batchray.submit(requests, agent_list, data_dir=data_dir, max_in_flight=32, ray_address=cluster.address)
-        while job.live().done < 100:
+        while job.progress_now().done < 100:
             time.sleep(0.05)
         cluster.remove_node(second, allow_graceful=False)
         record = job.wait(120)

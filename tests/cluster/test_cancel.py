@@ -45,7 +45,7 @@ def test_a_cancel_ends_model_calls_and_then_the_job(slack: float, executor: str,
         ]
         requests = [{**kind, "custom_id": str(n)} for n in range(60) for kind in kinds]
         job = batchray.submit(requests, all_agents(), providers=providers(server), max_in_flight=60, **options)
-        until(lambda: job.live().done > 20, 60)
+        until(lambda: job.progress_now().done > 20, 60)
 
         canceled = time.monotonic()
         job.cancel()
@@ -78,7 +78,7 @@ def test_a_request_that_blocks_its_event_loop_is_stopped_too(
     blocker = Agent(id="blocker", run=block_the_loop, placement=placement)
     requests = [{"agent_id": "echo", "input": "a"}, {"agent_id": "blocker", "input": "?"}]
     job = batchray.submit(requests, [blocker, Agent(id="echo", run=agents.echo)], **options)
-    until(lambda: job.live().done == 1, 60)
+    until(lambda: job.progress_now().done == 1, 60)
 
     canceled = time.monotonic()
     job.cancel()

@@ -87,11 +87,11 @@ def test_ten_killed_lanes_lose_and_repeat_nothing(options: dict[str, Any]) -> No
     job = batchray.submit(requests, [Agent(id="wait", run=agents.wait)], max_in_flight=32, **options)
     slowest = 0.0
     for round_ in range(10):
-        until(lambda round_=round_: job.live().done > 100 * round_ or job.is_done)  # type: ignore[misc]
+        until(lambda round_=round_: job.progress_now().done > 100 * round_ or job.is_done)  # type: ignore[misc]
         until(lambda: bool(lane_processes()))
         rng.choice(lane_processes()).kill()
-        killed, done = time.monotonic(), job.live().done
-        until(lambda done=done: job.live().done > done + 32 or job.is_done)  # type: ignore[misc]
+        killed, done = time.monotonic(), job.progress_now().done
+        until(lambda done=done: job.progress_now().done > done + 32 or job.is_done)  # type: ignore[misc]
         slowest = max(slowest, time.monotonic() - killed)
     record = job.wait(120)
 

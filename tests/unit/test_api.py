@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import threading
 import typing
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 
 import batchray
 from batchray import Agent, Settings, api
-from batchray.errors import ConfigError, StoreError, UnknownJobError
+from batchray.errors import ConfigError, JobInterruptedError, StoreError, UnknownJobError
 from batchray.schema import new_job_id
+from batchray.store import Store
 
 AGENT = Agent(id="a", model="offline/scripted", script=({"text": "yes"},))
 
@@ -110,3 +113,100 @@ def test_a_job_that_has_not_ended_is_not_retried(options: dict[str, Any]) -> Non
     with pytest.raises(ConfigError, match="has not ended; `batchray resume` continues it"):
         batchray.submit_retry(job.id, **options)
     job.stop()
+
+
+@pytest.fixture
+def ended(options: dict[str, Any]) -> batchray.Job:
+    """Return the handle of an ended job that no process runs."""
+    job = batchray.run(REQUESTS, [AGENT], progress=False, **options)
+    return batchray.attach(job.id, job.data_dir)
+
+
+def test_the_text_of_a_handle_reads_nothing(tmp_path: Path) -> None:
+    job_id = new_job_id()
+    assert repr(batchray.Job(job_id, tmp_path / "nowhere")) == f"<Job {job_id}: {tmp_path}/nowhere>"
+
+
+def test_a_handle_opens_one_reader_and_no_thread(ended: batchray.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    open_for_reading = Store.open_for_reading
+
+    def counted(data_dir: Path, url: str | None = None) -> Store:
+        opened.append(data_dir)
+        return open_for_reading(data_dir, url)
+
+    monkeypatch.setattr(Store, "open_for_reading", counted)
+    job = batchray.Job(ended.id, ended.data_dir)
+    before = threading.active_count()
+    assert (job.status, job.counts["succeeded"], job.is_done, job.progress.done) == ("completed", 3, True, 3)
+    assert len(list(job.results())) == len(list(job.results("index"))) == 3
+    assert job.failures() == []
+    assert opened == [ended.data_dir]
+    assert threading.active_count() == before
+
+
+def test_the_reader_of_a_handle_is_closed_with_it(ended: batchray.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Store] = []
+    monkeypatch.setattr(Store, "close", lambda self: closed.append(self))
+    job = batchray.Job(ended.id, ended.data_dir)
+    assert job.status == "completed"
+    del job
+    gc.collect()
+    assert len(closed) == 1
+
+
+async def test_results_and_the_end_are_waited_for_in_async_code(options: dict[str, Any]) -> None:
+    slow = Agent(id="a", model="offline/scripted", script=({"text": "yes", "delay_s": 0.2},))
+    job = batchray.submit(REQUESTS, [slow], **options)
+    other = batchray.attach(job.id, job.data_dir)
+    assert [result.index async for result in job.aresults("index")] == [0, 1, 2]
+    assert (await job.wait_async(30)).status == "completed"
+    assert (await other.wait_async(30)).status == "completed"
+    assert sorted([result.index async for result in other.aresults()]) == [0, 1, 2]
+    assert [result async for result in other.aresults(failed=True)] == []
+
+
+async def test_the_end_is_waited_for_only_as_long_as_asked(options: dict[str, Any]) -> None:
+    slow = Agent(id="a", model="offline/scripted", script=({"text": "yes", "delay_s": 30},))
+    job = batchray.submit(REQUESTS, [slow], **options)
+    other = batchray.attach(job.id, job.data_dir)
+    for handle in (job, other):
+        with pytest.raises(TimeoutError):
+            await handle.wait_async(0.05)
+        with pytest.raises(TimeoutError):
+            handle.wait(0.05)
+    job.stop()
+    for handle in (job, other):
+        with pytest.raises(JobInterruptedError):
+            await handle.wait_async()
+        with pytest.raises(JobInterruptedError):
+            handle.wait()
+
+
+def test_a_handle_shows_only_what_a_user_needs() -> None:
+    public = {name for name in vars(batchray.Job) if not name.startswith("_")}
+    assert public == {
+        *("record", "status", "counts", "is_done", "is_started", "in_flight", "progress", "progress_now", "timing"),
+        *("failures", "results", "aresults", "to_pandas", "wait", "wait_async"),
+        *("cancel", "pause", "unpause", "resize", "stop"),
+    }
+
+
+async def test_old_attributes_of_a_handle_warn_and_work(ended: batchray.Job, options: dict[str, Any]) -> None:
+    with pytest.warns(DeprecationWarning, match=r"^Job\.ended is deprecated; use wait_async\(\)$"):
+        assert (await ended.ended()).status == "completed"
+    with pytest.warns(DeprecationWarning, match=r"Job\.live is deprecated; use progress"):
+        assert ended.live().done == 3
+    with pytest.warns(DeprecationWarning, match=r"Job\.error is deprecated"):
+        assert ended.error() is None
+    with pytest.warns(DeprecationWarning, match=r"Job\.interrupt is deprecated; use stop\(\)"):
+        assert ended.interrupt() is None
+    with pytest.warns(DeprecationWarning, match=r"Job\.when_over"), pytest.raises(JobInterruptedError):
+        ended.when_over(print)
+    job = batchray.submit(REQUESTS, [AGENT], **options)
+    over = threading.Event()
+    with pytest.warns(DeprecationWarning, match=r"Job\.when_over"):
+        job.when_over(over.set)
+    assert over.wait(30)
+    with pytest.raises(AttributeError, match="'Job' object has no attribute 'nothing'"):
+        job.nothing  # noqa: B018

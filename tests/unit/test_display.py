@@ -29,7 +29,7 @@ class Watched:
     def in_flight(self) -> int:
         return 1
 
-    def live(self) -> Progress:
+    def progress_now(self) -> Progress:
         self._progress.record("errored" if self._progress.done == 0 else "succeeded", {}, {"prompt_tokens": 500})
         return self._progress
 

@@ -50,6 +50,7 @@ FLOORS = (
     "jobs.steering",
     "jobs.item_runner",
     "jobs.driver",
+    "jobs.local_run",
     "jobs.handle",
     "jobs.create",
     "jobs.runtime",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchray.jobs.handle import Job
+from batchray.jobs.local_run import LocalRun
 from batchray.server.job_table import TRANSITIONS, JobState, JobTable
 
 S = JobState
@@ -114,9 +114,9 @@ def test_removing_the_queued_jobs_leaves_the_others() -> None:
     assert ["a" in table, "b" in table, "c" in table] == [True, False, False]
 
 
-def test_running_jobs_are_those_with_a_handle(tmp_path: Path) -> None:
+async def test_running_jobs_are_those_with_a_run() -> None:
     table = table_with("a", S.STARTING)
-    job = Job("a", tmp_path)
+    job = LocalRun("a", asyncio.get_running_loop())
     table.move("b", S.QUEUED)
     assert table.running_job("a") is None
     table.move("a", S.RUNNING, job=job)

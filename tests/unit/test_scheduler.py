@@ -39,7 +39,7 @@ class ScriptedJob:
         else:
             self._future.set_exception(error)
 
-    def when_over(self, call: Callable[[], object]) -> None:
+    def add_done_callback(self, call: Callable[[], object]) -> None:
         self._future.add_done_callback(lambda _: call())
 
     def error(self) -> BaseException | None:
@@ -49,7 +49,7 @@ class ScriptedJob:
         self.requests.append(request)
         return not self._future.done()
 
-    async def ended(self) -> None:
+    async def wait_async(self) -> None:
         await asyncio.wrap_future(self._future)
 
 

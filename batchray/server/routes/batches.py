@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Literal
@@ -37,6 +37,7 @@ from batchray.server.stream import Events, JsonLines
 from batchray.server.upload import Uploads
 from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, wanted_messages_of
 from batchray.store import JobRecord, SortOrder, StoredItem, StoredResult
+from batchray.views.result_pages import AfterOptions, result_pages
 from batchray.views.results import result_of
 
 _BASE = "/v1/messages/batches"
@@ -260,26 +261,17 @@ class BatchRoutes:
             await lines.flush()  # the next page may take long to arrive
         return await lines.end()
 
-    async def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[list[StoredResult]]:
+    async def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[Sequence[StoredResult]]:
         """Yield pages of results as they become available; in index order, a result waits for those before it."""
-        last_index, last_seq = -1, 0
-        while True:
-            is_last = not query.follow or await self._scheduler.is_over(job.id)
-            while page := await self._reader.items.results(
-                job,
-                after_index=last_index,
-                after_seq=last_seq if query.order == "finish" else None,
-                limit=100,
-            ):
-                if query.order == "index" and not is_last:
-                    page = [stored for i, stored in enumerate(page, start=last_index + 1) if stored.index == i]
-                if not page:
-                    break
-                last_index, last_seq = page[-1].index, page[-1].seq
-                yield page
-            if is_last:
-                return
-            await asyncio.sleep(_POLL_S)
+
+        async def read(after: AfterOptions) -> Sequence[StoredResult]:
+            return await self._reader.items.results(job, **after, limit=100)
+
+        async def is_final() -> bool:
+            return not query.follow or await self._scheduler.is_over(job.id)
+
+        async for page in result_pages(read, is_final, query.order, _POLL_S):
+            yield page
 
     async def events(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Stream `progress` events (the job), `outcome` events (an item), and one final `end` event (the job).
