@@ -43,14 +43,6 @@ class AgentSet:
         """Return an agent bound to a provider of this set or a built-in one.  Raises ConfigError."""
         return bind_agents([agent], self.providers, environment, self.import_paths).agents[agent.id]
 
-    def limits(self) -> dict[str, int]:
-        """Return `max_in_flight` of each provider that sets it."""
-        return {
-            bound.agent.provider_name: bound.provider.max_in_flight
-            for bound in self.agents.values()
-            if bound.agent.provider_name and bound.provider and bound.provider.max_in_flight
-        }
-
     def snapshot(self, agent_ids: Set[str] | None = None) -> dict[str, Any]:
         """Return the agents, or those in `agent_ids`, as JSON-compatible data, with names instead of keys and code.
 

@@ -69,7 +69,8 @@ def test_an_agents_file_is_read_whole(write: Callable[..., Path]) -> None:
     assert calculator.key.get_secret_value() == KEY
     assert calculator.import_paths == (str(file.parent), str(Path.cwd()))
     assert agents.agents["echo"].provider is None
-    assert agents.limits() == {"local": 4}
+    assert calculator.provider is not None
+    assert calculator.provider.max_in_flight == 4
 
 
 def test_agents_of_one_file_may_use_a_provider_of_another(write: Callable[..., Path]) -> None:
@@ -205,7 +206,7 @@ def test_a_variable_that_holds_no_address_is_refused_by_its_name(variable: str) 
 def test_a_file_may_put_its_own_provider_in_the_place_of_a_built_in_one() -> None:
     own = Provider(protocol="openai", base_url="http://h", max_in_flight=2)
     agents = bind_agents([Agent(id="a", model="openai/m")], {"openai": own}, {})
-    assert (agents.agents["a"].provider, agents.agents["a"].key, agents.limits()) == (own, None, {"openai": 2})
+    assert (agents.agents["a"].provider, agents.agents["a"].key) == (own, None)
 
 
 def test_later_settings_win(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

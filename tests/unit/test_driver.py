@@ -23,7 +23,7 @@ from batchray.errors import (
     WorkerDiedError,
 )
 from batchray.executors import AttemptSpec, LocalExecutor
-from batchray.jobs.control import ControlRequest
+from batchray.jobs.control import ControlFile, ControlRequest, leave_request
 from batchray.jobs.driver import run_job, start_job
 from batchray.jobs.endings import expired
 from batchray.jobs.idle import expire_idle_job
@@ -666,3 +666,31 @@ async def test_a_cancel_from_a_channel_is_stored_for_the_next_run(
     monkeypatch.setattr(job.store.outcomes, "end_unfinished", job.store.on_chunked(end))
     record = await run_job(job, executor, [Watcher(is_canceled=True)])
     assert (record.status, asked) == ("cancelled", [{"is_canceled": True}])
+
+
+async def test_a_cancel_that_its_channel_keeps_is_not_stored_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
+    executor, end_unfinished = Scripted(lambda spec: asyncio.Event().wait()), store.outcomes.end_unfinished
+    channel = ControlFile(store.data_dir, job.record.id)
+    kept: list[Any] = []
+
+    def end(*arguments: Any) -> Chunked[int]:
+        kept.append((store.leases.requested(job.record), channel.read()))
+        return (yield from end_unfinished(*arguments))
+
+    monkeypatch.setattr(job.store.outcomes, "end_unfinished", job.store.on_chunked(end))
+    running = asyncio.ensure_future(run_job(job, executor, [channel]))
+    await wait_until(lambda: executor.running["all"] == 10)
+    leave_request(store.data_dir, None, job.record.id, ControlRequest(is_canceled=True))
+    assert ((await running).status, kept) == ("cancelled", [({}, {"is_canceled": True})])
+    assert channel.read() == {"is_canceled": True}  # until the runtime clears it: the end may not be committed
+
+
+async def test_a_cancel_that_a_channel_keeps_over_a_crash_starts_no_item(store: Store) -> None:
+    job_id = new_job(store, *["echo"] * 10)
+    leave_request(store.data_dir, None, job_id, ControlRequest(is_canceled=True))
+    executor = Scripted()
+    record = await run_job(await started(store, job_id), executor, [ControlFile(store.data_dir, job_id)])
+    assert (record.status, record.counts["canceled"], executor.specs) == ("cancelled", 10, [])
