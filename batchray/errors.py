@@ -3,31 +3,31 @@
     BatchrayError
     ├── UsageError                  the caller's input cannot be used; nothing was run (exit status 2)
     │   ├── BatchFormatError        the batch cannot be read: line or index, and the reason
-    │   │   ├── EmptyBatchError     there is no request in it
-    │   │   └── UnknownAgentError   a request names an agent that there is not
+    │   │   ├── EmptyBatchError     the batch has no requests
+    │   │   └── UnknownAgentError   a request names an agent that does not exist
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
-    │   ├── UnknownJobError         no job of that id in this data directory
+    │   ├── UnknownJobError         no job with that id in this data directory
     │   ├── AmbiguousJobError       several jobs have ids with that beginning
     │   ├── JobEndedError           a job that has ended cannot be started
-    │   ├── JobNotEndedError        only a job that has ended can be opened again
+    │   ├── JobNotEndedError        a job that has not ended cannot be retried
     │   ├── StoreLockedError        another process writes to this data directory
     │   └── KeyInUseError           another batch came with the same idempotency key
     ├── StoreError                  the store cannot be read or written
     │   ├── StoreCorruptError       the database is damaged: what to do
-    │   └── StoreUnavailableError   the store cannot be used at the moment; waiting helps
-    │       └── StoreFullError      there is no room on its disk
+    │   └── StoreUnavailableError   the store cannot be used now; waiting helps
+    │       └── StoreFullError      its disk is full
     ├── ClusterError                Ray cannot be started, reached or used any more
-    ├── WorkerDiedError             the process that ran one attempt ended without an answer
+    ├── WorkerDiedError             the process that ran an attempt ended without an answer
     ├── JobInterruptedError         a wait for a job ended before the job did
     │   └── LeaseLostError          another server leads the job now
-    └── RequestError                one request cannot go on; becomes its outcome, never ends a job
+    └── RequestError                one request failed; becomes its outcome, never ends a job
         ├── ModelAPIError           the provider refused, failed or did not answer in time
         ├── InvalidResponseError    the provider's answer is truncated, malformed or empty
-        ├── InvalidToolCallError    the model asked for a tool with arguments that cannot be read
+        ├── InvalidToolCallError    the model called a tool with arguments that cannot be read
         ├── NoToolCallError         the model ended its turn without the tool call that its agent requires
-        ├── ApprovalError           what the caller answers to does not wait, or not for this answer
-        ├── LimitReachedError       the tokens or the money that the agent allows a request are used up
-        └── DeadlineExceededError   the request's own deadline passed
+        ├── ApprovalError           the approval fits no tool call that waits for one
+        ├── LimitReachedError       the agent's limit of tokens or cost per request is reached
+        └── DeadlineExceededError   the request's deadline has passed
 
 All of them survive pickling: each passes every argument to `Exception` positionally.
 """
@@ -36,7 +36,7 @@ from __future__ import annotations
 
 
 class BatchrayError(Exception):
-    """The root of the tree; catching it catches all that batchray raises on purpose."""
+    """The root of the tree: every error that batchray raises on purpose."""
 
 
 class UsageError(BatchrayError):
@@ -46,7 +46,8 @@ class UsageError(BatchrayError):
 class BatchFormatError(UsageError):
     """The input cannot be read as a batch.
 
-    `line` counts from 1 in JSON Lines, `index` from 0 in a body or an iterable; None where it is the whole input.
+    `line` counts from 1 in JSON Lines, `index` from 0 in a body or an iterable; both are None if
+    the error concerns the whole input.
     """
 
     def __init__(self, reason: str, line: int | None = None, index: int | None = None) -> None:
@@ -60,11 +61,11 @@ class BatchFormatError(UsageError):
 
 
 class EmptyBatchError(BatchFormatError):
-    """There is no request in the batch."""
+    """The batch has no requests."""
 
 
 class UnknownAgentError(BatchFormatError):
-    """A request names an agent that there is not."""
+    """A request names an agent that does not exist."""
 
 
 class ConfigError(UsageError):
@@ -79,7 +80,7 @@ class ConfigError(UsageError):
 
 
 class UnknownJobError(UsageError):
-    """The data directory holds no job of this id."""
+    """The data directory has no job with this id."""
 
     def __init__(self, job_id: str, data_dir: str = "") -> None:
         super().__init__(job_id, data_dir)
@@ -102,7 +103,7 @@ class AmbiguousJobError(UsageError):
 
 
 class JobEndedError(UsageError):
-    """A job was to be started that has ended."""
+    """A job that has ended cannot be started."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(job_id)
@@ -113,7 +114,7 @@ class JobEndedError(UsageError):
 
 
 class JobNotEndedError(UsageError):
-    """A job was to be opened again that has not ended, or that somebody else has opened again."""
+    """A job cannot be retried: it has not ended, or another process has just started to retry it."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(job_id)
@@ -152,17 +153,17 @@ class StoreCorruptError(StoreError):
 
     def __str__(self) -> str:
         return (
-            f"{self.where} is damaged ({self.reason}); `batchray db check` says how far, `batchray db export --output "
-            "FILE` saves what is readable; then go on with another --data-dir"
+            f"{self.where} is damaged ({self.reason}); `batchray db check` lists the damage, `batchray db export "
+            "--output FILE` saves what is readable; then continue with another --data-dir"
         )
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be used at the moment: locked by somebody else, or its server restarts.  Waiting helps."""
+    """The store cannot be used now: another program locks it, or its server restarts.  Waiting helps."""
 
 
 class StoreFullError(StoreUnavailableError):
-    """There is no room on the store's disk.  What runs waits, nothing new is accepted."""
+    """The store's disk is full.  Running jobs wait, and new batches are refused."""
 
 
 class ClusterError(BatchrayError):
@@ -170,11 +171,11 @@ class ClusterError(BatchrayError):
 
 
 class WorkerDiedError(BatchrayError):
-    """The process that ran one attempt ended without an answer.
+    """The process that ran an attempt ended without an answer.
 
-    `is_suspect` tells whether this request was running code of its own in that process when it died, and so may have
-    caused the death; requests that only waited for their model are not suspects.  `ran_s` is how long it had run, in
-    seconds, which counts towards its deadline.
+    `is_suspect`: this request was running its own code in that process, so it may have caused the crash; a request that
+    only waited for its model is no suspect.  `ran_s` is how long the attempt had run, in seconds; it counts towards the
+    request's deadline.
     """
 
     def __init__(self, reason: str, is_suspect: bool = True, ran_s: float = 0.0) -> None:
@@ -186,7 +187,7 @@ class WorkerDiedError(BatchrayError):
 
 
 class JobInterruptedError(BatchrayError):
-    """A wait for a job ended before the job did; finished items are kept, and `batchray.resume` goes on."""
+    """A wait for a job ended before the job did.  Finished items are kept, and `batchray.resume` continues the job."""
 
     def __init__(self, job_id: str, reason: str = "interrupted") -> None:
         super().__init__(job_id, reason)
@@ -197,14 +198,14 @@ class JobInterruptedError(BatchrayError):
 
 
 class LeaseLostError(JobInterruptedError):
-    """Another server leads the job now, and goes on with it."""
+    """Another server leads the job now and continues it."""
 
     def __init__(self, job_id: str, reason: str = "another server leads it") -> None:
         super().__init__(job_id, reason)
 
 
 class RequestError(BatchrayError):
-    """One request cannot go on.  It becomes that request's outcome and never ends a job.
+    """One request failed.  The error becomes that request's outcome and never ends a job.
 
     `type` is a short stable word for programs (`rate_limited`, `stream_truncated`, ...), `message` one sentence for
     people.  `stop_reason` is Letta's word for the class of failure.
@@ -233,7 +234,7 @@ class InvalidResponseError(RequestError):
 
 
 class InvalidToolCallError(RequestError):
-    """The model asked for a tool with arguments that are not a JSON object."""
+    """The model called a tool with arguments that are not a JSON object."""
 
     stop_reason = "invalid_tool_call"
 
@@ -245,19 +246,19 @@ class NoToolCallError(RequestError):
 
 
 class ApprovalError(RequestError):
-    """The caller answers to tool calls that do not wait, or not for this answer.
+    """The caller's approvals or tool returns fit no tool calls that wait for them.
 
     `type` is `no_pending_approval`, `already_answered`, `incomplete_approval`, `ambiguous_approval`, `mixed_messages`,
-    `tool_return_needed` or `unsupported_content`; and `pending_approval` for a request to an agent that waits for an
-    answer first.
+    `tool_return_needed` or `unsupported_content`; or `pending_approval` for a request to an agent that waits for an
+    approval first.
     """
 
     stop_reason = "invalid_tool_call"  # Letta's word for a malformed approval
 
 
 class LimitReachedError(RequestError):
-    """The tokens or the money that the agent allows a request are used up."""
+    """The request has reached its agent's limit of tokens or cost."""
 
 
 class DeadlineExceededError(RequestError):
-    """The request's own deadline passed."""
+    """The request's deadline has passed."""

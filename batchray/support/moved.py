@@ -38,7 +38,7 @@ class _MovedModuleFinder:
         return ModuleSpec(name, self)  # type: ignore[arg-type]  # duck-typed, as importlib allows
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Let importlib create an empty module."""
+        """Return None: importlib creates an empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill the old module with the names of the new one."""

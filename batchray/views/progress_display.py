@@ -31,7 +31,7 @@ before its start: since the batch was accepted, including the start of Ray
 
 
 class Watched(Protocol):
-    """What the display reads of a job; `Job` is one."""
+    """The part of a `Job` that the display reads."""
 
     @property
     def is_done(self) -> bool:

@@ -1,4 +1,4 @@
-"""Turns stored results into what a user reads: output lines and pandas frames."""
+"""Turns stored results into `Result` objects and pandas frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be used is refused by the command itself: exit status 2, one sentence, and no job."""
+"""The command refuses unusable input: exit status 2, one sentence, and no job."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_attach_finds_the_data_directory_as_submit_does(
 
 
 def test_attach_finds_the_database_as_submit_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BATCHRAY_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:9/nothing?connect_timeout=1")
+    monkeypatch.setenv("BATCHRAY_DATABASE_URL", "postgresql+psycopg://user@127.0.0.1:9/nothing?connect_timeout=1")
     with pytest.raises(StoreError, match="127"):
         batchray.attach(new_job_id())
 
