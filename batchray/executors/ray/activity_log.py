@@ -28,7 +28,7 @@ _STALE_S = 86_400
 
 
 class CrashRecord(NamedTuple):
-    """What a dead lane left: the items whose own code it was running, and why it died."""
+    """The record of a dead lane: the items whose own code it was running, and why it died."""
 
     executing: list[tuple[str, int]]
     cause: ExitCause

@@ -19,9 +19,9 @@ from batchray.support.timeouts import paused
 
 # How long a new process may import an agent's code: longer than a deadline of seconds.
 _IMPORT_S = 300.0
-# What a call raises if the cluster itself is gone.  A RaySystemError may concern one call only.
+# Raised by a call if the cluster itself is gone.  A RaySystemError may concern one call only.
 _CLUSTER_GONE = ray.exceptions.LocalRayletDiedError
-# What a call raises if it has returned, or if its process is dead.
+# Raised by a call that has returned, or whose process is dead.
 _FINAL_ERRORS = (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
 
 

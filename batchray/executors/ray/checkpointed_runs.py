@@ -42,12 +42,12 @@ class CheckpointedRuns:
         for key in keys:
             self._checkpoints.pop(key, None)
 
-    async def collect(self, n_kept: Mapping[str, int]) -> CheckpointBatch:
-        """Mark the first `n_kept` checkpoints of each run as stored; return the others, as soon as there are some.
+    async def collect(self, n_saved: Mapping[str, int]) -> CheckpointBatch:
+        """Mark the first `n_saved` checkpoints of each run as stored; return the others, as soon as there are some.
 
         Empty after a second without any.  A call that marks nothing returns the same again, and more.
         """
-        for key, n in n_kept.items():
+        for key, n in n_saved.items():
             if (checkpoints := self._checkpoints.get(key)) is not None:
                 checkpoints.acknowledge(n)
         if not (uncollected := self._uncollected()):
@@ -79,15 +79,15 @@ def run_isolated(
             yield None
             with limited():
                 run = loop.run(_start(runner, bound, item))
-            n_kept = 0
+            n_saved = 0
             while True:
                 with limited():
-                    fetched = loop.run(run.fetch(n_kept))
+                    fetched = loop.run(run.fetch(n_saved))
                 yield fetched
                 if fetched.report is not None:
                     return
                 yield None
-                n_kept += len(fetched.checkpoints)
+                n_saved += len(fetched.checkpoints)
         finally:
             with suppress(RuntimeError):  # the request's own code has stopped the loop
                 loop.run(runner.close())

@@ -1,4 +1,4 @@
-"""What runs a request on the cluster: a lane, which many requests share, or a process for one request."""
+"""The workers that run requests on the cluster: a lane, which many requests share, or a process for one request."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class Lane:
         self._checkpointed.drop(keys)
         self._runs.stop(keys)
 
-    async def collect(self, n_kept: dict[str, int]) -> CheckpointBatch:
+    async def collect(self, n_saved: dict[str, int]) -> CheckpointBatch:
         """Mark checkpoints as stored, and return those that are not, as soon as there are some."""
-        return await self._checkpointed.collect(n_kept)
+        return await self._checkpointed.collect(n_saved)
 
     async def identity(self) -> tuple[str, str, int]:
         """Return the ids of its actor, its node and its process."""

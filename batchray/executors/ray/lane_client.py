@@ -22,7 +22,7 @@ REACH_S = 60.0
 """A lane that cannot be reached for this time is given up."""
 PAUSE_S = 0.2
 LANE_DEAD = (ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
-"""What a call raises if its lane is dead for good."""
+"""The errors of a call whose lane is dead for good."""
 _MAX_CALLS = 8
 # 5 s in which a call to a lane neither returns nor fails: the lane is alive, and blocked.  Counted in polls and not by
 # the clock, which would also count time for which this driver itself was stopped.
