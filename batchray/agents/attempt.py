@@ -20,6 +20,7 @@ from batchray.agents.tools import encodable, is_cancelled
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError, DeadlineExceededError, RequestError
 from batchray.schema import AgentRequest, ErrorInfo, Message, StopReason, status_of
+from batchray.schema.outcomes import OutcomeData
 
 logger = logging.getLogger(__name__)
 
@@ -51,22 +52,15 @@ class AttemptInput(BaseModel):
     context: AttemptContext | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptReport:
-    """The result of one attempt.  `messages` stays a JSON array in bytes; all else is small and parsed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptReport(OutcomeData):
+    """The result of one attempt.
 
     `pending` are ids of the tool calls that wait for the caller; `memory` holds the agent's edited memory blocks.
     """
 
     index: int
     attempt: int
-    status: str
-    stop_reason: str
-    error: dict[str, str] | None
-    usage: dict[str, int]
-    ttft_ns: int | None
-    duration_ns: int
-    messages: bytes
     pending: Sequence[str] = ()
     memory: Mapping[str, str] = field(default_factory=dict)
 

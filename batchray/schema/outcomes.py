@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,6 +12,23 @@ from pydantic import Field, NonNegativeInt
 from batchray.schema.base import WireModel
 from batchray.schema.jobs import StopReason
 from batchray.schema.letta_messages import AssistantMessage, LettaMessage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeData:
+    """How an attempt at an item ended: what a lane's report, a new outcome and a stored result have in common.
+
+    Plain data, because it is on the path of every request.  `messages` is a JSON array in bytes.  `ttft_ns` is the time
+    to the first token, None without one.
+    """
+
+    status: str
+    stop_reason: str
+    error: Mapping[str, str] | None
+    usage: Mapping[str, int]
+    ttft_ns: int | None
+    duration_ns: int
+    messages: bytes
 
 
 class ItemStatus(StrEnum):

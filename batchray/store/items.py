@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -124,7 +123,9 @@ class Items:
                 _items.c.idx,
                 _items.c.agent_id,
                 _items.c.custom_id,
-                sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt - _attempts.c.collateral_crashes, 0),
+                sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt - _attempts.c.collateral_crashes, 0).label(
+                    "attempts"
+                ),
                 *(_outcomes.c[name] for name in _RESULT_COLUMNS if name != "messages"),
             )
             .outerjoin(_outcomes, same_item(_items, _outcomes))
@@ -145,7 +146,7 @@ class Items:
         if status == "pending":
             query = query.where(_outcomes.c.idx.is_(None))
         with self._database.reading() as connection:
-            return [_stored_item(*row) for row in connection.execute(query)]
+            return [_stored_item(row) for row in connection.execute(query).mappings()]
 
     def timings(self, job: JobRecord) -> Iterator[tuple[str, dict[str, int | None], dict[str, int]]]:
         """Yield status, timing and usage of every outcome: what a `Progress` is rebuilt from."""
@@ -204,13 +205,54 @@ def _result_size(result: StoredResult) -> int:
     return len(result.request) + len(result.messages)
 
 
-def _stored_result(*columns: Any) -> StoredResult:
-    result = StoredResult(*columns)
-    error = orjson.loads(columns[8]) if columns[8] else None
-    return replace(result, error=error, usage=orjson.loads(columns[9]))
+def _stored_result(
+    seq: int,
+    index: int,
+    agent_id: str,
+    custom_id: str | None,
+    request: bytes,
+    attempts: int,
+    status: str,
+    stop_reason: str,
+    error: bytes | None,
+    usage: bytes,
+    queued_ns: int,
+    ttft_ns: int | None,
+    duration_ns: int,
+    messages: bytes,
+) -> StoredResult:
+    """Build a result from a row of `_results_of`."""
+    return StoredResult(
+        seq=seq,
+        index=index,
+        agent_id=agent_id,
+        custom_id=custom_id,
+        request=request,
+        attempts=attempts,
+        status=status,
+        stop_reason=stop_reason,
+        error=orjson.loads(error) if error else None,
+        usage=orjson.loads(usage),
+        queued_ns=queued_ns,
+        ttft_ns=ttft_ns,
+        duration_ns=duration_ns,
+        messages=messages,
+    )
 
 
-def _stored_item(*columns: Any) -> StoredItem:
-    item = StoredItem(*columns)
-    error, usage = columns[6:8]
-    return replace(item, error=orjson.loads(error) if error else None, usage=orjson.loads(usage) if usage else {})
+def _stored_item(row: Mapping[Any, Any]) -> StoredItem:
+    """Build an item from a row of `Items.find`."""
+    error, usage = row["error"], row["usage"]
+    return StoredItem(
+        index=row["idx"],
+        agent_id=row["agent_id"],
+        custom_id=row["custom_id"],
+        attempts=row["attempts"],
+        status=row["status"],
+        stop_reason=row["stop_reason"],
+        error=orjson.loads(error) if error else None,
+        usage=orjson.loads(usage) if usage else {},
+        queued_ns=row["queued_ns"],
+        ttft_ns=row["ttft_ns"],
+        duration_ns=row["duration_ns"],
+    )

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from batchray.schema.outcomes import OutcomeData
 from batchray.schema.progress import STATUSES, Progress
 
 DEFAULT_USER = "user-00000000-0000-4000-8000-000000000000"
@@ -120,29 +121,22 @@ class ConversationState(NamedTuple):
     memory: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class NewOutcome:
-    """What became of an item's current attempt.  `error`, `usage`: plain data; `messages`: a JSON array.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewOutcome(OutcomeData):
+    """The outcome of an item's current attempt, to be recorded.
 
     `conversation_update` is None if no later request depends on it.  `has_steps`: its checkpoints may be stored.
     """
 
     index: int
     attempt: int
-    status: str
-    stop_reason: str
-    error: Mapping[str, str] | None
-    usage: Mapping[str, int]
     queued_ns: int
-    ttft_ns: int | None
-    duration_ns: int
-    messages: bytes
     conversation_update: ConversationUpdate | None = None
     has_steps: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResult:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResult(OutcomeData):
     """An item with its outcome, as it is read back.  `seq` counts outcomes in finish order, from 1."""
 
     seq: int
@@ -151,17 +145,10 @@ class StoredResult:
     custom_id: str | None
     request: bytes
     attempts: int
-    status: str
-    stop_reason: str
-    error: dict[str, str] | None
-    usage: dict[str, int]
     queued_ns: int
-    ttft_ns: int | None
-    duration_ns: int
-    messages: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredItem:
     """An item with what there is of its outcome, without its request and messages; `status` None: no outcome yet."""
 

@@ -34,7 +34,18 @@ def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: b
     """Return an outcome; any status except `succeeded` carries an error."""
     error = None if status == "succeeded" else {"type": "x", "message": "why"}
     usage = {"prompt_tokens": 10, "completion_tokens": 1}
-    return NewOutcome(index, attempt, status, "end_turn", error, usage, 5, None, 7, messages)
+    return NewOutcome(
+        index=index,
+        attempt=attempt,
+        status=status,
+        stop_reason="end_turn",
+        error=error,
+        usage=usage,
+        queued_ns=5,
+        ttft_ns=None,
+        duration_ns=7,
+        messages=messages,
+    )
 
 
 def begin(store: Store, job: LedJob, *indexes: int, attempt: int = 1) -> None:

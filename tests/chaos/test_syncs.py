@@ -25,7 +25,10 @@ def say(*words):
     print(*words, flush=True)
 
 def outcome(index):
-    return NewOutcome(index, 1, "succeeded", "end_turn", None, {"prompt_tokens": 10}, 5, None, 7, b"[%d]" % index)
+    return NewOutcome(
+        index=index, attempt=1, status="succeeded", stop_reason="end_turn", error=None,
+        usage={"prompt_tokens": 10}, queued_ns=5, ttft_ns=None, duration_ns=7, messages=b"[%d]" % index,
+    )
 
 data_dir, job_id, n_items, n_commit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 with Store.open(data_dir) as store:

@@ -24,7 +24,19 @@ def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Store,
 
 
 def outcome(index: int, attempt: int) -> NewOutcome:
-    return NewOutcome(index, attempt, "succeeded", "end_turn", None, {}, 0, None, 0, b"[]", has_steps=True)
+    return NewOutcome(
+        index=index,
+        attempt=attempt,
+        status="succeeded",
+        stop_reason="end_turn",
+        error=None,
+        usage={},
+        queued_ns=0,
+        ttft_ns=None,
+        duration_ns=0,
+        messages=b"[]",
+        has_steps=True,
+    )
 
 
 def test_only_the_current_attempt_keeps_steps_and_each_only_once(job: tuple[Store, LedJob]) -> None:

@@ -248,7 +248,19 @@ def paused(store: Store, call_id: str) -> str:
     )
     messages = b"[" + asked.model_dump_json(exclude_none=True).encode() + b"]"
     conversation_update = ConversationUpdate("guarded", pending=[call_id])
-    outcome = NewOutcome(0, 1, "succeeded", "requires_approval", None, {}, 0, None, 1, messages, conversation_update)
+    outcome = NewOutcome(
+        index=0,
+        attempt=1,
+        status="succeeded",
+        stop_reason="requires_approval",
+        error=None,
+        usage={},
+        queued_ns=0,
+        ttft_ns=None,
+        duration_ns=1,
+        messages=messages,
+        conversation_update=conversation_update,
+    )
     assert store.outcomes.write(record, [NewAttempt(0, 1)], [outcome]) == [outcome]
     return asked.id
 

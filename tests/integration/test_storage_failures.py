@@ -116,7 +116,10 @@ from batchray.schema import new_job_id
 from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
 
 def outcome(index):
-    return NewOutcome(index, 1, "succeeded", "end_turn", None, {}, 5, None, 7, b'["%s"]' % (b"x" * 20_000))
+    return NewOutcome(
+        index=index, attempt=1, status="succeeded", stop_reason="end_turn", error=None,
+        usage={}, queued_ns=5, ttft_ns=None, duration_ns=7, messages=b'["%s"]' % (b"x" * 20_000),
+    )
 
 def create(n):
     job_id = new_job_id()

@@ -321,7 +321,10 @@ def say(*words):
     print(*words, flush=True)
 
 def outcome(index):
-    return NewOutcome(index, 1, "succeeded", "end_turn", None, {"prompt_tokens": 10}, 5, None, 7, b"[]")
+    return NewOutcome(
+        index=index, attempt=1, status="succeeded", stop_reason="end_turn", error=None,
+        usage={"prompt_tokens": 10}, queued_ns=5, ttft_ns=None, duration_ns=7, messages=b"[]",
+    )
 
 data_dir, job_id = Path(sys.argv[1]), sys.argv[2]
 """

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from batchray.agents import AttemptRunner, encode_input, read_report
 from batchray.config import Agent, bind_agents
 from batchray.schema import AssistantMessage, ItemStatus, Result, item_id, new_job_id
+from batchray.schema.outcomes import OutcomeData
 from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, run_all, utc_now
 from batchray.views.results import parse_time, result_of, to_frame
 
@@ -49,10 +51,9 @@ async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> lis
         store.outcomes.write(job, [NewAttempt(index, 1) for index in range(len(items))])
         for index, body in enumerate(bodies):
             report = read_report(await answerer.run_attempt(bound, encode_input(job_id, index, 1, body)))
-            fields = (report.index, report.attempt, report.status, report.stop_reason, report.error, report.usage)
-            store.outcomes.write(
-                job, [], [NewOutcome(*fields, 1_500_000_000, report.ttft_ns, 2_500_000_000, report.messages)]
-            )
+            outcome = {each.name: getattr(report, each.name) for each in fields(OutcomeData)}
+            outcome |= {"index": report.index, "attempt": report.attempt, "duration_ns": 2_500_000_000}
+            store.outcomes.write(job, [], [NewOutcome(**outcome, queued_ns=1_500_000_000)])
         return [result_of(job, stored) for stored in store.items.results(job)]
 
 

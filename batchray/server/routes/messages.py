@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from aiohttp import web
@@ -234,7 +234,7 @@ def _letta_messages(message: Message, is_newest_first: bool) -> list[BaseModel]:
     return [*(parts[::-1] if is_newest_first else parts)]
 
 
-def _failure(error: dict[str, Any]) -> HttpError:
+def _failure(error: Mapping[str, str]) -> HttpError:
     """Return the error response for a run that failed."""
     if error["type"] in _APPROVAL_ERRORS:
         body = {"type": error["type"], "message": error["message"], "detail": error["type"]}
