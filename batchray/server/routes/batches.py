@@ -261,8 +261,8 @@ class BatchRoutes:
             await lines.flush()  # the next page may take long to arrive
         return await lines.end()
 
-    async def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[Sequence[StoredResult]]:
-        """Yield pages of results as they become available; in index order, a result waits for those before it."""
+    def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[Sequence[StoredResult]]:
+        """Return pages of results as they become available; in index order, a result waits for those before it."""
 
         async def read(after: AfterOptions) -> Sequence[StoredResult]:
             return await self._reader.items.results(job, **after, limit=100)
@@ -270,8 +270,7 @@ class BatchRoutes:
         async def is_final() -> bool:
             return not query.follow or await self._scheduler.is_over(job.id)
 
-        async for page in result_pages(read, is_final, query.order, _POLL_S):
-            yield page
+        return result_pages(read, is_final, query.order, _POLL_S)
 
     async def events(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Stream `progress` events (the job), `outcome` events (an item), and one final `end` event (the job).
