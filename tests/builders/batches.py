@@ -140,7 +140,7 @@ BAD_AGENTS_FILES: dict[str, tuple[str | bytes, str]] = {
     ),
     "address-of-anthropic-with-its-path": (
         "providers: {p: {protocol: anthropic, base_url: 'http://h/v1/'}}",
-        "providers.p: leave /v1 out of base_url: protocol anthropic asks at base_url + /v1/messages",
+        "providers.p: leave /v1 out of base_url: protocol anthropic calls base_url + /v1/messages",
     ),
     "unknown-protocol": ("providers: {p: {protocol: grpc}}", "providers.p.protocol: Input should be"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,8 +93,13 @@ MODULES = {
 }
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Yield the full names of the modules that a file imports, at any depth and under TYPE_CHECKING too."""
+@functools.cache
+def imports(file: Path) -> tuple[str, ...]:
+    """Return the full names of the modules that a file imports, at any depth and under TYPE_CHECKING too."""
+    return tuple(_imports(file))
+
+
+def _imports(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
