@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from batchray.errors import AmbiguousJobError, UnknownJobError, UsageError
+from batchray.errors import AmbiguousJobError, ConfigError, UnknownJobError, UsageError
 
 if TYPE_CHECKING:
     from batchray.config import Settings
@@ -38,7 +38,7 @@ def find_id_to_start(settings: Settings, name: str) -> str:
     if is_job_id(name):
         return name
     if settings.url is None and not settings.database.exists():
-        raise UnknownJobError(name, str(settings.data_dir))
+        raise ConfigError(f"no batchray data in {settings.data_dir}; give the --data-dir that the job was run with")
     with Store.open(settings.data_dir, settings.url, allow_network_fs=settings.allow_network_fs) as store:
         return find_ids(store, [name], place_of(settings))[0]
 

@@ -9,7 +9,8 @@ once, and ends the job.  From there:
 - `group_commit`: attempts, checkpoints and outcomes of all items in common transactions
 - `control`: the requests to a running job and the places that keep them; `steering`: how they are carried out
 - `running`: a running job's state; `in_flight`, `timing`, `endings`: parts of it; `idle`: jobs that no process runs
-- `runtime`: the event loop, stores and executors that all jobs of a process share; `handle`: the public `Job`
+- `runtime`: the event loop, stores and executors that all jobs of a process share; `local_run`: a job that this process
+  runs; `handle`: the public `Job`, for a job that any process runs
 
 Invariants:
 

@@ -1,7 +1,7 @@
 """The outcomes and the progress of a job as people and files see them.
 
-Owns the conversion of stored results to `Result` lines and pandas frames (`results`), and the progress in a terminal or
-a notebook (`progress_display`).  Invariants:
+Owns the conversion of stored results to `Result` lines and pandas frames (`results`), the pages in which results are
+read while a job runs (`result_pages`), and the progress in a terminal or a notebook (`progress_display`).  Invariants:
 
 - A view only reads: it shows what the store has committed, and changes nothing.
 - Fields of a result are those of `batchray.schema.Result`, the same in Python, in a file and over HTTP.

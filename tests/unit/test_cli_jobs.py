@@ -101,6 +101,14 @@ def test_last_of_no_jobs_says_how_to_make_one(tmp_path: Path) -> None:
     assert sentence == f"there is no job in {tmp_path} yet; `batchray run` creates one"
 
 
+@pytest.mark.parametrize("command", ["resume", "retry"])
+@pytest.mark.parametrize("name", ["last", "4f", FIRST])
+def test_a_directory_without_jobs_is_named(command: str, name: str, tmp_path: Path) -> None:
+    sentence = refused(ConfigError, command, name, "--executor", "local", "--data-dir", str(tmp_path / "nowhere"))
+    assert sentence == f"no batchray data in {tmp_path}/nowhere; give the --data-dir that the job was run with"
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_one_unknown_name_among_others_stops_all_of_them(data: Path) -> None:
     refused(UnknownJobError, "cancel", FIRST, "job-9", "--data-dir", str(data))
     with Store.open_for_reading(data) as store:
