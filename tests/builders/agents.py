@@ -42,8 +42,8 @@ JOB = new_job_id()
 class Conversation:
     """A conversation with one agent: each request carries the history and the memory."""
 
-    def __init__(self, answerer: AttemptRunner, agent: BoundAgent) -> None:
-        self._answerer, self._agent = answerer, agent
+    def __init__(self, attempt_runner: AttemptRunner, agent: BoundAgent) -> None:
+        self._attempt_runner, self._agent = attempt_runner, agent
         self.history: list[Message] = []
         self.index = 0
         self.memory: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Conversation:
             {"history": [each.model_dump(mode="json") for each in self.history], "memory": self.memory}
         )
         item = encode_input(JOB, self.index, 1, json.dumps(given).encode(), context)
-        report = read_report(await self._answerer.run_attempt(self._agent, item))
+        report = read_report(await self._attempt_runner.run_attempt(self._agent, item))
         messages = [Message.model_validate(each) for each in json.loads(report.messages)]
         request = AgentRequest.model_validate(given)
         if report.error is None:

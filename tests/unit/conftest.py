@@ -10,7 +10,7 @@ from batchray.agents import AttemptRunner
 
 
 @pytest.fixture
-async def answerer() -> AsyncIterator[AttemptRunner]:
+async def attempt_runner() -> AsyncIterator[AttemptRunner]:
     """Return the runner of attempts that a lane has."""
     made = AttemptRunner()
     yield made

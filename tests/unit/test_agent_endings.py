@@ -1,4 +1,4 @@
-"""How a run of an agent ends, each way by a real path, and how it goes on after the caller has answered."""
+"""Each way in which a run ends, and how it continues after the caller's answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def approve(*ids: str, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"type": "approval", "approvals": approvals}]}
 
 
-# -- the ways to end
+# -- stop reasons
 
 
 @pytest.mark.parametrize(
@@ -53,33 +53,33 @@ def approve(*ids: str, **fields: Any) -> dict[str, Any]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_each_stop_reason_has_a_path(
-    answerer: AttemptRunner, turns: list[Any], options: dict[str, Any], stop_reason: str, status: str
+    attempt_runner: AttemptRunner, turns: list[Any], options: dict[str, Any], stop_reason: str, status: str
 ) -> None:
-    report, _ = await Conversation(answerer, bound(script=turns, tools=[double], **options)).ask()
+    report, _ = await Conversation(attempt_runner, bound(script=turns, tools=[double], **options)).ask()
     assert (report.stop_reason, report.status) == (stop_reason, status)
     assert (report.error is None) == (status == "succeeded")
 
 
-async def test_a_terminal_tool_ends_the_run_only_where_it_has_returned(answerer: AttemptRunner) -> None:
+async def test_a_terminal_tool_ends_the_run_only_if_it_succeeds(attempt_runner: AttemptRunner) -> None:
     agent = bound(
         script=[calls(("fails", {})), calls(("fails", {}), ("double", {"n": 2})), {"text": "never said"}],
         tools=[double, fails],
         terminal_tools=["fails", "double"],
     )
-    report, messages = await Conversation(answerer, agent).ask()
+    report, messages = await Conversation(attempt_runner, agent).ask()
     assert (report.stop_reason, report.usage["step_count"]) == ("tool_rule", 2)
     assert [status for status, _ in returns(messages)] == ["error", "error", "success"]
 
 
-async def test_an_agent_that_requires_a_tool_may_speak_after_it(answerer: AttemptRunner) -> None:
+async def test_an_agent_that_requires_a_tool_may_speak_after_it(attempt_runner: AttemptRunner) -> None:
     agent = bound(script=[calls(("double", {"n": 1})), {"text": "2"}], tools=[double], requires_tool=True)
-    report, _ = await Conversation(answerer, agent).ask()
+    report, _ = await Conversation(attempt_runner, agent).ask()
     assert (report.stop_reason, report.error) == ("end_turn", None)
 
 
 @pytest.mark.parametrize("max_steps", [0, -3])
-async def test_no_step_is_taken_where_none_is_asked_for(answerer: AttemptRunner, max_steps: int) -> None:
-    report, messages = await Conversation(answerer, bound(script=[{"text": "hi"}])).ask(max_steps=max_steps)
+async def test_a_limit_of_zero_steps_takes_no_step(attempt_runner: AttemptRunner, max_steps: int) -> None:
+    report, messages = await Conversation(attempt_runner, bound(script=[{"text": "hi"}])).ask(max_steps=max_steps)
     assert (report.stop_reason, messages, report.usage["step_count"]) == ("end_turn", [], 0)
 
 
@@ -93,7 +93,7 @@ async def test_no_step_is_taken_where_none_is_asked_for(answerer: AttemptRunner,
         ({"terminal_tools": ["nope"]}, "terminal_tools names 'nope', which is not a tool of the agent; it has: double"),
     ],
 )
-def test_an_option_that_names_no_tool_is_refused(option: dict[str, Any], reason: str) -> None:
+def test_an_option_that_names_an_unknown_tool_is_refused(option: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         build_agent(bound(model="offline/rules", tools=[double], **option), Clients())
     with pytest.raises(ConfigError, match="requires_tool needs tools"):
@@ -119,8 +119,8 @@ def test_an_option_that_names_no_tool_is_refused(option: dict[str, Any], reason:
         ),
     ],
 )
-async def test_a_run_whose_budget_is_used_up_takes_no_further_step(
-    answerer: AttemptRunner, options: dict[str, Any], error: dict[str, str]
+async def test_a_run_takes_no_step_after_its_budget_is_used_up(
+    attempt_runner: AttemptRunner, options: dict[str, Any], error: dict[str, str]
 ) -> None:
     called: list[int] = []
 
@@ -129,30 +129,30 @@ async def test_a_run_whose_budget_is_used_up_takes_no_further_step(
 
     usage = {"prompt_tokens": 90, "completion_tokens": 20, "cached_input_tokens": 60, "cache_write_tokens": 6}
     agent = bound(script=[{**calls(("note", {"n": 1})), "usage": usage}, {"text": "2"}], tools=[note], **options)
-    report, messages = await Conversation(answerer, agent).ask()
+    report, messages = await Conversation(attempt_runner, agent).ask()
     assert (report.status, report.stop_reason, report.error) == ("errored", "error", error)
     assert ([message.role for message in messages], called) == (["assistant"], [])
     assert (report.usage["total_tokens"], report.usage["cached_input_tokens"]) == (110, 60)
 
 
-async def test_an_answer_that_uses_up_the_budget_still_counts(answerer: AttemptRunner) -> None:
+async def test_an_answer_that_uses_up_the_budget_still_counts(attempt_runner: AttemptRunner) -> None:
     agent = bound(script=[{"text": "done", "usage": {"prompt_tokens": 9}}], max_total_tokens=5)
-    report, _ = await Conversation(answerer, agent).ask()
+    report, _ = await Conversation(attempt_runner, agent).ask()
     assert (report.stop_reason, report.usage["total_tokens"]) == ("end_turn", 9)
 
 
-async def test_what_a_failed_model_call_cost_is_counted(answerer: AttemptRunner) -> None:
+async def test_the_usage_of_a_failed_model_call_is_counted(attempt_runner: AttemptRunner) -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "reasoning_tokens": 2}
     agent = bound(script=[{"fail": {"type": "invalid_response"}, "usage": usage}])
-    report, _ = await Conversation(answerer, agent).ask()
+    report, _ = await Conversation(attempt_runner, agent).ask()
     counted = {name: report.usage[name] for name in ("total_tokens", "reasoning_tokens", "step_count")}
     assert counted == {"total_tokens": 10, "reasoning_tokens": 2, "step_count": 0}
 
 
-async def test_reasoning_is_left_out_where_the_request_switches_it_off(answerer: AttemptRunner) -> None:
+async def test_reasoning_is_left_out_if_the_request_switches_it_off(attempt_runner: AttemptRunner) -> None:
     agent = bound(script=[{"text": "done", "reasoning": "hm"}])
     types = [
-        shown((await Conversation(answerer, agent).ask(**fields))[1])
+        shown((await Conversation(attempt_runner, agent).ask(**fields))[1])
         for fields in ({}, {"enable_thinking": "true"}, {"enable_thinking": "false"})
     ]
     assert types == [["reasoning_message", "assistant_message"]] * 2 + [["assistant_message"]]
@@ -161,7 +161,9 @@ async def test_reasoning_is_left_out_where_the_request_switches_it_off(answerer:
 # -- approvals
 
 
-async def test_nothing_of_a_step_runs_before_all_calls_that_wait_are_answered(answerer: AttemptRunner) -> None:
+async def test_no_tool_of_a_paused_step_runs_before_all_its_waiting_calls_are_answered(
+    attempt_runner: AttemptRunner,
+) -> None:
     called: list[str] = []
 
     def look(key: str) -> str:
@@ -174,7 +176,7 @@ async def test_nothing_of_a_step_runs_before_all_calls_that_wait_are_answered(an
 
     asked = {"reasoning": "hm", **calls(("drop", {"key": "a"}), ("look", {"key": "b"}), ("drop", {"key": "c"}))}
     agent = bound(script=[asked, {"text": "all done"}], tools=[look, drop], requires_approval=["drop"])
-    talk = Conversation(answerer, agent)
+    talk = Conversation(attempt_runner, agent)
     report, messages = await talk.ask()
     assert (report.status, report.stop_reason, called) == ("succeeded", "requires_approval", [])
     assert shown(messages) == ["reasoning_message", "tool_call_message", "approval_request_message"]
@@ -196,10 +198,10 @@ async def test_nothing_of_a_step_runs_before_all_calls_that_wait_are_answered(an
 
 
 @pytest.mark.parametrize("form", ["approval", "tool_return"])
-async def test_a_call_to_a_tool_of_the_callers_waits_for_its_return(answerer: AttemptRunner, form: str) -> None:
+async def test_a_call_to_a_client_tool_waits_for_its_return(attempt_runner: AttemptRunner, form: str) -> None:
     agent = bound(script=[calls(("locate", {"who": "me"})), {"text": "found"}], tools=[double])
     tools = [{"name": "locate", "description": "Where somebody is.", "parameters": {"type": "object"}}]
-    talk = Conversation(answerer, agent)
+    talk = Conversation(attempt_runner, agent)
     report, messages = await talk.ask(client_tools=tools)
     assert (report.stop_reason, shown(messages)) == ("requires_approval", ["approval_request_message"])
     returned = {"type": "tool", "tool_call_id": report.pending[0], "status": "success", "tool_return": "here"}
@@ -217,14 +219,14 @@ async def test_a_call_to_a_tool_of_the_callers_waits_for_its_return(answerer: At
     ]
 
 
-async def test_the_model_is_shown_the_tools_of_the_caller_and_they_win(answerer: AttemptRunner) -> None:
+async def test_client_tools_are_offered_to_the_model_and_win_over_own_ones(attempt_runner: AttemptRunner) -> None:
     client_tools = [{"name": "calculate"}]
 
     def calculate(expression: str) -> str:
         raise AssertionError("it is the caller's")
 
     agent = bound(model="offline/rules", tools=[calculate])
-    report, messages = await Conversation(answerer, agent).ask(input="1 + 1", client_tools=client_tools)
+    report, messages = await Conversation(attempt_runner, agent).ask(input="1 + 1", client_tools=client_tools)
     assert (report.stop_reason, [call.name for call in messages[-1].tool_calls or ()]) == (
         "requires_approval",
         ["calculate"],
@@ -232,16 +234,16 @@ async def test_the_model_is_shown_the_tools_of_the_caller_and_they_win(answerer:
 
 
 @pytest.mark.parametrize("by", ["call", "message"])
-async def test_the_old_form_of_an_approval_goes_on_too(answerer: AttemptRunner, by: str) -> None:
+async def test_the_old_form_of_an_approval_resumes_the_run(attempt_runner: AttemptRunner, by: str) -> None:
     agent = bound(script=[calls(("double", {"n": 4})), {"text": "8"}], tools=[double], requires_approval=["double"])
-    talk = Conversation(answerer, agent)
+    talk = Conversation(attempt_runner, agent)
     report, messages = await talk.ask()
     answered = report.pending[0] if by == "call" else messages[-1].id
     report, messages = await talk.ask(messages=[{"type": "approval", "approve": True, "approval_request_id": answered}])
     assert (report.stop_reason, returns(messages)) == ("end_turn", [("success", "8")])
 
 
-async def test_a_run_may_stop_for_an_approval_again_and_end_by_a_terminal_tool(answerer: AttemptRunner) -> None:
+async def test_a_run_can_pause_again_and_end_by_a_terminal_tool(attempt_runner: AttemptRunner) -> None:
     turns = [calls(("double", {"n": 4})), calls(("shout", {"text": "so"})), {"text": "never said"}]
     agent = bound(
         script=turns,
@@ -249,7 +251,7 @@ async def test_a_run_may_stop_for_an_approval_again_and_end_by_a_terminal_tool(a
         requires_approval=["double", "shout"],
         terminal_tools=["shout"],
     )
-    talk = Conversation(answerer, agent)
+    talk = Conversation(attempt_runner, agent)
     report, _ = await talk.ask()
     report, _ = await talk.ask(**approve(*report.pending))
     assert report.stop_reason == "requires_approval"
@@ -271,12 +273,12 @@ async def test_a_run_may_stop_for_an_approval_again_and_end_by_a_terminal_tool(a
         ([], "no_pending_approval", "the approval names no tool call"),
     ],
 )
-async def test_answers_that_do_not_fit_are_an_error_that_says_so(
-    answerer: AttemptRunner, answers: list[Any], kind: str, message: str
+async def test_answers_to_other_calls_are_refused_with_the_reason(
+    attempt_runner: AttemptRunner, answers: list[Any], kind: str, message: str
 ) -> None:
     asked = calls(("double", {"n": 4}), ("double", {"n": 5}))
     agent = bound(script=[asked, {"text": "8"}], tools=[double], requires_approval=["double"])
-    talk = Conversation(answerer, agent)
+    talk = Conversation(attempt_runner, agent)
     report, _ = await talk.ask()
     given = [
         {"tool_call_id": report.pending[which] if isinstance(which, int) else which, "approve": yes}
@@ -289,9 +291,9 @@ async def test_answers_that_do_not_fit_are_an_error_that_says_so(
     assert message in report.error["message"]
 
 
-async def test_answers_and_other_messages_do_not_mix(answerer: AttemptRunner) -> None:
+async def test_answers_and_messages_in_one_request_are_refused(attempt_runner: AttemptRunner) -> None:
     agent = bound(script=[calls(("double", {"n": 4}))], tools=[double], requires_approval=["double"])
-    talk = Conversation(answerer, agent)
+    talk = Conversation(attempt_runner, agent)
     report, _ = await talk.ask()
     both = [*approve(*report.pending)["messages"], {"role": "user", "content": "hurry"}]
     report, _ = await talk.ask(messages=both)
@@ -299,8 +301,8 @@ async def test_answers_and_other_messages_do_not_mix(answerer: AttemptRunner) ->
     assert (report.error["type"], report.stop_reason) == ("mixed_messages", "invalid_tool_call")
 
 
-async def test_an_image_cannot_be_handed_in(answerer: AttemptRunner) -> None:
-    talk = Conversation(answerer, bound(script=[calls(("locate", {}))]))
+async def test_a_tool_return_with_an_image_is_refused(attempt_runner: AttemptRunner) -> None:
+    talk = Conversation(attempt_runner, bound(script=[calls(("locate", {}))]))
     report, _ = await talk.ask(client_tools=[{"name": "locate"}])
     parts = [{"type": "text", "text": "here"}, {"type": "image", "source": {"type": "url", "url": "http://h/a.png"}}]
     returned = {"tool_call_id": report.pending[0], "status": "success", "tool_return": parts}
@@ -312,9 +314,9 @@ async def test_an_image_cannot_be_handed_in(answerer: AttemptRunner) -> None:
     assert returns(messages) == [("success", "here")]
 
 
-async def test_a_tool_of_the_callers_cannot_be_approved(answerer: AttemptRunner) -> None:
+async def test_a_call_to_a_client_tool_cannot_be_approved(attempt_runner: AttemptRunner) -> None:
     agent = bound(script=[calls(("locate", {}))])
-    talk = Conversation(answerer, agent)
+    talk = Conversation(attempt_runner, agent)
     report, _ = await talk.ask(client_tools=[{"name": "locate"}])
     report, _ = await talk.ask(**approve(*report.pending))
     assert report.error is not None

@@ -43,15 +43,17 @@ def boom() -> None:
     raise LookupError("no such thing")
 
 
-async def answer(answerer: AttemptRunner, agent: BoundAgent, **request: Any) -> tuple[AttemptReport, list[Message]]:
+async def answer(
+    attempt_runner: AttemptRunner, agent: BoundAgent, **request: Any
+) -> tuple[AttemptReport, list[Message]]:
     given = {"agent_id": "a", **({} if "messages" in request else {"input": "hi"}), **request}
-    report = read_report(await answerer.run_attempt(agent, encode_input(JOB, 7, 2, json.dumps(given).encode())))
+    report = read_report(await attempt_runner.run_attempt(agent, encode_input(JOB, 7, 2, json.dumps(given).encode())))
     return report, [Message.model_validate(message) for message in json.loads(report.messages)]
 
 
-async def test_a_model_with_tools_answers_in_steps(answerer: AttemptRunner) -> None:
+async def test_a_model_with_tools_answers_in_steps(attempt_runner: AttemptRunner) -> None:
     agent = bound(script=[{"reasoning": "hm", **calls(("double", {"n": 4}))}, {"text": "It is 8."}], tools=[double])
-    report, messages = await answer(answerer, agent)
+    report, messages = await answer(attempt_runner, agent)
     assert (report.index, report.attempt, report.status, report.stop_reason) == (7, 2, "succeeded", "end_turn")
     assert (report.error, report.usage["step_count"]) == (None, 2)
     assert report.usage["total_tokens"] == report.usage["prompt_tokens"] + report.usage["completion_tokens"] > 0
@@ -63,10 +65,10 @@ async def test_a_model_with_tools_answers_in_steps(answerer: AttemptRunner) -> N
     assert shown == ["reasoning_message", "tool_call_message", "tool_return_message", "assistant_message"]
 
 
-async def test_messages_carry_the_ids_of_their_job_item_and_step(answerer: AttemptRunner) -> None:
+async def test_messages_carry_the_ids_of_their_job_item_and_step(attempt_runner: AttemptRunner) -> None:
     agent = bound(script=[calls(("double", {"n": 4}), ("double", {"n": 5})), {"text": "done"}], tools=[double])
     given = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    _, messages = await answer(answerer, agent, messages=given)
+    _, messages = await answer(attempt_runner, agent, messages=given)
     assert [message.id for message in messages] == [message_id(JOB, 7, ordinal) for ordinal in (2, 3, 4)]
     assert all(is_of_job(message.id, JOB) and ordinal_of(message.id) for message in messages)
     assert {message.run_id for message in messages} == {run_id(JOB, 7)}
@@ -82,7 +84,7 @@ async def test_messages_carry_the_ids_of_their_job_item_and_step(answerer: Attem
 
 
 async def test_the_tools_of_one_step_run_at_once_and_return_in_the_order_of_their_calls(
-    answerer: AttemptRunner,
+    attempt_runner: AttemptRunner,
 ) -> None:
     met = asyncio.Barrier(3)
 
@@ -91,12 +93,12 @@ async def test_the_tools_of_one_step_run_at_once_and_return_in_the_order_of_thei
         return name
 
     agent = bound(script=[calls(*(("meet", {"name": name}) for name in "abc")), {"text": "done"}], tools=[meet])
-    report, messages = await answer(answerer, agent)
+    report, messages = await answer(attempt_runner, agent)
     assert report.status == "succeeded"
     assert returns(messages) == [("success", "a"), ("success", "b"), ("success", "c")]
 
 
-async def test_a_failing_tool_is_told_to_the_model_and_the_run_goes_on(answerer: AttemptRunner) -> None:
+async def test_a_tool_error_goes_to_the_model_and_the_run_continues(attempt_runner: AttemptRunner) -> None:
     release = threading.Event()
 
     def hang() -> None:
@@ -104,7 +106,7 @@ async def test_a_failing_tool_is_told_to_the_model_and_the_run_goes_on(answerer:
 
     asked = calls(("boom", {}), ("hang", {}), ("nowhere", {}), ("double", {"n": "x"}), ("double", {"n": 1}))
     agent = bound(script=[asked, {"text": "sorry"}], tools=[boom, hang, double], tool_timeout_s=0.05)
-    report, messages = await answer(answerer, agent)
+    report, messages = await answer(attempt_runner, agent)
     release.set()
     assert (report.status, report.stop_reason) == ("succeeded", "end_turn")
     assert [status for status, _ in returns(messages)] == ["error", "error", "error", "error", "success"]
@@ -117,7 +119,7 @@ async def test_a_failing_tool_is_told_to_the_model_and_the_run_goes_on(answerer:
 
 
 class Replies:
-    """A model that gives replies of its own, which the offline models cannot give."""
+    """A model that gives prepared replies, for those that the offline models cannot give."""
 
     def __init__(self, *replies: ModelReply | Exception) -> None:
         self.replies, self.asked = list(replies), list[ModelCall]()
@@ -136,7 +138,7 @@ def new_run(**request: Any) -> Run:
     return Run(JOB, 0, AgentRequest.model_validate({"agent_id": "a", "input": "hi", **request}))
 
 
-async def test_arguments_that_are_no_json_are_told_to_the_model() -> None:
+async def test_an_error_in_a_calls_arguments_goes_to_the_model() -> None:
     bad = [ToolCall.of("1", "double", '{"n": '), ToolCall.of("2", "double", "[1]"), ToolCall.of("3", "double", "")]
     run, model = new_run(), Replies(ModelReply(tool_calls=bad), ModelReply(reply_parts("sorry")))
     loop = ToolLoop(bound(model="offline/rules").agent, model, load_tools([double], 1.0))
@@ -149,7 +151,7 @@ async def test_arguments_that_are_no_json_are_told_to_the_model() -> None:
     ]
 
 
-async def test_an_answer_cut_at_its_limit_of_tokens_is_kept_and_fails() -> None:
+async def test_a_reply_cut_at_its_token_limit_is_kept_and_fails_the_run() -> None:
     run = new_run()
     loop = ToolLoop(
         bound(model="offline/rules").agent, Replies(ModelReply(reply_parts("It is"), finish_reason="length")), {}
@@ -159,7 +161,7 @@ async def test_an_answer_cut_at_its_limit_of_tokens_is_kept_and_fails() -> None:
     assert [message.text for message in run.messages] == ["It is"]
 
 
-async def test_the_model_is_asked_with_the_whole_conversation_and_the_agents_settings() -> None:
+async def test_a_model_call_has_the_whole_conversation_and_the_agents_settings() -> None:
     agent = bound(model="offline/rules", system="be brief", temperature=0.5, max_tokens=9, body={"top_p": 0.1}).agent
     model = Replies(ModelReply(tool_calls=[ToolCall.of("1", "double", '{"n":1}')], usage=Usage(prompt_tokens=3)))
     model.replies.append(ModelReply(reply_parts("2"), usage=Usage(prompt_tokens=4)))
@@ -180,11 +182,11 @@ async def test_the_model_is_asked_with_the_whole_conversation_and_the_agents_set
 
 
 @pytest.mark.parametrize(("of_agent", "of_request", "steps"), [(3, None, 3), (3, 2, 2), (3, 50, 3)])
-async def test_a_run_ends_at_the_lower_limit_of_steps(
-    answerer: AttemptRunner, of_agent: int, of_request: int | None, steps: int
+async def test_a_run_ends_at_the_lower_of_two_step_limits(
+    attempt_runner: AttemptRunner, of_agent: int, of_request: int | None, steps: int
 ) -> None:
     agent = bound(script=[calls(("double", {"n": 1}))] * 9, tools=[double], max_steps=of_agent)
-    report, messages = await answer(answerer, agent, max_steps=of_request)
+    report, messages = await answer(attempt_runner, agent, max_steps=of_request)
     assert (report.status, report.stop_reason, report.usage["step_count"]) == ("succeeded", "max_steps", steps)
     assert [message.role for message in messages] == ["assistant", "tool"] * steps
 
@@ -197,18 +199,18 @@ async def test_a_run_ends_at_the_lower_limit_of_steps(
         ("invalid_tool_call", "invalid_tool_call"),
     ],
 )
-async def test_a_failure_of_the_model_keeps_what_was_said_before(
-    answerer: AttemptRunner, failure: str, stop_reason: str
+async def test_a_model_error_keeps_the_messages_so_far(
+    attempt_runner: AttemptRunner, failure: str, stop_reason: str
 ) -> None:
     agent = bound(script=[calls(("double", {"n": 1})), {"fail": {"type": failure, "message": "why"}}], tools=[double])
-    report, messages = await answer(answerer, agent)
+    report, messages = await answer(attempt_runner, agent)
     assert (report.status, report.stop_reason) == ("errored", stop_reason)
     assert report.error == {"type": failure, "message": "why"}
     assert [message.role for message in messages] == ["assistant", "tool"]
     assert report.usage["step_count"] == 1
 
 
-async def test_a_run_that_passes_its_deadline_keeps_what_was_said_before(answerer: AttemptRunner) -> None:
+async def test_a_run_past_its_deadline_keeps_its_messages(attempt_runner: AttemptRunner) -> None:
     cancelled = asyncio.Event()
 
     async def wait() -> None:
@@ -219,7 +221,7 @@ async def test_a_run_that_passes_its_deadline_keeps_what_was_said_before(answere
             raise
 
     agent = bound(script=[calls(("wait", {}))], tools=[wait], deadline_s=0.2)
-    report, messages = await answer(answerer, agent)
+    report, messages = await answer(attempt_runner, agent)
     assert (report.status, report.stop_reason) == ("errored", "error")
     assert report.error == {"type": "deadline_exceeded", "message": "not done within its deadline of 0.2 s"}
     assert [message.role for message in messages] == ["assistant"]
@@ -227,8 +229,8 @@ async def test_a_run_that_passes_its_deadline_keeps_what_was_said_before(answere
     assert cancelled.is_set()
 
 
-async def test_a_model_that_answers_too_late_is_the_deadlines_fault(answerer: AttemptRunner) -> None:
-    report, _ = await answer(answerer, bound(script=[{"text": "late", "delay_s": 60}], deadline_s=0.1))
+async def test_a_reply_after_the_deadline_is_a_deadline_error(attempt_runner: AttemptRunner) -> None:
+    report, _ = await answer(attempt_runner, bound(script=[{"text": "late", "delay_s": 60}], deadline_s=0.1))
     assert report.error is not None
     assert report.error["type"] == "deadline_exceeded"
 
@@ -243,19 +245,19 @@ async def test_a_model_that_answers_too_late_is_the_deadlines_fault(answerer: At
     ],
 )
 async def test_a_function_answers_with_text_or_json(
-    answerer: AttemptRunner, function: Callable[[AgentRequest], object], text: str
+    attempt_runner: AttemptRunner, function: Callable[[AgentRequest], object], text: str
 ) -> None:
-    report, messages = await answer(answerer, bound(run=function))
+    report, messages = await answer(attempt_runner, bound(run=function))
     assert (report.status, report.stop_reason, report.usage["step_count"]) == ("succeeded", "end_turn", 1)
     assert [(message.role, message.text) for message in messages] == [("assistant", text)]
 
 
-async def test_an_async_function_is_an_agent_too(answerer: AttemptRunner) -> None:
+async def test_an_async_function_is_an_agent_too(attempt_runner: AttemptRunner) -> None:
     async def shout(request: AgentRequest) -> str:
         await asyncio.sleep(0)
         return str(request.input).upper()
 
-    _, messages = await answer(answerer, bound(run=shout))
+    _, messages = await answer(attempt_runner, bound(run=shout))
     assert messages[0].text == "HI"
 
 
@@ -285,61 +287,61 @@ def raising_async(error: BaseException) -> Callable[[AgentRequest], object]:
         (InvalidToolCallError("bad_json", "why"), "invalid_tool_call", "bad_json", "why"),
     ],
 )
-async def test_whatever_a_function_raises_is_its_requests_outcome(
-    answerer: AttemptRunner,
+async def test_any_error_of_a_function_becomes_the_requests_outcome(
+    attempt_runner: AttemptRunner,
     kind: Callable[[BaseException], Callable[[AgentRequest], object]],
     error: BaseException,
     stop_reason: str,
     type: str,
     message: str,
 ) -> None:
-    report, messages = await answer(answerer, bound(run=kind(error)))
+    report, messages = await answer(attempt_runner, bound(run=kind(error)))
     assert (report.status, report.stop_reason) == ("errored", stop_reason)
     assert report.error == {"type": type, "message": message}
     assert messages == []
 
 
-async def test_a_function_that_cancels_itself_fails_and_is_not_lost(answerer: AttemptRunner) -> None:
+async def test_a_function_that_raises_cancelled_error_fails_its_request(attempt_runner: AttemptRunner) -> None:
     async def function(request: AgentRequest) -> None:
         task = asyncio.create_task(asyncio.Event().wait())
         task.cancel()
         await task
 
-    report, _ = await answer(answerer, bound(run=function))
+    report, _ = await answer(attempt_runner, bound(run=function))
     assert report.error is not None
     assert (report.status, report.error["type"]) == ("errored", "CancelledError")
 
 
-async def test_a_cancelled_request_is_cancelled(answerer: AttemptRunner) -> None:
+async def test_a_cancelled_request_is_cancelled(attempt_runner: AttemptRunner) -> None:
     started = asyncio.Event()
 
     async def function(request: AgentRequest) -> None:
         started.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(answer(answerer, bound(run=function)))
+    task = asyncio.create_task(answer(attempt_runner, bound(run=function)))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def test_a_very_long_error_is_cut(answerer: AttemptRunner) -> None:
-    report, _ = await answer(answerer, bound(run=raising(ValueError("x" * 10_000))))
+async def test_a_very_long_error_is_truncated(attempt_runner: AttemptRunner) -> None:
+    report, _ = await answer(attempt_runner, bound(run=raising(ValueError("x" * 10_000))))
     assert report.error is not None
     assert len(report.error["message"]) == 4000
 
 
-async def test_an_approval_has_nothing_to_approve(answerer: AttemptRunner) -> None:
+async def test_an_approval_without_a_waiting_call_is_refused(attempt_runner: AttemptRunner) -> None:
     approval = {"type": "approval", "approvals": [{"tool_call_id": "1", "approve": True}]}
-    report, _ = await answer(answerer, bound(model="offline/rules"), messages=[approval])
+    report, _ = await answer(attempt_runner, bound(model="offline/rules"), messages=[approval])
     assert report.error == {
         "type": "no_pending_approval",
         "message": "no tool call waits for an answer",
     }
 
 
-async def test_only_code_of_the_requests_own_runs_under_the_guard() -> None:
+async def test_only_tools_and_callables_run_inside_the_execution_marker() -> None:
     inside: list[tuple[str, int]] = []
     seen: list[list[tuple[str, int]]] = []
 
@@ -364,9 +366,9 @@ async def test_only_code_of_the_requests_own_runs_under_the_guard() -> None:
 
 
 async def test_agents_and_clients_are_built_once() -> None:
-    answerer = AttemptRunner()
+    attempt_runner = AttemptRunner()
     agent = bound(model="offline/rules")
-    assert answerer.agent(agent) is answerer.agent(agent)
+    assert attempt_runner.agent(agent) is attempt_runner.agent(agent)
     clients = Clients()
     provider = Provider(protocol="offline")
     assert clients.get("offline", provider, None) is clients.get("offline", Provider(protocol="offline"), None)
@@ -375,20 +377,20 @@ async def test_agents_and_clients_are_built_once() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"run": "nowhere_at_all:f"}, {"model": "offline/rules", "tools": ["json:nope"]}])
-async def test_code_that_cannot_be_imported_where_it_runs_is_the_requests_outcome(
-    answerer: AttemptRunner, fields: dict[str, Any]
+async def test_an_import_error_becomes_the_requests_outcome(
+    attempt_runner: AttemptRunner, fields: dict[str, Any]
 ) -> None:
     agent = bound(**fields)
     with pytest.raises(ConfigError, match=r"^agent 'a': '[\w:]+' cannot be imported: "):
         build_agent(agent, Clients())
-    report, _ = await answer(answerer, agent)
+    report, _ = await answer(attempt_runner, agent)
     assert report.error is not None
     assert (report.status, report.error["type"]) == ("errored", "config_error")
 
 
-async def test_no_text_of_a_request_is_logged(answerer: AttemptRunner, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_text_of_a_request_is_logged(attempt_runner: AttemptRunner, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "batchray")
-    await answer(answerer, bound(run=raising(ValueError("a secret"))), input="a secret")
+    await answer(attempt_runner, bound(run=raising(ValueError("a secret"))), input="a secret")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("DEBUG", "request failed: ValueError")
     ]

@@ -1,4 +1,4 @@
-"""What is Anthropic's own in its client; what all clients do alike is in test_model_conformance."""
+"""The Anthropic client.  Behaviour common to all clients is tested in test_model_conformance."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ async def opened(base_url: str, api_key: str | None = KEY, **settings: Any) -> A
         await client.close()
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- replies ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_streamed_answer_comes_back_whole(client: AnthropicClient, server: ProviderServer) -> None:
+async def test_a_streamed_reply_is_returned_whole(client: AnthropicClient, server: ProviderServer) -> None:
     reply = await client.ask(call())
     assert (reply.text, reply.finish_reason) == ("tok0 tok1 tok2 tok3 tok4 ", "stop")
     headers = server.calls[0].headers
@@ -72,7 +72,7 @@ async def test_a_streamed_answer_comes_back_whole(client: AnthropicClient, serve
 
 
 @pytest.mark.parametrize("variant", ["", "[[json]]"])
-async def test_prompt_tokens_include_what_the_cache_gave_and_took(client: AnthropicClient, variant: str) -> None:
+async def test_prompt_tokens_include_cache_reads_and_writes(client: AnthropicClient, variant: str) -> None:
     plain = await client.ask(call(f"[[cached:0]][[written:0]]{variant}"))
     reply = await client.ask(call(f"[[cached:7]][[written:5]]{variant}"))
     assert reply.usage == Usage(
@@ -84,7 +84,7 @@ async def test_prompt_tokens_include_what_the_cache_gave_and_took(client: Anthro
     )
 
 
-async def test_what_an_attempt_cost_that_broke_off_is_told_beside_the_reply(server: ProviderServer) -> None:
+async def test_the_usage_of_a_broken_attempt_is_reported_separately(server: ProviderServer) -> None:
     lost: list[Usage] = []
     async with opened(server.root_url, **{**eager(), "sleep": FakeTime().sleep}) as client:
         reply = await client.ask(call("[[reset:body x2]]", on_wasted_usage=lost.append))
@@ -93,7 +93,7 @@ async def test_what_an_attempt_cost_that_broke_off_is_told_beside_the_reply(serv
 
 
 @pytest.mark.parametrize("variant", ["", "[[crlf]]", "[[json]]", "[[nodone]]", "[[gap:0.001]]"])
-async def test_parallel_tool_calls_are_put_together_from_their_pieces(client: AnthropicClient, variant: str) -> None:
+async def test_parallel_tool_calls_are_assembled_from_their_pieces(client: AnthropicClient, variant: str) -> None:
     text = f'[[tool:calculate {{"expression":"1 + 1"}}]][[tool:look_up {{"key":"a"}}]][[tool:now]]{variant}'
     reply = await client.ask(call(text))
     assert [(each.id, each.name, each.arguments) for each in reply.tool_calls] == [
@@ -115,7 +115,7 @@ async def test_thinking_is_kept_with_its_signature_and_counted(client: Anthropic
     assert reply.usage.reasoning_tokens == 3
 
 
-async def test_thinking_that_is_not_shown_is_known_to_have_happened(client: AnthropicClient) -> None:
+async def test_omitted_thinking_becomes_a_part(client: AnthropicClient) -> None:
     reply = await client.ask(call("[[reasoning:let me see]][[omitted]][[say:it is so]]"))
     assert reply.content == [OmittedReasoningContent(signature=signature("")), TextContent(text="it is so")]
 
@@ -136,18 +136,18 @@ async def test_a_stop_reason_becomes_a_finish_reason(
     assert (await client.ask(call(f"[[finish:{stop_reason}]]"))).finish_reason == finish_reason
 
 
-async def test_a_refusal_says_what_the_provider_said(client: AnthropicClient) -> None:
+async def test_a_refusal_has_the_providers_explanation(client: AnthropicClient) -> None:
     error = await failure(client.ask(call("[[finish:refusal]]")), InvalidResponseError)
     assert (error.type, error.message) == ("refusal", "local: the model refused to answer: it was asked for")
 
 
 @pytest.mark.parametrize("details", [None, 1, {}, {"explanation": 1}])
-async def test_a_refusal_without_an_explanation_is_one_too(details: Any) -> None:
+async def test_a_refusal_needs_no_explanation(details: Any) -> None:
     end = {"type": "message_delta", "delta": {"stop_reason": "refusal", "stop_details": details}}
     assert (await failure(answered(events(end)), InvalidResponseError)).type == "refusal"
 
 
-async def test_a_paused_turn_is_gone_on_with(client: AnthropicClient, server: ProviderServer) -> None:
+async def test_a_paused_turn_is_continued(client: AnthropicClient, server: ProviderServer) -> None:
     reply = await client.ask(call("[[pause]][[reasoning:let me look]][[say:found]]"))
     first, second = (each.body["messages"] for each in server.calls)
     assert second[:-1] == first
@@ -165,19 +165,19 @@ async def test_a_paused_turn_is_gone_on_with(client: AnthropicClient, server: Pr
     assert reply.usage.reasoning_tokens == 6  # of both answers
 
 
-async def test_a_turn_is_not_paused_for_ever(client: AnthropicClient, server: ProviderServer) -> None:
+async def test_a_turn_is_given_up_after_many_pauses(client: AnthropicClient, server: ProviderServer) -> None:
     error = await failure(client.ask(call("[[finish:pause_turn]]")), InvalidResponseError)
     assert (error.type, server.n_calls) == ("turn_paused", 17)
 
 
-async def test_after_its_tools_a_model_may_have_nothing_more_to_say(client: AnthropicClient) -> None:
+async def test_a_reply_after_tools_may_be_empty(client: AnthropicClient) -> None:
     asked = message("assistant", tool_calls=[ToolCall.of("call_1", "add", "{}")])
     returned = message("tool", tool_returns=[MessageToolReturn(tool_call_id="call_1", status="success")])
     reply = await client.ask(call(messages=[message("user", "[[nochoices]]"), asked, returned]))
     assert (reply.content, reply.finish_reason) == ([], "stop")
 
 
-async def test_whatever_comes_first_is_the_first_token(server: ProviderServer) -> None:
+async def test_the_first_token_may_be_of_any_kind(server: ProviderServer) -> None:
     ticks = itertools.count(1000)
     async with opened(server.root_url, clock=lambda: float(next(ticks))) as client:
         for text in ("hi", "[[tool:add {}]]", "[[redacted:QUJD]]", "[[reasoning:hm]]"):
@@ -204,7 +204,7 @@ def test_the_body_holds_the_agents_fields_and_a_limit() -> None:
     assert (given["max_tokens"], given["stream"], given["model"], len(given["messages"])) == (9, False, "m", 1)
 
 
-def test_what_one_side_says_in_a_row_is_one_turn_with_the_results_first() -> None:
+def test_consecutive_messages_of_one_role_are_joined_with_results_first() -> None:
     turns = body(
         message("user", "a"),
         message("summary", "b"),
@@ -243,27 +243,27 @@ def test_system_messages_follow_the_agents_prompt_and_empty_texts_are_left_out()
     assert body(message("user", "a"), body={"system": "Other."})["system"] == "Other."
 
 
-def test_tools_of_the_providers_own_come_first() -> None:
+def test_the_providers_own_tools_come_first() -> None:
     search = {"type": "web_search_20250305", "name": "web_search"}
     fields: dict[str, Any] = {"tools": [ADD], "body": {"tools": [search]}, "system": "s"}
     assert [tool["name"] for tool in body(message("user", "a"), **fields)["tools"]] == ["web_search", "add"]
     assert body(message("user", "a"), body={"tools": [search]})["tools"] == [search]
 
 
-def test_arguments_that_are_no_object_are_refused_by_name() -> None:
+def test_arguments_that_are_not_an_object_are_refused_by_name() -> None:
     with pytest.raises(ModelAPIError, match="arguments of 'add' that are not a JSON object") as raised:
         body(message("assistant", tool_calls=[ToolCall.of("1", "add", "[1]")]))
     assert raised.value.type == "unsupported_content"
 
 
 def marks(given: dict[str, Any]) -> dict[str, list[Any]]:
-    """Where a body is marked for the cache: by place, the mark of each block or tool, or None."""
+    """Return the cache mark, or None, of each tool, system block and content block, by position."""
     blocks = [block for turn in given["messages"] for block in turn["content"]]
     places = {"system": given.get("system", []), "tools": given.get("tools", []), "messages": blocks}
     return {place: [each.get("cache_control") for each in found] for place, found in places.items()}
 
 
-def test_what_an_agents_requests_share_is_marked_for_the_cache_and_what_tools_go_on_with() -> None:
+def test_the_shared_prefix_and_a_continued_conversation_are_marked_for_the_cache() -> None:
     asked = [message("system", "of this request"), message("user", "a", "b")]
     assert marks(body(*asked, system="s", tools=[ADD, LOOK])) == {
         "system": [EPHEMERAL, None],  # the cache's order is tools, system, messages: one mark holds both
@@ -275,16 +275,16 @@ def test_what_an_agents_requests_share_is_marked_for_the_cache_and_what_tools_go
         "tools": [None, EPHEMERAL],
         "messages": [None, EPHEMERAL],
     }
-    assert marks(body(*asked, system="s"))["messages"] == [None, None]  # nothing will come after it
+    assert marks(body(*asked, system="s"))["messages"] == [None, None]  # nothing follows it
 
 
-def test_no_thinking_is_marked() -> None:
+def test_thinking_blocks_are_not_marked() -> None:
     thought = message("assistant", RedactedReasoningContent(data="QUJD"))
     assert marks(body(message("user", "a"), thought, tools=[ADD]))["messages"] == [None, None]
 
 
 @pytest.mark.parametrize(("given", "sent"), [(None, {}), (EPHEMERAL, {"cache_control": EPHEMERAL})])
-def test_an_agent_may_switch_the_marks_off_or_leave_them_to_the_api(given: Any, sent: dict[str, Any]) -> None:
+def test_an_agent_can_switch_cache_marks_off_or_set_its_own(given: Any, sent: dict[str, Any]) -> None:
     made = body(message("user", "a"), system="s", tools=[ADD], body={"cache_control": given})
     assert marks(made) == {"system": [None], "tools": [None], "messages": [None]}
     assert {name: made[name] for name in made.keys() & {"cache_control"}} == sent
@@ -301,7 +301,7 @@ def double(n: int) -> int:
 @pytest.mark.parametrize(
     "thought", ["", "[[reasoning:let me see]]", "[[reasoning:hm]][[omitted]]", "[[redacted:QUJD]]"]
 )
-async def test_a_run_with_tools_sends_back_what_was_thought_as_it_came(
+async def test_a_run_with_tools_returns_thinking_unchanged(
     client: AnthropicClient, server: ProviderServer, thought: str
 ) -> None:
     # The server refuses a conversation whose results are missing or whose thinking has changed.
@@ -314,7 +314,7 @@ async def test_a_run_with_tools_sends_back_what_was_thought_as_it_came(
     assert "unsupported" not in str(server.calls)
 
 
-# --- odd answers -----------------------------------------------------------------------------------------------------
+# --- unusual replies -------------------------------------------------------------------------------------------------
 
 
 def events(*given: Any) -> bytes:
@@ -338,7 +338,7 @@ async def answered(stream: bytes, content_type: str = "text/event-stream") -> Mo
         return await client.ask(call())
 
 
-async def test_what_is_thought_between_texts_stays_between_them() -> None:
+async def test_thinking_between_texts_keeps_its_position() -> None:
     stream = [
         started(0, type="text", text=""),
         grown(0, type="text_delta", text="a"),
@@ -353,7 +353,7 @@ async def test_what_is_thought_between_texts_stays_between_them() -> None:
     assert reply.text == "ad"
 
 
-async def test_events_blocks_and_deltas_of_unknown_kinds_are_passed_over() -> None:
+async def test_unknown_events_blocks_and_deltas_are_ignored() -> None:
     stream = [
         {"type": "of_tomorrow"},
         started(0, type="of_tomorrow", text="no"),
@@ -363,13 +363,13 @@ async def test_events_blocks_and_deltas_of_unknown_kinds_are_passed_over() -> No
     assert (await answered(b"data:\n\n" + events(*stream, ended()))).text == "yes"
 
 
-async def test_reasoning_of_servers_that_sign_nothing_can_be_sent_back() -> None:
+async def test_unsigned_reasoning_can_be_sent_back() -> None:
     reply = await answered(events(started(0, type="thinking", thinking="hm"), ended()))
     (turn,) = body(message("assistant", *reply.content))["messages"]
     assert turn["content"] == [{"type": "thinking", "thinking": "hm", "signature": ""}]
 
 
-async def test_counts_that_come_later_or_not_again_are_the_ones_that_count() -> None:
+async def test_the_latest_value_of_each_usage_count_wins() -> None:
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}
     end = ended(output_tokens=9, input_tokens=None, cache_read_input_tokens=2)
     usage = (await answered(events(start, started(0, type="text", text="a"), end))).usage
@@ -396,7 +396,7 @@ async def test_counts_that_come_later_or_not_again_are_the_ones_that_count() -> 
         ended(input_tokens=-1),
     ],
 )
-async def test_json_of_the_wrong_shape_is_a_malformed_answer(event: Any) -> None:
+async def test_json_of_the_wrong_shape_is_a_malformed_reply(event: Any) -> None:
     text = started(9, type="text", text="a")
     error = await failure(answered(events(text, event, ended())), InvalidResponseError)
     assert error.type == "malformed_stream"
@@ -405,7 +405,7 @@ async def test_json_of_the_wrong_shape_is_a_malformed_answer(event: Any) -> None
 @pytest.mark.parametrize(
     "answer", [b"[]", b"{", b"{}", b'{"content": 1}', b'{"content": [1], "stop_reason": "end_turn"}']
 )
-async def test_an_unstreamed_answer_of_the_wrong_shape_is_a_malformed_answer(answer: bytes) -> None:
+async def test_an_unstreamed_reply_of_the_wrong_shape_is_malformed(answer: bytes) -> None:
     error = await failure(answered(answer, "application/json"), InvalidResponseError)
     assert error.type == "malformed_response"
 
@@ -413,13 +413,13 @@ async def test_an_unstreamed_answer_of_the_wrong_shape_is_a_malformed_answer(ans
 # --- the address, the key, and the provider's own client -------------------------------------------------------------
 
 
-async def test_a_key_that_the_provider_repeats_is_not_passed_on(client: AnthropicClient) -> None:
+async def test_a_key_in_a_providers_error_is_masked(client: AnthropicClient) -> None:
     error = await failure(client.ask(call("[[401:message=invalid x-api-key {key} {masked}]]")), ModelAPIError)
     assert error.message == "local: status 401: invalid x-api-key *** ***"
     assert KEY not in repr(client)
 
 
-async def test_a_client_made_by_name_has_anthropics_address_where_none_is_given(server: ProviderServer) -> None:
+async def test_a_client_made_by_name_defaults_to_anthropics_address(server: ProviderServer) -> None:
     made = make_client("anthropic", "anthropic", api_key=KEY)
     assert repr(made) == f"AnthropicClient(HttpTransport('anthropic', '{BASE_URL}'))"
     own = make_client("own", "anthropic", server.root_url + "/")
@@ -434,7 +434,7 @@ def test_a_key_that_http_cannot_carry_is_refused_without_showing_it() -> None:
     assert KEY not in str(raised.value)
 
 
-async def test_anthropics_own_client_reads_the_servers_answers(server: ProviderServer) -> None:
+async def test_anthropics_sdk_reads_the_test_servers_replies(server: ProviderServer) -> None:
     anthropic: Any = pytest.importorskip("anthropic")
     user = {"role": "user", "content": '[[reasoning:let me see]][[redacted:QUJD]][[tool:add {"a": 1}]]'}
     asked: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [user]}

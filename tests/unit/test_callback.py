@@ -56,7 +56,7 @@ class Clock:
 
 
 class MemoryOutbox:
-    """An outbox in memory.  `faults` are raised by the calls to come, by the method's name."""
+    """An outbox in memory.  `faults` are raised by the next calls, by method name."""
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[Delivery, float]] = {}
@@ -104,7 +104,7 @@ class MemoryOutbox:
 
 
 class Receiver:
-    """A receiver on loopback.  It gives `answers` in turn, the last one for ever: a status, or a handler."""
+    """A receiver on loopback.  It gives `answers` in order and repeats the last: each a status or a handler."""
 
     def __init__(self, *answers: int | Handler) -> None:
         self.answers = list(answers) or [200]
@@ -144,7 +144,7 @@ class Receiver:
 
 
 class Names(AbstractResolver):
-    """A name server that gives these answers in turn, each a list of addresses, the last one for ever."""
+    """A name server that gives these answers in order and repeats the last: each a list of addresses."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)
@@ -165,7 +165,7 @@ class Names(AbstractResolver):
 
 
 class Sockets:
-    """Makes the sockets of a guard and counts them.  With `is_dead`, none of them reaches anything."""
+    """Creates the sockets of a guard and counts them.  With `is_dead`, none of them can connect."""
 
     def __init__(self, *, is_dead: bool = False) -> None:
         self.n_made, self.is_dead = 0, is_dead
@@ -257,20 +257,20 @@ async def test_a_receiver_that_knows_one_of_the_secrets_can_verify(outbox: Memor
         Webhook(known).verify(receiver.bodies[0] + b" ", receiver.headers[0])
 
 
-def test_a_retry_is_signed_anew_under_the_same_id() -> None:
+def test_a_retry_has_a_new_signature_and_the_same_id() -> None:
     first, second = (Signer([SECRET]).headers("job-1", at, b"{}") for at in (NOW, NOW + 5))
     assert first["webhook-id"] == second["webhook-id"]
     assert first["webhook-signature"] != second["webhook-signature"]
 
 
 @given(st.binary(min_size=24, max_size=64), st.text(st.characters(categories=["L", "N", "S"])))
-def test_signatures_are_those_of_the_standard_package(key: bytes, text: str) -> None:
+def test_signatures_match_the_standardwebhooks_package(key: bytes, text: str) -> None:
     headers = Signer([base64.b64encode(key).decode()]).headers("job-1", NOW, text.encode())
     assert headers["webhook-signature"] == Webhook(key).sign("job-1", datetime.fromtimestamp(NOW, UTC), text)
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsk_" + "A" * 32, "p@ssword", "pässwörd", "whsec_c2hvcnQ="])
-def test_a_secret_that_cannot_be_used_is_refused_without_naming_it(secret: str) -> None:
+def test_an_invalid_secret_is_refused_without_showing_it(secret: str) -> None:
     with pytest.raises(ConfigError, match=r"callback secret 2 (is not base64|has \d+ bytes)") as raised:
         Signer([SECRET, secret])
     assert not secret or secret not in str(raised.value)
@@ -315,7 +315,7 @@ def test_a_receiver_that_asks_to_wait_is_obeyed_up_to_a_day(seed: int, asked_s: 
 
 
 @pytest.mark.parametrize("delay_s", [-1, float("inf"), float("nan")])
-def test_a_delay_that_is_no_time_is_refused(delay_s: float) -> None:
+def test_a_negative_or_infinite_delay_is_refused(delay_s: float) -> None:
     with pytest.raises(ConfigError, match="callback delay"):
         Schedule((5, delay_s))
 
@@ -334,7 +334,7 @@ async def test_retry_after_is_obeyed(outbox: MemoryOutbox, status: int) -> None:
     assert NOW + 900 <= attempt.next_at <= NOW + 900 * 1.2
 
 
-async def test_a_receiver_that_is_gone_is_asked_no_more(outbox: MemoryOutbox) -> None:
+async def test_a_receiver_that_answers_410_gets_no_more_attempts(outbox: MemoryOutbox) -> None:
     async with Receiver(410).serving() as receiver:
         outbox.put(receiver.url)
         async with sending(outbox):
@@ -343,7 +343,7 @@ async def test_a_receiver_that_is_gone_is_asked_no_more(outbox: MemoryOutbox) ->
     assert (attempt.status_code, attempt.next_at, attempt.error, outbox.rows) == (410, None, error, {})
 
 
-async def test_a_failed_callback_is_sent_again_when_its_time_comes_without_being_told(outbox: MemoryOutbox) -> None:
+async def test_a_failed_callback_is_sent_again_at_its_time_without_a_wake(outbox: MemoryOutbox) -> None:
     async with Receiver(500, 200).serving() as receiver:
         outbox.put(receiver.url)
         async with sending(outbox, schedule=Schedule((0.01,)), clock=time.time):
@@ -376,13 +376,13 @@ async def test_a_redirect_is_a_failure_and_is_not_followed(status: int) -> None:
     assert (sockets.n_made, len(receiver.bodies)) == (1, 1)
 
 
-async def test_a_receiver_that_does_not_answer_is_given_up() -> None:
+async def test_a_receiver_that_does_not_respond_times_out() -> None:
     async with Receiver(never).serving() as receiver:
         answer = await sent(receiver.url, limit_s=0.05)
     assert answer == CallbackResponse(None, "the receiver gave no answer within 0.05 s")
 
 
-async def test_of_an_endless_answer_64_kib_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_at_most_64_kib_of_a_response_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     async def endless(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -403,7 +403,7 @@ async def test_of_an_endless_answer_64_kib_are_read(monkeypatch: pytest.MonkeyPa
     assert (answer, n_read) == (CallbackResponse(200, None), MAX_RESPONSE_BYTES)
 
 
-async def test_an_answer_that_breaks_off_after_its_status_counts() -> None:
+async def test_a_response_cut_off_after_its_status_counts() -> None:
     async def broken(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100"})
         await response.prepare(request)
@@ -435,7 +435,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     assert proxy.n_connections == 0
 
 
-async def test_a_certificate_of_nobody_known_is_refused() -> None:
+async def test_an_untrusted_certificate_is_refused() -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
     async with Receiver().serving(tls) as receiver:
@@ -445,7 +445,7 @@ async def test_a_certificate_of_nobody_known_is_refused() -> None:
     assert receiver.bodies == []
 
 
-async def test_a_receiver_without_tls_is_no_secure_one() -> None:
+async def test_https_to_a_receiver_without_tls_fails() -> None:
     async with Receiver().serving() as receiver:
         answer = await sent(receiver.url.replace("http:", "https:"))
     assert (answer.error or "").startswith("no secure connection to the receiver: ")
@@ -459,7 +459,7 @@ async def test_a_receiver_without_tls_is_no_secure_one() -> None:
         (b"220 smtp\r\n", "the receiver's answer is not HTTP"),
     ],
 )
-async def test_what_is_no_answer_is_said_in_one_sentence(text: bytes, error: str) -> None:
+async def test_an_invalid_response_is_one_sentence(text: bytes, error: str) -> None:
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(text)
         writer.close()
@@ -591,7 +591,7 @@ SPELLINGS = (
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
-async def test_no_spelling_of_an_address_that_is_not_public_gets_a_connection(host: str) -> None:
+async def test_a_private_address_is_refused_in_any_spelling(host: str) -> None:
     sockets = Sockets()
     async with Receiver().serving() as receiver:
         answer = await sent(f"http://{host}:{receiver.port}/", guard=AddressGuard(make_socket=sockets))
@@ -602,7 +602,7 @@ async def test_no_spelling_of_an_address_that_is_not_public_gets_a_connection(ho
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "0x7f000001", "0x7f.1", "0177.0.0.0x1", "localhost", "[::ffff:127.0.0.1]"]
 )
-async def test_an_allowed_network_is_connected_to_in_any_spelling(host: str) -> None:
+async def test_an_allowed_network_is_accepted_in_any_spelling(host: str) -> None:
     async with Receiver().serving() as receiver:
         assert await sent(f"http://{host}:{receiver.port}/") == CallbackResponse(200, None)
 
@@ -618,7 +618,7 @@ async def test_an_allowed_network_is_connected_to_in_any_spelling(host: str) -> 
         ["127.1"],
     ],
 )
-async def test_a_name_that_resolves_inside_is_refused(addresses: list[str]) -> None:
+async def test_a_name_that_resolves_to_a_private_address_is_refused(addresses: list[str]) -> None:
     sockets = Sockets()
     async with Receiver().serving() as receiver:
         guard = AddressGuard(make_socket=sockets)
@@ -637,7 +637,7 @@ async def test_a_name_that_is_public_at_first_and_then_loopback_is_refused() -> 
     assert (sockets.n_made, names.n_asked, receiver.n_connections) == (n_made, 2, 0)
 
 
-async def test_of_a_name_s_addresses_only_those_allowed_are_connected_to() -> None:
+async def test_only_allowed_addresses_of_a_name_are_connected_to() -> None:
     sockets = Sockets()
     async with Receiver().serving() as receiver:
         names = Names(["10.0.0.1", "::1", "169.254.169.254", "127.0.0.1"])

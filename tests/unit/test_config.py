@@ -82,7 +82,7 @@ def test_agents_of_one_file_may_use_a_provider_of_another(write: Callable[..., P
 
 
 @pytest.mark.parametrize(("content", "reason"), BAD_AGENTS_FILES.values(), ids=BAD_AGENTS_FILES)
-def test_a_bad_agents_file_is_refused_with_its_place(
+def test_a_bad_agents_file_is_refused_with_its_location(
     content: str | bytes, reason: str, write: Callable[..., Path]
 ) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -58,14 +58,14 @@ def test_a_bad_first_line_of_a_stream_is_still_a_line(name: str) -> None:
 
 
 @pytest.mark.parametrize(("body", "reason"), BAD_BODIES.values(), ids=BAD_BODIES)
-def test_a_body_that_is_no_batch_is_refused(body: bytes, reason: str, tmp_path: Path) -> None:
+def test_a_body_that_is_not_a_batch_is_refused(body: bytes, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "batch.json"
     file.write_bytes(body)
     assert str(refusal(file)).startswith(reason)
     assert str(refusal(io.BytesIO(body))).startswith(reason)
 
 
-def test_an_input_that_is_no_batch_at_all_is_refused(tmp_path: Path) -> None:
+def test_an_input_of_another_type_is_refused(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in str(refusal(tmp_path / "nowhere.jsonl"))
     assert "cannot be read: Is a directory" in str(refusal(tmp_path))
     assert "binary mode" in str(refusal(io.StringIO(GOOD.decode())))
@@ -141,7 +141,7 @@ def test_a_bad_object_is_refused_with_its_index(request_: Any, reason: str) -> N
     assert reason in str(error)
 
 
-def test_requests_are_validate_one_at_a_time() -> None:
+def test_requests_are_validated_one_at_a_time() -> None:
     def endless() -> Iterator[dict[str, str]]:
         while True:
             yield {"agent_id": "a", "input": "x"}
@@ -150,7 +150,7 @@ def test_requests_are_validate_one_at_a_time() -> None:
     assert [next(requests).agent_id for _ in range(100)] == ["a"] * 100
 
 
-def test_the_largest_request_that_may_be_is_taken(tmp_path: Path) -> None:
+def test_a_request_of_the_largest_size_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "requests.jsonl"
     request = b'{"agent_id":"a","input":"%s"}' % (b"x" * (MAX_REQUEST_BYTES - len(GOOD) + 1))
     assert len(request) == MAX_REQUEST_BYTES
@@ -210,7 +210,7 @@ def test_what_is_accepted_is_what_the_schema_accepts(fields: dict[str, Any]) -> 
         assert expected == AgentRequest.model_validate_json(request.body)
 
 
-def test_a_spool_gives_back_what_was_added_any_number_of_times(tmp_path: Path) -> None:
+def test_a_spool_can_be_iterated_repeatedly(tmp_path: Path) -> None:
     requests = [RawRequest("a", None, GOOD), RawRequest("b\n", "c\n", b"{\n}"), RawRequest("a", "", b"")]
     with Spool(tmp_path / "new") as spool:
         for request in requests:
@@ -246,7 +246,7 @@ _NEARLY_PLAIN = st.fixed_dictionaries(
 
 
 @given(_NEARLY_PLAIN, st.booleans(), st.sampled_from([None, "agent_id", "input", "custom_id"]))
-def test_what_the_fast_way_takes_the_models_take_too_and_alike(
+def test_what_the_fast_path_accepts_the_models_accept_with_the_same_content(
     request: dict[str, Any], is_ascii: bool, repeated: str | None
 ) -> None:
     text = json.dumps(request, ensure_ascii=is_ascii)
@@ -266,6 +266,6 @@ def test_what_the_fast_way_takes_the_models_take_too_and_alike(
         '{"agent_id": "a", "input": "grüße"}'.encode(),
     ],
 )
-def test_a_plain_request_goes_the_fast_way(body: bytes) -> None:
+def test_a_simple_request_takes_the_fast_path(body: bytes) -> None:
     heads = parse_simple_requests([body, body], frozenset(AGENTS))
     assert heads == [_validate(strict_json(body), body, frozenset(AGENTS))[:2]] * 2

@@ -1,4 +1,4 @@
-"""An agent's memory blocks: how its model sees them, and how it edits them."""
+"""Memory blocks: the prompt for them, and the tools that edit them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def memory(**edited: str) -> RunMemory:
         (2, "Name: Ada\nLikes: tea\nAge: 36"),
     ],
 )
-async def test_text_is_inserted_as_lines_of_its_own(insert_line: int, value: str) -> None:
+async def test_inserted_text_becomes_separate_lines(insert_line: int, value: str) -> None:
     edited = memory()
     await edited.memory_insert("human", "Age: 36", insert_line)
     assert edited.edited == {"human": value}
@@ -40,7 +40,7 @@ async def test_text_in_an_empty_block_is_its_only_line() -> None:
     assert edited.value("human") == "Name: Bo"
 
 
-async def test_text_that_stands_there_once_is_replaced() -> None:
+async def test_text_that_occurs_once_is_replaced() -> None:
     edited = memory()
     await edited.memory_replace("human", "tea", "coffee")
     await edited.memory_replace("human", "Name: Ada\n", "")
@@ -50,7 +50,7 @@ async def test_text_that_stands_there_once_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("tool", "arguments", "reason"),
     [
-        ("memory_insert", ("nobody", "x"), "there is no block 'nobody'; there are: human, rules"),
+        ("memory_insert", ("pets", "x"), "there is no block 'pets'; there are: human, rules"),
         ("memory_insert", ("rules", "x"), "block 'rules' is read-only"),
         ("memory_insert", ("human", "x", 3), "insert_line 3 is outside of block 'human', which has 2 lines"),
         ("memory_insert", ("human", "x", -2), "insert_line -2 is outside"),
@@ -62,7 +62,7 @@ async def test_text_that_stands_there_once_is_replaced() -> None:
         ("memory_replace", ("human", "tea", "t" * 61), "its limit is 60"),
     ],
 )
-async def test_an_edit_that_cannot_be_made_says_why_and_changes_nothing(
+async def test_a_refused_edit_has_a_reason_and_changes_nothing(
     tool: str, arguments: tuple[Any, ...], reason: str
 ) -> None:
     edited = memory()
@@ -71,7 +71,7 @@ async def test_an_edit_that_cannot_be_made_says_why_and_changes_nothing(
     assert edited.edited == {}
 
 
-def test_the_model_sees_each_block_with_its_value_as_it_is_now() -> None:
+def test_the_prompt_shows_the_current_value_of_each_block() -> None:
     prompt = memory(human="Name: Bo").prompt()
     assert prompt == (
         "<memory_blocks>\n"
@@ -84,7 +84,7 @@ def test_the_model_sees_each_block_with_its_value_as_it_is_now() -> None:
     assert RunMemory().prompt() == ""
 
 
-def test_there_are_tools_only_where_something_can_be_edited() -> None:
+def test_there_are_memory_tools_only_if_a_block_can_be_edited() -> None:
     assert memory_tools([RULES], 1.0) == memory_tools([], 1.0) == {}
     insert = memory_tools([HUMAN], 1.0)["memory_insert"].spec
     assert insert.parameters["required"] == ["label", "new_str"]
@@ -92,14 +92,14 @@ def test_there_are_tools_only_where_something_can_be_edited() -> None:
     assert insert.description == "Insert text into a memory block as lines of its own."
 
 
-async def test_a_model_edits_its_memory_by_tools_and_is_told_what_it_cannot(answerer: AttemptRunner) -> None:
+async def test_a_model_edits_its_memory_by_tools_and_sees_refusals(attempt_runner: AttemptRunner) -> None:
     asked = calls(
         ("memory_insert", {"label": "human", "new_str": "Age: 36"}),
         ("memory_replace", {"label": "human", "old_str": "tea", "new_str": "coffee"}),
         ("memory_replace", {"label": "rules", "old_str": "kind", "new_str": "rude"}),
     )
     agent = bound(script=[asked, {"text": "noted"}], memory_blocks=[HUMAN, RULES])
-    talk = Conversation(answerer, agent)
+    talk = Conversation(attempt_runner, agent)
     report, messages = await talk.ask()
     assert report.memory == {"human": "Name: Ada\nLikes: coffee\nAge: 36"}
     assert [status for status, _ in returns(messages)] == ["success", "success", "error"]
@@ -111,11 +111,11 @@ async def test_a_model_edits_its_memory_by_tools_and_is_told_what_it_cannot(answ
     )
 
 
-async def test_the_models_of_two_runs_do_not_share_a_memory(answerer: AttemptRunner) -> None:
+async def test_two_runs_do_not_share_their_memory(attempt_runner: AttemptRunner) -> None:
     agent = bound(
         script=[calls(("memory_insert", {"label": "human", "new_str": "x"})), {"text": "noted"}], memory_blocks=[HUMAN]
     )
-    reports = [(await Conversation(answerer, agent).ask())[0] for _ in range(2)]
+    reports = [(await Conversation(attempt_runner, agent).ask())[0] for _ in range(2)]
     assert [report.memory for report in reports] == [{"human": "Name: Ada\nLikes: tea\nx"}] * 2
 
 
@@ -131,6 +131,6 @@ async def test_the_models_of_two_runs_do_not_share_a_memory(answerer: AttemptRun
         ({"max_cost_usd": 1.0}, "max_cost_usd needs prices"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], reason: str) -> None:
+def test_contradictory_memory_settings_are_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Agent.model_validate({"id": "a", "model": "offline/rules", **fields})

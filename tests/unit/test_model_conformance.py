@@ -1,4 +1,4 @@
-"""What every client over HTTP makes of a provider's faults, whichever protocol it speaks.
+"""Behaviour common to all HTTP clients: how they handle a provider's faults, in each protocol.
 
 Each test runs over both.  Where a test waits, it waits on a clock that only sleeping moves on; those about Retry-After
 wait a real fraction of a second and read the server's ledger, which tells when calls really came.
@@ -48,7 +48,7 @@ def time() -> FakeTime:
 
 @pytest.fixture(params=["openai", "anthropic"])
 def opened(request: pytest.FixtureRequest) -> Opened:
-    """Open a client of a server, in one protocol and then in the other."""
+    """Open a client of a server, once for each protocol."""
 
     @asynccontextmanager
     async def opened(server: ProviderServer, **settings: Any) -> AsyncIterator[ModelClient]:
@@ -85,7 +85,7 @@ def opened(request: pytest.FixtureRequest) -> Opened:
         "[[error:api_error x2]][[json]]",
     ],
 )
-async def test_a_fault_that_passes_is_retried_and_the_answer_begins_anew(
+async def test_a_transient_failure_is_retried_with_a_new_reply(
     opened: Opened, server: ProviderServer, time: FakeTime, fault: str
 ) -> None:
     async with opened(server, clock=time.clock, sleep=time.sleep) as client:
@@ -103,7 +103,7 @@ async def test_a_fault_that_passes_is_retried_and_the_answer_begins_anew(
         ("[[gap:0.02 x1]][[tokens:100 x1]]", CallTimeouts(call_s=0.1)),  # each byte is in time, the whole is not
     ],
 )
-async def test_an_answer_that_stalls_or_drips_is_given_up_and_asked_for_again(
+async def test_a_stalled_reply_is_given_up_and_retried(
     opened: Opened, server: ProviderServer, time: FakeTime, fault: str, limits: CallTimeouts
 ) -> None:
     async with opened(server, clock=time.clock, sleep=time.sleep, timeouts=limits) as client:
@@ -119,7 +119,7 @@ async def test_an_answer_that_stalls_or_drips_is_given_up_and_asked_for_again(
         ("[[reset:headers]]", "connection_error"),
     ],
 )
-async def test_a_fault_that_does_not_pass_is_what_the_caller_gets(
+async def test_a_permanent_failure_is_raised(
     opened: Opened, server: ProviderServer, time: FakeTime, fault: str, type: str
 ) -> None:
     async with opened(server, clock=time.clock, sleep=time.sleep) as client:
@@ -129,9 +129,7 @@ async def test_a_fault_that_does_not_pass_is_what_the_caller_gets(
     assert ("slow down" in error.message) == ("slow down" in fault)
 
 
-async def test_a_step_that_waited_for_the_caller_is_one_answer_to_the_provider(
-    server: ProviderServer, opened: Opened
-) -> None:
+async def test_a_paused_step_is_one_assistant_message_to_the_provider(server: ProviderServer, opened: Opened) -> None:
     def look(key: str) -> str:
         return f"saw {key}"
 
@@ -157,7 +155,7 @@ async def test_a_step_that_waited_for_the_caller_is_one_answer_to_the_provider(
     assert n_calls == 3
 
 
-async def test_what_an_answer_cost_that_cannot_be_used_is_told(server: ProviderServer, opened: Opened) -> None:
+async def test_the_usage_of_an_unusable_reply_is_reported(server: ProviderServer, opened: Opened) -> None:
     lost: list[Usage] = []
     async with opened(server) as client:
         await failure(client.ask(call("[[badargs]]", on_wasted_usage=lost.append)), InvalidToolCallError)
@@ -174,14 +172,14 @@ async def test_a_refused_connection_is_retried(opened: Opened, time: FakeTime) -
     assert (error.type, len(time.slept)) == ("connection_error", 2)
 
 
-async def test_of_a_missing_end_mark_nothing_is_missed(opened: Opened, server: ProviderServer, time: FakeTime) -> None:
+async def test_a_missing_end_mark_loses_nothing(opened: Opened, server: ProviderServer, time: FakeTime) -> None:
     async with opened(server, clock=time.clock, sleep=time.sleep) as client:
         reply = await client.ask(call("[[nodone]]"))
     assert (reply.text, reply.finish_reason, reply.usage.completion_tokens) == (ANSWER, "stop", 5)
     assert (server.n_calls, time.slept) == (1, [])
 
 
-async def test_duplicate_tool_call_ids_are_made_two(opened: Opened, server: ProviderServer) -> None:
+async def test_duplicate_tool_call_ids_are_made_unique(opened: Opened, server: ProviderServer) -> None:
     fresh = (f"fresh_{i}" for i in itertools.count())
     async with opened(server, ids=lambda: next(fresh)) as client:
         reply = await client.ask(call(f"{TOOLS}[[sameids]]"))
@@ -218,7 +216,7 @@ BEFORE = datetime(1994, 11, 6, 8, 49, 46, 850_000, tzinfo=UTC).timestamp()
         ("[[429:retry-after=0.1 x1]][[429:retry-after=0.2 x2]]", [0.1, 0.2]),
     ],
 )
-async def test_no_call_comes_before_a_retry_after_ends(
+async def test_no_call_is_sent_before_a_retry_after_ends(
     opened: Opened, server: ProviderServer, fault: str, waits_s: list[float]
 ) -> None:
     async with opened(server, wall_clock=lambda: BEFORE) as client:
@@ -230,7 +228,7 @@ async def test_no_call_comes_before_a_retry_after_ends(
     )
 
 
-async def test_the_others_wait_too(opened: Opened, server: ProviderServer) -> None:
+async def test_all_calls_wait_for_a_retry_after(opened: Opened, server: ProviderServer) -> None:
     time = HeldTime()
     async with opened(server, clock=time.clock, sleep=time.sleep) as client:
         told = asyncio.create_task(client.ask(call("told [[429:retry-after=0.15 x1]]")))
@@ -275,7 +273,7 @@ async def test_without_a_retry_after_the_waits_grow(opened: Opened, server: Prov
         ("[[status:413]]", ModelAPIError, "request_too_large"),
     ],
 )
-async def test_a_fault_that_stays_is_not_retried(
+async def test_a_permanent_error_is_not_retried(
     opened: Opened, server: ProviderServer, time: FakeTime, fault: str, kind: type[RequestError], type: str
 ) -> None:
     async with opened(server, clock=time.clock, sleep=time.sleep) as client:
@@ -294,7 +292,7 @@ async def test_an_answer_without_choices_or_content_is_an_error(
     assert server.n_calls == 1
 
 
-async def test_arguments_that_the_token_limit_cut_are_no_call(opened: Opened, server: ProviderServer) -> None:
+async def test_a_tool_call_cut_by_the_token_limit_is_dropped(opened: Opened, server: ProviderServer) -> None:
     async with opened(server) as client:
         reply = await client.ask(call(f"{TOOLS}[[badargs]][[finish:length]]"))
     assert (reply.finish_reason, [each.arguments for each in reply.tool_calls]) == ("length", ['{"a": 1}', '{"a": 2}'])

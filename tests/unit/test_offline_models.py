@@ -54,7 +54,7 @@ class FakeTime:
         self.now += seconds
 
 
-async def test_the_turn_is_chosen_by_the_answers_since_the_last_user_message() -> None:
+async def test_the_scripted_reply_is_chosen_by_the_replies_since_the_last_user_message() -> None:
     model = ScriptedModel([{"text": "one"}, {"text": "two"}])
     user, said = message("user", "hi"), message("assistant", "one")
     assert (await model.ask(call(user))).text == "one"
@@ -62,13 +62,13 @@ async def test_the_turn_is_chosen_by_the_answers_since_the_last_user_message() -
     assert (await model.ask(call(user, said, said, user))).text == "one"
 
 
-async def test_past_the_last_turn_the_script_ends_and_does_not_repeat() -> None:
+async def test_after_its_last_reply_a_script_does_not_repeat() -> None:
     model = ScriptedModel([{"tool_calls": [{"name": "calculate"}]}])
     reply = await model.ask(call(message("user", "hi"), message("assistant")))
     assert (reply.text, reply.finish_reason, list(reply.tool_calls)) == ("(end of script)", "stop", [])
 
 
-async def test_a_turn_carries_reasoning_and_tool_calls_with_distinct_repeatable_ids() -> None:
+async def test_a_scripted_reply_has_reasoning_and_tool_calls_with_deterministic_ids() -> None:
     asked = {"name": "look_up", "arguments": {"key": "a"}}
     model = ScriptedModel([{"reasoning": "hm", "tool_calls": [asked, asked]}])
     question = call(message("user", "hi"))
@@ -99,7 +99,7 @@ async def test_the_users_script_wins_over_the_agents_and_that_over_the_construct
         ({"text": "a"}, "script"),
     ],
 )
-async def test_a_bad_script_is_an_invalid_response_that_names_the_place(script: Any, place: str) -> None:
+async def test_a_bad_script_is_an_invalid_response_with_the_path(script: Any, place: str) -> None:
     with pytest.raises(InvalidResponseError) as raised:
         await ScriptedModel(script).ask(call(message("user", "hi")))
     assert raised.value.type == "bad_script"
@@ -119,7 +119,7 @@ async def test_no_script_is_an_error_that_says_where_to_give_one() -> None:
         ("invalid_tool_call", InvalidToolCallError),
     ],
 )
-async def test_a_turn_can_fail(kind: str, error: type[RequestError]) -> None:
+async def test_a_scripted_reply_can_fail(kind: str, error: type[RequestError]) -> None:
     with pytest.raises(error) as raised:
         await ScriptedModel([{"fail": {"type": kind, "message": "no luck"}}]).ask(call(message("user", "hi")))
     assert (raised.value.type, raised.value.message) == (kind, "no luck")
@@ -153,7 +153,7 @@ async def test_tokens_are_counted_four_characters_each_unless_scripted() -> None
     assert (scripted.prompt_tokens, scripted.completion_tokens, scripted.total_tokens) == (7, 2, 9)
 
 
-async def test_rules_work_out_an_expression_with_the_tool_and_say_so() -> None:
+async def test_rules_evaluate_an_expression_with_the_tool() -> None:
     user = message("user", "What is 12 * 7?")
     asked = await RulesModel().ask(call(user, tools=TOOLS))
     assert arguments(asked) == [("calculate", {"expression": "12 * 7"})]
@@ -212,7 +212,7 @@ async def test_without_tools_rules_repeat_the_text(text: str, answer: str) -> No
     assert (await RulesModel().ask(call(message("user", text)))).text == answer
 
 
-async def test_a_new_user_message_is_answered_anew() -> None:
+async def test_each_user_message_gets_its_own_reply() -> None:
     user = message("user", "What is 12 * 7?")
     asked = list((await RulesModel().ask(call(user, tools=TOOLS))).tool_calls)
     history = [user, *returned(asked, ("84", "success")), message("assistant", "12 * 7 = 84")]
@@ -221,7 +221,7 @@ async def test_a_new_user_message_is_answered_anew() -> None:
 
 @pytest.mark.parametrize("text", ["(" * 50_000, "1" * 50_000, "1" + " " * 50_000, "1+" * 50_000, "look up:" * 9_000])
 @pytest.mark.timeout(10)
-async def test_rules_take_no_time_to_speak_of_on_hostile_texts(text: str) -> None:
+async def test_rules_take_linear_time_on_hostile_texts(text: str) -> None:
     await RulesModel().ask(call(message("user", text), tools=TOOLS))
 
 

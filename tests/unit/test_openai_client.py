@@ -1,4 +1,4 @@
-"""What is OpenAI's own in its client; what all clients do alike is in test_model_conformance."""
+"""The OpenAI client.  Behaviour common to all clients is tested in test_model_conformance."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def opened(base_url: str, api_key: str | None = KEY, **settings: Any) -> A
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_streamed_answer_comes_back_whole(client: OpenAIClient, server: ProviderServer) -> None:
+async def test_a_streamed_reply_is_returned_whole(client: OpenAIClient, server: ProviderServer) -> None:
     reply = await client.ask(call("hi [[cached:3]]"))
     assert reply.text == "tok0 tok1 tok2 tok3 tok4 "
     assert (reply.finish_reason, reply.usage.completion_tokens, reply.usage.cached_input_tokens) == ("stop", 5, 3)
@@ -87,7 +87,7 @@ async def test_reasoning_is_kept_apart_and_counted(client: OpenAIClient) -> None
 
 
 @pytest.mark.parametrize("variant", ["", "[[lateids]]", "[[crlf]]", "[[json]]", "[[nodone]]", "[[gap:0.001]]"])
-async def test_parallel_tool_calls_are_put_together_from_their_pieces(client: OpenAIClient, variant: str) -> None:
+async def test_parallel_tool_calls_are_assembled_from_their_pieces(client: OpenAIClient, variant: str) -> None:
     text = f'[[tool:calculate {{"expression": "1 + 1"}}]][[tool:look_up {{"key": "a"}}]][[tool:now]]{variant}'
     reply = await client.ask(call(text))
     assert [(each.id, each.name, each.arguments) for each in reply.tool_calls] == [
@@ -109,7 +109,7 @@ async def test_missing_and_duplicate_tool_call_ids_are_replaced(
     assert [each.id for each in reply.tool_calls] == [*kept, *new]
 
 
-async def test_an_id_of_an_earlier_turn_is_not_used_again(client: OpenAIClient) -> None:
+async def test_a_tool_call_id_of_an_earlier_message_is_not_reused(client: OpenAIClient) -> None:
     earlier = [
         message("assistant", tool_calls=[ToolCall.of("call_other", "a", "{}")]),
         message("assistant", ToolCallContent(id="call_same", name="a", input={})),
@@ -120,7 +120,7 @@ async def test_an_id_of_an_earlier_turn_is_not_used_again(client: OpenAIClient) 
     assert len(reply.tool_calls[0].id) == len("call_") + 24
 
 
-async def test_first_token_is_the_first_delta_that_says_something(server: ProviderServer) -> None:
+async def test_the_first_token_is_the_first_delta_with_content(server: ProviderServer) -> None:
     ticks = itertools.count(1000)
     async with opened(server.base_url, clock=lambda: float(next(ticks))) as client:
         plain = await client.ask(call())
@@ -130,14 +130,14 @@ async def test_first_token_is_the_first_delta_that_says_something(server: Provid
     assert whole.first_token_ns is None
 
 
-async def test_an_answer_in_one_piece_is_accepted(client: OpenAIClient) -> None:
+async def test_an_unstreamed_reply_is_accepted(client: OpenAIClient) -> None:
     reply = await client.ask(call("[[json]][[reasoning:hm]][[say:a b]]"))
     assert (reply.text, reply.reasoning, reply.usage.completion_tokens) == ("a b", "hm", 3)
     unstreamed = await client.ask(call(body={"stream": False}))
     assert unstreamed.text == "tok0 tok1 tok2 tok3 tok4 "
 
 
-async def test_an_answer_cut_at_its_limit_says_so(client: OpenAIClient) -> None:
+async def test_a_reply_cut_at_its_limit_has_finish_reason_length(client: OpenAIClient) -> None:
     assert (await client.ask(call("[[finish:length]]"))).finish_reason == "length"
     cut = await client.ask(call("[[badargs]][[finish:length]]"))
     assert (cut.finish_reason, list(cut.tool_calls)) == ("length", [])
@@ -271,7 +271,7 @@ THOUGHT = ReasoningContent(is_native=True, reasoning="hm")
         (message("user", ToolReturnContent(tool_call_id="call_1", content="2", is_error=False)), CHAT_RETURNS[:1]),
     ],
 )
-def test_each_kind_of_message_has_its_place(given: Message, expected: list[dict[str, Any]]) -> None:
+def test_each_kind_of_message_is_sent_in_the_protocols_form(given: Message, expected: list[dict[str, Any]]) -> None:
     assert request_body(call(messages=[given]))["messages"] == expected
 
 
@@ -285,7 +285,7 @@ def test_each_kind_of_message_has_its_place(given: Message, expected: list[dict[
         (message("user", "\ud800"), "JSON"),
     ],
 )
-async def test_what_the_protocol_has_no_place_for_is_named_and_not_sent(
+async def test_content_that_the_protocol_cannot_express_is_refused_by_name(
     client: OpenAIClient, server: ProviderServer, given: Message, named: str
 ) -> None:
     error = await failure(client.ask(call(messages=[given])), ModelAPIError)
@@ -307,7 +307,7 @@ async def test_what_the_protocol_has_no_place_for_is_named_and_not_sent(
         "[[error:500 x2]][[json]]",
     ],
 )
-async def test_a_fault_that_passes_is_retried_and_the_answer_begins_anew(
+async def test_a_transient_failure_is_retried_with_a_new_reply(
     client: OpenAIClient, server: ProviderServer, time: FakeTime, fault: str
 ) -> None:
     assert (await client.ask(call(fault))).text == "tok0 tok1 tok2 tok3 tok4 "
@@ -329,7 +329,7 @@ async def test_a_fault_that_passes_is_retried_and_the_answer_begins_anew(
         ("[[error:503]]", "server_error", "status 503 after 3 attempts: broke off with 503"),
     ],
 )
-async def test_after_the_last_retry_the_error_says_what_the_provider_said(
+async def test_the_error_after_the_last_retry_has_the_providers_message(
     client: OpenAIClient, server: ProviderServer, fault: str, type: str, said: str
 ) -> None:
     error = await failure(client.ask(call(fault)), ModelAPIError)
@@ -338,9 +338,7 @@ async def test_after_the_last_retry_the_error_says_what_the_provider_said(
     assert server.n_calls == 3
 
 
-async def test_an_attempt_as_a_whole_has_a_limit_that_bytes_do_not_extend(
-    server: ProviderServer, time: FakeTime
-) -> None:
+async def test_the_limit_of_an_attempt_is_not_extended_by_bytes(server: ProviderServer, time: FakeTime) -> None:
     limits = CallTimeouts(connect_s=2, idle_s=2, call_s=0.1)
     async with opened(server.base_url, timeouts=limits, clock=time.clock, sleep=time.sleep) as client:
         error = await failure(client.ask(call("[[gap:0.02]][[tokens:100]]")), ModelAPIError)
@@ -387,7 +385,7 @@ async def test_a_retry_after_date_is_obeyed(server: ProviderServer, time: FakeTi
     assert time.slept == [10.0]
 
 
-async def test_while_one_call_waits_no_other_goes(server: ProviderServer) -> None:
+async def test_no_call_starts_while_a_call_waits_for_a_retry_after(server: ProviderServer) -> None:
     time = HeldTime()
     async with opened(server.base_url, clock=time.clock, sleep=time.sleep) as client:
         told = asyncio.create_task(client.ask(call("told [[429:retry-after=1 x1]]")))
@@ -463,7 +461,7 @@ async def test_a_call_past_its_deadline_is_not_sent(
         ("error:context_length_exceeded", "context_length_exceeded"),
     ],
 )
-async def test_a_refusal_that_stays_is_not_retried(
+async def test_a_permanent_refusal_is_not_retried(
     client: OpenAIClient, server: ProviderServer, directive: str, type: str
 ) -> None:
     error = await failure(client.ask(call(f"[[{directive}]]")), ModelAPIError)
@@ -479,7 +477,7 @@ async def test_a_refusal_that_stays_is_not_retried(
         ("tool: {}", InvalidResponseError, "malformed_stream"),
     ],
 )
-async def test_a_broken_answer_is_not_retried(
+async def test_a_malformed_reply_is_not_retried(
     client: OpenAIClient, server: ProviderServer, directive: str, kind: type[RequestError], type: str
 ) -> None:
     error = await failure(client.ask(call(f"[[{directive}]]")), kind)
@@ -518,14 +516,14 @@ def choice(finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
         ],
     ],
 )
-async def test_tool_calls_of_servers_with_habits_of_their_own_are_understood(pieces: list[dict[str, Any]]) -> None:
+async def test_unusual_tool_call_deltas_are_understood(pieces: list[dict[str, Any]]) -> None:
     deltas = [choice(tool_calls=[piece]) for piece in pieces]
     async with answering(events(*deltas, choice("tool_calls"))) as client:
         reply = await client.ask(call())
     assert [(each.id, each.name, each.arguments) for each in reply.tool_calls] == [("a", "f", "{}"), ("b", "g", "{}")]
 
 
-async def test_other_choices_empty_events_and_unknown_fields_are_passed_over() -> None:
+async def test_other_choices_empty_events_and_unknown_fields_are_ignored() -> None:
     other = {"choices": [{"index": 1, "delta": {"content": "no"}, "finish_reason": "stop"}]}
     stream = events({"x": 1}, choice(content="yes"), other) + b"data:\n\n" + events(choice("stop", refusal="!"))
     async with answering(stream) as client:
@@ -552,14 +550,14 @@ async def test_other_choices_empty_events_and_unknown_fields_are_passed_over() -
         {**choice("stop"), "usage": {"prompt_tokens": -1}},
     ],
 )
-async def test_json_of_the_wrong_shape_is_a_malformed_answer(chunk: Any) -> None:
+async def test_json_of_the_wrong_shape_is_a_malformed_reply(chunk: Any) -> None:
     async with answering(events(chunk, choice("stop"))) as client:
         error = await failure(client.ask(call()), InvalidResponseError)
     assert error.type == "malformed_stream"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"choices": [{}]}', b'{"choices": [{"message": {"content": 1}}]}'])
-async def test_an_unstreamed_answer_of_the_wrong_shape_is_a_malformed_answer(body: bytes) -> None:
+async def test_an_unstreamed_reply_of_the_wrong_shape_is_malformed(body: bytes) -> None:
     async with answering(body, "application/json") as client:
         error = await failure(client.ask(call()), InvalidResponseError)
     assert error.type == "malformed_response"
@@ -570,7 +568,7 @@ async def test_an_unstreamed_answer_of_the_wrong_shape_is_a_malformed_answer(bod
 
 @pytest.mark.parametrize("status", [401, 403, 500])
 @pytest.mark.parametrize("echo", ["{key}", "{masked}", "Bearer {key}", "x" * 290 + " {key}", "{key}" * 9])
-async def test_a_key_that_the_provider_repeats_is_not_passed_on(
+async def test_a_key_in_a_providers_error_is_masked(
     client: OpenAIClient, server: ProviderServer, status: int, echo: str
 ) -> None:
     error = await failure(client.ask(call(f"[[status:{status} message=Incorrect API key: {echo}]]")), ModelAPIError)
@@ -580,7 +578,7 @@ async def test_a_key_that_the_provider_repeats_is_not_passed_on(
     assert KEY.encode() not in pickle.dumps(error)
 
 
-async def test_a_short_key_and_keys_in_headers_are_not_passed_on(server: ProviderServer) -> None:
+async def test_short_keys_and_keys_in_headers_are_masked(server: ProviderServer) -> None:
     headers = {"X-Api-Key": "hunter2", "X-Team": "blue"}
     async with opened(server.base_url, "letmein", headers=headers) as client:
         error = await failure(client.ask(call("[[400:message=letmein hunter2 blue]]")), ModelAPIError)
@@ -624,7 +622,7 @@ async def test_a_huge_error_body_is_not_read_whole(client: OpenAIClient) -> None
 # --- the client's end, and the server's other ways in ----------------------------------------------------------------
 
 
-async def test_closing_fails_the_calls_under_way_and_later_ones(server: ProviderServer) -> None:
+async def test_closing_fails_calls_in_progress_and_later_calls(server: ProviderServer) -> None:
     async with opened(server.base_url) as client:
         waiting = asyncio.create_task(client.ask(call("[[stall]]")))
         await wait_until(lambda: server.calls)
@@ -681,7 +679,7 @@ async def test_the_ledger_can_be_read_over_http(client: OpenAIClient, server: Pr
     assert (ledger["n_calls"], ledger["calls"][0]["text"], server.calls) == (1, "one", [])
 
 
-async def test_openais_own_client_reads_the_servers_answers(server: ProviderServer) -> None:
+async def test_openais_sdk_reads_the_test_servers_replies(server: ProviderServer) -> None:
     async with openai.AsyncOpenAI(base_url=server.base_url, api_key=KEY, max_retries=0) as client:
         ask = client.chat.completions.create
         user: Any = {"role": "user", "content": '[[tool:add {"a": 1}]]'}

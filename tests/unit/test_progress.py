@@ -45,7 +45,7 @@ def test_the_longest_duration_is_exact() -> None:
     assert histogram([1_000_000_007, 5]).percentiles().max == 1.000000007
 
 
-def test_nothing_counted_has_no_percentiles() -> None:
+def test_an_empty_histogram_has_no_percentiles() -> None:
     assert all(math.isnan(value) for value in Histogram().percentiles())
 
 

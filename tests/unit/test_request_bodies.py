@@ -1,8 +1,8 @@
-"""What each provider is sent for each part of a message: the whole body, kept in tests/data/golden, or a refusal.
+"""The request body for each kind of content part and each provider, compared with tests/data/golden, or a refusal.
 
-One part is taken and not sent: chat completions have no place for reasoning, and runs have to go on without it.
+One part is accepted but not sent: chat completions cannot express reasoning, and runs have to work without it.
 
-After a change that is meant, write the files anew and read the diff:
+After an intended change, write the files again and read the diff:
 
     REGENERATE_GOLDEN=1 python -m pytest tests/unit/test_request_bodies.py
 """
@@ -57,7 +57,7 @@ def looked_at(source: Any) -> list[Message]:
 
 
 def after(*thoughts: Any) -> list[Message]:
-    """A conversation in which these are what the model thought before it called a tool."""
+    """Return a conversation in which the model produced these parts before a tool call."""
     return [ASKED, message("assistant", *thoughts, "I add.", *CALLED.content or ()), RETURNED]
 
 
@@ -116,7 +116,7 @@ def test_a_part_is_sent_as_the_golden_file_shows(protocol: str, name: str) -> No
 
 
 @pytest.mark.parametrize(("protocol", "name"), REFUSED)
-def test_a_part_without_a_place_is_refused_by_name(protocol: str, name: str) -> None:
+def test_a_part_that_the_protocol_cannot_express_is_refused_by_name(protocol: str, name: str) -> None:
     with pytest.raises(ModelAPIError) as raised:
         body_of(protocol, name)
     assert raised.value.type == "unsupported_content"
@@ -161,7 +161,7 @@ def test_there_is_a_golden_file_for_each_body_and_no_other() -> None:
         ("anthropic", {"thinking": {"type": "adaptive"}}, False, {"max_tokens": 4096}),
     ],
 )
-def test_thinking_is_switched_by_what_the_provider_has_for_it(
+def test_thinking_is_switched_by_the_providers_own_field(
     protocol: str, body: dict[str, Any], thinking: bool | None, switched: dict[str, Any]
 ) -> None:
     sent = BODIES[protocol](ModelCall("m", [ASKED], body=body, thinking=thinking))

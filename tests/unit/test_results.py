@@ -43,14 +43,14 @@ def job(tmp_path: Path) -> JobRecord:
 async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> list[Result]:
     """Run requests by the agent above, and read their results back from a store."""
     bodies = [json.dumps({"agent_id": "a", "input": "hi", **request}).encode() for request in requests]
-    answerer, bound = AttemptRunner(), bind_agents([AGENT]).agents["a"]
+    attempt_runner, bound = AttemptRunner(), bind_agents([AGENT]).agents["a"]
     with Store.open(tmp_path / "data") as store:
         items = [NewItem("a", request.get("custom_id"), body) for request, body in zip(requests, bodies, strict=True)]
         store.jobs.create(NewJob(job_id, lambda ids: {}), items)
         job = store.jobs.start(job_id)
         store.outcomes.write(job, [NewAttempt(index, 1) for index in range(len(items))])
         for index, body in enumerate(bodies):
-            report = read_report(await answerer.run_attempt(bound, encode_input(job_id, index, 1, body)))
+            report = read_report(await attempt_runner.run_attempt(bound, encode_input(job_id, index, 1, body)))
             outcome = {each.name: getattr(report, each.name) for each in fields(OutcomeData)}
             outcome |= {"index": report.index, "attempt": report.attempt, "duration_ns": 2_500_000_000}
             store.outcomes.write(job, [], [NewOutcome(**outcome, queued_ns=1_500_000_000)])

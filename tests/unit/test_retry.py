@@ -54,20 +54,20 @@ def test_each_form_of_retry_after_is_read(headers: dict[str, str], expected: flo
         "Sun, 99 Nov 1994",
     ],
 )
-def test_a_retry_after_of_nothing_or_nonsense_asks_for_no_wait(value: str) -> None:
+def test_an_empty_or_unreadable_retry_after_asks_for_no_wait(value: str) -> None:
     assert retry_after_s({"retry-after": value}, NOW) is None
 
 
 @settings(deadline=None)
 @given(st.integers(1, 10_000_000))
-def test_http_dates_come_back_as_their_distance(seconds: int) -> None:
+def test_an_http_date_is_read_as_the_seconds_until_it(seconds: int) -> None:
     headers = {"retry-after": formatdate(NOW + seconds, usegmt=True)}
     assert retry_after_s(headers, NOW) == seconds
 
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_text_is_a_wait_or_none(text: str) -> None:
+def test_any_text_gives_a_positive_wait_or_none(text: str) -> None:
     wait_s = retry_after_s({"retry-after": text}, NOW)
     assert wait_s is None or wait_s > 0
 
@@ -89,11 +89,11 @@ def test_backoff_without_randomness_doubles_up_to_its_cap() -> None:
     assert [backoff_s(n, 0.05, 2.0) for n in (0, 1, 2, 5, 6, 5000)] == [0.05, 0.1, 0.2, 1.6, 2.0, 2.0]
 
 
-def test_an_open_gate_lets_everybody_through() -> None:
+def test_an_open_gate_delays_no_call() -> None:
     assert RateLimitGate(Clock(), random.Random(1)).wait_s(GateTicket()) <= 0
 
 
-def test_nobody_goes_while_the_gate_is_closed_and_the_told_call_goes_as_it_opens() -> None:
+def test_no_call_starts_while_the_gate_is_closed_and_its_closer_starts_first() -> None:
     clock = Clock()
     gate, told, other = RateLimitGate(clock, random.Random(1)), GateTicket(), GateTicket()
     assert gate.close(5, told)
@@ -108,7 +108,7 @@ def test_nobody_goes_while_the_gate_is_closed_and_the_told_call_goes_as_it_opens
 
 @settings(deadline=None)
 @given(st.floats(0.001, 1000), st.integers(0, 2**32))
-def test_the_others_are_spread_over_the_length_of_the_block_up_to_the_cap(wait_s: float, seed: int) -> None:
+def test_other_calls_are_spread_over_the_closed_time_up_to_the_cap(wait_s: float, seed: int) -> None:
     gate = RateLimitGate(Clock(), random.Random(seed), cap_s=30)
     gate.close(wait_s, GateTicket())
     waits = [gate.wait_s(GateTicket()) for _ in range(50)]
@@ -118,7 +118,7 @@ def test_the_others_are_spread_over_the_length_of_the_block_up_to_the_cap(wait_s
     assert len(set(waits)) > 40
 
 
-def test_a_call_that_comes_after_the_block_does_not_wait() -> None:
+def test_a_call_after_the_gate_has_opened_does_not_wait() -> None:
     clock = Clock()
     gate = RateLimitGate(clock, random.Random(1))
     gate.close(5, GateTicket())
@@ -126,7 +126,7 @@ def test_a_call_that_comes_after_the_block_does_not_wait() -> None:
     assert gate.wait_s(GateTicket()) <= 0
 
 
-def test_asking_again_does_not_lengthen_a_wait() -> None:
+def test_asking_again_does_not_extend_a_wait() -> None:
     clock = Clock()
     gate, turn = RateLimitGate(clock, random.Random(1)), GateTicket()
     gate.close(5, GateTicket())
@@ -136,7 +136,7 @@ def test_asking_again_does_not_lengthen_a_wait() -> None:
         assert clock.now + gate.wait_s(turn) == pytest.approx(may_start_at)
 
 
-def test_a_longer_block_holds_back_those_who_were_told_of_a_shorter_one() -> None:
+def test_a_longer_closing_delays_calls_that_waited_for_a_shorter_one() -> None:
     clock = Clock()
     gate, first, second = RateLimitGate(clock, random.Random(1)), GateTicket(), GateTicket()
     gate.close(5, first)
@@ -147,14 +147,14 @@ def test_a_longer_block_holds_back_those_who_were_told_of_a_shorter_one() -> Non
     assert gate.wait_s(second) == 6
 
 
-def test_a_shorter_block_changes_nothing() -> None:
+def test_a_shorter_closing_changes_nothing() -> None:
     gate, told = RateLimitGate(Clock(), random.Random(1)), GateTicket()
     gate.close(5, told)
     assert not gate.close(1, GateTicket())
     assert gate.wait_s(told) == 5
 
 
-def test_when_many_are_told_at_once_one_goes_first() -> None:
+def test_of_many_calls_refused_at_once_one_starts_first() -> None:
     clock = Clock()
     gate, turns = RateLimitGate(clock, random.Random(1)), [GateTicket() for _ in range(100)]
     for turn in turns:
@@ -164,7 +164,7 @@ def test_when_many_are_told_at_once_one_goes_first() -> None:
     assert sum(gate.wait_s(turn) <= 0 for turn in turns) == 1
 
 
-def test_the_spread_ends_before_the_deadline_and_the_block_does_not() -> None:
+def test_the_spread_ends_before_the_deadline_but_the_closing_may_not() -> None:
     clock = Clock()
     gate = RateLimitGate(clock, random.Random(1))
     gate.close(10, GateTicket())

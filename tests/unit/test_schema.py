@@ -1,4 +1,4 @@
-"""The wire contract: what parses, what comes out again, and that a real server's recorded answers do both."""
+"""The wire contract: parsing and serialising, checked with recorded bodies of a real server."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def request_model(sample: dict[str, Any]) -> type[BaseModel]:
 
 
 def has_bad_body(sample: dict[str, Any]) -> bool:
-    """Tell whether the server refused this request's body, rather than an id in its path."""
+    """Return whether the server refused this request's body, rather than an id in its path."""
     return sample["status"] == 422 and "('body'" in sample["body"]["detail"]
 
 
@@ -254,7 +254,7 @@ WITH_REQUEST_BODY = {name: sample for name, sample in SAMPLES.items() if sample.
 
 
 @pytest.mark.parametrize("name", [name for name, sample in WITH_REQUEST_BODY.items() if not has_bad_body(sample)])
-def test_a_request_body_that_the_server_took_is_taken(name: str) -> None:
+def test_a_request_body_that_the_server_accepted_is_accepted(name: str) -> None:
     sample = WITH_REQUEST_BODY[name]
     request_model(sample).model_validate(sample["request_body"])
 
@@ -267,7 +267,7 @@ def test_a_request_body_that_the_server_refused_is_refused(name: str) -> None:
 
 
 def internal_message(views: Sequence[dict[str, Any]]) -> Message:
-    """Return the internal message that recorded LettaMessages of one id must have come from."""
+    """Return the internal message from which recorded LettaMessages of one id were made."""
     content: list[Any] = []
     extra: dict[str, Any] = {"role": "assistant"}
     for view in views:
@@ -287,7 +287,7 @@ def internal_message(views: Sequence[dict[str, Any]]) -> Message:
 
 
 @pytest.mark.parametrize("name", RESPONSES)
-def test_letta_messages_gives_what_the_server_gave(name: str) -> None:
+def test_letta_messages_match_the_recorded_ones(name: str) -> None:
     recorded = OK_SAMPLES[name]["body"]["messages"]
     for _, group in groupby(recorded, key=lambda view: view["id"]):
         views = list(group)
@@ -324,7 +324,7 @@ def without_types(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("part", TYPED_PARTS, ids=repr)
-def test_a_part_without_type_is_known_by_its_shape(part: BaseModel) -> None:
+def test_a_part_without_type_is_recognised_by_its_keys(part: BaseModel) -> None:
     bare = without_types(part.model_dump())
     assert PART.validate_python(bare) == PART.validate_json(orjson.dumps(bare)) == part
 
@@ -338,7 +338,7 @@ def test_an_unknown_part_is_one_error_that_names_the_types(part: Any) -> None:
     assert [error["type"] for error in caught.value.errors()] == ["unknown_content_part"]
 
 
-def test_an_unknown_image_source_is_one_error_at_its_place() -> None:
+def test_an_unknown_image_source_is_one_error_with_its_path() -> None:
     with pytest.raises(ValidationError) as caught:
         PART.validate_python({"source": {"path": "/i.png"}})
     assert [(error["type"], error["loc"]) for error in caught.value.errors()] == [
@@ -371,12 +371,12 @@ def test_a_request_keeps_its_defaults_and_ignores_unknown_fields() -> None:
 
 
 @pytest.mark.parametrize("agent_id", ["a", "agent_id", "x" * 256, "agent-8f58ccfb-02f3-4e23-b494-e858cc975984"])
-def test_any_agent_id_up_to_256_characters_is_taken(agent_id: str) -> None:
+def test_any_agent_id_up_to_256_characters_is_accepted(agent_id: str) -> None:
     assert AgentRequest(agent_id=agent_id, input="x").agent_id == agent_id
 
 
 @pytest.mark.parametrize("agent_id", ["", "x" * 257, 7, None])
-def test_an_agent_id_that_is_empty_too_long_or_no_text_is_refused(agent_id: Any) -> None:
+def test_an_agent_id_that_is_empty_too_long_or_not_text_is_refused(agent_id: Any) -> None:
     with pytest.raises(ValidationError):
         AgentRequest(agent_id=agent_id, input="x")
 
@@ -406,7 +406,7 @@ def test_the_system_prompt_of_one_request_has_two_names() -> None:
         ({"tool_returns": [{"tool_return": "r", "status": "success", "tool_call_id": "c"}]}, ToolReturnCreate),
     ],
 )
-def test_a_message_without_type_is_known_by_its_shape(message: Any, expected: type[BaseModel]) -> None:
+def test_a_message_without_type_is_recognised_by_its_keys(message: Any, expected: type[BaseModel]) -> None:
     request = AgentRequest.model_validate({"agent_id": "a", "messages": [message]})
     assert [type(one) for one in request.input_messages] == [expected]
 
@@ -506,11 +506,11 @@ def test_reasoning_text_and_calls_are_separate_messages_with_one_id() -> None:
 
 
 @pytest.mark.parametrize("content", [None, [], [TextContent(text="")], [ImageContent(source=UrlImage(url="http://h"))]])
-def test_an_assistant_that_said_nothing_gives_no_message(content: Any) -> None:
+def test_an_assistant_message_without_content_gives_no_letta_message(content: Any) -> None:
     assert letta_messages(message(content=content)) == []
 
 
-def test_parts_past_the_last_otid_go_without_one() -> None:
+def test_parts_after_the_last_otid_have_none() -> None:
     views = letta_messages(message(content=[ReasoningContent(is_native=True, reasoning=str(k)) for k in range(130)]))
     assert [getattr(view, "otid", "") is None for view in views] == [k >= 128 for k in range(130)]
 
@@ -555,9 +555,7 @@ def test_returns_of_the_message_tool_are_dropped_only_on_demand() -> None:
         ({"assistant_message_tool_name": "say", "assistant_message_tool_kwarg": "text"}, False),
     ],
 )
-def test_a_tool_speaks_where_the_request_says_which_and_by_which_argument(
-    fields: dict[str, Any], is_spoken: bool
-) -> None:
+def test_the_request_names_the_assistant_message_tool_and_its_argument(fields: dict[str, Any], is_spoken: bool) -> None:
     said = message(tool_calls=[ToolCall.of("call_1", "say", '{"message": "hi"}')])
     views = visible_messages([said], request(**fields))
     assert types_of(views) == ["assistant_message" if is_spoken else "tool_call_message"]
@@ -568,7 +566,7 @@ def test_a_tool_speaks_where_the_request_says_which_and_by_which_argument(
     [({}, None), *(({"enable_thinking": no}, False) for no in (False, "false", "False", "off", "0"))]
     + [({"enable_thinking": yes}, True) for yes in (True, "true", "medium")],
 )
-def test_thinking_is_left_to_the_agent_where_the_request_does_not_speak_of_it(
+def test_thinking_is_left_to_the_agent_if_the_request_does_not_set_it(
     fields: dict[str, Any], thinking: bool | None
 ) -> None:
     assert request(**fields).thinking is thinking
@@ -694,7 +692,7 @@ def test_usage_and_timing_below_zero_are_refused() -> None:
         Usage(prompt_tokens=-1)
 
 
-def test_an_output_line_has_the_keys_that_are_promised() -> None:
+def test_a_result_line_has_the_documented_keys() -> None:
     line = "index custom_id batch_item_id agent_id status stop_reason messages usage error attempts timing"
     assert " ".join(Result.model_fields) == line
     assert {"prompt_tokens", "completion_tokens", "total_tokens", "step_count"} <= Usage.model_fields.keys()
@@ -725,13 +723,13 @@ ORDINALS = st.integers(0, 4095)
 
 
 def is_uuid4(derived: str, prefix: str) -> bool:
-    """Tell whether an id is `<prefix>-<uuid4>` in lower case."""
+    """Return whether an id is `<prefix>-<uuid4>` in lower case."""
     parsed = uuid.UUID(derived.removeprefix(f"{prefix}-"))
     return derived == f"{prefix}-{parsed}" and parsed.version == 4
 
 
 @given(JOB_IDS, INDEXES, ORDINALS)
-def test_derived_ids_are_uuid4s_and_lead_back_to_their_place(job_id: str, index: int, ordinal: int) -> None:
+def test_derived_ids_are_uuid4s_that_contain_index_and_ordinal(job_id: str, index: int, ordinal: int) -> None:
     item, run, answer = item_id(job_id, index), run_id(job_id, index), message_id(job_id, index, ordinal)
     assert is_uuid4(item, "batch_item")
     assert is_uuid4(run, "run")
@@ -743,7 +741,7 @@ def test_derived_ids_are_uuid4s_and_lead_back_to_their_place(job_id: str, index:
 
 
 @given(JOB_IDS, st.tuples(INDEXES, ORDINALS), st.tuples(INDEXES, ORDINALS))
-def test_message_ids_are_ordered_as_their_places_are(job_id: str, a: tuple[int, int], b: tuple[int, int]) -> None:
+def test_message_ids_sort_by_index_and_ordinal(job_id: str, a: tuple[int, int], b: tuple[int, int]) -> None:
     assert (message_id(job_id, *a) < message_id(job_id, *b)) == (a < b)
 
 
@@ -756,7 +754,7 @@ def test_an_otid_is_the_messages_uuid_with_the_part_in_its_low_7_bits(
 
 
 @given(st.uuids(version=4), st.integers(0, 127))
-def test_an_otid_of_a_foreign_message_is_as_letta_forms_it(value: uuid.UUID, k: int) -> None:
+def test_the_otid_of_any_message_matches_lettas(value: uuid.UUID, k: int) -> None:
     assert otid(f"message-{value}", k) == str(uuid.UUID(int=value.int & ~0x7F | k))
 
 
@@ -792,11 +790,11 @@ def test_new_ids_are_uuid4s_and_differ() -> None:
 @pytest.mark.parametrize(
     "value", ["", "job_id", "job-123e4567-e89b-12d3-a456-426614174000", JOB_ID.upper(), JOB_ID + "\n"]
 )
-def test_what_is_not_job_and_uuid4_is_no_job_id(value: str) -> None:
+def test_only_job_and_uuid4_is_a_job_id(value: str) -> None:
     assert not is_job_id(value)
 
 
-def test_an_id_of_another_job_is_told_apart() -> None:
+def test_an_id_of_another_job_is_recognised() -> None:
     other = "job-e585b03b-3457-46fc-acfb-24351a867b9c"
     assert not is_of_job(item_id(other, 0), JOB_ID)
     assert not is_of_job(JOB_ID, JOB_ID)

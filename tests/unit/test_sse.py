@@ -41,7 +41,7 @@ def test_all_line_ends_give_the_same_events(lines: list[bytes], end: bytes) -> N
 
 @settings(deadline=None)
 @given(st.binary(), st.lists(st.integers(0, 10_000)))
-def test_any_bytes_are_parsed_alike_however_they_are_cut(stream: bytes, places: list[int]) -> None:
+def test_any_chunking_of_any_bytes_gives_the_same_events(stream: bytes, places: list[int]) -> None:
     assert parse(*cut(stream, places)) == parse(stream)
 
 
@@ -66,12 +66,12 @@ def test_the_standard_is_followed(stream: bytes, expected: list[Event]) -> None:
 
 
 @pytest.mark.parametrize("chunks", [[b"data: " + b"x" * 20], [b"data: xxx"] + [b"x"] * 20, [b"data: 12\n"] * 5])
-def test_a_line_or_event_without_an_end_is_given_up(chunks: list[bytes]) -> None:
+def test_an_endless_line_or_event_is_refused(chunks: list[bytes]) -> None:
     with pytest.raises(InvalidResponseError) as raised:
         parse(*chunks, max_line_bytes=16)
     assert raised.value.type == "malformed_stream"
 
 
-def test_a_limit_is_for_one_event_not_for_the_stream() -> None:
+def test_the_size_limit_is_per_event_not_per_stream() -> None:
     parser = EventParser(max_line_bytes=16)
     assert sum(len(parser.feed(b"data: 123456\n\n")) for _ in range(100)) == 100

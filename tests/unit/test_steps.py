@@ -1,4 +1,4 @@
-"""What a run has done is handed out step by step, and an attempt that takes it up does none of it again."""
+"""Checkpoints: a run saves its work step by step, and an attempt that continues it repeats none of it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def stepped(**fields: Any) -> BoundAgent:
 
 
 @pytest.fixture
-async def answerer() -> AsyncIterator[AttemptRunner]:
+async def attempt_runner() -> AsyncIterator[AttemptRunner]:
     _done.clear()
     made = AttemptRunner()
     yield made
@@ -59,29 +59,29 @@ async def answerer() -> AsyncIterator[AttemptRunner]:
 
 
 async def run_from(
-    answerer: AttemptRunner,
+    attempt_runner: AttemptRunner,
     checkpoints: Sequence[bytes],
     agent: BoundAgent | None = None,
     request: bytes = REQUEST,
     history: Sequence[Any] = (),
 ) -> tuple[list[bytes], AttemptReport]:
-    """Run from what is kept to the end; returns what was kept besides."""
-    agent, kept = agent or stepped(), list[bytes]()
+    """Run from these checkpoints to the end; return the new checkpoints and the report."""
+    agent, saved = agent or stepped(), list[bytes]()
     context = orjson.dumps({"steps": [orjson.Fragment(each) for each in checkpoints], "history": history})
     item = encode_input(JOB, 0, 1, request, context)
-    run = CheckpointedRun(lambda sink: answerer.run_attempt(agent, item, sink))
+    run = CheckpointedRun(lambda sink: attempt_runner.run_attempt(agent, item, sink))
 
-    async def keep(fetched: Sequence[bytes]) -> None:
-        kept.extend(fetched)
+    async def save(fetched: Sequence[bytes]) -> None:
+        saved.extend(fetched)
 
     try:
-        return kept, read_report(await pump_checkpoints(run.fetch, keep))
+        return saved, read_report(await pump_checkpoints(run.fetch, save))
     finally:
         await run.close()
 
 
-def said(report: AttemptReport) -> list[Any]:
-    """What the messages say, and the ids that follow from their place."""
+def message_content(report: AttemptReport) -> list[Any]:
+    """Return the content of the messages, and the ids derived from their position."""
     messages = [Message.model_validate(each) for each in json.loads(report.messages)]
     return [
         (message.id, view.model_dump(exclude={"date", "step_id"}))
@@ -90,26 +90,26 @@ def said(report: AttemptReport) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("n_kept", range(N_CHECKPOINTS + 1))
-async def test_wherever_a_run_is_cut_it_goes_on_without_repeating_what_is_kept(
-    answerer: AttemptRunner, n_kept: int
+@pytest.mark.parametrize("n_saved", range(N_CHECKPOINTS + 1))
+async def test_a_run_continues_from_any_checkpoint_without_repeating_saved_work(
+    attempt_runner: AttemptRunner, n_saved: int
 ) -> None:
-    kept, whole = await run_from(answerer, [])
-    assert len(kept) == N_CHECKPOINTS
+    saved, whole = await run_from(attempt_runner, [])
+    assert len(saved) == N_CHECKPOINTS
     assert sorted(_done) == list("abcde")
-    returned = {given["tool_call_id"] for each in kept[:n_kept] for given in json.loads(each)["returns"]}
+    returned = {given["tool_call_id"] for each in saved[:n_saved] for given in json.loads(each)["returns"]}
     _done.clear()
 
-    rest, again = await run_from(answerer, kept[:n_kept])
-    assert said(again) == said(whole)
+    rest, again = await run_from(attempt_runner, saved[:n_saved])
+    assert message_content(again) == message_content(whole)
     assert (again.usage, again.stop_reason) == (whole.usage, whole.stop_reason)
     assert len(_done) == 5 - len(returned)
-    assert len(rest) == N_CHECKPOINTS - n_kept
+    assert len(rest) == N_CHECKPOINTS - n_saved
 
 
-async def test_no_tool_runs_before_its_call_is_kept(answerer: AttemptRunner) -> None:
+async def test_no_tool_runs_before_its_call_is_saved(attempt_runner: AttemptRunner) -> None:
     item = encode_input(JOB, 0, 1, REQUEST)
-    run = CheckpointedRun(lambda sink: answerer.run_attempt(stepped(), item, sink))
+    run = CheckpointedRun(lambda sink: attempt_runner.run_attempt(stepped(), item, sink))
     [said_first] = (await run.fetch(0)).checkpoints
     assert json.loads(said_first)["messages"]
     await run_pending_tasks()
@@ -125,58 +125,62 @@ async def test_no_tool_runs_before_its_call_is_kept(answerer: AttemptRunner) -> 
     await run.close()
 
 
-async def test_a_step_that_a_terminal_tool_ended_ends_the_run_where_it_is_taken_up(answerer: AttemptRunner) -> None:
+async def test_a_saved_step_with_a_terminal_tool_ends_the_next_attempt(attempt_runner: AttemptRunner) -> None:
     agent = stepped(terminal_tools=["note"])
-    kept, whole = await run_from(answerer, [], agent)
+    saved, whole = await run_from(attempt_runner, [], agent)
     _done.clear()
-    _, again = await run_from(answerer, kept, agent)
-    assert (again.stop_reason, said(again), _done) == ("tool_rule", said(whole), [])
+    _, again = await run_from(attempt_runner, saved, agent)
+    assert (again.stop_reason, message_content(again), _done) == ("tool_rule", message_content(whole), [])
 
 
-async def test_steps_that_are_kept_count_towards_max_steps(answerer: AttemptRunner) -> None:
+async def test_saved_steps_count_towards_max_steps(attempt_runner: AttemptRunner) -> None:
     agent = stepped(max_steps=2)
-    kept, whole = await run_from(answerer, [], agent)
-    for n_kept in range(len(kept) + 1):
-        _, again = await run_from(answerer, kept[:n_kept], agent)
-        assert (again.stop_reason, again.usage["step_count"], said(again)) == ("max_steps", 2, said(whole))
+    saved, whole = await run_from(attempt_runner, [], agent)
+    for n_saved in range(len(saved) + 1):
+        _, again = await run_from(attempt_runner, saved[:n_saved], agent)
+        assert (again.stop_reason, again.usage["step_count"], message_content(again)) == (
+            "max_steps",
+            2,
+            message_content(whole),
+        )
 
 
-async def test_a_step_that_waited_for_the_caller_is_finished_once(answerer: AttemptRunner) -> None:
+async def test_a_paused_step_is_finished_once(attempt_runner: AttemptRunner) -> None:
     agent = stepped(requires_approval=["note"], script=[asks("b", "c"), {"text": "done"}])
-    _, paused = await run_from(answerer, [], agent)
+    _, paused = await run_from(attempt_runner, [], agent)
     assert paused.stop_reason == "requires_approval"
     asked = {"id": "message-1", "role": "user", "content": [{"type": "text", "text": "hi"}]}
     history = [{**asked, "created_at": "2026-01-01T00:00:00Z"}, *json.loads(paused.messages)]
     answers = [{"type": "approval", "tool_call_id": call_id, "approve": True} for call_id in paused.pending]
     approval = [{"type": "approval", "approvals": answers}]
     request = json.dumps({"agent_id": "a", "messages": approval}).encode()
-    kept, whole = await run_from(answerer, [], agent, request, history)
-    assert (whole.stop_reason, sorted(_done), len(kept)) == ("end_turn", ["b", "c"], 2)
-    for n_kept in range(len(kept) + 1):
+    saved, whole = await run_from(attempt_runner, [], agent, request, history)
+    assert (whole.stop_reason, sorted(_done), len(saved)) == ("end_turn", ["b", "c"], 2)
+    for n_saved in range(len(saved) + 1):
         _done.clear()
-        _, again = await run_from(answerer, kept[:n_kept], agent, request, history)
-        assert (said(again), len(_done)) == (said(whole), 2 - n_kept)
+        _, again = await run_from(attempt_runner, saved[:n_saved], agent, request, history)
+        assert (message_content(again), len(_done)) == (message_content(whole), 2 - n_saved)
 
 
-async def test_memory_is_what_the_kept_steps_made_of_it(answerer: AttemptRunner) -> None:
+async def test_memory_is_restored_from_checkpoints(attempt_runner: AttemptRunner) -> None:
     edit = {"name": "memory_insert", "arguments": {"label": "facts", "new_str": "one"}}
     script = [{"tool_calls": [edit]}, {"tool_calls": [edit]}, {"text": "done"}]
     agent = stepped(script=script, tools=[], memory_blocks=[{"label": "facts"}], stateful=True)
-    kept, whole = await run_from(answerer, [], agent)
+    saved, whole = await run_from(attempt_runner, [], agent)
     assert whole.memory == {"facts": "one\none"}
-    for n_kept in range(len(kept) + 1):
-        _, again = await run_from(answerer, kept[:n_kept], agent)
-        assert again.memory == whole.memory, n_kept
+    for n_saved in range(len(saved) + 1):
+        _, again = await run_from(attempt_runner, saved[:n_saved], agent)
+        assert again.memory == whole.memory, n_saved
 
 
-def test_steps_are_kept_only_of_agents_that_may_take_several() -> None:
+def test_checkpoints_are_saved_only_for_agents_with_several_steps() -> None:
     assert stepped().agent.keeps_steps
     assert not stepped(max_steps=1).agent.keeps_steps
     assert not stepped(tools=[]).agent.keeps_steps
     assert not Agent(id="f", run=note).keeps_steps
 
 
-def test_a_run_on_a_loop_of_its_own_stands_still_until_what_it_did_is_kept() -> None:
+def test_a_run_on_its_own_loop_waits_until_its_checkpoint_is_saved() -> None:
     _done.clear()
     fetched = run_isolated(stepped(), encode_input(JOB, 0, 1, REQUEST))
     n_checkpoints, report = 0, None
@@ -205,12 +209,12 @@ def test_an_agent_whose_code_cannot_be_imported_fails_its_request_and_is_importe
 
 
 @in_virtual_time
-async def test_the_time_for_which_a_run_waits_for_the_store_does_not_count_towards_its_deadline() -> None:
+async def test_waiting_for_the_store_does_not_count_towards_the_deadline() -> None:
     async def note(text: str) -> str:  # on the event loop: virtual time does not wait for threads
         return text
 
     class Slow:
-        """Keeps what is done, and takes its time."""
+        """A sink that saves slowly."""
 
         def add(self, checkpoint: bytes) -> None:
             pass
@@ -218,15 +222,17 @@ async def test_the_time_for_which_a_run_waits_for_the_store_does_not_count_towar
         async def flush(self) -> None:
             await asyncio.sleep(20)
 
-    answerer = AttemptRunner()
-    report = await answerer.run_attempt(stepped(deadline_s=30, tools=[note]), encode_input(JOB, 0, 1, REQUEST), Slow())
+    attempt_runner = AttemptRunner()
+    report = await attempt_runner.run_attempt(
+        stepped(deadline_s=30, tools=[note]), encode_input(JOB, 0, 1, REQUEST), Slow()
+    )
     assert read_report(report).status == "succeeded"
     assert asyncio.get_running_loop().time() > 30
-    await answerer.close()
+    await attempt_runner.close()
 
 
 @in_virtual_time
-async def test_a_limit_goes_on_where_it_was_after_what_does_not_count() -> None:
+async def test_a_paused_limit_continues_where_it_was() -> None:
     limit = asyncio.timeout(0.1)
 
     async def wait_twice() -> None:
@@ -238,7 +244,7 @@ async def test_a_limit_goes_on_where_it_was_after_what_does_not_count() -> None:
 
     with pytest.raises(TimeoutError):
         await wait_twice()
-    with paused(limit):  # one that is over stays as it is
+    with paused(limit):  # an expired limit stays expired
         pass
     async with asyncio.timeout(None) as unlimited:
         with paused(unlimited):
@@ -251,7 +257,7 @@ async def test_a_limit_goes_on_where_it_was_after_what_does_not_count() -> None:
 # A lane's runs.
 
 
-async def test_what_a_run_has_done_is_handed_out_until_it_is_kept() -> None:
+async def test_checkpoints_are_returned_until_they_are_acknowledged() -> None:
     runs = CheckpointedRuns()
 
     async def start(sink: CheckpointSink) -> bytes:
@@ -260,14 +266,14 @@ async def test_what_a_run_has_done_is_handed_out_until_it_is_kept() -> None:
         return b"report"
 
     call = asyncio.ensure_future(runs.run("k", start))
-    for _ in range(2):  # the first answer may have got lost
+    for _ in range(2):  # the first response may be lost
         assert await runs.collect({}) == {"k": [b"one"]}
     assert not call.done()
     await asyncio.gather(runs.collect({"k": 1}), call)
     assert call.result() == b"report"
 
 
-async def test_what_all_runs_have_done_is_collected_at_once() -> None:
+async def test_checkpoints_of_all_runs_are_collected_together() -> None:
     runs = CheckpointedRuns()
 
     def start(name: bytes) -> Any:
@@ -292,11 +298,11 @@ async def test_what_all_runs_have_done_is_collected_at_once() -> None:
     assert runs._checkpoints == {}
 
 
-async def test_where_nothing_happens_the_collector_is_told_so() -> None:
+async def test_an_idle_collection_returns_empty() -> None:
     assert await CheckpointedRuns(collect_s=0.0).collect({}) == {}
 
 
-async def test_of_a_run_that_is_being_stopped_nothing_more_is_handed_out() -> None:
+async def test_a_run_that_is_being_stopped_returns_no_more_checkpoints() -> None:
     runs = CheckpointedRuns(collect_s=0.0)
 
     async def stubborn(sink: CheckpointSink) -> bytes:

@@ -200,13 +200,13 @@ async def test_arguments_are_checked_and_converted() -> None:
         ([], "Input should be a valid dictionary"),
     ],
 )
-async def test_arguments_that_do_not_fit_are_told_by_name(arguments: Any, complaint: str) -> None:
+async def test_invalid_arguments_are_reported_by_name(arguments: Any, complaint: str) -> None:
     with pytest.raises(ToolError, match=r"^arguments of weather: ") as caught:
         await tool(weather).call(arguments)
     assert complaint in str(caught.value)
 
 
-async def test_parameters_may_be_named_like_anything() -> None:
+async def test_parameters_can_have_any_name() -> None:
     made = tool(awkward)
     assert list(made.spec.parameters["properties"]) == ["schema", "copy", "model_config", "_x"]
     assert await made.call({"schema": "s", "copy": 2, "model_config": "m", "_x": True}) == "s 2 m True"
@@ -235,7 +235,7 @@ async def test_async_functions_and_objects_and_partials_are_tools_too() -> None:
         (cancel_itself, "CancelledError: "),
     ],
 )
-async def test_whatever_a_tool_raises_is_a_tool_error(function: Callable[..., Any], told: str) -> None:
+async def test_any_exception_of_a_tool_is_a_tool_error(function: Callable[..., Any], told: str) -> None:
     with pytest.raises(ToolError) as caught:
         await tool(function).call({})
     assert str(caught.value) == told
@@ -255,7 +255,7 @@ async def test_a_cancelled_call_is_cancelled() -> None:
         await task
 
 
-async def test_a_tool_that_does_not_return_in_time_is_given_up() -> None:
+async def test_a_tool_that_does_not_return_in_time_is_an_error() -> None:
     release = threading.Event()
 
     def hang() -> None:
@@ -266,7 +266,7 @@ async def test_a_tool_that_does_not_return_in_time_is_given_up() -> None:
     release.set()
 
 
-async def test_many_functions_that_never_return_do_not_hold_up_the_next() -> None:
+async def test_many_functions_that_never_return_do_not_block_the_next() -> None:
     release = threading.Event()
     hanging = [tool(lambda: release.wait(), 0.01).call({}) for _ in range(50)]
     assert all(isinstance(result, ToolError) for result in await asyncio.gather(*hanging, return_exceptions=True))
@@ -303,11 +303,11 @@ async def test_any_value_becomes_text(value: Any, text: str) -> None:
 
 
 @given(st.recursive(st.none() | st.floats() | st.integers() | st.text(st.characters()), st.lists, max_leaves=5))
-def test_any_value_becomes_text_that_can_be_written(value: Any) -> None:
+def test_the_text_of_any_value_can_be_encoded(value: Any) -> None:
     assert asyncio.run(tool(lambda: value).call({})).encode() is not None
 
 
-async def test_a_long_return_is_cut_and_says_so() -> None:
+async def test_a_long_return_is_truncated_with_a_note() -> None:
     text = await tool(lambda: "x" * (MAX_RETURN_CHARS + 1)).call({})
     assert text.startswith("x" * MAX_RETURN_CHARS)
     assert text.endswith("[cut after 50,000 of 50,001 characters]")
@@ -339,7 +339,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_functions_are_found_beside_the_agents_file(code: Path) -> None:
+def test_functions_are_found_in_the_agents_files_directory(code: Path) -> None:
     name = f"their_tools_{time.monotonic_ns()}"
     (code / f"{name}.py").write_text("class A:\n    @staticmethod\n    def f() -> int: return 1\nX = 5\n")
     assert load_function(f"{name}:A.f", [str(code)])() == 1
@@ -349,7 +349,7 @@ def test_functions_are_found_beside_the_agents_file(code: Path) -> None:
         load_function(f"{name}:X", [str(code)])
 
 
-def test_what_python_already_knows_wins_over_a_file_beside_the_agents_file(code: Path) -> None:
+def test_the_standard_library_wins_over_a_file_of_the_agents_files_directory(code: Path) -> None:
     (code / "json.py").write_text("raise RuntimeError('not this one')\n")
     assert load_function("json:loads", [str(code)]) is json.loads
 
