@@ -1,4 +1,4 @@
-"""What differs between the databases: the seam that `Sqlite` and `Postgres` fill."""
+"""The interface to a database system, with two implementations: `Sqlite` and `Postgres`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Backend(Protocol):
 
     engine: sa.Engine
     name: str
-    """What people know it by."""
+    """The name in messages: the data directory, or the URL without its password."""
     is_shared: bool
-    """Whether several processes may write to it, so that jobs are led under leases."""
+    """Whether several processes may write to it, so that leases decide which one runs a job."""
     errors: tuple[type[Exception], ...]
-    """What its driver raises."""
+    """The exceptions of its driver."""
 
     def insert(self, table: sa.Table) -> Any:
-        """Return its own INSERT, which knows of conflicts."""
+        """Return the dialect's INSERT, with ON CONFLICT."""
         ...
 
     def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
@@ -30,23 +30,23 @@ class Backend(Protocol):
         ...
 
     def failure(self, error: Exception) -> BatchrayError:
-        """Say in our words what the driver's error means."""
+        """Translate an error of the driver."""
         ...
 
     def prepare(self, connection: sa.Connection) -> None:
-        """Make ready for tables to be created: one process at a time."""
+        """Prepare for creating tables: by one process at a time."""
         ...
 
     def version(self, connection: sa.Connection) -> int:
-        """Return the version of its tables; 0 where there are none."""
+        """Return the version of its tables; 0 if there are none."""
         ...
 
     def set_version(self, connection: sa.Connection, version: int) -> None:
-        """Keep the version of its tables."""
+        """Store the version of its tables."""
         ...
 
     def now(self, connection: sa.Connection) -> float:
-        """Return the time of the one clock that leases go by, in seconds."""
+        """Return the time of the one clock that all leases use, in seconds."""
         ...
 
     def bulk(self) -> AbstractContextManager[None]:
@@ -54,17 +54,17 @@ class Backend(Protocol):
         ...
 
     def limit_lock_wait(self, connection: sa.Connection) -> None:
-        """Let the transaction fail, and be repeated later, where it would wait long for what another one has locked."""
+        """Make the transaction fail, to be repeated later, instead of waiting long for another one's lock."""
         ...
 
     def checkpoint(self) -> None:
-        """Move what is in the log into the database, as far as readers allow."""
+        """Move the contents of the log into the database, as far as readers allow."""
         ...
 
     def shrink(self) -> bool:
-        """Give a part of the room that is not needed any more back to the disk; tell whether there is more."""
+        """Return a part of the unused space to the disk; return whether there is more."""
         ...
 
     def corruption(self, connection: sa.Connection) -> list[str]:
-        """Read all of it, and say what is damaged."""
+        """Read the whole database, and return a sentence about each damage."""
         ...

@@ -1,7 +1,7 @@
-"""What agents keep from one request to the next: runs that wait for the caller, conversations, memory.
+"""State that agents keep from one request to the next: conversations, pending approvals and memory.
 
-A run that waits (a approval) is answered by one item, which claims it before it is spawned.  The claim holds across
-crashes and restarts, and ends only where that item does not succeed: then the run waits again.
+A run with a pending approval is answered by one item, which claims the approval before it is spawned.  The claim holds
+across crashes and restarts.  It is released only if that item does not succeed: then the approval is pending again.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Conversations:
         answered: Set[str] | None = None,
         request_id: str | None = None,
     ) -> ConversationState:
-        """Return what an item goes on with; the run that its answers are for is claimed by it, once and for all.
+        """Return the conversation and memory that an item continues from, and claim the approval that it answers.
 
-        `answered` are the ids of the tool calls that it brings answers to, or that of an approval request alone;
-        `request_id` tells apart runs that wait for calls of the same ids.  None: it asks anew.
-        Raises ApprovalError where no run waits for just these answers, or the agent has to be answered first, and
-        LeaseLostError where another process leads the job now.
+        `answered` are the ids of the tool calls that the item answers, or the id of an approval request alone; None if
+        it answers nothing.  `request_id` names the approval request if several runs wait for calls of the same ids.
+        Raises ApprovalError if no run waits for exactly these answers, or the agent must be answered first, and
+        LeaseLostError if another process leads the job now.
         """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
@@ -71,17 +71,17 @@ class Conversations:
             )
 
     def history(self, user_id: str, agent_id: str) -> list[HistoryItem]:
-        """Return the items of a stateful agent's conversation, the oldest first."""
+        """Return the items of a stateful agent's conversation, oldest first."""
         with self._database.reading() as connection:
             return _conversation(connection, user_id, agent_id)
 
     def memory(self, user_id: str, agent_id: str) -> dict[str, str]:
-        """Return a stateful agent's memory, by label, as far as it was ever edited."""
+        """Return a stateful agent's edited memory blocks, by label."""
         with self._database.reading() as connection:
             return _memory(connection, user_id, agent_id)
 
     def delete(self, user_id: str, agent_id: str, *, with_memory: bool = False) -> None:
-        """Forget an agent's conversation and the runs that wait, and its memory too where that is asked for."""
+        """Delete an agent's conversation and pending approvals, and with `with_memory` its memory."""
         tables = (conversations, pending_calls, pending_approvals, *((memory_blocks,) if with_memory else ()))
         with self._database.transaction() as connection:
             for table in tables:
@@ -89,7 +89,7 @@ class Conversations:
 
 
 def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome]) -> None:
-    """Write what outcomes mean for later requests, in the transaction that takes them."""
+    """Write the conversation updates of outcomes, in the transaction that records the outcomes."""
     for outcome in taken:
         if outcome.conversation_update is None:
             continue
@@ -103,7 +103,7 @@ def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken:
 
 
 def release_claims(connection: sa.Connection, job: JobRecord) -> None:
-    """Let the runs wait again that items of a job have claimed and not answered with success."""
+    """Release this job's claims on pending approvals whose answering item did not succeed."""
     failed = sa.select(outcomes.c.idx).where(outcomes.c.job == job.key, outcomes.c.status != "succeeded")
     _release(connection, job, failed)
 
@@ -150,7 +150,7 @@ def _claimed(
     answered: Set[str],
     request_id: str | None,
 ) -> sa.Row[Any]:
-    """Find the run that these answers are for, and make it this item's."""
+    """Find the pending approval that these answers are for, and claim it for this item."""
     if len(answered) == 1 and is_message_id(min(answered)):
         request_id, answered = min(answered), frozenset()
     named = request_id or min(answered)
@@ -188,7 +188,7 @@ def _approvals_of(user_id: str, agent_id: str, answered: Set[str], request_id: s
 
 
 def _covered(connection: sa.Connection, waiting: list[sa.Row[Any]], answered: Set[str]) -> list[sa.Row[Any]]:
-    """Keep the runs that wait for just these answers.  Raises ApprovalError where none of those that wait does."""
+    """Return the approvals that wait for exactly these answers.  Raises ApprovalError if none of them does."""
     calls = [_calls_of(connection, approval) for approval in waiting]
     exact = [approval for approval, of_pause in zip(waiting, calls, strict=True) if set(of_pause) == answered]
     if waiting and not exact:
@@ -203,7 +203,7 @@ def _calls_of(connection: sa.Connection, approval: sa.Row[Any]) -> list[str]:
 
 
 def _claim(connection: sa.Connection, approval: sa.Row[Any], job: JobRecord, index: int) -> bool:
-    """Make a run that waits this item's; False where another process was faster."""
+    """Claim a pending approval for this item; False if another process was faster."""
     this = sa.and_(pending_approvals.c.job == approval.job, pending_approvals.c.idx == approval.idx)
     mine = sa.and_(pending_approvals.c.claimed_job == job.key, pending_approvals.c.claimed_idx == index)
     claiming = sa.update(pending_approvals).where(this, sa.or_(pending_approvals.c.claimed_job.is_(None), mine))
@@ -213,7 +213,7 @@ def _claim(connection: sa.Connection, approval: sa.Row[Any], job: JobRecord, ind
 def _check_last_item(
     connection: sa.Connection, job: JobRecord, index: int, agent_id: str, approval: sa.Row[Any] | None
 ) -> None:
-    """Raise ApprovalError where a stateful agent waits for other answers than this item brings."""
+    """Raise ApprovalError if a stateful agent waits for other answers than those of this item."""
     last = (
         sa.select(conversations.c.job, conversations.c.idx)
         .where(conversations.c.user_id == job.user_id, conversations.c.agent_id == agent_id)
@@ -222,7 +222,7 @@ def _check_last_item(
     )
     tail = connection.execute(last).first()
     if approval is not None and (tail is None or tuple(tail) != (approval.job, approval.idx)):
-        raise ApprovalError("no_pending_approval", "the agent's conversation has gone on since that tool call")
+        raise ApprovalError("no_pending_approval", "the agent's conversation has continued since that tool call")
     if approval is None and tail is not None:
         query = sa.select(pending_approvals.c.job).where(
             pending_approvals.c.job == tail.job, pending_approvals.c.idx == tail.idx
@@ -233,7 +233,7 @@ def _check_last_item(
 
 
 def _history_before_approval(connection: sa.Connection, job: int, index: int) -> list[HistoryItem]:
-    """Return the item that waits, and those that it has gone on from itself, the oldest first."""
+    """Return the item with the pending approval and the items that it continued from, oldest first."""
     history: list[HistoryItem] = []
     place: tuple[int, int] | None = (job, index)
     while place is not None:

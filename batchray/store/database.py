@@ -1,4 +1,4 @@
-"""The database behind the store: its transactions, the one thread that writes, and the room that it needs."""
+"""The database behind the store: transactions, the writer thread and disk space."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Chunked = Generator[None, None, T]
-"""Long work on the store in short pieces: it yields where others may have their turn, and returns its result."""
+"""Long work in short transactions.  It yields where other work may run, and returns its result."""
 
 CHUNK = 500
 """Rows read or written at a time."""
 PAGE_BYTES = 8 * 1024 * 1024
-"""About so many bytes of requests and messages are read or written at a time."""
+"""About how many bytes of requests and messages are read or written at a time."""
 
 
 class Database:
@@ -55,12 +55,12 @@ class Database:
         return self.backend.is_shared
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
-        """Run a blocking method on the writer's thread.  A cancelled wait lets it finish."""
+        """Run a blocking function on the writer thread.  Cancelling the wait does not stop it."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writer_thread(), lambda: method(*args, **keywords))
 
     async def call_chunked(self, work: Chunked[T]) -> T:
-        """Run long work on the writer's thread, and let others have their turn between its pieces."""
+        """Run long work on the writer thread; other calls run between its chunks."""
         while True:
             result = await self.call(_next_chunk, work)
             if result is not _MORE:
@@ -80,15 +80,15 @@ class Database:
         return self._writer
 
     def close(self) -> None:
-        """Finish what is being written, then close."""
+        """Finish pending writes, then close."""
         if self._writer is not None:
             self._writer.shutdown()
         self.backend.engine.dispose()
 
     def create_schema(self) -> None:
-        """Create the tables that are missing, and bring those of an older version up to this one.
+        """Create missing tables, and migrate those of an older version.
 
-        Raises StoreError where a newer version made them, and StoreCorruptError where the database is damaged.
+        Raises StoreError if a newer version made them, and StoreCorruptError if the database is damaged.
         """
         with self.transaction() as connection:
             self.backend.prepare(connection)
@@ -98,54 +98,54 @@ class Database:
             self.backend.set_version(connection, SCHEMA_VERSION)
 
     def check_version(self) -> None:
-        """Raise StoreError where another version made the tables."""
+        """Raise StoreError if another version made the tables."""
         with self.reading() as connection:
             if 0 < self._check_version(connection) < SCHEMA_VERSION:
                 advice = "resume a job or start a server to bring it up to this one"
                 raise StoreError(f"{self.backend.name} was written by an older version of batchray; {advice}")
 
     def checkpoint(self) -> None:
-        """Move what is in the log into the database, as far as readers allow."""
+        """Move the contents of the log into the database, as far as readers allow."""
         with self.translate_errors():
             self.backend.checkpoint()
 
     def has_room(self) -> bool:
-        """Tell whether there is room for more than what runs already.
+        """Return whether the disk has space for new work.
 
-        False from the first write that found the disk full until the reserve could be made again.
+        False from the first write that finds the disk full until the reserve is allocated again.
         """
         if not self._is_full:
             return True
         with self._room_lock:
-            if self._is_full and self._reserve is not None and self._reserve.hold():
-                logger.info("there is room again for %s", self.backend.name)
+            if self._is_full and self._reserve is not None and self._reserve.acquire():
+                logger.info("the disk of %s has space again", self.backend.name)
                 self._is_full = False
             return not self._is_full
 
     def acquire_reserve(self) -> None:
-        """Make the reserve; where there is no room for it the disk counts as full from the start."""
-        self._is_full = self._reserve is not None and not self._reserve.hold()
+        """Allocate the reserve.  If there is no space for it, the disk counts as full from the start."""
+        self._is_full = self._reserve is not None and not self._reserve.acquire()
         if self._is_full:
             logger.warning("the disk of %s is full: nothing new is accepted", self.backend.name)
 
     def check_room(self) -> None:
-        """Raise StoreFullError while nothing new may be accepted."""
+        """Raise StoreFullError while the disk has no space for new work."""
         if not self.has_room():
             raise StoreFullError(f"the disk of {self.backend.name} is full; make room there")
 
     def _release_reserve(self) -> None:
-        """The disk is full: release the reserve, and what an undone transaction has left in the log."""
+        """Release the reserve because the disk is full, and truncate the log of the failed transaction."""
         if self._reserve is None:
             return
         with self._room_lock:
             if not self._is_full:
-                logger.warning("the disk of %s is full: jobs wait until there is room", self.backend.name)
+                logger.warning("the disk of %s is full: jobs wait until it has space", self.backend.name)
             self._is_full = True
             self._reserve.release()
         try:
             self.backend.shrink()
         except self.backend.errors as error:
-            logger.debug("no room could be given back: %s", error)
+            logger.debug("no disk space was returned: %s", error)
 
     def _check_version(self, connection: sa.Connection) -> int:
         version = self.backend.version(connection)
@@ -154,7 +154,7 @@ class Database:
         return version
 
     def page(self, query: sa.Select[Any], build: Callable[..., T], size: Callable[[T], int]) -> Iterator[T]:
-        """Yield rows until about `PAGE_BYTES` of them, so that large requests make short pages."""
+        """Yield rows until they have about `PAGE_BYTES`, so that large requests make short pages."""
         budget = PAGE_BYTES
         with self.reading() as connection, connection.execution_options(yield_per=50).execute(query) as rows:
             for row in rows:
@@ -193,7 +193,7 @@ _MORE = object()
 
 
 def _next_chunk(work: Chunked[T]) -> T | object:
-    """Do one piece of some work; returns its result, or that there is more to do."""
+    """Run work to its next yield; return its result, or `_MORE`."""
     try:
         next(work)
     except StopIteration as stop:
@@ -203,7 +203,7 @@ def _next_chunk(work: Chunked[T]) -> T | object:
 
 
 def run_all(work: Chunked[T]) -> T:
-    """Do all of some work, where nobody waits for a turn."""
+    """Run all chunks of some work at once, and return its result."""
     while (result := _next_chunk(work)) is _MORE:
         pass
     return result  # type: ignore[return-value]
@@ -215,7 +215,7 @@ def _log_failure(done: Future[Any]) -> None:
 
 
 def chunks(rows: Iterable[T], size: Callable[[T], int] = lambda row: 0) -> Iterator[list[T]]:
-    """Cut `rows` into lists of at most `CHUNK`, and of about `PAGE_BYTES`."""
+    """Cut `rows` into lists of at most `CHUNK` rows and about `PAGE_BYTES`."""
     chunk: list[T] = []
     n_bytes = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""What can be said of a database that may be damaged, and what can still be read of it."""
+"""Checks of a database that may be damaged, and reads of its undamaged parts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from batchray.store.tables import DELETED, items, jobs, outcomes
 T = TypeVar("T")
 
 UNREADABLE = (StoreError, ValueError, TypeError, KeyError)
-"""What reading raises of a damaged database: what the database says of it, or whoever reads bytes that are no JSON."""
-# What outcomes have to do with; the others are longer, and more likely to be damaged.
+"""Errors of reading a damaged database: those of the database, and of decoding bytes that are not JSON."""
+# Without the long columns, which are more likely to be damaged and which results do not need.
 _JOB_COLUMNS = [column for column in jobs.c if column.name not in ("agents", "progress")]
 _NO_REQUEST = orjson.dumps({"agent_id": "unreadable", "input": "unreadable"})
 
 
 class Counted(NamedTuple):
-    """How many there are, and what does not fit together."""
+    """The numbers of rows, and a sentence for each contradiction between them."""
 
     n_jobs: int
     n_items: int
@@ -40,7 +40,7 @@ class Integrity:
         self._database, self._items = database, items
 
     def check(self) -> Counted:
-        """Read all of the database, and count what is in it.  Raises StoreError where not even that can be done."""
+        """Read the whole database and count its rows.  Raises StoreError if even that fails."""
         with self._database.reading() as connection:
             problems = self._database.backend.corruption(connection)
             n_jobs = n_items = n_outcomes = 0
@@ -49,8 +49,8 @@ class Integrity:
                 problems += _contradictions(job)
         return Counted(n_jobs, n_items, n_outcomes, problems)
 
-    def readable_jobs(self, lost: Callable[[str], None]) -> Iterator[JobRecord]:
-        """Yield the jobs that can be read, without their progress; `lost` hears of those that cannot."""
+    def readable_jobs(self, on_unreadable: Callable[[str], None]) -> Iterator[JobRecord]:
+        """Yield the readable jobs, without their progress.  `on_unreadable` gets a sentence about each other one."""
 
         def read(first: int, last: int) -> list[JobRecord]:
             query = sa.select(*_JOB_COLUMNS).where(jobs.c.kind != DELETED, jobs.c.job.between(first, last))
@@ -58,29 +58,29 @@ class Integrity:
                 rows = connection.execute(query.order_by(jobs.c.job)).mappings()
                 return [job_record({**row, "progress": None}) for row in rows]
 
-        last = max(self._last_key(lost, table) for table in (jobs, items, outcomes))
-        yield from _in_halves(read, 1, last, lambda key, error: lost(f"the job of key {key}: {error}"))
+        last = max(self._last_key(on_unreadable, table) for table in (jobs, items, outcomes))
+        yield from _in_halves(read, 1, last, lambda key, error: on_unreadable(f"the job of key {key}: {error}"))
 
-    def readable_results(self, job: JobRecord, lost: Callable[[str], None]) -> Iterator[StoredResult]:
-        """Yield the outcomes of a job that can be read, in index order; `lost` hears of those that cannot."""
+    def readable_results(self, job: JobRecord, on_unreadable: Callable[[str], None]) -> Iterator[StoredResult]:
+        """Yield a job's readable outcomes in index order.  `on_unreadable` gets a sentence about each other one."""
         n_read = 0
 
-        def alone(index: int, error: Exception) -> None:
+        def read_alone(index: int, error: Exception) -> None:
             try:
-                unasked.extend(self._outcome_alone(job, index))
+                without_request.extend(self._outcome_alone(job, index))
             except UNREADABLE:
-                lost(f"{job.id}: the outcome of item {index}")
+                on_unreadable(f"{job.id}: the outcome of item {index}")
 
         def read(first: int, last: int) -> list[StoredResult]:
             return self._items.results_between(job, first, last)
 
-        unasked: list[StoredResult] = []
-        for result in _in_halves(read, 0, job.total - 1, alone):
+        without_request: list[StoredResult] = []
+        for result in _in_halves(read, 0, job.total - 1, read_alone):
             n_read += 1
             yield result
-        yield from unasked
-        if (n_missing := job.done - n_read - len(unasked)) > 0:
-            lost(f"{job.id}: {n_missing:,} of {job.done:,} outcomes")
+        yield from without_request
+        if (n_missing := job.done - n_read - len(without_request)) > 0:
+            on_unreadable(f"{job.id}: {n_missing:,} of {job.done:,} outcomes")
 
     def _outcome_alone(self, job: JobRecord, index: int) -> list[StoredResult]:
         """Return an outcome whose request cannot be read."""
@@ -102,38 +102,38 @@ class Integrity:
             for row in rows
         ]
 
-    def _last_key(self, lost: Callable[[str], None], table: sa.Table) -> int:
+    def _last_key(self, on_unreadable: Callable[[str], None], table: sa.Table) -> int:
         try:
             with self._database.reading() as connection:
                 return int(connection.execute(sa.select(sa.func.max(table.c.job))).scalar() or 0)
         except StoreError as error:
-            lost(f"the end of the table {table.name}: {error}")
+            on_unreadable(f"the end of the table {table.name}: {error}")
             return 0
 
 
 def _in_halves(
-    read: Callable[[int, int], list[T]], first: int, last: int, lost: Callable[[int, Exception], None]
+    read: Callable[[int, int], list[T]], first: int, last: int, on_unreadable: Callable[[int, Exception], None]
 ) -> Iterator[T]:
-    """Read a range of keys whole, or, where that fails, its halves, down to single keys."""
+    """Read a range of keys at once, or if that fails its halves, down to single keys."""
     ranges = [(first, last)] if first <= last else []
     while ranges:
         first, last = ranges.pop()
-        if last - first >= _PART:
-            ranges += [(first + _PART, last), (first, first + _PART - 1)]
+        if last - first >= _RANGE:
+            ranges += [(first + _RANGE, last), (first, first + _RANGE - 1)]
             continue
         try:
             found = read(first, last)
         except UNREADABLE as error:
             middle = (first + last) // 2
             if first == last:
-                lost(first, error)
+                on_unreadable(first, error)
             else:
                 ranges += [(middle + 1, last), (first, middle)]
         else:
             yield from found
 
 
-_PART = 64
+_RANGE = 64
 
 
 def _counts() -> sa.Select[Any]:

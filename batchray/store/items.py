@@ -29,7 +29,7 @@ class Items:
         self._database = database
 
     def unfinished(self, job: JobRecord, after: int, limit: int = CHUNK) -> list[PendingItem]:
-        """Return the next items without an outcome, in index order: at most `limit`, and about 8 MiB of requests."""
+        """Return the next items without an outcome in index order: at most `limit`, and about 8 MiB of requests."""
         query = (
             sa.select(
                 _items.c.idx,
@@ -82,7 +82,7 @@ class Items:
         agent_id: str | None = None,
         limit: int = CHUNK,
     ) -> list[StoredResult]:
-        """Return results in finish order, or the newest first; `since` and `until` are `seq`s, both included."""
+        """Return results in finish order or newest first.  `since` and `until` are values of `seq`, both included."""
         query = _results_of(job).limit(limit)
         query = query.order_by(_outcomes.c.seq if order == "asc" else _outcomes.c.seq.desc())
         if order == "desc":
@@ -99,7 +99,7 @@ class Items:
             return [_stored_result(*row) for row in connection.execute(query)]
 
     def result(self, job: JobRecord, index: int) -> StoredResult | None:
-        """Return one item's result, or None where it has none."""
+        """Return one item's result, or None if it has none."""
         with self._database.reading() as connection:
             row = connection.execute(_results_of(job).where(_outcomes.c.idx == index)).first()
         return _stored_result(*row) if row else None
@@ -149,7 +149,7 @@ class Items:
             return [_stored_item(row) for row in connection.execute(query).mappings()]
 
     def timings(self, job: JobRecord) -> Iterator[tuple[str, dict[str, int | None], dict[str, int]]]:
-        """Yield status, timing and usage of every outcome: what a `Progress` is rebuilt from."""
+        """Yield status, timing and usage of every outcome, to rebuild a `Progress` from."""
         names = ("queued_ns", "ttft_ns", "duration_ns")
         columns = (_outcomes.c.idx, _outcomes.c.status, _outcomes.c.usage, *(_outcomes.c[name] for name in names))
         after = -1
@@ -163,7 +163,7 @@ class Items:
                 yield status, dict(zip(names, durations, strict=True)), orjson.loads(usage)
 
     def count_by_status(self) -> dict[str, int]:
-        """Return how many items of all jobs have which outcome, or are `pending`."""
+        """Return the number of items of all jobs by outcome; `pending` is the number without one."""
         sums = [sa.func.coalesce(sa.func.sum(_jobs.c[status]), 0).label(status) for status in STATUSES]
         total = sa.func.coalesce(sa.func.sum(_jobs.c.total), 0).label("total")
         with self._database.reading() as connection:
@@ -171,7 +171,7 @@ class Items:
         return {**dict(zip(STATUSES, counts, strict=True)), "pending": n_items - sum(counts)}
 
     def failure_kinds(self, job: JobRecord) -> list[FailureKind]:
-        """Return the kinds of failures, the most frequent first, with the message of one of each."""
+        """Return the kinds of failures, most frequent first, each with one example's message."""
         kinds: dict[tuple[str, str], FailureKind] = {}
         query = sa.select(_outcomes.c.stop_reason, _outcomes.c.error).where(
             _outcomes.c.job == job.key, _outcomes.c.error.is_not(None)

@@ -1,4 +1,4 @@
-"""Jobs in the store: created whole or not at all, started, ended once, listed."""
+"""Jobs: created whole or not at all, started, ended once, reopened, listed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchray.store.records import ItemPage, JobRecord, LedJob, NewItem, NewJob,
 from batchray.store.tables import DELETED, attempts, callbacks, checkpoints, jobs, leases, outcomes, reopenings
 from batchray.support.failpoints import failpoint
 
-# What a list of jobs does not need: the agents' settings may be long.
+# Without the agents' settings, which may be long.
 _COLUMNS = [column for column in jobs.c if column.name != "agents"]
 
 
@@ -30,16 +30,16 @@ class Jobs:
         self._database, self._leases = database, leases
 
     def create(self, new: NewJob, new_items: Iterable[NewItem]) -> int:
-        """Create a job with its items in one transaction and return how many; on disk when this returns.
+        """Create a job with its items in one transaction and return how many.  They are on disk when this returns.
 
-        What `new_items` raises undoes it all.  Raises StoreFullError where there is no room, KeyInUseError for a second
-        job of one idempotency key, and StoreUnavailableError while another process takes long to create the first one.
+        An error of `new_items` rolls everything back.  Raises StoreFullError if the disk is full, KeyInUseError for a
+        second job of one idempotency key, and StoreUnavailableError while another process is creating the first one.
         """
         chunked = chunks(new_items, lambda item: len(item.request))
         return self.create_paged(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked))
 
     def create_paged(self, new: NewJob, pages: Iterable[ItemPage]) -> int:
-        """Create a job with items that come by the page; otherwise as `create_job`."""
+        """Create a job with items that come in pages; otherwise as `create`."""
         self._database.check_room()
         now, total, agent_ids = utc_now(), 0, set[str]()
         database = self._database
@@ -59,7 +59,7 @@ class Jobs:
         return total
 
     def _insert_job(self, connection: sa.Connection, new: NewJob, now: str) -> int:
-        """Insert a job without items; it is ours to lead first."""
+        """Insert a job without items, reserved for this process."""
         inserting = sa.insert(jobs).values(
             id=new.id,
             kind=new.kind,
@@ -108,9 +108,9 @@ class Jobs:
     def end(
         self, job: LedJob, status: str, stop_reason: str, progress: Progress, ttft_ns: int | None, duration_ns: int
     ) -> JobRecord:
-        """Write the end of a job that is led here, once, and that its callback is due; a second end changes nothing.
+        """End a job and make its callback due, in one transaction.  Ending it again changes nothing.
 
-        Returns the job as it then is.  Raises LeaseLostError where another process leads it, or has opened it again.
+        Returns the ended job.  Raises LeaseLostError if another process leads it, or has reopened it.
         """
         now = utc_now()
         with self._database.transaction() as connection:
@@ -137,15 +137,15 @@ class Jobs:
         return self.get(job.id)
 
     def reopen(self, job_id: str) -> int:
-        """Forget the outcomes of an ended job that did not succeed, so that it can go on; returns how many.
+        """Delete the outcomes of an ended job that did not succeed, so that those items run again; return how many.
 
-        The one way in which an outcome goes, and only when the caller asks for it.  Raises UnknownJobError, and
-        JobNotEndedError for one that runs, or that another process has opened in this moment.
+        Only this deletes outcomes, and only when a caller asks.  Raises UnknownJobError, and JobNotEndedError if the
+        job runs, or another process has just reopened it.
         """
         with self._database.transaction() as connection:
             job = self._job(connection, job_id)
-            self._leases.reserve(connection, job.key)  # before the job's row, as whoever leads it does
-            self._open_again(connection, job)
+            self._leases.reserve(connection, job.key)  # before the job's row, see `Leases.lock`
+            self._clear_end(connection, job)
             failed = sa.and_(outcomes.c.job == job.key, outcomes.c.status != "succeeded")
             again = sa.select(outcomes.c.idx).where(failed)
             connection.execute(
@@ -157,8 +157,8 @@ class Jobs:
             connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=utc_now()))
         return n_forgotten
 
-    def _open_again(self, connection: sa.Connection, job: JobRecord) -> None:
-        """Count what has succeeded only, and take the end back.  Raises JobNotEndedError, and UnknownJobError."""
+    def _clear_end(self, connection: sa.Connection, job: JobRecord) -> None:
+        """Clear a job's end, and count only what succeeded.  Raises JobNotEndedError and UnknownJobError."""
         opened = connection.execute(
             sa.update(jobs)
             .where(jobs.c.job == job.key, jobs.c.completed_at.is_not(None), jobs.c.kind != DELETED)
@@ -176,13 +176,13 @@ class Jobs:
             raise JobNotEndedError(self._job(connection, job.id).id)
 
     def opened_at(self, job: JobRecord) -> str:
-        """Return when the job was made or, if that was later, opened again: what its deadline counts from."""
+        """Return when the job was created, or last reopened: its deadline counts from then."""
         query = sa.select(reopenings.c.reopened_at).where(reopenings.c.job == job.key)
         with self._database.reading() as connection:
             return connection.execute(query).scalar() or job.created_at
 
     def get(self, job_id: str, user_id: str | None = None) -> JobRecord:
-        """Return a job; of this user, where one is given.  Raises UnknownJobError."""
+        """Return a job; with `user_id`, only of that user.  Raises UnknownJobError."""
         with self._database.reading() as connection:
             return self._job(connection, job_id, user_id)
 
@@ -196,14 +196,17 @@ class Jobs:
         return job_record(row)
 
     def find_by_idempotency_key(self, user_id: str, idempotency_key: str) -> JobRecord | None:
-        """Return the job that a user made with this key."""
+        """Return the job that a user created with this key, or None."""
         query = sa.select(*_COLUMNS).where(jobs.c.user_id == user_id, jobs.c.idempotency_key == idempotency_key)
         with self._database.reading() as connection:
             row = connection.execute(query).mappings().first()
         return job_record(row) if row else None
 
     def find_by_id_prefix(self, stem: str, user_id: str) -> JobRecord | None:
-        """Return a user's job whose id starts so; ids derived from a job's have all but its last 12 characters."""
+        """Return a user's job whose id begins with `stem`, or None.
+
+        Ids derived from a job's id contain all of it except the last 12 characters.
+        """
         query = sa.select(*_COLUMNS).where(starts_with(jobs.c.id, stem), jobs.c.user_id == user_id)
         with self._database.reading() as connection:
             row = connection.execute(query).mappings().first()
@@ -216,7 +219,7 @@ class Jobs:
             return list(connection.execute(query.order_by(jobs.c.job.desc()).limit(limit)).scalars())
 
     def agent_snapshot(self, job_id: str) -> dict[str, Any]:
-        """Return the settings of a job's agents, as its creation kept them."""
+        """Return the settings of a job's agents, as they were when it was created."""
         with self._database.reading() as connection:
             kept = connection.execute(sa.select(jobs.c.agents).where(jobs.c.id == job_id)).scalar_one()
         return orjson.loads(kept)  # type: ignore[no-any-return]
@@ -232,7 +235,7 @@ class Jobs:
         before: int | None = None,
         limit: int | None = None,
     ) -> list[JobRecord]:
-        """Return jobs in the order of their creation; `after` and `before` are keys, in that order too."""
+        """Return jobs in the order of their creation.  `after` and `before` are keys, in that order too."""
         query = sa.select(*_COLUMNS).where(jobs.c.kind != DELETED).limit(limit)
         query = query.order_by(jobs.c.job if order == "asc" else jobs.c.job.desc())
         for column, wanted in ((jobs.c.user_id, user_id), (jobs.c.kind, kind), (jobs.c.agent_id, agent_id)):
@@ -251,7 +254,7 @@ class Jobs:
             return [job_record(row) for row in connection.execute(query).mappings()]
 
     def count_by_status(self) -> dict[str, int]:
-        """Return how many jobs there are of each status."""
+        """Return the number of jobs by status."""
         query = sa.select(jobs.c.status, sa.func.count().label("n_jobs")).where(jobs.c.kind != DELETED)
         query = query.group_by(jobs.c.status)
         with self._database.reading() as connection:

@@ -47,7 +47,7 @@ class Leases:
         return orjson.loads(requests)  # type: ignore[no-any-return]
 
     def release(self, job: LedJob) -> None:
-        """Let another process take the job at once.  If it has ended, its callback stays with this process."""
+        """Expire a lease, so that another process can take the job at once.  An ended job keeps its callback here."""
         unended = sa.select(jobs.c.job).where(jobs.c.job == job.key, jobs.c.completed_at.is_(None))
         with self._database.transaction() as connection:
             connection.execute(

@@ -24,12 +24,12 @@ from batchray.store.tables import outcomes as _outcomes
 from batchray.store.tables import same_item
 from batchray.support.failpoints import failpoint
 
-_ENDED_AT_ONCE = 5000
+_ITEMS_PER_TRANSACTION = 5000
 _OUTCOME_COLUMNS = ("status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
 
 
-class _Ended(NamedTuple):
-    """How many items were ended, and the last of them."""
+class _EndedPage(NamedTuple):
+    """The number of items that were ended, and the index of the last one."""
 
     n_items: int
     last: int
@@ -49,19 +49,19 @@ class Outcomes:
         is_again: bool = False,
         steps: Sequence[NewStep] = (),
     ) -> list[NewOutcome]:
-        """Count attempts, keep steps and take outcomes, all in one transaction; returns the outcomes that were taken.
+        """Count attempts, store checkpoints and record outcomes in one transaction; return the recorded outcomes.
 
-        Of steps too, only those of current attempts are kept.
+        Outcomes and checkpoints count only if they are of the item's current attempt, and only one outcome per item.
 
-        With `is_again`, after a write of the same of which nobody knows whether it was committed, those that it took
-        are among them.  Raises LeaseLostError, and has written nothing, where another process leads the job now.
+        `is_again`: the same write was tried before, and it is unknown whether it was committed.  The outcomes that it
+        recorded are then returned too.  Raises LeaseLostError, and writes nothing, if another process leads the job.
         """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
-            before = self._taken_before(connection, job, outcomes) if is_again else []
+            before = self._recorded_before(connection, job, outcomes) if is_again else []
             self._write_steps(connection, job, steps)  # first: the next attempt at an item may be in the same commit
             self._write_attempts(connection, job, attempts)
-            taken = self._current(connection, job, outcomes)
+            taken = self._to_record(connection, job, outcomes)
             if taken:
                 self._insert_outcomes(connection, job, taken)
         if steps:
@@ -73,9 +73,9 @@ class Outcomes:
     def end_unfinished(
         self, job: LedJob, status: str, stop_reason: str, error: Mapping[str, str] | None
     ) -> Chunked[int]:
-        """Give every item without an outcome this one; returns how many.  In short transactions.
+        """Give this outcome to every item without one, in short transactions; return how many.
 
-        Raises LeaseLostError where another process leads the job now.
+        Raises LeaseLostError if another process leads the job now.
         """
         n_ended, last = 0, -1
         outcome = {
@@ -87,26 +87,26 @@ class Outcomes:
             "duration_ns": 0,
             "messages": b"[]",
         }
-        while (ended := self._end_some(job, last, outcome)) is not None:
+        while (ended := self._end_page(job, last, outcome)) is not None:
             n_ended, last = n_ended + ended.n_items, ended.last
             yield
         return n_ended
 
-    def _end_some(self, job: LedJob, after: int, outcome: Mapping[str, Any]) -> _Ended | None:
-        """Give the next items without an outcome this one, inside the database: their requests are not read.
+    def _end_page(self, job: LedJob, after: int, outcome: Mapping[str, Any]) -> _EndedPage | None:
+        """Give this outcome to the next items without one, inside the database: their requests are not read.
 
-        None where there was none any more: then what was left of items without an outcome is let go.
+        Returns None if there is none left; it then releases their claims and deletes their checkpoints.
         """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
             seq = connection.execute(sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key)).scalar_one()
-            left = _left(job, after).subquery()
-            new = sa.select(left.c.job, left.c.idx, sa.literal(1)).where(left.c.attempt.is_(None))
+            page = _without_outcome(job, after).subquery()
+            new = sa.select(page.c.job, page.c.idx, sa.literal(1)).where(page.c.attempt.is_(None))
             connection.execute(sa.insert(_attempts).from_select(["job", "idx", "attempt"], new))
             same = {**outcome, "finished_at": utc_now()}
-            rank = sa.func.row_number().over(order_by=left.c.idx)
+            rank = sa.func.row_number().over(order_by=page.c.idx)
             literals = (sa.literal(value, _outcomes.c[name].type) for name, value in same.items())
-            ended = sa.select(left.c.job, left.c.idx, seq + rank, left.c.attempt, *literals)
+            ended = sa.select(page.c.job, page.c.idx, seq + rank, page.c.attempt, *literals)
             connection.execute(sa.insert(_outcomes).from_select(["job", "idx", "seq", "attempt", *same], ended))
             these = sa.and_(_outcomes.c.job == job.key, _outcomes.c.seq > seq)
             counted = sa.select(sa.func.count(), sa.func.max(_outcomes.c.idx)).where(these)
@@ -119,7 +119,7 @@ class Outcomes:
             values = {status: _jobs.c[status] + n_ended, "last_seq": seq + n_ended, "updated_at": same["finished_at"]}
             connection.execute(sa.update(_jobs).where(_jobs.c.job == job.key).values(**values))
         failpoint("outcome-committed")
-        return _Ended(n_ended, last)
+        return _EndedPage(n_ended, last)
 
     def _write_attempts(self, connection: sa.Connection, job: JobRecord, attempts: Sequence[NewAttempt]) -> None:
         if not attempts:
@@ -148,13 +148,13 @@ class Outcomes:
             for step in steps
             if step.index in current and current[step.index].attempt == step.attempt
         ]
-        if rows:  # some may be there, after a write of which nobody knows whether it was committed
+        if rows:  # some may exist, after a write whose commit is unknown
             connection.execute(self._database.backend.insert(_checkpoints).on_conflict_do_nothing(), rows)
 
-    def _taken_before(
+    def _recorded_before(
         self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]
     ) -> list[NewOutcome]:
-        """Keep the outcomes that are there, of the same attempt: an attempt has one leader and one outcome."""
+        """Return the outcomes that are recorded already: an attempt has one leader and one outcome."""
         there: set[tuple[int, int]] = set()
         for chunk in chunks(outcome.index for outcome in outcomes):
             query = sa.select(_outcomes.c.idx, (_outcomes.c.attempt + _attempts.c.collateral_crashes).label("attempt"))
@@ -163,10 +163,10 @@ class Outcomes:
             there.update((row.idx, row.attempt) for row in connection.execute(query))
         return [outcome for outcome in outcomes if (outcome.index, outcome.attempt) in there]
 
-    def _current(
+    def _to_record(
         self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]
     ) -> dict[NewAttempt, NewOutcome]:
-        """Keep the outcomes that may be taken: of the current attempt, the first of its item; by that attempt."""
+        """Return the outcomes to record, by attempt: the first of each item, of its current attempt."""
         current = self._current_attempts(connection, job, (outcome.index for outcome in outcomes))
         taken = {}
         for outcome in outcomes:
@@ -177,7 +177,7 @@ class Outcomes:
     def _current_attempts(
         self, connection: sa.Connection, job: JobRecord, indices: Iterable[int]
     ) -> dict[int, NewAttempt]:
-        """Return the current attempts of those of the items that have no outcome."""
+        """Return the current attempts of the items that have no outcome."""
         current: dict[int, NewAttempt] = {}
         for chunk in chunks(indices):
             query = (
@@ -193,9 +193,9 @@ class Outcomes:
     def _insert_outcomes(
         self, connection: sa.Connection, job: JobRecord, outcomes: Mapping[NewAttempt, NewOutcome]
     ) -> None:
-        """Insert outcomes by their attempts; one is kept with the number of its item's attempts but for the lost ones.
+        """Insert outcomes by their attempts.
 
-        An attempt that ended with a death of another's doing is not held against an item.
+        The stored number of attempts leaves out those lost because another request crashed the shared process.
         """
         taken = list(outcomes.values())
         seq = connection.execute(sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key)).scalar_one()
@@ -227,13 +227,13 @@ class Outcomes:
         connection.execute(sa.update(_jobs).where(_jobs.c.job == job.key).values(updated_at=now, **values))
 
 
-def _left(job: JobRecord, after: int) -> sa.Select[Any]:
-    """Select the next items without an outcome, and the attempts at them that count; NULL where there was none."""
+def _without_outcome(job: JobRecord, after: int) -> sa.Select[Any]:
+    """Select the next items without an outcome and their number of attempts without collateral crashes, or NULL."""
     return (
         sa.select(_items.c.job, _items.c.idx, (_attempts.c.attempt - _attempts.c.collateral_crashes).label("attempt"))
         .outerjoin(_outcomes, same_item(_items, _outcomes))
         .outerjoin(_attempts, same_item(_items, _attempts))
         .where(_items.c.job == job.key, _items.c.idx > after, _outcomes.c.idx.is_(None))
         .order_by(_items.c.idx)
-        .limit(_ENDED_AT_ONCE)
+        .limit(_ITEMS_PER_TRANSACTION)
     )

@@ -1,4 +1,4 @@
-"""PostgreSQL by URL: several servers on one database, each job led by one of them."""
+"""PostgreSQL by URL: several servers on one database, each job run by one of them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from batchray.errors import (
 _SCHEMA_LOCK = 0x62617463  # of pg_advisory_xact_lock: any number that is ours
 _CONNECTION = {
     "connect_timeout": 5,
-    # A database server that vanishes without a word is noticed within half a minute.
+    # A database server that vanishes without closing its connections is noticed within half a minute.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-# SQLSTATE classes and codes, of PostgreSQL's documentation, appendix A.  What is unavailable now may not be later:
+# SQLSTATE classes and codes, of PostgreSQL's documentation, appendix A.  Errors that may pass:
 # lost connections, a shutdown or start, a conflict with another transaction, too many connections, a standby.
 _UNAVAILABLE = ("08", "57P", "40001", "40P01", "53300", "55P03", "25006")
 _FULL = "53100"
@@ -61,7 +61,7 @@ class Postgres:
             raise ConfigError("database_url needs psycopg: pip install 'batchray[postgres]'") from None
 
     def insert(self, table: sa.Table) -> postgresql.Insert:
-        """Return an INSERT that knows of conflicts."""
+        """Return an INSERT with ON CONFLICT."""
         return postgresql.insert(table)
 
     def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
@@ -69,7 +69,7 @@ class Postgres:
         connection.exec_driver_sql(_INSERT_ITEM, rows)
 
     def failure(self, error: Exception) -> BatchrayError:
-        """Say in our words what PostgreSQL's error means."""
+        """Translate an error of PostgreSQL."""
         cause = getattr(error, "orig", error)
         state = getattr(cause, "sqlstate", None)
         message = f"the store in {self.name} failed: {' '.join(str(cause).split())}"
@@ -77,7 +77,7 @@ class Postgres:
             return BatchFormatError(f"the database cannot hold it: {cause}")
         if state == _FULL:
             return StoreFullError(message)
-        # Without a state it never came to a server's answer: the connection is lost, or there was none.
+        # Without a state the server did not answer: the connection is lost, or there was none.
         is_lost = state is None and isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError)
         is_lost = is_lost or getattr(error, "connection_invalidated", False)
         if is_lost or (state or "").startswith(_UNAVAILABLE):
@@ -85,18 +85,18 @@ class Postgres:
         return StoreError(message)
 
     def prepare(self, connection: sa.Connection) -> None:
-        """Let the servers that start together create the tables one after another."""
+        """Lock, so that servers that start together create the tables one after another."""
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
         connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version bigint NOT NULL)")
 
     def version(self, connection: sa.Connection) -> int:
-        """Return the version of its tables; 0 where there are none."""
+        """Return the version of its tables; 0 if there are none."""
         if connection.exec_driver_sql("SELECT to_regclass('schema_version')").scalar_one() is None:
             return 0
         return int(connection.exec_driver_sql("SELECT coalesce(max(version), 0) FROM schema_version").scalar_one())
 
     def set_version(self, connection: sa.Connection, version: int) -> None:
-        """Keep the version of its tables."""
+        """Store the version of its tables."""
         if self.version(connection) != version:
             connection.exec_driver_sql("DELETE FROM schema_version")
             connection.exec_driver_sql(f"INSERT INTO schema_version VALUES ({version})")
@@ -107,20 +107,20 @@ class Postgres:
 
     @contextmanager
     def bulk(self) -> Iterator[None]:
-        """Surround nothing: PostgreSQL's checkpoints are its own affair."""
+        """Do nothing: PostgreSQL schedules its own checkpoints."""
         yield
 
     def limit_lock_wait(self, connection: sa.Connection) -> None:
-        """Wait for locks for a few seconds at most; the error then is one of those that waiting helps against."""
+        """Wait for locks for a few seconds at most; the error is then a StoreUnavailableError."""
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_MS}")
 
     def checkpoint(self) -> None:
-        """Leave it to PostgreSQL."""
+        """Do nothing: PostgreSQL schedules its own checkpoints."""
 
     def shrink(self) -> bool:
-        """Leave it to PostgreSQL's autovacuum."""
+        """Do nothing: PostgreSQL has autovacuum."""
         return False
 
     def corruption(self, connection: sa.Connection) -> list[str]:
-        """Return nothing: PostgreSQL has tools of its own for that, as pg_amcheck."""
+        """Return nothing: PostgreSQL has its own tools, such as pg_amcheck."""
         return []

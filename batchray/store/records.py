@@ -1,4 +1,4 @@
-"""What goes into the store and comes out of it, as plain frozen data."""
+"""The records that go into the store and come out of it: plain frozen data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchray.schema.outcomes import OutcomeData
 from batchray.schema.progress import STATUSES, Progress
 
 DEFAULT_USER = "user-00000000-0000-4000-8000-000000000000"
-"""Whose jobs those are that are made without an API key; Letta's default user."""
+"""The user of jobs created without an API key: Letta's default user."""
 
 SortOrder = Literal["asc", "desc"]
 """Oldest first, or newest first."""
@@ -24,7 +24,7 @@ class NewJob:
     """A job as it is created.
 
     `snapshot` returns the settings of the agents that it is given the ids of.  `kind` is `batch`, or `run` for one
-    request to one agent, `agent_id`.  `idempotency_key` is unique for a user; `body_digest` tells what came with it.
+    request to one agent, `agent_id`.  `idempotency_key` is unique for a user; `body_digest` is that of its body.
     """
 
     id: str
@@ -46,7 +46,7 @@ class NewItem(NamedTuple):
 
 
 class ItemPage(NamedTuple):
-    """Items as they are created, column by column: for many, that is several times cheaper."""
+    """Items as they are created, column by column: several times cheaper for many."""
 
     agent_ids: Sequence[str]
     custom_ids: Sequence[str | None]
@@ -55,7 +55,7 @@ class ItemPage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PendingItem:
-    """An item that has no outcome yet, with what its earlier attempts came to."""
+    """An item without an outcome, with the counts of its earlier attempts."""
 
     index: int
     agent_id: str
@@ -81,7 +81,7 @@ class NewAttempt:
 
 @dataclass(frozen=True, slots=True)
 class NewStep:
-    """What an item's current attempt has done; `seq` counts the checkpoints of the item, over all of its attempts."""
+    """A checkpoint of an item's current attempt.  `seq` counts the item's checkpoints over all of its attempts."""
 
     index: int
     attempt: int
@@ -91,10 +91,10 @@ class NewStep:
 
 @dataclass(frozen=True, slots=True)
 class ConversationUpdate:
-    """What an outcome means for later requests to its agent; of one that did not succeed, nothing is kept.
+    """The effect of an outcome on later requests to its agent; ignored if the outcome did not succeed.
 
-    `pending` are the ids of the tool calls that wait for the caller, `memory` the agent's memory as far as it was ever
-    edited, by label.
+    `pending` are the ids of the tool calls that wait for the caller, `memory` the agent's edited
+    memory blocks, by label.
     """
 
     agent_id: str
@@ -105,7 +105,7 @@ class ConversationUpdate:
 
 @dataclass(frozen=True, slots=True)
 class HistoryItem:
-    """An item that came before another one in its conversation."""
+    """An earlier item of a conversation."""
 
     job_id: str
     created_at: str
@@ -115,7 +115,7 @@ class HistoryItem:
 
 
 class ConversationState(NamedTuple):
-    """What an item goes on with: its conversation, the oldest item first, and memory by label."""
+    """The state that an item continues from: its conversation, oldest item first, and memory by label."""
 
     history: list[HistoryItem]
     memory: dict[str, str]
@@ -150,7 +150,7 @@ class StoredResult(OutcomeData):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredItem:
-    """An item with what there is of its outcome, without its request and messages; `status` None: no outcome yet."""
+    """An item with its outcome, without request and messages.  `status` None: it has no outcome yet."""
 
     index: int
     agent_id: str
@@ -166,7 +166,7 @@ class StoredItem:
 
 
 class FailureKind(NamedTuple):
-    """How many items failed in one way.  `example` is the error's message of one of them."""
+    """How many items failed in one way.  `example` is the error message of one of them."""
 
     stop_reason: str
     type: str
@@ -209,7 +209,7 @@ class JobRecord:
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing of it will change any more."""
+        """Whether the job has ended, so that it does not change any more."""
         return self.completed_at is not None
 
 
@@ -243,7 +243,7 @@ def job_record(row: Mapping[Any, Any]) -> JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class StoredAgent:
-    """An agent made over HTTP.  `spec` is plain data, of the door that made it."""
+    """An agent made over HTTP.  `spec` is plain data, in the format of the server."""
 
     id: str
     user_id: str

@@ -11,7 +11,7 @@ from batchray.store.database import CHUNK, PAGE_BYTES, Database
 from batchray.store.tables import DELETED, callbacks, jobs, metadata
 
 _UNSENT_S = 30 * 24 * 3600.0
-"""How long a job is kept for a callback that is due and that no server sends: there may be none, or it comes back."""
+"""How long a job is kept for a due callback that no server sends: there may be no server, or it may come back."""
 
 
 class Retention:
@@ -21,18 +21,18 @@ class Retention:
         self._database = database
 
     def prune(self, ended_before: str) -> bool:
-        """Delete a part of the oldest job that ended before a time; tell whether there may be more to do.
+        """Delete a part of the oldest job that ended before a time; return whether there may be more to do.
 
-        Not while its callback is still to be sent: that is told first, or given up.
+        A job whose callback is still to be sent is kept until then.
 
-        From its first part on a job is unknown: it has neither id nor user.  Its row goes last, so that what is left of
-        it after a crash is found, and never belongs to another job of the same key.
+        From the first part on the job has no id and no user, so that it is unknown.  Its row is deleted last: after a
+        crash the rest is found, and never belongs to another job with the same key.
         """
         unsent = sa.select(callbacks.c.job).where(callbacks.c.due_at > time.time() - _UNSENT_S)
         is_settled = sa.or_(jobs.c.kind == DELETED, jobs.c.job.not_in(unsent))
         ended = sa.and_(jobs.c.completed_at < ended_before, is_settled)
         with self._database.transaction() as connection:
-            # Locked: of two processes on one database, none takes the other's step for the end of the job.
+            # Locked, or of two processes on one database one could take the other's part for the end of the job.
             oldest = sa.select(jobs.c.job).where(ended).order_by(jobs.c.job).limit(1)
             key = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
             if key is None:
@@ -48,13 +48,13 @@ class Retention:
         return True
 
     def shrink(self) -> bool:
-        """Give a part of the room of what was deleted back to the disk; tell whether there is more."""
+        """Return a part of the space of deleted rows to the disk; return whether there is more."""
         with self._database.translate_errors():
             return self._database.backend.shrink()
 
 
 def _delete_part(connection: sa.Connection, table: sa.Table, key: int) -> bool:
-    """Delete rows of a job, about as many as a page holds; False where there are none."""
+    """Delete rows of a job, about one page of them; False if there are none."""
     of_job = table.c.job == key
     if "idx" not in table.c:
         return connection.execute(sa.delete(table).where(of_job)).rowcount > 0

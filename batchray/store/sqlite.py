@@ -21,10 +21,10 @@ from sqlalchemy.dialects import sqlite
 from batchray.errors import BatchrayError, StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
 
 _BUSY_S = 10.0
-"""How long a statement waits for another program's lock before it fails, and is tried again."""
+"""How long a statement waits for another program's lock before it fails and is retried."""
 _MAX_CHECKED_BYTES = 64 * 1024 * 1024
-"""A file up to this size is checked whole when it is opened; a larger one would hold up the start."""
-# About 4 MiB, and as much again in the log: well below the reserve, which may be all the room that there is.
+"""A file up to this size is checked completely when it is opened; a larger one would delay the start."""
+# About 4 MiB, and as much again in the log: well below the reserve, which may be all the space that there is.
 _SHRINK_PAGES = 512
 
 # By hand and many rows at once: compiling, mappings, and a statement for each row cost more than SQLite itself.
@@ -56,7 +56,7 @@ class Sqlite:
         self.engine = _engine(f"file:{quote(str(file.absolute()))}?mode={mode}", is_writer=is_writer)
 
     def insert(self, table: sa.Table) -> sqlite.Insert:
-        """Return an INSERT that knows of conflicts."""
+        """Return an INSERT with ON CONFLICT."""
         return sqlite.insert(table)
 
     def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
@@ -69,7 +69,7 @@ class Sqlite:
             connection.exec_driver_sql(_INSERT_ITEM, rows[-n_rest:])
 
     def failure(self, error: Exception) -> BatchrayError:
-        """Say in our words what SQLite's error means."""
+        """Translate an error of SQLite."""
         cause = getattr(error, "orig", error)
         code = getattr(cause, "sqlite_errorcode", 0)
         if code & 0xFF in _CORRUPT:
@@ -80,18 +80,18 @@ class Sqlite:
         return StoreUnavailableError(message) if code & 0xFF in _BUSY else StoreError(message)
 
     def prepare(self, connection: sa.Connection) -> None:
-        """Raise StoreCorruptError for a file that is damaged, as far as that is cheap to know."""
+        """Raise StoreCorruptError if the file is damaged, as far as a quick check finds out."""
         if self._file.stat().st_size <= _MAX_CHECKED_BYTES:
             found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
             if found != "ok":
                 raise StoreCorruptError(str(self._file), found.splitlines()[-1])
 
     def version(self, connection: sa.Connection) -> int:
-        """Return the version of its tables; 0 where there are none."""
+        """Return the version of its tables; 0 if there are none."""
         return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
 
     def set_version(self, connection: sa.Connection, version: int) -> None:
-        """Keep the version of its tables."""
+        """Store the version of its tables."""
         if self.version(connection) != version:  # a disk that is full can be opened too
             connection.exec_driver_sql(f"PRAGMA user_version = {version}")
 
@@ -101,7 +101,7 @@ class Sqlite:
 
     @contextmanager
     def bulk(self) -> Iterator[None]:
-        """Leave the checkpoint to the next transaction: a large job is on disk before it is in the database file."""
+        """Leave the checkpoint to the next transaction: a large job is on disk in the log already."""
         self._run("PRAGMA wal_autocheckpoint = 0")
         try:
             yield
@@ -112,11 +112,11 @@ class Sqlite:
         """Do nothing: a transaction waits when it begins, and for other programs only."""
 
     def checkpoint(self) -> None:
-        """Move what is in the write-ahead log into the database file, as far as readers allow."""
+        """Move the contents of the write-ahead log into the database file, as far as readers allow."""
         self._run("PRAGMA wal_checkpoint(PASSIVE)")
 
     def shrink(self) -> bool:
-        """Cut free pages off the file's end, and the log to nothing where no reader is in it."""
+        """Cut free pages off the file's end, and truncate the log if no reader uses it."""
         self._run_script(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
         self._run("PRAGMA busy_timeout = 0")
         try:
@@ -127,17 +127,17 @@ class Sqlite:
         return is_incremental and self._run("PRAGMA freelist_count") != [(0,)]
 
     def corruption(self, connection: sa.Connection) -> list[str]:
-        """Return what SQLite's integrity check finds."""
+        """Return the findings of SQLite's integrity check."""
         found = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
         return [line for line in found if line != "ok"]
 
     def _run_script(self, script: str) -> None:
-        """Run statements to their end: of one that returns no rows `execute` does the first step only."""
+        """Run statements completely: `execute` runs only the first step of one that returns no rows."""
         with self.engine.connect() as connection, closing(connection.connection.cursor()) as cursor:
             cursor.executescript(script)
 
     def _run(self, statement: str) -> list[Any]:
-        """Run a statement outside of a transaction, where SQLAlchemy would begin one."""
+        """Run a statement outside of a transaction, which SQLAlchemy would begin."""
         with self.engine.connect() as connection, closing(connection.connection.cursor()) as cursor:
             cursor.execute(statement)
             return list(cursor.fetchall())
@@ -145,7 +145,7 @@ class Sqlite:
 
 _WRITER = (
     "page_size = 8192",  # of a new file; requests and messages are long, and half as many pages are less work
-    "auto_vacuum = INCREMENTAL",  # of a new file: what retention deletes is given back to the disk in small steps
+    "auto_vacuum = INCREMENTAL",  # of a new file: what retention deletes is returned to the disk in small steps
     "journal_mode = WAL",
     "synchronous = FULL",  # an acknowledged job or outcome survives a power cut, not just a crash
     "journal_size_limit = 67108864",

@@ -1,4 +1,4 @@
-"""The tables: jobs, their items and what becomes of them, callbacks, leases, agents, and what agents keep."""
+"""The tables: jobs, items, attempts and outcomes; callbacks, leases, agents and the state that agents keep."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from batchray.schema.progress import STATUSES
 
 SCHEMA_VERSION = 3
 DELETED = "deleted"
-"""The kind of a job that retention is deleting."""
+"""The kind of a job that retention is deleting, part by part."""
 
-# SQLite has one type of integer, and only an INTEGER key is its row's own; PostgreSQL's INTEGER ends at 2**31.
+# SQLite has one type of integer, and only an INTEGER key is the row id; PostgreSQL's INTEGER ends at 2**31.
 INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-# Compared byte by byte by both, whatever the language of the database.
+# Compared byte by byte in both, whatever the locale of the database.
 TEXT = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 
 metadata = sa.MetaData()
@@ -47,7 +47,7 @@ jobs = sa.Table(
     sa.Column("total_duration_ns", INTEGER),
     sa.Column("progress", sa.LargeBinary),
     sa.Index("jobs_of_a_user", "user_id", "kind", "job"),
-    # NULLs are all different, so jobs without a key are not in each other's way.
+    # NULLs are all different: jobs without a key do not conflict.
     sa.Index("jobs_by_idempotency_key", "user_id", "idempotency_key", unique=True),
 )
 
@@ -92,7 +92,7 @@ outcomes = sa.Table(
     sa.Index("outcomes_in_finish_order", "job", "seq", unique=True),
 )
 
-# A row is written with its job's end, and goes when nothing more will be sent.
+# A row is written with its job's end, and deleted when nothing more will be sent.
 callbacks = sa.Table(
     "callbacks",
     metadata,
@@ -101,8 +101,8 @@ callbacks = sa.Table(
     sa.Column("n_attempts", INTEGER, nullable=False, server_default="0"),
 )
 
-# Who may go on with a job, or send its callback, and until when.  `epoch` counts the leaders, so that what an earlier
-# one still hands in is known and refused; `control_requests` is what others ask of the leader.
+# Which process may run a job, or send its callback, and until when.  `epoch` counts the leaders, so that late writes of
+# an earlier one are refused; `control_requests` holds what other processes ask of the leader.
 leases = sa.Table(
     "leases",
     metadata,
@@ -113,7 +113,7 @@ leases = sa.Table(
     sa.Column("control_requests", sa.LargeBinary, nullable=False),
 )
 
-# When an ended job was opened again to run what had failed; a job without a row was never.
+# When an ended job was reopened to run its failed items again; a job without a row never was.
 reopenings = sa.Table(
     "reopenings",
     metadata,
@@ -134,7 +134,7 @@ agents = sa.Table(
 )
 
 
-# What items without an outcome have done so far, where that is kept step by step.
+# The checkpoints of items without an outcome, one after each step.
 checkpoints = sa.Table(
     "checkpoints",
     metadata,
@@ -144,7 +144,7 @@ checkpoints = sa.Table(
     sa.Column("checkpoint", sa.LargeBinary, nullable=False),
 )
 
-# A row is an item whose tool calls wait for the caller; when another item has brought the answers, its claim.
+# A row is an item whose tool calls wait for the caller, with the claim of the item that answers them.
 pending_approvals = sa.Table(
     "pending_approvals",
     metadata,
@@ -159,7 +159,7 @@ pending_approvals = sa.Table(
     sa.Index("pending_approvals_by_claim", "claimed_job", "claimed_idx"),
 )
 
-# Ids of tool calls are a provider's: in bytes, because PostgreSQL's texts cannot hold every one.
+# Ids of tool calls come from a provider: stored as bytes, because PostgreSQL's texts cannot hold every string.
 pending_calls = sa.Table(
     "pending_calls",
     metadata,
@@ -195,5 +195,5 @@ memory_blocks = sa.Table(
 
 
 def same_item(one: sa.Table, other: sa.Table) -> sa.ColumnElement[bool]:
-    """Join two tables on the item."""
+    """Return the condition that joins two tables on the item."""
     return sa.and_(one.c.job == other.c.job, one.c.idx == other.c.idx)

@@ -1,4 +1,4 @@
-"""What goes on from one request to the next: approvals, conversations, memory; through the store and the driver."""
+"""State that carries over from one request to the next: approvals, conversations and memory."""
 
 from __future__ import annotations
 
@@ -478,7 +478,7 @@ async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(lo
 
 
 async def test_a_thousand_requests_of_all_kinds_all_come_out_right(local_store: Store) -> None:
-    """Stateful agents answer in order; nobody else waits for them."""
+    """Stateful agents answer in order; items of other agents do not wait for them."""
     store = local_store
     notes = [noting(f"notes-{i}", memory_blocks=({"label": "seen"},)) for i in range(5)]
     agents = [

@@ -52,7 +52,7 @@ def two(one: Store, url: str, tmp_path: Path) -> Iterator[Store]:
 
 
 def run_out(store: Store) -> None:
-    """Let all leases run out, as time would."""
+    """Expire all leases, as time would."""
     with store.database.transaction() as connection:
         connection.exec_driver_sql("UPDATE leases SET until = 1")
 

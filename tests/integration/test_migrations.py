@@ -28,7 +28,7 @@ from batchray.store.tables import SCHEMA_VERSION, metadata
 
 DATABASES = Path(__file__).parents[1] / "data" / "databases"
 RENAMED = {"deaths": "blamed_crashes", "losses": "collateral_crashes"}
-# What differs from run to run of the same job.
+# Fields that differ from run to run of the same job.
 VARIES = ("queued_ns", "ttft_ns", "duration_ns", "messages")
 
 

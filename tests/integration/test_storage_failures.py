@@ -35,7 +35,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 def fill(store: Store) -> None:
-    """Let the database grow no more, as on a disk that is full."""
+    """Stop the database from growing, as a full disk does."""
     n_pages = run(store, "PRAGMA page_count")
     run(store, f"PRAGMA max_page_count = {n_pages}")
 
@@ -98,9 +98,9 @@ async def test_a_job_can_be_interrupted_while_it_waits_for_room(store: Store, ca
 
 def test_the_reserve_is_made_only_where_there_is_twice_its_room(tmp_path: Path) -> None:
     reserve = Reserve(tmp_path, 1 << 60)
-    assert (reserve.hold(), reserve.is_held, list(tmp_path.iterdir())) == (False, False, [])
+    assert (reserve.acquire(), reserve.is_held, list(tmp_path.iterdir())) == (False, False, [])
     reserve = Reserve(tmp_path)
-    assert reserve.hold()
+    assert reserve.acquire()
     assert (tmp_path / "reserve").stat().st_blocks * 512 >= RESERVE_BYTES
     reserve.release()
     reserve.release()

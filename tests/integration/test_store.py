@@ -72,7 +72,7 @@ def test_what_the_items_raise_undoes_the_job(store: Store) -> None:
 
 
 class Recorded(NamedTuple):
-    """What reached the store in one commit: attempts that began, then outcomes, as (index, attempt) each."""
+    """The contents of one commit: attempts that began, then outcomes, as (index, attempt) each."""
 
     begun: list[int]
     outcomes: list[tuple[int, int]]
