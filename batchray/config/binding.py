@@ -98,9 +98,9 @@ def bind_agents(
     providers: Mapping[str, Provider] | None = None,
     environment: Mapping[str, str] | None = None,
     import_paths: Sequence[str] = (),
-    places: Sequence[str] = (),
+    locations: Sequence[str] = (),
 ) -> AgentSet:
-    """Join agents and providers.  `places` say where each agent was read, for error messages.
+    """Join agents and providers.  `locations` say where each agent was read, for error messages.
 
     Raises ConfigError for a duplicate id, an unknown or unusable provider, or a key that is not in the environment.
     """
@@ -108,7 +108,7 @@ def bind_agents(
     known = {**builtin_providers(environment), **(providers or {})}
     bound: dict[str, BoundAgent] = {}
     for position, agent in enumerate(agents):
-        location = places[position] if places else f"agents[{position}]"
+        location = locations[position] if locations else f"agents[{position}]"
         if agent.id in bound:
             raise ConfigError(f"duplicate agent id {agent.id!r}", location)
         provider = _provider_of(agent, known, location) if agent.provider_name else None
@@ -130,7 +130,7 @@ def load_agents(
     providers: dict[str, Provider] = {}
     tools: list[str] = []
     agents: list[Agent] = []
-    places: list[str] = []
+    locations: list[str] = []
     paths: list[str] = []
     for file in files:
         document = read_mapping(file, "with the keys providers and agents")
@@ -142,11 +142,11 @@ def load_agents(
         providers.update(content.providers)
         tools.extend(content.tools)
         agents.extend(content.agents)
-        places.extend(document.location(("agents", i)) for i in range(len(content.agents)))
+        locations.extend(document.location(("agents", i)) for i in range(len(content.agents)))
         paths.append(str(file.resolve().parent))
     if needs_agents and not agents:
         raise ConfigError("no agents in it", ", ".join(str(file) for file in files) or "agents")
-    bound = bind_agents(agents, providers, environment, list(dict.fromkeys([*paths, str(Path.cwd())])), places)
+    bound = bind_agents(agents, providers, environment, list(dict.fromkeys([*paths, str(Path.cwd())])), locations)
     return replace(bound, tools=tuple(dict.fromkeys(tools)))
 
 

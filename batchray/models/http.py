@@ -8,13 +8,13 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
-import orjson
 
 from batchray.errors import ConfigError, DeadlineExceededError, InvalidResponseError, ModelAPIError
+from batchray.models.provider_errors import ERROR_TYPES, FINAL_CODES, ProviderError, TransientError, is_transient_status
 from batchray.models.retry import CallTimeouts, GateTicket, RateLimitGate, RetryPolicy
 from batchray.support.backoff import retry_after_s
 
@@ -28,85 +28,6 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 """How much of a reply is read; an endless stream stops here."""
 
 _MAX_DETAIL_CHARS = 300
-_ERROR_TYPES = {
-    400: "bad_request",
-    401: "authentication_error",
-    402: "insufficient_quota",
-    403: "permission_denied",
-    404: "not_found",
-    408: "timeout",
-    409: "conflict",
-    413: "request_too_large",
-    422: "bad_request",
-    429: "rate_limited",
-}
-# Error codes that say more than their status.  `insufficient_quota` comes with 429, but waiting does not refill an
-# account, so it is final.
-_FINAL_CODES = {"context_length_exceeded", "insufficient_quota"}
-# How vLLM and Anthropic report a conversation longer than the model's context.
-_TOO_LONG = re.compile("maximum context length|prompt is too long|exceed context limit")
-# Codes of transient errors inside a stream, which has no status for them, and the status each one stands for.
-_TRANSIENT_CODES = {
-    "rate_limit_exceeded": 429,
-    "rate_limit_error": 429,
-    "server_error": 500,
-    "internal_server_error": 500,
-    "internal_error": 500,
-    "api_error": 500,
-    "service_unavailable": 503,
-    "overloaded_error": 503,
-    "overloaded": 503,
-    "timeout": 504,
-    "timeout_error": 504,
-}
-
-
-class TransientError(Exception):
-    """A failed attempt that may succeed if repeated.  Never leaves this package."""
-
-    def __init__(self, type: str, detail: str, status: int | None = None, retry_after_s: float | None = None) -> None:
-        super().__init__(type, detail, status, retry_after_s)
-        self.type, self.detail, self.status, self.retry_after_s = type, detail, status, retry_after_s
-
-    def __str__(self) -> str:
-        return f"status {self.status}" if self.status else self.type.replace("_", " ")
-
-
-class ProviderError(NamedTuple):
-    """An error object from a provider.  `codes` are its `code` and `type`, lower-cased, if present."""
-
-    message: str
-    codes: frozenset[str] = frozenset()
-    status: int | None = None
-
-    @classmethod
-    def read(cls, error: Any) -> ProviderError:
-        """Parse the value of `error` in a body or a stream: an object or a string."""
-        if not isinstance(error, Mapping):
-            return cls(str(error or ""))
-        codes = frozenset(str(error[key]).lower() for key in ("code", "type") if error.get(key) is not None)
-        status = next((int(code) for code in codes if re.fullmatch(r"[45]\d\d", code)), None)
-        status = status or next((_TRANSIENT_CODES[code] for code in sorted(codes) if code in _TRANSIENT_CODES), None)
-        return cls(str(error.get("message") or ""), codes, status)
-
-    @classmethod
-    def of_body(cls, body: bytes) -> ProviderError:
-        """Parse an error body: the JSON of OpenAI, Anthropic, vLLM or FastAPI, or else text."""
-        try:
-            parsed = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return cls(body.decode(errors="replace"))
-        return cls.read(parsed.get("error") or parsed.get("detail") or parsed if isinstance(parsed, dict) else parsed)
-
-    @property
-    def is_too_long(self) -> bool:
-        """Whether the conversation is longer than the model's context; some providers say so only in the message."""
-        return "context_length_exceeded" in self.codes or _TOO_LONG.search(self.message) is not None
-
-
-def is_transient_status(status: int) -> bool:
-    """Whether a request with this status may succeed if repeated."""
-    return status in (408, 409, 429) or status >= 500
 
 
 class HttpTransport:
@@ -188,10 +109,10 @@ class HttpTransport:
         if (
             provider_error.status is not None
             and is_transient_status(provider_error.status)
-            and not provider_error.codes & _FINAL_CODES
+            and not provider_error.codes & FINAL_CODES
         ):
             return TransientError(
-                _ERROR_TYPES.get(provider_error.status, "server_error"), provider_error.message, provider_error.status
+                ERROR_TYPES.get(provider_error.status, "server_error"), provider_error.message, provider_error.status
             )
         return InvalidResponseError(
             "stream_error", f"{self.name}: an error inside the answer: {self.clean(provider_error.message)}"
@@ -291,15 +212,15 @@ class HttpTransport:
         status = response.status
         wait_s = retry_after_s(response.headers, self._wall_clock()) if is_transient_status(status) else None
         provider_error = ProviderError.of_body(await _read_error(response))
-        final = sorted(provider_error.codes & _FINAL_CODES)
+        final = sorted(provider_error.codes & FINAL_CODES)
         if is_transient_status(status) and not final:
-            return TransientError(_ERROR_TYPES.get(status, "server_error"), provider_error.message, status, wait_s)
+            return TransientError(ERROR_TYPES.get(status, "server_error"), provider_error.message, status, wait_s)
         if 300 <= status < 400:
             provider_error = ProviderError("it redirects elsewhere; check base_url")
         kind = (
             "context_length_exceeded"
             if provider_error.is_too_long
-            else next(iter(final), _ERROR_TYPES.get(status, "refused"))
+            else next(iter(final), ERROR_TYPES.get(status, "refused"))
         )
         return ModelAPIError(kind, _with_detail(f"{self.name}: status {status}", self.clean(provider_error.message)))
 
