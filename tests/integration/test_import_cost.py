@@ -1,4 +1,4 @@
-"""What an import of batchray loads, seen in a fresh process."""
+"""The modules that an import of batchray loads, in a fresh process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows an attempt whose process crashed, row by row."""
+"""The next step after an attempt whose process crashed, row by row."""
 
 from __future__ import annotations
 
