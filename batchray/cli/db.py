@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import click
 
 from batchray.cli.options import store_options, store_settings
 from batchray.errors import BatchrayError
+
+if TYPE_CHECKING:
+    from batchray.store import Store
 
 KEPT_DAYS = 29.0
 
@@ -69,7 +72,7 @@ def export(output: Path, config: Path | None, data_dir: Path | None, database_ur
         raise BatchrayError("some of the database cannot be read; it is listed above")
 
 
-def _write_all(store: Any, file: IO[str], lost: Callable[[str], None]) -> int:
+def _write_all(store: Store, file: IO[str], lost: Callable[[str], None]) -> int:
     from batchray.store.integrity import UNREADABLE
     from batchray.views.results import result_of
 

@@ -118,22 +118,8 @@ class Items:
         limit: int = CHUNK,
     ) -> list[StoredItem]:
         """Return a page of items in index order; `after` and `before` are indices.  `status` may be `pending`."""
-        query = (
-            sa.select(
-                _items.c.idx,
-                _items.c.agent_id,
-                _items.c.custom_id,
-                sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt - _attempts.c.collateral_crashes, 0).label(
-                    "attempts"
-                ),
-                *(_outcomes.c[name] for name in _RESULT_COLUMNS if name != "messages"),
-            )
-            .outerjoin(_outcomes, same_item(_items, _outcomes))
-            .outerjoin(_attempts, same_item(_items, _attempts))
-            .where(_items.c.job == job.key)
-            .order_by(_items.c.idx if order == "asc" else _items.c.idx.desc())
-            .limit(limit)
-        )
+        query = _items_of(job).limit(limit)
+        query = query.order_by(_items.c.idx if order == "asc" else _items.c.idx.desc())
         query = between(query, _items.c.idx, order, after, before)
         wanted = (
             (_outcomes.c.status, None if status == "pending" else status),
@@ -198,6 +184,17 @@ def _results_of(job: JobRecord) -> sa.Select[Any]:
         )
         .join(_items, same_item(_items, _outcomes))
         .where(_outcomes.c.job == job.key)
+    )
+
+
+def _items_of(job: JobRecord) -> sa.Select[Any]:
+    attempts = sa.func.coalesce(_outcomes.c.attempt, _attempts.c.attempt - _attempts.c.collateral_crashes, 0)
+    columns = (_outcomes.c[name] for name in _RESULT_COLUMNS if name != "messages")
+    return (
+        sa.select(_items.c.idx, _items.c.agent_id, _items.c.custom_id, attempts.label("attempts"), *columns)
+        .outerjoin(_outcomes, same_item(_items, _outcomes))
+        .outerjoin(_attempts, same_item(_items, _attempts))
+        .where(_items.c.job == job.key)
     )
 
 
