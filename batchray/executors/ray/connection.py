@@ -52,6 +52,7 @@ def connect(settings: Settings) -> bool:
     if ray.is_initialized():
         return False
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs
     logging.getLogger("ray").setLevel(logging.ERROR)  # Ray logs its start before it applies `logging_level`
     internals.redirect_worker_output(lambda line: logger.info("ray: %s", line))
     where = f"the cluster at {address}" if address else "a local cluster"
@@ -89,7 +90,6 @@ def _join(address: str) -> None:
 
 def _start_local(settings: Settings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage to its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about GPUs
     options = {
         "address": "local",
         "num_cpus": settings.num_cpus,
