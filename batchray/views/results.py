@@ -1,4 +1,4 @@
-"""Turns stored results into `Result` objects and pandas frames."""
+"""Conversion of stored results into `Result` objects and pandas frames."""
 
 from __future__ import annotations
 

@@ -1,0 +1,77 @@
+"""Holds the project's language: plain, modern technical English, and the field's own terms.
+
+A pattern stands for a habit, so a hit may be in code, in a comment, a docstring, a message or a text file.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# What to write instead: "if", "except", "again" or "restarted", a term of the field, or a name for who acts.
+BANNED = {
+    "archaic words": (
+        r"\b(?:whoever|whomever|whatsoever|anew|nobody|lest|whence|thereof|therein|wherein|hitherto|afresh|"
+        r"betimes|heed\w*|amidst|upon)\b"
+    ),
+    "`but for`, meaning except": r"\bbut for\b",
+    "doing, as a noun": r"\b(?:of (?:its|his|their|our|another's|its own) (?:own )?doing|own doing)\b",
+    "`Let X be done`": r"(?:^|[\"#(.:;]\s*)Let (?!ta\b|'s\b)\w+",
+    "`tell whether`, `tell of`": r"\b(?:tell|tells|told|telling) (?:whether|of)\b",
+    "`where`, meaning if": (
+        r"\b(?:None|True|False|empty|zero|0|\w+Error|nothing) where\b|\bwhere (?:it|they|there|that|this|none|"
+        r"one|no) (?:is|are|was|has|have|can|cannot|does|do|did|may)\b|\bRaises? [^.]{0,80}\bwhere\b"
+    ),
+    "`go on`, meaning continue": r"\b(?:go|goes|going|went) on\b",
+    "`take note`": r"\b(?:take|takes|took|taking) note\b",
+    "`hear of`": r"\b(?:hear|hears|hearing) (?:of|what)\b",
+    "`beside`, meaning in addition": r"\bbeside (?:it|that|this|them|its|the|what)\b|\bbeside\.",
+    "`in good order`, `as it was`, `so long as`": (
+        r"\bin good order\b|\bleft alone\b|\bfor so long\b|\bso many of\b|\bso often\b"
+    ),
+    "sentences about `what`": r"(?:^|[\"#]\s*|[.:;]\s+)What [a-z]+ [^?]{0,160}\.",
+    "private metaphors": (
+        r"\b(?:wish|wishes|obituar\w*|inquest\w*|last words|last_words|bury|buried|attendants?|standstill|"
+        r"salvage|sequels?|keeper|fleet|mortal|lame|leave-taking|take leave|takes leave|at rest|at_rest|"
+        r"at once take)\b"
+    ),
+    "old names": (
+        r"\b(?:Ledger|Answerer|SteppedRuns?|Fetched|Turns|turns_of|Obituary|LastWords|Pulse|Patience|patience|"
+        r"Wishes|crash_at|serve_many|see_through|keep_for|plain_heads|call_in_pieces|is_alone)\b"
+    ),
+}
+# Lines that keep a banned word for a reason: what others named, and this list.
+ALLOWED = {
+    "tests/unit/test_language.py": r".*",
+    "batchray/store/migrations.py": r"\bwishes\b",  # the name of a column in databases of version 0.1.0
+}
+FOLDERS = ("batchray", "configs", "notebooks", "tests", ".github")
+SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".js", ".html", ".css"}
+
+
+@functools.cache
+def texts() -> dict[str, str]:
+    """Return the text files of the project by name, without recorded test data."""
+    inside = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*")]
+    found = [file for file in (*ROOT.glob("*"), *inside) if file.is_file() and file.suffix in SUFFIXES]
+    own = sorted(file for file in found if ROOT / "tests" / "data" not in file.parents)
+    return {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in own}
+
+
+@pytest.mark.parametrize("habit", BANNED)
+def test_the_language_is_plain(habit: str) -> None:
+    pattern = re.compile(BANNED[habit], re.MULTILINE)
+    found = []
+    for name, text in texts().items():
+        if not pattern.search(text):
+            continue
+        allowed = re.compile(ALLOWED.get(name, r"(?!)"))
+        for number, line in enumerate(text.splitlines(), start=1):
+            if pattern.search(line) and not allowed.search(line):
+                found.append(f"{name}:{number}: {line.strip()}")
+    assert not found, "\n".join(found)
