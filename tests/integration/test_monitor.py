@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 
@@ -33,10 +34,11 @@ async def test_an_address_that_stops_answering_is_noticed() -> None:
 
 
 async def test_an_address_that_answers_again_in_time_is_not_lost() -> None:
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    server.close()
-    await server.wait_closed()
+    reserved = (
+        socket.socket()
+    )  # bound and not listening: it refuses connections, and no other process can take its port
+    reserved.bind(("127.0.0.1", 0))
+    host, port = reserved.getsockname()
     waiting = asyncio.create_task(lost(ClusterMonitor({}, {"GCS": (host, port)}, poll_s=0.01), max_unreachable_s=10))
     connected = asyncio.Event()
 
@@ -44,7 +46,7 @@ async def test_an_address_that_answers_again_in_time_is_not_lost() -> None:
         connected.set()
         writer.close()
 
-    async with await asyncio.start_server(take, host, port):
+    async with await asyncio.start_server(take, sock=reserved):
         await asyncio.wait_for(connected.wait(), 20)
     assert not waiting.done()
     waiting.cancel()
