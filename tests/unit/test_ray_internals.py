@@ -85,6 +85,7 @@ def test_a_ray_that_does_not_start_lean_starts_plainly(
         if "_system_config" in options:
             raise RuntimeError("Unknown keyword argument(s): _system_config")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # a cluster of other tests may be running
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
