@@ -105,14 +105,14 @@ async def test_a_tool_error_goes_to_the_model_and_the_run_continues(attempt_runn
         release.wait()
 
     asked = calls(("boom", {}), ("hang", {}), ("nowhere", {}), ("double", {"n": "x"}), ("double", {"n": 1}))
-    agent = bound(script=[asked, {"text": "sorry"}], tools=[boom, hang, double], tool_timeout_s=0.05)
+    agent = bound(script=[asked, {"text": "sorry"}], tools=[boom, hang, double], tool_timeout_s=0.5)
     report, messages = await answer(attempt_runner, agent)
     release.set()
     assert (report.status, report.stop_reason) == ("succeeded", "end_turn")
     assert [status for status, _ in returns(messages)] == ["error", "error", "error", "error", "success"]
     told = [text or "" for _, text in returns(messages)]
     assert told[0] == "LookupError: no such thing"
-    assert told[1] == "hang did not return within 0.05 s"
+    assert told[1] == "hang did not return within 0.5 s"
     assert told[2] == "there is no tool 'nowhere'; there are: boom, hang, double"
     assert told[3].startswith("arguments of double: n: Input should be a valid integer")
     assert messages[-1].text == "sorry"
