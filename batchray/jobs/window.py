@@ -136,6 +136,7 @@ class Window(Generic[Item, Result]):
             self._declined[group] = None
             return False
         self._start_first(group)
+        self._changed.set()  # items may be read ahead again
         return True
 
     def _start_first(self, group: _Group[Item]) -> None:

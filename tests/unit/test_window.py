@@ -481,3 +481,18 @@ def test_no_shared_limit_is_passed_and_every_item_of_every_window_runs(
         assert is_unused(slots)
 
     asyncio.run(run())
+
+
+async def test_a_slot_that_another_window_releases_lets_the_waiting_one_read_ahead() -> None:
+    slots, works = Slots(), Works()
+    holder = Job(slots, 1)
+    await settle()
+    window: Window[int, int] = Window(10, wanted=lambda item: (SLOW,) if item == 0 else (), slots=slots, max_waiting=1)
+    task = asyncio.create_task(collect(window, each(range(2)), works))
+    await settle()
+    assert works.started == []  # item 0 waits for the slot, and no more may be read ahead
+    await holder.works.finish(0)
+    await settle()
+    assert works.started == [0, 1]
+    await works.finish(0, 1)
+    assert sorted(await task) == [0, 1]
