@@ -17,7 +17,7 @@ from pydantic import SecretStr, ValidationError
 from batchray.agents.build import check_agents_build
 from batchray.batch.parse import read_callback_url
 from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, load_agents, load_settings
-from batchray.errors import ConfigError
+from batchray.errors import ConfigError, StoreLockedError
 from batchray.jobs.control import reopen_job
 from batchray.jobs.create import Requests, collect, create_job
 from batchray.jobs.handle import Job
@@ -179,14 +179,19 @@ def _start_again(
     if chosen.url is None and not chosen.database.exists():
         raise ConfigError(f"no batchray data in {chosen.data_dir}; give the --data-dir that the job was run with")
     session = _session()
-    store = session.open_store(chosen)  # for writing: it brings a database of an older version up to this one
+    try:
+        store = session.open_store(chosen)  # for writing: it brings a database of an older version up to this one
+    except StoreLockedError:
+        if is_retry and (done := _with_nothing_to_retry(job_id, chosen)) is not None:
+            return done
+        raise
     try:
         record = session.wait(store.database.call(store.jobs.get, job_id))
         if record.counts["succeeded"] == record.total if is_retry else record.is_ended:
             session.release_store(store)
             return Job(job_id, chosen.data_dir, url=chosen.url)
         if is_retry and not record.is_ended:
-            raise ConfigError(f"job {job_id} has not ended; `batchray resume` continues it")
+            raise _not_ended(job_id)
         given = _agent_set(agents, providers) if agents is not None else None
         snapshot = session.wait(store.database.call(store.jobs.agent_snapshot, job_id))
         bound = AgentSet.from_snapshot(snapshot, given)
@@ -198,6 +203,24 @@ def _start_again(
     except BaseException:
         session.release_store(store)
         raise
+
+
+def _with_nothing_to_retry(job_id: str, settings: Settings) -> Job | None:
+    """Return a job of a store that another process writes to, if all of its items have succeeded; None if not.
+
+    Raises ConfigError if it has not ended.
+    """
+    job = Job(job_id, settings.data_dir, url=settings.url)
+    record = job.record()
+    if record.counts["succeeded"] == record.total:
+        return job
+    if not record.is_ended:
+        raise _not_ended(job_id)
+    return None
+
+
+def _not_ended(job_id: str) -> ConfigError:
+    return ConfigError(f"job {job_id} has not ended; `batchray resume` continues it")
 
 
 def _started(job_id: str, agents: AgentSet, store: Store, settings: Settings) -> Job:

@@ -35,7 +35,7 @@ def check(config: Path | None, data_dir: Path | None, database_url: str | None) 
     from batchray.store import Store
 
     settings = store_settings(config, data_dir, database_url)
-    with Store.open_for_reading(settings.data_dir, settings.url) as store:
+    with Store.open_for_reading(settings.data_dir, settings.url, accepts_older=True) as store:
         counted = store.integrity.check()
     click.echo(f"{counted.n_jobs:,} jobs, {counted.n_items:,} items, {counted.n_outcomes:,} outcomes")
     for problem in counted.problems:
@@ -59,7 +59,7 @@ def export(output: Path, config: Path | None, data_dir: Path | None, database_ur
 
     lost: list[str] = []
     settings = store_settings(config, data_dir, database_url)
-    reader = Store.open_for_reading(settings.data_dir, settings.url)
+    reader = Store.open_for_reading(settings.data_dir, settings.url, accepts_older=True)
     try:
         with reader as store, output.open("w", encoding="utf-8") as file:
             n_outcomes = _write_all(store, file, lost.append)

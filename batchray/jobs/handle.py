@@ -221,7 +221,8 @@ class Job:  # more than 20 methods, because it is the public API of a job
         """Return the reader of the store.  It is opened on first use, and closed with this object or at exit."""
         with self._reader_lock:
             if self._reader is None:
-                self._reader = Store.open_for_reading(self.data_dir, self._url)
+                # Without a pool: a program may keep a handle for each of thousands of jobs.
+                self._reader = Store.open_for_reading(self.data_dir, self._url, is_pooled=False)
                 weakref.finalize(self, self._reader.close)
             return self._reader
 
@@ -240,7 +241,10 @@ class Job:  # more than 20 methods, because it is the public API of a job
         if record.is_ended:
             return record
         if not self._is_running():
-            raise self._not_running()
+            record = self.record()  # again: its process may have ended it between the two reads
+            if not record.is_ended:
+                raise self._not_running()
+            return record
         return None
 
     def _not_running(self) -> JobInterruptedError:
@@ -274,18 +278,15 @@ class Job:  # more than 20 methods, because it is the public API of a job
             logger.warning("job %s is cancelled, but the cancel cannot be stored now: %s", self.id, error)
 
 
-def _local_or_fail(job: Job) -> LocalRun:
-    if job._local is None:
-        raise JobInterruptedError(job.id, "this process does not run it")
-    return job._local
-
-
 _DEPRECATED: dict[str, tuple[str, Callable[[Job], Any]]] = {
     "ended": ("use wait_async()", lambda job: job.wait_async),
     "live": ("use progress", lambda job: job.progress_now),
     "error": ("wait() raises the error", lambda job: job._local.error if job._local else lambda: None),
     "interrupt": ("use stop()", lambda job: job._local.interrupt if job._local else lambda: None),
-    "steer": ("use pause(), unpause(), cancel() or resize()", lambda job: _local_or_fail(job).steer),
-    "when_over": ("await wait_async()", lambda job: _local_or_fail(job).add_done_callback),
+    "steer": (
+        "use pause(), unpause(), cancel() or resize()",
+        lambda job: job._local.steer if job._local else lambda _: False,
+    ),
+    "when_over": ("await wait_async()", lambda job: job._local.add_done_callback if job._local else lambda call: None),
 }
 """Public names of 0.1.0: the advice, and what they still do."""

@@ -97,10 +97,10 @@ class Database:
             metadata.create_all(connection)
             self.backend.set_version(connection, SCHEMA_VERSION)
 
-    def check_version(self) -> None:
-        """Raise StoreError if another version made the tables."""
+    def check_version(self, *, accepts_older: bool = False) -> None:
+        """Raise StoreError if another version made the tables; with `accepts_older`, if a newer one did."""
         with self.reading() as connection:
-            if 0 < self._check_version(connection) < SCHEMA_VERSION:
+            if 0 < self._check_version(connection) < SCHEMA_VERSION and not accepts_older:
                 advice = "resume a job or start a server to bring it up to this one"
                 raise StoreError(f"{self.backend.name} was written by an older version of batchray; {advice}")
 

@@ -25,24 +25,12 @@ def migrate(connection: sa.Connection, version: int) -> None:
 def _to_version_2(connection: sa.Connection) -> None:
     """Count collateral crashes, and give every job a lease: the first databases had none."""
     connection.exec_driver_sql("ALTER TABLE attempts ADD COLUMN losses BIGINT NOT NULL DEFAULT 0")
-    leases = sa.Table(
-        "leases",
-        sa.MetaData(),
-        sa.Column("job", INTEGER, primary_key=True, autoincrement=False),
-        sa.Column("epoch", INTEGER, nullable=False),
-        sa.Column("leader", TEXT, nullable=False),
-        sa.Column("until", sa.Float, nullable=False),
-        sa.Column("wishes", sa.LargeBinary, nullable=False),
-    )
-    leases.create(connection, checkfirst=True)
-    jobs = sa.table("jobs", sa.column("job"))
-    columns = (jobs.c.job, sa.literal(0), sa.literal(""), sa.literal(0.0), sa.literal(b"{}", sa.LargeBinary))
-    missing = sa.select(*columns).where(jobs.c.job.not_in(sa.select(leases.c.job)))
-    connection.execute(sa.insert(leases).from_select([column.name for column in leases.c], missing))
+    _add_missing_leases(connection)
 
 
 def _to_version_3(connection: sa.Connection) -> None:
     """Rename columns, tables and indexes to the terms that the code uses."""
+    _add_missing_leases(connection)  # early code of version 2 gave a job its lease when the job first ran
     for table, old, new in (
         ("leases", "wishes", "control_requests"),
         ("attempts", "deaths", "blamed_crashes"),
@@ -62,6 +50,24 @@ def _to_version_3(connection: sa.Connection) -> None:
         approvals = "ON pending_approvals"
         connection.exec_driver_sql(f"CREATE INDEX pending_approvals_of_an_agent {approvals} (user_id, agent_id)")
         connection.exec_driver_sql(f"CREATE INDEX pending_approvals_by_claim {approvals} (claimed_job, claimed_idx)")
+
+
+def _add_missing_leases(connection: sa.Connection) -> None:
+    """Give every job a lease that no process holds, in the form of version 2."""
+    leases = sa.Table(
+        "leases",
+        sa.MetaData(),
+        sa.Column("job", INTEGER, primary_key=True, autoincrement=False),
+        sa.Column("epoch", INTEGER, nullable=False),
+        sa.Column("leader", TEXT, nullable=False),
+        sa.Column("until", sa.Float, nullable=False),
+        sa.Column("wishes", sa.LargeBinary, nullable=False),
+    )
+    leases.create(connection, checkfirst=True)
+    jobs = sa.table("jobs", sa.column("job"))
+    columns = (jobs.c.job, sa.literal(0), sa.literal(""), sa.literal(0.0), sa.literal(b"{}", sa.LargeBinary))
+    missing = sa.select(*columns).where(jobs.c.job.not_in(sa.select(leases.c.job)))
+    connection.execute(sa.insert(leases).from_select([column.name for column in leases.c], missing))
 
 
 MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {1: _to_version_2, 2: _to_version_3}

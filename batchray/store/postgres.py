@@ -42,7 +42,7 @@ class Postgres:
     is_shared = True
     errors: tuple[type[Exception], ...] = (sa.exc.DBAPIError, sa.exc.TimeoutError)
 
-    def __init__(self, url: str, *, is_writer: bool) -> None:
+    def __init__(self, url: str, *, is_writer: bool, is_pooled: bool = True) -> None:
         try:
             parsed = sa.make_url(url)
         except sa.exc.ArgumentError:
@@ -54,9 +54,10 @@ class Postgres:
         if not is_writer:
             options["options"] = "-c default_transaction_read_only=on"
         try:
-            self.engine = sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, max_overflow=15, connect_args=options
+            pool: dict[str, Any] = (
+                {"pool_pre_ping": True, "max_overflow": 15} if is_pooled else {"poolclass": sa.pool.NullPool}
             )
+            self.engine = sa.create_engine(parsed.set(drivername="postgresql+psycopg"), connect_args=options, **pool)
         except ImportError:
             raise ConfigError("database_url needs psycopg: pip install 'batchray[postgres]'") from None
 

@@ -84,17 +84,23 @@ class Store:
         return store
 
     @classmethod
-    def open_for_reading(cls, data_dir: Path, url: str | None = None) -> Self:
+    def open_for_reading(
+        cls, data_dir: Path, url: str | None = None, *, is_pooled: bool = True, accepts_older: bool = False
+    ) -> Self:
         """Open a store for reading, also while another process writes to it.
 
-        Starts no thread.  Raises StoreError if there is no store, or a newer version made it.
+        Starts no thread.  Without a pool it holds no connection to PostgreSQL between reads.  `accepts_older` is for
+        `integrity`, which reads only what no version has changed.  Raises StoreError if there is no store, or another
+        version made it.
         """
         if url is None and not (data_dir / DATABASE).exists():
             raise StoreError(f"no batchray data in {data_dir}; give the --data-dir that the job was run with")
-        backend = Postgres(url, is_writer=False) if url else Sqlite(data_dir / DATABASE, is_writer=False)
+        backend = (
+            Postgres(url, is_writer=False, is_pooled=is_pooled) if url else Sqlite(data_dir / DATABASE, is_writer=False)
+        )
         store = cls(Database(data_dir, backend))
         try:
-            store.database.check_version()
+            store.database.check_version(accepts_older=accepts_older)
         except StoreError:
             store.close()
             raise

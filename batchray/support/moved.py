@@ -17,7 +17,7 @@ MOVED_MODULES = {
     "batchray.tools": "batchray.agents.tools",
 }
 """Old path -> new path."""
-RENAMED = {"batchray.session": {"Session": "Runtime"}}
+RENAMED = {"batchray.session": {"Session": "Runtime"}, "batchray.tools": {"Tool": "FunctionTool"}}
 """Old path -> old name -> new name, for names that changed with the move."""
 
 

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
 import batchray
 from batchray import Agent
+from batchray.cli.main import cli
 from batchray.errors import StoreError
 from batchray.schema.progress import Progress
 from batchray.store import DEFAULT_USER, Store
@@ -234,3 +236,20 @@ def test_a_database_from_before_leases_and_conversations_is_migrated(tmp_path: P
         connection.commit()
     with old.open() as store:
         assert store.jobs.start(old.job_id("unfinished")).epoch == 1
+
+
+def test_a_job_of_version_2_that_never_had_a_lease_can_be_resumed(tmp_path: Path) -> None:
+    old = old_sqlite("sqlite_2", tmp_path)
+    with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:
+        connection.execute("DELETE FROM leases")
+        connection.commit()
+    with old.open() as store:
+        assert store.jobs.start(old.job_id("unfinished")).epoch == 1
+
+
+def test_an_older_database_can_be_checked_and_exported_as_it_is(tmp_path: Path) -> None:
+    old_sqlite("sqlite_2", tmp_path)
+    for command in (["check"], ["export", "--output", str(tmp_path / "outcomes.jsonl")]):
+        done = CliRunner().invoke(cli, ["db", *command, "--data-dir", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "outcomes.jsonl").read_text().count("\n") > 1

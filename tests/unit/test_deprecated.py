@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,11 @@ def test_text_of_is_the_text_of_a_result() -> None:
     )
     with pytest.warns(DeprecationWarning, match=r"use result\.text"):
         assert batchray.text_of(result) == result.text == "hello"
+
+
+def test_deprecated_names_of_a_job_that_another_process_runs_do_nothing(tmp_path: Path) -> None:
+    job = batchray.Job(new_job_id(), tmp_path)
+    with pytest.warns(DeprecationWarning, match="steer"):
+        assert job.steer(None) is False
+    with pytest.warns(DeprecationWarning, match="when_over"):
+        assert job.when_over(print) is None
