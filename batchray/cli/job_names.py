@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from batchray.errors import AmbiguousJobError, ConfigError, UnknownJobError, UsageError
 
 if TYPE_CHECKING:
-    from batchray.config import Settings
+    from batchray.config import StoreSettings
     from batchray.jobs.handle import Job
     from batchray.store import Store
 
@@ -17,7 +17,7 @@ _PREFIX = "job-"
 _N_SHOWN = 5
 
 
-def find_jobs(settings: Settings, names: Sequence[str]) -> list[Job]:
+def find_jobs(settings: StoreSettings, names: Sequence[str]) -> list[Job]:
     """Return the handles of jobs; none of them twice.  Raises UnknownJobError and AmbiguousJobError."""
     from batchray.jobs.handle import Job
     from batchray.store import Store
@@ -27,7 +27,7 @@ def find_jobs(settings: Settings, names: Sequence[str]) -> list[Job]:
     return [Job(job_id, settings.data_dir, url=settings.url) for job_id in job_ids]
 
 
-def find_id_to_start(settings: Settings, name: str) -> str:
+def find_id_to_start(settings: StoreSettings, name: str) -> str:
     """Return the id of a job that is to be resumed or retried; otherwise as `find_jobs`.
 
     Opens the store for writing, as the job's start does: a reader refuses a database of an older version.
@@ -48,7 +48,7 @@ def find_ids(store: Store, names: Sequence[str], place: str) -> list[str]:
     return list(dict.fromkeys(_find_id(store, name, place) for name in names))
 
 
-def place_of(settings: Settings) -> str:
+def place_of(settings: StoreSettings) -> str:
     """Return how errors name the store of these settings."""
     return "the database" if settings.url else str(settings.data_dir)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from batchray.config import ServerSettings
+    from batchray.config import StoreSettings
 
 Command = Callable[..., Any]
 
@@ -67,8 +67,8 @@ def store_options(command: Command) -> Command:
     return _config(_data_dir(_database_url(command)))
 
 
-def store_settings(config: Path | None, data_dir: Path | None, database_url: str | None = None) -> ServerSettings:
+def store_settings(config: Path | None, data_dir: Path | None, database_url: str | None = None) -> StoreSettings:
     """Return the settings that say where jobs are stored.  The file may be one of a server.  Raises ConfigError."""
-    from batchray.config import load_server_settings
+    from batchray.config import load_store_settings
 
-    return load_server_settings(config, data_dir=data_dir, database_url=database_url)
+    return load_store_settings(config, data_dir=data_dir, database_url=database_url)

@@ -11,7 +11,14 @@ Start reading at `settings` (how a driver runs) and `agents` (providers and agen
 
 from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, function_name
 from batchray.config.binding import AgentSet, BoundAgent, bind_agents, load_agents
-from batchray.config.settings import ServerSettings, Settings, load_server_settings, load_settings
+from batchray.config.settings import (
+    ServerSettings,
+    Settings,
+    StoreSettings,
+    load_server_settings,
+    load_settings,
+    load_store_settings,
+)
 
 __all__ = [
     "Agent",
@@ -22,9 +29,11 @@ __all__ = [
     "Provider",
     "ServerSettings",
     "Settings",
+    "StoreSettings",
     "bind_agents",
     "function_name",
     "load_agents",
     "load_server_settings",
     "load_settings",
+    "load_store_settings",
 ]

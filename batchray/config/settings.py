@@ -21,8 +21,8 @@ from batchray.errors import ConfigError
 from batchray.schema.validation_text import first_problem
 
 
-class Settings(BaseSettings):
-    """Settings of a driver.  Later ones win: defaults, the file, `BATCHRAY_*` variables, arguments."""
+class StoreSettings(BaseSettings):
+    """Where jobs are stored.  Later ones win: defaults, the file, `BATCHRAY_*` variables, arguments."""
 
     model_config = SettingsConfigDict(env_prefix="BATCHRAY_", extra="forbid", frozen=True)
 
@@ -32,28 +32,6 @@ class Settings(BaseSettings):
     """A PostgreSQL database instead of the SQLite file: postgresql+psycopg://user:password@host/database."""
     allow_network_fs: bool = False
     """Whether the SQLite file may be on a network file system, whose locks and shared memory are unreliable."""
-    lease_s: PositiveFloat = 15.0
-    """On PostgreSQL: how long a job's leader may be silent before another server takes the job over."""
-    max_in_flight: PositiveInt = 256
-    """The window: requests in flight at once.  Most providers' limits are lower, and one lane can run that many."""
-    lanes: PositiveInt | None = None
-    """Lanes to start.  None: one per CPU of the cluster, at most 8, because one driver cannot keep more busy."""
-    executor: Literal["ray", "local"] = "ray"
-    """Where requests run.  `local` is this process, for tests and for debugging an agent."""
-    ray_address: str | None = None
-    """The address of an existing cluster.  None: `RAY_ADDRESS`, or else a new cluster on loopback."""
-    num_cpus: PositiveInt | None = None
-    """CPUs of a new cluster.  None: as many as the machine has."""
-    max_attempts: PositiveInt = 3
-    """Attempts of a request whose process crashes each time, before it ends as errored."""
-    job_deadline_s: PositiveFloat = 86_400.0
-    """Limit of a whole job from its creation, restarts included; the rest then expires.  A day, as at providers."""
-    deadline_grace_s: PositiveFloat = 30.0
-    """Extra time after a request's deadline before the driver stops waiting for the lane's report."""
-    lane_silence_s: PositiveFloat = 300.0
-    """How long a lane may be blocked before it is restarted; large imports can block one for a while."""
-    min_watched_items: PositiveInt = 1
-    """Jobs with at least this many items have a job actor, which is a process of its own."""
 
     @classmethod
     def settings_customise_sources(
@@ -76,6 +54,33 @@ class Settings(BaseSettings):
     def url(self) -> str | None:
         """The URL of the database, with the password; None: SQLite in the data directory."""
         return self.database_url.get_secret_value() if self.database_url else None
+
+
+class Settings(StoreSettings):
+    """Settings of a driver."""
+
+    lease_s: PositiveFloat = 15.0
+    """On PostgreSQL: how long a job's leader may be silent before another server takes the job over."""
+    max_in_flight: PositiveInt = 256
+    """The window: requests in flight at once.  Most providers' limits are lower, and one lane can run that many."""
+    lanes: PositiveInt | None = None
+    """Lanes to start.  None: one per CPU of the cluster, at most 8, because one driver cannot keep more busy."""
+    executor: Literal["ray", "local"] = "ray"
+    """Where requests run.  `local` is this process, for tests and for debugging an agent."""
+    ray_address: str | None = None
+    """The address of an existing cluster.  None: `RAY_ADDRESS`, or else a new cluster on loopback."""
+    num_cpus: PositiveInt | None = None
+    """CPUs of a new cluster.  None: as many as the machine has."""
+    max_attempts: PositiveInt = 3
+    """Attempts of a request whose process crashes each time, before it ends as errored."""
+    job_deadline_s: PositiveFloat = 86_400.0
+    """Limit of a whole job from its creation, restarts included; the rest then expires.  A day, as at providers."""
+    deadline_grace_s: PositiveFloat = 30.0
+    """Extra time after a request's deadline before the driver stops waiting for the lane's report."""
+    lane_silence_s: PositiveFloat = 300.0
+    """How long a lane may be blocked before it is restarted; large imports can block one for a while."""
+    min_watched_items: PositiveInt = 1
+    """Jobs with at least this many items have a job actor, which is a process of its own."""
 
 
 class ServerSettings(Settings):
@@ -107,7 +112,7 @@ class ServerSettings(Settings):
     """Private networks (CIDR) that callbacks may be sent to; public addresses are always allowed."""
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=StoreSettings)
 
 
 def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
@@ -123,13 +128,23 @@ def load_server_settings(file: Path | None = None, **overrides: Any) -> ServerSe
     return _load(ServerSettings, file, overrides)
 
 
+def load_store_settings(file: Path | None = None, **overrides: Any) -> StoreSettings:
+    """Build the settings of the store alone; see `load_settings`.  The file may be one of a driver or of a server.
+
+    A bad value of any other setting has no effect: a job can be looked at and canceled where no driver could start.
+    """
+    return _load(StoreSettings, file, overrides)
+
+
 def _load(kind: type[S], file: Path | None, overrides: Mapping[str, Any]) -> S:
     arguments = {key: value for key, value in overrides.items() if value is not None}
     document = read_mapping(file, "of settings") if file else None
+    others = ServerSettings.model_fields.keys() - kind.model_fields.keys() if kind is StoreSettings else set()
     try:
         # Values of the file are passed as arguments, which win over variables; so those set by a variable are dropped.
         from_env = EnvSettingsSource(kind)()
-        from_file = {key: value for key, value in (document.data if document else {}).items() if key not in from_env}
+        in_file = document.data if document else {}
+        from_file = {key: value for key, value in in_file.items() if key not in from_env and key not in others}
         return kind(**{**from_file, **arguments})
     except SettingsError as error:
         raise ConfigError(str(error), "environment") from None

@@ -23,6 +23,7 @@ from batchray.config import (
     load_agents,
     load_server_settings,
     load_settings,
+    load_store_settings,
 )
 from batchray.config.binding import builtin_providers
 from batchray.errors import ConfigError
@@ -274,3 +275,17 @@ def test_settings_and_agents_do_not_change() -> None:
         load_settings().lanes = 3  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
         Agent(id="a", model="offline/rules").id = "b"  # type: ignore[misc]
+
+
+def test_settings_of_the_store_do_not_depend_on_any_other_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHRAY_PORT", "tcp://10.0.0.1:8283")  # as Kubernetes sets it for a service of that name
+    monkeypatch.setenv("BATCHRAY_DATABASE_URL", "postgresql://host/jobs")
+    file = tmp_path / "server.yaml"
+    file.write_text("data_dir: jobs\nport: 80\nmax_in_flight: -1\n")
+    settings = load_store_settings(file)
+    assert (settings.data_dir, settings.url) == (Path("jobs"), "postgresql://host/jobs")
+    file.write_text("data_dirr: jobs\n")
+    with pytest.raises(ConfigError, match="data_dirr"):
+        load_store_settings(file)
