@@ -21,7 +21,7 @@ from batchray.jobs.local_run import LocalRun
 from batchray.jobs.running import RunningJob
 from batchray.jobs.slots import Slots
 from batchray.jobs.window_shares import WindowShares
-from batchray.store import AsyncStore, JobRecord, Store
+from batchray.store import JobRecord, RetryingStore, Store
 from batchray.support.interpreter import tune_interpreter
 from batchray.support.threads import LoopThread
 
@@ -85,11 +85,11 @@ class Runtime:
         try:
             executor = await self._executors.get(settings)
             executor.check(agents)
-            try:
-                running = await start_job(run.id, agents, store, settings, self._slots, self._deadlines)
-            except JobEndedError:  # its earlier leader has ended it; it may even be reopened, and led elsewhere
-                record = await AsyncStore(store).jobs.get(run.id)
+            started = await self._start_or_get(run.id, agents, store, settings)
+            if isinstance(started, JobRecord):
+                record = started
             else:
+                running = started
                 run.on_started(running)
                 self._shares.add(running)
                 record = await run_job(running, executor, _channels_of(running, executor, store))
@@ -100,8 +100,25 @@ class Runtime:
                 self._shares.remove(running)
             store.unmark_running(run.id)
             self._runs.discard(run)
-            # On a thread of its own: closing waits for the writer's thread, which may wait for this loop.
-            threading.Thread(target=self.release_store, args=(store,), name="batchray-release").start()
+            # On a thread of its own: closing waits for the writer's thread, which may wait for this loop.  If this was
+            # cancelled the store may be stuck, and must not delay the end of the process.
+            task = asyncio.current_task()
+            is_cancelled = task is not None and task.cancelling() > 0
+            threading.Thread(
+                target=self.release_store, args=(store,), name="batchray-release", daemon=is_cancelled
+            ).start()
+
+    async def _start_or_get(
+        self, job_id: str, agents: AgentSet, store: Store, settings: Settings
+    ) -> RunningJob | JobRecord:
+        """Start a job; return its record if its earlier leader has ended it."""
+        while True:
+            try:
+                return await start_job(job_id, agents, store, settings, self._slots, self._deadlines)
+            except JobEndedError:
+                record = await RetryingStore(store, f"job {job_id}").jobs.get(job_id)
+                if record.is_ended:  # or it was reopened between the two reads, and can be started
+                    return record
 
     async def drain(self, grace_s: float) -> None:
         """Start no more items, and wait up to `grace_s` seconds for those in flight.  Runs on the runtime's loop."""
