@@ -83,7 +83,7 @@ class ControlFile:
     def _write(self, request: ControlRequest) -> None:
         directory = self._file.parent
         directory.mkdir(exist_ok=True)
-        with atomic_write(self._file) as file:
+        with atomic_write(self._file, has_many_writers=True) as file:
             file.write(request.model_dump_json().encode())
         sync_directory(directory.parent)
 

@@ -79,7 +79,7 @@ class KeyFile:
     def _write(self, keys: tuple[Key, ...]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps([{name: getattr(key, name) for name in Key.__slots__} for key in keys], indent=1)
-        with atomic_write(self._file, encoding="utf-8", permissions=0o600) as file:
+        with atomic_write(self._file, encoding="utf-8", permissions=0o600, has_many_writers=True) as file:
             file.write(text)
 
 

@@ -14,15 +14,18 @@ _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
 
 
 @contextmanager
-def atomic_write(path: Path, *, encoding: str | None = None, permissions: int = 0o666) -> Iterator[IO[Any]]:
+def atomic_write(
+    path: Path, *, encoding: str | None = None, permissions: int = 0o666, has_many_writers: bool = False
+) -> Iterator[IO[Any]]:
     """Open a temporary file in the same directory; it replaces `path` when the block ends.
 
     The content and the new name are on disk when the block has ended.  If the block raises, `path` stays as it was and
     the temporary file is removed.  The file is opened for text if `encoding` is given, else for bytes.
-    `permissions` are those of a new file, before the umask.  Raises OSError.
+    `permissions` are those of a new file, before the umask.  With `has_many_writers` the name of the temporary file
+    has the process id, which keeps writers apart; without, the next write replaces what a killed process left.
+    Raises OSError.
     """
-    # The process id keeps two writers apart; the fixed rest lets a second try overwrite what a crash left behind.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part" if has_many_writers else f"{path.name}.part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, permissions)
     try:
         with open(descriptor, "w" if encoding else "wb", encoding=encoding) as file:
