@@ -84,6 +84,7 @@ class JobTable:
     def __init__(self) -> None:
         self._entries: OrderedDict[str, JobEntry] = OrderedDict()
         self.n_slots_taken = 0
+        self._n_queued = 0
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._entries
@@ -144,6 +145,8 @@ class JobTable:
 
         Entries before it are few: jobs that are not queued any more, so at most those that run or are about to.
         """
+        if not self._n_queued:  # a server of single runs may have thousands of entries
+            return None
         return next((job_id for job_id, entry in self._entries.items() if entry.state is JobState.QUEUED), None)
 
     def _replace(self, job_id: str, entry: JobEntry | None) -> None:
@@ -155,4 +158,5 @@ class JobTable:
             del self._entries[job_id]
         else:
             self._entries[job_id] = entry
+        self._n_queued += (new is JobState.QUEUED) - (old is JobState.QUEUED)
         self.n_slots_taken += (entry is not None and entry.takes_slot) - (before is not None and before.takes_slot)

@@ -96,10 +96,10 @@ async def show_progress_async(job: Watched) -> None:
     """Show a job's progress from async code; otherwise as `show_progress`."""
     views = _ViewReader(job)
     with _screen() as draw:
-        draw(views.read())
+        draw(await asyncio.to_thread(views.read))  # on a thread: it may read the store
         while not views.is_over:
             await asyncio.sleep(_TICK_S)
-            draw(views.read())
+            draw(await asyncio.to_thread(views.read))
 
 
 def clock(seconds: float) -> str:

@@ -56,7 +56,7 @@ def test_a_full_disk_gives_507_and_not_ready_until_there_is_space_again(tmp_path
         until(lambda: status_of(server.url, "/readyz") == 200)
         assert client.post(server.url, 10)
         check_echoes(client, server.url)
-        assert "nothing new is accepted" in server.log or "jobs wait until there is room" in server.log
+        assert "nothing new is accepted" in server.log or "jobs wait until it has space" in server.log
         assert server.stop() == 0
         assert "Traceback" not in server.log
 
