@@ -43,9 +43,11 @@ def test_a_file_has_the_given_permissions_even_while_it_is_written(tmp_path: Pat
     assert (tmp_path / "keys.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_a_crashed_writer_left_behind_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / f"state.{os.getpid()}.part").write_text("left behind by a crash, and longer")
-    with atomic_write(tmp_path / "state") as file:
+@pytest.mark.parametrize("has_many_writers", [False, True])
+def test_what_a_crashed_writer_left_behind_is_overwritten(tmp_path: Path, has_many_writers: bool) -> None:
+    left = f"state.{os.getpid()}.part" if has_many_writers else "state.part"
+    (tmp_path / left).write_text("left behind by a crash, and longer")
+    with atomic_write(tmp_path / "state", has_many_writers=has_many_writers) as file:
         file.write(b"new")
     assert (tmp_path / "state").read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["state"]
