@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ Wanted = tuple[Slot, ...]
 """All slots that an item needs at once; empty if nothing but its window limits it."""
 
 
-class Waiter:
+class Waiter(ABC):
     """Waits for slots that are not free, for one item after another.
 
     `ticket` is its place in the queue, which it keeps while it declines offers.
@@ -32,16 +33,16 @@ class Waiter:
         self.wanted = wanted
         self.ticket: int | None = None
 
+    @abstractmethod
     def offer(self) -> bool:
         """Use the slots, which are free and then taken for it, for the next item; return False to decline.
 
         After that it gets no offer until it calls `Slots.acquire_or_wait`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def is_waiting(self) -> bool:
         """Whether it has an item that needs the slots."""
-        raise NotImplementedError
 
 
 class Slots:
