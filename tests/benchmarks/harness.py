@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from tests.processes import command_of, descendants, name_of
+
 
 @contextlib.contextmanager
 def provider(tokens: int = 50, latency_s: float = 0.0) -> Iterator[str]:
@@ -48,11 +50,11 @@ class TreeCpu:
         self._start = self._read()
 
     def _read(self) -> dict[int, float]:
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        processes = [psutil.Process(), *descendants()]
         seconds = {}
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.pid != self._without and "provider_server" not in " ".join(process.cmdline()):
+                if process.pid != self._without and "provider_server" not in " ".join(command_of(process)):
                     times = process.cpu_times()
                     seconds[process.pid] = times.user + times.system
         return seconds
@@ -69,7 +71,7 @@ def _kind(pid: int) -> str:
     if pid == os.getpid():
         return "driver"
     with contextlib.suppress(psutil.NoSuchProcess):
-        return "lanes" if psutil.Process(pid).name().startswith("ray::Lane") else "ray"
+        return "lanes" if name_of(psutil.Process(pid)).startswith("ray::Lane") else "ray"
     return "ray"
 
 

@@ -16,6 +16,7 @@ import psutil
 
 import batchray
 from tests.benchmarks.harness import data_dir, report
+from tests.processes import descendants, named
 
 SMALL, LARGE = 10_000, 100_000
 AGENT = {"id": "a", "model": "offline/scripted", "script": [{"text": "word " * 20}]}
@@ -43,10 +44,9 @@ class _JobActorPeak(threading.Thread):
 
     def run(self) -> None:
         while not self._is_over.wait(0.2):
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, IndexError):
-                    if process.name().startswith("ray::JobActor"):
-                        self.peak_kb = max(self.peak_kb, _peak_kb(process.pid))
+            for process in named("ray::JobActor", descendants()):
+                with contextlib.suppress(FileNotFoundError, IndexError):  # it has just ended
+                    self.peak_kb = max(self.peak_kb, _peak_kb(process.pid))
 
     def stop(self) -> int:
         self._is_over.set()

@@ -8,13 +8,14 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 
 from tests.chaos.client import WatchingClient
 from tests.polling import seconds_until, until
+from tests.processes import command_of, descendants, is_alive, named
 from tests.server.http_client import ask, if_available
 from tests.server.live import LiveServer, live_server
 
@@ -62,14 +63,9 @@ class SupervisedServer:
 
     def processes(self, prefix: str) -> list[psutil.Process]:
         """Return the server's descendants whose name starts with `prefix`, and add all of them to `family`."""
-        found = []
-        with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self.pid).children(recursive=True):
-                self.family.add(process)
-                with suppress(psutil.NoSuchProcess):
-                    if process.name().startswith(prefix):
-                        found.append(process)
-        return found
+        family = descendants(self.pid)
+        self.family.update(family)
+        return named(prefix, family)
 
     def kill(self) -> None:
         """Kill the server, and wait until the next one listens."""
@@ -128,12 +124,9 @@ def check_no_process_is_left(family: set[psutil.Process], timeout_s: float, *, w
     """
 
     def is_left(process: psutil.Process) -> bool:
-        try:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                return False
-            return with_agents or not any(word in " ".join(process.cmdline()) for word in _RAY_AGENTS)
-        except psutil.NoSuchProcess:
+        if not is_alive(process):
             return False
+        return with_agents or not any(word in " ".join(command_of(process)) for word in _RAY_AGENTS)
 
     until(lambda: not any(map(is_left, family)), timeout_s)
 

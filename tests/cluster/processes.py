@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import descendants, named
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (
     "batchray run configs/quickstart/requests.jsonl --agents configs/quickstart/agents.yaml --output results.jsonl"
@@ -22,14 +24,7 @@ _TIMEOUT_S = 170
 
 def processes_named(prefix: str) -> list[psutil.Process]:
     """Return the descendants of this process whose name starts with `prefix`."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.name().startswith(prefix):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    return named(prefix, descendants())
 
 
 def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
@@ -37,11 +32,6 @@ def run_cli(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = 
     command = [sys.executable, "-m", "batchray", *arguments]
     variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(environment or {})}
     return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the children of a process and their children."""
-    return psutil.Process(process.pid).children(recursive=True)
 
 
 @contextlib.contextmanager

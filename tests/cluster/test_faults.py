@@ -21,8 +21,9 @@ import pytest
 import batchray
 from batchray import Agent, Result
 from tests.cluster import agents
-from tests.cluster.processes import descendants, processes_named, run_cli
+from tests.cluster.processes import processes_named, run_cli
 from tests.polling import until
+from tests.processes import descendants, is_alive, name_of, named
 from tests.provider_server import run_in_thread
 from tests.timing import timed
 
@@ -115,7 +116,7 @@ def test_a_suspended_lane_that_continues_later_changes_no_outcome(options: dict[
     assert record.counts["succeeded"] < 4
 
     for lane in stopped:
-        if lane.is_running():
+        if is_alive(lane):
             lane.resume()
     again = batchray.run([{"agent_id": "wait", "input": "0"}] * 40, [patient], progress=False, **options)
     assert again.counts["succeeded"] == 40
@@ -167,7 +168,7 @@ def completed_work(directory: Path, job_id: str) -> int:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return not any(map(is_alive, processes))
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +187,8 @@ def test_a_killed_driver_is_resumed_without_repeating_finished_items(
 ) -> None:
     write_waiting_batch(tmp_path, 900, 0.1)
     with run_until(tmp_path, 60, "--max-in-flight", "16", "--lanes", "1", "--quiet") as (driver, job_id):
-        orphans += descendants(driver)
-        workers = [p for p in orphans if p.name().startswith(("ray::Lane", "ray::Job", "ray::IDLE", "raylet", "gcs_"))]
+        orphans += descendants(driver.pid)
+        workers = named(("ray::Lane", "ray::Job", "ray::IDLE", "raylet", "gcs_"), orphans)
         driver.kill()
     seen = {result.index: result for result in batchray.attach(job_id, tmp_path / ".batchray").results(wait=False)}
     until(lambda: gone(workers), 30)
@@ -207,7 +208,7 @@ def test_a_killed_driver_is_resumed_without_repeating_finished_items(
 def test_an_interrupt_keeps_outcomes_says_how_to_resume_and_exits_130(ray_session: None, tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 900, 0.2)
     with run_until(tmp_path, 20, "--max-in-flight", "16", "--lanes", "1") as (driver, job_id):
-        family = descendants(driver)
+        family = descendants(driver.pid)
         driver.send_signal(signal.SIGINT)
         _, err = driver.communicate(timeout=60)
 
@@ -281,7 +282,7 @@ def test_a_dead_cluster_ends_the_run_with_an_error_that_names_the_resume_command
 ) -> None:
     write_waiting_batch(tmp_path, 3000, 0.5)
     with run_until(tmp_path, 8, "--max-in-flight", "8", "--lanes", "1") as (driver, job_id):
-        [victim] = [process for process in descendants(driver) if process.name() == name]
+        [victim] = [process for process in descendants(driver.pid) if name_of(process) == name]
         victim.kill()
         killed = time.monotonic()
         out, err = driver.communicate(timeout=120)

@@ -22,6 +22,7 @@ from batchray.store import Store
 from tests.cluster import agents
 from tests.cluster.agents import ECHO, echoes
 from tests.polling import until
+from tests.processes import command_of, descendants, is_alive, listening_on, name_of
 from tests.provider_server import run_in_thread
 
 
@@ -234,35 +235,19 @@ def test_a_job_that_is_over_before_its_actor_is_there_leaves_none_behind(options
         until(lambda: not is_there())
 
 
-def listening_on(process: psutil.Process) -> set[str]:
-    """Return the addresses that a process listens on; none for one that ends meanwhile."""
-    try:
-        return {c.laddr.ip for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
-    except psutil.NoSuchProcess:
-        return set()
-
-
 def test_nothing_of_ours_listens_beyond_loopback(options: dict[str, Any]) -> None:
     batchray.run(list(echoes(1)), [ECHO], **options)
-    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    addresses = {process.name(): listening_on(process) for process in ours if process.is_running()}
+    ours = [psutil.Process(), *descendants()]
+    addresses = {name_of(process): listening_on(process) for process in ours if is_alive(process)}
 
     assert len(addresses) > 3  # driver, GCS, raylet, lanes
     assert set().union(*addresses.values())
     assert set().union(*addresses.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def command_of(process: psutil.Process) -> list[str]:
-    """Return the command line of a process; none for one that ends meanwhile."""
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
-
-
 def test_an_own_cluster_starts_no_unneeded_process(options: dict[str, Any]) -> None:
     batchray.run(list(echoes(1)), [ECHO], **options)
-    commands = [" ".join(command_of(process)) for process in psutil.Process().children(recursive=True)]
+    commands = [" ".join(command_of(process)) for process in descendants()]
     assert [command for command in commands if "/gcs_server" in command]
     helper_scripts = ("/monitor.py", "/log_monitor.py", "/dashboard.py")
     assert [command for command in commands if any(each in command for each in helper_scripts)] == []

@@ -14,9 +14,10 @@ import pytest
 import batchray
 from batchray import Job, Result
 from batchray.store import Store
-from tests.cluster.processes import descendants, processes_named, run_cli
+from tests.cluster.processes import processes_named, run_cli
 from tests.cluster.tool_steps import N_STEPS, agent, asked, events
 from tests.polling import until
+from tests.processes import descendants, is_alive, named
 from tests.provider_server import run_in_thread
 from tests.sqlite_lock import locked
 
@@ -120,9 +121,9 @@ def test_a_killed_driver_repeats_one_model_call_a_request_and_no_tool(ray_sessio
             job_id = driver.stdout.readline().strip()
             all_kept, data_dir = n_requests * 2 * (N_STEPS - 1), tmp_path / ".batchray"
             until(lambda: n_kept(data_dir) == all_kept and server.n_calls == n_requests * N_STEPS, 60)
-            family = descendants(driver)
+            family = descendants(driver.pid)
             driver.kill()
-        until(lambda: not [p for p in family if p.is_running() and p.name().startswith("ray::Lane")], 30)
+        until(lambda: not any(map(is_alive, named("ray::Lane", family))), 30)
         with run_cli("resume", job_id, "--lanes", "1", "--output", "out.jsonl", cwd=tmp_path) as resumed:
             _, err = resumed.communicate(timeout=120)
         n_calls = server.n_calls

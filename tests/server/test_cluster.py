@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.polling import until
+from tests.processes import descendants, is_alive, name_of
 from tests.server.http_client import BATCHES, ask, n_done, status_of
 from tests.server.live import LiveServer, live_server
 
@@ -39,7 +40,7 @@ def server(tmp_path: Path, waiting: Path) -> Iterator[LiveServer]:
 
 
 def process_of(server: LiveServer, name: str) -> psutil.Process:
-    [found] = [each for each in psutil.Process(server.pid).children(recursive=True) if each.name() == name]
+    [found] = [each for each in descendants(server.pid) if name_of(each) == name]
     return found
 
 
@@ -63,9 +64,9 @@ def test_a_server_restarts_its_cluster_and_its_jobs_continue(name: str, server: 
     print(f"{name}: noticed after {noticed_s:.1f} s, back after {back_s:.1f} s")
     counts = ask(server.url, f"{BATCHES}/{job['id']}")["metadata"]["request_counts"]
     assert (counts["succeeded"], counts["total"]) == (400, 400)
-    family = psutil.Process(server.pid).children(recursive=True)
+    family = descendants(server.pid)
     assert server.stop() == 0
-    until(lambda: not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE], 90)
+    until(lambda: not any(map(is_alive, family)), 90)
     assert "Traceback" not in server.log
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 
 import batchray
 from tests.chaos.supervised import check_no_process_is_left
 from tests.polling import until
+from tests.processes import descendants, named
 from tests.server.http_client import BATCHES, ask, cancel, if_available, job_of, n_done, status_of
 from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
 from tests.sqlite_lock import locked
@@ -119,8 +119,8 @@ def test_a_suspended_lane_does_not_delay_the_exit(slack: float, tmp_path: Path, 
     environment = {"BATCHRAY_SHUTDOWN_GRACE_S": "1"}
     with live_server(tmp_path / "data", "--lanes", "1", agents=waiting, executor="ray", **environment) as server:
         job_id = ask(server.url, BATCHES, batch(3, 60))["id"]
-        family = set(psutil.Process(server.pid).children(recursive=True))
-        stopped = [process for process in family if process.name().startswith(("ray::Lane", "ray::Job"))]
+        family = set(descendants(server.pid))
+        stopped = named(("ray::Lane", "ray::Job"), family)
         until(lambda: in_flight(server) == 3)
         for process in stopped:
             process.suspend()
@@ -208,7 +208,7 @@ def test_a_server_that_is_terminated_while_it_starts_ends_with_status_0(
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             until(lambda data_dir=data_dir: (data_dir / "batchray.db").exists(), 60)  # type: ignore[misc]
             time.sleep(rng.uniform(0, 3 if executor == "ray" else 0.2))  # at a random moment
-            family = {*psutil.Process(process.pid).children(recursive=True)}
+            family = set(descendants(process.pid))
             process.terminate()
             _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
