@@ -208,14 +208,15 @@ class RequestError(BatchrayError):
     """One request failed.  The error becomes that request's outcome and never ends a job.
 
     `type` is a short stable word for programs (`rate_limited`, `stream_truncated`, ...), `message` one sentence for
-    people.  `stop_reason` is Letta's word for the class of failure.
+    people.  `stop_reason` is Letta's word for the class of failure.  `shared_by` is the provider whose requests all
+    fail like this (a wrong key, an unknown model, an empty account); empty if the request itself may be the cause.
     """
 
     stop_reason = "error"
 
-    def __init__(self, type: str, message: str) -> None:
-        super().__init__(type, message)
-        self.type, self.message = type, message
+    def __init__(self, type: str, message: str, shared_by: str = "") -> None:
+        super().__init__(type, message, shared_by)
+        self.type, self.message, self.shared_by = type, message, shared_by
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from batchray.agents.checkpoints import Checkpoint, CheckpointSink
 from batchray.agents.tools import encodable, is_cancelled
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError, DeadlineExceededError, RequestError
-from batchray.schema import AgentRequest, ErrorInfo, Message, StopReason, status_of
+from batchray.schema import AgentRequest, ErrorInfo, Message, ProviderWait, StopReason, status_of
 from batchray.schema.outcomes import OutcomeData
 
 logger = logging.getLogger(__name__)
@@ -57,12 +57,15 @@ class AttemptReport(OutcomeData):
     """The result of one attempt.
 
     `pending` are ids of the tool calls that wait for the caller; `memory` holds the agent's edited memory blocks.
+    `shared_failure` is the `provider` and the `kind` (the error's type) of a failure that all requests of that provider
+    meet, such as a wrong key; None for any other.
     """
 
     index: int
     attempt: int
     pending: Sequence[str] = ()
     memory: Mapping[str, str] = field(default_factory=dict)
+    shared_failure: Mapping[str, str] | None = None
 
 
 def encode_input(
@@ -94,10 +97,15 @@ class _FailedAgent:
 
 
 class AttemptRunner:
-    """Runs attempts on one event loop.  Agents and clients are built on first use and cached."""
+    """Runs attempts on one event loop.  Agents and clients are built on first use and cached.
 
-    def __init__(self, mark_executing: ExecutionMarker = unmarked) -> None:
-        self._clients, self._mark_executing = Clients(), mark_executing
+    `on_provider_wait` is called when the list of `provider_waits` changes.
+    """
+
+    def __init__(
+        self, mark_executing: ExecutionMarker = unmarked, on_provider_wait: Callable[[], None] = lambda: None
+    ) -> None:
+        self._clients, self._mark_executing = Clients(on_provider_wait), mark_executing
         self._agents: OrderedDict[BoundAgent, AgentRunner] = OrderedDict()
 
     def agent(self, bound: BoundAgent) -> AgentRunner:
@@ -162,6 +170,10 @@ class AttemptRunner:
             logger.debug("request failed: %s", error.type, extra={"job_id": parsed.job_id, "index": parsed.index})
         return _encode_report(parsed, run, stop_reason, error)
 
+    def provider_waits(self) -> list[ProviderWait]:
+        """Return what holds model calls back, for each provider that takes none now, or fewer than are asked for."""
+        return self._clients.provider_waits()
+
     async def close(self) -> None:
         """Close the model clients."""
         await self._clients.close()
@@ -188,6 +200,8 @@ def _encode_report(item: AttemptInput, run: Run, stop_reason: StopReason, error:
         "ttft_ns": run.ttft_ns,
         "duration_ns": time.monotonic_ns() - run.started_ns,
     }
+    if error is not None and error.shared_by:
+        head["shared_failure"] = {"provider": error.shared_by, "kind": error.type}
     if run.pending:
         head["pending"] = run.pending
     if run.memory.edited:

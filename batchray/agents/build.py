@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
+from collections.abc import Callable
 
 from pydantic import SecretStr
 
@@ -13,20 +16,28 @@ from batchray.agents.memory import memory_tools
 from batchray.agents.tools import load_function, load_tools
 from batchray.config import AgentSet, BoundAgent, Provider
 from batchray.errors import ConfigError
-from batchray.models import CallTimeouts, ModelClient, RetryPolicy, make_client
+from batchray.models import CallTimeouts, ModelClient, RateLimitGate, RetryPolicy, make_client
+from batchray.schema import ProviderWait
 
 
 class Clients:
-    """The model clients of one event loop, one per provider, shared by all requests on it."""
+    """The model clients of one event loop, one per provider, shared by all requests on it.
 
-    def __init__(self) -> None:
+    `on_provider_wait` is called when a provider begins or ends to hold calls back.
+    """
+
+    def __init__(self, on_provider_wait: Callable[[], None] = lambda: None) -> None:
         self._clients: dict[tuple[str, str, str | None], ModelClient] = {}
+        self._gates: list[tuple[str, RateLimitGate]] = []
+        self._on_provider_wait = on_provider_wait
 
     def get(self, name: str, provider: Provider, key: SecretStr | None) -> ModelClient:
         """Return the provider's client.  One per name, settings and key."""
         secret = key.get_secret_value() if key else None
         identity = (name, provider.model_dump_json(), secret)
         if identity not in self._clients:
+            gate = RateLimitGate(time.monotonic, random.Random(), on_change=self._on_provider_wait)
+            self._gates.append((name, gate))
             self._clients[identity] = make_client(
                 name,
                 provider.protocol,
@@ -34,13 +45,19 @@ class Clients:
                 api_key=secret,
                 timeouts=CallTimeouts(**provider.timeouts.model_dump()),
                 retry=RetryPolicy(max_retries=provider.max_retries),
+                gate=gate,
             )
         return self._clients[identity]
+
+    def provider_waits(self) -> list[ProviderWait]:
+        """Return what holds calls back, for each provider that does now."""
+        return [wait for name, gate in self._gates if (wait := gate.status(name)) is not None]
 
     async def close(self) -> None:
         """Close all clients."""
         await asyncio.gather(*(client.close() for client in self._clients.values()))
         self._clients.clear()
+        self._gates.clear()
 
 
 def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:

@@ -43,8 +43,9 @@ def make_client(
     *,
     timeouts: CallTimeouts | None = None,
     retry: RetryPolicy | None = None,
+    gate: RateLimitGate | None = None,
 ) -> ModelClient:
-    """Return a client of the provider `name`, for use on one event loop.
+    """Return a client of the provider `name`, for use on one event loop; `gate` holds its calls back.
 
     Raises ConfigError for an unknown protocol, or an address or key that HTTP cannot carry.
     """
@@ -54,11 +55,11 @@ def make_client(
     if protocol == "anthropic":
         from batchray.models.anthropic import BASE_URL, AnthropicClient
 
-        return AnthropicClient(base_url or BASE_URL, api_key, name=name, timeouts=timeouts, retry=retry)
+        return AnthropicClient(base_url or BASE_URL, api_key, name=name, timeouts=timeouts, retry=retry, gate=gate)
     if protocol != "openai":
         raise ConfigError(f"provider {name!r}: there is no client for the protocol {protocol!r}")
     if base_url is None:
         raise ConfigError(f"provider {name!r}: the protocol openai needs a base_url")
     from batchray.models.openai import OpenAIClient
 
-    return OpenAIClient(base_url, api_key, name=name, timeouts=timeouts, retry=retry)
+    return OpenAIClient(base_url, api_key, name=name, timeouts=timeouts, retry=retry, gate=gate)

@@ -16,7 +16,7 @@ from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.base import ModelCall
 from batchray.models.http import MAX_REPLY_BYTES, HttpTransport
 from batchray.models.partial_reply import PartialReply
-from batchray.models.retry import CallTimeouts, RetryPolicy
+from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
 from batchray.models.sse import EventParser
 
 A = TypeVar("A", bound=PartialReply)
@@ -35,6 +35,7 @@ class TransportSettings(TypedDict, total=False):
     wall_clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     rng: random.Random | None
+    gate: RateLimitGate | None
 
 
 class HttpClient:
@@ -42,7 +43,7 @@ class HttpClient:
 
     `name` is the provider's name in errors and logs.  `own` are the protocol's headers, one of which holds `key`;
     `given` headers are added and win.  The key, and values in `given` that look like one, never appear in an error, log
-    or repr.  All calls share one `RateLimitGate`.  Raises ConfigError for an address or a key that HTTP cannot carry.
+    or repr.  All calls share one gate.  Raises ConfigError for an address or a key that HTTP cannot carry.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ import aiohttp
 from batchray.errors import ConfigError, DeadlineExceededError, InvalidResponseError, ModelAPIError
 from batchray.models.provider_errors import ERROR_TYPES, FINAL_CODES, ProviderError, TransientError, is_transient_status
 from batchray.models.retry import CallTimeouts, GateTicket, RateLimitGate, RetryPolicy
+from batchray.models.shared_failures import is_shared
 from batchray.support.backoff import retry_after_s
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class HttpTransport:
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
+        gate: RateLimitGate | None = None,
     ) -> None:
         self.name = name
         self._base_url = _checked_url(base_url, name)
@@ -59,7 +61,7 @@ class HttpTransport:
         self._timeouts, self._retry = timeouts or CallTimeouts(), retry or RetryPolicy()
         self.clock, self._wall_clock, self._sleep = clock, wall_clock, sleep
         self._rng = rng or random.Random()
-        self._gate = RateLimitGate(clock, self._rng, self._retry.cap_s)
+        self._gate = gate or RateLimitGate(clock, self._rng, self._retry.cap_s)
         self._closed_by: TransientError | None = None
         self._session: aiohttp.ClientSession | None = None
         self._scopes: set[asyncio.Timeout] = set()
@@ -134,7 +136,11 @@ class HttpTransport:
         while (wait_s := self._gate.wait_s(ticket, deadline)) > 0:
             if self.clock() + wait_s >= deadline and self._closed_by is not None:
                 raise self._error(self._closed_by, f"{self._closed_by}; asks to wait {wait_s:.1f} s, past the deadline")
-            await self._sleep(wait_s)
+            self._gate.n_waiting += 1
+            try:
+                await self._sleep(wait_s)
+            finally:
+                self._gate.n_waiting -= 1
 
     def _plan_retry(self, failure: TransientError, n_failures: int, ticket: GateTicket, deadline: float) -> None:
         """Set when `ticket` may start again, or raise the failure as the caller's error if it may not."""
@@ -142,7 +148,9 @@ class HttpTransport:
             raise self._closed_error() from None
         wait_s = failure.retry_after_s or self._retry.backoff_s(n_failures - 1, self._rng)
         ticket.may_start_at = self.clock() + wait_s
-        if (failure.retry_after_s is not None or failure.status == 429) and self._gate.close(wait_s, ticket):
+        if (failure.retry_after_s is not None or failure.status == 429) and self._gate.close(
+            wait_s, ticket, _with_detail(str(failure), self.clean(failure.detail))
+        ):
             self._closed_by = failure
         if n_failures > self._retry.max_retries:
             raise self._error(failure, f"{failure} after {n_failures} attempt{'s' * (n_failures > 1)}") from None
@@ -173,6 +181,7 @@ class HttpTransport:
             async with limit, self._open().post(self._base_url + path, data=body, allow_redirects=False) as response:
                 if not 200 <= response.status < 300:
                     raise await self._refusal(response)
+                self._gate.has_answered = True
                 return await read(response)
         except aiohttp.ConnectionTimeoutError:
             raise TransientError("timeout", f"no connection within {limits.connect_s:g} s") from None
@@ -222,7 +231,11 @@ class HttpTransport:
             if provider_error.is_too_long
             else next(iter(final), ERROR_TYPES.get(status, "refused"))
         )
-        return ModelAPIError(kind, _with_detail(f"{self.name}: status {status}", self.clean(provider_error.message)))
+        return ModelAPIError(
+            kind,
+            _with_detail(f"{self.name}: status {status}", self.clean(provider_error.message)),
+            self.name if is_shared(status, provider_error) else "",
+        )
 
 
 async def _read_error(response: aiohttp.ClientResponse) -> bytes:

@@ -81,6 +81,7 @@ from batchray.schema.letta_messages import (
 )
 from batchray.schema.messages import Message, MessageRole, MessageToolReturn, ToolCall, ToolCallFunction
 from batchray.schema.outcomes import ErrorInfo, ItemStatus, Result, Timing, Usage, status_of
+from batchray.schema.provider_waits import ProviderWait
 from batchray.schema.requests import (
     AgentRequest,
     Approval,
@@ -151,6 +152,7 @@ __all__ = [
     "Model",
     "OmittedReasoningContent",
     "Ping",
+    "ProviderWait",
     "ReasoningContent",
     "ReasoningMessage",
     "RedactedReasoningContent",
