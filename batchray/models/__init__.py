@@ -14,10 +14,16 @@ This is the hot path: a stream has two lines per token.  Start reading at `base`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Unpack
+
 from batchray.errors import ConfigError
 from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, reply_parts
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
 from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
+
+if TYPE_CHECKING:
+    from batchray.models.connection import ConnectionOptions
 
 __all__ = [
     "CallTimeouts",
@@ -41,9 +47,11 @@ def make_client(
     base_url: str | None = None,
     api_key: str | None = None,
     *,
+    headers: Mapping[str, str] | None = None,
     timeouts: CallTimeouts | None = None,
     retry: RetryPolicy | None = None,
     gate: RateLimitGate | None = None,
+    **options: Unpack[ConnectionOptions],
 ) -> ModelClient:
     """Return a client of the provider `name`, for use on one event loop; `gate` holds its calls back.
 
@@ -51,15 +59,23 @@ def make_client(
     """
     if protocol == "offline":
         return OfflineModels()
+    settings: dict[str, Any] = {
+        "name": name,
+        "headers": headers,
+        "timeouts": timeouts,
+        "retry": retry,
+        "gate": gate,
+        **options,
+    }
     # The clients are imported here, so that offline runs and `import batchray` load no aiohttp.
     if protocol == "anthropic":
         from batchray.models.anthropic import BASE_URL, AnthropicClient
 
-        return AnthropicClient(base_url or BASE_URL, api_key, name=name, timeouts=timeouts, retry=retry, gate=gate)
+        return AnthropicClient(base_url or BASE_URL, api_key, **settings)
     if protocol != "openai":
         raise ConfigError(f"provider {name!r}: there is no client for the protocol {protocol!r}")
     if base_url is None:
         raise ConfigError(f"provider {name!r}: the protocol openai needs a base_url")
     from batchray.models.openai import OpenAIClient
 
-    return OpenAIClient(base_url, api_key, name=name, timeouts=timeouts, retry=retry, gate=gate)
+    return OpenAIClient(base_url, api_key, **settings)

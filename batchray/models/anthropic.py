@@ -57,9 +57,7 @@ class AnthropicClient(HttpClient):
         ids: Callable[[], str] = new_tool_call_id,
         **settings: Unpack[TransportSettings],
     ) -> None:
-        key = (api_key or "").strip()
-        own = {"anthropic-version": _VERSION, **({"x-api-key": key} if key else {})}
-        super().__init__(name, base_url, key, own, headers, settings)
+        super().__init__(name, base_url, api_key, "x-api-key", {"anthropic-version": _VERSION}, headers, settings)
         self._ids = ids
 
     async def ask(self, call: ModelCall) -> ModelReply:

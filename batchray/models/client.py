@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import orjson
 
 from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.base import ModelCall
+from batchray.models.connection import Auth, Connection, ConnectionOptions, auth_header, merged_headers
 from batchray.models.http import MAX_REPLY_BYTES, HttpTransport
 from batchray.models.partial_reply import PartialReply
 from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
@@ -23,11 +23,16 @@ A = TypeVar("A", bound=PartialReply)
 
 # How long to wait for the bytes after a complete reply before the connection is closed instead of reused.
 _END_GRACE_S = 0.1
-_SECRET_HEADERS = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
+_HEADERS = {
+    "Accept": "text/event-stream, application/json",
+    "Accept-Encoding": "identity",  # a compressed stream is delayed by its compressor
+    "Content-Type": "application/json",
+    "User-Agent": "batchray",
+}
 
 
-class TransportSettings(TypedDict, total=False):
-    """Options that a client passes to its `HttpTransport`.  Tests set the clocks, `sleep` and `rng`."""
+class TransportSettings(ConnectionOptions, total=False):
+    """Options that a client passes to its connection and `HttpTransport`.  Tests set the clocks, `sleep` and `rng`."""
 
     timeouts: CallTimeouts | None
     retry: RetryPolicy | None
@@ -41,31 +46,28 @@ class TransportSettings(TypedDict, total=False):
 class HttpClient:
     """Sends calls to one provider and reads its responses.
 
-    `name` is the provider's name in errors and logs.  `own` are the protocol's headers, one of which holds `key`;
-    `given` headers are added and win.  The key, and values in `given` that look like one, never appear in an error, log
-    or repr.  All calls share one gate.  Raises ConfigError for an address or a key that HTTP cannot carry.
+    `name` is the provider's name in errors and logs.  `own` are the protocol's headers, and `auth` says which header
+    carries `key`; `given` headers are added and win.  The key, and values in `given` that look like one, never appear
+    in an error, log or repr.  All calls share one gate.  Raises ConfigError for an address or a key that
+    HTTP cannot carry.
     """
 
     def __init__(
         self,
         name: str,
         base_url: str,
-        key: str,
+        key: str | None,
+        auth: Auth,
         own: Mapping[str, str],
         given: Mapping[str, str] | None,
         settings: TransportSettings,
     ) -> None:
-        given = given or {}
-        headers = {
-            "Accept": "text/event-stream, application/json",
-            "Accept-Encoding": "identity",  # a compressed stream is delayed by its compressor
-            "Content-Type": "application/json",
-            "User-Agent": "batchray",
-            **own,
-            **given,
-        }
-        secrets = [key, *(value for header, value in given.items() if _SECRET_HEADERS.search(header))]
-        self._transport = HttpTransport(name, base_url, headers, secrets=secrets, **settings)
+        key, rest = (key or "").strip(), dict[str, Any](settings)
+        options = {option: rest.pop(option) for option in ConnectionOptions.__annotations__ if option in rest}
+        keyed = auth_header(options.pop("auth", None) or auth, key)
+        options["secrets"] = (key, *options.get("secrets", ()))
+        connection = Connection(name, base_url, merged_headers(_HEADERS, own, keyed, given or {}), **options)
+        self._transport = HttpTransport(name, connection, **rest)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._transport!r})"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 
-from batchray.errors import ConfigError, DeadlineExceededError, InvalidResponseError, ModelAPIError
+from batchray.errors import DeadlineExceededError, InvalidResponseError, ModelAPIError
+from batchray.models.connection import Connection
 from batchray.models.provider_errors import ERROR_TYPES, FINAL_CODES, ProviderError, TransientError, is_transient_status
 from batchray.models.retry import CallTimeouts, GateTicket, RateLimitGate, RetryPolicy
 from batchray.models.shared_failures import is_shared
@@ -34,18 +33,15 @@ _MAX_DETAIL_CHARS = 300
 class HttpTransport:
     """The connections to one provider, shared by all calls to it on one event loop.
 
-    `name` is the provider's name in errors and logs.  The session is opened on the first call, in its event loop.  The
-    number of connections is not limited, because the window already limits the calls.  `clock` gives monotonic seconds,
-    `wall_clock` Unix time.  Raises ConfigError for an address or headers that HTTP cannot carry.
+    `name` is the provider's name in errors and logs.  The session is opened on the first call, in its event loop.
+    `clock` gives monotonic seconds, `wall_clock` Unix time.
     """
 
     def __init__(
         self,
         name: str,
-        base_url: str,
-        headers: Mapping[str, str],
+        connection: Connection,
         *,
-        secrets: Iterable[str] = (),
         timeouts: CallTimeouts | None = None,
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -55,9 +51,7 @@ class HttpTransport:
         gate: RateLimitGate | None = None,
     ) -> None:
         self.name = name
-        self._base_url = _checked_url(base_url, name)
-        self._headers = _checked_headers(headers, name)
-        self._secrets = _secret_pattern(secrets)
+        self._connection = connection
         self._timeouts, self._retry = timeouts or CallTimeouts(), retry or RetryPolicy()
         self.clock, self._wall_clock, self._sleep = clock, wall_clock, sleep
         self._rng = rng or random.Random()
@@ -68,7 +62,7 @@ class HttpTransport:
         self._is_closed = False
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self._base_url!r})"
+        return f"{type(self).__name__}({self.name!r}, {self._connection.address!r})"
 
     async def post(
         self, path: str, body: bytes, read: Callable[[aiohttp.ClientResponse], Awaitable[T]], deadline: float
@@ -99,8 +93,7 @@ class HttpTransport:
 
     def clean(self, text: str) -> str:
         """Return an excerpt of a provider's text, without the provider's keys, complete or partly masked."""
-        text = " ".join(text.split())
-        text = self._secrets.sub("***", text) if self._secrets else text  # before cutting, which could leave half a key
+        text = self._connection.masked(" ".join(text.split()))  # before cutting, which could leave half a key
         return text if len(text) <= _MAX_DETAIL_CHARS else f"{text[: _MAX_DETAIL_CHARS - 3]}..."
 
     def error_in_reply(self, error: Any) -> TransientError | ModelAPIError | InvalidResponseError:
@@ -175,10 +168,10 @@ class HttpTransport:
         left_s = deadline - self.clock()
         if left_s <= 0:
             raise DeadlineExceededError("deadline_exceeded", f"{self.name}: the request's deadline has passed")
-        limits = self._timeouts
+        limits, url = self._timeouts, self._connection.url(path)
         limit = asyncio.timeout(min(left_s, limits.call_s))
         try:
-            async with limit, self._open().post(self._base_url + path, data=body, allow_redirects=False) as response:
+            async with limit, self._open().post(url, data=body, allow_redirects=False) as response:
                 if not 200 <= response.status < 300:
                     raise await self._refusal(response)
                 self._gate.has_answered = True
@@ -199,6 +192,8 @@ class HttpTransport:
             aiohttp.ServerFingerprintMismatch,
         ) as error:  # a retry does not repair a certificate
             raise ModelAPIError("connection_error", f"{self.name}: {self.clean(str(error))}") from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise self._proxy_refusal(error) from None
         except aiohttp.ClientResponseError as error:
             reason = f"{self.name}: the answer is not HTTP: {self.clean(error.message)}"
             raise InvalidResponseError("malformed_response", reason) from None
@@ -209,13 +204,15 @@ class HttpTransport:
         if self._is_closed:
             raise self._closed_error()
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-                timeout=aiohttp.ClientTimeout(connect=self._timeouts.connect_s, sock_read=self._timeouts.idle_s),
-                headers=self._headers,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            self._session = self._connection.open(self._timeouts)
         return self._session
+
+    def _proxy_refusal(self, error: aiohttp.ClientHttpProxyError) -> TransientError | ModelAPIError:
+        """Return the error for a proxy that makes no connection to the provider."""
+        reason = f"the proxy answers with status {error.status}"
+        if is_transient_status(error.status):
+            return TransientError("connection_error", reason)
+        return ModelAPIError("connection_error", f"{self.name}: {reason}; check `proxy` or the variable HTTPS_PROXY")
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> TransientError | ModelAPIError:
         status = response.status
@@ -250,28 +247,3 @@ async def _read_error(response: aiohttp.ClientResponse) -> bytes:
 
 def _with_detail(reason: str, detail: str) -> str:
     return f"{reason}: {detail}" if detail else reason
-
-
-def _checked_url(base_url: str, name: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"provider {name!r}: base_url must start with http:// or https:// and name a host")
-    if parts.username or parts.password:
-        raise ConfigError(f"provider {name!r}: give the key in api_key_env, not in base_url")
-    return base_url.rstrip("/")
-
-
-def _checked_headers(headers: Mapping[str, str], name: str) -> dict[str, str]:
-    for header, value in headers.items():
-        if not value.isprintable():
-            raise ConfigError(f"provider {name!r}: header {header!r} contains a character that HTTP cannot send")
-    return dict(headers)
-
-
-def _secret_pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
-    patterns = []
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        patterns.append(re.escape(secret))
-        if len(secret) >= 16:  # providers mask a key and show its first and last characters
-            patterns.append(re.escape(secret[:6]) + r"[^\s\"',;]*")
-    return re.compile("|".join(patterns)) if patterns else None

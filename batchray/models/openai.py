@@ -53,8 +53,7 @@ class OpenAIClient(HttpClient):
         ids: Callable[[], str] = new_tool_call_id,
         **settings: Unpack[TransportSettings],
     ) -> None:
-        key = (api_key or "").strip()
-        super().__init__(name, base_url, key, {"Authorization": f"Bearer {key}"} if key else {}, headers, settings)
+        super().__init__(name, base_url, api_key, "bearer", {}, headers, settings)
         self._ids = ids
 
     async def ask(self, call: ModelCall) -> ModelReply:

@@ -1,0 +1,175 @@
+"""The way to a provider: addresses, queries, headers, proxies, certificate authorities."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp.web
+import pytest
+
+from batchray.errors import ConfigError, ModelAPIError
+from batchray.models import make_client
+from batchray.models.connection import Connection, merged_headers
+from tests.builders.model_calls import KEY, PATIENT, call, failure
+
+CHAT = b'data: {"choices": [{"index": 0, "delta": {"content": "Sunny."}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
+@dataclass
+class Recorder:
+    """A server that keeps the target and the headers of each call, and answers all with one chat completion."""
+
+    status: int = 200
+    url: str = ""
+    targets: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def recorder(status: int = 200) -> AsyncIterator[Recorder]:
+    seen = Recorder(status)
+
+    async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        await request.read()
+        seen.targets.append(request.raw_path)
+        seen.headers.append({name.lower(): value for name, value in request.headers.items()})
+        return aiohttp.web.Response(status=seen.status, body=CHAT, content_type="text/event-stream")
+
+    runner = aiohttp.web.ServerRunner(aiohttp.web.Server(handle))
+    await runner.setup()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+    seen.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield seen
+    finally:
+        await runner.cleanup()
+
+
+async def ask(base_url: str, protocol: str = "openai", key: str | None = KEY, **options: Any) -> str:
+    client = make_client("local", protocol, base_url, key, timeouts=PATIENT, **options)
+    try:
+        return (await client.ask(call())).text
+    finally:
+        await client.close()
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base_url", "path", "asked"),
+    [
+        ("http://h/v1", "/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h/v1/", "/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h", "/chat/completions", "http://h/chat/completions"),
+        ("http://h/v1/chat/completions", "/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h/v1/chat/completions/", "/chat/completions", "http://h/v1/chat/completions"),
+        ("http://h/v1/chat/completions", "/responses", "http://h/v1/responses"),
+        ("http://h/v1/responses", "/responses", "http://h/v1/responses"),
+        ("http://h", "/v1/messages", "http://h/v1/messages"),
+        ("http://h/v1", "/v1/messages", "http://h/v1/messages"),
+        ("http://h/api/v1/messages", "/v1/messages", "http://h/api/v1/messages"),
+        ("http://h/v1/messages", "/v1/models/m", "http://h/v1/models/m"),
+        (
+            "http://h/d?api-version=2024-10-21",
+            "/chat/completions",
+            "http://h/d/chat/completions?api-version=2024-10-21",
+        ),
+        ("http://h/d/?a=1&a=2#part", "/responses", "http://h/d/responses?a=1&a=2"),
+        ("http://h/v1/messages?beta=true", "/v1/messages", "http://h/v1/messages?beta=true"),
+        ("http://[::1]:8000/v1", "/responses", "http://[::1]:8000/v1/responses"),
+    ],
+)
+def test_a_call_goes_to_its_path_under_the_address(base_url: str, path: str, asked: str) -> None:
+    assert str(Connection("p", base_url, {}).url(path)) == asked
+
+
+def test_further_parameters_replace_those_of_the_address() -> None:
+    way = Connection("p", "http://h/d?api-version=1&x=%20", {}, query={"api-version": "2", "tenant": "a b"})
+    assert str(way.url("/chat/completions")) == "http://h/d/chat/completions?x=+&api-version=2&tenant=a+b"
+
+
+async def test_a_call_of_azure_has_its_version_and_its_key() -> None:
+    async with recorder() as azure:
+        address = f"{azure.url}/openai/deployments/d?api-version=2024-10-21"
+        assert await ask(address, auth="api-key") == "Sunny."
+    assert azure.targets == ["/openai/deployments/d/chat/completions?api-version=2024-10-21"]
+    assert azure.headers[0]["api-key"] == KEY
+    assert "authorization" not in azure.headers[0]
+
+
+# --- headers and secrets ---------------------------------------------------------------------------------------------
+
+
+def test_a_later_header_wins_whatever_its_case() -> None:
+    assert merged_headers({"Accept": "a", "X-Own": "b"}, {"ACCEPT": "c"}) == {"ACCEPT": "c", "X-Own": "b"}
+
+
+async def test_given_headers_replace_those_of_the_protocol() -> None:
+    async with recorder() as server:
+        await ask(server.url, headers={"authorization": "Basic dTpw", "user-agent": "mine", "X-Title": "a title"})
+    sent = server.headers[0]
+    assert (sent["authorization"], sent["user-agent"], sent["x-title"]) == ("Basic dTpw", "mine", "a title")
+
+
+@pytest.mark.parametrize(
+    ("auth", "header", "value"), [("bearer", "authorization", f"Bearer {KEY}"), ("x-api-key", "x-api-key", KEY)]
+)
+async def test_an_option_chooses_the_header_of_the_key(auth: str, header: str, value: str) -> None:
+    async with recorder(status=404) as server:
+        for protocol in ("openai", "anthropic"):
+            await failure(ask(server.url, protocol, auth=auth), ModelAPIError)
+    keyed = [{name: sent[name] for name in ("authorization", "x-api-key") if name in sent} for sent in server.headers]
+    assert keyed == [{header: value}] * 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"Authorization": "Bearer hunter2-hunter2-"}},
+        {"headers": {"X-Api-Key": "hunter2-hunter2-"}},
+        {"query": {"key": "hunter2-hunter2-"}},
+        {"secrets": ["hunter2-hunter2-"]},
+    ],
+)
+def test_secrets_are_masked_in_what_a_provider_says(options: dict[str, Any]) -> None:
+    way = Connection("p", "http://h", **{"headers": {}, **options})
+    assert way.masked("the key hunter2-hunter2- and hunter*** are wrong") == "the key *** and *** are wrong"
+    assert "hunter" not in way.address
+
+
+def test_a_short_secret_is_masked_only_as_a_whole_word() -> None:
+    assert Connection("p", "http://h", {"api-key": "k"}).masked("k is no key; ask k.") == "*** is no key; ask ***."
+
+
+# --- proxies ---------------------------------------------------------------------------------------------------------
+
+
+async def test_calls_go_through_a_proxy_with_its_password() -> None:
+    async with recorder() as proxy:
+        assert await ask("http://model.test/v1", proxy=proxy.url.replace("//", "//me:pass@")) == "Sunny."
+    assert proxy.targets == ["http://model.test/v1/chat/completions"]
+    assert proxy.headers[0]["proxy-authorization"].startswith("Basic ")
+
+
+async def test_a_proxy_that_refuses_is_named() -> None:
+    async with recorder(status=407) as proxy:
+        error = await failure(ask("https://model.test/v1", proxy=proxy.url), ModelAPIError)
+    assert error.message == ("local: the proxy answers with status 407; check `proxy` or the variable HTTPS_PROXY")
+
+
+async def test_no_password_of_a_netrc_file_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hunter2-hunter2-")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    async with recorder() as server:
+        await ask(server.url, key=None)
+    assert "authorization" not in server.headers[0]
+
+
+@pytest.mark.parametrize("base_url", ["h/v1", "ftp://h", "http://", "http://me:pass@h"])
+def test_an_address_that_http_cannot_reach_is_refused(base_url: str) -> None:
+    with pytest.raises(ConfigError, match="provider 'p': "):
+        Connection("p", base_url, {})
