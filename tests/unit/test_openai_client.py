@@ -25,7 +25,8 @@ from batchray.errors import (
     RequestError,
 )
 from batchray.models import CallTimeouts, RetryPolicy, ToolSpec, make_client
-from batchray.models.openai import OpenAIClient, request_body
+from batchray.models.openai import OpenAIClient
+from batchray.models.openai_request import request_body
 from batchray.schema import (
     Base64Image,
     ImageContent,

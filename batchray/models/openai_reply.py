@@ -1,0 +1,166 @@
+"""Assembles a reply of OpenAI's chat completions API, whole or streamed.
+
+Source: OpenAI's API reference, "The chat completion chunk object"; `reasoning_content` and `reasoning` as vLLM,
+DeepSeek and OpenRouter send them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from batchray.errors import InvalidResponseError
+from batchray.models.base import ModelCall, ModelReply, reply_parts
+from batchray.models.conversation import used_ids
+from batchray.models.http import HttpTransport
+from batchray.models.partial_reply import BAD_SHAPE, PartialCall, complete_calls, string
+from batchray.models.sse import Event
+from batchray.schema import ToolCall, Usage
+
+
+class PartialCompletion:
+    """A reply that is still arriving.  See `PartialReply`."""
+
+    __slots__ = (
+        "_by_index",
+        "_calls",
+        "_has_choice",
+        "_reasoning",
+        "_text",
+        "_transport",
+        "_usage",
+        "finish_reason",
+        "first_token_ns",
+        "is_done",
+    )
+
+    def __init__(self, transport: HttpTransport) -> None:
+        self._transport = transport
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[PartialCall] = []
+        self._by_index: dict[int, PartialCall] = {}
+        self._usage: Any = None
+        self._has_choice = self.is_done = False
+        self.finish_reason: str | None = None
+        self.first_token_ns: int | None = None
+
+    def add(self, event: Event) -> None:
+        """Process one event of the stream."""
+        if event.data == b"[DONE]":
+            self.is_done = True
+            return
+        try:
+            chunk = orjson.loads(event.data)
+            if event.name == b"error" or chunk.get("error"):
+                raise self._transport.error_in_reply(chunk.get("error") or chunk)
+            if choices := chunk.get("choices"):
+                choice = choices[0]
+                if not choice.get("index"):
+                    self._apply(choice, choice.get("delta") or {})
+            self._usage = chunk.get("usage") or self._usage
+        except BAD_SHAPE as error:
+            raise self._malformed("malformed_stream", error) from None
+
+    def add_body(self, body: bytes) -> None:
+        """Process a reply that arrived whole, not streamed."""
+        try:
+            answer = orjson.loads(body)
+            if answer.get("error"):
+                raise self._transport.error_in_reply(answer["error"])
+            if choices := answer.get("choices"):
+                message = choices[0]["message"]
+                numbered = [{**piece, "index": i} for i, piece in enumerate(message.get("tool_calls") or ())]
+                self._apply(choices[0], {**message, "tool_calls": numbered})
+                self.finish_reason = self.finish_reason or ("tool_calls" if self._calls else "stop")
+            self._usage = answer.get("usage")
+        except BAD_SHAPE as error:
+            raise self._malformed("malformed_response", error) from None
+        self.first_token_ns, self.is_done = None, True
+
+    def check(self) -> None:
+        """Raise InvalidResponseError if the reply is incomplete, or cut by a content filter."""
+        if self.finish_reason == "content_filter":
+            raise InvalidResponseError("refusal", f"{self._transport.name}: a content filter cut the answer")
+        if self.finish_reason is not None:
+            return
+        if self.is_done and not self._has_choice:
+            raise InvalidResponseError("no_choices", f"{self._transport.name}: an answer without choices")
+        reason = f"{self._transport.name}: the answer ended without a finish_reason"
+        raise InvalidResponseError("stream_truncated", reason)
+
+    def reply(self, call: ModelCall, ids: Callable[[], str]) -> ModelReply:
+        """Return the complete reply.  Raises InvalidToolCallError or InvalidResponseError."""
+        return ModelReply(
+            content=reply_parts("".join(self._text), "".join(self._reasoning)),
+            tool_calls=self._tool_calls(call, ids) if self._calls else (),
+            finish_reason=self.finish_reason or "stop",
+            usage=self.usage(),
+            first_token_ns=self.first_token_ns,
+        )
+
+    def _apply(self, choice: dict[str, Any], delta: dict[str, Any]) -> None:
+        self._has_choice = True
+        text = delta.get("content") or delta.get("refusal")
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning")
+        pieces = delta.get("tool_calls")
+        if text:
+            self._text.append(string(text))
+        if reasoning:
+            self._reasoning.append(string(reasoning))
+        for piece in pieces or ():
+            self._apply_call(piece)
+        if self.first_token_ns is None and (text or reasoning or pieces):
+            self.first_token_ns = int(self._transport.clock() * 1e9)
+        if reason := choice.get("finish_reason"):
+            self.finish_reason = string(reason)
+
+    def _apply_call(self, piece: dict[str, Any]) -> None:
+        function = piece.get("function") or {}
+        call_id, name = piece.get("id"), function.get("name")
+        call = self._call_of(piece.get("index"), call_id, name)
+        call.id = call.id or string(call_id or "")
+        call.name = call.name or string(name or "")
+        if arguments := function.get("arguments"):
+            call.arguments.append(arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode())
+
+    def _call_of(self, index: int | None, call_id: Any, name: Any) -> PartialCall:
+        """Return the call that a piece belongs to; a piece that continues no call starts one."""
+        if index is None:  # servers without indices send each call in one piece
+            index = max(self._by_index, default=-1) + (1 if name or not self._by_index else 0)
+        call = self._by_index.get(index)
+        # Some servers give all parallel calls the same index; a new id with a name then starts the next call.
+        if call is None or (call_id and name and call.id and call_id != call.id):
+            call = self._by_index[index] = PartialCall()
+            self._calls.append(call)
+        return call
+
+    def _tool_calls(self, call: ModelCall, ids: Callable[[], str]) -> list[ToolCall]:
+        is_cut = self.finish_reason == "length"
+        return complete_calls(self._calls, self._transport.name, is_cut=is_cut, used=used_ids(call.messages), ids=ids)
+
+    def usage(self) -> Usage:
+        """Return the tokens used.  Raises InvalidResponseError for counts that are not numbers."""
+        try:
+            return _usage(self._usage or {})
+        except BAD_SHAPE as error:  # pydantic's ValidationError is a ValueError
+            raise self._malformed("malformed_stream", error) from None
+
+    def _malformed(self, type: str, error: Exception) -> InvalidResponseError:
+        name = self._transport.name
+        return InvalidResponseError(type, f"{name}: not a chat completion: {self._transport.clean(str(error))}")
+
+
+def _usage(given: Mapping[str, Any]) -> Usage:
+    prompt, completion = given.get("prompt_tokens") or 0, given.get("completion_tokens") or 0
+    of_prompt, of_completion = given.get("prompt_tokens_details") or {}, given.get("completion_tokens_details") or {}
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=given.get("total_tokens") or prompt + completion,
+        cached_input_tokens=of_prompt.get("cached_tokens") or 0,
+        cache_write_tokens=of_prompt.get("cache_write_tokens") or 0,
+        reasoning_tokens=of_completion.get("reasoning_tokens") or 0,
+    )

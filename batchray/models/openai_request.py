@@ -1,0 +1,108 @@
+"""The body of a call to OpenAI's chat completions API.
+
+Source: OpenAI's API reference, "Create chat completion".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from batchray.models.base import ModelCall
+from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of
+from batchray.schema import ImageContent, Message, TextContent, ToolReturnContent, UrlImage
+
+# Body fields by which OpenAI and OpenRouter request reasoning.  No single value switches it off for all models.
+_EFFORT = frozenset({"reasoning_effort", "reasoning"})
+_USABLE_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+# Reasoning is accepted but not sent: conversations work without it, and many servers refuse it in a request.
+_CAPABILITIES = Capabilities("openai", frozenset({"text", "image", "tool_call", "tool_return", "reasoning"}))
+
+
+def request_body(call: ModelCall) -> dict[str, Any]:
+    """Return the body of a call.  Fields of the agent's file win, except the model, the messages and the tools.
+
+    Thinking is set by `reasoning_effort`, or by `enable_thinking` in `chat_template_kwargs` if the agent's file has
+    those.  Raises ModelAPIError (`unsupported_content`) for a part that the protocol cannot express.
+    """
+    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **_body_fields(call)}
+    if body["stream"] is not True:
+        body.pop("stream_options")  # servers refuse it for a reply that is not streamed
+    body["model"] = call.model
+    body["messages"] = [{"role": "system", "content": call.system}] if call.system else []
+    for message in call.messages:
+        body["messages"].extend(_chat_messages(message))
+    if call.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
+            }
+            for tool in call.tools
+        ]
+    return body
+
+
+def _body_fields(call: ModelCall) -> Mapping[str, Any]:
+    """Return the body fields of the agent's file, with reasoning switched as the request asks."""
+    if call.thinking is None:
+        return call.body
+    if "chat_template_kwargs" in call.body:
+        kwargs = {**(call.body["chat_template_kwargs"] or {}), "enable_thinking": call.thinking}
+        return {**call.body, "chat_template_kwargs": kwargs}
+    if call.thinking:
+        return call.body if _EFFORT & call.body.keys() else {**call.body, "reasoning_effort": "medium"}
+    return {name: value for name, value in call.body.items() if name not in _EFFORT}
+
+
+def _chat_messages(message: Message) -> Iterator[dict[str, Any]]:
+    """Yield a message in OpenAI's form; each tool return becomes a message of its own."""
+    _CAPABILITIES.check(message)
+    for result in _CAPABILITIES.results(message):
+        yield {"role": "tool", "tool_call_id": result.call_id, "content": result.text}
+    if is_from_model(message):
+        yield _assistant_message(message)
+    elif message.role == "system":
+        yield {"role": "system", "content": message.text}
+    elif message.role in ("user", "summary") and not _is_only_returns(message):
+        yield _user_message(message)
+
+
+def _is_only_returns(message: Message) -> bool:
+    return bool(message.content) and all(isinstance(part, ToolReturnContent) for part in message.content or ())
+
+
+def _assistant_message(message: Message) -> dict[str, Any]:
+    calls = tool_calls_of(message)
+    if not calls:
+        return {"role": "assistant", "content": message.text}
+    return {
+        "role": "assistant",
+        "content": message.text or None,
+        "tool_calls": [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        ],
+    }
+
+
+def _user_message(message: Message) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = []
+    for part in message.content or ():
+        if isinstance(part, TextContent):
+            parts.append({"type": "text", "text": part.text})
+        elif isinstance(part, ImageContent):
+            parts.append({"type": "image_url", "image_url": _image_url(part)})
+    # A single text stays a string: small servers do not accept a list of parts.
+    content = message.text if all(part["type"] == "text" for part in parts) and len(parts) < 2 else parts
+    name = message.name if message.name and _USABLE_NAME.fullmatch(message.name) else None
+    return {"role": "user", "content": content, **({"name": name} if name else {})}
+
+
+def _image_url(part: ImageContent) -> dict[str, str]:
+    source = part.source
+    if isinstance(source, UrlImage):
+        return {"url": source.url}
+    url = f"data:{source.media_type or DEFAULT_IMAGE_TYPE};base64,{source.data}"
+    return {"url": url, **({"detail": source.detail} if source.detail else {})}
