@@ -22,8 +22,8 @@ from batchray.agents.memory import RunMemory
 from batchray.agents.toolbox import Toolbox
 from batchray.agents.tools import FunctionTool, ToolError
 from batchray.config import Agent
-from batchray.errors import ApprovalError, InvalidResponseError, NoToolCallError
-from batchray.models import ModelCall, ModelClient, ModelReply
+from batchray.errors import ApprovalError, NoToolCallError
+from batchray.models import ModelCall, ModelClient, ModelReply, cut_error
 from batchray.schema import (
     ApprovalReturn,
     MessageToolReturn,
@@ -92,12 +92,12 @@ class ToolLoop:
         """Call the model and run the tools that it asks for; return the stop reason if the run ends with this step."""
         reply, step_id = await self._ask(run, tools), new_id("step")
         waiting = [call for call in reply.tool_calls if call.name in tools.waiting]
-        if waiting and reply.finish_reason != "length":
+        if waiting and not reply.is_cut:
             self._append_request(run, reply, waiting, step_id)
             return StopReason.REQUIRES_APPROVAL
         self._append_reply(run, reply, reply.tool_calls, step_id)
-        if reply.finish_reason == "length":
-            raise InvalidResponseError("max_tokens_exceeded", "the model's answer was cut at its token limit")
+        if reply.is_cut:
+            raise cut_error(reply)
         if not reply.tool_calls:
             return self._end_turn(run)
         check_budget(self._agent, run.usage)

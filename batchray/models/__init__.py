@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from batchray.errors import ConfigError
 from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, reply_parts
+from batchray.models.endings import cut_error
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
 from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
 
@@ -36,6 +37,7 @@ __all__ = [
     "RulesModel",
     "ScriptedModel",
     "ToolSpec",
+    "cut_error",
     "make_client",
     "reply_parts",
 ]

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 
 from batchray.errors import InvalidResponseError, InvalidToolCallError
 from batchray.models.anthropic_reply import PartialMessage
-from batchray.models.anthropic_request import request_body
+from batchray.models.anthropic_request import MAX_TOKENS, request_body
 from batchray.models.base import ModelCall, ModelReply
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.conversation import used_ids
@@ -25,13 +25,6 @@ BASE_URL = "https://api.anthropic.com"
 _PATH = "/v1/messages"
 _VERSION = "2023-06-01"
 _MAX_PAUSES = 16  # far more than a turn takes; the request's deadline is the limit that matters
-_FINISH_REASONS = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "tool_use": "tool_calls",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-}
 
 
 def new_tool_call_id() -> str:
@@ -94,8 +87,7 @@ class AnthropicClient(HttpClient):
             raise
 
     def _reply(self, call: ModelCall, partials: Sequence[PartialMessage]) -> ModelReply:
-        stop_reason = partials[-1].stop_reason or ""
-        finish_reason = _FINISH_REASONS.get(stop_reason, stop_reason)
+        finish_reason = partials[-1].finish_reason
         content = [part for partial in partials for part in partial.parts()]
         partial_calls = [each for partial in partials for each in partial.calls()]
         is_after_tools = bool(call.messages) and call.messages[-1].role in ("tool", "approval")
@@ -104,10 +96,16 @@ class AnthropicClient(HttpClient):
             raise InvalidResponseError("no_content", f"{self._transport.name}: an answer without content")
         calls: Sequence[ToolCall] = ()
         if partial_calls:
-            is_cut, used = finish_reason == "length", used_ids(call.messages)
+            is_cut, used = finish_reason in ("length", "context_length"), used_ids(call.messages)
             calls = complete_calls(partial_calls, self._transport.name, is_cut=is_cut, used=used, ids=self._ids)
         usage = sum((partial.usage() for partial in partials), Usage())
-        return ModelReply(content, calls, finish_reason, usage, partials[0].first_token_ns)
+        return ModelReply(content, calls, finish_reason, usage, partials[0].first_token_ns, _max_tokens(call))
+
+
+def _max_tokens(call: ModelCall) -> int | None:
+    """Return the limit of the reply's tokens that a call asks for."""
+    limit = call.body.get("max_tokens", MAX_TOKENS)
+    return limit if isinstance(limit, int) else None
 
 
 def _report_wasted(partials: Sequence[PartialMessage], call: ModelCall) -> None:

@@ -14,6 +14,7 @@ import orjson
 from batchray.errors import InvalidResponseError
 from batchray.models.anthropic_request import Block
 from batchray.models.base import ReplyPart
+from batchray.models.endings import MESSAGE_ENDS, FinishReason, finish_reason, truncated
 from batchray.models.http import HttpTransport
 from batchray.models.partial_reply import BAD_SHAPE, PartialCall, string
 from batchray.models.sse import Event
@@ -66,7 +67,16 @@ class _PartialBlock:
 class PartialMessage:
     """A reply that is still arriving.  See `PartialReply`."""
 
-    __slots__ = ("_blocks", "_details", "_transport", "_usage", "first_token_ns", "is_done", "stop_reason")
+    __slots__ = (
+        "_blocks",
+        "_details",
+        "_transport",
+        "_usage",
+        "finish_reason",
+        "first_token_ns",
+        "is_done",
+        "stop_reason",
+    )
 
     def __init__(self, transport: HttpTransport) -> None:
         self._transport = transport
@@ -75,6 +85,7 @@ class PartialMessage:
         self._details: Any = None
         self.is_done = False
         self.stop_reason: str | None = None
+        self.finish_reason: FinishReason = "stop"
         self.first_token_ns: int | None = None
 
     def add(self, event: Event) -> None:
@@ -101,16 +112,18 @@ class PartialMessage:
         self.is_done = True
 
     def check(self) -> None:
-        """Raise InvalidResponseError if the reply is incomplete, or a refusal."""
+        """Raise TransientError or InvalidResponseError if the reply is incomplete, or a refusal."""
         name = self._transport.name
         if self.stop_reason is None:
-            raise InvalidResponseError("stream_truncated", f"{name}: the answer ended without a stop_reason")
+            raise truncated("stop_reason")
         if self.stop_reason == "refusal":
             explanation = self._details.get("explanation") if isinstance(self._details, dict) else None
             reason = f"{name}: the model refused to answer"
             raise InvalidResponseError(
                 "refusal", f"{reason}: {self._transport.clean(str(explanation))}" if explanation else reason
             )
+        if self.stop_reason != "pause_turn":
+            self.finish_reason = finish_reason(MESSAGE_ENDS, self.stop_reason, name)
 
     def blocks(self) -> list[Block]:
         """Return the blocks in the form in which the API accepts them back."""

@@ -59,8 +59,8 @@ class ModelReply:
     """A model's complete reply.
 
     `content` holds text and reasoning in their order: a provider that signs its reasoning wants it back unchanged.
-    `finish_reason` has OpenAI's values.  `first_token_ns` is from `time.monotonic_ns()`; None if the reply was not
-    streamed.
+    `finish_reason` is one of `endings.FinishReason`.  `max_tokens` is the limit of the reply that the call asked for.
+    `first_token_ns` is from `time.monotonic_ns()`; None if the reply was not streamed.
     """
 
     content: Sequence[ReplyPart] = ()
@@ -68,6 +68,12 @@ class ModelReply:
     finish_reason: str = "stop"
     usage: Usage = field(default_factory=Usage)
     first_token_ns: int | None = None
+    max_tokens: int | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a limit cut the reply.  See `endings.cut_error`."""
+        return self.finish_reason in ("length", "context_length")
 
     @property
     def text(self) -> str:

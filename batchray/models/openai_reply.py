@@ -14,6 +14,7 @@ import orjson
 from batchray.errors import InvalidResponseError
 from batchray.models.base import ModelCall, ModelReply, reply_parts
 from batchray.models.conversation import used_ids
+from batchray.models.endings import CHAT_ENDS, FinishReason, check_not_empty, finish_reason, truncated
 from batchray.models.http import HttpTransport
 from batchray.models.partial_reply import BAD_SHAPE, PartialCall, complete_calls, string
 from batchray.models.sse import Event
@@ -26,12 +27,13 @@ class PartialCompletion:
     __slots__ = (
         "_by_index",
         "_calls",
+        "_finish_reason",
         "_has_choice",
         "_reasoning",
         "_text",
         "_transport",
         "_usage",
-        "finish_reason",
+        "_word",
         "first_token_ns",
         "is_done",
     )
@@ -44,7 +46,8 @@ class PartialCompletion:
         self._by_index: dict[int, PartialCall] = {}
         self._usage: Any = None
         self._has_choice = self.is_done = False
-        self.finish_reason: str | None = None
+        self._word: str | None = None  # the provider's finish_reason
+        self._finish_reason: FinishReason = "stop"
         self.first_token_ns: int | None = None
 
     def add(self, event: Event) -> None:
@@ -74,31 +77,40 @@ class PartialCompletion:
                 message = choices[0]["message"]
                 numbered = [{**piece, "index": i} for i, piece in enumerate(message.get("tool_calls") or ())]
                 self._apply(choices[0], {**message, "tool_calls": numbered})
-                self.finish_reason = self.finish_reason or ("tool_calls" if self._calls else "stop")
+                self._word = self._word or "stop"
             self._usage = answer.get("usage")
         except BAD_SHAPE as error:
             raise self._malformed("malformed_response", error) from None
         self.first_token_ns, self.is_done = None, True
 
     def check(self) -> None:
-        """Raise InvalidResponseError if the reply is incomplete, or cut by a content filter."""
-        if self.finish_reason == "content_filter":
-            raise InvalidResponseError("refusal", f"{self._transport.name}: a content filter cut the answer")
-        if self.finish_reason is not None:
-            return
-        if self.is_done and not self._has_choice:
-            raise InvalidResponseError("no_choices", f"{self._transport.name}: an answer without choices")
-        reason = f"{self._transport.name}: the answer ended without a finish_reason"
-        raise InvalidResponseError("stream_truncated", reason)
+        """Raise TransientError or InvalidResponseError unless the reply is complete and says something."""
+        name = self._transport.name
+        if self._word is None:
+            if not self.is_done:
+                raise truncated()
+            if not self._has_choice:
+                raise InvalidResponseError("no_choices", f"{name}: an answer without choices")
+            self._word = "stop"  # some servers never give a reason, but say that they are done
+        self._finish_reason = finish_reason(CHAT_ENDS, self._word, name)
+        has_text = any(map(str.strip, self._text))
+        check_not_empty(
+            self._finish_reason,
+            name,
+            has_text=has_text,
+            has_calls=bool(self._calls),
+            has_reasoning=bool(self._reasoning),
+        )
 
     def reply(self, call: ModelCall, ids: Callable[[], str]) -> ModelReply:
         """Return the complete reply.  Raises InvalidToolCallError or InvalidResponseError."""
         return ModelReply(
             content=reply_parts("".join(self._text), "".join(self._reasoning)),
             tool_calls=self._tool_calls(call, ids) if self._calls else (),
-            finish_reason=self.finish_reason or "stop",
+            finish_reason=self._finish_reason,
             usage=self.usage(),
             first_token_ns=self.first_token_ns,
+            max_tokens=_max_tokens(call.body),
         )
 
     def _apply(self, choice: dict[str, Any], delta: dict[str, Any]) -> None:
@@ -115,7 +127,7 @@ class PartialCompletion:
         if self.first_token_ns is None and (text or reasoning or pieces):
             self.first_token_ns = int(self._transport.clock() * 1e9)
         if reason := choice.get("finish_reason"):
-            self.finish_reason = string(reason)
+            self._word = string(reason)
 
     def _apply_call(self, piece: dict[str, Any]) -> None:
         function = piece.get("function") or {}
@@ -138,7 +150,7 @@ class PartialCompletion:
         return call
 
     def _tool_calls(self, call: ModelCall, ids: Callable[[], str]) -> list[ToolCall]:
-        is_cut = self.finish_reason == "length"
+        is_cut = self._finish_reason in ("length", "context_length")
         return complete_calls(self._calls, self._transport.name, is_cut=is_cut, used=used_ids(call.messages), ids=ids)
 
     def usage(self) -> Usage:
@@ -151,6 +163,12 @@ class PartialCompletion:
     def _malformed(self, type: str, error: Exception) -> InvalidResponseError:
         name = self._transport.name
         return InvalidResponseError(type, f"{name}: not a chat completion: {self._transport.clean(str(error))}")
+
+
+def _max_tokens(body: Mapping[str, Any]) -> int | None:
+    """Return the limit of the reply's tokens that a call asks for."""
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    return limit if isinstance(limit, int) else None
 
 
 def _usage(given: Mapping[str, Any]) -> Usage:

@@ -126,14 +126,19 @@ async def test_omitted_thinking_becomes_a_part(client: AnthropicClient) -> None:
         ("end_turn", "stop"),
         ("stop_sequence", "stop"),
         ("max_tokens", "length"),
-        ("model_context_window_exceeded", "length"),
-        ("one_of_tomorrow", "one_of_tomorrow"),
+        ("model_context_window_exceeded", "context_length"),
     ],
 )
 async def test_a_stop_reason_becomes_a_finish_reason(
     client: AnthropicClient, stop_reason: str, finish_reason: str
 ) -> None:
     assert (await client.ask(call(f"[[finish:{stop_reason}]]"))).finish_reason == finish_reason
+
+
+async def test_an_unknown_stop_reason_is_an_error(client: AnthropicClient) -> None:
+    error = await failure(client.ask(call("[[finish:one_of_tomorrow]]")), InvalidResponseError)
+    assert error.type == "unknown_finish_reason"
+    assert "'one_of_tomorrow'" in error.message
 
 
 async def test_a_refusal_has_the_providers_explanation(client: AnthropicClient) -> None:

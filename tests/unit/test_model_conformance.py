@@ -80,6 +80,8 @@ def opened(request: pytest.FixtureRequest) -> Opened:
         "[[reset:start x2]]",
         "[[reset:headers x2]]",
         "[[reset x2]]",
+        "[[truncate x2]]",
+        "[[finish:network_error x2]]",
         "[[error:overloaded_error x2]]",
         "[[error:rate_limit_error x2]]",
         "[[error:api_error x2]][[json]]",
@@ -117,6 +119,8 @@ async def test_a_stalled_reply_is_given_up_and_retried(
         ("[[429:message=slow down]]", "rate_limited"),
         ("[[529:message=slow down]]", "server_error"),
         ("[[reset:headers]]", "connection_error"),
+        ("[[truncate]]", "stream_truncated"),
+        ("[[finish:abort]]", "answer_interrupted"),
     ],
 )
 async def test_a_permanent_failure_is_raised(
@@ -257,7 +261,6 @@ async def test_without_a_retry_after_the_waits_grow(opened: Opened, server: Prov
 @pytest.mark.parametrize(
     ("fault", "kind", "type"),
     [
-        ("[[truncate]]", InvalidResponseError, "stream_truncated"),
         ("[[badjson]]", InvalidResponseError, "malformed_stream"),
         ("[[garbage]]", InvalidResponseError, "malformed_response"),
         ("[[wrongtype]]", InvalidResponseError, "wrong_content_type"),
@@ -265,6 +268,9 @@ async def test_without_a_retry_after_the_waits_grow(opened: Opened, server: Prov
         ("[[badargs:[1, 2]]]", InvalidToolCallError, "invalid_arguments"),
         ("[[finish:content_filter]]", InvalidResponseError, "refusal"),
         ("[[finish:content_filter]][[json]]", InvalidResponseError, "refusal"),
+        ("[[finish:sensitive]]", InvalidResponseError, "refusal"),
+        ("[[finish:one_of_tomorrow]][[json]]", InvalidResponseError, "unknown_finish_reason"),
+        ("[[say:  ]]", InvalidResponseError, "no_content"),
         ("[[error:invalid_request_error]]", InvalidResponseError, "stream_error"),
         ("[[toolong]]", ModelAPIError, "context_length_exceeded"),
         ("[[401:message=Incorrect API key: {key}]]", ModelAPIError, "authentication_error"),

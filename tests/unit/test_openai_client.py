@@ -547,8 +547,6 @@ async def test_other_choices_empty_events_and_unknown_fields_are_ignored() -> No
         choice(tool_calls=[{"index": [], "function": {}}]),
         choice(tool_calls=[{"index": 0, "function": {"name": 1}}]),
         {"choices": [{"delta": {}, "finish_reason": 1}]},
-        {**choice("stop"), "usage": 1},
-        {**choice("stop"), "usage": {"prompt_tokens": -1}},
     ],
 )
 async def test_json_of_the_wrong_shape_is_a_malformed_reply(chunk: Any) -> None:

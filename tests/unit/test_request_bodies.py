@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from batchray.errors import ModelAPIError
-from batchray.models import ModelCall, ToolSpec, anthropic_request, openai
+from batchray.models import ModelCall, ToolSpec, anthropic_request, openai_request
 from batchray.schema import (
     Base64Image,
     ContentPart,
@@ -41,7 +41,7 @@ from tests.provider_messages import signature
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 BODIES: dict[str, Callable[[ModelCall], dict[str, Any]]] = {
-    "openai": openai.request_body,
+    "openai": openai_request.request_body,
     "anthropic": anthropic_request.request_body,
 }
 
