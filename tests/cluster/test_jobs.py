@@ -71,14 +71,17 @@ def test_lanes_are_kept_for_the_next_job(options: dict[str, Any]) -> None:
     assert pids() == pids()
 
 
-def test_process_placement_gives_each_request_a_process_without_others(options: dict[str, Any]) -> None:
-    requests = [{"agent_id": "pid", "input": "?"} for _ in range(4)]
-    lanes = batchray.run(requests, [Agent(id="pid", run=agents.pid)], **options)
-    alone = batchray.run(requests, [Agent(id="pid", run=agents.pid, placement="process", num_cpus=1)], **options)
+def test_process_placement_gives_each_request_a_process_and_module_level_clients_of_its_own(
+    options: dict[str, Any],
+) -> None:
+    with run_in_thread() as server:
+        requests = [{"agent_id": "ask", "input": server.base_url} for _ in range(4)]
+        alone = Agent(id="ask", run="tests.cluster.module_client:ask", placement="process", num_cpus=0.5)
+        job = batchray.run(requests, [alone], **options)
 
-    lane_pids = {result.text for result in lanes.results()}
-    assert alone.status == "completed"
-    assert not lane_pids & {result.text for result in alone.results()}
+    results = list(job.results())
+    assert [result.error for result in results] == [None] * 4
+    assert len({result.text for result in results}) == 4
 
 
 def test_lanes_have_the_drivers_cpu_priority_and_isolated_processes_a_lower_one(

@@ -119,7 +119,9 @@ class Lane:
         return bound
 
 
-@ray.remote(max_retries=0)  # attempts are counted in the store, never by Ray
+# Attempts are counted in the store, never by Ray.  Ray would reuse a worker: its next request would find modules that
+# the last one has changed, and clients that are bound to the last one's event loop.  A new worker costs 1 s of CPU.
+@ray.remote(max_retries=0, max_calls=1)
 def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | RunUpdate | None]:
     """Run one request in a worker process of its own; yield the id of its node, then what `run_isolated` yields.
 
