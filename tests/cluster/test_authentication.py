@@ -26,7 +26,7 @@ HAS_DEFAULT = tuple(map(int, ray.__version__.split(".")[:2])) >= (2, 59)
 FIND_JOB = """
 import sys, batchray
 try:
-    batchray.find_job("job-1", sys.argv[1])
+    batchray.find_job("job-1", sys.argv[1], wait_s=0)
 except batchray.BatchrayError as error:
     print(type(error).__name__, error)
 """

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 import ray
 
 import batchray
-from batchray import Agent, AgentRequest, RemoteJob
+from batchray import Agent, AgentRequest
 from batchray.errors import ConfigError, StoreError, UnknownJobError
 from batchray.store import Store
 from tests.cluster import agents
@@ -185,7 +184,7 @@ def test_the_handle_of_another_process_is_called_through_remote_too_and_says_tha
     requests = [{"agent_id": "wait", "input": "60"} for _ in range(4)]
     job = batchray.submit(requests, [Agent(id="wait", run=agents.wait)], **options)
     until(lambda: job.in_flight > 0, 60)
-    found = find_when_started(job.id)
+    found = batchray.find_job(job.id, wait_s=60)
     until(lambda: found.snapshot() != {})
     with pytest.warns(DeprecationWarning, match=r"snapshot\.remote\(\) is deprecated; call \.snapshot\(\)"):
         state = ray.get(found.snapshot.remote())
@@ -212,23 +211,10 @@ def test_the_handle_of_another_process_is_called_through_remote_too_and_says_tha
     until(is_over)
 
 
-def find_when_started(job_id: str) -> RemoteJob:
-    """Wait for the actor of a job, and return its handle."""
-    found: list[RemoteJob] = []
-
-    def is_there() -> bool:
-        with suppress(UnknownJobError):
-            found.append(batchray.find_job(job_id))
-        return bool(found)
-
-    until(is_there, 60)
-    return found[0]
-
-
 def test_a_job_that_is_over_before_its_actor_is_there_leaves_none_behind(options: dict[str, Any]) -> None:
     def is_there() -> bool:
         try:
-            batchray.find_job(job.id)
+            batchray.find_job(job.id, wait_s=0)
         except UnknownJobError:
             return False
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 _MAX_PENDING_CALLS = 1000
 _ANSWER_S = 10.0
+_APPEAR_S, _LOOK_AGAIN_S = 10.0, 0.1
 
 
 class JobActor:
@@ -221,16 +223,22 @@ class RemoteJob:
             raise UnknownJobError(self.id, "this cluster") from None
 
 
-def find_job(job_id: str, ray_address: str | None = None, *, timeout_s: float = _ANSWER_S) -> RemoteJob:
+def find_job(
+    job_id: str, ray_address: str | None = None, *, timeout_s: float = _ANSWER_S, wait_s: float = _APPEAR_S
+) -> RemoteJob:
     """Return a running job's handle, from any process of its cluster.
 
     A process that is not connected yet joins the cluster at `ray_address`.  Calls of the handle wait at most
-    `timeout_s` seconds.  Raises UnknownJobError if no such job runs there, and ClusterError if the cluster cannot be
-    reached.
+    `timeout_s` seconds.  Raises UnknownJobError if no such job runs there after `wait_s` seconds, because a job's actor
+    starts a moment after the job, and ClusterError if the cluster cannot be reached.
     """
     if ray_address is not None:
         connect(Settings(ray_address=ray_address))
-    try:
-        return RemoteJob(job_id, ray.get_actor(_name(job_id), namespace=NAMESPACE), timeout_s)
-    except ValueError:
-        raise UnknownJobError(job_id, "this cluster") from None
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            return RemoteJob(job_id, ray.get_actor(_name(job_id), namespace=NAMESPACE), timeout_s)
+        except ValueError:
+            if time.monotonic() >= end:
+                raise UnknownJobError(job_id, "this cluster") from None
+        time.sleep(_LOOK_AGAIN_S)
