@@ -78,6 +78,11 @@ class ManagedExecutor(Executor, Protocol):
         """Whether it can still run anything."""
         ...
 
+    @property
+    def max_in_flight(self) -> int:
+        """How many requests, with one connection each, can run at once."""
+        ...
+
     def control_channels(self, job_id: str) -> Sequence[ControlChannel]:
         """Return the channels by which a job that runs here is watched and steered."""
         ...

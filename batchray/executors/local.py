@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from batchray.agents import AttemptRunner, CheckpointedRun, SaveCheckpoints, pump_checkpoints
 from batchray.config import AgentSet
 from batchray.executors.base import AttemptSpec, ControlChannel
+from batchray.support.descriptors import connections_that_fit
 
 
 class LocalExecutor:
@@ -31,6 +32,11 @@ class LocalExecutor:
     def is_alive(self) -> bool:
         """Always true."""
         return True
+
+    @property
+    def max_in_flight(self) -> int:
+        """For how many requests this process has file descriptors."""
+        return connections_that_fit()
 
     def control_channels(self, job_id: str) -> Sequence[ControlChannel]:
         """Return none: the driver and its job are in this process."""

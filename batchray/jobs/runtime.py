@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -22,8 +23,11 @@ from batchray.jobs.running import RunningJob
 from batchray.jobs.slots import Slots
 from batchray.jobs.window_shares import WindowShares
 from batchray.store import JobRecord, RetryingStore, Store
+from batchray.support.descriptors import raise_descriptor_limit
 from batchray.support.interpreter import tune_interpreter
 from batchray.support.threads import LoopThread
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -38,6 +42,7 @@ class Runtime:
 
     def __init__(self) -> None:
         tune_interpreter()
+        raise_descriptor_limit()  # before Ray starts, whose processes inherit it
         self._thread = LoopThread("batchray-driver")
         self._stores = _OpenStores()
         self._executors = _Executors(self._on_ray_started)
@@ -85,7 +90,7 @@ class Runtime:
         try:
             executor = await self._executors.get(settings)
             executor.check(agents)
-            started = await self._start_or_get(run.id, agents, store, settings)
+            started = await self._start_or_get(run.id, agents, store, fit_window(settings, executor))
             if isinstance(started, JobRecord):
                 record = started
             else:
@@ -156,6 +161,19 @@ class Runtime:
         """Register `close` again, behind Ray's own exit handler, so that it runs before that."""
         atexit.unregister(self.close)
         atexit.register(self.close)
+
+
+def fit_window(settings: Settings, executor: ManagedExecutor) -> Settings:
+    """Return settings with a window for which the executor has file descriptors."""
+    wanted, possible = settings.max_in_flight, executor.max_in_flight
+    if wanted <= possible:
+        return settings
+    logger.warning(
+        "max_in_flight is lowered from %d to %d: each request may open a connection, and a process may not open more "
+        "files; raise the hard limit (`ulimit -Hn`, LimitNOFILE), or use more lanes",
+        *(wanted, possible),
+    )
+    return settings.model_copy(update={"max_in_flight": possible})
 
 
 class _OpenStores:

@@ -60,7 +60,7 @@ async def test_a_stop_is_sent_again_after_an_error(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ray, "kill", kill)
     stop = Calls(RayError("no room for a call"), UNAVAILABLE, None)
-    lane = LaneClient(SimpleNamespace(stop=stop), "actor", "node", 1)
+    lane = LaneClient(SimpleNamespace(stop=stop), "actor", "node", 1, 1000)
     lane.stop("a")
     lane.stop("b")
     await wait_until(lambda: stop.answered)

@@ -147,6 +147,11 @@ class RayExecutor:
         """Whether the process is connected to the cluster, and the last use of the cluster found it alive."""
         return ray.is_initialized() and self._lost_by is None
 
+    @property
+    def max_in_flight(self) -> int:
+        """For how many requests the lanes have file descriptors."""
+        return self._lanes.n_connections
+
     def control_channels(self, job_id: str) -> Sequence[ControlChannel]:
         """Return the channel to the job actor."""
         return (JobActorChannel(job_id, self._channel_thread, self.is_alive),)

@@ -28,6 +28,7 @@ from batchray.executors.ray.checkpointed_runs import CheckpointBatch, Checkpoint
 from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
 from batchray.executors.ray.run_registry import RunRegistry
+from batchray.support.descriptors import connections_that_fit, raise_descriptor_limit
 from batchray.support.interpreter import tune_interpreter
 
 _MAX_AGENTS = 1024
@@ -58,6 +59,7 @@ class Lane:
         self._runs, self._checkpointed = RunRegistry(), CheckpointedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
         tune_interpreter()
+        raise_descriptor_limit()
         gc.freeze()  # the imported modules stay; otherwise every full collection scans them
 
     async def run(self, packed: bytes, item: bytes, key: str) -> bytes:
@@ -86,9 +88,9 @@ class Lane:
         """Mark checkpoints as stored, and return those that are not, as soon as there are some."""
         return await self._checkpointed.collect(n_saved)
 
-    async def identity(self) -> tuple[str, str, int]:
-        """Return the ids of its actor, its node and its process."""
-        return _actor_id(), _node_id(), os.getpid()
+    async def identity(self) -> tuple[str, str, int, int]:
+        """Return the ids of its actor, its node and its process, and for how many connections it has descriptors."""
+        return _actor_id(), _node_id(), os.getpid(), connections_that_fit()
 
     async def read_crash_record(self, actor_id: str) -> CrashRecord | None:
         """Return what another lane left when it died, if it was on this node."""
@@ -128,6 +130,7 @@ def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | RunUp
     The process ends if blocking code outlives the deadline, which starts again after each step.  `key` names the exit
     report for the lanes of its node.
     """
+    raise_descriptor_limit()
     with _reporting_exit(key):
         yield _node_id()  # before its code is imported, which may take long, or forever
         bound: BoundAgent = cloudpickle.loads(packed)

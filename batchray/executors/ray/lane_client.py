@@ -42,11 +42,12 @@ Diagnosis = asyncio.Task[PostMortem | None]
 class LaneClient:
     """A lane on a node: how many calls it runs (`in_flight`), and whether it takes new ones (`is_down`).
 
-    Only this class changes the two.
+    Only this class changes the two.  `n_connections` is for how many connections it has descriptors.
     """
 
-    def __init__(self, actor: Any, actor_id: str, node_id: str, pid: int) -> None:
+    def __init__(self, actor: Any, actor_id: str, node_id: str, pid: int, n_connections: int) -> None:
         self.actor, self.actor_id, self.node_id, self.pid = actor, actor_id, node_id, pid
+        self.n_connections = n_connections
         self.in_flight = 0
         self.checkpoints = CheckpointReader(actor, self.stop)
         self._diagnosis: Diagnosis | None = None

@@ -90,6 +90,12 @@ class Lanes:
         is_known = have_all_answered and (node_id is None or any(lane.node_id == node_id for lane in self._started()))
         return cause if cause is not None or is_known else UNKNOWN_CAUSE
 
+    @property
+    def n_connections(self) -> int:
+        """For how many connections the lanes together have descriptors, if they share them equally."""
+        started = self._started()
+        return len(self._slots) * min((lane.n_connections for lane in started), default=1)
+
     async def close(self) -> None:
         """End the lanes, and what runs on them."""
         lanes = self._started()
