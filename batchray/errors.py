@@ -34,6 +34,8 @@ All of them survive pickling: each passes every argument to `Exception` position
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class BatchrayError(Exception):
     """The root of the tree: every error that batchray raises on purpose."""
@@ -47,17 +49,23 @@ class BatchFormatError(UsageError):
     """The input cannot be read as a batch.
 
     `line` counts from 1 in JSON Lines, `index` from 0 in a body or an iterable; both are None if
-    the error concerns the whole input.
+    the error concerns the whole input.  `path` leads to the place in the request, such as `messages[0].content`.
     """
 
-    def __init__(self, reason: str, line: int | None = None, index: int | None = None) -> None:
-        super().__init__(reason, line, index)
-        self.reason, self.line, self.index = reason, line, index
+    def __init__(self, reason: str, line: int | None = None, index: int | None = None, path: str = "") -> None:
+        super().__init__(reason, line, index, path)
+        self.reason, self.line, self.index, self.path = reason, line, index, path
 
     def __str__(self) -> str:
-        if self.line is not None:
-            return f"line {self.line}: {self.reason}"
-        return self.reason if self.index is None else f"requests[{self.index}]: {self.reason}"
+        if self.index is not None:
+            dot = "." if self.path and not self.path.startswith("[") else ""
+            return f"requests[{self.index}]{dot}{self.path}: {self.reason}"
+        where = f"{self.path}: " if self.path else ""
+        return f"{where}{self.reason}" if self.line is None else f"line {self.line}: {where}{self.reason}"
+
+    def at(self, *, line: int | None = None, index: int | None = None) -> Self:
+        """Return the error with the place of the request."""
+        return type(self)(self.reason, line, index, self.path)
 
 
 class EmptyBatchError(BatchFormatError):

@@ -1,4 +1,4 @@
-"""A fast validator for simple requests (texts to an agent), many at once; several times faster than the models.
+"""A fast validator for simple requests (texts, flat metadata), many at once; several times faster than the models.
 
 Requests that pass are valid for the models too, with the same content.  Requests that do not pass may still be valid:
 the models decide.
@@ -34,6 +34,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
     input: str | UnsetType = UNSET
     messages: list[_Message] | UnsetType = UNSET
     max_steps: _Int64 | UnsetType | None = UNSET
+    metadata: dict[str, str | _Int64 | float | bool | None] | UnsetType | None = UNSET
 
 
 _DECODER = msgspec.json.Decoder(list[_Request])

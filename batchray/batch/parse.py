@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from io import BufferedReader, FileIO, IOBase, TextIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -19,9 +19,10 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from batchray.batch.fast_path import parse_simple_requests
+from batchray.batch.rules import RequestRules
 from batchray.batch.spool import RawRequest
 from batchray.batch.strict_json import MAX_DEPTH, refuse_duplicate_members, request_index_at, strict_json
-from batchray.errors import BatchFormatError, EmptyBatchError, UnknownAgentError
+from batchray.errors import BatchFormatError, EmptyBatchError
 from batchray.schema import AgentRequest, CreateBatch
 from batchray.schema.validation_text import request_problem
 
@@ -33,10 +34,15 @@ _GROUP, _GROUP_BYTES = 500, 1024 * 1024
 
 
 class Batch(NamedTuple):
-    """A batch that can be iterated once: its requests, and the caller's callback URL."""
+    """A batch that can be iterated once: its requests, and the caller's callback URL.
+
+    `unused` names fields of Letta's API in the requests that have no effect here.  It is complete when all requests
+    have been read, and empty if such fields are refused.
+    """
 
     requests: Iterator[RawRequest]
     callback_url: str | None = None
+    unused: Set[str] = frozenset()
 
 
 def read_batch(source: Path | BinaryIO | Iterable[Any], agents: Iterable[str]) -> Batch:
@@ -46,40 +52,40 @@ def read_batch(source: Path | BinaryIO | Iterable[Any], agents: Iterable[str]) -
     iterable of requests (mappings or AgentRequest).  `agents` are the ids that requests may name.
     Raises BatchFormatError, here or during iteration, with the line or index.
     """
-    known = frozenset(agents)
+    rules = RequestRules(agents)
     if isinstance(source, Path):
         try:
             stream = source.open("rb")
         except OSError as error:
             raise BatchFormatError(f"{source} cannot be read: {error.strerror}") from None
-        return _from_stream(stream, known, is_lines=source.suffix.lower() in (".jsonl", ".ndjson"))
+        return _from_stream(stream, rules, is_lines=source.suffix.lower() in (".jsonl", ".ndjson"))
     if isinstance(source, TextIOBase):
         raise BatchFormatError("an open file must be open in binary mode")
     if isinstance(source, IOBase):
-        return _from_stream(cast(BinaryIO, source), known, is_lines=False)
-    return Batch(_refuse_empty(_from_objects(source, known)))
+        return _from_stream(cast(BinaryIO, source), rules, is_lines=False)
+    return Batch(_refuse_empty(_from_objects(source, rules)))
 
 
 def read_body(buffer: mmap.mmap | bytes, agents: Iterable[str]) -> Batch:
     """Return the batch in a whole `{"requests": [...]}` body.  See `read_batch`."""
-    return _from_buffer(buffer, frozenset(agents))
+    return _from_buffer(buffer, RequestRules(agents, accepts_unused=True))
 
 
-def parse_request(raw: bytes | memoryview, known: frozenset[str]) -> RawRequest:
+def parse_request(raw: bytes | memoryview, rules: RequestRules) -> RawRequest:
     """Validate one request's JSON.  Raises BatchFormatError without a position; the caller adds it."""
     if len(raw) > MAX_REQUEST_BYTES:
         raise BatchFormatError(f"a request of more than {MAX_REQUEST_BYTES >> 20} MiB")
     body = bytes(raw)
-    if ids := parse_simple_requests([body], known):
+    if ids := parse_simple_requests([body], rules.agents):
         return RawRequest(*ids[0], body)
-    return _validate(strict_json(body), body, known)
+    return _validate(strict_json(body), body, rules)
 
 
-def _from_stream(stream: BinaryIO, known: frozenset[str], *, is_lines: bool) -> Batch:
+def _from_stream(stream: BinaryIO, rules: RequestRules, *, is_lines: bool) -> Batch:
     first = stream.readline(MAX_REQUEST_BYTES + 1)
     if is_lines or _is_request_line(first):
-        return Batch(_refuse_empty(_from_lines(stream, first, known)))
-    return _from_body(stream, first, known)
+        return Batch(_refuse_empty(_from_lines(stream, first, rules)))
+    return _from_body(stream, first, rules)
 
 
 def _is_request_line(first: bytes) -> bool:
@@ -91,42 +97,42 @@ def _is_request_line(first: bytes) -> bool:
     return not (isinstance(value, dict) and "requests" in value) and not isinstance(value, list)
 
 
-def _from_lines(stream: BinaryIO, first: bytes, known: frozenset[str]) -> Iterator[RawRequest]:
+def _from_lines(stream: BinaryIO, first: bytes, rules: RequestRules) -> Iterator[RawRequest]:
     rest = iter(lambda: stream.readline(MAX_REQUEST_BYTES + 1), b"")
     with stream:
         for number, line in enumerate(itertools.chain([first] if first else [], rest), start=1):
             if line.isspace():
                 continue
             try:
-                yield parse_request(line.rstrip(b"\r\n"), known)
+                yield parse_request(line.rstrip(b"\r\n"), rules)
             except BatchFormatError as error:
-                raise type(error)(error.reason, line=number) from None
+                raise error.at(line=number) from None
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
     requests: list[msgspec.Raw]
     callback_url: str | None = None
 
 
-def _from_body(stream: BinaryIO, first: bytes, known: frozenset[str]) -> Batch:
+def _from_body(stream: BinaryIO, first: bytes, rules: RequestRules) -> Batch:
     """Read a whole body; a file is mapped, so that the kernel reads its pages when they are needed."""
     with stream:
-        return _from_buffer(_mapped(stream) or first + stream.read(), known)
+        return _from_buffer(_mapped(stream) or first + stream.read(), rules)
 
 
-def _from_buffer(buffer: mmap.mmap | bytes, known: frozenset[str]) -> Batch:
+def _from_buffer(buffer: mmap.mmap | bytes, rules: RequestRules) -> Batch:
     """Split a whole body into its requests."""
     try:
         body = msgspec.json.decode(buffer, type=_Body)
     except msgspec.ValidationError as error:
-        raise BatchFormatError(f"not a batch: {str(error)[0].lower()}{str(error)[1:]}") from None
+        raise _no_batch(str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _body_error(buffer, error) from None
     names = re.findall(rb'"(requests|callback_url)"\s*:', buffer)
     if len(names) > len(set(names)):  # a duplicate in the body, or a member of a request
         refuse_duplicate_members(buffer)
     callback_url = None if body.callback_url is None else read_callback_url(body.callback_url)
-    return Batch(_refuse_empty(_from_raw_requests(body.requests, known)), callback_url)
+    return Batch(_refuse_empty(_from_raw_requests(body.requests, rules)), callback_url, rules.unused)
 
 
 def _mapped(stream: BinaryIO) -> mmap.mmap | None:
@@ -136,6 +142,13 @@ def _mapped(stream: BinaryIO) -> mmap.mmap | None:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # a pipe, or an empty file
         return None
+
+
+def _no_batch(problem: str) -> BatchFormatError:
+    """Return why a JSON document is not a batch."""
+    if found := re.search("unknown field `(.{1,60})`", problem):
+        return BatchFormatError(f"unknown key {found[1]!r} in the body; it has `requests` and `callback_url`")
+    return BatchFormatError(f"not a batch: {problem[0].lower()}{problem[1:]}")
 
 
 def _body_error(buffer: mmap.mmap | bytes, error: Exception) -> BatchFormatError:
@@ -153,35 +166,35 @@ def _body_error(buffer: mmap.mmap | bytes, error: Exception) -> BatchFormatError
     return BatchFormatError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}", index=index)
 
 
-def _from_raw_requests(slices: Sequence[msgspec.Raw], known: frozenset[str]) -> Iterator[RawRequest]:
+def _from_raw_requests(slices: Sequence[msgspec.Raw], rules: RequestRules) -> Iterator[RawRequest]:
     for start in range(0, len(slices), _GROUP):
         group = slices[start : start + _GROUP]
-        ids = parse_simple_requests(group, known) if sum(map(len, group)) <= _GROUP_BYTES else None
+        ids = parse_simple_requests(group, rules.agents) if sum(map(len, group)) <= _GROUP_BYTES else None
         if ids is not None:
             yield from (RawRequest(*head, bytes(raw)) for head, raw in zip(ids, group, strict=True))
         else:
-            yield from _one_by_one(group, start, known)
+            yield from _one_by_one(group, start, rules)
 
 
-def _one_by_one(slices: Sequence[msgspec.Raw], start: int, known: frozenset[str]) -> Iterator[RawRequest]:
+def _one_by_one(slices: Sequence[msgspec.Raw], start: int, rules: RequestRules) -> Iterator[RawRequest]:
     for index, raw in enumerate(slices, start):
         try:
-            yield parse_request(memoryview(raw), known)
+            yield parse_request(memoryview(raw), rules)
         except BatchFormatError as error:
-            raise type(error)(error.reason, index=index) from None
+            raise error.at(index=index) from None
 
 
-def _from_objects(requests: Iterable[Any], known: frozenset[str]) -> Iterator[RawRequest]:
+def _from_objects(requests: Iterable[Any], rules: RequestRules) -> Iterator[RawRequest]:
     if not isinstance(requests, Iterable):
         raise BatchFormatError(f"a batch is a path, an open file or an iterable, not {type(requests).__name__}")
     for index, request in enumerate(requests):
         try:
-            yield object_request(request, known)
+            yield object_request(request, rules)
         except BatchFormatError as error:
-            raise type(error)(error.reason, index=index) from None
+            raise error.at(index=index) from None
 
 
-def object_request(request: Any, known: frozenset[str]) -> RawRequest:
+def object_request(request: Any, rules: RequestRules) -> RawRequest:
     """Validate one request given as a mapping or an AgentRequest."""
     if isinstance(request, BaseModel):
         value = request.model_dump(mode="json", exclude_unset=True)
@@ -193,19 +206,18 @@ def object_request(request: Any, known: frozenset[str]) -> RawRequest:
         body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError as error:
         raise BatchFormatError(f"cannot be written as JSON: {error}") from None
-    return parse_request(body, known)  # the validated bytes are the stored bytes
+    return parse_request(body, rules)  # the validated bytes are the stored bytes
 
 
-def _validate(value: Any, body: bytes, known: frozenset[str]) -> RawRequest:
+def _validate(value: Any, body: bytes, rules: RequestRules) -> RawRequest:
     if not isinstance(value, dict):
         raise BatchFormatError(f"a request is a JSON object, not {type(value).__name__}")
+    rules.check_keys(value)  # first: a misspelt key often leaves another one missing
     try:
         request = AgentRequest.model_validate_json(body, strict=True)  # strict: "3" is not a number, 1 is not true
     except ValidationError as error:
-        raise BatchFormatError(request_problem(error)) from None
-    if request.agent_id not in known:
-        names = ", ".join(sorted(known)[:5]) + (", ..." if len(known) > 5 else "")
-        raise UnknownAgentError(f"unknown agent {request.agent_id!r}; known: {names}")
+        raise format_error(error) from None
+    rules.check_agent(request.agent_id)
     return RawRequest(request.agent_id, request.custom_id, body)
 
 
@@ -222,4 +234,10 @@ def read_callback_url(url: str) -> str:
     try:
         return CreateBatch.model_validate({"requests": [], "callback_url": url}).callback_url or url
     except ValidationError as error:
-        raise BatchFormatError(request_problem(error)) from None
+        raise format_error(error) from None
+
+
+def format_error(error: ValidationError) -> BatchFormatError:
+    """Return the first problem of a request as an error."""
+    path, reason = request_problem(error)
+    return BatchFormatError(reason, path=path)

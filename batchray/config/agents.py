@@ -6,10 +6,10 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from batchray.config.base import PositiveFloat, PositiveInt, Strict
 
@@ -206,8 +206,6 @@ class Agent(Strict):
 
 class AgentsFile(Strict):
     """The content of an agents file."""
-
-    parts: ClassVar[tuple[type[BaseModel], ...]] = (Agent, Provider, ProviderTimeouts, MemoryBlock, Prices)
 
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     agents: tuple[Agent, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,11 +11,6 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown keys.
-
-    `parts` are models whose keys are often written here by mistake; errors suggest their keys too.
-    """
+    """A frozen model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    parts: ClassVar[tuple[type[BaseModel], ...]] = ()

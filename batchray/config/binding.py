@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 from batchray.config.agents import Agent, AgentsFile, Provider, agent_to_dict
 from batchray.config.documents import read_mapping
 from batchray.errors import ConfigError
-from batchray.schema.validation_text import first_problem
+from batchray.schema.validation_text import first_problem, problem_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ def load_agents(
         try:
             content = AgentsFile.model_validate(document.data)
         except ValidationError as error:
-            location = document.location(error.errors()[0]["loc"])
+            location = document.location(problem_path(error))
             raise ConfigError(first_problem(error, AgentsFile), location) from None
         providers.update(content.providers)
         tools.extend(content.tools)

@@ -18,7 +18,7 @@ from pydantic_settings import (
 from batchray.config.base import PositiveFloat, PositiveInt
 from batchray.config.documents import read_mapping
 from batchray.errors import ConfigError
-from batchray.schema.validation_text import first_problem
+from batchray.schema.validation_text import first_problem, problem_path
 
 
 class StoreSettings(BaseSettings):
@@ -149,7 +149,7 @@ def _load(kind: type[S], file: Path | None, overrides: Mapping[str, Any]) -> S:
     except SettingsError as error:
         raise ConfigError(str(error), "environment") from None
     except ValidationError as error:
-        key = error.errors()[0]["loc"][0]
+        key = problem_path(error)[0]
         if document and key in document.data and key not in from_env and key not in arguments:
             location = f"{document.file}, line {document.line((key,))}"
         else:

@@ -79,7 +79,7 @@ async def collect(requests: AsyncIterable[Any], directory: Path, agents: AgentSe
             try:
                 [raw] = read_batch([request], agents.agents).requests
             except BatchFormatError as error:
-                raise BatchFormatError(error.reason, index=n_requests) from None
+                raise error.at(index=n_requests) from None
             spool.add(raw)
             n_requests += 1
         if n_requests == 0:

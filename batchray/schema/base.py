@@ -1,18 +1,28 @@
-"""Base classes of the wire models: frozen, unknown fields ignored as Letta does, times in UTC."""
+"""Base classes of the wire models: frozen, times in UTC.
+
+Unknown fields are ignored, because the models also read what other versions have stored.  `schema.keys` finds those of
+a caller's input.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
 from pydantic.config import JsonDict
 
 
 class WireModel(BaseModel):
-    """A frozen wire object.  `model_dump_json()` writes all keys, nulls included, as Letta's server does."""
+    """A frozen wire object.  `model_dump_json()` writes all keys, nulls included, as Letta's server does.
+
+    `without_effect` are fields that exist for Letta's clients and change nothing here.
+    """
 
     model_config = ConfigDict(frozen=True)
+
+    without_effect: ClassVar[Set[str]] = frozenset()
 
 
 class OpenModel(WireModel):

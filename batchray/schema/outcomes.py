@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt
 
@@ -105,6 +105,7 @@ class Result(WireModel):
 
     index: NonNegativeInt
     custom_id: str | None = None
+    metadata: dict[str, Any] | None = None
     batch_item_id: str
     agent_id: str
     status: ItemStatus

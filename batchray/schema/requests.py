@@ -5,8 +5,9 @@ Source: `LettaBatchRequest` and `CreateBatch` of Letta's server 0.16.8, and "Cre
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AliasChoices,
@@ -51,7 +52,9 @@ def _message_if_none(value: Any) -> Any:
 
 
 class MessageCreate(WireModel):
-    """A message for an agent.  `batch_item_id` is set by batchray; a caller's value is ignored."""
+    """A message for an agent.  `batch_item_id` is set by batchray."""
+
+    without_effect: ClassVar[Set[str]] = frozenset({"batch_item_id"})
 
     type: Annotated[Literal["message"], BeforeValidator(_message_if_none)] = "message"
     role: Literal["user", "system", "assistant"]
@@ -183,6 +186,21 @@ class LettaRequest(WireModel):
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [given("input"), given("messages")]})
 
+    without_effect: ClassVar[Set[str]] = frozenset(
+        {
+            *("client_skills", "override_model", "include_compaction_messages"),
+            *("return_logprobs", "top_logprobs", "return_token_ids"),
+        }
+    )
+    other_names: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("prompt", "query", "question", "text", "content"), "input"),
+        **dict.fromkeys(("id", "key"), "custom_id"),
+        **dict.fromkeys(("agent", "agent_name"), "agent_id"),
+        "tools": "client_tools",
+        "system_prompt": "system",
+    }
+    """Usual names of other APIs for fields of a request; errors suggest the field."""
+
     messages: Annotated[list[RequestMessage], Field(max_length=MAX_INPUT_MESSAGES)] | None = None
     input: Content | None = None
     max_steps: int | None = None
@@ -234,14 +252,15 @@ class LettaRequest(WireModel):
 
 
 class AgentRequest(LettaRequest):
-    """One entry of a batch: Letta's `requests[]` with a `custom_id` of the caller.
+    """One entry of a batch: Letta's `requests[]` with a `custom_id` and `metadata` of the caller.
 
-    The `custom_id` is returned with the result.  `agent_id` is any id of 1 to 256 characters, such as Letta's
+    Both are returned with the result; no model sees them.  `agent_id` is any id of 1 to 256 characters, such as Letta's
     `agent-<uuid4>`.
     """
 
     agent_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     custom_id: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 def _http_url_as_str(_source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

@@ -44,6 +44,10 @@ def document(routes: Sequence[Route], *, needs_key: bool) -> dict[str, Any]:
         models += [(route.body, "validation")] if route.body else []
         models += [(route.response, "serialization")] if route.response else []
     refs, definitions = models_json_schema(list(dict.fromkeys(models)), ref_template=_REF)
+    schemas = definitions.get("$defs", {})
+    for route in routes:
+        if route.body is not None and route.has_strict_body:
+            _forbid_unknown(refs[route.body, "validation"], schemas)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs, needs_key=needs_key)
@@ -52,10 +56,24 @@ def document(routes: Sequence[Route], *, needs_key: bool) -> dict[str, Any]:
         "info": {"title": "batchray", "version": VERSION},
         "paths": paths,
         "components": {
-            "schemas": definitions.get("$defs", {}),
+            "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _forbid_unknown(schema: Any, schemas: dict[str, Any]) -> None:
+    """Allow no other than the described members in an object, and in all objects that it refers to."""
+    if isinstance(schema, list):
+        for each in schema:
+            _forbid_unknown(each, schemas)
+    elif isinstance(schema, dict) and "$ref" in schema:
+        _forbid_unknown(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+    elif isinstance(schema, dict) and "additionalProperties" not in schema:
+        if schema.get("type") == "object" and "properties" in schema:
+            schema["additionalProperties"] = False
+        for each in schema.values():
+            _forbid_unknown(each, schemas)
 
 
 def _operation(route: Route, refs: Any, *, needs_key: bool) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class NoQuery(WireModel):
 class Route:
     """One endpoint.
 
-    `operation_id` is its public name in the OpenAPI document.  `response` is the model of the response body; if
+    `operation_id` is its public name in the OpenAPI document.  If `has_strict_body`, unknown keys are refused, at every
+    level; otherwise they are ignored, as Letta's server does.  `response` is the model of the response body; if
     `is_list`, the body is an array of it.  `errors` are the statuses in addition to those of all routes.  `headers` are
     the request headers that the endpoint reads, with the patterns of their values.  If `may_stream`, the response is
     server-sent events when the body asks for that.  An open route needs no API key.
@@ -42,6 +43,7 @@ class Route:
     summary: str
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
+    has_strict_body: bool = False
     response: type[BaseModel] | None = None
     is_list: bool = False
     media_type: str = "application/json"

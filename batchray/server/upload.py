@@ -17,11 +17,12 @@ from typing import IO, TypeVar
 from aiohttp import HttpVersion11, web
 from pydantic import BaseModel, ValidationError
 
-from batchray.batch.parse import MAX_REQUEST_BYTES
+from batchray.batch.parse import MAX_REQUEST_BYTES, format_error
+from batchray.batch.rules import RequestRules
 from batchray.batch.strict_json import strict_json
 from batchray.config import ServerSettings
 from batchray.errors import BatchFormatError, StoreFullError
-from batchray.schema.validation_text import request_problem
+from batchray.schema import LettaRequest
 from batchray.server.body_checker import Checker
 from batchray.server.errors import HttpError, unavailable
 from batchray.store import is_no_room
@@ -167,12 +168,14 @@ async def read_json(request: web.Request, model: type[M], settings: ServerSettin
 
 def _parse(body: bytes, model: type[M]) -> M:
     try:
-        strict_json(body)
+        value = strict_json(body)
+        if issubclass(model, LettaRequest) and isinstance(value, dict):
+            RequestRules((), accepts_unused=True).check_keys(value, model)
         return model.model_validate_json(body, strict=True)
     except BatchFormatError as error:
-        raise HttpError(422, error.reason) from None
+        raise HttpError(422, str(error)) from None
     except ValidationError as error:
-        raise HttpError(422, request_problem(error)) from None
+        raise HttpError(422, str(format_error(error))) from None
 
 
 def check_type(request: web.Request) -> None:

@@ -35,6 +35,7 @@ def result_of(job: JobRecord, stored: StoredResult) -> Result:
     return Result(
         index=stored.index,
         custom_id=stored.custom_id,
+        metadata=request.metadata,
         batch_item_id=item_id(job.id, stored.index),
         agent_id=stored.agent_id,
         status=ItemStatus(stored.status),

@@ -77,6 +77,9 @@ def test_the_stop_reason_of_every_request_error_is_one_of_lettas(kind: type[Requ
     [
         (BatchFormatError("not JSON", line=3), "line 3: not JSON"),
         (BatchFormatError("not JSON", index=0), "requests[0]: not JSON"),
+        (BatchFormatError("unknown key", path="input[0].texd").at(index=2), "requests[2].input[0].texd: unknown key"),
+        (BatchFormatError("unknown key", path="['a b']").at(index=2), "requests[2]['a b']: unknown key"),
+        (BatchFormatError("unknown key", path="imput").at(line=3), "line 3: imput: unknown key"),
         (BatchFormatError("the batch is empty"), "the batch is empty"),
         (ConfigError("unknown key 'modle'", "agents.yaml, line 4"), "agents.yaml, line 4: unknown key 'modle'"),
         (ConfigError("no agents in it"), "no agents in it"),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from batchray.batch.fast_path import parse_simple_requests
 from batchray.batch.parse import MAX_REQUEST_BYTES, Batch, _validate, read_batch
+from batchray.batch.rules import RequestRules
 from batchray.batch.spool import RawRequest, Spool
 from batchray.batch.strict_json import MAX_DEPTH, strict_json
 from batchray.errors import BatchFormatError
@@ -86,7 +87,7 @@ FORMS: dict[str, Callable[[list[bytes]], bytes]] = {
     "lines": lambda lines: b"\n".join(lines),
     "lines-with-crlf-and-blanks": lambda lines: b"\r\n\r\n".join(lines) + b"\r\n",
     "body": lambda lines: b'{"requests":[%s],"callback_url":"http://h/"}' % b",".join(lines),
-    "body-on-lines": lambda lines: b'{\n "metadata": {},\n "requests": [\n%s\n]}\n' % b",\n".join(lines),
+    "body-on-lines": lambda lines: b'{\n "callback_url": null,\n "requests": [\n%s\n]}\n' % b",\n".join(lines),
 }
 
 
@@ -127,6 +128,7 @@ def nested(depth: int) -> Any:
         ("text", "a request is a mapping or an AgentRequest, not str"),
         ({"agent_id": "a"}, "Must specify either 'input' or 'messages'."),
         ({"agent_id": "nope", "input": "x"}, "unknown agent 'nope'"),
+        ({"agent_id": "a", "input": "x", "custom id": 1}, "requests[1]['custom id']: unknown key; did you mean"),
         ({"agent_id": "a", "input": object()}, "cannot be written as JSON: "),
         ({"agent_id": "a", "input": "\ud800"}, "cannot be written as JSON: "),
         ({"agent_id": "a", "input": "x", "max_steps": 2**70}, "cannot be written as JSON: "),
@@ -225,6 +227,7 @@ def test_a_spool_can_be_iterated_repeatedly(tmp_path: Path) -> None:
 
 _TEXTS = st.one_of(st.none(), st.text(max_size=8), st.sampled_from(["a", "b", 'x": 1', "\\", '"', "\ud83d\ude00"]))
 _ODD = st.one_of(_TEXTS, st.integers(), st.booleans(), st.floats(allow_nan=False), st.lists(_TEXTS, max_size=2))
+_BIG = st.integers(-(2**70), 2**70)
 _NEARLY_MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "system", "assistant", "tool"]), "content": _TEXTS},
@@ -241,6 +244,7 @@ _NEARLY_PLAIN = st.fixed_dictionaries(
         "messages": st.one_of(_NEARLY_MESSAGES, st.none()),
         "max_steps": st.one_of(st.integers(), st.integers(-(2**70), 2**70), st.none(), st.booleans()),
         "name": _ODD,
+        "metadata": st.one_of(_ODD, st.dictionaries(_TEXTS.map(str), st.one_of(_ODD, _BIG), max_size=2)),
     },
 )
 
@@ -255,7 +259,7 @@ def test_what_the_fast_path_accepts_the_models_accept_with_the_same_content(
     body = text.encode("utf-8", "surrogatepass")
     fast = parse_simple_requests([body], frozenset(AGENTS))
     if fast is not None:
-        assert fast == [_validate(strict_json(body), body, frozenset(AGENTS))[:2]]
+        assert fast == [_validate(strict_json(body), body, RequestRules(AGENTS))[:2]]
 
 
 @pytest.mark.parametrize(
@@ -264,8 +268,9 @@ def test_what_the_fast_path_accepts_the_models_accept_with_the_same_content(
         GOOD,
         b'{"agent_id":"b","messages":[{"role":"user","content":"x"}],"custom_id":"","max_steps":3}',
         '{"agent_id": "a", "input": "grüße"}'.encode(),
+        b'{"agent_id":"a","input":"x","metadata":{"row":3,"share":0.5,"name":"n","is_new":true,"none":null}}',
     ],
 )
 def test_a_simple_request_takes_the_fast_path(body: bytes) -> None:
     heads = parse_simple_requests([body, body], frozenset(AGENTS))
-    assert heads == [_validate(strict_json(body), body, frozenset(AGENTS))[:2]] * 2
+    assert heads == [_validate(strict_json(body), body, RequestRules(AGENTS))[:2]] * 2

@@ -59,11 +59,13 @@ async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> lis
 
 async def test_a_result_is_an_output_line(tmp_path: Path) -> None:
     job_id = new_job_id()
-    (result,) = await results(tmp_path, job_id, {"custom_id": "c-1"})
+    (result,) = await results(tmp_path, job_id, {"custom_id": "c-1", "metadata": {"row": [3]}})
+    assert result.metadata == {"row": [3]}
     line = json.loads(result.model_dump_json())
     assert list(line) == [
         "index",
         "custom_id",
+        "metadata",
         "batch_item_id",
         "agent_id",
         "status",

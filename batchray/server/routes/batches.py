@@ -95,6 +95,7 @@ class BatchRoutes:
                 "batches_create",
                 "Create a batch",
                 body=CreateBatch,
+                has_strict_body=True,
                 response=BatchJob,
                 errors=(404, 408, 409, 413, 415, 422, 503, 507),
                 headers={"Idempotency-Key": _KEY_PATTERN},

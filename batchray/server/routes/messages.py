@@ -89,7 +89,7 @@ class MessageRoutes:
     def routes(self) -> list[Route]:
         """Return the routes."""
         errors = (401, 402, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
-        post = partial(Route, "POST", body=AskAgent, errors=errors, tag="agents")
+        post = partial(Route, "POST", body=AskAgent, has_strict_body=True, errors=errors, tag="agents")
         return [
             post(
                 _PATH,

@@ -1,0 +1,56 @@
+"""Rules for the agents and keys that the requests of a batch name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from batchray.errors import BatchFormatError, UnknownAgentError
+from batchray.schema import AgentRequest
+from batchray.schema.keys import did_you_mean, unused_keys
+from batchray.schema.validation_text import path_text
+
+# Keys that no request here has, and the format that they belong to.
+_FOREIGN = {
+    frozenset({"body", "url"}): "an OpenAI batch line; write its body.messages as messages",
+    frozenset({"params"}): "an Anthropic batch entry; write its params.messages as messages",
+}
+
+
+class RequestRules:
+    """Checks agents and keys.
+
+    An unknown key is always refused.  A field of Letta's API that has no effect is refused too, unless
+    `accepts_unused`: then its name is collected in `unused`.
+    """
+
+    def __init__(self, agents: Iterable[str], *, accepts_unused: bool = False) -> None:
+        self.agents = frozenset(agents)
+        self.unused = set[str]()
+        self._accepts_unused = accepts_unused
+
+    def check_agent(self, agent_id: str) -> None:
+        """Raise UnknownAgentError for an agent that does not exist."""
+        if agent_id not in self.agents:
+            names = ", ".join(sorted(self.agents)[:5]) + (", ..." if len(self.agents) > 5 else "")
+            raise UnknownAgentError(f"unknown agent {agent_id!r}; known: {names}")
+
+    def check_keys(self, request: Mapping[str, Any], model: type[BaseModel] = AgentRequest) -> None:
+        """Raise BatchFormatError for a key that is unknown, or that has no effect and is not accepted."""
+        for path, level, is_known in unused_keys(model, request):
+            if not is_known:
+                raise _unknown(path, level, request)
+            if not self._accepts_unused:
+                raise BatchFormatError("has no effect here; leave it out", path=path_text(path))
+            self.unused.add(path_text([part for part in path if isinstance(part, str)]))
+
+
+def _unknown(path: tuple[int | str, ...], level: type[BaseModel], request: Mapping[str, Any]) -> BatchFormatError:
+    for keys, remedy in _FOREIGN.items():
+        if keys <= request.keys() and "agent_id" not in request:
+            return BatchFormatError(f"{remedy}, and name an agent of the agents file in agent_id")
+    given: Collection[str] = request.keys() if len(path) == 1 else ()
+    reason = f"unknown key{did_you_mean(str(path[-1]), level, given)}"
+    return BatchFormatError(reason, path=path_text(path))
