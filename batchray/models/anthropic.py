@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
-from batchray.errors import InvalidResponseError, InvalidToolCallError
+from batchray.errors import InvalidResponseError
 from batchray.models.anthropic_reply import PartialMessage
 from batchray.models.anthropic_request import MAX_TOKENS, request_body
 from batchray.models.base import ModelCall, ModelReply
@@ -58,7 +58,7 @@ class AnthropicClient(HttpClient):
 
         The API pauses a turn when tools of its own take long.  This method then sends the turn's blocks back until the
         turn ends; the reply joins all its parts.
-        Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
+        Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
         body, partials = request_body(call), list[PartialMessage]()
         while len(partials) <= _MAX_PAUSES:
@@ -82,7 +82,7 @@ class AnthropicClient(HttpClient):
     def _checked_reply(self, call: ModelCall, partials: Sequence[PartialMessage]) -> ModelReply:
         try:
             return self._reply(call, partials)
-        except (InvalidResponseError, InvalidToolCallError):
+        except InvalidResponseError:
             _report_wasted(partials, call)
             raise
 

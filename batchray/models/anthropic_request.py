@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
+from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, ToolResult, is_from_model, tool_calls_of
-from batchray.models.partial_reply import is_object
 from batchray.schema import (
     ContentPart,
     ImageContent,
@@ -109,7 +109,7 @@ def _wire_messages(messages: Sequence[Message]) -> list[Block]:
 
 def _role_and_blocks(message: Message) -> tuple[str, list[Block]]:
     if is_from_model(message):
-        return "assistant", [*_content(message), *(_tool_use(message, call) for call in tool_calls_of(message))]
+        return "assistant", [*_content(message), *(_tool_use(call) for call in tool_calls_of(message))]
     results = [_tool_result(result) for result in _CAPABILITIES.results(message)]
     # The API requires tool results to come first.
     return "user", results + _content(message) if message.role in ("user", "summary") else results
@@ -148,10 +148,8 @@ def _image_source(part: ImageContent) -> Block:
     return {"type": "base64", "media_type": source.media_type or DEFAULT_IMAGE_TYPE, "data": source.data}
 
 
-def _tool_use(message: Message, call: ToolCall) -> Block:
-    if not is_object(call.arguments or "{}"):
-        raise _CAPABILITIES.refusal(message, f"arguments of {call.name!r} that are not a JSON object")
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": orjson.loads(call.arguments or "{}")}
+def _tool_use(call: ToolCall) -> Block:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": orjson.loads(object_to_send(call.arguments))}
 
 
 def _tool_result(result: ToolResult) -> Block:

@@ -98,7 +98,7 @@ class ModelClient(Protocol):
     async def ask(self, call: ModelCall) -> ModelReply:
         """Return the model's complete reply, retrying transient failures.
 
-        Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
+        Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
         ...
 

@@ -5,22 +5,25 @@ Source: OpenAI's API reference, "Create chat completion".
 
 from __future__ import annotations
 
-import uuid
+import random
+import string
 from collections.abc import Callable, Mapping
 from typing import Unpack
 
-from batchray.errors import InvalidResponseError, InvalidToolCallError
+from batchray.errors import InvalidResponseError
 from batchray.models.base import ModelCall, ModelReply
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.openai_reply import PartialCompletion
 from batchray.models.openai_request import request_body
 
+_ID_CHARS = string.ascii_letters + string.digits
+_RANDOM = random.SystemRandom()  # workers that were forked must not repeat each other's ids
 _PATH = "/chat/completions"
 
 
 def new_tool_call_id() -> str:
-    """Return a random id of the form that OpenAI uses."""
-    return f"call_{uuid.uuid4().hex[:24]}"
+    """Return a random id of nine letters and digits: Mistral accepts no other form, and the others accept any."""
+    return "".join(_RANDOM.choices(_ID_CHARS, k=9))
 
 
 class OpenAIClient(HttpClient):
@@ -47,11 +50,11 @@ class OpenAIClient(HttpClient):
     async def ask(self, call: ModelCall) -> ModelReply:
         """Return the model's complete reply, retrying transient failures.
 
-        Raises ModelAPIError, InvalidResponseError, InvalidToolCallError or DeadlineExceededError.
+        Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
         answer = await self._post(_PATH, request_body(call), PartialCompletion, call)
         try:
             return answer.reply(call, self._ids)
-        except (InvalidResponseError, InvalidToolCallError):
+        except InvalidResponseError:
             report_wasted_usage(answer, call)
             raise

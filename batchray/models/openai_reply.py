@@ -13,7 +13,6 @@ import orjson
 
 from batchray.errors import InvalidResponseError
 from batchray.models.base import ModelCall, ModelReply, reply_parts
-from batchray.models.conversation import used_ids
 from batchray.models.endings import CHAT_ENDS, FinishReason, check_not_empty, finish_reason, truncated
 from batchray.models.http import HttpTransport
 from batchray.models.partial_reply import BAD_SHAPE, PartialCall, complete_calls, string
@@ -103,7 +102,7 @@ class PartialCompletion:
         )
 
     def reply(self, call: ModelCall, ids: Callable[[], str]) -> ModelReply:
-        """Return the complete reply.  Raises InvalidToolCallError or InvalidResponseError."""
+        """Return the complete reply.  Raises InvalidResponseError."""
         return ModelReply(
             content=reply_parts("".join(self._text), "".join(self._reasoning)),
             tool_calls=self._tool_calls(call, ids) if self._calls else (),
@@ -151,7 +150,7 @@ class PartialCompletion:
 
     def _tool_calls(self, call: ModelCall, ids: Callable[[], str]) -> list[ToolCall]:
         is_cut = self._finish_reason in ("length", "context_length")
-        return complete_calls(self._calls, self._transport.name, is_cut=is_cut, used=used_ids(call.messages), ids=ids)
+        return complete_calls(self._calls, self._transport.name, is_cut=is_cut, used=set(), ids=ids)
 
     def usage(self) -> Usage:
         """Return the tokens used.  Raises InvalidResponseError for counts that are not numbers."""

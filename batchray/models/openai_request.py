@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of
 from batchray.schema import ImageContent, Message, TextContent, ToolReturnContent, UrlImage
@@ -81,7 +82,11 @@ def _assistant_message(message: Message) -> dict[str, Any]:
         "role": "assistant",
         "content": message.text or None,
         "tool_calls": [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": object_to_send(call.arguments)},
+            }
             for call in calls
         ],
     }

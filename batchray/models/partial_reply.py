@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-import orjson
-
-from batchray.errors import InvalidResponseError, InvalidToolCallError
+from batchray.errors import InvalidResponseError
+from batchray.models.arguments import as_object, is_object, joined_surrogates
 from batchray.models.sse import Event
 from batchray.schema import ToolCall, Usage
+
+_MAX_QUOTED_CHARS = 120
 
 # Raised when decoded JSON does not have the protocol's shape.
 BAD_SHAPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -52,24 +53,24 @@ def complete_calls(
 ) -> list[ToolCall]:
     """Return the tool calls of a complete reply, each with an id that is not in `used`.
 
+    A call's id stays as the server gave it; only a missing id, or one in `used`, is replaced.  Arguments are read
+    leniently; those that are no object stay as they are, so that the model can be told.
     `is_cut` is True if the reply reached its token limit: a call that was cut off is then left out.
-    Raises InvalidToolCallError for arguments that are not an object, InvalidResponseError for a call without a name.
+    Raises InvalidResponseError for a call without a name.
     """
     whole = []
     for call in calls:
-        arguments = "".join(call.arguments) or "{}"
-        if not is_object(arguments):
-            if is_cut:
-                continue
-            reason = f"{provider}: the arguments of {call.name!r} are not a JSON object"
-            raise InvalidToolCallError("invalid_arguments", reason)
+        arguments = joined_surrogates("".join(call.arguments))
+        if is_cut and arguments and not is_object(arguments):
+            continue
         if not call.name:
-            raise InvalidResponseError("malformed_stream", f"{provider}: a tool call without a name")
+            quoted = f"; its arguments are {arguments[:_MAX_QUOTED_CHARS]!r}" if arguments else ""
+            raise InvalidResponseError("malformed_stream", f"{provider}: a tool call without a name{quoted}")
         call_id = call.id
         while not call_id or call_id in used:
             call_id = ids()
         used.add(call_id)
-        whole.append(ToolCall.of(call_id, call.name, arguments))
+        whole.append(ToolCall.of(call_id, call.name, as_object(arguments) or arguments))
     return whole
 
 
@@ -78,11 +79,3 @@ def string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.80} is not a string")
     return value
-
-
-def is_object(text: str) -> bool:
-    """Whether `text` is a JSON object."""
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
-        return False

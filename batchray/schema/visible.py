@@ -49,9 +49,14 @@ def visible_messages(messages: Iterable[Message], request: LettaRequest) -> list
     if tool_name is None:
         return _as_letta_messages(messages, request)
     messages = list(messages)
-    calls: list[ToolCall] = [call for message in messages for call in message.tool_calls or ()]
-    call_ids = {call.id for call in calls if call.name == tool_name and has_text_argument(call, kwarg)}
-    return _as_letta_messages((_without_returns(message, call_ids) for message in messages), request)
+    # By step too: some models number the calls of each step from the start again.
+    said = {
+        (message.step_id, call.id)
+        for message in messages
+        for call in message.tool_calls or ()
+        if call.name == tool_name and has_text_argument(call, kwarg)
+    }
+    return _as_letta_messages((_without_returns(message, said) for message in messages), request)
 
 
 def _as_letta_messages(messages: Iterable[Message], request: LettaRequest) -> list[LettaMessage]:
@@ -60,9 +65,9 @@ def _as_letta_messages(messages: Iterable[Message], request: LettaRequest) -> li
     return of_types(views, request.include_return_message_types)
 
 
-def _without_returns(message: Message, call_ids: set[str]) -> Message:
+def _without_returns(message: Message, said: set[tuple[str | None, str]]) -> Message:
     returns = message.tool_returns or []
-    kept = [each for each in returns if each.tool_call_id not in call_ids]
+    kept = [each for each in returns if (message.step_id, each.tool_call_id) not in said]
     return message if len(kept) == len(returns) else message.model_copy(update={"tool_returns": kept})
 
 

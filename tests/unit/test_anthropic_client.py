@@ -255,12 +255,6 @@ def test_the_providers_own_tools_come_first() -> None:
     assert body(message("user", "a"), body={"tools": [search]})["tools"] == [search]
 
 
-def test_arguments_that_are_not_an_object_are_refused_by_name() -> None:
-    with pytest.raises(ModelAPIError, match="arguments of 'add' that are not a JSON object") as raised:
-        body(message("assistant", tool_calls=[ToolCall.of("1", "add", "[1]")]))
-    assert raised.value.type == "unsupported_content"
-
-
 def marks(given: dict[str, Any]) -> dict[str, list[Any]]:
     """Return the cache mark, or None, of each tool, system block and content block, by position."""
     blocks = [block for turn in given["messages"] for block in turn["content"]]

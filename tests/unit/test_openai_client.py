@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import pickle
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -110,15 +111,17 @@ async def test_missing_and_duplicate_tool_call_ids_are_replaced(
     assert [each.id for each in reply.tool_calls] == [*kept, *new]
 
 
-async def test_a_tool_call_id_of_an_earlier_message_is_not_reused(client: OpenAIClient) -> None:
-    earlier = [
-        message("assistant", tool_calls=[ToolCall.of("call_other", "a", "{}")]),
-        message("assistant", ToolCallContent(id="call_same", name="a", input={})),
-    ]
-    reply = await client.ask(call(messages=[message("user", "[[tool:a {}]][[sameids]]"), *earlier]))
-    assert reply.tool_calls[0].id.startswith("call_")
-    assert reply.tool_calls[0].id != "call_same"
-    assert len(reply.tool_calls[0].id) == len("call_") + 24
+async def test_a_servers_own_id_is_kept_even_if_it_repeats_an_earlier_one(client: OpenAIClient) -> None:
+    earlier = message("assistant", tool_calls=[ToolCall.of("call_same", "a", "{}")])
+    reply = await client.ask(call(messages=[message("user", "[[tool:a {}]][[sameids]]"), earlier]))
+    assert [each.id for each in reply.tool_calls] == ["call_same"]
+
+
+async def test_a_made_up_id_has_the_form_that_mistral_accepts(client: OpenAIClient) -> None:
+    reply = await client.ask(call("[[tool:a {}]][[tool:a {}]][[noids]]"))
+    first, second = (each.id for each in reply.tool_calls)
+    assert first != second
+    assert all(re.fullmatch("[a-zA-Z0-9]{9}", each) for each in (first, second))
 
 
 async def test_the_first_token_is_the_first_delta_with_content(server: ProviderServer) -> None:

@@ -544,6 +544,18 @@ def test_returns_of_the_message_tool_are_dropped_only_on_demand() -> None:
     assert types_of(only) == ["tool_call_message", "assistant_message"]
 
 
+def test_a_return_of_another_step_with_the_same_call_id_stays_visible() -> None:
+    def step(name: str, step_id: str) -> list[Message]:
+        calls = [ToolCall.of("call_0", name, '{"message": "hi"}')]
+        returned = MessageToolReturn(tool_call_id="call_0", status="success", func_response=name)
+        said = message(tool_calls=calls, step_id=step_id)
+        return [said, message(role="tool", tool_returns=[returned], step_id=step_id)]
+
+    messages = [*step("roll", "step-1"), *step("send_message", "step-2")]
+    asked = visible_messages(messages, request(use_assistant_message=True))
+    assert types_of(asked) == ["tool_call_message", "tool_return_message", "assistant_message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "is_spoken"),
     [
