@@ -207,8 +207,8 @@ class _Connection(asyncio.Protocol):
         if len(self._buffer) < end + 4 + length:
             return
         body, self._buffer = self._buffer[end + 4 : end + 4 + length], self._buffer[end + 4 + length :]
-        method, path, _ = request_line.split(" ", 2)
-        self._route(method, path, headers, body)
+        method, target, _ = request_line.split(" ", 2)
+        self._route(method, target.partition("?")[0], headers, body)
 
     def _route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         server = self._server

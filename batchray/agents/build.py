@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -14,7 +15,7 @@ from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
 from batchray.agents.memory import memory_tools
 from batchray.agents.tools import load_function, load_tools
-from batchray.config import AgentSet, BoundAgent, Provider
+from batchray.config import Access, AgentSet, BoundAgent, Provider
 from batchray.errors import ConfigError
 from batchray.models import CallTimeouts, ModelClient, RateLimitGate, RetryPolicy, make_client
 from batchray.schema import ProviderWait
@@ -27,25 +28,26 @@ class Clients:
     """
 
     def __init__(self, on_provider_wait: Callable[[], None] = lambda: None) -> None:
-        self._clients: dict[tuple[str, str, str | None], ModelClient] = {}
+        self._clients: dict[tuple[str, str, str | None, Access | None], ModelClient] = {}
         self._gates: list[tuple[str, RateLimitGate]] = []
         self._on_provider_wait = on_provider_wait
 
-    def get(self, name: str, provider: Provider, key: SecretStr | None) -> ModelClient:
-        """Return the provider's client.  One per name, settings and key."""
+    def get(self, name: str, provider: Provider, key: SecretStr | None, access: Access | None = None) -> ModelClient:
+        """Return the provider's client.  One per name, settings, key and access."""
         secret = key.get_secret_value() if key else None
-        identity = (name, provider.model_dump_json(), secret)
+        identity = (name, provider.model_dump_json(), secret, access)
         if identity not in self._clients:
             gate = RateLimitGate(time.monotonic, random.Random(), on_change=self._on_provider_wait)
             self._gates.append((name, gate))
             self._clients[identity] = make_client(
                 name,
                 provider.protocol,
-                base_url=provider.base_url,
                 api_key=secret,
-                timeouts=CallTimeouts(**provider.timeouts.model_dump()),
+                auth=provider.auth,
+                timeouts=_timeouts(provider),
                 retry=RetryPolicy(max_retries=provider.max_retries),
                 gate=gate,
+                **_reach(provider, access),
             )
         return self._clients[identity]
 
@@ -60,6 +62,21 @@ class Clients:
         self._gates.clear()
 
 
+def _reach(provider: Provider, access: Access | None) -> dict[str, Any]:
+    """Return how to reach a provider, as arguments of a client."""
+    if access is None:
+        return {"base_url": provider.base_url}
+    given = {name: getattr(access, name) for name in ("base_url", "proxy", "ca_pem", "secrets")}
+    return {**given, "headers": dict(access.headers), "query": dict(access.query)}
+
+
+def _timeouts(provider: Provider) -> CallTimeouts:
+    limits = provider.timeouts
+    # An answer that is not streamed comes at once at its end, after a silence as long as the whole call.
+    idle_s = limits.idle_s if provider.stream else limits.call_s
+    return CallTimeouts(connect_s=limits.connect_s, idle_s=idle_s, call_s=limits.call_s)
+
+
 def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
     """Build the agent's runner.  Raises ConfigError if its Python code cannot be imported."""
     agent = bound.agent
@@ -68,7 +85,9 @@ def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
             return FunctionAgent(load_function(agent.run, bound.import_paths))
         if bound.provider is None or agent.provider_name is None:
             raise ConfigError("it is not bound to a provider")
-        client = clients.get(agent.provider_name, bound.provider, bound.key)
+        client = clients.get(agent.provider_name, bound.provider, bound.key, bound.access)
+        if added := bound.provider.request_body:
+            agent = agent.model_copy(update={"body": {**added, **agent.body}})
         tools = load_tools(agent.tools, agent.tool_timeout_s, bound.import_paths)
         return ToolLoop(agent, client, tools, memory_tools(agent.memory_blocks, agent.tool_timeout_s))
     except ConfigError as error:

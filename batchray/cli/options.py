@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,26 @@ _agents = click.option(
     multiple=True,
     help="YAML or JSON file of agents and providers.  Can be given more than once.",
 )
+
+
+def _load_env_files(context: click.Context, parameter: click.Parameter, files: tuple[Path, ...]) -> None:
+    """Add the variables of the files to this process's environment, which its workers inherit; variables of it win."""
+    if files:
+        from batchray.config.env_file import read_env_file
+
+        values = {name: value for file in files for name, value in read_env_file(file).items()}
+        os.environ.update({name: value for name, value in values.items() if name not in os.environ})
+
+
+_env_file = click.option(
+    "--env-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    is_eager=True,  # other options may come from its variables
+    expose_value=False,
+    callback=_load_env_files,
+    help="File of environment variables, such as .env.  Those that are set already win.",
+)
 _executor = (
     click.option("--lanes", type=click.IntRange(min=1), help="Ray workers to start.  Default: one per CPU, at most 8."),
     click.option("--ray-address", help="Existing Ray cluster.  Default: start one that listens on loopback only."),
@@ -45,9 +66,9 @@ _executor = (
 )
 
 
-def agents_option(command: Command) -> Command:
-    """Add --agents."""
-    return _agents(command)
+def agents_options(command: Command) -> Command:
+    """Add what says what the agents are: --agents, and --env-file with the variables in them."""
+    return _agents(_env_file(command))
 
 
 def executor_options(command: Command) -> Command:

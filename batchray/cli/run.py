@@ -12,7 +12,7 @@ import click
 
 from batchray.cli.exits import Terminated, complain, interruptible, leave
 from batchray.cli.job_names import find_id_to_start
-from batchray.cli.options import DEFAULT_DATA_DIR, Command, agents_option, executor_options, store_options
+from batchray.cli.options import DEFAULT_DATA_DIR, Command, agents_options, executor_options, store_options
 from batchray.cli.output import check_output, write_results
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UsageError
 
@@ -37,7 +37,7 @@ def _run_options(command: Command) -> Command:
     )
     for option in reversed(options):
         command = option(command)
-    return agents_option(store_options(command))
+    return agents_options(store_options(command))
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchray.cli.options import agents_option, executor_options, store_options
+from batchray.cli.options import agents_options, executor_options, store_options
 from batchray.errors import BatchrayError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@agents_option
+@agents_options
 @click.option("--host", help="Address to listen on.  Default: 127.0.0.1.  Any other than loopback needs API keys.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: 8283, as Letta's server.  0: any free port.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), help="Requests in flight at once, of all jobs together.")

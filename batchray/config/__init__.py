@@ -3,12 +3,14 @@
 Owns the models of the configuration files and the rules for joining agents with providers.  Invariants:
 
 - Everything is validated before anything runs.  An error names the file, the line and the value.
-- A key is never part of a snapshot or a repr: a provider names the environment variable that holds its key.
+- A key is never part of a snapshot or a repr: a provider names the environment variable that holds it.
+- The driver's environment says how providers are reached; workers get its values with the agents.
 - Only this package reads `BATCHRAY_*` variables and providers' variables; other code gets the values passed.
 
 Start reading at `settings` (how a driver runs) and `agents` (providers and agents), then `binding` (both joined).
 """
 
+from batchray.config.access import Access
 from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, function_name
 from batchray.config.binding import AgentSet, BoundAgent, bind_agents, load_agents
 from batchray.config.settings import (
@@ -21,6 +23,7 @@ from batchray.config.settings import (
 )
 
 __all__ = [
+    "Access",
     "Agent",
     "AgentSet",
     "BoundAgent",

@@ -12,6 +12,7 @@ import orjson
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from batchray.config.base import PositiveFloat, PositiveInt, Strict
+from batchray.config.reaching import Auth, CaFile, Headers, Proxy, Query, check_address
 
 # Fields of the provider's request body that are options of an agent, outside of `body`.
 _BODY_FIELDS = ("temperature", "max_tokens")
@@ -49,6 +50,20 @@ class Provider(Strict):
     base_url: str | None = None
     """The server's address.  None: Anthropic's own address for protocol anthropic, an error for openai."""
     api_key_env: str | None = None
+    auth: Auth | None = None
+    """The header of the key.  None: that of the protocol, `bearer` for openai and `x-api-key` for anthropic."""
+    headers: Headers = Field(default_factory=dict)
+    """Sent with each call; they win over the protocol's own."""
+    query: Query = Field(default_factory=dict)
+    """Parameters added to the address of each call."""
+    proxy: Proxy = None
+    """The proxy's address.  None: as HTTP_PROXY, HTTPS_PROXY and NO_PROXY say; False: none."""
+    ca_file: CaFile | None = None
+    """PEM file of the certificates to trust instead of the system's."""
+    stream: bool = True
+    """Whether answers are streamed; a server that cannot stream gets `stream: false`."""
+    stream_options: bool = True
+    """Whether protocol openai asks for usage in a stream; some servers refuse the field."""
     max_in_flight: PositiveInt | None = None
     """Limit of requests in flight to this provider, over all jobs of a process.  None: only the windows limit them."""
     max_retries: Annotated[int, Field(ge=0)] = 8
@@ -57,13 +72,15 @@ class Provider(Strict):
 
     @model_validator(mode="after")
     def _check_base_url(self) -> Self:
-        if self.protocol == "offline" or (self.protocol == "anthropic" and self.base_url is None):
-            return self
-        if not re.match(r"https?://[^/]", self.base_url or ""):
-            raise ValueError(f"protocol {self.protocol} needs a base_url that starts with http:// or https://")
-        if self.protocol == "anthropic" and str(self.base_url).rstrip("/").endswith("/v1"):
-            raise ValueError("leave /v1 out of base_url: protocol anthropic calls base_url + /v1/messages")
+        if self.protocol != "offline":
+            check_address(self.protocol, self.base_url)
         return self
+
+    @property
+    def request_body(self) -> dict[str, Any]:
+        """The fields that the provider adds to the body of each model call; those of an agent win."""
+        body: dict[str, Any] = {} if self.stream else {"stream": False}
+        return body if self.stream_options or self.protocol != "openai" else {**body, "stream_options": None}
 
 
 class MemoryBlock(Strict):

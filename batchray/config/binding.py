@@ -10,8 +10,10 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
+from batchray.config.access import Access, access_of, restored_provider, stored_provider
 from batchray.config.agents import Agent, AgentsFile, Provider, agent_to_dict
-from batchray.config.documents import read_mapping
+from batchray.config.documents import Document, read_mapping
+from batchray.config.variables import expand_file
 from batchray.errors import ConfigError
 from batchray.schema.validation_text import first_problem, problem_path
 
@@ -20,7 +22,8 @@ from batchray.schema.validation_text import first_problem, problem_path
 class BoundAgent:
     """An agent with everything that a worker needs to run it.
 
-    `key` is the provider's.  Workers get it inside pickled bytes; neither a repr nor a snapshot shows it.
+    `key` and `access` are the provider's, with values of the environment.  Workers get them inside pickled bytes;
+    neither a repr nor a snapshot shows them.
     `import_paths` are the directories with its Python code.
     """
 
@@ -28,6 +31,7 @@ class BoundAgent:
     provider: Provider | None
     key: SecretStr | None = None
     import_paths: tuple[str, ...] = ()
+    access: Access | None = None
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,13 @@ class AgentSet:
     def snapshot(self, agent_ids: Set[str] | None = None) -> dict[str, Any]:
         """Return the agents, or those in `agent_ids`, as JSON-compatible data, with names instead of keys and code.
 
-        A callable that cannot be imported by name becomes null; a resume has to pass it again.
+        A callable that cannot be imported by name becomes null, and so does a secret that is written out in a file; a
+        resume has to pass them again.
         """
         return {
             agent_id: {
                 "agent": agent_to_dict(bound.agent),
-                "provider": bound.provider.model_dump(mode="json") if bound.provider else None,
+                "provider": stored_provider(bound.provider) if bound.provider else None,
                 "import_paths": list(bound.import_paths),
             }
             for agent_id, bound in self.agents.items()
@@ -64,12 +69,18 @@ class AgentSet:
         snapshot: Mapping[str, Any],
         replaced: AgentSet | None = None,
         environment: Mapping[str, str] | None = None,
+        providers: Mapping[str, Provider] | None = None,
     ) -> AgentSet:
-        """Rebuild a set; agents of `replaced` win.  Raises ConfigError if a callable or a key is missing."""
+        """Rebuild a set; agents of `replaced` win.  Secrets that were not stored come from `providers` of their names.
+
+        Raises ConfigError if a callable or a secret is missing.
+        """
+        environment = os.environ if environment is None else environment
         agents = dict(replaced.agents) if replaced else {}
+        known = providers if providers is not None else replaced.providers if replaced else {}
         for agent_id, kept in snapshot.items():
             if agent_id not in agents:
-                agents[agent_id] = _bound_again(agent_id, kept, os.environ if environment is None else environment)
+                agents[agent_id] = _bound_again(agent_id, kept, environment, known)
         return replace(replaced or cls(), agents=agents)
 
 
@@ -107,14 +118,15 @@ def bind_agents(
     environment = os.environ if environment is None else environment
     known = {**builtin_providers(environment), **(providers or {})}
     bound: dict[str, BoundAgent] = {}
+    accesses: dict[str, Access] = {}
     for position, agent in enumerate(agents):
         location = locations[position] if locations else f"agents[{position}]"
         if agent.id in bound:
             raise ConfigError(f"duplicate agent id {agent.id!r}", location)
         provider = _provider_of(agent, known, location) if agent.provider_name else None
-        bound[agent.id] = BoundAgent(
-            agent, provider, _key_of(agent, provider, environment, location), tuple(import_paths)
-        )
+        key = _key_of(agent, provider, environment, location)
+        access = _access_of(agent, provider, environment, location, accesses)
+        bound[agent.id] = BoundAgent(agent, provider, key, tuple(import_paths), access)
     return AgentSet(bound, known, import_paths=tuple(import_paths))
 
 
@@ -133,12 +145,7 @@ def load_agents(
     locations: list[str] = []
     paths: list[str] = []
     for file in files:
-        document = read_mapping(file, "with the keys providers and agents")
-        try:
-            content = AgentsFile.model_validate(document.data)
-        except ValidationError as error:
-            location = document.location(problem_path(error))
-            raise ConfigError(first_problem(error, AgentsFile), location) from None
+        document, content = _read(file, os.environ if environment is None else environment)
         providers.update(content.providers)
         tools.extend(content.tools)
         agents.extend(content.agents)
@@ -150,13 +157,52 @@ def load_agents(
     return replace(bound, tools=tuple(dict.fromkeys(tools)))
 
 
-def _bound_again(agent_id: str, kept: Mapping[str, Any], environment: Mapping[str, str]) -> BoundAgent:
+def _read(file: Path, environment: Mapping[str, str]) -> tuple[Document, AgentsFile]:
+    """Return an agents file with the values of variables; a relative `ca_file` in it is relative to the file."""
+    document = read_mapping(file, "with the keys providers and agents")
+    data = expand_file(document, environment)
+    providers = data.get("providers")
+    for provider in providers.values() if isinstance(providers, dict) else ():
+        if isinstance(provider, dict) and isinstance(provider.get("ca_file"), str):
+            provider["ca_file"] = str(file.resolve().parent / Path(provider["ca_file"]).expanduser())
+    try:
+        return document, AgentsFile.model_validate(data)
+    except ValidationError as error:
+        location = document.location(problem_path(error))
+        raise ConfigError(first_problem(error, AgentsFile), location) from None
+
+
+def _bound_again(
+    agent_id: str, kept: Mapping[str, Any], environment: Mapping[str, str], known: Mapping[str, Provider]
+) -> BoundAgent:
     location = "the job's snapshot"
     if None in (kept["agent"].get("run", ""), *kept["agent"].get("tools", ())):
         raise ConfigError(f"agent {agent_id!r} is a Python function that cannot be found by name; pass it in agents=")
     agent = Agent.model_validate(kept["agent"])
-    provider = Provider.model_validate(kept["provider"]) if kept["provider"] else None
-    return BoundAgent(agent, provider, _key_of(agent, provider, environment, location), tuple(kept["import_paths"]))
+    name = agent.provider_name or ""
+    provider = restored_provider(name, kept["provider"], known) if kept["provider"] else None
+    key = _key_of(agent, provider, environment, location)
+    access = _access_of(agent, provider, environment, location, {})
+    return BoundAgent(agent, provider, key, tuple(kept["import_paths"]), access)
+
+
+def _access_of(
+    agent: Agent,
+    provider: Provider | None,
+    environment: Mapping[str, str],
+    location: str,
+    known: dict[str, Access],
+) -> Access | None:
+    """Return how to reach the agent's provider, from `known` or added to it."""
+    name = agent.provider_name or ""
+    if provider is None or provider.protocol == "offline":
+        return None
+    if name not in known:
+        try:
+            known[name] = access_of(name, provider, environment)
+        except ConfigError as error:
+            raise ConfigError(f"agent {agent.id!r}: {error.reason}", location) from None
+    return known[name]
 
 
 def _key_of(agent: Agent, provider: Provider | None, environment: Mapping[str, str], location: str) -> SecretStr | None:

@@ -28,8 +28,8 @@ def request_body(call: ModelCall) -> dict[str, Any]:
     those.  Raises ModelAPIError (`unsupported_content`) for a part that the protocol cannot express.
     """
     body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **_body_fields(call)}
-    if body["stream"] is not True:
-        body.pop("stream_options")  # servers refuse it for a reply that is not streamed
+    if body["stream"] is not True or body["stream_options"] is None:
+        body.pop("stream_options")  # servers refuse it for a reply that is not streamed, and some in any case
     body["model"] = call.model
     body["messages"] = [{"role": "system", "content": call.system}] if call.system else []
     for message in call.messages:

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from aiohttp import web
 
 from batchray.agents.build import check_agents_build
 from batchray.callbacks import DELAYS_S, CallbackSender, make_sender
-from batchray.config import AgentSet, ServerSettings
+from batchray.config import AgentSet, Provider, ServerSettings
 from batchray.jobs.retention import run_retention
 from batchray.jobs.runtime import Runtime
 from batchray.server.acceptance import BatchAcceptance
@@ -110,7 +110,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
     needs_key = check_exposure(settings, keys)
     catalog = AgentCatalog(agents)
     await _check_address(settings)
-    async with _open_jobs(settings, runtime) as jobs:
+    async with _open_jobs(settings, runtime, agents.providers) as jobs:
         uploads = Uploads(_empty_upload_directory(settings), settings)
         (await runtime.ensure_executor(settings)).check(agents)
         application = _application(settings, agents, runtime, jobs, uploads, catalog, keys, needs_key=needs_key)
@@ -137,7 +137,9 @@ async def _check_address(settings: ServerSettings) -> None:
 
 
 @asynccontextmanager
-async def _open_jobs(settings: ServerSettings, runtime: Runtime) -> AsyncIterator[_Jobs]:
+async def _open_jobs(
+    settings: ServerSettings, runtime: Runtime, providers: Mapping[str, Provider]
+) -> AsyncIterator[_Jobs]:
     """Open the store and build the parts that run jobs; on exit, stop the jobs, then the tasks, then the store."""
     async with AsyncExitStack() as on_exit:
         storage = ServerStorage(settings, runtime)
@@ -151,7 +153,7 @@ async def _open_jobs(settings: ServerSettings, runtime: Runtime) -> AsyncIterato
             allowed_networks=settings.callback_networks,
             delays_s=settings.callback_delays_s if settings.callback_delays_s is not None else DELAYS_S,
         )
-        scheduler = JobScheduler(settings, runtime, storage, tasks, on_job_end=sender.wake)
+        scheduler = JobScheduler(settings, runtime, storage, tasks, on_job_end=sender.wake, providers=providers)
         yield _Jobs(storage, scheduler, IdleJobs(settings, storage, scheduler, tasks), sender, tasks)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from weakref import WeakValueDictionary
 
-from batchray.config import AgentSet, ServerSettings
+from batchray.config import AgentSet, Provider, ServerSettings
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, StoreUnavailableError
 from batchray.jobs.control import ControlRequest, reopen_job
 from batchray.jobs.idle import cancel_idle_job
@@ -42,8 +42,9 @@ class JobScheduler:
         tasks: BackgroundTasks,
         on_job_end: Callable[[], None],
         restart_delay_s: float = _RESTART_S,
+        providers: Mapping[str, Provider] | None = None,
     ) -> None:
-        self._restart_delay_s = restart_delay_s
+        self._restart_delay_s, self._providers = restart_delay_s, providers or {}
         self._settings, self._runtime, self._tasks = settings, runtime, tasks
         self._store, self._reader = storage.store, storage.reader
         self.on_job_end = on_job_end
@@ -202,7 +203,8 @@ class JobScheduler:
 
     async def _launch(self, job_id: str, entry: JobEntry) -> LocalRun:
         """Start the driver of a job in state STARTING."""
-        agents = AgentSet.from_snapshot(await self._reader.jobs.agent_snapshot(job_id))
+        snapshot = await self._reader.jobs.agent_snapshot(job_id)
+        agents = AgentSet.from_snapshot(snapshot, providers=self._providers)
         store = self._runtime.open_store(self._settings)
         try:
             job = self._runtime.start(job_id, agents, store, self._settings)

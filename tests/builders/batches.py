@@ -160,9 +160,9 @@ BAD_AGENTS_FILES: dict[str, tuple[str | bytes, str]] = {
         "providers: {p: {protocol: anthropic, base_url: 'h'}}",
         "providers.p: protocol anthropic needs a base_url that starts with http:// or https://",
     ),
-    "address-of-anthropic-with-its-path": (
-        "providers: {p: {protocol: anthropic, base_url: 'http://h/v1/'}}",
-        "providers.p: leave /v1 out of base_url: protocol anthropic calls base_url + /v1/messages",
+    "address-of-another-protocol": (
+        "providers: {p: {protocol: anthropic, base_url: 'http://h/v1/chat/completions/'}}",
+        "providers.p: base_url ends in /chat/completions, which is protocol openai, not anthropic",
     ),
     "unknown-protocol": ("providers: {p: {protocol: grpc}}", "providers.p.protocol: Input should be"),
 }

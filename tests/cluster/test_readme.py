@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -111,6 +112,7 @@ def test_an_agents_file_answers_a_request_to_each_of_its_agents(
     with user_directory(tmp_path) as (_, environment):
         directory = tmp_path / "configs" / "quickstart"  # the file names tools of this directory
         (directory / "agents.yaml").write_text(block.text.replace("http://127.0.0.1:8000/v1", provider.base_url))
+        shutil.copy(ROOT / "tests" / "data" / "loopback.pem", directory / "ca.pem")
         requests = "".join(f'{{"agent_id": "{agent_id}", "input": "one two"}}\n' for agent_id in agent_ids)
         command = ["batchray", "run", "-", "--agents", "agents.yaml", "--quiet"]
         environment |= {"LOCAL_API_KEY": "a-key", "BATCHRAY_EXECUTOR": "local"}
