@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         aretry,
         arun,
         attach,
+        jobs,
         resume,
         retry,
         run,
@@ -52,6 +53,7 @@ __all__ = [
     "attach",
     "find_job",
     "is_cancelled",
+    "jobs",
     "load_agents",
     "resume",
     "retry",
@@ -97,6 +99,8 @@ def __getattr__(name: str) -> Any:
             return getattr(import_module(module), name)
     if name in _DEPRECATED:
         return getattr(import_module(_DEPRECATED[name]), name)
+    if name == "jobs":  # a package that can be called
+        return import_module("batchray.jobs")
     raise AttributeError(f"module 'batchray' has no attribute {name!r}")
 
 

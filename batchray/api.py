@@ -7,21 +7,28 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import sys
 from collections.abc import AsyncIterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from pydantic import SecretStr, ValidationError
 
-from batchray.agents.build import check_agents_build
-from batchray.batch.parse import read_callback_url
-from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, load_agents, load_settings
-from batchray.errors import ConfigError, StoreLockedError
-from batchray.jobs.control import reopen_job
-from batchray.jobs.create import Requests, collect, create_job
+from batchray.config import (
+    Agent,
+    AgentSet,
+    Provider,
+    Settings,
+    bind_agents,
+    load_agents,
+    load_settings,
+)
+from batchray.errors import ConfigError
+from batchray.jobs.create import Requests, collect
 from batchray.jobs.handle import Job
-from batchray.jobs.runtime import Runtime
+from batchray.jobs.start import shutdown as shutdown
+from batchray.jobs.start import start_again, submit_with
+from batchray.jobs.states import state_of
 from batchray.schema.validation_text import first_problem
 from batchray.store import Store
 
@@ -103,21 +110,7 @@ def submit(
 
     Raises BatchFormatError or ConfigError if any of the input cannot be used; nothing has run then.
     """
-    chosen = load_settings(**settings)
-    bound = _agent_set(agents, providers)
-    _check_travel(bound, chosen)
-    if callback_url is not None:
-        callback_url = read_callback_url(callback_url)
-    session = _session()
-    store = session.open_store(chosen)
-    try:
-        if any(agent.agent.placement == "process" for agent in bound.agents.values()):
-            session.executor(chosen).check(bound)  # what no node can run is refused before the batch is accepted
-        job_id = session.wait(create_job(store, requests, bound, callback_url))
-        return _started(job_id, bound, store, chosen)
-    except BaseException:
-        session.release_store(store)
-        raise
+    return submit_with(load_settings(**settings), requests, _agent_set(agents, providers), callback_url)
 
 
 def resume(
@@ -174,58 +167,8 @@ def _start_again(
     providers: Providers | None = None,
     **settings: Unpack[SettingsOptions],
 ) -> Job:
-    """Start a job of the store in this process.  A job that has nothing to run is returned as it is."""
-    chosen = load_settings(**settings)
-    if chosen.url is None and not chosen.database.exists():
-        raise ConfigError(f"no batchray data in {chosen.data_dir}; give the --data-dir that the job was run with")
-    session = _session()
-    try:
-        store = session.open_store(chosen)  # for writing: it brings a database of an older version up to this one
-    except StoreLockedError:
-        if is_retry and (done := _with_nothing_to_retry(job_id, chosen)) is not None:
-            return done
-        raise
-    try:
-        record = session.wait(store.database.call(store.jobs.get, job_id))
-        if record.counts["succeeded"] == record.total if is_retry else record.is_ended:
-            session.release_store(store)
-            return Job(job_id, chosen.data_dir, url=chosen.url)
-        if is_retry and not record.is_ended:
-            raise _not_ended(job_id)
-        given = _agent_set(agents, providers) if agents is not None else None
-        snapshot = session.wait(store.database.call(store.jobs.agent_snapshot, job_id))
-        bound = AgentSet.from_snapshot(snapshot, given)
-        check_agents_build(bound)
-        _check_travel(bound, chosen)
-        if is_retry:
-            session.wait(store.database.call(reopen_job, store, job_id))
-        return _started(job_id, bound, store, chosen)
-    except BaseException:
-        session.release_store(store)
-        raise
-
-
-def _with_nothing_to_retry(job_id: str, settings: Settings) -> Job | None:
-    """Return a job of a store that another process writes to, if all of its items have succeeded; None if not.
-
-    Raises ConfigError if it has not ended.
-    """
-    job = Job(job_id, settings.data_dir, url=settings.url)
-    record = job.record()
-    if record.counts["succeeded"] == record.total:
-        return job
-    if not record.is_ended:
-        raise _not_ended(job_id)
-    return None
-
-
-def _not_ended(job_id: str) -> ConfigError:
-    return ConfigError(f"job {job_id} has not ended; `batchray resume` continues it")
-
-
-def _started(job_id: str, agents: AgentSet, store: Store, settings: Settings) -> Job:
-    local_run = _session().start(job_id, agents, store, settings)
-    return Job(job_id, store.data_dir, url=settings.url, local_run=local_run)
+    given = _agent_set(agents, providers) if agents is not None else None
+    return start_again(load_settings(**settings), job_id, given, is_retry=is_retry)
 
 
 def attach(job_id: str, data_dir: str | Path | None = None, database_url: str | None = None) -> Job:
@@ -240,21 +183,28 @@ def attach(job_id: str, data_dir: str | Path | None = None, database_url: str | 
     return job
 
 
-def shutdown() -> None:
-    """Interrupt this process's jobs and end its lanes.  Python's exit does this too."""
-    if _session.cache_info().currsize:
-        _session().close()
-        _session.cache_clear()
+def jobs(data_dir: str | Path | None = None, database_url: str | None = None, *, limit: int | None = None) -> list[Job]:
+    """Return the handles of the jobs in a data directory or database, the newest first; at most `limit` of them.
 
-
-@functools.cache
-def _session() -> Runtime:
-    # The only global state of a process: its lanes are reused by the next job, and end with the process.
-    return Runtime()
+    An argument that is None comes from `BATCHRAY_DATA_DIR` or `BATCHRAY_DATABASE_URL`, as in `submit`.
+    Raises StoreError if there is no store.
+    """
+    settings = load_settings(data_dir=data_dir, database_url=database_url)
+    with Store.open_for_reading(settings.data_dir, settings.url) as store:
+        running = store.running_jobs()
+        return [
+            Job(
+                record.id,
+                settings.data_dir,
+                url=settings.url,
+                seen=f"{state_of(record, store, running)}, {record.done:,} of {record.total:,} done",
+            )
+            for record in store.jobs.find(kind="batch", order="desc", limit=limit)
+        ]
 
 
 def _agent_set(agents: AgentsLike, providers: Providers | None = None) -> AgentSet:
-    """Return the agents bound to their providers.  Raises ConfigError for one that cannot be built."""
+    """Return the agents bound to their providers.  Raises ConfigError for one that is not valid."""
     if isinstance(agents, AgentSet):
         agent_set = agents
     elif isinstance(agents, str | Path):
@@ -263,7 +213,6 @@ def _agent_set(agents: AgentsLike, providers: Providers | None = None) -> AgentS
         parsed = [_validated(Agent, agent, f"agents[{position}]") for position, agent in enumerate(agents)]
         known = {name: _validated(Provider, given, f"providers[{name!r}]") for name, given in (providers or {}).items()}
         agent_set = bind_agents(parsed, known, import_paths=[str(Path.cwd())])
-    check_agents_build(agent_set)
     return agent_set
 
 
@@ -276,16 +225,6 @@ def _validated(model: type[M], given: M | Mapping[str, Any], place: str) -> M:
         raise ConfigError(first_problem(error, model), place) from None
 
 
-def _check_travel(agents: AgentSet, settings: Settings) -> None:
-    """Refuse a Python function that cannot be sent to a lane, before a batch that needs it is accepted."""
-    carried = [bound for bound in agents.agents.values() if any(map(callable, (bound.agent.run, *bound.agent.tools)))]
-    if carried and settings.executor == "ray":
-        from batchray.executors.ray.lane import pack
-
-        for bound in carried:
-            pack(bound)
-
-
 def _watch(job: Job, is_shown: bool) -> Job:
     from batchray.views.progress_display import show_progress
 
@@ -295,8 +234,18 @@ def _watch(job: Job, is_shown: bool) -> Job:
         job.wait()
     except KeyboardInterrupt:
         job.stop()
+        _say_how_to_resume(job)
         raise
     return job
+
+
+def _say_how_to_resume(job: Job) -> None:
+    """Print what an interrupt left, to standard error as the progress is."""
+    record = job.record()
+    if not record.is_ended:
+        place = f", data_dir={str(job.data_dir)!r}" if job.data_dir != Settings.model_fields["data_dir"].default else ""
+        left = f"job {record.id}: interrupted with {record.done:,} of {record.total:,} done; all of them are kept"
+        print(f"{left}\nto continue: batchray.resume({record.id!r}{place})", file=sys.stderr)  # noqa: T201
 
 
 async def _watch_async(job: Job, is_shown: bool) -> Job:

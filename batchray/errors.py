@@ -8,7 +8,7 @@
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
     │   ├── UnknownJobError         no job with that id in this data directory
     │   ├── AmbiguousJobError       several jobs have ids with that beginning
-    │   ├── JobEndedError           a job that has ended cannot be started
+    │   ├── JobEndedError           a job that has ended cannot be started or steered
     │   ├── JobNotEndedError        a job that has not ended cannot be retried
     │   ├── StoreLockedError        another process writes to this data directory
     │   └── KeyInUseError           another batch came with the same idempotency key
@@ -111,14 +111,14 @@ class AmbiguousJobError(UsageError):
 
 
 class JobEndedError(UsageError):
-    """A job that has ended cannot be started."""
+    """A job that has ended cannot be started, paused, resized or canceled."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(job_id)
         self.job_id = job_id
 
     def __str__(self) -> str:
-        return f"job {self.job_id} has ended; `batchray retry` runs its failed items again"
+        return f"job {self.job_id} has already ended; `batchray retry` runs its failed items again"
 
 
 class JobNotEndedError(UsageError):

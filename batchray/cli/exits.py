@@ -25,8 +25,8 @@ def raise_terminated(*_: object) -> NoReturn:
 
 def leave(status: int) -> NoReturn:
     """End executors and stores, then exit."""
-    if "batchray.api" in sys.modules:
-        from batchray.api import shutdown
+    if "batchray.jobs.start" in sys.modules:
+        from batchray.jobs.start import shutdown
 
         with interruptible():
             shutdown()

@@ -12,7 +12,7 @@ import click
 from batchray.cli.exits import complain, leave
 from batchray.cli.job_names import find_ids, find_jobs, place_of
 from batchray.cli.options import Command, store_options, store_settings
-from batchray.cli.output import as_dict, as_line, check_output, print_results, state_of, write_results
+from batchray.cli.output import as_dict, as_line, check_output, print_results, print_summary, write_results
 from batchray.errors import BatchrayError, UsageError
 
 if TYPE_CHECKING:
@@ -31,21 +31,22 @@ def _jobs_argument(is_required: bool = True) -> Callable[[Command], Command]:
 def status(
     names: tuple[str, ...], is_json: bool, config: Path | None, data_dir: Path | None, database_url: str | None
 ) -> None:
-    """Show jobs, one per line.
-
-    Without JOB it shows all jobs.
+    """Show jobs: all of them, one per line, or the named ones with the summary that `batchray run` ends with.
 
     Example: batchray status last
     """
+    from batchray.jobs.states import state_of
     from batchray.store import Store
 
     settings = store_settings(config, data_dir, database_url)
     with Store.open_for_reading(settings.data_dir, settings.url) as store:
         records = [store.jobs.get(job_id) for job_id in find_ids(store, names, place_of(settings))] or store.jobs.find()
         running = store.running_jobs()
-    for record in records:
-        state = state_of(record, settings.data_dir, record.id in running)
+        states = [state_of(record, store, running) for record in records]
+    for record, state in zip(records, states, strict=True):
         click.echo(json.dumps(as_dict(record, state)) if is_json else as_line(record, state))
+        if names and not is_json:
+            print_summary(record, state, settings)
 
 
 @click.command()

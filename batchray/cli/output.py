@@ -12,6 +12,7 @@ from batchray.errors import BatchrayError, ConfigError
 from batchray.support.files import atomic_write
 
 if TYPE_CHECKING:
+    from batchray.config import StoreSettings
     from batchray.jobs.handle import Job
     from batchray.store import JobRecord
 
@@ -56,24 +57,22 @@ def _lines(jobs: Sequence[Job], failed: bool) -> Iterator[str]:
             yield beginning + result.model_dump_json().removeprefix("{")
 
 
-def state_of(record: JobRecord, data_dir: Path, is_running: bool) -> str:
-    """Return an ended job's status; of any other `running`, `paused`, or `unfinished` if no process runs it."""
-    from batchray.jobs.control import ControlFile
+def print_summary(record: JobRecord, state: str, settings: StoreSettings) -> None:
+    """Print a job's outcomes, kinds of failures, durations and tokens so far."""
+    from batchray.jobs.handle import Job
+    from batchray.views.progress_display import summary
 
-    if record.is_ended:
-        return record.status
-    if not is_running:
-        return "unfinished"
-    return "paused" if (ControlFile(data_dir, record.id).read() or {}).get("is_paused") else "running"
+    job = Job(record.id, settings.data_dir, url=settings.url)
+    summary(record, state, job.timing, job.failures())
 
 
 def as_dict(record: JobRecord, state: str) -> dict[str, Any]:
     """Return a job as `status --json` prints it."""
-    names = ("id", "status", "created_at", "started_at", "completed_at", "stop_reason", "total")
+    names = ("id", "created_at", "started_at", "completed_at", "stop_reason", "total")
     more = ("prompt_tokens", "completion_tokens", "ttft_ns", "total_duration_ns")
     return (
         {name: getattr(record, name) for name in names}
-        | {"state": state}
+        | {"status": state, "state": state}
         | record.counts
         | {n: getattr(record, n) for n in more}
     )
@@ -83,4 +82,4 @@ def as_line(record: JobRecord, state: str) -> str:
     """Return a job as `status` prints it."""
     failed = record.done - record.counts["succeeded"]
     when = record.created_at[:19].replace("T", " ")
-    return f"{record.id}  {state:<10}  {record.done:,} of {record.total:,} done, {failed:,} failed  {when}"
+    return f"{record.id}  {state:<11}  {record.done:,} of {record.total:,} done, {failed:,} failed  {when}"

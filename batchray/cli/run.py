@@ -17,8 +17,6 @@ from batchray.cli.output import check_output, write_results
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from batchray.config import Settings
     from batchray.jobs.handle import Job
     from batchray.store import JobRecord
@@ -51,15 +49,15 @@ def run(requests: Path, agents_files: tuple[Path, ...], output: Path | None, **o
 
     Example: batchray run requests.jsonl --agents agents.yaml --output results.jsonl
     """
-    from batchray.api import submit
     from batchray.config import load_agents
+    from batchray.jobs.start import submit_with
 
     if not agents_files:
         raise ConfigError("give the agents that the requests name: --agents FILE")
     check_output(output)
     # Not sys.stdin: after an interrupt a thread may still wait for it, and Python would wait for that thread at exit.
     source = open(0, "rb", closefd=False) if str(requests) == "-" else requests  # noqa: SIM115
-    _watch(lambda settings: submit(source, load_agents(agents_files), **settings.model_dump()), output, options)
+    _watch(lambda settings: submit_with(settings, source, load_agents(agents_files), output=output), output, options)
 
 
 @click.command()
@@ -73,9 +71,7 @@ def resume(name: str, agents_files: tuple[Path, ...], output: Path | None, **opt
 
     Example: batchray resume last --output results.jsonl
     """
-    from batchray.api import submit_resume
-
-    _watch(_starter(submit_resume, name, agents_files, output), output, options)
+    _watch(_starter(name, agents_files, output, is_retry=False), output, options)
 
 
 @click.command()
@@ -89,25 +85,25 @@ def retry(name: str, agents_files: tuple[Path, ...], output: Path | None, **opti
 
     Example: batchray retry last
     """
-    from batchray.api import submit_retry
-
-    _watch(_starter(submit_retry, name, agents_files, output), output, options)
+    _watch(_starter(name, agents_files, output, is_retry=True), output, options)
 
 
 def _starter(
-    submit: Callable[..., Job], name: str, agents_files: tuple[Path, ...], output: Path | None
+    name: str, agents_files: tuple[Path, ...], output: Path | None, *, is_retry: bool
 ) -> Callable[[Settings], Job]:
     """Return the function that starts a job of the store again.  Checks the output and the agents at once."""
     from batchray.config import load_agents
+    from batchray.jobs.start import start_again
 
     check_output(output)
     agents = load_agents(agents_files) if agents_files else None
-    return lambda settings: submit(find_id_to_start(settings, name), agents, **settings.model_dump())
+    return lambda settings: start_again(settings, find_id_to_start(settings, name), agents, output, is_retry=is_retry)
 
 
 def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[str, Any]) -> NoReturn:
     """Start a job, print its id, show its progress, write its results, and exit with its status."""
     from batchray.config import load_settings
+    from batchray.jobs.start import output_of
     from batchray.views.progress_display import show_progress
 
     is_quiet, config = options.pop("quiet"), options.pop("config")
@@ -116,6 +112,7 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
     job: Job | None = None
     try:
         job = start(settings)
+        output = output or output_of(job)
         click.echo(job.id)
         sys.stdout.flush()
         if not is_quiet:
@@ -165,12 +162,9 @@ def _how_to_resume(job: Job, place: str) -> str:
 
 
 def _summarize(job: Job, record: JobRecord, output: Path | None, place: str) -> None:
-    from rich.console import Console
-
     from batchray.views.progress_display import summary
 
-    console: Console = Console(highlight=False)
-    summary(record, job.timing, job.failures(), console)
+    summary(record, record.status, job.timing, job.failures())
     command = f"batchray results {job.id}{place}"
     click.echo(f"results: {output}" if output else f"results: {command}")
     if record.counts["succeeded"] < record.total:

@@ -17,9 +17,11 @@ from batchray.config.settings import (
     ServerSettings,
     Settings,
     StoreSettings,
+    chosen_settings,
     load_server_settings,
     load_settings,
     load_store_settings,
+    with_earlier,
 )
 
 __all__ = [
@@ -34,9 +36,11 @@ __all__ = [
     "Settings",
     "StoreSettings",
     "bind_agents",
+    "chosen_settings",
     "function_name",
     "load_agents",
     "load_server_settings",
     "load_settings",
     "load_store_settings",
+    "with_earlier",
 ]

@@ -112,6 +112,27 @@ class ServerSettings(Settings):
     """Private networks (CIDR) that callbacks may be sent to; public addresses are always allowed."""
 
 
+def chosen_settings(settings: Settings) -> dict[str, Any]:
+    """Return what was chosen for a run, without defaults and without where the job is stored, as JSON-able data."""
+    return settings.model_dump(mode="json", exclude_unset=True, exclude=set(StoreSettings.model_fields))
+
+
+def with_earlier(settings: Settings, earlier: Mapping[str, Any]) -> Settings:
+    """Return settings that take over those of an earlier run, as `chosen_settings` gave them, if not chosen now.
+
+    One that this version does not know, or refuses, is left out.
+    """
+    now = {name: getattr(settings, name) for name in settings.model_fields_set}
+    added = {name: value for name, value in earlier.items() if name in Settings.model_fields and name not in now}
+    while added:
+        try:
+            return Settings(**added, **now)
+        except ValidationError as error:
+            if added.pop(str(error.errors()[0]["loc"][0]), None) is None:
+                break
+    return settings
+
+
 S = TypeVar("S", bound=StoreSettings)
 
 

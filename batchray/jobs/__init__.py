@@ -11,6 +11,7 @@ once, and ends the job.  From there:
 - `running`: a running job's state; `in_flight`, `timing`, `endings`: parts of it; `idle`: jobs that no process runs
 - `runtime`: the event loop, stores and executors that all jobs of a process share; `local_run`: a job that this process
   runs; `handle`: the public `Job`, for a job that any process runs
+- `start`: a job accepted, continued or retried in this process; `states`: the word for a job's state
 
 Invariants:
 
@@ -22,3 +23,20 @@ Invariants:
 - Nothing that matters is kept in Ray: this room imports no Ray, and an executor may disappear at any time.
 - A job that stops for any reason other than its end is left unfinished, and continues from the store.
 """
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+
+class _CallablePackage(ModuleType):
+    """This package: `batchray.jobs()` lists the jobs of a store, although `batchray.jobs` is the room of their code."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return import_module("batchray.api").jobs(*args, **options)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

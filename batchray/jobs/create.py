@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,8 +28,17 @@ Requests = (
 """The accepted forms of a batch.  It is read once, and checked whole before anything runs."""
 
 
-async def create_job(store: Store, requests: Requests, agents: AgentSet, callback_url: str | None) -> str:
-    """Read, check and store a batch; return its job's id.  Raises BatchFormatError and StoreError."""
+async def create_job(
+    store: Store,
+    requests: Requests,
+    agents: AgentSet,
+    callback_url: str | None,
+    run_options: Mapping[str, Any] | None = None,
+) -> str:
+    """Read, check and store a batch; return its job's id.  Raises BatchFormatError and StoreError.
+
+    `run_options` are what a resume of the job takes over.
+    """
     if isinstance(requests, AsyncIterable):
         requests = await collect(requests, store.data_dir, agents)
     if not isinstance(requests, str | Path | list | tuple | Spool):
@@ -40,9 +50,9 @@ async def create_job(store: Store, requests: Requests, agents: AgentSet, callbac
         finally:
             reader.shutdown(wait=False)
         callback_url = callback_url or found_url
-    job_id = new_job_id()
-    await store.database.call(_create, store, job_id, requests, agents, callback_url)
-    return job_id
+    new = NewJob(new_job_id(), agents.snapshot, callback_url, run_options=run_options)
+    await store.database.call(_create, store, new, requests, agents)
+    return new.id
 
 
 def _spooled(requests: Any, agents: AgentSet, directory: Path) -> tuple[Spool, str | None]:
@@ -60,7 +70,7 @@ def _spooled(requests: Any, agents: AgentSet, directory: Path) -> tuple[Spool, s
     return spool, batch.callback_url
 
 
-def _create(store: Store, job_id: str, requests: Requests, agents: AgentSet, callback_url: str | None) -> None:
+def _create(store: Store, new: NewJob, requests: Requests, agents: AgentSet) -> None:
     with contextlib.ExitStack() as spools:
         if isinstance(requests, Spool):
             batch = Batch(iter(spools.enter_context(requests)))
@@ -68,7 +78,7 @@ def _create(store: Store, job_id: str, requests: Requests, agents: AgentSet, cal
             source: Any = Path(requests) if isinstance(requests, str) else requests
             batch = read_batch(source, agents.agents)
         items = (NewItem(*request) for request in batch.requests)
-        store.jobs.create(NewJob(job_id, agents.snapshot, callback_url or batch.callback_url), items)
+        store.jobs.create(replace(new, callback_url=new.callback_url or batch.callback_url), items)
 
 
 async def collect(requests: AsyncIterable[Any], directory: Path, agents: AgentSet) -> Spool:

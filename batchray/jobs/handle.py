@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchray.errors import ConfigError, JobInterruptedError, StoreError
+from batchray.errors import ConfigError, JobEndedError, JobInterruptedError, StoreError
 from batchray.jobs.control import ControlRequest, leave_request
 from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.local_run import LocalRun
+from batchray.jobs.states import state_of
 from batchray.schema import Result
 from batchray.schema.progress import TIMINGS, Percentiles, Progress
 from batchray.store import FailureKind, JobRecord, Store, run_all, running_jobs
@@ -39,14 +40,22 @@ class Job:  # more than 20 methods, because it is the public API of a job
     """
 
     def __init__(
-        self, job_id: str, data_dir: Path, *, url: str | None = None, local_run: LocalRun | None = None
+        self,
+        job_id: str,
+        data_dir: Path,
+        *,
+        url: str | None = None,
+        local_run: LocalRun | None = None,
+        seen: str | None = None,
     ) -> None:
-        self.id, self.data_dir, self._url = job_id, data_dir, url
+        self.id, self.data_dir, self.url, self._seen = job_id, data_dir, url, seen
         self._local = local_run
         self._reader: Store | None = None
         self._reader_lock = threading.Lock()
 
     def __repr__(self) -> str:
+        if self._seen is not None:
+            return f"<Job {self.id}: {self._seen}>"
         where = "running in this process" if self._local is not None and not self._local.is_done else str(self.data_dir)
         return f"<Job {self.id}: {where}>"
 
@@ -63,8 +72,11 @@ class Job:  # more than 20 methods, because it is the public API of a job
 
     @property
     def status(self) -> str:
-        """`created`, `running`, `completed`, `failed`, `cancelled` or `expired`."""
-        return self.record().status
+        """`completed`, `failed`, `cancelled`, `expired`; before its end `created`, `running`, `paused`, `interrupted`.
+
+        An interrupted job has not ended and no process runs it: `batchray resume` continues it.
+        """
+        return state_of(self.record(), self._store(), self._running_ids())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -222,7 +234,7 @@ class Job:  # more than 20 methods, because it is the public API of a job
         with self._reader_lock:
             if self._reader is None:
                 # Without a pool: a program may keep a handle for each of thousands of jobs.
-                self._reader = Store.open_for_reading(self.data_dir, self._url, is_pooled=False)
+                self._reader = Store.open_for_reading(self.data_dir, self.url, is_pooled=False)
                 weakref.finalize(self, self._reader.close)
             return self._reader
 
@@ -231,9 +243,10 @@ class Job:  # more than 20 methods, because it is the public API of a job
 
     def _is_running(self) -> bool:
         """Return whether a process runs the job."""
-        if self._url is None:
-            return self.id in running_jobs(self.data_dir)
-        return self.id in self._store().running_jobs()
+        return self.id in self._running_ids()
+
+    def _running_ids(self) -> set[str]:
+        return running_jobs(self.data_dir) if self.url is None else self._store().running_jobs()
 
     def _record_if_ended(self) -> JobRecord | None:
         """Return the job if it has ended.  Raises JobInterruptedError if it has not, and no process runs it."""
@@ -263,17 +276,19 @@ class Job:  # more than 20 methods, because it is the public API of a job
             if request.is_canceled:
                 self._persist_cancel()
         elif not self.is_done and self._is_running():
-            leave_request(self.data_dir, self._url, self.id, request)
+            leave_request(self.data_dir, self.url, self.id, request)
+        elif self.record().is_ended:
+            raise JobEndedError(self.id)
         elif request.is_canceled:
-            with Store.open(self.data_dir, self._url) as store:
+            with Store.open(self.data_dir, self.url) as store:
                 run_all(cancel_idle_job(store, self.id))
-        elif not self.record().is_ended:
+        else:
             raise self._not_running()
 
     def _persist_cancel(self) -> None:
         """Store the cancel of a job that runs here, so that its next run finds it if this process dies before."""
         try:
-            leave_request(self.data_dir, self._url, self.id, ControlRequest(is_canceled=True))
+            leave_request(self.data_dir, self.url, self.id, ControlRequest(is_canceled=True))
         except (OSError, StoreError) as error:
             logger.warning("job %s is cancelled, but the cancel cannot be stored now: %s", self.id, error)
 

@@ -135,7 +135,10 @@ class Items:
             return [_stored_item(row) for row in connection.execute(query).mappings()]
 
     def timings(self, job: JobRecord) -> Iterator[tuple[str, dict[str, int | None], dict[str, int]]]:
-        """Yield status, timing and usage of every outcome, to rebuild a `Progress` from."""
+        """Yield status, timing and usage of every outcome, to rebuild a `Progress` from.
+
+        An item that ended with its job, without an answer, has no durations.
+        """
         names = ("queued_ns", "ttft_ns", "duration_ns")
         columns = (_outcomes.c.idx, _outcomes.c.status, _outcomes.c.usage, *(_outcomes.c[name] for name in names))
         after = -1
@@ -146,7 +149,8 @@ class Items:
             if not rows:
                 return
             for after, status, usage, *durations in rows:  # noqa: B007
-                yield status, dict(zip(names, durations, strict=True)), orjson.loads(usage)
+                measured = durations if durations[-1] else (None, None, None)
+                yield status, dict(zip(names, measured, strict=True)), orjson.loads(usage)
 
     def count_by_status(self) -> dict[str, int]:
         """Return the number of items of all jobs by outcome; `pending` is the number without one."""

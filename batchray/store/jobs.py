@@ -16,7 +16,17 @@ from batchray.store.database import Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.queries import between, starts_with
 from batchray.store.records import ItemPage, JobRecord, LedJob, NewItem, NewJob, SortOrder, job_record, utc_now
-from batchray.store.tables import DELETED, attempts, callbacks, checkpoints, jobs, leases, outcomes, reopenings
+from batchray.store.tables import (
+    DELETED,
+    attempts,
+    callbacks,
+    checkpoints,
+    jobs,
+    leases,
+    outcomes,
+    reopenings,
+    run_options,
+)
 from batchray.support.failpoints import failpoint
 
 # Without the agents' settings, which may be long.
@@ -79,6 +89,8 @@ class Jobs:
             raise KeyInUseError(f"job {new.id}: another one came with the same idempotency key") from None
         connection.execute(sa.insert(leases).values(job=job, epoch=0, leader="", until=0.0, control_requests=b"{}"))
         self._leases.reserve(connection, job)
+        if new.run_options:
+            connection.execute(sa.insert(run_options).values(job=job, options=orjson.dumps(new.run_options)))
         return job
 
     def start(self, job_id: str) -> LedJob:
@@ -174,6 +186,19 @@ class Jobs:
         )
         if not opened.rowcount:
             raise JobNotEndedError(self._job(connection, job.id).id)
+
+    def run_options(self, job_id: str) -> dict[str, Any]:
+        """Return the options of a job's last run; empty for a job of a server or of an older version."""
+        query = sa.select(run_options.c.options).join(jobs, jobs.c.job == run_options.c.job)
+        with self._database.reading() as connection:
+            return orjson.loads(connection.execute(query.where(jobs.c.id == job_id)).scalar() or b"{}")  # type: ignore[no-any-return]
+
+    def set_run_options(self, job_id: str, options: Mapping[str, Any]) -> None:
+        """Replace the options of a job's last run."""
+        with self._database.transaction() as connection:
+            key = self._job(connection, job_id).key
+            connection.execute(sa.delete(run_options).where(run_options.c.job == key))
+            connection.execute(sa.insert(run_options).values(job=key, options=orjson.dumps(options)))
 
     def opened_at(self, job: JobRecord) -> str:
         """Return when the job was created, or last reopened: its deadline counts from then."""

@@ -46,6 +46,12 @@ class Leases:
             raise LeaseLostError(job.id)
         return orjson.loads(requests)  # type: ignore[no-any-return]
 
+    def asked(self, job: JobRecord) -> dict[str, Any]:
+        """Return what is asked of the job's leader, whichever process that is."""
+        with self._database.reading() as connection:
+            query = sa.select(leases.c.control_requests).where(leases.c.job == job.key)
+            return orjson.loads(connection.execute(query).scalar() or b"{}")  # type: ignore[no-any-return]
+
     def release(self, job: LedJob) -> None:
         """Expire a lease, so that another process can take the job at once.  An ended job keeps its callback here."""
         unended = sa.select(jobs.c.job).where(jobs.c.job == job.key, jobs.c.completed_at.is_(None))

@@ -25,6 +25,7 @@ class NewJob:
 
     `snapshot` returns the settings of the agents that it is given the ids of.  `kind` is `batch`, or `run` for one
     request to one agent, `agent_id`.  `idempotency_key` is unique for a user; `body_digest` is that of its body.
+    `run_options` are what a resume of the job takes over, as JSON-able data.
     """
 
     id: str
@@ -35,6 +36,7 @@ class NewJob:
     agent_id: str | None = None
     idempotency_key: str | None = None
     body_digest: str | None = None
+    run_options: Mapping[str, Any] | None = None
 
 
 class NewItem(NamedTuple):

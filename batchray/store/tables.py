@@ -121,6 +121,14 @@ reopenings = sa.Table(
     sa.Column("reopened_at", TEXT, nullable=False),
 )
 
+# The settings and the output file of a job's last run, which a resume takes over.  A server's jobs have no row.
+run_options = sa.Table(
+    "run_options",
+    metadata,
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("options", sa.LargeBinary, nullable=False),
+)
+
 agents = sa.Table(
     "agents",
     metadata,

@@ -119,10 +119,18 @@ def duration(seconds: float) -> str:
 
 
 def summary(
-    record: JobRecord, timing: dict[str, Percentiles], failures: Sequence[FailureKind], console: Console
+    record: JobRecord,
+    state: str,
+    timing: dict[str, Percentiles],
+    failures: Sequence[FailureKind],
+    console: Console | None = None,
 ) -> None:
-    """Print a job's outcomes, kinds of failures, durations and tokens."""
-    console.print(_outcomes_table(record))
+    """Print a job's outcomes, kinds of failures, durations and tokens; `state` is the word for its state now."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+    console.print(_outcomes_table(record, state))
     if failures:
         console.print(_failures_table(failures))
     console.print(_timing_table(timing))
@@ -133,8 +141,8 @@ def summary(
         console.print(f"took: {took} from the first start to the last end", highlight=False)
 
 
-def _outcomes_table(record: JobRecord) -> Table:
-    table = _table(f"{record.total:,} requests: job {record.status}", "outcome", "requests", "share")
+def _outcomes_table(record: JobRecord, state: str) -> Table:
+    table = _table(f"{record.total:,} requests: job {state}", "outcome", "requests", "share")
     for status, count in record.counts.items():
         if count or status in ("succeeded", "errored"):
             table.add_row(status, f"{count:,}", share(count, record.total))

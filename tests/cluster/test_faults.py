@@ -307,15 +307,15 @@ def test_an_unreachable_cluster_is_one_error_message(tmp_path: Path) -> None:
     assert f"batchray resume {out.strip()}" in err
 
 
-def test_status_tells_running_paused_and_unfinished_apart(tmp_path: Path) -> None:
+def test_status_tells_running_paused_and_interrupted_apart(tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 400, 0.1)
     options = ("--max-in-flight", "4", "--executor", "local")
     with run_until(tmp_path, 4, *options) as (first, first_id):
         first.kill()
     with run_until(tmp_path, 4, *options) as (second, second_id):
-        assert states(tmp_path) == {first_id: "unfinished", second_id: "running"}
+        assert states(tmp_path) == {first_id: "interrupted", second_id: "running"}
         call_cli("pause", second_id, cwd=tmp_path)
-        assert states(tmp_path) == {first_id: "unfinished", second_id: "paused"}
+        assert states(tmp_path) == {first_id: "interrupted", second_id: "paused"}
         call_cli("unpause", second_id, cwd=tmp_path)
         assert states(tmp_path)[second_id] == "running"
         second.terminate()
@@ -324,7 +324,7 @@ def test_status_tells_running_paused_and_unfinished_apart(tmp_path: Path) -> Non
     assert second.returncode == 143
     assert f"batchray resume {second_id}" in err
     call_cli("cancel", first_id, cwd=tmp_path)  # no process runs this job
-    assert states(tmp_path) == {first_id: "cancelled", second_id: "unfinished"}
+    assert states(tmp_path) == {first_id: "cancelled", second_id: "interrupted"}
 
 
 def call_cli(*arguments: str, cwd: Path) -> str:

@@ -36,14 +36,14 @@ def states(config: str, *names: str) -> list[tuple[str, str]]:
     """Return the ids and states that `status` prints."""
     done = call("status", *names, "--config", config)
     assert done.exit_code == 0, done
-    return [(line.split()[0], line.split()[1]) for line in done.output.splitlines()]
+    return [(line.split()[0], line.split()[1]) for line in done.output.splitlines() if line.startswith("job-")]
 
 
 def test_jobs_of_a_database_are_found_and_cancelled_by_short_names(config: str) -> None:
     first, second, last = IDS
-    assert states(config, "last") == [(last, "unfinished")]
+    assert states(config, "last") == [(last, "interrupted")]
     assert call("cancel", "last", second[4:], "--config", config).exit_code == 0
-    assert states(config) == [(first, "unfinished"), (second, "cancelled"), (last, "cancelled")]
+    assert states(config) == [(first, "interrupted"), (second, "cancelled"), (last, "cancelled")]
     done = call("results", "last", "--config", config, "--output", config + ".jsonl")
     assert done.exit_code == 0
     assert len(Path(config + ".jsonl").read_text().splitlines()) == 1

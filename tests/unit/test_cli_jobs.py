@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+import batchray
 from batchray.cli.main import cli
 from batchray.errors import (
     AmbiguousJobError,
@@ -54,7 +57,7 @@ def shown(*arguments: str) -> list[str]:
     """Return the ids that `status` prints."""
     done = call("status", *arguments)
     assert done.exit_code == 0, done
-    return [line.split()[0] for line in done.output.splitlines()]
+    return [line.split()[0] for line in done.output.splitlines() if line.startswith("job-")]
 
 
 def refused(kind: type[BatchrayError], *arguments: str) -> str:
@@ -128,11 +131,51 @@ def test_several_jobs_are_cancelled_at_once(data: Path) -> None:
 def test_a_job_that_cannot_be_steered_is_reported_and_the_others_are_steered(data: Path) -> None:
     call("cancel", FIRST, "--data-dir", str(data))
     done = call("pause", SECOND, FIRST, THIRD, "--data-dir", str(data))
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert [line.partition(": ")[2][: len(FIRST) + 4] for line in done.output.splitlines()] == [
         f"job {SECOND}",
+        f"job {FIRST}",
         f"job {THIRD}",
     ]
+
+
+@pytest.mark.parametrize("command", ["pause", "unpause", "cancel"])
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_steering_an_ended_job_is_refused_whether_its_store_has_a_writer_or_not(
+    command: str, has_writer: bool, data: Path
+) -> None:
+    call("cancel", FIRST, "--data-dir", str(data))
+    with Store.open(data) if has_writer else contextlib.nullcontext():
+        done = call(command, FIRST, "--data-dir", str(data))
+    assert (done.exit_code, "has already ended" in done.output) == (2, True), done.output
+
+
+def test_the_status_of_a_named_job_is_the_summary_of_its_run(data: Path) -> None:
+    text = call("status", FIRST, "--data-dir", str(data)).output
+    assert f"{FIRST}  interrupted" in text
+    assert "2 requests: job interrupted" in text
+    assert re.search(r"not done +2 +100.0%", text), text
+    call("cancel", FIRST, "--data-dir", str(data))
+    text = call("status", FIRST, "--data-dir", str(data)).output
+    assert "2 requests: job cancelled" in text
+    # Items that never ran have no durations.
+    assert len(re.findall(r"(?:before its start|start to first token|start to end)(?: +-){3} *\n", text)) == 3, text
+
+
+def test_the_states_of_jobs_have_the_same_words_everywhere(data: Path) -> None:
+    with Store.open(data) as store:
+        for job_id in (FIRST, SECOND):
+            store.mark_running(job_id)
+            store.jobs.start(job_id)
+        call("pause", SECOND, "--data-dir", str(data))
+        printed = [json.loads(line) for line in call("status", "--json", "--data-dir", str(data)).output.splitlines()]
+        listed = {job.id: job for job in batchray.jobs(data)}
+    words = {FIRST: "running", SECOND: "paused", THIRD: "interrupted"}
+    assert {line["id"]: line["status"] for line in printed if line["id"] in words} == words
+    assert [listed[job_id].id for job_id in listed] == [THIRD, SECOND, FIRST]
+    for job_id, word in words.items():
+        assert repr(listed[job_id]) == f"<Job {job_id}: {word}, 0 of 2 done>"
+    assert batchray.attach(THIRD, data).status == "interrupted"  # no process has the store open now
 
 
 def test_results_of_several_jobs_say_which_job_they_are_of(data: Path) -> None:

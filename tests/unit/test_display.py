@@ -113,7 +113,7 @@ def test_a_share_is_100_percent_only_when_it_is_all(count: int, text: str) -> No
 
 def printed(record: JobRecord, timing: dict[str, Percentiles], *failures: FailureKind) -> str:
     file = io.StringIO()
-    summary(record, timing, failures, Console(file=file, width=100))
+    summary(record, record.status, timing, failures, Console(file=file, width=100))
     return file.getvalue()
 
 
