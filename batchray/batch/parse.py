@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from batchray.batch.fast_path import parse_simple_requests
 from batchray.batch.rules import RequestRules
+from batchray.batch.source import BOM, open_file, open_stream, readable, remedy
 from batchray.batch.spool import RawRequest
 from batchray.batch.strict_json import MAX_DEPTH, refuse_duplicate_members, request_index_at, strict_json
 from batchray.errors import BatchFormatError, EmptyBatchError
@@ -28,6 +29,8 @@ from batchray.schema.validation_text import request_problem
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request: no provider that we know of takes a larger body (Anthropic documents 32 MB)."""
+
+Buffer = mmap.mmap | bytes | memoryview
 
 # How many small requests of a body are validated together.
 _GROUP, _GROUP_BYTES = 500, 1024 * 1024
@@ -48,27 +51,26 @@ class Batch(NamedTuple):
 def read_batch(source: Path | BinaryIO | Iterable[Any], agents: Iterable[str]) -> Batch:
     """Return the batch in `source`; requests are validated during iteration.
 
-    `source` is a path (JSON Lines, or JSON with the whole `{"requests": [...]}` body), an open binary file, or an
-    iterable of requests (mappings or AgentRequest).  `agents` are the ids that requests may name.
+    `source` is a path (JSON Lines, a JSON array of requests, or JSON with the whole `{"requests": [...]}` body), an
+    open binary file, or an iterable of requests (mappings or AgentRequest).  Files are in UTF-8 or UTF-16, and may be
+    compressed with gzip.  `agents` are the ids that requests may name.
     Raises BatchFormatError, here or during iteration, with the line or index.
     """
     rules = RequestRules(agents)
     if isinstance(source, Path):
-        try:
-            stream = source.open("rb")
-        except OSError as error:
-            raise BatchFormatError(f"{source} cannot be read: {error.strerror}") from None
-        return _from_stream(stream, rules, is_lines=source.suffix.lower() in (".jsonl", ".ndjson"))
+        return _from_stream(
+            open_file(source), rules, is_lines=".jsonl" in source.suffixes or ".ndjson" in source.suffixes
+        )
     if isinstance(source, TextIOBase):
         raise BatchFormatError("an open file must be open in binary mode")
     if isinstance(source, IOBase):
-        return _from_stream(cast(BinaryIO, source), rules, is_lines=False)
+        return _from_stream(open_stream(cast(BinaryIO, source)), rules, is_lines=False)
     return Batch(_refuse_empty(_from_objects(source, rules)))
 
 
 def read_body(buffer: mmap.mmap | bytes, agents: Iterable[str]) -> Batch:
     """Return the batch in a whole `{"requests": [...]}` body.  See `read_batch`."""
-    return _from_buffer(buffer, RequestRules(agents, accepts_unused=True))
+    return _from_buffer(buffer, RequestRules(agents, accepts_unused=True), accepts_array=False)
 
 
 def parse_request(raw: bytes | memoryview, rules: RequestRules) -> RawRequest:
@@ -82,31 +84,48 @@ def parse_request(raw: bytes | memoryview, rules: RequestRules) -> RawRequest:
 
 
 def _from_stream(stream: BinaryIO, rules: RequestRules, *, is_lines: bool) -> Batch:
-    first = stream.readline(MAX_REQUEST_BYTES + 1)
-    if is_lines or _is_request_line(first):
-        return Batch(_refuse_empty(_from_lines(stream, first, rules)))
-    return _from_body(stream, first, rules)
+    blank: list[bytes] = []
+    try:
+        with readable():
+            while (first := stream.readline(MAX_REQUEST_BYTES + 1)) and not first.removeprefix(BOM).strip():
+                blank.append(first)
+    except BaseException:
+        stream.close()
+        raise
+    if _is_request_line(first.removeprefix(BOM), is_lines):
+        return Batch(_refuse_empty(_from_lines(stream, [*blank, first], rules)))
+    return _from_body(stream, b"".join(blank) + first, rules)
 
 
-def _is_request_line(first: bytes) -> bool:
-    """Return whether a first line is one request of JSON Lines, not the start of a whole batch."""
+def _is_request_line(first: bytes, is_lines: bool) -> bool:
+    """Return whether a first line is one request of JSON Lines, not the start of a whole batch.
+
+    `is_lines` is whether the name of the file says so, for a line that cannot be read.
+    """
     try:
         value = orjson.loads(first)
     except orjson.JSONDecodeError:
-        return not first.lstrip().startswith((b"{", b"[")) or (b'"agent_id"' in first and b'"requests"' not in first)
+        if not first.lstrip().startswith((b"{", b"[")):
+            return True
+        is_start = first.lstrip().startswith(b"[") or first.strip() == b"{" or b'"requests"' in first
+        return not is_start and (is_lines or b'"agent_id"' in first)
     return not (isinstance(value, dict) and "requests" in value) and not isinstance(value, list)
 
 
-def _from_lines(stream: BinaryIO, first: bytes, rules: RequestRules) -> Iterator[RawRequest]:
+def _from_lines(stream: BinaryIO, first: Sequence[bytes], rules: RequestRules) -> Iterator[RawRequest]:
     rest = iter(lambda: stream.readline(MAX_REQUEST_BYTES + 1), b"")
-    with stream:
-        for number, line in enumerate(itertools.chain([first] if first else [], rest), start=1):
-            if line.isspace():
+    with stream, readable():
+        for number, line in enumerate(itertools.chain(first, rest), start=1):
+            line = line.removeprefix(BOM)  # of the file, or of one that was appended
+            if line.isspace() or line.strip() in (b"", b"\x1a"):  # Ctrl-Z: the end of a text of DOS
                 continue
             try:
                 yield parse_request(line.rstrip(b"\r\n"), rules)
             except BatchFormatError as error:
-                raise error.at(line=number) from None
+                reason = error.reason
+                if reason.startswith("not JSON"):
+                    reason += remedy(line.rstrip(b"\r\n"), reason, number)
+                raise type(error)(reason, number, None, error.path) from None
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,18 +135,22 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 
 def _from_body(stream: BinaryIO, first: bytes, rules: RequestRules) -> Batch:
     """Read a whole body; a file is mapped, so that the kernel reads its pages when they are needed."""
-    with stream:
-        return _from_buffer(_mapped(stream) or first + stream.read(), rules)
+    with stream, readable():
+        return _from_buffer(_mapped(stream) or first + stream.read(), rules, accepts_array=True)
 
 
-def _from_buffer(buffer: mmap.mmap | bytes, rules: RequestRules) -> Batch:
+def _from_buffer(buffer: Buffer, rules: RequestRules, *, accepts_array: bool) -> Batch:
     """Split a whole body into its requests."""
+    if buffer[: len(BOM)] == BOM:
+        buffer = memoryview(buffer)[len(BOM) :]
     try:
-        body = msgspec.json.decode(buffer, type=_Body)
+        body = msgspec.json.decode(buffer, type=_Body | list[msgspec.Raw] if accepts_array else _Body)
     except msgspec.ValidationError as error:
-        raise _no_batch(str(error)) from None
+        raise _no_batch(buffer, str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _body_error(buffer, error) from None
+    if isinstance(body, list):
+        return Batch(_refuse_empty(_from_raw_requests(body, rules)))
     names = re.findall(rb'"(requests|callback_url)"\s*:', buffer)
     if len(names) > len(set(names)):  # a duplicate in the body, or a member of a request
         refuse_duplicate_members(buffer)
@@ -144,14 +167,16 @@ def _mapped(stream: BinaryIO) -> mmap.mmap | None:
         return None
 
 
-def _no_batch(problem: str) -> BatchFormatError:
+def _no_batch(buffer: Buffer, problem: str) -> BatchFormatError:
     """Return why a JSON document is not a batch."""
+    if problem.startswith("Object ") and not re.search(rb'"requests"\s*:', buffer):
+        return BatchFormatError('not a batch: one JSON object; write a request on one line, or {"requests": [...]}')
     if found := re.search("unknown field `(.{1,60})`", problem):
         return BatchFormatError(f"unknown key {found[1]!r} in the body; it has `requests` and `callback_url`")
-    return BatchFormatError(f"not a batch: {problem[0].lower()}{problem[1:]}")
+    return BatchFormatError(f'not a batch: {problem[0].lower()}{problem[1:]}; a batch is {{"requests": [...]}}')
 
 
-def _body_error(buffer: mmap.mmap | bytes, error: Exception) -> BatchFormatError:
+def _body_error(buffer: Buffer, error: Exception) -> BatchFormatError:
     """Return why a body cannot be split into requests, with the index of the bad request."""
     byte = re.search(r"\(byte (\d+)\)$", str(error))
     index = (
@@ -185,7 +210,11 @@ def _one_by_one(slices: Sequence[msgspec.Raw], start: int, rules: RequestRules) 
 
 
 def _from_objects(requests: Iterable[Any], rules: RequestRules) -> Iterator[RawRequest]:
-    if not isinstance(requests, Iterable):
+    if hasattr(requests, "to_dict"):
+        raise BatchFormatError(f"not a {type(requests).__name__}; pass its rows: frame.to_dict('records')")
+    if isinstance(requests, Mapping):
+        raise BatchFormatError("a batch is a list of requests, not a mapping; put the request into a list")
+    if not isinstance(requests, Iterable) or isinstance(requests, bytes | bytearray | memoryview):
         raise BatchFormatError(f"a batch is a path, an open file or an iterable, not {type(requests).__name__}")
     for index, request in enumerate(requests):
         try:

@@ -45,21 +45,23 @@ def strict_json(raw: bytes) -> Any:
     return value
 
 
-def request_index_at(buffer: mmap.mmap | bytes, position: int) -> int | None:
+def request_index_at(buffer: mmap.mmap | bytes | memoryview, position: int) -> int | None:
     """Return the index of the request at a byte of a body, or nested too deep before it; None outside `requests`."""
-    index, key = None, b""
+    index, key, inside = None, b"", 2
     for start, depth, token in _tokens(buffer):
         if start >= position or depth > MAX_DEPTH + 2:
             break
-        if depth == 1:
+        if depth == 0 and token == b"[":  # a body that is only the array of requests
+            index, inside = 0, 1
+        elif depth == 1 < inside:
             index = 0 if token == b"[" and key == b'"requests"' else None
             key = token if token.startswith(b'"') else key
-        elif depth == 2 and token == b"," and index is not None:
+        elif depth == inside and token == b"," and index is not None:
             index += 1
     return index
 
 
-def refuse_duplicate_members(buffer: mmap.mmap | bytes) -> None:
+def refuse_duplicate_members(buffer: mmap.mmap | bytes | memoryview) -> None:
     """Raise BatchFormatError if a body has two top-level members of one name."""
     seen: set[bytes] = set()
     last = b""
@@ -71,7 +73,7 @@ def refuse_duplicate_members(buffer: mmap.mmap | bytes) -> None:
         last = token
 
 
-def _tokens(buffer: mmap.mmap | bytes) -> Iterator[tuple[int, int, bytes]]:
+def _tokens(buffer: mmap.mmap | bytes | memoryview) -> Iterator[tuple[int, int, bytes]]:
     """Yield the position, nesting depth and text of each string, bracket, colon and comma."""
     depth = 0
     for found in _TOKEN.finditer(buffer):
@@ -119,7 +121,9 @@ def _raise_reason(raw: bytes, error: orjson.JSONDecodeError) -> NoReturn:
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as bad:
-        raise BatchFormatError(f"not UTF-8: byte 0x{raw[bad.start]:02x} at column {bad.start + 1}") from None
+        raise BatchFormatError(
+            f"not UTF-8: byte 0x{raw[bad.start]:02x} at column {bad.start + 1}; encode it as UTF-8"
+        ) from None
     if raw.startswith(b"\xef\xbb\xbf"):
         raise BatchFormatError("starts with a byte order mark; write UTF-8 without one") from None
     if "depth" in error.msg or "recursion" in error.msg:

@@ -44,8 +44,8 @@ def _run_options(command: Command) -> Command:
 def run(requests: Path, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     """Run the batch in REQUESTS and wait for it.
 
-    REQUESTS is a file of JSON Lines with one request per line, a JSON file with a whole {"requests": [...]} body, or -
-    for standard input.
+    REQUESTS is a file of JSON Lines with one request per line, a JSON file with an array of requests or with a whole
+    {"requests": [...]} body, or - for standard input.  It may be compressed with gzip.
 
     Example: batchray run requests.jsonl --agents agents.yaml --output results.jsonl
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import NamedTuple
 
 GOOD = b'{"agent_id":"a","input":"x"}'
@@ -58,7 +59,6 @@ BAD_REQUESTS = {
     "anthropic-batch": Bad(b'{"custom_id":"1","params":{"messages":[]}}', "an Anthropic batch entry; write its params"),
     "not-utf8": Bad(b'{"agent_id":"a","input":"\xff"}', "not UTF-8: byte 0xff at column 26"),
     "utf16": Bad(GOOD.decode().encode("utf-16"), "not UTF-8: ", "not JSON: "),
-    "bom": Bad(b"\xef\xbb\xbf" + GOOD, "starts with a byte order mark", "not JSON: "),
     "lone-surrogate": Bad(b'{"agent_id":"a","input":"\\ud800"}', "not JSON: "),
     "100-deep": Bad(with_value(b"[" * 100 + b"]" * 100), "nested deeper than 64 levels"),
     "1000-deep": Bad(with_value(b"[" * 1000 + b"]" * 1000), "nested deeper than 64 levels"),
@@ -88,11 +88,21 @@ BAD_BODIES = {
     "bad-callback-url": (b'{"requests":[%s],"callback_url":"ftp://h"}' % GOOD, "callback_url: URL scheme should be"),
     "no-requests": (b'{"requests":[]}', "the batch is empty"),
     "requests-no-list": (b'{"requests":5}', "not a batch: expected `array`, got `int`"),
-    "a-list": (b"[%s]" % GOOD, "not a batch: expected `object`, got `array`"),
+    "a-list-of-no-requests": (b'[%s, "x"]' % GOOD, "requests[1]: a request is a JSON object, not str"),
+    "a-cut-off-list": (b"[%s,%s,{x]" % (GOOD, GOOD), "requests[2]: not JSON: "),
+    "a-request-on-lines": (GOOD.replace(b",", b",\n"), "line 1: not JSON: unexpected end of data"),
+    "an-object": (b'{"a": \n1}', 'not a batch: one JSON object; write a request on one line, or {"requests": [...]}'),
     "cut-off": (b'{"requests":[%s,' % GOOD, "neither JSON Lines nor a JSON batch: "),
     "unknown-key-of-a-body": (b'{"requests":[%s],"priority":7}' % GOOD, "unknown key 'priority' in the body; it has"),
     "more-behind-it": (b'{"requests":[%s]} x' % GOOD, "neither JSON Lines nor a JSON batch: "),
-    "bom": (b'\xef\xbb\xbf{"requests":[%s]}' % GOOD, "line 1: starts with a byte order mark"),
+    "csv": (b"agent_id,input\na,hi\n", "line 1: not JSON: unexpected character"),
+    "cr-only": (GOOD + b"\r" + GOOD + b"\r", "line 1: not JSON: unexpected content after document"),
+    "zip": (b"PK\3\4...", "the input is a ZIP archive or an Excel workbook; write JSON Lines instead"),
+    "parquet": (b"PAR1...", "the input is Parquet; in Python, pass pandas.read_parquet"),
+    "utf-32": (GOOD.decode().encode("utf-32"), "the input is UTF-32; save it as UTF-8"),
+    "cut-off-utf-16": (GOOD.decode().encode("utf-16")[:-1], "the input is damaged UTF-16: truncated data"),
+    "cut-off-gzip": (gzip.compress(GOOD)[:-10], "the gzip data is cut off or damaged: "),
+    "damaged-gzip": (gzip.compress(GOOD)[:20] + b"!!!!" + gzip.compress(GOOD)[24:], "the gzip data is cut off or dam"),
     "empty-file": (b"", "the batch is empty"),
     "blank-lines": (b"\n \n\n", "the batch is empty"),
 }

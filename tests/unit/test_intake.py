@@ -4,17 +4,20 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchray.batch.fast_path import parse_simple_requests
-from batchray.batch.parse import MAX_REQUEST_BYTES, Batch, _validate, read_batch
+from batchray.batch.parse import MAX_REQUEST_BYTES, Batch, _validate, read_batch, read_body
 from batchray.batch.rules import RequestRules
+from batchray.batch.source import BOM
 from batchray.batch.spool import RawRequest, Spool
 from batchray.batch.strict_json import MAX_DEPTH, strict_json
 from batchray.errors import BatchFormatError
@@ -52,7 +55,7 @@ def test_a_bad_request_of_a_body_is_refused_with_its_index(bad: Bad) -> None:
     assert (bad.in_body or bad.reason) in str(error)
 
 
-@pytest.mark.parametrize("name", sorted(BAD_REQUESTS.keys() - {"a-list"}))
+@pytest.mark.parametrize("name", sorted(BAD_REQUESTS.keys() - {"a-list", "utf16"}))
 def test_a_bad_first_line_of_a_stream_is_still_a_line(name: str) -> None:
     error = refusal(io.BytesIO(BAD_REQUESTS[name].request + b"\n" + GOOD + b"\n"))
     assert (error.line, error.index) == (1, None)
@@ -75,6 +78,47 @@ def test_an_input_of_another_type_is_refused(tmp_path: Path) -> None:
     assert "the batch is empty" in str(refusal([]))
 
 
+class Pipe(io.RawIOBase):
+    """A stream that gives one byte at a time."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        byte = self._content.read(1)
+        buffer[: len(byte)] = byte
+        return len(byte)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("csv", "it looks like CSV; pandas converts it: read_csv(FILE).to_json("),
+        ("cr-only", "end lines with LF, not with CR alone"),
+        ("a-request-on-lines", "a request must be whole on its line"),
+    ],
+)
+def test_a_usual_mistake_comes_with_its_remedy(name: str, remedy: str) -> None:
+    assert f"; {remedy}" in str(refusal(io.BytesIO(BAD_BODIES[name][0])))
+
+
+def test_other_remedies_are_given_too() -> None:
+    assert "write one request a line" in str(refusal(io.BytesIO(GOOD + b" " + GOOD)))
+    assert "line 2: not JSON" in str(refusal(io.BytesIO(GOOD + b"\n" + bytes(20))))
+    assert "it has NUL bytes" in str(refusal(io.BytesIO(GOOD + b"\n" + bytes(20))))
+    assert "put the request into a list" in str(refusal(json.loads(GOOD)))
+    assert "frame.to_dict('records')" in str(refusal(pandas.DataFrame([json.loads(GOOD)])))
+    assert "not bytes" in str(refusal(GOOD))
+
+
+def test_a_body_over_http_is_no_array() -> None:
+    with pytest.raises(BatchFormatError, match="expected `object`, got `array`; a batch is"):
+        read_body(b"[%s]" % GOOD, AGENTS)
+
+
 LINES = [
     GOOD,
     b'  {"agent_id": "b", "custom_id": "c-1", "messages": [{"role": "user", "content": "\xc3\xa4"}]}  ',
@@ -85,6 +129,11 @@ LINES = [
 ]
 FORMS: dict[str, Callable[[list[bytes]], bytes]] = {
     "lines": lambda lines: b"\n".join(lines),
+    "lines-with-byte-order-marks": lambda lines: b"".join(BOM + line + b"\r\n" for line in lines),
+    "lines-of-dos": lambda lines: b"\r\n".join(lines) + b"\r\n\x1a",
+    "array": lambda lines: b"\n[%s]" % b",".join(lines),
+    "array-on-lines": lambda lines: b"[\n%s\n]\n" % b",\n".join(lines),
+    "body-with-byte-order-mark": lambda lines: BOM + b'{"requests":[%s]}' % b",".join(lines),
     "lines-with-crlf-and-blanks": lambda lines: b"\r\n\r\n".join(lines) + b"\r\n",
     "body": lambda lines: b'{"requests":[%s],"callback_url":"http://h/"}' % b",".join(lines),
     "body-on-lines": lambda lines: b'{\n "callback_url": null,\n "requests": [\n%s\n]}\n' % b",\n".join(lines),
@@ -92,16 +141,22 @@ FORMS: dict[str, Callable[[list[bytes]], bytes]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", ["file", "open-file", "bytes", "gzip"])
+@pytest.mark.parametrize("kind", ["file", "open-file", "bytes", "gzip", "gzip-file", "utf-16", "utf-16-le-of-a-pipe"])
 def test_every_form_of_a_batch_gives_the_same_requests(form: str, kind: str, tmp_path: Path) -> None:
     content = FORMS[form](LINES)
     file = tmp_path / ("batch.json" if form.startswith("body") else "batch.jsonl")
-    file.write_bytes(gzip.compress(content) if kind == "gzip" else content)
+    file.write_bytes(gzip.compress(content) if "gzip" in kind else content)
+    text = content.decode().removeprefix("\ufeff")
+    if kind == "utf-16":
+        file.write_bytes(text.encode("utf-16"))
     sources: dict[str, Callable[[], Any]] = {
         "file": lambda: file,
         "open-file": lambda: file.open("rb"),
         "bytes": lambda: io.BytesIO(content),
         "gzip": lambda: gzip.open(file),  # noqa: SIM115  # closed by the reader
+        "gzip-file": lambda: file,
+        "utf-16": lambda: file,
+        "utf-16-le-of-a-pipe": lambda: BufferedReader(Pipe(text.encode("utf-16-le"))),
     }
     batch = read_batch(sources[kind](), AGENTS)
     requests = list(batch.requests)
