@@ -82,6 +82,10 @@ class Reply(ABC):
 
     # Parts that all protocols share.
 
+    def _turns(self) -> list[dict[str, Any]]:
+        """Return the conversation as messages with roles."""
+        return list(self._request["messages"])
+
     def _get(self, name: str, default: str = "") -> str:
         return self._asked[name][0] if name in self._asked else default
 
@@ -150,12 +154,13 @@ class Reply(ABC):
 
     def _tools(self) -> list[tuple[str, str, str]]:
         """(id, name, arguments) of each tool call that is asked for."""
-        n_answered = sum(message["role"] == "assistant" for message in self._request["messages"])
+        turns = self._turns()
+        n_answered = sum(message["role"] == "assistant" for message in turns)
         if self._has_results() and n_answered >= int(self._get("steps", "1")):
             return []
         named = [tool.partition(" ")[::2] for tool in self._asked.get("tool", ())]
         named += [("calculate", text or '{"expression": ') for text in self._asked.get("badargs", ())]
-        stem = f"{len(self._request['messages'])}"
+        stem = f"{len(turns)}"
         ids = ["" if "noids" in self._asked else f"call_{stem}_{i}" for i in range(len(named))]
         if "sameids" in self._asked:
             ids = ["call_same"] * len(named)

@@ -1,6 +1,6 @@
-"""A provider on loopback with OpenAI's chat completions and Anthropic's Messages, and faults on demand.
+"""A provider on loopback with OpenAI's chat completions and Responses and Anthropic's Messages, and faults on demand.
 
-It records its calls, and rejects malformed conversations as Anthropic's API does.
+It records its calls, and rejects malformed conversations as Anthropic's API and OpenAI's Responses do.
 
 Directives in double square brackets, in the last user message or in the model's name, control a reply:
 
@@ -39,13 +39,18 @@ import orjson
 from tests.provider_chat import CREATED, ChatReply, chat_error
 from tests.provider_messages import MessagesReply
 from tests.provider_replies import Directives, Ending, Reply, whole
+from tests.provider_responses import ResponsesReply, turns
 
 MAX_CALLS = 200_000
 """Only the newest calls are kept."""
 
 _DIRECTIVE = re.compile(r"\[\[(\w+)(?::(.*?))?(?: x(\d+))?\]\](?!\])", re.DOTALL)
 _NO_LINGER = struct.pack("ii", 1, 0)
-_CHAT, _MESSAGES = "/v1/chat/completions", "/v1/messages"
+_REPLIES: dict[str, type[Reply]] = {
+    "/v1/chat/completions": ChatReply,
+    "/v1/messages": MessagesReply,
+    "/v1/responses": ResponsesReply,
+}
 _PASSING_FAULTS = (
     "429:",
     "status:500",
@@ -96,7 +101,7 @@ class ProviderServer:
 
     @property
     def base_url(self) -> str:
-        """The address of chat completions."""
+        """The base URL of chat completions and of Responses."""
         return f"{self.root_url}/v1"
 
     @property
@@ -138,13 +143,14 @@ class ProviderServer:
     def answer(self, path: str, headers: dict[str, str], body: bytes) -> Reply:
         """Record one call, and return its reply."""
         request = orjson.loads(body)
-        text, model = _last_user_text(request["messages"]), request["model"]
+        messages = turns(request["input"]) if "input" in request else request["messages"]
+        text, model = _last_user_text(messages), request["model"]
         authorization = headers.get("authorization") or headers.get("x-api-key", "")
         kept = (headers, request) if self.keeps_bodies else ({}, {})
         self._calls.append(Call(time.monotonic(), text, model, authorization, *kept))
         self.n_calls += 1
         fault = f"[[{self._rng.choice(_PASSING_FAULTS)}]]" if self._rng.random() < self._fault_rate else ""
-        return (MessagesReply if path == _MESSAGES else ChatReply)(
+        return _REPLIES[path](
             request,
             self._directives(f"{fault}{model}\n{text}"),
             key=authorization.removeprefix("Bearer "),
@@ -212,7 +218,7 @@ class _Connection(asyncio.Protocol):
 
     def _route(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
         server = self._server
-        if method == "POST" and path in (_CHAT, _MESSAGES):
+        if method == "POST" and path in _REPLIES:
             self._is_answering = True
             server.n_in_flight += 1
             server.max_in_flight = max(server.max_in_flight, server.n_in_flight)

@@ -15,9 +15,10 @@ from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
 from batchray.agents.memory import memory_tools
 from batchray.agents.tools import load_function, load_tools
-from batchray.config import Access, AgentSet, BoundAgent, Provider
+from batchray.config import Access, Agent, AgentSet, BoundAgent, Provider
 from batchray.errors import ConfigError
 from batchray.models import CallTimeouts, ModelClient, RateLimitGate, RetryPolicy, make_client
+from batchray.models.routing import openai_protocol
 from batchray.schema import ProviderWait
 
 
@@ -85,13 +86,22 @@ def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
             return FunctionAgent(load_function(agent.run, bound.import_paths))
         if bound.provider is None or agent.provider_name is None:
             raise ConfigError("it is not bound to a provider")
-        client = clients.get(agent.provider_name, bound.provider, bound.key, bound.access)
-        if added := bound.provider.request_body:
+        provider = _routed(agent, bound.provider, bound.access)
+        client = clients.get(agent.provider_name, provider, bound.key, bound.access)
+        if added := provider.request_body:
             agent = agent.model_copy(update={"body": {**added, **agent.body}})
         tools = load_tools(agent.tools, agent.tool_timeout_s, bound.import_paths)
         return ToolLoop(agent, client, tools, memory_tools(agent.memory_blocks, agent.tool_timeout_s))
     except ConfigError as error:
         raise ConfigError(f"agent {agent.id!r}: {error.reason}") from error.__cause__
+
+
+def _routed(agent: Agent, provider: Provider, access: Access | None) -> Provider:
+    """Return the provider with the protocol that the agent asks for or its model needs."""
+    protocol: str = agent.protocol or provider.protocol
+    if agent.protocol is None and protocol == "openai" and access is not None:
+        protocol = openai_protocol(agent.model_name, access.base_url)
+    return provider.model_copy(update={"protocol": protocol}) if protocol != provider.protocol else provider
 
 
 def check_agents_build(agents: AgentSet) -> None:

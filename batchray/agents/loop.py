@@ -197,12 +197,17 @@ class ToolLoop:
             content=list(reply.content),
             tool_calls=list(calls) or None,
             step_id=step_id,
+            **({"provider_items": list(reply.items)} if self._goes_back(reply) else {}),
         )
+
+    def _goes_back(self, reply: ModelReply) -> bool:
+        """Whether the provider wants the reply's items back in a later call."""
+        return bool(reply.items) and bool(reply.tool_calls or self._agent.stateful)
 
     def _append_request(self, run: Run, reply: ModelReply, waiting: Sequence[ToolCall], step_id: str) -> None:
         """Append the reply with the calls that need no approval, then the approval request for the calls that wait."""
         others = [call for call in reply.tool_calls if call not in waiting]
-        if reply.content or others:
+        if reply.content or others or reply.items:
             self._append_reply(run, reply, others, step_id)
         run.append(role="approval", model=self._agent.model, content=[], tool_calls=list(waiting), step_id=step_id)
         run.pending = tuple(call.id for call in waiting)

@@ -16,8 +16,13 @@ from batchray.config.variables import expand, has_variable
 from batchray.errors import ConfigError
 from batchray.schema.secret_names import is_secret_name
 
+OPENAI_URL = "https://api.openai.com/v1"
+"""OpenAI's own server."""
 ANTHROPIC_URL = "https://api.anthropic.com"
-"""Where protocol anthropic goes if the provider has no address."""
+"""Anthropic's own server."""
+
+# Where a protocol goes if the provider has no address.
+_OWN_URLS = {"anthropic": ANTHROPIC_URL, "responses": OPENAI_URL}
 
 _MAX_CA_BYTES = 1024 * 1024
 
@@ -47,7 +52,7 @@ def access_of(name: str, provider: Provider, environment: Mapping[str, str]) -> 
         except ValueError as error:
             raise ConfigError(f"provider {name!r}: {what}: {error}") from None
 
-    base_url = expanded(provider.base_url or ANTHROPIC_URL, "base_url")
+    base_url = expanded(provider.base_url or _OWN_URLS[provider.protocol], "base_url")
     if not re.match(r"https?://[^/]", base_url):
         raise ConfigError(f"provider {name!r}: base_url, expanded, does not start with http:// or https://")
     headers = {key: expanded(value, f"header {key!r}") for key, value in provider.headers.items()}

@@ -29,6 +29,7 @@ _MODEL_OPTIONS = (
     "max_total_tokens",
     "max_cost_usd",
     "prices",
+    "protocol",
 )
 
 
@@ -46,9 +47,10 @@ class ProviderTimeouts(Strict):
 class Provider(Strict):
     """A model server: its protocol, its address, and the environment variable that holds its key."""
 
-    protocol: Literal["openai", "anthropic", "offline"]
+    protocol: Literal["openai", "responses", "anthropic", "offline"]
+    """`openai` is chat completions, except for models of OpenAI's own server that need Responses."""
     base_url: str | None = None
-    """The server's address.  None: Anthropic's own address for protocol anthropic, an error for openai."""
+    """The server's address.  None: the own address of Anthropic or OpenAI for anthropic or responses, else an error."""
     api_key_env: str | None = None
     auth: Auth | None = None
     """The header of the key.  None: that of the protocol, `bearer` for openai and `x-api-key` for anthropic."""
@@ -126,6 +128,8 @@ class Agent(Strict):
 
     id: Annotated[str, Field(min_length=1, max_length=256)]
     model: str | None = None
+    protocol: Literal["openai", "responses"] | None = None
+    """OpenAI's protocol for this agent: chat completions or Responses.  None: as its provider and model need it."""
     run: str | Callable[..., Any] | None = None
     system: str | None = None
     tools: tuple[str | Callable[..., Any], ...] = ()

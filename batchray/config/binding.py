@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
-from batchray.config.access import Access, access_of, restored_provider, stored_provider
+from batchray.config.access import OPENAI_URL, Access, access_of, restored_provider, stored_provider
 from batchray.config.agents import Agent, AgentsFile, Provider, agent_to_dict
 from batchray.config.documents import Document, read_mapping
 from batchray.config.variables import expand_file
@@ -86,7 +86,7 @@ class AgentSet:
 
 def builtin_providers(environment: Mapping[str, str]) -> dict[str, Provider]:
     """Return the providers that need no file.  Raises ConfigError for an invalid address in the environment."""
-    openai_url = environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    openai_url = environment.get("OPENAI_BASE_URL") or OPENAI_URL
     anthropic_url = environment.get("ANTHROPIC_BASE_URL") or None
     if anthropic_url:  # other tools that read this variable expect the version in it
         anthropic_url = anthropic_url.rstrip("/").removesuffix("/v1")
@@ -228,4 +228,7 @@ def _provider_of(agent: Agent, known: Mapping[str, Provider], location: str) -> 
             f"agent {agent.id!r}: no offline model {agent.model_name!r}; there are offline/rules and offline/scripted",
             location,
         )
+    if agent.protocol is not None and provider.protocol not in ("openai", "responses"):
+        reason = f"protocol {agent.protocol} cannot be used with its provider, which has protocol {provider.protocol}"
+        raise ConfigError(f"agent {agent.id!r}: {reason}", location)
     return provider

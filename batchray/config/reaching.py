@@ -17,7 +17,7 @@ from batchray.schema.secret_names import is_secret_name
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
 # Protocols by the end of an address that is the whole path of a call.
-_CALL_PATHS = {"/chat/completions": "openai", "/messages": "anthropic"}
+_CALL_PATHS = {"/chat/completions": "openai", "/responses": "responses", "/messages": "anthropic"}
 
 
 def _text(name: str, value: Any) -> str:
@@ -58,7 +58,7 @@ def _proxy(given: Any) -> Any:
 
 def check_address(protocol: str, base_url: str | None) -> None:
     """Raise ValueError for a provider's address that cannot be used, or that would store a secret."""
-    if base_url is None and protocol != "anthropic":
+    if base_url is None and protocol not in ("anthropic", "responses"):
         raise ValueError(f"protocol {protocol} needs a base_url that starts with http:// or https://")
     if base_url is None or has_variable(base_url):
         return
@@ -71,7 +71,7 @@ def check_address(protocol: str, base_url: str | None) -> None:
                 f"move {name!r} from base_url into `query`, as ${{VAR}}: an address is stored with its jobs"
             )
     for path, speaks in _CALL_PATHS.items():
-        if parts.path.rstrip("/").endswith(path) and protocol != speaks and "openai" in (protocol, speaks):
+        if parts.path.rstrip("/").endswith(path) and protocol != speaks:
             raise ValueError(f"base_url ends in {path}, which is protocol {speaks}, not {protocol}")
 
 

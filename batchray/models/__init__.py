@@ -1,4 +1,4 @@
-"""Calls to model providers: one client per protocol (OpenAI-compatible, Anthropic, offline), on aiohttp and orjson.
+"""Calls to model providers: one client per protocol (chat completions, Responses, Anthropic, offline).
 
 Owns the protocols' bodies, streaming, retries and the rate limit of one provider on one event loop.  Knows nothing of
 agents, jobs or the store.  Invariants:
@@ -22,6 +22,7 @@ from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, r
 from batchray.models.endings import cut_error
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
 from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
+from batchray.models.routing import OPENAI_URL
 
 if TYPE_CHECKING:
     from batchray.models.connection import ConnectionOptions
@@ -74,6 +75,10 @@ def make_client(
         from batchray.models.anthropic import BASE_URL, AnthropicClient
 
         return AnthropicClient(base_url or BASE_URL, api_key, **settings)
+    if protocol == "responses":
+        from batchray.models.responses import ResponsesClient
+
+        return ResponsesClient(base_url or OPENAI_URL, api_key, **settings)
     if protocol != "openai":
         raise ConfigError(f"provider {name!r}: there is no client for the protocol {protocol!r}")
     if base_url is None:

@@ -11,12 +11,15 @@ from batchray.schema import (
     OmittedReasoningContent,
     ReasoningContent,
     RedactedReasoningContent,
+    SummarizedReasoningContent,
     TextContent,
     ToolCall,
     Usage,
 )
 
-ReplyPart = TextContent | ReasoningContent | RedactedReasoningContent | OmittedReasoningContent
+ReplyPart = (
+    TextContent | ReasoningContent | RedactedReasoningContent | OmittedReasoningContent | SummarizedReasoningContent
+)
 """A content part of a model's reply."""
 
 
@@ -60,7 +63,8 @@ class ModelReply:
 
     `content` holds text and reasoning in their order: a provider that signs its reasoning wants it back unchanged.
     `finish_reason` is one of `endings.FinishReason`.  `max_tokens` is the limit of the reply that the call asked for.
-    `first_token_ns` is from `time.monotonic_ns()`; None if the reply was not streamed.
+    `first_token_ns` is from `time.monotonic_ns()`; None if the reply was not streamed.  `items` is the reply in its
+    protocol's JSON, if the provider wants it back as it came.
     """
 
     content: Sequence[ReplyPart] = ()
@@ -69,6 +73,7 @@ class ModelReply:
     usage: Usage = field(default_factory=Usage)
     first_token_ns: int | None = None
     max_tokens: int | None = None
+    items: Sequence[dict[str, Any]] = ()
 
     @property
     def is_cut(self) -> bool:

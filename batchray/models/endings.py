@@ -45,6 +45,13 @@ MESSAGE_ENDS: Mapping[str, FinishReason] = {
 }
 """The ends of an Anthropic message, except `pause_turn` and `refusal`, which its client handles."""
 
+RESPONSE_ENDS: Mapping[str, FinishReason] = {
+    "completed": "stop",
+    "max_output_tokens": "length",
+    "max_tokens": "length",
+}
+"""The ends of a response of OpenAI's Responses API: its status, or the reason for which it is incomplete."""
+
 _MAX_WORD_CHARS = 80
 _REFUSAL = re.compile("content_?filter|sensitive|refus|safety|recitation|prohibited|block|spii|guardrail|moderat")
 _CONTEXT = re.compile("context_(window|length)|model_length")

@@ -6,28 +6,31 @@ Source: OpenAI's API reference, "Create chat completion".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of
+from batchray.models.thinking import with_reasoning_effort
 from batchray.schema import ImageContent, Message, TextContent, ToolReturnContent, UrlImage
 
-# Body fields by which OpenAI and OpenRouter request reasoning.  No single value switches it off for all models.
-_EFFORT = frozenset({"reasoning_effort", "reasoning"})
 _USABLE_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 # Reasoning is accepted but not sent: conversations work without it, and many servers refuse it in a request.
-_CAPABILITIES = Capabilities("openai", frozenset({"text", "image", "tool_call", "tool_return", "reasoning"}))
+_CAPABILITIES = Capabilities(
+    "openai",
+    frozenset({"text", "image", "tool_call", "tool_return", "reasoning", "summarized_reasoning", "omitted_reasoning"}),
+)
 
 
 def request_body(call: ModelCall) -> dict[str, Any]:
     """Return the body of a call.  Fields of the agent's file win, except the model, the messages and the tools.
 
-    Thinking is set by `reasoning_effort`, or by `enable_thinking` in `chat_template_kwargs` if the agent's file has
-    those.  Raises ModelAPIError (`unsupported_content`) for a part that the protocol cannot express.
+    Thinking is switched as `with_reasoning_effort` says.  Raises ModelAPIError (`unsupported_content`) for a part that
+    the protocol cannot express.
     """
-    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **_body_fields(call)}
+    fields = with_reasoning_effort(call.body, call.model, call.thinking)
+    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **fields}
     if body["stream"] is not True or body["stream_options"] is None:
         body.pop("stream_options")  # servers refuse it for a reply that is not streamed, and some in any case
     body["model"] = call.model
@@ -43,18 +46,6 @@ def request_body(call: ModelCall) -> dict[str, Any]:
             for tool in call.tools
         ]
     return body
-
-
-def _body_fields(call: ModelCall) -> Mapping[str, Any]:
-    """Return the body fields of the agent's file, with reasoning switched as the request asks."""
-    if call.thinking is None:
-        return call.body
-    if "chat_template_kwargs" in call.body:
-        kwargs = {**(call.body["chat_template_kwargs"] or {}), "enable_thinking": call.thinking}
-        return {**call.body, "chat_template_kwargs": kwargs}
-    if call.thinking:
-        return call.body if _EFFORT & call.body.keys() else {**call.body, "reasoning_effort": "medium"}
-    return {name: value for name, value in call.body.items() if name not in _EFFORT}
 
 
 def _chat_messages(message: Message) -> Iterator[dict[str, Any]]:

@@ -5,11 +5,11 @@ Source: Letta server 0.16.8, `Message`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from batchray.schema.base import UtcDatetime, WireModel
+from batchray.schema.base import OpenModel, UtcDatetime, WireModel
 from batchray.schema.content import (
     ContentPart,
     TextContent,
@@ -60,10 +60,11 @@ class MessageToolReturn(WireModel):
     func_response: str | None = None
 
 
-class Message(WireModel):
+class Message(OpenModel):
     """A message of an agent's conversation: Letta's internal Message (in its SDK `InternalMessage`).
 
-    `created_at` is required, because it becomes the public `date`.
+    `created_at` is required, because it becomes the public `date`.  `provider_items` is a further field that only
+    replies have whose provider wants them back as they came; it is written only if it is set.
     """
 
     id: str
@@ -96,3 +97,8 @@ class Message(WireModel):
     def text(self) -> str:
         """The text parts, joined."""
         return "".join(part.text for part in self.content or () if isinstance(part, TextContent))
+
+    @property
+    def provider_items(self) -> list[dict[str, Any]]:
+        """The reply in the JSON of its provider's protocol, call ids as in `tool_calls`; empty if that is not kept."""
+        return (self.model_extra or {}).get("provider_items") or []

@@ -22,7 +22,7 @@ _CONTEXT_WINDOW = 128_000
 _TERMINAL_RULE, _APPROVAL_RULE = "exit_loop", "requires_approval"
 _OFFLINE = ("offline/rules", "offline/scripted")
 # Letta's strict clients accept a fixed list of endpoint types.
-_ENDPOINT_TYPES = {"openai": "openai", "anthropic": "anthropic", "offline": "openai"}
+_ENDPOINT_TYPES = {"openai": "openai", "responses": "openai", "anthropic": "anthropic", "offline": "openai"}
 
 
 class AgentCatalog:

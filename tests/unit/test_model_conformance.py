@@ -1,7 +1,7 @@
 """Behaviour common to all HTTP clients: how they handle a provider's faults, in each protocol.
 
-Each test runs over both.  Where a test waits, it waits on a clock that only sleeping moves on; those about Retry-After
-wait a real fraction of a second and read the server's ledger, which tells when calls really came.
+Each test runs over all three.  Where a test waits, it waits on a clock that only sleeping moves on; those about
+Retry-After wait a real fraction of a second and read the server's ledger, which tells when calls really came.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from batchray.errors import InvalidResponseError, ModelAPIError, RequestError
 from batchray.models import CallTimeouts, ModelClient, RetryPolicy
 from batchray.models.anthropic import AnthropicClient
 from batchray.models.openai import OpenAIClient
+from batchray.models.responses import ResponsesClient
 from batchray.schema import AgentRequest, ApprovalCreate, ApprovalReturn, StopReason, Usage, new_job_id
 from tests.builders.model_calls import KEY, FakeTime, HeldTime, call, eager, failure, message
 from tests.polling import wait_until
@@ -47,18 +48,20 @@ def time() -> FakeTime:
     return FakeTime()
 
 
-@pytest.fixture(params=["openai", "anthropic"])
+CLIENTS: dict[str, Callable[..., ModelClient]] = {
+    "openai": lambda server, **given: OpenAIClient(server.base_url, KEY, **given),
+    "responses": lambda server, **given: ResponsesClient(server.base_url, KEY, **given),
+    "anthropic": lambda server, **given: AnthropicClient(server.root_url, KEY, **given),
+}
+
+
+@pytest.fixture(params=CLIENTS)
 def opened(request: pytest.FixtureRequest) -> Opened:
     """Open a client of a server, once for each protocol."""
 
     @asynccontextmanager
     async def opened(server: ProviderServer, **settings: Any) -> AsyncIterator[ModelClient]:
-        given = {**eager(), **settings}
-        client: ModelClient
-        if request.param == "openai":
-            client = OpenAIClient(server.base_url, KEY, **given)
-        else:
-            client = AnthropicClient(server.root_url, KEY, **given)
+        client = CLIENTS[request.param](server, **{**eager(), **settings})
         try:
             yield client
         finally:
@@ -154,10 +157,19 @@ async def test_a_paused_step_is_one_assistant_message_to_the_provider(server: Pr
         assert await loop.run(second) is StopReason.END_TURN
     told = [each.func_response for each in second.messages[0].tool_returns or ()]
     assert told == ["saw b", "dropped a", "The call was denied."]
-    asked, *rest = [each for each in server.calls[-1].body["messages"] if each["role"] == "assistant"]
-    assert rest == []
-    n_calls = len(asked.get("tool_calls") or [block for block in asked["content"] if block["type"] == "tool_use"])
-    assert n_calls == 3
+    assert len(arguments_of_a_reply(server.calls[-1].body)) == 3
+
+
+def arguments_of_a_reply(body: dict[str, Any]) -> list[Any]:
+    """Return the arguments of the tool calls of the only reply in a request."""
+    if "input" in body:
+        kinds = [kind for kind, _ in itertools.groupby(item.get("type") for item in body["input"])]
+        assert kinds == [None, "function_call", "function_call_output"]
+        return [orjson.loads(item["arguments"]) for item in body["input"] if item.get("type") == "function_call"]
+    [asked] = [each for each in body["messages"] if each["role"] == "assistant"]
+    if chat_calls := asked.get("tool_calls"):
+        return [orjson.loads(each["function"]["arguments"]) for each in chat_calls]
+    return [block["input"] for block in asked["content"] if block["type"] == "tool_use"]
 
 
 async def test_the_usage_of_an_unusable_reply_is_reported(server: ProviderServer, opened: Opened) -> None:
@@ -209,11 +221,10 @@ async def test_arguments_are_read_leniently_and_unreadable_ones_are_kept(
     async with opened(server) as client:
         reply = await client.ask(call(f"[[badargs:{written}]]"))
         assert [each.arguments for each in reply.tool_calls] == [read]
-        said = [message("user", "[[tokens:1]]"), message("assistant", tool_calls=list(reply.tool_calls))]
+        kept = {"provider_items": list(reply.items)} if reply.items else {}
+        said = [message("user", "[[tokens:1]]"), message("assistant", tool_calls=list(reply.tool_calls), **kept)]
         await client.ask(call(messages=[*said, message("tool", "no", tool_call_id=reply.tool_calls[0].id)]))
-    asked = next(each for each in server.calls[-1].body["messages"] if each["role"] == "assistant")
-    chat_calls, blocks = asked.get("tool_calls"), asked["content"]
-    sent = orjson.loads(chat_calls[0]["function"]["arguments"]) if chat_calls else blocks[0]["input"]
+    [sent] = arguments_of_a_reply(server.calls[-1].body)
     assert sent == ({"INVALID_JSON": read} if read[0] == "[" or not read.endswith("}") else orjson.loads(read))
 
 

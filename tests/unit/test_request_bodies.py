@@ -1,6 +1,6 @@
 """The request body for each kind of content part and each provider, compared with tests/data/golden, or a refusal.
 
-One part is accepted but not sent: chat completions cannot express reasoning, and runs have to work without it.
+Reasoning is accepted but not sent by protocols that cannot express it: runs have to work without it.
 
 After an intended change, write the files again and read the diff:
 
@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from batchray.errors import ModelAPIError
-from batchray.models import ModelCall, ToolSpec, anthropic_request, openai_request
+from batchray.models import ModelCall, ToolSpec, anthropic_request, openai_request, responses_request
 from batchray.schema import (
     Base64Image,
     ContentPart,
@@ -42,6 +42,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 BODIES: dict[str, Callable[[ModelCall], dict[str, Any]]] = {
     "openai": openai_request.request_body,
+    "responses": responses_request.request_body,
     "anthropic": anthropic_request.request_body,
 }
 
@@ -75,20 +76,21 @@ CONVERSATIONS: dict[str, list[Message]] = {
     "omitted_reasoning": after(OmittedReasoningContent(signature=signature(""))),
     "omitted_reasoning_unsigned": after(OmittedReasoningContent()),
     "summarized_reasoning": after(SummarizedReasoningContent(id="rs_1", summary=[SummaryPart(index=0, text="I add.")])),
+    "encrypted_reasoning": after(SummarizedReasoningContent(id="rs_1", summary=[], encrypted_content="gAAAA")),
 }
 
 REFUSED = {
     ("openai", "image_by_file_id"): "an image by file_id (letta) without its data",
     ("openai", "redacted_reasoning"): "a part of type redacted_reasoning",
-    ("openai", "omitted_reasoning"): "a part of type omitted_reasoning",
-    ("openai", "omitted_reasoning_unsigned"): "a part of type omitted_reasoning",
-    ("openai", "summarized_reasoning"): "a part of type summarized_reasoning",
+    ("responses", "image_by_file_id"): "an image by file_id (letta) without its data",
+    ("responses", "redacted_reasoning"): "a part of type redacted_reasoning",
     ("anthropic", "image_by_file_id"): "an image by file_id (letta) without its data",
     ("anthropic", "reasoning_unsigned"): "a part of type reasoning without the signature that Anthropic gave it",
     ("anthropic", "omitted_reasoning_unsigned"): (
         "a part of type omitted_reasoning without the signature that Anthropic gave it"
     ),
     ("anthropic", "summarized_reasoning"): "a part of type summarized_reasoning",
+    ("anthropic", "encrypted_reasoning"): "a part of type summarized_reasoning",
 }
 MATRIX = [(protocol, name) for protocol in BODIES for name in CONVERSATIONS]
 
@@ -136,7 +138,11 @@ def test_there_is_a_golden_file_for_each_body_and_no_other() -> None:
         ("openai", {}, True, {"reasoning_effort": "medium"}),
         ("openai", {"reasoning_effort": "high"}, None, {"reasoning_effort": "high"}),
         ("openai", {"reasoning_effort": "high"}, True, {"reasoning_effort": "high"}),
-        ("openai", {"reasoning_effort": "high", "reasoning": {}}, False, {}),
+        ("openai", {"reasoning_effort": "high"}, False, {}),
+        ("openai", {"reasoning_effort": "high", "reasoning": {}}, False, {"reasoning": {"effort": "none"}}),
+        ("openai", {"reasoning": {"max_tokens": 9}}, True, {"reasoning": {"max_tokens": 9}}),
+        ("openai", {"enable_thinking": True}, False, {"enable_thinking": False}),
+        ("openai", {"thinking": {"type": "enabled"}}, False, {"thinking": {"type": "disabled"}}),
         (
             "openai",
             {"chat_template_kwargs": {"a": 1}},
@@ -144,6 +150,10 @@ def test_there_is_a_golden_file_for_each_body_and_no_other() -> None:
             {"chat_template_kwargs": {"a": 1, "enable_thinking": False}},
         ),
         ("openai", {"chat_template_kwargs": None}, True, {"chat_template_kwargs": {"enable_thinking": True}}),
+        ("responses", {}, None, {}),
+        ("responses", {}, True, {"reasoning": {"effort": "medium"}}),
+        ("responses", {"reasoning_effort": "high"}, True, {"reasoning": {"effort": "high"}}),
+        ("responses", {"reasoning": {"effort": "high", "summary": "auto"}}, False, {}),
         ("anthropic", {}, None, {"max_tokens": 4096}),
         ("anthropic", {}, True, {"max_tokens": 4096, "thinking": {"type": "enabled", "budget_tokens": 2048}}),
         (

@@ -1,0 +1,124 @@
+"""A client of OpenAI's Responses API, streamed, without state on the server.
+
+Each call sends the whole conversation; reasoning comes encrypted and goes back as it came.
+Source: OpenAI's API reference, "Create a model response", and its guides on reasoning and conversation state; the names
+and optional fields as in its Python SDK 3.57.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Unpack
+
+from batchray.errors import InvalidResponseError, ModelAPIError
+from batchray.models.arguments import object_to_send
+from batchray.models.base import ModelCall, ModelReply
+from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
+from batchray.models.conversation import used_ids
+from batchray.models.openai import new_tool_call_id
+from batchray.models.partial_reply import complete_calls
+from batchray.models.responses_fields import lost_fields
+from batchray.models.responses_reply import PartialResponse
+from batchray.models.responses_request import ENCRYPTED, request_body
+from batchray.models.routing import OPENAI_URL
+from batchray.schema import ToolCall
+
+logger = logging.getLogger(__name__)
+
+_PATH = "/responses"
+_LOST = (
+    "provider %s: the Responses API has no %s; it is left out.  `protocol: openai` at the agent uses chat completions"
+)
+# Models that do not reason refuse to be asked for reasoning.
+_NO_ENCRYPTION = re.compile("encrypted content is not supported with this model", re.IGNORECASE)
+# Reasoning of another organisation, model or server cannot be decrypted.
+_NOT_DECRYPTED = re.compile("encrypted.content.*(could not be|not supported)", re.IGNORECASE)
+
+
+class ResponsesClient(HttpClient):
+    """Calls OpenAI's Responses API, or a server with it; one per provider and event loop, shared by all requests.
+
+    `base_url` is the part before `/responses`.  `name` is the provider's name in errors and logs; `headers` are sent
+    with each request.  `ids` makes ids for tool calls that arrive without a usable one.
+    Raises ConfigError for an address or a key that HTTP cannot carry.
+    """
+
+    def __init__(
+        self,
+        base_url: str = OPENAI_URL,
+        api_key: str | None = None,
+        *,
+        name: str = "openai",
+        headers: Mapping[str, str] | None = None,
+        ids: Callable[[], str] = new_tool_call_id,
+        **settings: Unpack[TransportSettings],
+    ) -> None:
+        super().__init__(name, base_url, api_key, "bearer", {}, headers, settings)
+        self._ids = ids
+        self._without_encryption: set[str] = set()
+        self._lost_fields: set[str] = set()
+
+    async def ask(self, call: ModelCall) -> ModelReply:
+        """Return the model's complete reply, retrying transient failures.
+
+        A model that cannot encrypt its reasoning is asked again without, and so is one that cannot read the reasoning
+        of earlier steps.
+        Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
+        """
+        self._warn_of_lost_fields(call)
+        keeps_reasoning = call.model not in self._without_encryption
+        try:
+            return await self._ask(call, keeps_reasoning)
+        except ModelAPIError as error:
+            if error.type != "bad_request" or not keeps_reasoning or not _NOT_DECRYPTED.search(error.message):
+                raise
+            if _NO_ENCRYPTION.search(error.message):
+                self._without_encryption.add(call.model)
+            logger.warning("%s; asking again without the reasoning of earlier steps", error.message)
+        return await self._ask(call, keeps_reasoning=False)
+
+    async def _ask(self, call: ModelCall, keeps_reasoning: bool) -> ModelReply:
+        body = request_body(call, keeps_reasoning=keeps_reasoning)
+        if call.model in self._without_encryption and ENCRYPTED in body.get("include", ()):
+            body["include"] = [each for each in body["include"] if each != ENCRYPTED]
+        answer = await self._post(_PATH, body, PartialResponse, call)
+        try:
+            return self._reply(call, answer, body.get("max_output_tokens"))
+        except InvalidResponseError:
+            report_wasted_usage(answer, call)
+            raise
+
+    def _reply(self, call: ModelCall, answer: PartialResponse, limit: Any) -> ModelReply:
+        calls: Sequence[ToolCall] = ()
+        if partial_calls := answer.calls():
+            is_cut, used = answer.finish_reason == "length", used_ids(call.messages)
+            calls = complete_calls(partial_calls, self._transport.name, is_cut=is_cut, used=used, ids=self._ids)
+        return ModelReply(
+            content=answer.parts(),
+            tool_calls=calls,
+            finish_reason=answer.finish_reason,
+            usage=answer.usage(),
+            first_token_ns=answer.first_token_ns,
+            max_tokens=limit if isinstance(limit, int) else None,
+            items=_with_calls(answer.items(), calls),
+        )
+
+    def _warn_of_lost_fields(self, call: ModelCall) -> None:
+        for name in lost_fields(call.body) if call.body else ():
+            if name not in self._lost_fields:
+                self._lost_fields.add(name)
+                logger.warning(_LOST, self._transport.name, name)
+
+
+def _with_calls(items: Sequence[dict[str, Any]], calls: Sequence[ToolCall]) -> Sequence[dict[str, Any]]:
+    """Return the items with their calls as they are answered and can be read; nothing if a call was dropped."""
+    left = list(calls)
+    if sum(item.get("type") == "function_call" for item in items) != len(left):
+        return ()
+    return [_with_call(item, left.pop(0)) if item.get("type") == "function_call" else item for item in items]
+
+
+def _with_call(item: dict[str, Any], call: ToolCall) -> dict[str, Any]:
+    return {**item, "call_id": call.id, "arguments": object_to_send(call.arguments)}
