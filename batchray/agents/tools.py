@@ -23,6 +23,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
 from batchray.schema.validation_text import all_problems
+from batchray.support.thread_loop import call_with_thread_loop
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -171,7 +172,7 @@ async def _in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwar
     def work() -> None:
         value, error = None, None
         try:
-            value = context.run(function, *args, **keywords)
+            value = context.run(call_with_thread_loop, function, *args, **keywords)
         except BaseException as raised:  # noqa: BLE001  # passed to the waiting task, as concurrent.futures does
             error = raised
         if not loop.is_closed():

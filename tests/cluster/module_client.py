@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 
@@ -22,3 +23,8 @@ async def ask(request: AgentRequest) -> int:
     async with session().post(f"{text_of(request)}/chat/completions", json=question) as answer:
         await answer.json()
     return os.getpid()
+
+
+def ask_sync(request: AgentRequest) -> int:
+    """Ask as `agent.run_sync(...)` of agent frameworks does."""
+    return asyncio.get_event_loop().run_until_complete(ask(request))

@@ -74,13 +74,23 @@ def test_process_placement_gives_each_request_a_process_and_module_level_clients
     options: dict[str, Any],
 ) -> None:
     with run_in_thread() as server:
-        requests = [{"agent_id": "ask", "input": server.base_url} for _ in range(4)]
-        alone = Agent(id="ask", run="tests.cluster.module_client:ask", placement="process", num_cpus=0.5)
+        requests = [{"agent_id": "ask", "input": server.base_url} for _ in range(3)]
+        alone = Agent(id="ask", run="tests.cluster.module_client:ask", placement="process", num_cpus=1)
         job = batchray.run(requests, [alone], **options)
 
     results = list(job.results())
-    assert [result.error for result in results] == [None] * 4
-    assert len({result.text for result in results}) == 4
+    assert [result.error for result in results] == [None] * 3
+    assert len({result.text for result in results}) == 3  # two at a time, so the third could have had a used one
+
+
+def test_sync_functions_on_a_lane_share_a_module_level_client(options: dict[str, Any]) -> None:
+    with run_in_thread() as server:
+        requests = [{"agent_id": "ask", "input": server.base_url} for _ in range(200)]
+        job = batchray.run(requests, [Agent(id="ask", run="tests.cluster.module_client:ask_sync")], **options)
+
+    results = list(job.results())
+    assert [result.error for result in results] == [None] * 200
+    assert len({result.text for result in results}) == 2  # the lanes
 
 
 def test_lanes_have_the_drivers_cpu_priority_and_isolated_processes_a_lower_one(
