@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -18,8 +19,13 @@ from batchray.agents.tools import load_function, load_tools
 from batchray.config import Access, Agent, AgentSet, BoundAgent, Provider
 from batchray.errors import ConfigError
 from batchray.models import CallTimeouts, ModelClient, RateLimitGate, RetryPolicy, make_client
+from batchray.models.responses_fields import lost_fields
 from batchray.models.routing import openai_protocol
 from batchray.schema import ProviderWait
+
+logger = logging.getLogger(__name__)
+
+_LOST = "agent %r: its model is asked in the Responses API, which has no %s; the field is left out"
 
 
 class Clients:
@@ -105,7 +111,13 @@ def _routed(agent: Agent, provider: Provider, access: Access | None) -> Provider
 
 
 def check_agents_build(agents: AgentSet) -> None:
-    """Build every agent once, so that what cannot be built is known before anything runs.  Raises ConfigError."""
+    """Build every agent once, so that what cannot be built is known before anything runs.  Raises ConfigError.
+
+    Logs a warning for fields of an agent's `body` that its protocol does not have.
+    """
     clients = Clients()
     for bound in agents.agents.values():
         build_agent(bound, clients)
+        if bound.provider is not None and _routed(bound.agent, bound.provider, bound.access).protocol == "responses":
+            for name in lost_fields(bound.agent.body):
+                logger.warning(_LOST, bound.agent.id, name)

@@ -19,7 +19,6 @@ from batchray.models.client import HttpClient, TransportSettings, report_wasted_
 from batchray.models.conversation import used_ids
 from batchray.models.openai import new_tool_call_id
 from batchray.models.partial_reply import complete_calls
-from batchray.models.responses_fields import lost_fields
 from batchray.models.responses_reply import PartialResponse
 from batchray.models.responses_request import ENCRYPTED, request_body
 from batchray.models.routing import OPENAI_URL
@@ -28,9 +27,6 @@ from batchray.schema import ToolCall
 logger = logging.getLogger(__name__)
 
 _PATH = "/responses"
-_LOST = (
-    "provider %s: the Responses API has no %s; it is left out.  `protocol: openai` at the agent uses chat completions"
-)
 # Models that do not reason refuse to be asked for reasoning.
 _NO_ENCRYPTION = re.compile("encrypted content is not supported with this model", re.IGNORECASE)
 # Reasoning of another organisation, model or server cannot be decrypted.
@@ -58,7 +54,6 @@ class ResponsesClient(HttpClient):
         super().__init__(name, base_url, api_key, "bearer", {}, headers, settings)
         self._ids = ids
         self._without_encryption: set[str] = set()
-        self._lost_fields: set[str] = set()
 
     async def ask(self, call: ModelCall) -> ModelReply:
         """Return the model's complete reply, retrying transient failures.
@@ -67,7 +62,6 @@ class ResponsesClient(HttpClient):
         of earlier steps.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
-        self._warn_of_lost_fields(call)
         keeps_reasoning = call.model not in self._without_encryption
         try:
             return await self._ask(call, keeps_reasoning)
@@ -104,12 +98,6 @@ class ResponsesClient(HttpClient):
             max_tokens=limit if isinstance(limit, int) else None,
             items=_with_calls(answer.items(), calls),
         )
-
-    def _warn_of_lost_fields(self, call: ModelCall) -> None:
-        for name in lost_fields(call.body) if call.body else ():
-            if name not in self._lost_fields:
-                self._lost_fields.add(name)
-                logger.warning(_LOST, self._transport.name, name)
 
 
 def _with_calls(items: Sequence[dict[str, Any]], calls: Sequence[ToolCall]) -> Sequence[dict[str, Any]]:

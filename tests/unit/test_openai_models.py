@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from batchray.agents import Clients, build_agent
+from batchray.agents.build import check_agents_build
 from batchray.config import Agent, AgentSet, Provider, access, bind_agents
 from batchray.errors import ConfigError
 from batchray.models import ModelClient, routing
@@ -135,6 +136,14 @@ def test_a_protocol_that_does_not_fit_is_refused() -> None:
         bound({"ANTHROPIC_API_KEY": "k"}, model="anthropic/claude", protocol="responses")
     with pytest.raises(ValueError, match="protocol cannot be given with run"):
         Agent(id="a", run="json:loads", protocol="responses")
+
+
+def test_fields_that_responses_does_not_have_are_named_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    body = {"seed": 7, "stop": "x", "n": None, "response_format": {"type": "json_object"}}
+    check_agents_build(bound(model="openai/gpt-5.6-terra", body=body))
+    check_agents_build(bound(model="openai/gpt-4.1", body=body))
+    asked = "agent 'a': its model is asked in the Responses API, which has no"
+    assert caplog.messages == [f"{asked} {name}; the field is left out" for name in ("seed", "stop")]
 
 
 @pytest.mark.parametrize(

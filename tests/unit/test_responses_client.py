@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -279,18 +278,6 @@ def test_fields_of_chat_completions_are_sent_in_the_spelling_of_responses(
     plain, body = request_body(call()), request_body(call(body=given))
     names = plain.keys() | body.keys()
     assert {name: body.get(name) for name in names if body.get(name) != plain.get(name)} == sent
-
-
-async def test_fields_without_a_counterpart_are_named_once(
-    client: ResponsesClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert (await client.ask(call(body={"seed": 7, "stop": "x", "n": None}))).text == ANSWER
-    assert [record.message.partition(";")[0] for record in caplog.records] == [
-        "provider local: the Responses API has no seed",
-        "provider local: the Responses API has no stop",
-    ]
 
 
 async def test_a_model_that_cannot_encrypt_is_asked_again_and_then_asked_right(
