@@ -74,13 +74,14 @@ def export(output: Path, config: Path | None, data_dir: Path | None, database_ur
 
 def _write_all(store: Store, file: IO[str], lost: Callable[[str], None]) -> int:
     from batchray.store.integrity import UNREADABLE
-    from batchray.views.results import result_of
+    from batchray.views.results import ResultViews
 
     n_outcomes = 0
     for job in store.integrity.readable_jobs(lost):
+        views = ResultViews(job)
         for stored in store.integrity.readable_results(job, lost):
             try:
-                line = {"job_id": job.id, **result_of(job, stored).model_dump(mode="json")}
+                line = {"job_id": job.id, **views.result(stored).model_dump(mode="json")}
             except UNREADABLE:
                 lost(f"{job.id}: the outcome of item {stored.index}")
                 continue

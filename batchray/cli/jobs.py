@@ -11,8 +11,8 @@ import click
 
 from batchray.cli.exits import complain, leave
 from batchray.cli.job_names import find_ids, find_jobs, place_of
-from batchray.cli.options import Command, store_options, store_settings
-from batchray.cli.output import as_dict, as_line, check_output, print_results, print_summary, write_results
+from batchray.cli.options import Command, include_input_option, store_options, store_settings
+from batchray.cli.output import Shown, as_dict, as_line, check_output, print_summary, write_results
 from batchray.errors import BatchrayError, UsageError
 
 if TYPE_CHECKING:
@@ -52,11 +52,13 @@ def status(
 @click.command()
 @_jobs_argument()
 @click.option("--failed", is_flag=True, help="Only items that did not succeed.")
+@include_input_option
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File instead of standard output.")
 @store_options
 def results(
     names: tuple[str, ...],
     failed: bool,
+    include_input: bool,
     output: Path | None,
     config: Path | None,
     data_dir: Path | None,
@@ -71,10 +73,7 @@ def results(
     """
     jobs = find_jobs(store_settings(config, data_dir, database_url), names)
     check_output(output)
-    if output is None:
-        print_results(jobs, failed)
-    else:
-        write_results(jobs, output, failed)
+    write_results(jobs, output or Path("-"), Shown(failed, include_input))
 
 
 @click.command()

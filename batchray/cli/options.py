@@ -59,11 +59,17 @@ _env_file = click.option(
     callback=_load_env_files,
     help="File of environment variables, such as .env.  Those that are set already win.",
 )
+_include_input = click.option("--include-input", is_flag=True, help="Give each result the input of its request.")
 _executor = (
     click.option("--lanes", type=click.IntRange(min=1), help="Ray workers to start.  Default: one per CPU, at most 8."),
     click.option("--ray-address", help="Existing Ray cluster.  Default: start one that listens on loopback only."),
     click.option("--executor", type=click.Choice(["ray", "local"]), help="Run on Ray, or in this process."),
 )
+
+
+def include_input_option(command: Command) -> Command:
+    """Add --include-input."""
+    return _include_input(command)
 
 
 def agents_options(command: Command) -> Command:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import click
 
 from batchray.errors import BatchrayError, ConfigError
 from batchray.support.files import atomic_write
@@ -17,43 +20,77 @@ if TYPE_CHECKING:
     from batchray.store import JobRecord
 
 
-def check_output(output: Path | None) -> None:
-    """Raise ConfigError if a file cannot be written; called before anything runs."""
-    if output is not None and not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
+# Suffixes of formats that the output is not written in, and the remedy.
+_OTHER_FORMATS = {
+    ".csv": "job.to_pandas().to_csv(...) in Python writes CSV",
+    ".tsv": "job.to_pandas().to_csv(..., sep='\\t') in Python writes TSV",
+    ".xlsx": "job.to_pandas().to_excel(...) in Python writes a workbook",
+    ".parquet": "job.to_pandas().to_parquet(...) in Python writes Parquet",
+    ".json": "that is one object a line, not one JSON document",
+    ".gz": "gzip FILE compresses them",
+}
+_STANDARD_STREAMS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
+
+
+class Shown(NamedTuple):
+    """Which results are written, and whether with their input."""
+
+    failed: bool = False
+    include_input: bool = False
+
+
+def check_output(output: Path | None) -> Path | None:
+    """Return the file that a later run of the job writes too: not a stream.  Called before anything runs.
+
+    Raises ConfigError if the file cannot be written; prints a notice if its name promises another format.
+    """
+    if output is None or stream_of(output) is not None:
+        return None
+    if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
         raise ConfigError(f"--output {output} cannot be written")
+    if (remedy := _OTHER_FORMATS.get(output.suffix.lower())) is not None:
+        click.echo(f"batchray: --output {output} will hold JSON Lines; {remedy}", err=True)
+    return output
 
 
-def print_results(jobs: Sequence[Job], failed: bool) -> None:
-    """Print one line of JSON per result, in UTF-8 whatever the locale."""
-    with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as file:
-        _write(jobs, file, failed)
+def stream_of(output: Path) -> int | None:
+    """Return the open descriptor of this process that `-` or a path such as /dev/stdout stands for; None for a file.
+
+    The file behind it, if there is one, has other content: the results are written after that.
+    """
+    found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(output))
+    return int(found[1]) if found else _STANDARD_STREAMS.get(str(output))
 
 
-def write_results(jobs: Sequence[Job], output: Path, failed: bool = False) -> None:
-    """Write one line of JSON per result to a file, which appears whole or not at all.
+def write_results(jobs: Sequence[Job], output: Path, shown: Shown) -> None:
+    """Write one line of JSON per result.  A file appears whole or not at all; `-` is standard output.
 
     Raises BatchrayError if it cannot be written.
     """
     try:
+        if (descriptor := stream_of(output)) is not None:
+            sys.stdout.flush()
+            with open(descriptor, "w", encoding="utf-8", closefd=False) as file:  # in UTF-8 whatever the locale
+                return _write(jobs, file, shown)
         if output.exists() and not output.is_file():  # write into a pipe or a device, do not replace it
             with output.open("w", encoding="utf-8") as file:
-                return _write(jobs, file, failed)
+                return _write(jobs, file, shown)
         with atomic_write(output.resolve(), encoding="utf-8") as file:  # the file behind a link, not the link
-            _write(jobs, file, failed)
+            _write(jobs, file, shown)
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}; the results are kept in the job") from None
 
 
-def _write(jobs: Sequence[Job], file: IO[str], failed: bool) -> None:
-    for line in _lines(jobs, failed):
+def _write(jobs: Sequence[Job], file: IO[str], shown: Shown) -> None:
+    for line in _lines(jobs, shown):
         file.write(line + "\n")
 
 
-def _lines(jobs: Sequence[Job], failed: bool) -> Iterator[str]:
+def _lines(jobs: Sequence[Job], shown: Shown) -> Iterator[str]:
     """Yield results as JSON; those of several jobs begin with the id of theirs."""
     for job in jobs:
         beginning = f'{{"job_id":"{job.id}",' if len(jobs) > 1 else "{"
-        for result in job.results("index", wait=False, failed=failed):
+        for result in job.results("index", wait=False, **shown._asdict()):
             yield beginning + result.model_dump_json().removeprefix("{")
 
 

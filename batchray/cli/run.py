@@ -12,8 +12,15 @@ import click
 
 from batchray.cli.exits import Terminated, complain, interruptible, leave
 from batchray.cli.job_names import find_id_to_start
-from batchray.cli.options import DEFAULT_DATA_DIR, Command, agents_options, executor_options, store_options
-from batchray.cli.output import check_output, write_results
+from batchray.cli.options import (
+    DEFAULT_DATA_DIR,
+    Command,
+    agents_options,
+    executor_options,
+    include_input_option,
+    store_options,
+)
+from batchray.cli.output import Shown, check_output, write_results
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +33,10 @@ def _run_options(command: Command) -> Command:
     options = (
         click.option(
             "--output",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Write the results to this file, one JSON line per item.",
+            type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+            help="Write the results to this file, one JSON line per item; - is standard output.",
         ),
+        include_input_option,
         click.option("--max-in-flight", type=click.IntRange(min=1), help="Requests in flight at once.  Default: 256."),
         executor_options,
         click.option("--quiet", is_flag=True, help="Show no progress and no summary."),
@@ -54,10 +62,10 @@ def run(requests: Path, agents_files: tuple[Path, ...], output: Path | None, **o
 
     if not agents_files:
         raise ConfigError("give the agents that the requests name: --agents FILE")
-    check_output(output)
+    kept = check_output(output)
     # Not sys.stdin: after an interrupt a thread may still wait for it, and Python would wait for that thread at exit.
     source = open(0, "rb", closefd=False) if str(requests) == "-" else requests  # noqa: SIM115
-    _watch(lambda settings: submit_with(settings, source, load_agents(agents_files), output=output), output, options)
+    _watch(lambda settings: submit_with(settings, source, load_agents(agents_files), output=kept), output, options)
 
 
 @click.command()
@@ -95,9 +103,9 @@ def _starter(
     from batchray.config import load_agents
     from batchray.jobs.start import start_again
 
-    check_output(output)
+    kept = check_output(output)
     agents = load_agents(agents_files) if agents_files else None
-    return lambda settings: start_again(settings, find_id_to_start(settings, name), agents, output, is_retry=is_retry)
+    return lambda settings: start_again(settings, find_id_to_start(settings, name), agents, kept, is_retry=is_retry)
 
 
 def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[str, Any]) -> NoReturn:
@@ -106,14 +114,16 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
     from batchray.jobs.start import output_of
     from batchray.views.progress_display import show_progress
 
-    is_quiet, config = options.pop("quiet"), options.pop("config")
+    is_quiet, config, include_input = (options.pop(name) for name in ("quiet", "config", "include_input"))
     settings = load_settings(config, **options)
     place = _place_options(settings, config)
     job: Job | None = None
     try:
         job = start(settings)
         output = output or output_of(job)
-        click.echo(job.id)
+        is_piped = str(output) == "-"  # the results are all that standard output gets
+        is_quiet = is_quiet or is_piped
+        click.echo(job.id, err=is_piped)
         sys.stdout.flush()
         if not is_quiet:
             show_progress(job)
@@ -130,7 +140,7 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
             click.echo(_how_to_resume(job, place), err=True)
         leave(1)
     if output is not None:
-        write_results([job], output)
+        write_results([job], output, Shown(include_input=include_input))
     if not is_quiet:
         _summarize(job, record, output, place)
     leave(0 if record.counts["succeeded"] == record.total else 1)

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from batchray.config.base import PositiveFloat, PositiveInt, Strict
 from batchray.config.reaching import Auth, CaFile, Headers, Proxy, Query, check_address
+from batchray.schema import Usage
 
 # Fields of the provider's request body that are options of an agent, outside of `body`.
 _BODY_FIELDS = ("temperature", "max_tokens")
@@ -115,6 +116,14 @@ class Prices(Strict):
     """Prompt tokens read from the provider's cache.  None: as `input`."""
     cache_write: Price | None = None
     """Prompt tokens written to the cache.  None: as `input`."""
+
+    def cost_usd(self, usage: Usage) -> float:
+        """Return the price of these tokens in US dollars."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        written = self.input if self.cache_write is None else self.cache_write
+        uncached = usage.prompt_tokens - usage.cached_input_tokens - usage.cache_write_tokens
+        of_prompt = uncached * self.input + usage.cached_input_tokens * cached + usage.cache_write_tokens * written
+        return (of_prompt + usage.completion_tokens * self.output) / 1e6
 
 
 class Agent(Strict):

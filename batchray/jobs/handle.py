@@ -22,8 +22,9 @@ from batchray.jobs.states import state_of
 from batchray.schema import Result
 from batchray.schema.progress import TIMINGS, Percentiles, Progress
 from batchray.store import FailureKind, JobRecord, Store, run_all, running_jobs
+from batchray.views.frames import to_frame
 from batchray.views.result_pages import AfterOptions, ResultCursor, ResultOrder, result_pages
-from batchray.views.results import result_of, to_frame
+from batchray.views.results import ResultViews
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,25 +132,29 @@ class Job:  # more than 20 methods, because it is the public API of a job
         """Return the kinds of failures so far, the most frequent first."""
         return self._store().items.failure_kinds(self._accepted)
 
-    def results(self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False) -> Iterator[Result]:
+    def results(
+        self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
+    ) -> Iterator[Result]:
         """Yield results, while the job runs too.
 
         They come in finish order, or in index order, in which each waits for those before it.  With `wait=False` it
-        yields the results of this moment, with `failed=True` only those that did not succeed.
+        yields the results of this moment, with `failed=True` only those that did not succeed.  With
+        `include_input=True` each has the input of its request.
         """
+        views = self._views(include_input)
         cursor = ResultCursor(order)
         while True:
             is_final = not wait or self.is_done
             while page := cursor.take(self._read_page(cursor.after), is_final=is_final):
                 for stored in page:
                     if not failed or stored.status != "succeeded":
-                        yield result_of(self._accepted, stored)
+                        yield views.result(stored)
             if is_final:
                 return
             time.sleep(_POLL_S)
 
     async def aresults(
-        self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False
+        self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
     ) -> AsyncIterator[Result]:
         """Yield results in async code; otherwise as `results`."""
 
@@ -159,14 +164,15 @@ class Job:  # more than 20 methods, because it is the public API of a job
         async def is_final() -> bool:
             return not wait or await asyncio.to_thread(lambda: self.is_done)
 
+        views = await asyncio.to_thread(self._views, include_input)
         async for page in result_pages(read, is_final, order, _POLL_S):
             for stored in page:
                 if not failed or stored.status != "succeeded":
-                    yield result_of(self._accepted, stored)
+                    yield views.result(stored)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the results as a frame, one row per item in index order.  Needs the extra `batchray[pandas]`."""
-        return to_frame(self.results("index"))
+        return to_frame(self.results("index", include_input=True))
 
     def wait(self, timeout: float | None = None) -> JobRecord:
         """Wait for the job's end and return it.
@@ -228,6 +234,9 @@ class Job:  # more than 20 methods, because it is the public API of a job
     def _accepted(self) -> JobRecord:
         """The job's record, for the fields that never change."""
         return self.record()
+
+    def _views(self, include_input: bool) -> ResultViews:
+        return ResultViews(self._accepted, self._store().jobs.agent_snapshot(self.id), include_input=include_input)
 
     def _store(self) -> Store:
         """Return the reader of the store.  It is opened on first use, and closed with this object or at exit."""

@@ -97,10 +97,13 @@ class Timing(WireModel):
 
 
 class Result(WireModel):
-    """One line of the output: an item's outcome as the caller sees it.
+    """One line of the output: an item's outcome as the caller sees it, with all of the request that it needs.
 
-    `messages` are filtered by the request's `include_return_message_types`; `attempts` does not count attempts that
-    were lost because another request crashed the worker.
+    `metadata` is the request's; `input` is its `input`, or else its `messages`, and None unless it was asked for.
+    `model` is the agent's, None for a Python function.  `cost_usd` is computed from the agent's prices; None without
+    prices, or if the provider reported no tokens.  `messages` are filtered by the request's
+    `include_return_message_types`; `attempts` does not count attempts that were lost because another request crashed
+    the worker.
     """
 
     index: NonNegativeInt
@@ -108,10 +111,13 @@ class Result(WireModel):
     metadata: dict[str, Any] | None = None
     batch_item_id: str
     agent_id: str
+    model: str | None = None
     status: ItemStatus
     stop_reason: StopReason
+    input: str | list[Any] | None = None
     messages: list[LettaMessage]
     usage: Usage
+    cost_usd: float | None = None
     error: ErrorInfo | None = None
     attempts: NonNegativeInt
     timing: Timing

@@ -7,5 +7,5 @@ read while a job runs (`result_pages`), and the progress in a terminal or a note
 - Fields of a result are those of `batchray.schema.Result`, the same in Python, in a file and over HTTP.
 - pandas and rich are imported when they are used, not with batchray.
 
-Start reading at `results.result_of`.
+Start reading at `results.ResultViews`.
 """

@@ -1,14 +1,17 @@
-"""Conversion of stored results into `Result` objects and pandas frames."""
+"""Conversion of stored results into `Result` objects."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
+import orjson
 from pydantic import TypeAdapter
 
+from batchray.config import Prices
 from batchray.schema import (
     AgentRequest,
     ErrorInfo,
@@ -23,64 +26,65 @@ from batchray.schema import (
 )
 from batchray.store import JobRecord, StoredResult
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _MESSAGES = TypeAdapter(list[Message])
 
 
-def result_of(job: JobRecord, stored: StoredResult) -> Result:
-    """Return an item's outcome as a line of the output."""
-    request = AgentRequest.model_validate_json(stored.request)
-    return Result(
-        index=stored.index,
-        custom_id=stored.custom_id,
-        metadata=request.metadata,
-        batch_item_id=item_id(job.id, stored.index),
-        agent_id=stored.agent_id,
-        status=ItemStatus(stored.status),
-        stop_reason=StopReason(stored.stop_reason),
-        messages=visible_messages(_MESSAGES.validate_json(stored.messages), request),
-        usage=Usage(**stored.usage),
-        error=ErrorInfo(**stored.error) if stored.error else None,
-        attempts=stored.attempts,
-        timing=Timing(queued_ns=stored.queued_ns, ttft_ns=stored.ttft_ns, duration_ns=stored.duration_ns),
-    )
+class ResultViews:
+    """Shows the outcomes of a job as lines of the output.
+
+    `agents` is the job's snapshot of its agents, which has their models and prices; without it neither is shown for a
+    request that called no model.  With `include_input` each result has the input of its request.
+    """
+
+    def __init__(
+        self, job: JobRecord, agents: Mapping[str, Any] = MappingProxyType({}), *, include_input: bool = False
+    ) -> None:
+        self._job, self._include_input = job, include_input
+        settings = {agent_id: kept["agent"] for agent_id, kept in agents.items()}
+        self._models: dict[str, str | None] = {agent_id: each.get("model") for agent_id, each in settings.items()}
+        self._prices = {
+            agent_id: Prices.model_validate(each["prices"]) for agent_id, each in settings.items() if each.get("prices")
+        }
+
+    def result(self, stored: StoredResult) -> Result:
+        """Return an item's outcome."""
+        request = AgentRequest.model_validate_json(stored.request)
+        messages = _MESSAGES.validate_json(stored.messages)
+        usage = Usage(**stored.usage)
+        return Result(
+            index=stored.index,
+            custom_id=stored.custom_id,
+            metadata=request.metadata,
+            batch_item_id=item_id(self._job.id, stored.index),
+            agent_id=stored.agent_id,
+            # A resume may have replaced the agent of the snapshot; its answers name the model that gave them.
+            model=next((each.model for each in messages if each.model), self._models.get(stored.agent_id)),
+            status=ItemStatus(stored.status),
+            stop_reason=StopReason(stored.stop_reason),
+            input=_input_of(stored.request) if self._include_input else None,
+            messages=visible_messages(messages, request),
+            usage=usage,
+            cost_usd=self._cost_usd(stored.agent_id, usage),
+            error=ErrorInfo(**stored.error) if stored.error else None,
+            attempts=stored.attempts,
+            timing=Timing(queued_ns=stored.queued_ns, ttft_ns=stored.ttft_ns, duration_ns=stored.duration_ns),
+        )
+
+    def _cost_usd(self, agent_id: str, usage: Usage) -> float | None:
+        prices = self._prices.get(agent_id)
+        is_unknown = prices is None or (usage.step_count > 0 and usage.total_tokens == 0)
+        return None if is_unknown or prices is None else prices.cost_usd(usage)
+
+
+def _input_of(request: bytes) -> Any:
+    given = orjson.loads(request)
+    return given["messages"] if given.get("input") is None else given["input"]
 
 
 def text_of(result: Result) -> str:
     """Return `result.text`.  Deprecated: use that."""
     warnings.warn("text_of(result) is deprecated; use result.text", DeprecationWarning, stacklevel=2)
     return result.text
-
-
-def to_frame(results: Iterable[Result]) -> pd.DataFrame:
-    """Return a pandas frame with one row per item, indexed by its position in the batch.  Durations are in seconds."""
-    import pandas as pd
-
-    return pd.DataFrame.from_records(list(_rows(results)), index="index")
-
-
-def _rows(results: Iterable[Result]) -> Iterator[dict[str, Any]]:
-    for result in results:
-        timing = result.timing
-        yield {
-            "index": result.index,
-            "custom_id": result.custom_id,
-            "agent_id": result.agent_id,
-            "status": str(result.status),
-            "stop_reason": str(result.stop_reason),
-            "text": result.text,
-            "error_type": result.error.type if result.error else None,
-            "error": result.error.message if result.error else None,
-            "prompt_tokens": result.usage.prompt_tokens,
-            "completion_tokens": result.usage.completion_tokens,
-            "steps": result.usage.step_count,
-            "attempts": result.attempts,
-            "queued_s": timing.queued_ns / 1e9,
-            "ttft_s": None if timing.ttft_ns is None else timing.ttft_ns / 1e9,
-            "duration_s": timing.duration_ns / 1e9,
-        }
 
 
 def parse_time(timestamp: str | None) -> datetime | None:

@@ -42,7 +42,7 @@ from batchray.store import (
     Store,
     run_all,
 )
-from batchray.views.results import result_of
+from batchray.views.results import ResultViews
 from tests.builders.agents import calls
 from tests.builders.jobs import Scripted
 from tests.polling import wait_until
@@ -102,7 +102,7 @@ async def started(store: Store, job_id: str, *agents: Agent, slots: Slots | None
 def results_of(store: Store, record: JobRecord) -> list[Result]:
     results: list[Result] = []
     while page := store.items.results(record, after_index=len(results) - 1):
-        results += [result_of(record, each) for each in page]
+        results += [ResultViews(record).result(each) for each in page]
     return results
 
 

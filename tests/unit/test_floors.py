@@ -84,7 +84,7 @@ HEAVY = {
     "psycopg": set(),
     "click": {"cli"},
     "rich": {"views.progress_display"},
-    "pandas": {"jobs.handle", "views.results"},
+    "pandas": {"jobs.handle", "views.frames"},
     "yaml": {"config"},
 }
 

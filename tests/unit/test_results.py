@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from batchray.agents import AttemptRunner, encode_input, read_report
 from batchray.config import Agent, bind_agents
 from batchray.schema import AssistantMessage, ItemStatus, Result, item_id, new_job_id
 from batchray.schema.outcomes import OutcomeData
-from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, run_all, utc_now
-from batchray.views.results import parse_time, result_of, to_frame
+from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, StoredResult, run_all, utc_now
+from batchray.views.frames import COLUMNS, to_frame
+from batchray.views.results import ResultViews, parse_time
 
 
 def double(n: int) -> int:
@@ -32,6 +35,25 @@ AGENT = Agent(
 )
 
 
+_RECORD: Any = SimpleNamespace(id=new_job_id())
+_NEVER_RAN: dict[str, Any] = {
+    "seq": 1,
+    "index": 0,
+    "agent_id": "a",
+    "custom_id": None,
+    "request": b'{"agent_id":"a","input":"x"}',
+    "attempts": 0,
+    "queued_ns": 0,
+    "status": "expired",
+    "stop_reason": "error",
+    "usage": {},
+    "error": {"type": "expired", "message": "too late"},
+    "ttft_ns": None,
+    "duration_ns": 0,
+    "messages": b"[]",
+}
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> JobRecord:
     with Store.open(tmp_path) as store:
@@ -40,9 +62,16 @@ def job(tmp_path: Path) -> JobRecord:
         return store.jobs.get(job_id)
 
 
-async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> list[Result]:
+async def results(
+    tmp_path: Path,
+    job_id: str,
+    *requests: dict[str, Any],
+    snapshot: Mapping[str, Any] | None = None,
+    include_input: bool = False,
+) -> list[Result]:
     """Run requests by the agent above, and read their results back from a store."""
-    bodies = [json.dumps({"agent_id": "a", "input": "hi", **request}).encode() for request in requests]
+    hi = {"agent_id": "a", "input": "hi"}
+    bodies = [json.dumps({k: v for k, v in {**hi, **each}.items() if v is not None}).encode() for each in requests]
     attempt_runner, bound = AttemptRunner(), bind_agents([AGENT]).agents["a"]
     with Store.open(tmp_path / "data") as store:
         items = [NewItem("a", request.get("custom_id"), body) for request, body in zip(requests, bodies, strict=True)]
@@ -54,7 +83,8 @@ async def results(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> lis
             outcome = {each.name: getattr(report, each.name) for each in fields(OutcomeData)}
             outcome |= {"index": report.index, "attempt": report.attempt, "duration_ns": 2_500_000_000}
             store.outcomes.write(job, [], [NewOutcome(**outcome, queued_ns=1_500_000_000)])
-        return [result_of(job, stored) for stored in store.items.results(job)]
+        views = ResultViews(job, snapshot or {}, include_input=include_input)
+        return [views.result(stored) for stored in store.items.results(job)]
 
 
 async def test_a_result_is_an_output_line(tmp_path: Path) -> None:
@@ -68,10 +98,13 @@ async def test_a_result_is_an_output_line(tmp_path: Path) -> None:
         "metadata",
         "batch_item_id",
         "agent_id",
+        "model",
         "status",
         "stop_reason",
+        "input",
         "messages",
         "usage",
+        "cost_usd",
         "error",
         "attempts",
         "timing",
@@ -120,7 +153,7 @@ def test_an_item_that_never_ran_has_a_result(tmp_path: Path) -> None:
         job = store.jobs.start(job_id)
         run_all(store.outcomes.end_unfinished(job, "expired", "error", {"type": "expired", "message": "too late"}))
         (stored,) = store.items.results(job)
-    result = result_of(job, stored)
+    result = ResultViews(job).result(stored)
     assert (result.status, result.messages, result.usage.total_tokens) == (ItemStatus.EXPIRED, [], 0)
     assert result.error is not None
     assert result.error.type == "expired"
@@ -139,6 +172,46 @@ async def test_a_frame_has_a_row_an_item_with_durations_in_seconds(tmp_path: Pat
     assert all(0 <= value < math.inf for value in frame["ttft_s"])
     assert frame["error"].isna().all()
     assert frame["steps"].sum() == 4
+
+
+async def test_a_result_has_its_model_and_the_cost_of_its_tokens(tmp_path: Path) -> None:
+    prices = {"input": 1_000_000.0, "output": 2_000_000.0}
+    snapshot = {"a": {"agent": {"id": "a", "model": "other/earlier", "prices": prices}}}
+    (result,) = await results(tmp_path, new_job_id(), {}, snapshot=snapshot)
+    assert result.model == "offline/scripted"
+    assert result.cost_usd == result.usage.prompt_tokens + 2 * result.usage.completion_tokens > 0
+    stored = StoredResult(**{**_NEVER_RAN, "usage": {"step_count": 2}})
+    of_snapshot = ResultViews(_RECORD, snapshot)
+    assert (of_snapshot.result(stored).model, of_snapshot.result(stored).cost_usd) == ("other/earlier", None)
+    assert of_snapshot.result(StoredResult(**_NEVER_RAN)).cost_usd == 0
+    without = ResultViews(_RECORD, {"a": {"agent": {"id": "a", "run": "m:f"}}}).result(StoredResult(**_NEVER_RAN))
+    assert (without.model, without.cost_usd) == (None, None)
+
+
+async def test_the_input_is_included_on_demand(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    requests: list[dict[str, Any]] = [{}, {"input": None, "messages": messages}]
+    with_input = await results(tmp_path, new_job_id(), *requests, include_input=True)
+    assert [each.input for each in with_input] == ["hi", messages]
+    assert [each.input for each in await results(tmp_path / "b", new_job_id(), *requests)] == [None, None]
+
+
+async def test_a_frame_has_the_same_types_for_every_job(tmp_path: Path) -> None:
+    failed = ResultViews(_RECORD).result(StoredResult(**_NEVER_RAN))
+    parts = {"input": [{"type": "text", "text": "x"}], "metadata": {"row": 1}}
+    succeeded = await results(tmp_path, new_job_id(), parts, {}, include_input=True)
+    frames = [to_frame([]), to_frame([failed]), to_frame(succeeded), to_frame([failed, *succeeded])]
+    assert {str(dict(frame.dtypes)) for frame in frames} == {str(dict(frames[0].dtypes))}
+    assert {str(frame.index.dtype) for frame in frames} == {"int64"}
+    assert {str(dtype) for dtype in frames[0].dtypes} == {"string", "Int64", "Float64", "object"}
+    assert list(frames[0].columns) == list(COLUMNS)
+    row = frames[2].iloc[0]
+    assert json.loads(row["input"]) == parts["input"]
+    assert (row["metadata"], row["model"], frames[2]["input"][1]) == ({"row": 1}, "offline/scripted", "hi")
+    assert [call["name"] for call in row["tool_calls"]] == ["double"]
+    assert [message["message_type"] for message in row["messages"]][-1] == "assistant_message"
+    assert frames[1]["input"].isna().all()
+    assert frames[1]["tool_calls"][0] == []
 
 
 def test_times_are_read_as_the_store_writes_them(job: JobRecord) -> None:

@@ -38,7 +38,7 @@ from batchray.server.upload import Uploads
 from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, wanted_messages_of
 from batchray.store import JobRecord, SortOrder, StoredItem, StoredResult
 from batchray.views.result_pages import AfterOptions, result_pages
-from batchray.views.results import result_of
+from batchray.views.results import ResultViews
 
 _BASE = "/v1/messages/batches"
 _ONE = _BASE + "/{batch_id}"
@@ -64,11 +64,16 @@ class ItemsQuery(Page):
 
 
 class ResultsQuery(WireModel):
-    """Query of a batch's results.  With `follow` the stream stays open for new results until the job ends."""
+    """Query of a batch's results.
+
+    With `follow` the stream stays open for new results until the job ends.  With `include_input` each result has the
+    input of its request.
+    """
 
     order: Literal["finish", "index"] = "index"
     failed: bool = False
     follow: bool = False
+    include_input: bool = False
 
 
 class BatchRoutes:
@@ -254,11 +259,13 @@ class BatchRoutes:
     async def results(self, request: web.Request, query: ResultsQuery) -> ResponseBody:
         """Stream results as JSON Lines."""
         job = await self._job(request)
+        snapshot = await self._reader.jobs.agent_snapshot(job.id)
+        views = ResultViews(job, snapshot, include_input=query.include_input)
         lines = JsonLines(request)
         async for page in self._results(job, query):
             for stored in page:
                 if not query.failed or stored.status != "succeeded":
-                    await lines.send(result_of(job, stored).model_dump_json().encode())
+                    await lines.send(views.result(stored).model_dump_json().encode())
             await lines.flush()  # the next page may take long to arrive
         return await lines.end()
 
@@ -282,6 +289,7 @@ class BatchRoutes:
         job = await self._job(request)
         last_seq = _last_event(request)
         events = Events(request)
+        views = ResultViews(job, await self._reader.jobs.agent_snapshot(job.id))
         sent_state: tuple[str, dict[str, int]] | None = None
         while True:
             is_over = await self._scheduler.is_over(job.id)
@@ -289,7 +297,7 @@ class BatchRoutes:
             while page := await self._reader.items.results(job, after_seq=last_seq, limit=100):
                 for stored in page:
                     last_seq = stored.seq
-                    await events.send("outcome", _outcome(job, stored), str(last_seq))
+                    await events.send("outcome", _outcome(views, stored), str(last_seq))
             if is_over or record.is_ended:
                 await events.send("end", batch_job(record).model_dump_json().encode())
                 return await events.end()
@@ -314,8 +322,8 @@ class BatchRoutes:
             raise HttpError(400, f"Job with id {job_id} not found") from None
 
 
-def _outcome(job: JobRecord, stored: StoredResult) -> bytes:
-    result = result_of(job, stored).model_dump(mode="json", exclude={"messages"})
+def _outcome(views: ResultViews, stored: StoredResult) -> bytes:
+    result = views.result(stored).model_dump(mode="json", exclude={"input", "messages"})
     return orjson.dumps(result)
 
 
