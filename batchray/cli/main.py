@@ -59,7 +59,13 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 @click.version_option(package_name="batchray")
-def cli() -> None:
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    envvar="BATCHRAY_LOG_LEVEL",
+    help="Least severe messages to print to standard error.  Default: warning.",
+)
+def cli(log_level: str | None) -> None:
     """Run large batches of LLM agent requests in parallel on Ray.
 
     A JOB is given by its id, by a beginning of the id that no other job shares, or as `last`, the newest job.
@@ -67,6 +73,9 @@ def cli() -> None:
     Exit status: 0 all items succeeded, 1 an item did not succeed or the job could not continue, 2 unusable input and
     nothing was run, 130 interrupted, 143 terminated.
     """
+    if log_level is not None:
+        logging.getLogger("batchray").setLevel(log_level.upper())
+        logging.getLogger("batchray.models").setLevel(logging.NOTSET)  # as all others
 
 
 for _command in (run, resume, retry, status, results, cancel, pause, unpause, serve, keys, db):

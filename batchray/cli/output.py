@@ -97,7 +97,7 @@ def _lines(jobs: Sequence[Job], shown: Shown) -> Iterator[str]:
 def print_summary(record: JobRecord, state: str, settings: StoreSettings) -> None:
     """Print a job's outcomes, kinds of failures, durations and tokens so far."""
     from batchray.jobs.handle import Job
-    from batchray.views.progress_display import summary
+    from batchray.views.summary import summary
 
     job = Job(record.id, settings.data_dir, url=settings.url)
     summary(record, state, job.timing, job.failures())

@@ -172,7 +172,7 @@ def _how_to_resume(job: Job, place: str) -> str:
 
 
 def _summarize(job: Job, record: JobRecord, output: Path | None, place: str) -> None:
-    from batchray.views.progress_display import summary
+    from batchray.views.summary import summary
 
     summary(record, record.status, job.timing, job.failures())
     command = f"batchray results {job.id}{place}"

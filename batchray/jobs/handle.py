@@ -18,7 +18,7 @@ from batchray.errors import ConfigError, JobEndedError, JobInterruptedError, Sto
 from batchray.jobs.control import ControlRequest, leave_request
 from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.local_run import LocalRun
-from batchray.jobs.states import state_of
+from batchray.jobs.states import PAUSED, state_of
 from batchray.schema import Result
 from batchray.schema.progress import TIMINGS, Percentiles, Progress
 from batchray.store import FailureKind, JobRecord, Store, run_all, running_jobs
@@ -100,6 +100,28 @@ class Job:  # more than 20 methods, because it is the public API of a job
     def in_flight(self) -> int:
         """Requests in flight; 0 if another process runs the job."""
         return self._local.in_flight if self._local is not None else 0
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the job starts no more items until `unpause`."""
+        return self._local.is_paused if self._local is not None else self.status == PAUSED
+
+    @property
+    def waits(self) -> list[dict[str, Any]]:
+        """The providers that hold requests back now; empty if another process runs the job.
+
+        Each has `provider`, `kind` (`rate_limited` or `unavailable`), `reason`, `is_shut`, `wait_s` until its next
+        call, `since_s` for which it has taken none, and `n_waiting`, the requests that wait for it.
+        """
+        return self._local.providers if self._local is not None else []
+
+    @property
+    def newest_failure(self) -> dict[str, Any] | None:
+        """The newest error of this run, with `index`, `attempt`, `type` and `message`; None without one.
+
+        None too if another process runs the job.
+        """
+        return self._local.newest_failure if self._local is not None else None
 
     @property
     def progress(self) -> Progress:

@@ -57,6 +57,22 @@ class LocalRun:
         return self._running.window.in_flight if self._running else 0
 
     @property
+    def is_paused(self) -> bool:
+        """Whether the job starts no more items now."""
+        return self._running is not None and self._running.window.is_paused
+
+    @property
+    def providers(self) -> list[dict[str, Any]]:
+        """The providers that hold requests back now, as in `RunningJob.snapshot`."""
+        return self._running.snapshot().get("providers", []) if self._running else []
+
+    @property
+    def newest_failure(self) -> dict[str, Any] | None:
+        """The newest error of this run; None without one."""
+        failures = self._running.failures if self._running is not None else None
+        return failures[-1] if failures else None
+
+    @property
     def progress(self) -> Progress | None:
         """Counts, tokens and timings so far; None before the start."""
         return self._running.progress if self._running else None

@@ -1,33 +1,29 @@
-"""Shows a job to a person: a live bar in a terminal or notebook, plain lines elsewhere, a table at its end."""
+"""Shows a running job to a person: a live bar in a terminal or notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
+import html
 import math
+import os
 import sys
-import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from batchray.schema.progress import Percentiles, Progress
-from batchray.store import FailureKind, JobRecord
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from batchray.schema.progress import Progress
+from batchray.views.summary import clock, in_short
+from batchray.views.terminal import LiveLines, bar
 
 _TICK_S = 0.2
 _LINE_EVERY_S = 10.0
 _RATE_OVER_S = 15.0
-_N_FAILURES = 8
-_MAX_ERROR_CHARS = 72
-_TIMING_NOTE = """\
-p50, p95: half of the requests, 95 % of them, took at most this long (at most 4.4 % too high)
-before its start: since the batch was accepted, including the start of Ray
-"""
+# An end is forecast from this many outcomes over this time; fewer say little about the others.
+_ETA_MIN_OUTCOMES, _ETA_MIN_S = 5, 2.0
+_BAR_COLUMNS = 24
+_MAX_REASON_CHARS = 160
 
 
 class Watched(Protocol):
@@ -44,8 +40,23 @@ class Watched(Protocol):
         ...
 
     @property
+    def is_paused(self) -> bool:
+        """Whether it starts no more requests until it is unpaused."""
+        ...
+
+    @property
     def in_flight(self) -> int:
         """Requests in flight."""
+        ...
+
+    @property
+    def waits(self) -> Sequence[Mapping[str, Any]]:
+        """The providers that hold requests back now, as in `Job.waits`."""
+        ...
+
+    @property
+    def newest_failure(self) -> Mapping[str, Any] | None:
+        """The error of the newest outcome that has one, with `index`, `type` and `message`."""
         ...
 
     def progress_now(self) -> Progress:
@@ -65,21 +76,40 @@ class View(NamedTuple):
     """Outcomes per second, over the last 15 seconds."""
     is_started: bool = True
     """False while the executor is still starting."""
+    is_paused: bool = False
+    waits: Sequence[Mapping[str, Any]] = ()
+    newest_failure: Mapping[str, Any] | None = None
+    has_evidence: bool = True
+    """Whether enough outcomes have come to forecast the end."""
 
     @property
     def eta_s(self) -> float:
-        """Seconds until the end at this rate; infinite if the rate is 0."""
-        return (self.total - self.done) / self.rate if self.rate else math.inf
+        """Seconds until the end at this rate; infinite if the rate is 0 or says too little."""
+        return (self.total - self.done) / self.rate if self.rate and self.has_evidence else math.inf
 
     def line(self) -> str:
         """Return the state as one line of text."""
         if not self.is_started:
             return f"{self.total:,} requests accepted, starting"
         parts = [f"{self.done:,} of {self.total:,} done", f"{self.failed:,} failed", f"{self.in_flight:,} in flight"]
-        parts.append(f"{self.rate:,.1f}/s")
-        if self.done < self.total and math.isfinite(self.eta_s):
+        parts.append("paused" if self.is_paused else f"{self.rate:,.1f}/s")
+        if self.done < self.total and not self.is_paused and math.isfinite(self.eta_s):
             parts.append(f"ETA {clock(self.eta_s)}")
         return ", ".join([*parts, f"{self.tokens:,} tokens"])
+
+    def notes(self) -> list[str]:
+        """Return what holds the job back, and its newest error, each as one line of text."""
+        notes = [self._wait_text(wait) for wait in self.waits]
+        if (error := self.newest_failure) is not None:
+            text = in_short(f"{error['type']}: {error['message']}", _MAX_REASON_CHARS)
+            notes.append(f"newest error: request {error['index']:,}: {text}")
+        return notes
+
+    def _wait_text(self, wait: Mapping[str, Any]) -> str:
+        share = f"{wait['n_waiting']:,} of {self.in_flight:,} in flight wait"
+        until = f", next call in {wait['wait_s']:.0f} s" if wait["wait_s"] >= 1 else ""
+        kind = str(wait["kind"]).replace("_", " ")
+        return f"{wait['provider']} is {kind}: {share}{until} ({in_short(str(wait['reason']), _MAX_REASON_CHARS)})"
 
 
 def show_progress(job: Watched) -> None:
@@ -102,101 +132,6 @@ async def show_progress_async(job: Watched) -> None:
             draw(await asyncio.to_thread(views.read))
 
 
-def clock(seconds: float) -> str:
-    """Return seconds as h:mm:ss or m:ss."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration with a unit that fits its size; a dash for NaN, which means not measured."""
-    if math.isnan(seconds):
-        return "-"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
-    return f"{seconds:.2f} s" if seconds < 120 else clock(seconds)
-
-
-def summary(
-    record: JobRecord,
-    state: str,
-    timing: dict[str, Percentiles],
-    failures: Sequence[FailureKind],
-    console: Console | None = None,
-) -> None:
-    """Print a job's outcomes, kinds of failures, durations and tokens; `state` is the word for its state now."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console(highlight=False)
-    console.print(_outcomes_table(record, state))
-    if failures:
-        console.print(_failures_table(failures))
-    console.print(_timing_table(timing))
-    console.print(_TIMING_NOTE, style="dim", highlight=False)
-    console.print(f"tokens: {record.prompt_tokens:,} in, {record.completion_tokens:,} out", highlight=False)
-    if record.total_duration_ns is not None:
-        took = duration(record.total_duration_ns / 1e9)
-        console.print(f"took: {took} from the first start to the last end", highlight=False)
-
-
-def _outcomes_table(record: JobRecord, state: str) -> Table:
-    table = _table(f"{record.total:,} requests: job {state}", "outcome", "requests", "share")
-    for status, count in record.counts.items():
-        if count or status in ("succeeded", "errored"):
-            table.add_row(status, f"{count:,}", share(count, record.total))
-    if record.done < record.total:
-        left = record.total - record.done
-        table.add_row("not done", f"{left:,}", share(left, record.total))
-    return table
-
-
-def share(count: int, total: int) -> str:
-    """Return a share as a percentage.  Only all of them are 100.0%, and only none are 0.0%."""
-    if not 0 < count < total:
-        return f"{count / max(total, 1):.1%}"
-    return f"{min(max(count / total, 0.001), 0.999):.1%}"
-
-
-def _failures_table(failures: Sequence[FailureKind]) -> Table:
-    from rich.text import Text
-
-    table = _table("failures", "stop reason", "requests")
-    table.add_column("error")
-    for kind in failures[:_N_FAILURES]:
-        # Text, since rich would read the brackets of a plain string as markup.
-        table.add_row(kind.stop_reason, f"{kind.n_items:,}", Text(_in_short(f"{kind.type}: {kind.example}")))
-    if len(failures) > _N_FAILURES:
-        table.add_row(f"... {len(failures) - _N_FAILURES} more kinds", "", "")
-    return table
-
-
-def _in_short(message: str) -> str:
-    """Return the start of a message as one line without control characters."""
-    printable = "".join(char if char.isprintable() else " " for char in message)
-    return textwrap.shorten(printable, _MAX_ERROR_CHARS, placeholder=" ...")
-
-
-def _timing_table(timing: dict[str, Percentiles]) -> Table:
-    table = _table("time of a request", "", "p50", "p95", "max")
-    meanings = {"queued": "before its start", "ttft": "start to first token", "duration": "start to end"}
-    for name, meaning in meanings.items():
-        table.add_row(meaning, *(duration(value) for value in (timing[name].p50, timing[name].p95, timing[name].max)))
-    return table
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
-
-
 class _ViewReader:
     """Reads a job's state again and again, and computes its rate from the last states."""
 
@@ -214,11 +149,20 @@ class _ViewReader:
         seen.append((now, progress.done))
         while now - seen[0][0] > _RATE_OVER_S:
             seen.popleft()
-        elapsed = now - seen[0][0]
-        rate = (progress.done - seen[0][1]) / elapsed if elapsed else 0.0
-        tokens = progress.prompt_tokens + progress.completion_tokens
-        in_flight = 0 if self.is_over else job.in_flight
-        return View(progress.total, progress.done, progress.failed, in_flight, tokens, rate, job.is_started)
+        elapsed, n_new = now - seen[0][0], progress.done - seen[0][1]
+        return View(
+            progress.total,
+            progress.done,
+            progress.failed,
+            in_flight=0 if self.is_over else job.in_flight,
+            tokens=progress.prompt_tokens + progress.completion_tokens,
+            rate=n_new / elapsed if elapsed else 0.0,
+            is_started=job.is_started,
+            is_paused=job.is_paused and not self.is_over,
+            waits=() if self.is_over else job.waits,
+            newest_failure=job.newest_failure,
+            has_evidence=n_new >= _ETA_MIN_OUTCOMES and elapsed >= _ETA_MIN_S,
+        )
 
 
 def _is_notebook() -> bool:
@@ -233,17 +177,20 @@ def _is_notebook() -> bool:
 def _screen() -> AbstractContextManager[Callable[[View], None]]:
     if _is_notebook():
         return _notebook()
-    return _terminal() if sys.stderr.isatty() else _lines()
+    # A dumb terminal cannot move its cursor.
+    is_capable = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    return _terminal() if is_capable else _lines()
 
 
 @contextmanager
 def _terminal() -> Iterator[Callable[[View], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    with LiveLines() as live:
 
-    with Progress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting")
-        yield lambda view: bar.update(task, total=view.total, completed=view.done, description=view.line())
+        def draw(view: View) -> None:
+            share = view.done / view.total if view.total else 0.0
+            live.draw([f"{bar(share, _BAR_COLUMNS)} {view.line()}", *view.notes()])
+
+        yield draw
 
 
 @contextmanager
@@ -254,8 +201,9 @@ def _notebook() -> Iterator[Callable[[View], None]]:
     handle = show.display(show.HTML("starting"), display_id=True)
 
     def draw(view: View) -> None:
-        bar = f'<progress max="{view.total}" value="{view.done}" style="width:20em"></progress>'
-        handle.update(show.HTML(f"{bar} {view.line()}"))
+        progress = f'<progress max="{view.total}" value="{view.done}" style="width:20em"></progress>'
+        lines = "<br>".join(html.escape(line) for line in (view.line(), *view.notes()))
+        handle.update(show.HTML(f"{progress} {lines}"))
 
     yield draw
 
@@ -268,6 +216,7 @@ def _lines() -> Iterator[Callable[[View], None]]:
         nonlocal last
         if last < math.inf and (view.done == view.total or time.monotonic() - last >= _LINE_EVERY_S):
             last = math.inf if view.done == view.total else time.monotonic()
-            print(view.line(), file=sys.stderr, flush=True)  # noqa: T201  # this is the display
+            text = "; ".join((view.line(), *view.notes()))
+            print(text, file=sys.stderr, flush=True)  # noqa: T201  # this is the display
 
     yield draw

@@ -10,13 +10,16 @@ from rich.console import Console
 from batchray.schema import new_job_id
 from batchray.schema.progress import Percentiles, Progress
 from batchray.store import FailureKind, JobRecord, NewItem, NewJob, Store, run_all
-from batchray.views.progress_display import View, clock, duration, share, show_progress, summary
+from batchray.views.progress_display import View, show_progress
+from batchray.views.summary import clock, duration, share, summary
 
 
 class Watched:
     """A job that is one outcome further each time it is looked at."""
 
-    is_started = True
+    is_started, is_paused = True, False
+    waits: tuple[()] = ()
+    newest_failure = None
 
     def __init__(self, total: int) -> None:
         self._progress = Progress(total=total)
@@ -48,6 +51,34 @@ class Watched:
 )
 def test_a_moment_is_one_line(view: View, line: str) -> None:
     assert view.line() == line
+
+
+WAIT = {
+    "provider": "openai",
+    "kind": "rate_limited",
+    "reason": "status 429: slow\ndown",
+    "wait_s": 34.6,
+    "n_waiting": 40,
+}
+FAILURE = {"index": 1234, "type": "ValueError", "message": "no \x1b[31mgood"}
+
+
+def test_the_notes_tell_what_holds_a_job_back_and_its_newest_error() -> None:
+    view = View(100, 10, 1, 60, 0, 1.0, waits=[WAIT], newest_failure=FAILURE)
+    assert view.notes() == [
+        "openai is rate limited: 40 of 60 in flight wait, next call in 35 s (status 429: slow down)",
+        "newest error: request 1,234: ValueError: no [31mgood",
+    ]
+
+
+def test_a_paused_job_says_so_instead_of_its_rate_and_end() -> None:
+    assert (
+        View(100, 10, 1, 0, 0, 1.0, is_paused=True).line() == "10 of 100 done, 1 failed, 0 in flight, paused, 0 tokens"
+    )
+
+
+def test_an_end_is_forecast_only_from_enough_outcomes() -> None:
+    assert "ETA" not in View(100, 1, 0, 9, 0, 5.0, has_evidence=False).line()
 
 
 def test_without_a_rate_there_is_no_end_in_sight() -> None:
@@ -91,6 +122,19 @@ def test_progress_off_a_terminal_is_a_line_at_the_start_and_one_at_the_end(capsy
 def test_a_job_that_is_done_already_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     show_progress(Watched(1))
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("terminal", ["dumb", ""])
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
+    terminal: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", terminal)
+    show_progress(Watched(3))
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 2
+    assert err.isascii()
+    assert "\x1b" not in err
 
 
 def test_progress_on_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ HEAVY = {
     "sqlalchemy": {"store"},
     "psycopg": set(),
     "click": {"cli"},
-    "rich": {"views.progress_display"},
+    "rich": {"views.summary", "views.terminal"},
     "pandas": {"jobs.handle", "views.frames"},
     "yaml": {"config"},
 }

@@ -1,0 +1,117 @@
+"""The summary of a job as a person reads it: outcomes, kinds of failures, durations and tokens."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from batchray.schema.progress import Percentiles
+from batchray.store import FailureKind, JobRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_N_FAILURES = 8
+_MAX_ERROR_CHARS = 72
+_TIMING_NOTE = """\
+p50, p95: half of the requests, 95 % of them, took at most this long (at most 4.4 % too high)
+before its start: since the batch was accepted, including the start of Ray
+"""
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as h:mm:ss or m:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration with a unit that fits its size; a dash for NaN, which means not measured."""
+    if math.isnan(seconds):
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
+    return f"{seconds:.2f} s" if seconds < 120 else clock(seconds)
+
+
+def summary(
+    record: JobRecord,
+    state: str,
+    timing: dict[str, Percentiles],
+    failures: Sequence[FailureKind],
+    console: Console | None = None,
+) -> None:
+    """Print a job's outcomes, kinds of failures, durations and tokens; `state` is the word for its state now."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+    console.print(_outcomes_table(record, state))
+    if failures:
+        console.print(_failures_table(failures))
+    console.print(_timing_table(timing))
+    console.print(_TIMING_NOTE, style="dim", highlight=False)
+    console.print(f"tokens: {record.prompt_tokens:,} in, {record.completion_tokens:,} out", highlight=False)
+    if record.total_duration_ns is not None:
+        took = duration(record.total_duration_ns / 1e9)
+        console.print(f"took: {took} from the first start to the last end", highlight=False)
+
+
+def _outcomes_table(record: JobRecord, state: str) -> Table:
+    table = _table(f"{record.total:,} requests: job {state}", "outcome", "requests", "share")
+    for status, count in record.counts.items():
+        if count or status in ("succeeded", "errored"):
+            table.add_row(status, f"{count:,}", share(count, record.total))
+    if record.done < record.total:
+        left = record.total - record.done
+        table.add_row("not done", f"{left:,}", share(left, record.total))
+    return table
+
+
+def share(count: int, total: int) -> str:
+    """Return a share as a percentage.  Only all of them are 100.0%, and only none are 0.0%."""
+    if not 0 < count < total:
+        return f"{count / max(total, 1):.1%}"
+    return f"{min(max(count / total, 0.001), 0.999):.1%}"
+
+
+def _failures_table(failures: Sequence[FailureKind]) -> Table:
+    from rich.text import Text
+
+    table = _table("failures", "stop reason", "requests")
+    table.add_column("error")
+    for kind in failures[:_N_FAILURES]:
+        # Text, since rich would read the brackets of a plain string as markup.
+        table.add_row(kind.stop_reason, f"{kind.n_items:,}", Text(in_short(f"{kind.type}: {kind.example}")))
+    if len(failures) > _N_FAILURES:
+        table.add_row(f"... {len(failures) - _N_FAILURES} more kinds", "", "")
+    return table
+
+
+def in_short(message: str, max_chars: int = _MAX_ERROR_CHARS) -> str:
+    """Return the start of a message as one line without control characters."""
+    printable = "".join(char if char.isprintable() else " " for char in message)
+    return textwrap.shorten(printable, max_chars, placeholder=" ...")
+
+
+def _timing_table(timing: dict[str, Percentiles]) -> Table:
+    table = _table("time of a request", "", "p50", "p95", "max")
+    meanings = {"queued": "before its start", "ttft": "start to first token", "duration": "start to end"}
+    for name, meaning in meanings.items():
+        table.add_row(meaning, *(duration(value) for value in (timing[name].p50, timing[name].p95, timing[name].max)))
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
