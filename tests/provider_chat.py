@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tests.provider_replies import Ending, Reply, chunk, head, split_words
+from tests.provider_replies import Directives, Ending, Reply, chunk, head, split_words, whole
 
 CREATED = 1_700_000_000
 _DONE = b"data: [DONE]\n\n"
@@ -22,6 +22,10 @@ class ChatReply(Reply):
             is_counted = bool((self._request.get("stream_options") or {}).get("include_usage"))
             return [_plain(self._request["model"], self._n_tokens, self._n_prompt, is_counted)], "keep"
         return super()._render()
+
+    def _refusal(self) -> bytes | None:
+        problem = unsupported(self._request, self._asked)
+        return whole(400, chat_error(problem, "unsupported_parameter")) if problem else super()._refusal()
 
     def _error(self, status: int, message: str, code: str | None) -> dict[str, Any]:
         return chat_error(message, code)
@@ -106,6 +110,16 @@ class ChatReply(Reply):
 
 def chat_error(message: str, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+
+
+def unsupported(request: dict[str, Any], asked: Directives) -> str | None:
+    """What OpenAI's API refuses of a request to a model that does not take a field (`refuses:FIELD` or FIELD=OTHER)."""
+    for name, _, other in (each.partition("=") for each in asked.get("refuses", ())):
+        field, _, part = name.partition(".")
+        if field in request and (not part or part in request[field]):
+            instead = f" Use '{other}' instead." if other else ""
+            return f"Unsupported parameter: '{name}' is not supported with this model.{instead}"
+    return None
 
 
 def _event(

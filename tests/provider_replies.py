@@ -27,7 +27,8 @@ class Reply(ABC):
     - tool calls, while no tool has returned yet, or in the first N answers with `steps:N`: `tool:NAME {JSON}` (several
       are parallel), `noids`, `sameids`, `badargs:TEXT`; of chat completions alone `lateids`
     - refusals: `status:CODE` or `CODE:` with `retry-after=`, `retry-after-ms=`, `code=`, `fill=N` (bytes more of
-      message) and at the end `message=` ({key} and {masked} are the caller's key), `html:CODE`, `toolong`
+      message) and at the end `message=` ({key} and {masked} are the caller's key), `html:CODE`, `toolong`; of OpenAI's
+      protocols alone `refuses:FIELD` (one that the model does not take)
     - broken answers: `reset` (in the middle, or `reset:start`, `reset:headers`), `stall` (in the middle, or
       `stall:start`), `truncate`, `badjson`, `nodone`, `wrongtype`, `nochoices` (no content), `error:CODE`,
       `longline:N`, `garbage` (no HTTP at all)

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tests.provider_chat import CREATED, chat_error
+from tests.provider_chat import CREATED, chat_error, unsupported
 from tests.provider_replies import Ending, Reply, split_words, whole
 
 Item = dict[str, Any]
@@ -43,7 +43,7 @@ class ResponsesReply(Reply):
         return super()._render()
 
     def _refusal(self) -> bytes | None:
-        problem = _problem(self._request)
+        problem = _problem(self._request) or unsupported(self._request, self._asked)
         if "unencrypted" in self._asked and "reasoning.encrypted_content" in self._request.get("include", ()):
             problem = "Encrypted content is not supported with this model."
         return whole(400, chat_error(problem, None)) if problem else super()._refusal()

@@ -15,6 +15,7 @@ from batchray.models.base import ModelCall, ModelReply
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.openai_reply import PartialCompletion
 from batchray.models.openai_request import request_body
+from batchray.models.refused_fields import RefusedFields
 
 _ID_CHARS = string.ascii_letters + string.digits
 _RANDOM = random.SystemRandom()  # workers that were forked must not repeat each other's ids
@@ -46,13 +47,16 @@ class OpenAIClient(HttpClient):
     ) -> None:
         super().__init__(name, base_url, api_key, "bearer", {}, headers, settings)
         self._ids = ids
+        self._refused = RefusedFields(name)
 
     async def ask(self, call: ModelCall) -> ModelReply:
         """Return the model's complete reply, retrying transient failures.
 
+        Fields that the model refuses are left out, see `RefusedFields`.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
-        answer = await self._post(_PATH, request_body(call), PartialCompletion, call)
+        body = request_body(call)
+        answer = await self._refused.send(call, body, lambda sent: self._post(_PATH, sent, PartialCompletion, call))
         try:
             return answer.reply(call, self._ids)
         except InvalidResponseError:

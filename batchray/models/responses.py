@@ -19,16 +19,15 @@ from batchray.models.client import HttpClient, TransportSettings, report_wasted_
 from batchray.models.conversation import used_ids
 from batchray.models.openai import new_tool_call_id
 from batchray.models.partial_reply import complete_calls
+from batchray.models.refused_fields import RefusedFields
 from batchray.models.responses_reply import PartialResponse
-from batchray.models.responses_request import ENCRYPTED, request_body
+from batchray.models.responses_request import request_body
 from batchray.models.routing import OPENAI_URL
 from batchray.schema import ToolCall
 
 logger = logging.getLogger(__name__)
 
 _PATH = "/responses"
-# Models that do not reason refuse to be asked for reasoning.
-_NO_ENCRYPTION = re.compile("encrypted content is not supported with this model", re.IGNORECASE)
 # Reasoning of another organisation, model or server cannot be decrypted.
 _NOT_DECRYPTED = re.compile("encrypted.content.*(could not be|not supported)", re.IGNORECASE)
 
@@ -53,31 +52,25 @@ class ResponsesClient(HttpClient):
     ) -> None:
         super().__init__(name, base_url, api_key, "bearer", {}, headers, settings)
         self._ids = ids
-        self._without_encryption: set[str] = set()
+        self._refused = RefusedFields(name)
 
     async def ask(self, call: ModelCall) -> ModelReply:
         """Return the model's complete reply, retrying transient failures.
 
-        A model that cannot encrypt its reasoning is asked again without, and so is one that cannot read the reasoning
-        of earlier steps.
+        Fields that the model refuses are left out, see `RefusedFields`, and so is reasoning that it cannot decrypt.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
-        keeps_reasoning = call.model not in self._without_encryption
         try:
-            return await self._ask(call, keeps_reasoning)
+            return await self._ask(call, keeps_reasoning=True)
         except ModelAPIError as error:
-            if error.type != "bad_request" or not keeps_reasoning or not _NOT_DECRYPTED.search(error.message):
+            if error.type != "bad_request" or not _NOT_DECRYPTED.search(error.message):
                 raise
-            if _NO_ENCRYPTION.search(error.message):
-                self._without_encryption.add(call.model)
             logger.warning("%s; asking again without the reasoning of earlier steps", error.message)
         return await self._ask(call, keeps_reasoning=False)
 
-    async def _ask(self, call: ModelCall, keeps_reasoning: bool) -> ModelReply:
+    async def _ask(self, call: ModelCall, *, keeps_reasoning: bool) -> ModelReply:
         body = request_body(call, keeps_reasoning=keeps_reasoning)
-        if call.model in self._without_encryption and ENCRYPTED in body.get("include", ()):
-            body["include"] = [each for each in body["include"] if each != ENCRYPTED]
-        answer = await self._post(_PATH, body, PartialResponse, call)
+        answer = await self._refused.send(call, body, lambda sent: self._post(_PATH, sent, PartialResponse, call))
         try:
             return self._reply(call, answer, body.get("max_output_tokens"))
         except InvalidResponseError:

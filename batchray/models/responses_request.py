@@ -12,12 +12,10 @@ from typing import Any
 from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of
+from batchray.models.refused_fields import ENCRYPTED
 from batchray.models.responses_fields import Fields, translate
 from batchray.models.thinking import with_reasoning
 from batchray.schema import ImageContent, Message, SummarizedReasoningContent, TextContent, ToolReturnContent, UrlImage
-
-ENCRYPTED = "reasoning.encrypted_content"
-"""The value of `include` that asks for reasoning which a later call can send back."""
 
 # Other kinds of reasoning are accepted but not sent: conversations work without them.
 _CAPABILITIES = Capabilities(

@@ -29,7 +29,7 @@ from batchray.errors import (
 from batchray.models import CallTimeouts, RetryPolicy, ToolSpec, make_client
 from batchray.models.openai import OpenAIClient
 from batchray.models.openai_request import request_body
-from batchray.models.responses_request import ENCRYPTED
+from batchray.models.refused_fields import ENCRYPTED
 from batchray.schema import (
     Base64Image,
     ImageContent,

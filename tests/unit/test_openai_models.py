@@ -1,7 +1,8 @@
-"""What OpenAI's models need: the protocol, and the effort that switches reasoning on and off."""
+"""What OpenAI's models need: their protocol, the fields that they take, and the effort that switches reasoning."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import pytest
 from batchray.agents import Clients, build_agent
 from batchray.agents.build import check_agents_build
 from batchray.config import Agent, AgentSet, Provider, access, bind_agents
-from batchray.errors import ConfigError
+from batchray.errors import ConfigError, ModelAPIError
 from batchray.models import ModelClient, routing
 from batchray.models.openai import OpenAIClient
 from batchray.models.responses import ResponsesClient
 from batchray.models.routing import ROUTES, openai_protocol
 from batchray.models.thinking import effort
+from tests.builders.model_calls import call, eager, failure
+from tests.provider_server import ProviderServer
 
 URL = "https://api.openai.com/v1"
 ENVIRONMENT = {"OPENAI_API_KEY": "sk-proj-0123456789abcdefABCDEF"}
@@ -144,6 +147,66 @@ def test_fields_that_responses_does_not_have_are_named_at_the_start(caplog: pyte
     check_agents_build(bound(model="openai/gpt-4.1", body=body))
     asked = "agent 'a': its model is asked in the Responses API, which has no"
     assert caplog.messages == [f"{asked} {name}; the field is left out" for name in ("seed", "stop")]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ProviderServer]:
+    async with ProviderServer() as server:
+        yield server
+
+
+LIMIT = {"max_completion_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "fields", "left"),
+    [
+        (OpenAIClient, "m[[refuses:temperature]]", {"temperature": 0, "user": "u"}, {"user": "u"}),
+        (
+            OpenAIClient,
+            "m[[refuses:max_tokens=max_completion_tokens]]",
+            {"max_tokens": 9},
+            {"max_completion_tokens": 9},
+        ),
+        (OpenAIClient, "m[[refuses:top_p]][[refuses:temperature]]", {"temperature": 0, "top_p": 1}, {}),
+        (OpenAIClient, "m[[refuses:reasoning_effort]]", {"thinking": True}, {}),
+        (ResponsesClient, "m[[refuses:temperature]]", {"temperature": 0, "user": "u"}, {"user": "u"}),
+        (ResponsesClient, "m[[refuses:reasoning.effort]]", {"thinking": True}, {}),
+        (
+            ResponsesClient,
+            "m[[refuses:reasoning.effort]]",
+            {"thinking": True, "reasoning": {"summary": "auto"}},
+            {"reasoning": {"summary": "auto"}},
+        ),
+    ],
+)
+async def test_fields_that_a_model_refuses_are_left_out_once_it_has_said_so(
+    server: ProviderServer, caplog: pytest.LogCaptureFixture, kind: Any, model: str, fields: Any, left: dict[str, Any]
+) -> None:
+    thinking, body = fields.get("thinking"), {name: value for name, value in fields.items() if name != "thinking"}
+    client = kind(server.base_url, **eager())
+    for _ in range(3):
+        assert (await client.ask(call(model=model, body=body, thinking=thinking))).text
+    await client.close()
+    n_refused = model.count("refuses")
+    assert server.n_calls == 3 + n_refused
+    assert len(caplog.records) == n_refused
+    common = {"messages", "model", "stream", "stream_options", "input", "store", "include"}
+    assert {name: value for name, value in server.calls[-1].body.items() if name not in common} == left
+
+
+@pytest.mark.parametrize("kind", [OpenAIClient, ResponsesClient])
+@pytest.mark.parametrize(
+    "body", [{"tool_choice": "none"}, {"reasoning_effort": "high"}, {"reasoning": {"effort": "high"}}]
+)
+async def test_the_refusal_of_a_field_that_matters_is_an_error(
+    server: ProviderServer, kind: Any, body: dict[str, Any]
+) -> None:
+    refused = "".join(f"[[refuses:{name}]]" for name in ("tool_choice", "reasoning_effort", "reasoning"))
+    client = kind(server.base_url, **eager())
+    error = await failure(client.ask(call(model=f"m{refused}", body=body)), ModelAPIError)
+    assert (error.type, server.n_calls) == ("bad_request", 1)
+    await client.close()
 
 
 @pytest.mark.parametrize(
