@@ -9,21 +9,25 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
+from urllib.parse import quote
 
-from batchray.errors import InvalidResponseError
+from batchray.errors import InvalidResponseError, ModelAPIError
+from batchray.models.anthropic_models import KnownModels
 from batchray.models.anthropic_reply import PartialMessage
-from batchray.models.anthropic_request import MAX_TOKENS, request_body
+from batchray.models.anthropic_request import request_body
 from batchray.models.base import ModelCall, ModelReply
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.conversation import used_ids
+from batchray.models.endings import check_not_empty
 from batchray.models.partial_reply import complete_calls
-from batchray.schema import ToolCall, Usage
+from batchray.schema import TextContent, ToolCall, Usage
 
 BASE_URL = "https://api.anthropic.com"
 """Anthropic's own server."""
 
 _PATH = "/v1/messages"
 _VERSION = "2023-06-01"
+_MODEL_INFO_S = 2.0  # the longest wait of a call for the facts about its model; it continues without them
 _MAX_PAUSES = 16  # far more than a turn takes; the request's deadline is the limit that matters
 
 
@@ -52,20 +56,44 @@ class AnthropicClient(HttpClient):
     ) -> None:
         super().__init__(name, base_url, api_key, "x-api-key", {"anthropic-version": _VERSION}, headers, settings)
         self._ids = ids
+        self._models = KnownModels(name, self._model_info)
 
     async def ask(self, call: ModelCall) -> ModelReply:
         """Return the model's complete reply, retrying transient failures.
 
-        The API pauses a turn when tools of its own take long.  This method then sends the turn's blocks back until the
-        turn ends; the reply joins all its parts.
+        Parameters that the model refuses are left out or changed, with a warning.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
-        body, partials = request_body(call), list[PartialMessage]()
+        while True:
+            wait_s = min(_MODEL_INFO_S, call.deadline - self._transport.clock())
+            rules = await self._models.rules_for(call.model, call.body, call.thinking, wait_s)
+            body = request_body(call, rules)
+            try:
+                return await self._ask_to_the_end(call, body)
+            except ModelAPIError as error:
+                if error.type != "bad_request" or not self._models.learn(call.model, rules, error.message, body):
+                    raise
+
+    async def close(self) -> None:
+        """Close the connections.  Calls in progress and later calls fail."""
+        await self._models.close()
+        await super().close()
+
+    async def _model_info(self, model: str) -> Any:
+        return await self._transport.get_json(f"/v1/models/{quote(model, safe='')}", _MODEL_INFO_S)
+
+    async def _ask_to_the_end(self, call: ModelCall, body: Mapping[str, Any]) -> ModelReply:
+        """Return the reply to a body.
+
+        The API pauses a turn when tools of its own take long.  This method then sends the turn's blocks back until the
+        turn ends; the reply joins all its parts.
+        """
+        partials = list[PartialMessage]()
         while len(partials) <= _MAX_PAUSES:
             partial = await self._ask_once(body, call, partials)
             partials.append(partial)
             if partial.stop_reason != "pause_turn":
-                return self._checked_reply(call, partials)
+                return self._checked_reply(call, partials, body["max_tokens"])
             body = {**body, "messages": [*body["messages"], {"role": "assistant", "content": partial.blocks()}]}
         _report_wasted(partials, call)
         raise InvalidResponseError("turn_paused", f"{self._transport.name}: still not done after {_MAX_PAUSES} pauses")
@@ -79,33 +107,32 @@ class AnthropicClient(HttpClient):
             _report_wasted(earlier, call)
             raise
 
-    def _checked_reply(self, call: ModelCall, partials: Sequence[PartialMessage]) -> ModelReply:
+    def _checked_reply(self, call: ModelCall, partials: Sequence[PartialMessage], max_tokens: Any) -> ModelReply:
         try:
-            return self._reply(call, partials)
+            return self._reply(call, partials, max_tokens if isinstance(max_tokens, int) else None)
         except InvalidResponseError:
             _report_wasted(partials, call)
             raise
 
-    def _reply(self, call: ModelCall, partials: Sequence[PartialMessage]) -> ModelReply:
+    def _reply(self, call: ModelCall, partials: Sequence[PartialMessage], max_tokens: int | None) -> ModelReply:
         finish_reason = partials[-1].finish_reason
         content = [part for partial in partials for part in partial.parts()]
         partial_calls = [each for partial in partials for each in partial.calls()]
         is_after_tools = bool(call.messages) and call.messages[-1].role in ("tool", "approval")
-        # A reply to tool results may be empty; any other reply may not.
-        if not content and not partial_calls and finish_reason == "stop" and not is_after_tools:
-            raise InvalidResponseError("no_content", f"{self._transport.name}: an answer without content")
+        if finish_reason != "stop" or not is_after_tools:  # only a reply to tool results may be empty
+            check_not_empty(
+                finish_reason,
+                self._transport.name,
+                has_text=any(isinstance(part, TextContent) and part.text.strip() for part in content),
+                has_calls=bool(partial_calls),
+                has_reasoning=bool(content),
+            )
         calls: Sequence[ToolCall] = ()
         if partial_calls:
             is_cut, used = finish_reason in ("length", "context_length"), used_ids(call.messages)
             calls = complete_calls(partial_calls, self._transport.name, is_cut=is_cut, used=used, ids=self._ids)
         usage = sum((partial.usage() for partial in partials), Usage())
-        return ModelReply(content, calls, finish_reason, usage, partials[0].first_token_ns, _max_tokens(call))
-
-
-def _max_tokens(call: ModelCall) -> int | None:
-    """Return the limit of the reply's tokens that a call asks for."""
-    limit = call.body.get("max_tokens", MAX_TOKENS)
-    return limit if isinstance(limit, int) else None
+        return ModelReply(content, calls, finish_reason, usage, partials[0].first_token_ns, max_tokens)
 
 
 def _report_wasted(partials: Sequence[PartialMessage], call: ModelCall) -> None:

@@ -33,6 +33,14 @@ _CONTINUED = {
     "signature_delta": "signature",
     "input_json_delta": "partial_json",
 }
+# The kinds of block that a delta can belong to.  One for a block that has not begun begins the first, if it is text.
+_KINDS_OF = {
+    "text_delta": ("text",),
+    "citations_delta": ("text",),
+    "thinking_delta": ("thinking",),
+    "signature_delta": ("thinking",),
+    "input_json_delta": ("tool_use", "server_tool_use", "mcp_tool_use"),
+}
 # Block fields that must be strings.
 _TEXTS = ("data", "id", "name", "signature", "text", "thinking")
 
@@ -40,17 +48,20 @@ _TEXTS = ("data", "id", "name", "signature", "text", "thinking")
 class _PartialBlock:
     """A block that is still arriving: its first event, and the pieces appended to its fields since."""
 
-    __slots__ = ("kind", "pieces", "start")
+    __slots__ = ("citations", "kind", "pieces", "start")
 
     def __init__(self, start: Block) -> None:
         self.kind, self.start = string(start["type"]), start
         self.pieces: dict[str, list[str]] = {}
+        self.citations: list[Any] = []
         for field in _TEXTS:
             string(start.get(field) or "")
 
     def add(self, delta: Mapping[str, Any]) -> None:
         if field := _CONTINUED.get(delta["type"]):
             self.pieces.setdefault(field, []).append(string(delta[field]))
+        elif delta["type"] == "citations_delta":
+            self.citations.append(delta.get("citation"))
 
     def text(self, field: str) -> str:
         return (self.start.get(field) or "") + "".join(self.pieces.get(field, ()))
@@ -61,6 +72,8 @@ class _PartialBlock:
     def whole(self) -> Block:
         """Return the block in the form in which the API accepts it back."""
         block = {**self.start, **{field: self.text(field) for field in self.pieces if field != "partial_json"}}
+        if self.citations:
+            block["citations"] = [*(block.get("citations") or ()), *self.citations]
         return {**block, "input": orjson.loads(self.arguments())} if "input" in block else block
 
 
@@ -69,6 +82,7 @@ class PartialMessage:
 
     __slots__ = (
         "_blocks",
+        "_by_index",
         "_details",
         "_transport",
         "_usage",
@@ -80,7 +94,8 @@ class PartialMessage:
 
     def __init__(self, transport: HttpTransport) -> None:
         self._transport = transport
-        self._blocks: dict[int, _PartialBlock] = {}  # by index, in the order of their first events
+        self._blocks: list[_PartialBlock] = []  # in the order of their first events
+        self._by_index: dict[int, _PartialBlock] = {}
         self._usage: dict[str, Any] = {}
         self._details: Any = None
         self.is_done = False
@@ -90,6 +105,11 @@ class PartialMessage:
 
     def add(self, event: Event) -> None:
         """Process one event of the stream."""
+        if event.data.rstrip() == b"[DONE]":  # OpenAI's end mark, which some servers send here too
+            self.is_done = True
+            return
+        if event.name == b"ping":  # whatever its data
+            return
         try:
             content = orjson.loads(event.data)
             if event.name == b"error" or content.get("error"):
@@ -104,7 +124,7 @@ class PartialMessage:
             message = orjson.loads(body)
             if message.get("error"):
                 raise self._transport.error_in_reply(message["error"])
-            self._blocks = {i: _PartialBlock(block) for i, block in enumerate(message["content"])}
+            self._blocks = [_PartialBlock(block) for block in message["content"]]
             self._apply_end(message)
             self._apply_usage(message)
         except BAD_SHAPE as error:
@@ -115,7 +135,9 @@ class PartialMessage:
         """Raise TransientError or InvalidResponseError if the reply is incomplete, or a refusal."""
         name = self._transport.name
         if self.stop_reason is None:
-            raise truncated("stop_reason")
+            if not self.is_done:
+                raise truncated("stop_reason")
+            self.stop_reason = "end_turn"  # some servers never give a reason, but say that they are done
         if self.stop_reason == "refusal":
             explanation = self._details.get("explanation") if isinstance(self._details, dict) else None
             reason = f"{name}: the model refused to answer"
@@ -128,17 +150,17 @@ class PartialMessage:
     def blocks(self) -> list[Block]:
         """Return the blocks in the form in which the API accepts them back."""
         try:
-            return [block.whole() for block in self._blocks.values()]
+            return [block.whole() for block in self._blocks]
         except BAD_SHAPE as error:
             raise self._malformed("malformed_stream", error) from None
 
     def parts(self) -> list[ReplyPart]:
         """Return the text and reasoning.  Blocks of kinds that a message cannot hold are left out."""
-        return [part for block in self._blocks.values() if (part := _part(block)) is not None]
+        return [part for block in self._blocks if (part := _part(block)) is not None]
 
     def calls(self) -> list[PartialCall]:
         """Return the calls to the agent's tools."""
-        asked = [block for block in self._blocks.values() if block.kind == "tool_use"]
+        asked = [block for block in self._blocks if block.kind == "tool_use"]
         return [PartialCall(block.text("id"), block.text("name"), block.arguments()) for block in asked]
 
     def usage(self) -> Usage:
@@ -149,12 +171,14 @@ class PartialMessage:
             raise self._malformed("malformed_stream", error) from None
 
     def _apply(self, event: Mapping[str, Any]) -> None:
-        match event["type"]:
+        match event.get("type"):
             case "content_block_delta":
-                self._blocks[event["index"]].add(event["delta"])
+                delta = event["delta"]
+                if block := self._by_index.get(event["index"]) or self._open_block(event["index"], delta["type"]):
+                    block.add(delta)
                 self._mark_first_token()
             case "content_block_start":
-                block = self._blocks[event["index"]] = _PartialBlock(event["content_block"])
+                block = self._begin(event["index"], event["content_block"])
                 if block.kind not in ("text", "thinking"):  # these start empty
                     self._mark_first_token()
             case "message_start":
@@ -166,6 +190,26 @@ class PartialMessage:
                 self.is_done = True
             case _:
                 pass  # pings, ends of blocks, and event types added later
+
+    def _begin(self, index: int, start: Block) -> _PartialBlock:
+        # A server may give the same index to several blocks: they all count, and deltas go to the newest.
+        block = self._by_index[index] = _PartialBlock(start)
+        self._blocks.append(block)
+        return block
+
+    def _open_block(self, index: int, delta_type: str) -> _PartialBlock | None:
+        """Return the block for a delta with an index that no block has: the newest, or a new one if that cannot be.
+
+        Returns None for a type of delta that adds nothing to a reply.
+        """
+        kinds = _KINDS_OF.get(delta_type)
+        if kinds is None:
+            return None
+        if self._blocks and self._blocks[-1].kind in kinds:
+            return self._blocks[-1]
+        if delta_type == "input_json_delta":
+            raise KeyError(f"{delta_type} for block {index!r}, which has not begun")
+        return self._begin(index, {"type": kinds[0]})
 
     def _mark_first_token(self) -> None:
         if self.first_token_ns is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from batchray.models.anthropic_models import MAX_TOKENS, NOTHING_KNOWN, ModelRules, fitted
 from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, ToolResult, is_from_model, tool_calls_of
@@ -26,11 +27,6 @@ from batchray.schema import (
     UrlImage,
 )
 
-MAX_TOKENS = 4096
-"""The reply limit if the agent sets none: the API requires one, and every model accepts this one."""
-
-_MIN_THINKING_TOKENS = 1024  # the API refuses a smaller budget, and a budget that leaves no tokens for the reply
-_NOT_WITH_THINKING = frozenset({"temperature", "top_k"})  # the API refuses them together with thinking
 _CAPABILITIES = Capabilities(
     "anthropic",
     frozenset({"text", "image", "tool_call", "tool_return", "reasoning", "redacted_reasoning", "omitted_reasoning"}),
@@ -40,17 +36,18 @@ Block = dict[str, Any]
 """A content block, or a message, in the API's JSON."""
 
 
-def request_body(call: ModelCall) -> dict[str, Any]:
+def request_body(call: ModelCall, rules: ModelRules = NOTHING_KNOWN) -> dict[str, Any]:
     """Return the body of a call.  Fields of the agent's file win, except the model, the messages and the system prompt.
 
     Tools in the agent's file are the provider's own; they come before the agent's tools.  The prefix that all requests
     of an agent share is marked for the prompt cache, and so is the end of a conversation that tools will continue.
-    A `cache_control` in the agent's file replaces these marks; null turns them off.  If a request asks for thinking and
-    the agent's file does not set it, thinking gets half of the reply's tokens.
+    A `cache_control` in the agent's file replaces these marks; null turns them off.  `rules` say what the model
+    accepts, and how it thinks if the request asks for that.
     Raises ModelAPIError (`unsupported_content`) for a part that the protocol cannot express.
     """
     marked = {} if "cache_control" in call.body else {"cache_control": {"type": "ephemeral"}}
-    body: dict[str, Any] = _with_thinking({"max_tokens": MAX_TOKENS, "stream": True, **call.body}, call.thinking)
+    fields = _with_output_format(fitted(call.body, call.thinking, rules))
+    body: dict[str, Any] = {"max_tokens": MAX_TOKENS, "stream": True, **fields}
     if body.get("cache_control", marked) is None:
         del body["cache_control"]
     body["model"], body["messages"] = call.model, _wire_messages(call.messages)
@@ -62,16 +59,19 @@ def request_body(call: ModelCall) -> dict[str, Any]:
     return body
 
 
-def _with_thinking(body: dict[str, Any], thinking: bool | None) -> dict[str, Any]:
-    """Return the body with thinking switched on or off; None leaves it unchanged."""
-    if thinking is False:
-        return {name: value for name, value in body.items() if name != "thinking"}
-    if thinking is None or "thinking" in body:
-        return body
-    budget = max(_MIN_THINKING_TOKENS, body["max_tokens"] // 2)
-    body = {name: value for name, value in body.items() if name not in _NOT_WITH_THINKING}
-    max_tokens = max(body["max_tokens"], budget + _MIN_THINKING_TOKENS)
-    return {**body, "max_tokens": max_tokens, "thinking": {"type": "enabled", "budget_tokens": budget}}
+def _with_output_format(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with OpenAI's `response_format`, if it is a schema, in this API's words."""
+    wanted = fields.get("response_format")
+    if not isinstance(wanted, dict) or wanted.get("type") not in ("json_schema", "text"):
+        return fields
+    rest = {name: value for name, value in fields.items() if name != "response_format"}
+    if wanted["type"] == "text":
+        return rest
+    schema = (wanted.get("json_schema") or {}).get("schema")
+    return {
+        **rest,
+        "output_config": {"format": {"type": "json_schema", "schema": schema}, **rest.get("output_config", {})},
+    }
 
 
 def _system(call: ModelCall, marked: Block) -> list[Block]:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import aiohttp
+import orjson
 
 from batchray.errors import DeadlineExceededError, InvalidResponseError, ModelAPIError
 from batchray.models.connection import Connection
@@ -81,6 +82,17 @@ class HttpTransport:
             raise self._closed_error() from None
         finally:
             self._scopes.discard(scope)
+
+    async def get_json(self, path: str, limit_s: float) -> Any:
+        """Return the JSON that `path` answers within `limit_s` seconds, or None: no call may depend on it."""
+        try:
+            async with (
+                asyncio.timeout(limit_s),
+                self._open().get(self._connection.url(path), allow_redirects=False) as response,
+            ):
+                return orjson.loads(await _read_error(response)) if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, ValueError, ModelAPIError):
+            return None
 
     async def close(self) -> None:
         """Close the connections.  Calls in progress and later calls fail."""

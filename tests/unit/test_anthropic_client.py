@@ -16,7 +16,12 @@ from batchray.config import Agent
 from batchray.errors import ConfigError, InvalidResponseError, ModelAPIError
 from batchray.models import ModelCall, ModelReply, ToolSpec, make_client
 from batchray.models.anthropic import BASE_URL, AnthropicClient
-from batchray.models.anthropic_request import MAX_TOKENS, request_body
+from batchray.models.anthropic_models import MAX_TOKENS
+from batchray.models.anthropic_reply import PartialMessage
+from batchray.models.anthropic_request import request_body
+from batchray.models.connection import Connection
+from batchray.models.http import HttpTransport
+from batchray.models.sse import Event
 from batchray.schema import (
     AgentRequest,
     Message,
@@ -362,10 +367,74 @@ async def test_unknown_events_blocks_and_deltas_are_ignored() -> None:
     assert (await answered(b"data:\n\n" + events(*stream, ended()))).text == "yes"
 
 
+@pytest.mark.parametrize(
+    "stream",
+    [
+        [started(2, type="text", text=""), grown(3, type="text_delta", text="ab")],
+        [grown(0, type="text_delta", text="a"), grown(0, type="text_delta", text="b")],
+        [started(0, type="text", text="a"), started(0, type="text", text=""), grown(0, type="text_delta", text="b")],
+        [started(0, type="thinking"), grown(1, type="text_delta", text="a"), grown(1, type="text_delta", text="b")],
+        [started(4, type="text", text="ab"), grown(9, type="of_tomorrow"), {}, {"type": None}],
+    ],
+)
+async def test_a_delta_for_a_block_that_has_not_begun_goes_to_the_open_one(stream: list[Any]) -> None:
+    assert (await answered(events(*stream, ended()))).text == "ab"
+
+
+async def test_arguments_go_to_the_open_call_and_may_come_whole() -> None:
+    stream = [
+        started(0, type="tool_use", id="a", name="add", input={"n": 1}),
+        started(1, type="tool_use", id="b", name="add", input={}),
+        grown(7, type="input_json_delta", partial_json='{"n": 2}'),
+    ]
+    reply = await answered(events(*stream, ended()))
+    assert [(each.id, each.arguments) for each in reply.tool_calls] == [("a", '{"n":1}'), ("b", '{"n": 2}')]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        events(ended(), {"type": "message_stop"}) + b"data: [DONE]\n\n",
+        events(ended()) + b"data: [DONE] \n\n",
+        b"data: [DONE]\n\n",
+        events(ended(None), {"type": "message_stop"}),
+        events(ended(""), {"type": "message_stop"}),
+        b"event: ping\ndata: ping\n\n" + events(ended()),
+    ],
+)
+async def test_a_stream_may_end_as_other_servers_end_it(end: bytes) -> None:
+    reply = await answered(events(started(0, type="text", text="a")) + end)
+    assert (reply.text, reply.finish_reason) == ("a", "stop")
+
+
+@pytest.mark.parametrize(
+    ("stream", "type"),
+    [
+        ([started(0, type="text", text=" "), ended()], "no_content"),
+        ([started(0, type="thinking", thinking="hm"), ended()], "no_content"),
+        ([started(0, type="text", text="a"), ended("tool_use")], "no_tool_calls"),
+        ([started(0, type="text", text="a"), ended("of_tomorrow")], "unknown_finish_reason"),
+    ],
+)
+async def test_an_answer_that_says_nothing_or_ends_in_an_unknown_way_is_an_error(stream: list[Any], type: str) -> None:
+    assert (await failure(answered(events(*stream)), InvalidResponseError)).type == type
+
+
+def test_citations_of_a_paused_turn_go_back() -> None:
+    partial = PartialMessage(HttpTransport("p", Connection("p", "http://h", {})))
+    begun = started(0, type="text", text="", citations=[{"url": "a"}])
+    for event in (begun, grown(0, type="citations_delta", citation={"url": "b"})):
+        partial.add(Event(b"", orjson.dumps(event)))
+    assert partial.blocks() == [{"type": "text", "text": "", "citations": [{"url": "a"}, {"url": "b"}]}]
+
+
 async def test_unsigned_reasoning_can_be_sent_back() -> None:
-    reply = await answered(events(started(0, type="thinking", thinking="hm"), ended()))
+    reply = await answered(
+        events(started(0, type="thinking", thinking="hm"), started(1, type="text", text="a"), ended())
+    )
     (turn,) = body(message("assistant", *reply.content))["messages"]
-    assert turn["content"] == [{"type": "thinking", "thinking": "hm", "signature": ""}]
+    thought = {"type": "thinking", "thinking": "hm", "signature": ""}
+    assert turn["content"] == [thought, {"type": "text", "text": "a"}]
 
 
 async def test_the_latest_value_of_each_usage_count_wins() -> None:
@@ -381,14 +450,14 @@ async def test_the_latest_value_of_each_usage_count_wins() -> None:
         [],
         1,
         None,
-        {},
         {"type": "message_start"},
         {"type": "message_start", "message": {"usage": 1}},
         {"type": "message_delta", "delta": {"stop_reason": 1}},
         started([], type="text"),
         started(0),
         {"type": "content_block_start", "index": 0, "content_block": 1},
-        grown(7, type="text_delta", text="a"),
+        grown(7, type="input_json_delta", partial_json="{}"),
+        grown(7, type="text_delta", text=1),
         started(0, type="text", text=1),
         started(0, type="thinking", signature=1),
         started(0, type="tool_use", name=1),
