@@ -30,6 +30,7 @@ from batchray.agents.checkpoints import (
     pump_checkpoints,
 )
 from batchray.agents.function import FunctionAgent
+from batchray.agents.imports import Imports
 from batchray.agents.loop import ToolLoop
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Checkpoints",
     "Clients",
     "FunctionAgent",
+    "Imports",
     "Run",
     "RunUpdate",
     "SaveCheckpoints",

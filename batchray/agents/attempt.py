@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from batchray.agents.base import AgentRunner, ExecutionMarker, Run, unmarked
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.checkpoints import Checkpoint, CheckpointSink
+from batchray.agents.imports import Imports
 from batchray.agents.tools import encodable, is_cancelled
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError, DeadlineExceededError, RequestError
@@ -107,22 +108,31 @@ class AttemptRunner:
     ) -> None:
         self._clients, self._mark_executing = Clients(on_provider_wait), mark_executing
         self._agents: OrderedDict[BoundAgent, AgentRunner] = OrderedDict()
+        self._imports: Imports[AgentRunner] = Imports()
 
     def agent(self, bound: BoundAgent) -> AgentRunner:
         """Return the runner of a configured agent.  Raises ConfigError if it cannot be built."""
         runner = self._agents.get(bound)
-        if runner is None:
-            runner = self._agents[bound] = build_agent(bound, self._clients)
-            if len(self._agents) > _MAX_AGENTS:
-                self._agents.popitem(last=False)
+        return self._keep(bound, build_agent(bound, self._clients)) if runner is None else runner
+
+    def _keep(self, bound: BoundAgent, runner: AgentRunner) -> AgentRunner:
+        runner = self._agents.setdefault(bound, runner)
+        if len(self._agents) > _MAX_AGENTS:
+            self._agents.popitem(last=False)
         return runner
 
-    def _get_agent(self, bound: BoundAgent, item: AttemptInput) -> AgentRunner:
-        """Return the agent's runner; importing its code counts as code of the first request."""
-        if (runner := self._agents.get(bound)) is not None:
-            return runner
-        with self._mark_executing(item.job_id, item.index):
-            return self.agent(bound)
+    async def _import(self, bound: BoundAgent, item: AttemptInput) -> AgentRunner:
+        """Build an agent, in a thread if it has code; its import counts as code of the first request."""
+
+        def build() -> AgentRunner:
+            with self._mark_executing(item.job_id, item.index):
+                return build_agent(bound, self._clients)
+
+        try:
+            has_code = bound.agent.run is not None or bound.agent.tools
+            return self._keep(bound, await self._imports.run(bound, build)) if has_code else self.agent(bound)
+        except Exception as error:  # noqa: BLE001  # an import may raise anything
+            return _FailedAgent(error)
 
     def prepare(self, bound: BoundAgent) -> None:
         """Build an agent before its requests arrive.  If that fails, each of them fails with the same error."""
@@ -134,10 +144,11 @@ class AttemptRunner:
     async def run_attempt(self, bound: BoundAgent, item: bytes, sink: CheckpointSink | None = None) -> bytes:
         """Run one request: JSON in, JSON out.  Any failure becomes an outcome; only a cancel is raised.
 
-        `sink` takes a checkpoint after each step; None saves none.
+        `sink` takes a checkpoint after each step; None saves none.  Its time counts from when its code is imported.
         """
-        started_ns = time.monotonic_ns()
         parsed = AttemptInput.model_validate_json(item)
+        agent = self._agents.get(bound) or await self._import(bound, parsed)
+        started_ns = time.monotonic_ns()
         left_s = bound.agent.deadline_s if parsed.left_s is None else parsed.left_s
         run = Run(
             parsed.job_id,
@@ -156,7 +167,7 @@ class AttemptRunner:
         try:
             async with asyncio.timeout(left_s) as limit:
                 run.limit = limit
-                stop_reason = await self._get_agent(bound, parsed).run(run)
+                stop_reason = await agent.run(run)
         except RequestError as raised:
             error = raised
         except asyncio.CancelledError as raised:

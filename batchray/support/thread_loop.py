@@ -128,18 +128,16 @@ class ThreadLoop(_Base):  # type: ignore[misc]
         """Do nothing: the threads belong to all."""
 
     def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        """Start a task on the shared loop."""
-        if options.get("context") is None:
-            options["context"] = self._own_context()
-        else:
-            options["context"].run(_thread_loop.set, self)
-        return self._on_loop(self._shared.create_task, coro, **options)
+        """Start a task."""
+        if asyncio._get_running_loop() is None:
+            context = options["context"] = options.get("context") or self._own_context()
+            context.run(_thread_loop.set, self)
+        task: asyncio.Task[Any] = self._on_loop("create_task", coro, **options)
+        return task
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
         """Call a function soon, on the shared loop."""
         return self._shared.call_soon_threadsafe(callback, *args, context=context)
-
-    call_soon_threadsafe = call_soon
 
     def time(self) -> float:
         """Return the shared loop's time."""
@@ -163,16 +161,20 @@ class ThreadLoop(_Base):  # type: ignore[misc]
         if self._is_closed:
             raise RuntimeError("Event loop is closed")
 
-    def _on_loop(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
-        """Call a function of the shared loop in the shared loop's thread, and return its value."""
+    def _on_loop(self, name: str, *args: Any, **keywords: Any) -> Any:
+        """Call a method of the shared loop in its thread, and return the value; in async code, of the running loop.
+
+        Async code may have this loop from a module that was imported in a thread.
+        """
         self._check_closed()
-        if asyncio._get_running_loop() is self._shared:
-            return function(*args, **keywords)
-        called: concurrent.futures.Future[T] = concurrent.futures.Future()
+        running = asyncio._get_running_loop()
+        if running is not None:
+            return getattr(running, name)(*args, **keywords)
+        called: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def call() -> None:
             try:
-                called.set_result(function(*args, **keywords))
+                called.set_result(getattr(self._shared, name)(*args, **keywords))
             except BaseException as error:  # noqa: BLE001  # raised in the waiting thread
                 called.set_exception(error)
 
@@ -182,7 +184,7 @@ class ThreadLoop(_Base):  # type: ignore[misc]
 
 def _delegate(name: str) -> None:
     def method(self: ThreadLoop, *args: Any, **keywords: Any) -> Any:
-        return self._on_loop(getattr(self._shared, name), *args, **keywords)
+        return self._on_loop(name, *args, **keywords)
 
     setattr(ThreadLoop, name, method)
 

@@ -13,7 +13,7 @@ from functools import partial
 import ray
 from ray import cloudpickle
 
-from batchray.agents import AttemptRunner, CheckpointSink, RunUpdate
+from batchray.agents import AttemptRunner, CheckpointSink, Imports, RunUpdate
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
 from batchray.executors.ray.activity_log import (
@@ -58,6 +58,7 @@ class Lane:
         self._runner = AttemptRunner(self._activity_log.executing)
         self._runs, self._checkpointed = RunRegistry(), CheckpointedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
+        self._imports: Imports[BoundAgent] = Imports()
         tune_interpreter()
         raise_descriptor_limit()
         gc.freeze()  # the imported modules stay; otherwise every full collection scans them
@@ -67,17 +68,19 @@ class Lane:
 
         `key` names the attempt.  A second call, made because the first was lost, joins the same run.
         """
-        bound = self._unpack(packed, key)
-        return await self._runs.run(key, lambda: self._runner.run_attempt(bound, item))
+        return await self._runs.run(key, lambda: self._run_attempt(packed, item, key))
 
     async def run_in_steps(self, packed: bytes, item: bytes, key: str) -> bytes:
         """Run one request as `run` does; `collect` returns its checkpoints."""
-        bound = self._unpack(packed, key)
 
         def start(sink: CheckpointSink) -> Awaitable[bytes]:
-            return self._runner.run_attempt(bound, item, sink)
+            return self._run_attempt(packed, item, key, sink)
 
         return await self._runs.run(key, lambda: self._checkpointed.run(key, start))
+
+    async def _run_attempt(self, packed: bytes, item: bytes, key: str, sink: CheckpointSink | None = None) -> bytes:
+        bound = self._agents.get(packed) or await self._imports.run(packed, lambda: self._unpack(packed, key))
+        return await self._runner.run_attempt(bound, item, sink)
 
     async def stop(self, keys: list[str]) -> None:
         """Stop these attempts; one whose call has not arrived yet will not start."""
@@ -111,13 +114,12 @@ class Lane:
 
     def _unpack(self, packed: bytes, key: str) -> BoundAgent:
         """Deserialize an agent, which may import the modules of its functions, in the name of the attempt."""
-        bound = self._agents.get(packed)
-        if bound is None:
-            job_id, index, _ = key.rsplit("-", 2)
-            with self._activity_log.executing(job_id, int(index)):
-                bound = self._agents[packed] = cloudpickle.loads(packed)
-            if len(self._agents) > _MAX_AGENTS:
-                self._agents.popitem(last=False)
+        job_id, index, _ = key.rsplit("-", 2)
+        with self._activity_log.executing(job_id, int(index)):
+            bound: BoundAgent = cloudpickle.loads(packed)
+        self._agents[packed] = bound
+        if len(self._agents) > _MAX_AGENTS:
+            self._agents.popitem(last=False)
         return bound
 
 
