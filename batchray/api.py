@@ -57,6 +57,9 @@ class SettingsOptions(TypedDict, total=False):
     job_deadline_s: float | None
     deadline_grace_s: float | None
     lane_silence_s: float | None
+    max_failures: int | str | None
+    max_consecutive_failures: int | None
+    provider_start_patience_s: float | None
     min_watched_items: int | None
 
 

@@ -19,6 +19,7 @@
     ├── ClusterError                Ray cannot be started, reached or used any more
     ├── WorkerDiedError             the process that ran an attempt ended without an answer
     ├── JobInterruptedError         a wait for a job ended before the job did
+    │   ├── JobPausedError          the job has paused itself: the reason
     │   └── LeaseLostError          another server leads the job now
     └── RequestError                one request failed; becomes its outcome, never ends a job
         ├── ModelAPIError           the provider refused, failed or did not answer in time
@@ -203,6 +204,16 @@ class JobInterruptedError(BatchrayError):
 
     def __str__(self) -> str:
         return f"job {self.job_id}: {self.reason}"
+
+
+class JobPausedError(JobInterruptedError):
+    """The job has paused itself, because more of its requests would fail.  Nothing of it runs in this process now.
+
+    `reason` is a sentence for people: what failed, and of which provider.
+    """
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} is paused: {self.reason}; `batchray resume {self.job_id}` continues it"
 
 
 class LeaseLostError(JobInterruptedError):

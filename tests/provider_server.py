@@ -92,6 +92,8 @@ class ProviderServer:
         keeps_bodies: bool = True,
     ) -> None:
         self.port, self.tokens, self.latency_s, self.keeps_bodies = port, tokens, latency_s, keeps_bodies
+        self.always = ""
+        """Directives for every call, such as `[[status:401]]`, while they are set."""
         self._fault_rate, self._rng = fault_rate, random.Random(1)
         self.n_calls = self.n_in_flight = self.max_in_flight = self.n_connections = 0
         self.connections: set[_Connection] = set()
@@ -152,7 +154,7 @@ class ProviderServer:
         fault = f"[[{self._rng.choice(_PASSING_FAULTS)}]]" if self._rng.random() < self._fault_rate else ""
         return _REPLIES[path](
             request,
-            self._directives(f"{fault}{model}\n{text}"),
+            self._directives(f"{self.always}{fault}{model}\n{text}"),
             key=authorization.removeprefix("Bearer "),
             n_bytes=len(body),
             tokens=self.tokens,

@@ -105,7 +105,7 @@ def print_summary(record: JobRecord, state: str, settings: StoreSettings) -> Non
 
 def as_dict(record: JobRecord, state: str) -> dict[str, Any]:
     """Return a job as `status --json` prints it."""
-    names = ("id", "created_at", "started_at", "completed_at", "stop_reason", "total")
+    names = ("id", "created_at", "started_at", "completed_at", "stop_reason", "paused_because", "total")
     more = ("prompt_tokens", "completion_tokens", "ttft_ns", "total_duration_ns")
     return (
         {name: getattr(record, name) for name in names}
@@ -119,4 +119,5 @@ def as_line(record: JobRecord, state: str) -> str:
     """Return a job as `status` prints it."""
     failed = record.done - record.counts["succeeded"]
     when = record.created_at[:19].replace("T", " ")
-    return f"{record.id}  {state:<11}  {record.done:,} of {record.total:,} done, {failed:,} failed  {when}"
+    line = f"{record.id}  {state:<11}  {record.done:,} of {record.total:,} done, {failed:,} failed  {when}"
+    return line if record.paused_because is None else f"{line}  {record.paused_because}"

@@ -21,7 +21,7 @@ from batchray.cli.options import (
     store_options,
 )
 from batchray.cli.output import Shown, check_output, write_results
-from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, UsageError
+from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, JobPausedError, UsageError
 
 if TYPE_CHECKING:
     from batchray.config import Settings
@@ -38,6 +38,11 @@ def _run_options(command: Command) -> Command:
         ),
         include_input_option,
         click.option("--max-in-flight", type=click.IntRange(min=1), help="Requests in flight at once.  Default: 256."),
+        click.option(
+            "--max-failures",
+            metavar="N|P%",
+            help="Pause the job if more requests fail: 25, or 5%.  Default: none.",
+        ),
         executor_options,
         click.option("--quiet", is_flag=True, help="Show no progress and no summary."),
     )
@@ -132,12 +137,16 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
         if job is not None:
             _stop(job, place)
         leave(143 if isinstance(interrupt, Terminated) else 130)
+    except JobPausedError as error:
+        click.echo(f"batchray: job {error.job_id} is paused: {error.reason}", err=True)
+        click.echo(_how_to_resume(error.job_id, place), err=True)
+        leave(1)
     except (JobInterruptedError, UsageError):
         raise
     except BatchrayError as error:
         complain(error)
         if job is not None:
-            click.echo(_how_to_resume(job, place), err=True)
+            click.echo(_how_to_resume(job.id, place), err=True)
         leave(1)
     if output is not None:
         write_results([job], output, Shown(include_input=include_input))
@@ -164,11 +173,11 @@ def _stop(job: Job, place: str) -> None:
     record = job.record()
     if not record.is_ended:
         click.echo(f"interrupted with {record.done:,} of {record.total:,} done; all of them are kept", err=True)
-        click.echo(_how_to_resume(job, place), err=True)
+        click.echo(_how_to_resume(job.id, place), err=True)
 
 
-def _how_to_resume(job: Job, place: str) -> str:
-    return f"to continue: batchray resume {job.id}{place}"
+def _how_to_resume(job_id: str, place: str) -> str:
+    return f"to continue: batchray resume {job_id}{place}"
 
 
 def _summarize(job: Job, record: JobRecord, output: Path | None, place: str) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_FAILURE_LIMIT = r"^([0-9]{1,12}|(100|[0-9]{1,2}(\.[0-9]{1,4})?)%)$"
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
+
+
+FailureLimit = Annotated[
+    str, BeforeValidator(lambda given: str(given) if type(given) is int else given), Field(pattern=_FAILURE_LIMIT)
+]
+"""A number of failures, or a percentage such as `5%` or `0.5%`."""
 
 
 class Strict(BaseModel):

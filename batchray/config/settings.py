@@ -15,7 +15,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from batchray.config.base import PositiveFloat, PositiveInt
+from batchray.config.base import FailureLimit, PositiveFloat, PositiveInt
 from batchray.config.documents import read_mapping
 from batchray.errors import ConfigError
 from batchray.schema.validation_text import first_problem, problem_path
@@ -79,6 +79,12 @@ class Settings(StoreSettings):
     """Extra time after a request's deadline before the driver stops waiting for the lane's report."""
     lane_silence_s: PositiveFloat = 300.0
     """How long a lane may be blocked before it is restarted; large imports can block one for a while."""
+    max_failures: FailureLimit | None = None
+    """Pause a job that has more failures than this in one run: `25`, or `5%` of its outcomes so far.  None: never."""
+    max_consecutive_failures: PositiveInt = 20
+    """Pause a job after this many failures in a row that all requests to a provider share, such as a wrong key."""
+    provider_start_patience_s: PositiveFloat = 120.0
+    """Pause a job if a provider has not answered for this time since its start: its address may be wrong."""
     min_watched_items: PositiveInt = 1
     """Jobs with at least this many items have a job actor, which is a process of its own."""
 

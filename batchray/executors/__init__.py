@@ -11,5 +11,14 @@ Start reading at `base.Executor`, then `ray/executor.py`.
 
 from batchray.executors.base import AttemptSpec, ControlChannel, Executor, ManagedExecutor
 from batchray.executors.local import LocalExecutor
+from batchray.executors.provider_board import ProviderBoard, ProviderState
 
-__all__ = ["AttemptSpec", "ControlChannel", "Executor", "LocalExecutor", "ManagedExecutor"]
+__all__ = [
+    "AttemptSpec",
+    "ControlChannel",
+    "Executor",
+    "LocalExecutor",
+    "ManagedExecutor",
+    "ProviderBoard",
+    "ProviderState",
+]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from batchray.agents import SaveCheckpoints, encode_input
 from batchray.config import AgentSet, BoundAgent
+from batchray.executors.provider_board import ProviderBoard
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,15 @@ class ControlChannel(Protocol):
         ...
 
 
+def own_pause(before: str | None, snapshot: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the control request that a job has made of itself between two snapshots; `before` is its earlier reason.
+
+    A channel adds it to those of others, so that the next unpause is a change, which is carried out.
+    """
+    now = snapshot.get("paused_because")
+    return {"is_paused": now is not None} if now != before else {}
+
+
 class Executor(Protocol):
     """Runs attempts, as many at once as the driver starts."""
 
@@ -69,6 +79,9 @@ class Executor(Protocol):
 
 class ManagedExecutor(Executor, Protocol):
     """An executor and what it runs on, as the code that started it sees it."""
+
+    providers: ProviderBoard
+    """The providers that hold back its calls."""
 
     def check(self, agents: AgentSet) -> None:
         """Raise ConfigError if an agent can never run here."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from batchray.agents import AttemptRunner, CheckpointedRun, SaveCheckpoints, pump_checkpoints
 from batchray.config import AgentSet
 from batchray.executors.base import AttemptSpec, ControlChannel
+from batchray.executors.provider_board import REPORT_S, ProviderBoard
 from batchray.support.descriptors import connections_that_fit
 
 
@@ -14,7 +16,9 @@ class LocalExecutor:
     """Runs every attempt on the driver's own event loop: for tests, debugging, and as the baseline of benchmarks."""
 
     def __init__(self) -> None:
-        self._runner = AttemptRunner()
+        self._runner = AttemptRunner(on_provider_wait=self._on_provider_wait)
+        self.providers = ProviderBoard()
+        self._reporting: asyncio.Task[None] | None = None
 
     def check(self, agents: AgentSet) -> None:
         """Accept all agents: placement has no meaning in one process."""
@@ -44,4 +48,18 @@ class LocalExecutor:
 
     async def close(self) -> None:
         """Close the model clients."""
+        if self._reporting is not None:
+            self._reporting.cancel()
         await self._runner.close()
+
+    def _on_provider_wait(self) -> None:
+        self.providers.report(self, self._runner.provider_waits())
+        if self._reporting is None or self._reporting.done():
+            self._reporting = asyncio.ensure_future(self._report_repeatedly())
+
+    async def _report_repeatedly(self) -> None:
+        """Report again while calls wait: their number changes, and a provider is open again without a word."""
+        while waits := self._runner.provider_waits():
+            self.providers.report(self, waits)
+            await asyncio.sleep(REPORT_S)
+        self.providers.forget(self)

@@ -11,12 +11,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchray.errors import LeaseLostError, StoreError
+from batchray.executors.base import own_pause
 from batchray.store import LedJob, Store
 from batchray.support.files import atomic_write, sync_directory
 
@@ -43,9 +45,16 @@ class ControlFile:
 
     def __init__(self, data_dir: Path, job_id: str) -> None:
         self._file = data_dir / "control" / f"{job_id}.json"
+        self._paused_because: str | None = None
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what is asked for; None if the file cannot be read now."""
+        """Return what is asked for; None if the file cannot be read now.
+
+        A pause of the job's own is written too.
+        """
+        if own := own_pause(self._paused_because, snapshot):
+            self._paused_because = snapshot.get("paused_because")
+            self.ask(**own)
         return self.read()
 
     def read(self) -> dict[str, Any] | None:
@@ -98,12 +107,17 @@ class LeaseChannel:
         self._store, self._job, self._clock = store, job, clock
         self._reads_at = self._renews_at = clock()
         self._asked: dict[str, Any] = {}
+        self._paused_because: str | None = None
 
     async def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
         """Renew the lease if that is due, and return what is asked for, as last read.
 
-        Raises LeaseLostError if another process leads the job.
+        A pause of the job's own is stored as a request too.  Raises LeaseLostError if another process leads the job.
         """
+        if own := own_pause(self._paused_because, snapshot):
+            self._paused_because = snapshot.get("paused_because")
+            await asyncio.to_thread(partial(self._store.leases.request, self._job, **own))
+            self._asked = {**self._asked, **own}
         now = self._clock()
         if now < min(self._reads_at, self._renews_at):
             return self._asked

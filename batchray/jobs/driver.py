@@ -9,13 +9,14 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 from batchray.config import AgentSet, BoundAgent, Settings
-from batchray.errors import JobInterruptedError, StoreError
-from batchray.executors import ControlChannel, Executor
+from batchray.errors import JobInterruptedError, JobPausedError, StoreError
+from batchray.executors import ControlChannel, Executor, ProviderBoard
 from batchray.jobs.control import renewing_lease
 from batchray.jobs.deadlines import PausableDeadlines
 from batchray.jobs.endings import CANCELED, recount_progress
 from batchray.jobs.group_commit import GroupCommitter
 from batchray.jobs.item_runner import ItemRunner
+from batchray.jobs.provider_gates import GROWTH_S, ProviderGates
 from batchray.jobs.running import ItemWindow, RunningJob
 from batchray.jobs.slots import Slot, Slots, Wanted
 from batchray.jobs.steering import close_channel, sync_control
@@ -31,21 +32,48 @@ _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _ITEM_BYTES = 512
 
 
-async def run_job(job: RunningJob, executor: Executor, channels: Sequence[ControlChannel] = ()) -> JobRecord:
+async def run_job(
+    job: RunningJob,
+    executor: Executor,
+    channels: Sequence[ControlChannel] = (),
+    providers: ProviderBoard | None = None,
+    *,
+    stays_when_paused: bool = False,
+) -> JobRecord:
     """Run every item that has no outcome yet, record each outcome once, then end the job.
 
-    Returns the ended job.  Raises JobInterruptedError if it was stopped before its end, and ClusterError or StoreError
-    if it cannot continue; recorded outcomes stay, and a later run continues from them.
+    `providers` has what holds back the executor's calls to model providers.  A job that pauses itself stops, or with
+    `stays_when_paused` waits here until it is unpaused.
+
+    Returns the ended job.  Raises JobPausedError if it has paused itself, JobInterruptedError if it was stopped before
+    its end, and ClusterError or StoreError if it cannot continue; recorded outcomes stay, and a later run continues
+    from them.
     """
     runner = ItemRunner(job, executor)
-    async with _in_background(job, channels):
-        async with aclosing(job.window.run(_pending_items(job), runner.run)) as finished:
-            async for outcomes in finished:
-                job.count(outcomes)  # committed before they are counted
-        await job.committer.drain()
-        if job.is_interrupted:
-            raise JobInterruptedError(job.record.id)
-        return await _end(job)
+    async with _in_background(job, channels, providers or ProviderBoard()):
+        while True:
+            await _run_items(job, runner)
+            if job.is_interrupted:
+                raise JobInterruptedError(job.record.id)
+            if job.paused_because is None or job.ending is not None:
+                return await _end(job)
+            await job.store.jobs.pause(job.record, job.paused_because)
+            if not stays_when_paused:
+                raise JobPausedError(job.record.id, job.paused_because)
+            logger.warning("job %s has paused itself: %s", job.record.id, job.paused_because)
+            await job.until_continued()
+            if job.ending is None and not job.is_interrupted:
+                await job.store.jobs.pause(job.record, None)
+
+
+async def _run_items(job: RunningJob, runner: ItemRunner) -> None:
+    """Run the items without an outcome, until all have one or the job has paused itself or is stopped."""
+    async with aclosing(job.window.run(_pending_items(job), runner.run)) as finished:
+        async for several in finished:
+            job.count([outcome for outcomes in several for outcome in outcomes])  # committed before they are counted
+    if job.ending is None and job.paused_because is None and not job.is_interrupted and len(job.held):
+        job.count(await runner.record(job.held.take_all()))
+    await job.committer.drain()
 
 
 async def start_job(
@@ -67,17 +95,24 @@ async def start_job(
         progress = await waiting.call_chunked(recount_progress, store, record)
         opened_at = await waiting.jobs.opened_at(record)
         asked = await waiting.leases.requested(record)
-    window = _window(agents, settings, slots or Slots(), store.data_dir, record.user_id)
+    slots = slots or Slots()
+    gates = ProviderGates(job_id, agents, slots)
+    window = _window(agents, settings, slots, gates, store.data_dir, record.user_id)
     committer = GroupCommitter(waiting, record, deadlines or PausableDeadlines())
     timing = JobTiming(record, opened_at, settings.job_deadline_s, is_resumed=progress.done > 0)
-    job = RunningJob(record, agents, settings, progress, timing, window, committer)
+    job = RunningJob(record, agents, settings, progress, timing, window, committer, gates)
     if asked.get("is_canceled"):  # an earlier run died before it was canceled
         job.cancel()
     return job
 
 
-def _window(agents: AgentSet, settings: Settings, slots: Slots, data_dir: Path, user_id: str) -> ItemWindow:
-    wanted = {agent_id: _slots_of(bound, data_dir, user_id) for agent_id, bound in agents.agents.items()}
+def _window(
+    agents: AgentSet, settings: Settings, slots: Slots, gates: ProviderGates, data_dir: Path, user_id: str
+) -> ItemWindow:
+    wanted = {
+        agent_id: (*_slots_of(bound, data_dir, user_id), *((gate.slot,) if (gate := gates.of_agent(agent_id)) else ()))
+        for agent_id, bound in agents.agents.items()
+    }
     return Window(
         settings.max_in_flight,
         wanted=lambda item: wanted[item.agent_id],
@@ -101,13 +136,22 @@ def _slots_of(bound: BoundAgent, data_dir: Path, user_id: str) -> Wanted:
 
 
 @asynccontextmanager
-async def _in_background(job: RunningJob, channels: Sequence[ControlChannel]) -> AsyncIterator[None]:
-    """Watch the deadline and exchange control inside this block; then write what is left and close the channels."""
+async def _in_background(
+    job: RunningJob, channels: Sequence[ControlChannel], providers: ProviderBoard
+) -> AsyncIterator[None]:
+    """Watch deadline and providers and exchange control in this block; then write what is left, close the channels."""
+
+    def on_change() -> None:
+        job.set_provider_states(providers.states())
+
     work = (_watch(job), *(sync_control(job, channel) for channel in channels))
     tasks = [asyncio.create_task(each) for each in work]
+    on_change()
     try:
-        yield
+        with providers.listening(on_change):
+            yield
     finally:
+        job.gates.close()
         job.store.end()
         await job.committer.drain()
         for task in tasks:
@@ -137,7 +181,8 @@ async def _watch(job: RunningJob) -> None:
                 *(job.record.id, flight.index, flight.agent_id, flight.attempt),
                 extra=facts,
             )
-        await asyncio.sleep(min(left_s, _WATCH_S))
+        job.check_providers(left_s)
+        await asyncio.sleep(min(left_s, GROWTH_S if job.gates.grow() else _WATCH_S))
     job.expire()
 
 

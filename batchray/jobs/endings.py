@@ -29,6 +29,12 @@ def expired(settings: Settings) -> Ending:
     return Ending("expired", "error", ("expired", "error", {"type": "job_expired", "message": message}))
 
 
+def given_up(reason: str) -> Ending:
+    """Return the ending of a single request whose provider does not answer."""
+    error = {"type": "provider_unavailable", "message": reason}
+    return Ending("failed", "error", ("errored", "llm_api_error", error))
+
+
 def recount_progress(store: Store, record: JobRecord) -> Chunked[Progress]:
     """Count the outcomes that the store has."""
     progress = Progress(total=record.total)

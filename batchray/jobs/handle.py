@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchray.errors import ConfigError, JobEndedError, JobInterruptedError, StoreError
+from batchray.errors import ConfigError, JobEndedError, JobInterruptedError, JobPausedError, StoreError
 from batchray.jobs.control import ControlRequest, leave_request
 from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.local_run import LocalRun
@@ -105,6 +105,11 @@ class Job:  # more than 20 methods, because it is the public API of a job
     def is_paused(self) -> bool:
         """Whether the job starts no more items until `unpause`."""
         return self._local.is_paused if self._local is not None else self.status == PAUSED
+
+    @property
+    def paused_because(self) -> str | None:
+        """Why the job has paused itself; None if it has not."""
+        return self.record().paused_because
 
     @property
     def waits(self) -> list[dict[str, Any]]:
@@ -199,8 +204,8 @@ class Job:  # more than 20 methods, because it is the public API of a job
     def wait(self, timeout: float | None = None) -> JobRecord:
         """Wait for the job's end and return it.
 
-        Raises TimeoutError after `timeout` seconds, JobInterruptedError if the job was stopped before its end, and the
-        error that stopped its driver.
+        Raises TimeoutError after `timeout` seconds, JobPausedError if the job has paused itself, JobInterruptedError if
+        it was stopped before its end, and the error that stopped its driver.
         """
         if self._local is not None:
             return self._local.wait(timeout)
@@ -286,6 +291,8 @@ class Job:  # more than 20 methods, because it is the public API of a job
             return record
         if not self._is_running():
             record = self.record()  # again: its process may have ended it between the two reads
+            if record.paused_because is not None:
+                raise JobPausedError(self.id, record.paused_because)
             if not record.is_ended:
                 raise self._not_running()
             return record

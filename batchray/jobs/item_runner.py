@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from batchray.errors import DeadlineExceededError, RequestError, WorkerDiedError
 from batchray.executors import AttemptSpec, Executor
 from batchray.jobs.attempt_policy import AttemptHistory, GiveUp, RetryIsolated, next_step
 from batchray.jobs.context import conversation_update_of, load_context, with_conversation_update
+from batchray.jobs.deadlines import Pauses
 from batchray.jobs.in_flight import Flight
 from batchray.jobs.running import RunningJob
 from batchray.store import NewAttempt, NewOutcome, NewStep, PendingItem
@@ -26,17 +28,47 @@ class ItemRunner:
     def __init__(self, job: RunningJob, executor: Executor) -> None:
         self._job, self._executor, self._committer = job, executor, job.committer
 
-    async def run(self, item: PendingItem) -> NewOutcome | None:
-        """Run attempts at an item and record its outcome; None if the store did not accept it.
+    async def run(self, item: PendingItem) -> Sequence[NewOutcome]:
+        """Run attempts at an item, and return the outcomes that this has recorded.
 
-        Raises ClusterError, or StoreError, if the job cannot continue.
+        There may be none: the store did not accept it, or it is held because of a failure that all requests share.  An
+        answer of the provider also records those that were held before.  Raises ClusterError, or StoreError, if the job
+        cannot continue.
         """
+        started_at = time.monotonic()
         outcome = await self._run_attempts(item)
         agent = self._job.agents.agents[item.agent_id].agent
         if agent.keeps_steps:
             outcome = await self._replacing_steps(item, outcome)
         outcome = with_conversation_update(outcome, agent, item)
-        return outcome if await self._committer.record(outcome) else None
+        if outcome.shared_failure is not None:
+            self._hold(outcome, **outcome.shared_failure)
+            return ()
+        recorded = await self.record([outcome])
+        gate = self._job.gates.of_agent(item.agent_id)
+        if gate is not None and (outcome.status == "succeeded" or outcome.usage.get("completion_tokens")):
+            gate.set_answered(started_at)
+            if self._job.paused_because is None and (held := self._job.held.end_rows(gate.provider, started_at)):
+                recorded += await self.record(held)
+        return recorded
+
+    async def record(self, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
+        """Record outcomes and return those that the store accepted."""
+        accepted = await asyncio.gather(*map(self._committer.record, outcomes))
+        return [outcome for outcome, is_accepted in zip(outcomes, accepted, strict=True) if is_accepted]
+
+    def _hold(self, outcome: NewOutcome, provider: str, kind: str) -> None:
+        """Hold an outcome back; pause the job if it is the last of a row, and then its items run again."""
+        job = self._job
+        if job.paused_because is not None:
+            return
+        now = time.monotonic()
+        if (gate := job.gates.of_provider(provider)) is not None:
+            gate.set_refused(now)
+        if job.held.hold(provider, kind, outcome, now):
+            error = outcome.error or {"message": kind}
+            n_in_a_row = job.settings.max_consecutive_failures
+            job.pause_for(f"{n_in_a_row} requests in a row failed alike: {error['message']}")
 
     async def _run_attempts(self, item: PendingItem) -> NewOutcome:
         job, max_attempts = self._job, self._job.settings.max_attempts
@@ -50,12 +82,12 @@ class ItemRunner:
             crashes = (history.blamed_crashes, history.collateral_crashes)
             await self._committer.begin(NewAttempt(item.index, history.attempt, *crashes))  # before it is spawned
             flight = job.in_flight.begin(item.index, item.agent_id, history.attempt, stalled_after_s)
-            stopwatch = self._committer.deadlines.stopwatch()
+            stopwatch = self._committer.deadlines.stopwatch(*self._pauses_of(item))
             is_isolated = isinstance(step, RetryIsolated)
             try:
                 return await self._run_attempt(item, flight, history.left_s, is_isolated=is_isolated)
             except WorkerDiedError as error:
-                ran_s = stopwatch.without_stalls(error.ran_s)
+                ran_s = stopwatch.without_pauses(error.ran_s)
                 history = history.with_crash(is_suspect=error.is_suspect, ran_s=ran_s)
                 step = next_step(history, error, max_attempts)
                 if isinstance(step, GiveUp):
@@ -77,7 +109,7 @@ class ItemRunner:
         is_queued = spec.is_isolated or bound.agent.placement == "process"
         limit_s = None if is_queued else left_s + job.settings.deadline_grace_s
         try:
-            async with self._committer.deadlines.timeout(limit_s):
+            async with self._committer.deadlines.timeout(limit_s, *self._pauses_of(item)):
                 report = await self._executor.run(spec, self._checkpoint_sink(spec, len(steps)))
         except TimeoutError:
             late = DeadlineExceededError("deadline_exceeded", "its worker gave no answer by its deadline")
@@ -85,6 +117,10 @@ class ItemRunner:
         except RequestError as error:
             return self._failed(flight, error)
         return self._reported(report)
+
+    def _pauses_of(self, item: PendingItem) -> Sequence[Pauses]:
+        gate = self._job.gates.of_agent(item.agent_id)
+        return (gate.pauses,) if gate is not None else ()
 
     async def _saved_steps(self, item: PendingItem) -> list[bytes]:
         return await self._job.store.items.checkpoints(self._job.record, item.index)
@@ -128,6 +164,7 @@ class ItemRunner:
             duration_ns=report.duration_ns,
             messages=report.messages,
             conversation_update=conversation_update_of(report),
+            shared_failure=report.shared_failure,
         )
 
     def _failed(self, flight: Flight, error: RequestError) -> NewOutcome:

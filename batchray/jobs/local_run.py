@@ -59,12 +59,12 @@ class LocalRun:
     @property
     def is_paused(self) -> bool:
         """Whether the job starts no more items now."""
-        return self._running is not None and self._running.window.is_paused
+        return self._running is not None and self._running.is_paused
 
     @property
     def providers(self) -> list[dict[str, Any]]:
         """The providers that hold requests back now, as in `RunningJob.snapshot`."""
-        return self._running.snapshot().get("providers", []) if self._running else []
+        return self._running.providers() if self._running else []
 
     @property
     def newest_failure(self) -> dict[str, Any] | None:

@@ -47,6 +47,8 @@ class Runtime:
         self._stores = _OpenStores()
         self._executors = _Executors(self._on_ray_started)
         self._runs: set[LocalRun] = set()
+        self.keeps_paused_jobs = False
+        """Whether a job that has paused itself stays here until it is unpaused, instead of stopping."""
         self._shares, self._slots, self._deadlines = WindowShares(), Slots(), PausableDeadlines()
         atexit.register(self.close)
 
@@ -97,7 +99,13 @@ class Runtime:
                 running = started
                 run.on_started(running)
                 self._shares.add(running)
-                record = await run_job(running, executor, _channels_of(running, executor, store))
+                record = await run_job(
+                    running,
+                    executor,
+                    _channels_of(running, executor, store),
+                    executor.providers,
+                    stays_when_paused=self.keeps_paused_jobs,
+                )
             ControlFile(store.data_dir, run.id).clear()
             return record
         finally:

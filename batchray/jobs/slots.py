@@ -54,6 +54,7 @@ class Slots:
 
     def __init__(self) -> None:
         self._n_used: dict[Hashable, int] = {}
+        self._limits: dict[Hashable, int] = {}
         self._queues: dict[Hashable, list[tuple[int, Waiter]]] = {}  # heaps
         self._tickets = itertools.count()
 
@@ -82,6 +83,18 @@ class Slots:
                 del self._n_used[key]
         for slot in held:
             self._offer(slot)
+
+    def n_used(self, key: Hashable) -> int:
+        """Return how many slots of a key are in use."""
+        return self._n_used.get(key, 0)
+
+    def limit(self, slot: Slot, most: int | None) -> None:
+        """Limit the slots of a key that may be in use to `most`, although it has more; None lifts the limit."""
+        if most is None:
+            self._limits.pop(slot.key, None)
+        else:
+            self._limits[slot.key] = most
+        self._offer(slot)
 
     def _offer(self, slot: Slot) -> None:
         queue = self._queues.get(slot.key)
@@ -116,4 +129,5 @@ class Slots:
         return None
 
     def _has_room(self, slot: Slot) -> bool:
-        return self._n_used.get(slot.key, 0) < slot.size
+        size = min(slot.size, self._limits.get(slot.key, slot.size)) if self._limits else slot.size
+        return self._n_used.get(slot.key, 0) < size

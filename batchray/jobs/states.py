@@ -11,17 +11,20 @@ from batchray.store import JobRecord, Store
 INTERRUPTED = "interrupted"
 """The state of a job that has not ended and that no process runs; `batchray resume` continues it."""
 PAUSED = "paused"
-"""The state of a job that a process runs, and that starts no more items until it is unpaused."""
+"""The state of a job that starts no more items until it is unpaused, or if no process runs it, resumed."""
 
 
 def state_of(record: JobRecord, store: Store, running: Set[str] | None = None) -> str:
     """Return the state of a job: its status if it has ended or a process runs it, or else `interrupted`.
 
-    The status of a job that is about to be started is `created`.  A job that runs can be `paused` too.
+    The status of a job that is about to be started is `created`.  A job that runs can be `paused` too, and one that
+    has paused itself is so until it is resumed.
     `running` are the ids of the jobs that a process runs, if they are known already.
     """
     if record.is_ended:
         return record.status
+    if record.paused_because is not None:
+        return PAUSED
     if record.id not in (store.running_jobs() if running is None else running):
         return INTERRUPTED
     return PAUSED if asked_of(record, store).get("is_paused") else record.status

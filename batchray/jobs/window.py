@@ -21,6 +21,9 @@ class Window(Generic[Item, Result]):
     Items that want the same slots start in their order.  While slots are not free, items that want others start: items
     are read ahead until the weights of those that wait add up to `max_waiting`.  `slots` may be shared with other
     windows.  `size` and `is_paused` may change while the window runs; it runs once.
+
+    Items in flight that are set aside, because they only wait, do not count: others start in their place.  There are
+    at most `size` of them, so that at most twice that many items are in flight.
     """
 
     def __init__(
@@ -32,7 +35,7 @@ class Window(Generic[Item, Result]):
         weight: Callable[[Item], int] = lambda item: 1,
         max_waiting: int = 1024,
     ) -> None:
-        self.size, self.is_paused, self.in_flight = size, False, 0
+        self.size, self.is_paused, self.in_flight, self.n_aside = size, False, 0, 0
         self._wanted, self._slots = wanted, slots or Slots()
         self._weight, self._max_waiting = weight, max_waiting
         self._waiting: dict[Wanted, _Group[Item]] = {}
@@ -41,7 +44,18 @@ class Window(Generic[Item, Result]):
         self._work: Callable[[Item], Awaitable[Result]] | None = None
         self._tasks: dict[asyncio.Future[Result], None] = {}  # in the order of their start
         self._finished: deque[asyncio.Future[Result]] = deque()
-        self._changed, self._stopped = asyncio.Event(), asyncio.Event()
+        self._changed, self._stopped, self._is_winding_down = asyncio.Event(), asyncio.Event(), False
+
+    def renewed(self) -> Window[Item, Result]:
+        """Return a window like this one that has not run yet."""
+        window: Window[Item, Result] = Window(
+            self.size,
+            wanted=self._wanted,
+            slots=self._slots,
+            weight=self._weight,
+            max_waiting=self._max_waiting,
+        )
+        return window
 
     def resize(self, size: int) -> None:
         """Allow `size` items in flight from now on; items in flight beyond that finish."""
@@ -53,6 +67,17 @@ class Window(Generic[Item, Result]):
         """Start no more items until unpaused."""
         self.is_paused = is_paused
         self._start_declined()
+        self._changed.set()
+
+    def set_aside(self, n_aside: int) -> None:
+        """Leave `n_aside` of the items in flight out of the count, until the next call."""
+        self.n_aside = n_aside
+        self._start_declined()
+        self._changed.set()
+
+    def wind_down(self) -> None:
+        """Start no more items, and end `run` when none is in flight but those set aside, which are cancelled."""
+        self._is_winding_down = True
         self._changed.set()
 
     def stop(self) -> None:
@@ -86,7 +111,7 @@ class Window(Generic[Item, Result]):
                     results = [_result(task) for task in self._finished]
                     self._finished.clear()
                     yield results
-                elif not self._tasks and source.is_empty and not self._waiting:
+                elif self._is_over(source):
                     return
                 else:
                     await self._changed.wait()
@@ -98,6 +123,11 @@ class Window(Generic[Item, Result]):
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, *self._finished, return_exceptions=True)
+
+    def _is_over(self, source: _Source[Item]) -> bool:
+        if self._is_winding_down:
+            return self.in_flight <= self.n_aside
+        return not self._tasks and source.is_empty and not self._waiting
 
     async def _fill(self, source: _Source[Item]) -> None:
         """Start items until the window is full, or all items that may be read ahead wait for slots."""
@@ -164,7 +194,9 @@ class Window(Generic[Item, Result]):
 
     @property
     def _has_room(self) -> bool:
-        return self.in_flight < self.size and not self.is_paused and not self._stopped.is_set()
+        if self.is_paused or self._is_winding_down or self._stopped.is_set():
+            return False
+        return self.in_flight < self.size + min(self.n_aside, self.size)
 
 
 class _Group(Waiter, Generic[Item]):

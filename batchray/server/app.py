@@ -106,6 +106,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
     ClusterError if Ray cannot be started or reached, and OSError if the address is in use.
     """
     check_agents_build(agents)
+    runtime.keeps_paused_jobs = True
     keys = KeyFile(settings.data_dir)
     needs_key = check_exposure(settings, keys)
     catalog = AgentCatalog(agents)

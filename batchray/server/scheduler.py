@@ -84,6 +84,17 @@ class JobScheduler:
                 await self._store.call_chunked(cancel_idle_job, self._store.sync, record.id)
         self.on_job_end()
 
+    async def unpause(self, record: JobRecord) -> None:
+        """Continue a paused job, here or on the server that leads it.
+
+        Raises HttpError 409 if it does not run.
+        """
+        job, request = self.table.running_job(record.id), ControlRequest(is_paused=False)
+        if record.is_ended or (job is None and not self._store.is_shared):
+            raise HttpError(409, f"job {record.id} does not run", NO_RETRY)
+        if job is None or not job.steer(request):
+            await self._store.leases.request(record, **request.model_dump(exclude_none=True))
+
     async def cancel_stopped(self, job_id: str) -> None:
         """Cancel a job whose driver has failed, so that it is not restarted.  Raises StoreError."""
         async with self.lock(job_id):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import NonNegativeInt, TypeAdapter
 
@@ -58,8 +59,11 @@ class MessagesPage(WireModel):
 
 
 def batch_job(record: JobRecord) -> BatchJob:
-    """Return a job as Letta's BatchJob, with all 18 fields."""
+    """Return a job as Letta's BatchJob, with all 18 fields; its metadata says why it has paused itself."""
     counts = RequestCounts(total=record.total, pending=record.total - record.done, **record.counts)
+    metadata: dict[str, Any] = {"job_type": "batch_messages", "request_counts": counts.model_dump()}
+    if record.paused_because is not None:
+        metadata["paused_because"] = record.paused_because
     return BatchJob(
         id=record.id,
         status=JobStatus(record.status),
@@ -69,7 +73,7 @@ def batch_job(record: JobRecord) -> BatchJob:
         last_updated_by_id=record.user_id,
         completed_at=parse_time(record.completed_at),
         stop_reason=StopReason(record.stop_reason) if record.stop_reason else None,
-        metadata={"job_type": "batch_messages", "request_counts": counts.model_dump()},
+        metadata=metadata,
         background=False,
         agent_id=record.agent_id,
         callback_url=record.callback_url,

@@ -97,6 +97,7 @@ class AsyncJobs:
         self.create = store.on(jobs.create)
         self.create_paged = store.on(jobs.create_paged)
         self.start = store.on(jobs.start)
+        self.pause = store.on(jobs.pause)
         self.take_over = store.on(jobs.take_over)
         self.end = store.on(jobs.end)
         self.reopen = store.on(jobs.reopen)

@@ -100,7 +100,17 @@ class Jobs:
         """
         now = utc_now()
         values = {"status": "running", "updated_at": now, "started_at": sa.func.coalesce(jobs.c.started_at, now)}
-        return self._take(job_id, values)
+        return self._take(job_id, {**values, "paused_because": None})
+
+    def pause(self, job: LedJob, reason: str | None) -> None:
+        """Store why a job has paused itself; None when it continues.  A start and an end of the job clear it too.
+
+        Raises LeaseLostError if another process leads the job.
+        """
+        with self._database.transaction() as connection:
+            self._leases.check(connection, job)
+            values = {"paused_because": reason, "updated_at": utc_now()}
+            connection.execute(sa.update(jobs).where(jobs.c.job == job.key).values(**values))
 
     def take_over(self, job_id: str) -> LedJob:
         """Take a job's lease in order to end it, without marking it as running; otherwise as `start`."""
@@ -133,6 +143,7 @@ class Jobs:
                 .values(
                     status=status,
                     stop_reason=stop_reason,
+                    paused_because=None,
                     completed_at=now,
                     updated_at=now,
                     ttft_ns=ttft_ns,

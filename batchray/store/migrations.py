@@ -52,6 +52,11 @@ def _to_version_3(connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"CREATE INDEX pending_approvals_by_claim {approvals} (claimed_job, claimed_idx)")
 
 
+def _to_version_4(connection: sa.Connection) -> None:
+    """Add the reason for which a job has paused itself."""
+    connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN paused_because VARCHAR")
+
+
 def _add_missing_leases(connection: sa.Connection) -> None:
     """Give every job a lease that no process holds, in the form of version 2."""
     leases = sa.Table(
@@ -70,5 +75,9 @@ def _add_missing_leases(connection: sa.Connection) -> None:
     connection.execute(sa.insert(leases).from_select([column.name for column in leases.c], missing))
 
 
-MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {1: _to_version_2, 2: _to_version_3}
+MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
+    1: _to_version_2,
+    2: _to_version_3,
+    3: _to_version_4,
+}
 """By the version that a migration starts from."""

@@ -128,6 +128,7 @@ class NewOutcome(OutcomeData):
     """The outcome of an item's current attempt, to be recorded.
 
     `conversation_update` is None if no later request depends on it.  `has_steps`: its checkpoints may be stored.
+    `shared_failure` is the `provider` and the `kind` of a failure that all requests of the provider meet.
     """
 
     index: int
@@ -135,6 +136,7 @@ class NewOutcome(OutcomeData):
     queued_ns: int
     conversation_update: ConversationUpdate | None = None
     has_steps: bool = False
+    shared_failure: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +205,8 @@ class JobRecord:
     ttft_ns: int | None
     total_duration_ns: int | None
     progress: Progress | None
+    paused_because: str | None
+    """Why the job has paused itself; None if it has not."""
 
     @property
     def done(self) -> int:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DELETED = "deleted"
 """The kind of a job that retention is deleting, part by part."""
 
@@ -31,6 +31,8 @@ jobs = sa.Table(
     sa.Column("started_at", TEXT),
     sa.Column("completed_at", TEXT),
     sa.Column("stop_reason", TEXT),
+    # Why the job has paused itself; NULL if it has not.
+    sa.Column("paused_because", TEXT),
     sa.Column("callback_url", TEXT),
     sa.Column("callback_sent_at", TEXT),
     sa.Column("callback_status_code", INTEGER),

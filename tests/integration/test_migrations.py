@@ -170,7 +170,7 @@ def test_everything_reads_back_as_the_older_version_read_it(old: OldDatabase) ->
     with old.open() as store:
         for name, job_id in answers["ids"].items():
             job = store.jobs.get(job_id)
-            assert plain(job) == answers["jobs"][name]
+            assert plain(job) == {**answers["jobs"][name], "paused_because": None}
             assert plain(store.items.results(job)) == answers["results"][name]
             assert plain(store.items.unfinished(job, after=-1)) == renamed(answers["unfinished"][name])
             assert plain(store.items.checkpoints(job, 1)) == answers["steps"][name]
@@ -236,6 +236,19 @@ def test_a_database_from_before_leases_and_conversations_is_migrated(tmp_path: P
         connection.commit()
     with old.open() as store:
         assert store.jobs.start(old.job_id("unfinished")).epoch == 1
+
+
+def test_a_database_of_version_3_gets_the_reason_of_a_pause(tmp_path: Path) -> None:
+    old = old_sqlite("sqlite_2", tmp_path)
+    old.open().close()
+    with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:  # what version 3 did not have
+        connection.execute("ALTER TABLE jobs DROP COLUMN paused_because")
+        connection.execute("PRAGMA user_version = 3")
+        connection.commit()
+    with old.open() as store:
+        job = store.jobs.start(old.job_id("unfinished"))
+        store.jobs.pause(job, "its provider is away")
+        assert store.jobs.get(job.id).paused_because == "its provider is away"
 
 
 def test_a_job_of_version_2_that_never_had_a_lease_can_be_resumed(tmp_path: Path) -> None:

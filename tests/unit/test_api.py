@@ -187,7 +187,18 @@ def test_a_handle_shows_only_what_a_user_needs() -> None:
     public = {name for name in vars(batchray.Job) if not name.startswith("_")}
     assert public == {
         *("record", "status", "counts", "is_done", "is_started", "in_flight", "progress", "progress_now", "timing"),
-        *("is_paused", "waits", "newest_failure", "failures", "results", "aresults", "to_pandas", "wait", "wait_async"),
+        *(
+            "is_paused",
+            "paused_because",
+            "waits",
+            "newest_failure",
+            "failures",
+            "results",
+            "aresults",
+            "to_pandas",
+            "wait",
+            "wait_async",
+        ),
         *("cancel", "pause", "unpause", "resize", "stop"),
     }
 

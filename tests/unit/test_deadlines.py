@@ -52,7 +52,7 @@ async def test_a_slow_commit_does_not_count() -> None:
                 pass
             assert timeout.when() is None
         assert timeout.when() == ends + 4
-    assert deadlines.stalled_s() == 4
+    assert deadlines.total_s() == 4
 
 
 async def test_a_timeout_that_begins_during_a_stall_is_paused_too() -> None:
@@ -64,7 +64,7 @@ async def test_a_timeout_that_begins_during_a_stall_is_paused_too() -> None:
             assert timeout.when() is None
             clock.advance(2)
             assert timeout.when() is None
-    assert deadlines.stalled_s() == 4
+    assert deadlines.total_s() == 4
 
 
 async def test_all_are_paused_until_no_slow_commit_is_left() -> None:
@@ -88,7 +88,7 @@ async def test_a_quick_commit_counts() -> None:
         with deadlines.commit():
             clock.advance(0.9)
         clock.advance(10)
-        assert (timeout.when(), deadlines.stalled_s()) == (ends, 0.0)
+        assert (timeout.when(), deadlines.total_s()) == (ends, 0.0)
 
 
 async def test_a_timeout_that_has_expired_stays_so() -> None:
@@ -115,6 +115,6 @@ async def test_a_stopwatch_takes_the_stalls_out_of_a_duration() -> None:
         clock.advance(3)
         stopwatch = deadlines.stopwatch()
         clock.advance(2)
-        assert stopwatch.without_stalls(5.0) == 3.0
+        assert stopwatch.without_pauses(5.0) == 3.0
     clock.advance(1)
-    assert (stopwatch.without_stalls(6.0), stopwatch.without_stalls(1.0)) == (4.0, 0.0)
+    assert (stopwatch.without_pauses(6.0), stopwatch.without_pauses(1.0)) == (4.0, 0.0)

@@ -27,6 +27,7 @@ FLOORS = (
     # the agent
     "agents",
     "store",
+    "executors.provider_board",
     "executors.base",
     "executors.local",
     "executors.ray",
@@ -37,8 +38,10 @@ FLOORS = (
     "jobs.slots",
     "jobs.window",
     "jobs.attempt_policy",
+    "jobs.failure_policy",
     "jobs.in_flight",
     "jobs.deadlines",
+    "jobs.provider_gates",
     "jobs.timing",
     "jobs.endings",
     "jobs.idle",
@@ -74,7 +77,7 @@ FLOORS = (
     "cli",
     "__main__",
 )
-PURE = ("support", "batch", "config", "jobs.slots", "jobs.window", "jobs.attempt_policy")
+PURE = ("support", "batch", "config", "jobs.slots", "jobs.window", "jobs.attempt_policy", "jobs.failure_policy")
 
 # Which modules may import what is heavy.
 HEAVY = {

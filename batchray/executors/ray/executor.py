@@ -18,6 +18,7 @@ from batchray.agents import SaveCheckpoints
 from batchray.config import AgentSet, BoundAgent, Settings
 from batchray.errors import ClusterError, ConfigError, RequestError, WorkerDiedError
 from batchray.executors.base import AttemptSpec, ControlChannel
+from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray.calls import AttemptClock, LostCallError, call_lane, call_process, first_line
 from batchray.executors.ray.connection import connect, disconnect
 from batchray.executors.ray.exit_report import UNKNOWN_CAUSE
@@ -46,7 +47,8 @@ class RayExecutor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lanes = Lanes(self._lose, settings.lane_silence_s)
+        self.providers = ProviderBoard()
+        self._lanes = Lanes(self._lose, settings.lane_silence_s, self.providers)
         self._packed: weakref.WeakKeyDictionary[BoundAgent, bytes] = weakref.WeakKeyDictionary()
         self._owns_connection = False
         self._lost_by: str | None = None
@@ -174,7 +176,9 @@ class RayExecutor:
 
     async def _run_on_lane(self, spec: AttemptSpec, packed: bytes, save: SaveCheckpoints) -> bytes:
         lane = await self._lanes.least_busy()
-        with lane.counting_call():
+        provider = spec.agent.provider
+        has_provider = provider is not None and provider.protocol != "offline"
+        with lane.counting_call(), lane.providers.reading() if has_provider else nullcontext():
             try:
                 with lane.checkpoints.following(spec.key, save) if spec.agent.agent.keeps_steps else nullcontext():
                     return await self._call_lane(lane, spec, packed)

@@ -19,6 +19,7 @@ import ray.exceptions
 
 from batchray.config import Settings
 from batchray.errors import ClusterError, ConfigError, UnknownJobError
+from batchray.executors.base import own_pause
 from batchray.executors.ray.connection import NAMESPACE, connect
 from batchray.schema.progress import Progress
 
@@ -39,6 +40,7 @@ class JobActor:
 
     def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
         """Store the driver's newest snapshot and return the control request so far."""
+        self._control |= own_pause(self._snapshot.get("paused_because"), snapshot)
         self._snapshot = snapshot
         return self._control
 

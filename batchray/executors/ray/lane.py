@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -27,6 +28,7 @@ from batchray.executors.ray.activity_log import (
 from batchray.executors.ray.checkpointed_runs import CheckpointBatch, CheckpointedRuns, run_isolated
 from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
+from batchray.executors.ray.provider_reports import ProviderReports
 from batchray.executors.ray.run_registry import RunRegistry
 from batchray.support.descriptors import connections_that_fit, raise_descriptor_limit
 from batchray.support.interpreter import tune_interpreter
@@ -55,7 +57,8 @@ class Lane:
 
     def __init__(self) -> None:
         self._activity_log = ActivityLog(_actor_id(), session_directory())
-        self._runner = AttemptRunner(self._activity_log.executing)
+        self._runner = AttemptRunner(self._activity_log.executing, self._on_provider_wait)
+        self._provider_reports = ProviderReports(self._runner.provider_waits)
         self._runs, self._checkpointed = RunRegistry(), CheckpointedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
         self._imports: Imports[BoundAgent] = Imports()
@@ -91,6 +94,10 @@ class Lane:
         """Mark checkpoints as stored, and return those that are not, as soon as there are some."""
         return await self._checkpointed.collect(n_saved)
 
+    async def provider_waits(self, is_waiting: bool) -> list[dict[str, Any]]:
+        """Return what holds back calls to providers; see `ProviderReports.next`."""
+        return await self._provider_reports.next(is_waiting)
+
     async def identity(self) -> tuple[str, str, int, int]:
         """Return the ids of its actor, its node and its process, and for how many connections it has descriptors."""
         return _actor_id(), _node_id(), os.getpid(), connections_that_fit()
@@ -111,6 +118,9 @@ class Lane:
         """Close connections and files; the driver ends the actor after this."""
         await self._runner.close()
         self._activity_log.close()
+
+    def _on_provider_wait(self) -> None:
+        self._provider_reports.set_changed()
 
     def _unpack(self, packed: bytes, key: str) -> BoundAgent:
         """Deserialize an agent, which may import the modules of its functions, in the name of the attempt."""

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import ray
 import ray.exceptions
 
+from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray.calls import first_line
 from batchray.executors.ray.checkpoint_reader import CheckpointReader
 from batchray.executors.ray.exit_report import ExitCause
+from batchray.executors.ray.provider_reader import ProviderReader
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,20 @@ class LaneClient:
     Only this class changes the two.  `n_connections` is for how many connections it has descriptors.
     """
 
-    def __init__(self, actor: Any, actor_id: str, node_id: str, pid: int, n_connections: int) -> None:
+    def __init__(
+        self,
+        actor: Any,
+        actor_id: str,
+        node_id: str,
+        pid: int,
+        n_connections: int,
+        board: ProviderBoard | None = None,
+    ) -> None:
         self.actor, self.actor_id, self.node_id, self.pid = actor, actor_id, node_id, pid
         self.n_connections = n_connections
         self.in_flight = 0
         self.checkpoints = CheckpointReader(actor, self.stop)
+        self.providers = ProviderReader(actor, board or ProviderBoard())
         self._diagnosis: Diagnosis | None = None
         self._to_stop: list[str] = []
         self._stopping: asyncio.Task[None] | None = None
@@ -100,6 +111,7 @@ class LaneClient:
     def forget(self) -> None:
         """Make no more calls to it."""
         self.checkpoints.close()
+        self.providers.close()
         if self._stopping is not None:
             self._stopping.cancel()
 

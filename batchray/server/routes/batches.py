@@ -158,6 +158,15 @@ class BatchRoutes:
                 response=BatchJob,
                 errors=(404, 409),
             ),
+            Route(
+                "POST",
+                _ONE + "/unpause",
+                self.unpause,
+                "batches_unpause",
+                "Continue a paused batch",
+                response=BatchJob,
+                errors=(404, 409),
+            ),
         ]
 
     async def create(self, request: web.Request, query: NoQuery) -> ResponseBody:
@@ -199,6 +208,12 @@ class BatchRoutes:
         """Run again the items of an ended batch that did not succeed."""
         record = await self._job(request)
         await self._scheduler.retry(record)
+        return batch_job(await self._reader.jobs.get(record.id))
+
+    async def unpause(self, request: web.Request, query: NoQuery) -> ResponseBody:
+        """Continue a batch that has paused itself, or that was paused."""
+        record = await self._job(request)
+        await self._scheduler.unpause(record)
         return batch_job(await self._reader.jobs.get(record.id))
 
     async def items(self, request: web.Request, query: ItemsQuery) -> ResponseBody:
@@ -290,7 +305,7 @@ class BatchRoutes:
         last_seq = _last_event(request)
         events = Events(request)
         views = ResultViews(job, await self._reader.jobs.agent_snapshot(job.id))
-        sent_state: tuple[str, dict[str, int]] | None = None
+        sent_state: tuple[str, str | None, dict[str, int]] | None = None
         while True:
             is_over = await self._scheduler.is_over(job.id)
             record = await self._reader.jobs.get(job.id)  # first: if it has ended, no result is missing
@@ -301,7 +316,7 @@ class BatchRoutes:
             if is_over or record.is_ended:
                 await events.send("end", batch_job(record).model_dump_json().encode())
                 return await events.end()
-            if (state := (record.status, record.counts)) != sent_state:
+            if (state := (record.status, record.paused_because, record.counts)) != sent_state:
                 sent_state = state
                 await events.send("progress", batch_job(record).model_dump_json().encode())
             await events.sleep(_POLL_S)

@@ -1,0 +1,60 @@
+"""Reads from a lane what holds back its calls to model providers, while requests that need one run there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray.exceptions
+
+from batchray.executors.provider_board import ProviderBoard
+from batchray.executors.ray.provider_reports import IDLE_S
+from batchray.schema import ProviderWait
+
+_PAUSE_S = 0.2
+# For a lane that is busy, and for a call that was lost without an error.
+_LATE_S = 20.0
+
+
+class ProviderReader:
+    """Reads the reports of one lane, one call at a time, and puts them on the board."""
+
+    def __init__(self, lane: Any, board: ProviderBoard) -> None:
+        self._lane, self._board = lane, board
+        self._n_running = 0
+        self._reading: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read inside this block."""
+        self._n_running += 1
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._read())
+        try:
+            yield
+        finally:
+            self._n_running -= 1
+
+    def close(self) -> None:
+        """Stop reading, and forget what the lane has reported."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self._board.forget(self)
+
+    async def _read(self) -> None:
+        is_waiting = False
+        try:
+            while self._n_running:
+                try:
+                    async with asyncio.timeout(IDLE_S + _LATE_S):
+                        reported = await self._lane.provider_waits.remote(is_waiting)
+                except (TimeoutError, ray.exceptions.RayError):  # a run that it concerns reports that itself
+                    reported = []
+                    await asyncio.sleep(_PAUSE_S)
+                is_waiting = bool(reported)
+                self._board.report(self, [ProviderWait(**each) for each in reported])
+        finally:
+            self._reading = None
+            self._board.forget(self)

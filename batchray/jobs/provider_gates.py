@@ -1,0 +1,165 @@
+"""Holds back a job's requests while their provider takes no calls, or refuses them.
+
+A job has a gate for each provider, apart from other jobs.  A gate is a limit of requests in flight:
+
+- At first, and until the provider has answered, it is small and doubles twice a second: requests that are refused come
+  back sooner than that, so that few calls are made in vain.
+- Each failure that all requests of the provider share lowers it, and an answer lifts it.
+- It is 0 while the provider takes no calls.  The deadlines of its requests pause then.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+
+from batchray.config import AgentSet
+from batchray.executors import ProviderState
+from batchray.jobs.deadlines import Pauses
+from batchray.jobs.slots import Slot, Slots
+
+FIRST_IN_FLIGHT = 32
+"""Requests in flight to a provider that has not answered yet."""
+GROWTH_S = 0.5
+"""How often the limit of a gate grows."""
+_GROWTH_AFTER_FAILURE = 8
+# The longest time between the start of a pause and its first report.
+_MAX_AGO_S = 1.0
+
+
+class ProviderGate:
+    """The gate of one provider in one job.  `pauses` are those of the deadlines of its requests."""
+
+    def __init__(self, provider: str, job_id: str, slots: Slots) -> None:
+        self.provider, self.pauses = provider, Pauses()
+        self.slot = Slot(("gate", job_id, provider), sys.maxsize)
+        self.state: ProviderState | None = None
+        self.unanswered_since: float | None = None
+        """Since when it has been unavailable without ever having answered, on a monotonic clock."""
+        self._slots = slots
+        self._limit: int | None = FIRST_IN_FLIGHT
+        self._answered_after = self._refused_at = float("-inf")
+        self._is_refusing = self._has_answered = False
+        self._apply()
+
+    @property
+    def in_flight(self) -> int:
+        """How many of the job's requests to this provider are in flight."""
+        return self._slots.n_used(self.slot.key)
+
+    @property
+    def n_waiting(self) -> int:
+        """How many of them only wait for the provider."""
+        return min(self.state.n_waiting, self.in_flight) if self.state is not None else 0
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its limit may grow."""
+        return self._limit is not None
+
+    def set_answered(self, started_at: float) -> None:
+        """Lift the limit: an attempt that started at this moment has been answered."""
+        self._answered_after = max(self._answered_after, started_at)
+        self._has_answered, self.unanswered_since = True, None
+        if started_at >= self._refused_at:
+            self._limit, self._is_refusing = None, False
+        self.update(self.state, started_at)
+
+    def set_refused(self, now: float) -> None:
+        """Lower the limit: a request that is still in flight has met a failure that all requests share."""
+        self._limit = max(1, min(self.in_flight - 1, sys.maxsize if self._limit is None else self._limit))
+        self._refused_at, self._is_refusing = now, True
+        self._apply()
+
+    def grow(self) -> None:
+        """Raise the limit if it is reached; call it every `GROWTH_S`."""
+        if self._limit is not None and self.in_flight >= self._limit and not self._is_shut:
+            self._limit = self._limit + _GROWTH_AFTER_FAILURE if self._is_refusing else self._limit * 2
+            self._apply()
+
+    def update(self, state: ProviderState | None, now: float) -> None:
+        """Take over what the executor reports of the provider; None: nothing holds its calls back."""
+        if state is not None and state.is_unavailable and self._answered_after > state.since:
+            state = None  # one worker cannot reach it, but others can
+        self.state = state
+        if state is None or state.has_answered or self._has_answered:
+            self.unanswered_since = None
+        elif state.is_unavailable and self.unanswered_since is None:
+            self.unanswered_since = now
+        if state is not None and state.holds_back:
+            self.pauses.begin(min(max(now - state.since, 0.0), _MAX_AGO_S))
+        else:
+            self.pauses.end()
+        self._apply()
+
+    def hopeless_because(self, now: float, left_s: float, patience_s: float) -> str | None:
+        """Return why waiting for the provider is in vain for a job that has `left_s` seconds left, or None."""
+        state = self.state
+        if state is None:
+            return None
+        if self.unanswered_since is not None and now - self.unanswered_since >= patience_s:
+            for_s = f"{now - self.unanswered_since:.0f} s"
+            return f"provider {self.provider!r} has never answered, for {for_s} now; check its base_url: {state.reason}"
+        if state.is_shut and (wait_s := state.opens_at - now) > left_s:
+            longer = f"for {wait_s:,.0f} s, longer than the {left_s:,.0f} s that the job has left"
+            return f"provider {self.provider!r} takes no calls {longer}: {state.reason}"
+        return None
+
+    def close(self) -> None:
+        """Leave nothing behind in the slots that jobs share."""
+        self._slots.limit(self.slot, None)
+
+    @property
+    def _is_shut(self) -> bool:
+        return self.state is not None and self.state.holds_back
+
+    def _apply(self) -> None:
+        self._slots.limit(self.slot, 0 if self._is_shut else self._limit)
+
+
+class ProviderGates:
+    """The gates of a job, by agent.  Agents without a provider, or with a scripted one, have none."""
+
+    def __init__(self, job_id: str, agents: AgentSet, slots: Slots) -> None:
+        self._by_provider: dict[str, ProviderGate] = {}
+        self._by_agent: dict[str, ProviderGate] = {}
+        for agent_id, bound in agents.agents.items():
+            name = bound.agent.provider_name
+            if name is None or bound.provider is None or bound.provider.protocol == "offline":
+                continue
+            if name not in self._by_provider:
+                self._by_provider[name] = ProviderGate(name, job_id, slots)
+            self._by_agent[agent_id] = self._by_provider[name]
+
+    def __iter__(self) -> Iterator[ProviderGate]:
+        return iter(self._by_provider.values())
+
+    def of_agent(self, agent_id: str) -> ProviderGate | None:
+        """Return the gate of an agent's provider."""
+        return self._by_agent.get(agent_id)
+
+    def of_provider(self, name: str) -> ProviderGate | None:
+        """Return a provider's gate."""
+        return self._by_provider.get(name)
+
+    def update(self, states: Mapping[str, ProviderState], now: float) -> None:
+        """Take over what the executor reports."""
+        for name, gate in self._by_provider.items():
+            gate.update(states.get(name), now)
+
+    def grow(self) -> bool:
+        """Raise limits that are reached; return whether there is a limit left to raise.  Call it every `GROWTH_S`."""
+        limited = [gate for gate in self._by_provider.values() if gate.is_limited]
+        for gate in limited:
+            gate.grow()
+        return bool(limited)
+
+    @property
+    def n_waiting(self) -> int:
+        """How many of the job's requests in flight only wait for their provider."""
+        return sum(gate.n_waiting for gate in self._by_provider.values())
+
+    def close(self) -> None:
+        """Leave nothing behind in the slots that jobs share."""
+        for gate in self._by_provider.values():
+            gate.close()

@@ -1,0 +1,151 @@
+"""Jobs that pause themselves: why, with what left behind, and how they continue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from batchray.config import Agent, AgentSet, Provider, bind_agents
+from batchray.errors import JobPausedError
+from batchray.executors import LocalExecutor
+from batchray.jobs.control import ControlFile, ControlRequest
+from batchray.jobs.driver import run_job
+from batchray.jobs.steering import sync_control
+from batchray.store import JobRecord, Store
+from tests.builders.jobs import new_job, started
+from tests.polling import run_pending_tasks, wait_until
+from tests.provider_server import ProviderServer
+
+REFUSED = "[[status:401]]"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    with Store.open(tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ProviderServer]:
+    async with ProviderServer() as running:
+        running.always = REFUSED
+        yield running
+
+
+@pytest.fixture
+async def executor() -> AsyncIterator[LocalExecutor]:
+    local = LocalExecutor()
+    yield local
+    await local.close()
+
+
+def agents_of(server: ProviderServer) -> AgentSet:
+    provider = Provider(protocol="openai", base_url=server.base_url)
+    return bind_agents([Agent(id="a", model="p/m"), Agent(id="m", model="offline/rules")], {"p": provider}, {})
+
+
+async def paused(store: Store, job_id: str, agents: AgentSet, executor: LocalExecutor, **settings: object) -> JobRecord:
+    """Run a job that pauses itself, and return it."""
+    job = await started(store, job_id, agents, **settings)
+    with pytest.raises(JobPausedError) as raised:
+        await run_job(job, executor, providers=executor.providers)
+    record = store.jobs.get(job_id)
+    assert (raised.value.job_id, raised.value.reason) == (job_id, record.paused_because)
+    assert f"`batchray resume {job_id}`" in str(raised.value)
+    return record
+
+
+async def test_a_key_that_is_refused_pauses_the_job_and_costs_no_request(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    agents, job_id = agents_of(server), new_job(store, *["a"] * 400)
+    record = await paused(store, job_id, agents, executor)
+    assert (record.status, record.is_ended, record.done) == ("running", False, 0)
+    assert record.paused_because is not None
+    assert record.paused_because.startswith("20 requests in a row failed alike: p: status 401")
+    assert server.n_calls <= 64
+    server.always = ""
+    record = await run_job(await started(store, job_id, agents), executor)
+    assert (record.status, record.counts["succeeded"], record.paused_because) == ("completed", 400, None)
+
+
+async def test_too_few_failures_for_a_pause_are_outcomes_at_the_end(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    job = await started(store, new_job(store, *["a"] * 12, *["m"] * 30), agents_of(server))
+    record = await run_job(job, executor)
+    assert (record.status, record.counts["errored"], record.counts["succeeded"]) == ("completed", 12, 30)
+    assert job.progress == record.progress
+    assert {each["type"] for each in job.failures} == {"authentication_error"}
+
+
+async def test_failures_between_successes_are_outcomes_of_their_requests(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    server.always = ""
+    agents = bind_agents(
+        [Agent(id="a", model="p/m"), Agent(id="refused", model="p/[[status:401]]")],
+        {"p": Provider(protocol="openai", base_url=server.base_url)},
+        {},
+    )
+    job = await started(store, new_job(store, *["a", "a", "refused"] * 15), agents, max_in_flight=4)
+    record = await run_job(job, executor)
+    assert (record.counts["succeeded"], record.counts["errored"]) == (30, 15)
+
+
+async def test_a_pause_lets_requests_of_other_agents_finish(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    record = await paused(store, new_job(store, *["m"] * 5, *["a"] * 100), agents_of(server), executor)
+    assert (record.counts["succeeded"], record.counts["errored"]) == (5, 0)
+
+
+async def test_a_job_that_stays_continues_when_it_is_unpaused(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    job = await started(store, new_job(store, *["a"] * 100), agents_of(server))
+    running = asyncio.create_task(run_job(job, executor, stays_when_paused=True))
+    while (reason := (await job.store.jobs.get(job.record.id)).paused_because) is None:
+        await run_pending_tasks()
+    snapshot = job.snapshot()
+    assert (snapshot["is_paused"], snapshot["n_in_flight"], snapshot["paused_because"]) == (True, 0, reason)
+    server.always = ""
+    job.steer(ControlRequest(is_paused=False))
+    record = await running
+    assert (record.counts["succeeded"], record.paused_because) == (100, None)
+
+
+async def test_a_job_that_stays_can_be_canceled(store: Store, server: ProviderServer, executor: LocalExecutor) -> None:
+    job = await started(store, new_job(store, *["a"] * 100), agents_of(server))
+    running = asyncio.create_task(run_job(job, executor, stays_when_paused=True))
+    await wait_until(lambda: job.paused_because is not None)
+    job.steer(ControlRequest(is_canceled=True))
+    record = await running
+    assert (record.status, record.counts["canceled"], record.paused_because) == ("cancelled", 100, None)
+
+
+async def test_a_second_unpause_through_the_control_file_is_carried_out(store: Store) -> None:
+    job = await started(store, new_job(store, "echo", "echo"))
+    file = ControlFile(store.data_dir, job.record.id)
+    file.ask(is_paused=False)  # an earlier one
+    watching = asyncio.create_task(sync_control(job, file))
+    job.pause_for("its provider is away")
+    await wait_until(lambda: (file.read() or {}) == {"is_paused": True})
+    file.ask(is_paused=False)
+    await job.until_continued()
+    await wait_until(lambda: not job.snapshot()["is_paused"])
+    watching.cancel()
+
+
+async def test_more_failures_than_are_allowed_pause_the_job(store: Store, executor: LocalExecutor) -> None:
+    job_id = new_job(store, *["echo", "fail"] * 50)
+    job = await started(store, job_id, max_failures=5, max_in_flight=2)
+    with pytest.raises(JobPausedError, match=r"requests failed in this run, and at most 5 may \(max_failures\)"):
+        await run_job(job, executor)
+    record = store.jobs.get(job_id)
+    assert 6 <= record.counts["errored"] <= 8
+    record = await run_job(await started(store, job_id, max_failures="100%"), executor)
+    assert (record.status, record.counts["errored"]) == ("completed", 50)
