@@ -7,17 +7,18 @@ prompt caching; the names and optional fields as in its Python SDK 2.13.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
 from batchray.errors import InvalidResponseError
 from batchray.models.anthropic_request import Block
+from batchray.models.arguments import joined_surrogates
 from batchray.models.base import ReplyPart
 from batchray.models.endings import MESSAGE_ENDS, FinishReason, finish_reason, truncated
 from batchray.models.http import HttpTransport
-from batchray.models.partial_reply import BAD_SHAPE, PartialCall, string
-from batchray.models.sse import Event
+from batchray.models.partial_reply import BAD_SHAPE, JsonReply, PartialCall, string
+from batchray.models.usage_counts import mapping, merged_counts, token_count
 from batchray.schema import (
     OmittedReasoningContent,
     ReasoningContent,
@@ -64,7 +65,7 @@ class _PartialBlock:
             self.citations.append(delta.get("citation"))
 
     def text(self, field: str) -> str:
-        return (self.start.get(field) or "") + "".join(self.pieces.get(field, ()))
+        return joined_surrogates((self.start.get(field) or "") + "".join(self.pieces.get(field, ())))
 
     def arguments(self) -> str:
         return self.text("partial_json") or orjson.dumps(self.start.get("input") or {}).decode()
@@ -77,59 +78,21 @@ class _PartialBlock:
         return {**block, "input": orjson.loads(self.arguments())} if "input" in block else block
 
 
-class PartialMessage:
+class PartialMessage(JsonReply):
     """A reply that is still arriving.  See `PartialReply`."""
 
-    __slots__ = (
-        "_blocks",
-        "_by_index",
-        "_details",
-        "_transport",
-        "_usage",
-        "finish_reason",
-        "first_token_ns",
-        "is_done",
-        "stop_reason",
-    )
+    __slots__ = ("_blocks", "_by_index", "_details", "_usage", "finish_reason", "stop_reason")
+
+    what: ClassVar[str] = "a message"
 
     def __init__(self, transport: HttpTransport) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._blocks: list[_PartialBlock] = []  # in the order of their first events
         self._by_index: dict[int, _PartialBlock] = {}
-        self._usage: dict[str, Any] = {}
+        self._usage: Mapping[str, Any] = {}
         self._details: Any = None
-        self.is_done = False
         self.stop_reason: str | None = None
         self.finish_reason: FinishReason = "stop"
-        self.first_token_ns: int | None = None
-
-    def add(self, event: Event) -> None:
-        """Process one event of the stream."""
-        if event.data.rstrip() == b"[DONE]":  # OpenAI's end mark, which some servers send here too
-            self.is_done = True
-            return
-        if event.name == b"ping":  # whatever its data
-            return
-        try:
-            content = orjson.loads(event.data)
-            if event.name == b"error" or content.get("error"):
-                raise self._transport.error_in_reply(content.get("error") or content)
-            self._apply(content)
-        except BAD_SHAPE as error:
-            raise self._malformed("malformed_stream", error) from None
-
-    def add_body(self, body: bytes) -> None:
-        """Process a reply that arrived whole, not streamed."""
-        try:
-            message = orjson.loads(body)
-            if message.get("error"):
-                raise self._transport.error_in_reply(message["error"])
-            self._blocks = [_PartialBlock(block) for block in message["content"]]
-            self._apply_end(message)
-            self._apply_usage(message)
-        except BAD_SHAPE as error:
-            raise self._malformed("malformed_response", error) from None
-        self.is_done = True
 
     def check(self) -> None:
         """Raise TransientError or InvalidResponseError if the reply is incomplete, or a refusal."""
@@ -152,7 +115,8 @@ class PartialMessage:
         try:
             return [block.whole() for block in self._blocks]
         except BAD_SHAPE as error:
-            raise self._malformed("malformed_stream", error) from None
+            reason = f"{self._transport.name}: not a message: {self._transport.clean(str(error))}"
+            raise InvalidResponseError("malformed_stream", reason) from None
 
     def parts(self) -> list[ReplyPart]:
         """Return the text and reasoning.  Blocks of kinds that a message cannot hold are left out."""
@@ -164,11 +128,20 @@ class PartialMessage:
         return [PartialCall(block.text("id"), block.text("name"), block.arguments()) for block in asked]
 
     def usage(self) -> Usage:
-        """Return the tokens used.  Raises InvalidResponseError for counts that are not numbers."""
-        try:
-            return _usage(self._usage)
-        except BAD_SHAPE as error:  # pydantic's ValidationError is a ValueError
-            raise self._malformed("malformed_stream", error) from None
+        """Return the tokens reported so far; counts that cannot be read are 0."""
+        return _usage(self._usage)
+
+    def _take(self, content: Any, name: bytes) -> None:
+        if name == b"error" or content.get("error"):
+            raise self._transport.error_in_reply(content.get("error") or content)
+        self._apply(content)
+
+    def _take_whole(self, content: Any) -> None:
+        if content.get("error"):
+            raise self._transport.error_in_reply(content["error"])
+        self._blocks = [_PartialBlock(block) for block in content["content"]]
+        self._apply_end(content)
+        self._apply_usage(content)
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         match event.get("type"):
@@ -211,21 +184,13 @@ class PartialMessage:
             raise KeyError(f"{delta_type} for block {index!r}, which has not begun")
         return self._begin(index, {"type": kinds[0]})
 
-    def _mark_first_token(self) -> None:
-        if self.first_token_ns is None:
-            self.first_token_ns = int(self._transport.clock() * 1e9)
-
     def _apply_end(self, given: Mapping[str, Any]) -> None:
         if reason := given.get("stop_reason"):
             self.stop_reason, self._details = string(reason), given.get("stop_details")
 
     def _apply_usage(self, given: Mapping[str, Any]) -> None:
         # Counts are cumulative, and a later event may omit counts that have not changed.
-        self._usage.update((name, count) for name, count in (given.get("usage") or {}).items() if count is not None)
-
-    def _malformed(self, type: str, error: Exception) -> InvalidResponseError:
-        name = self._transport.name
-        return InvalidResponseError(type, f"{name}: not a message: {self._transport.clean(str(error))}")
+        self._usage = merged_counts(self._usage, given.get("usage"))
 
 
 def _part(block: _PartialBlock) -> ReplyPart | None:
@@ -245,13 +210,15 @@ def _part(block: _PartialBlock) -> ReplyPart | None:
 
 
 def _usage(given: Mapping[str, Any]) -> Usage:
-    read, written = given.get("cache_read_input_tokens") or 0, given.get("cache_creation_input_tokens") or 0
-    prompt, completion = (given.get("input_tokens") or 0) + read + written, given.get("output_tokens") or 0
+    read = token_count(given.get("cache_read_input_tokens"))
+    written = token_count(given.get("cache_creation_input_tokens"))
+    prompt = token_count(given.get("input_tokens")) + read + written
+    completion = token_count(given.get("output_tokens"))
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=prompt + completion,
         cached_input_tokens=read,
         cache_write_tokens=written,
-        reasoning_tokens=(given.get("output_tokens_details") or {}).get("thinking_tokens") or 0,
+        reasoning_tokens=token_count(mapping(given.get("output_tokens_details")).get("thinking_tokens")),
     )

@@ -16,10 +16,16 @@ from batchray.models.base import ModelCall
 from batchray.models.connection import Auth, Connection, ConnectionOptions, auth_header, merged_headers
 from batchray.models.http import MAX_REPLY_BYTES, HttpTransport
 from batchray.models.partial_reply import PartialReply
+from batchray.models.provider_errors import TransientError
 from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
 from batchray.models.sse import EventParser
 
 A = TypeVar("A", bound=PartialReply)
+
+_BLANKS = b"\xef\xbb\xbf \t\r\n"
+_JSON_STARTS = frozenset((b"{", b"["))
+_EVENT_STARTS = frozenset((b":", b"d", b"e", b"i", b"r"))  # comment, data, event, id, retry
+_MAX_QUOTED_BYTES = 200
 
 # How long to wait for the bytes after a complete reply before the connection is closed instead of reused.
 _END_GRACE_S = 0.1
@@ -92,17 +98,31 @@ class HttpClient:
         return await self._transport.post(path, _encode(body), read, call.deadline)
 
     async def _read(self, response: aiohttp.ClientResponse, answer: PartialReply) -> None:
-        if response.content_type == "text/event-stream":
-            await self._read_stream(response.content, answer)
-        elif response.content_type == "application/json":
-            answer.add_body(await self._read_body(response.content))
+        """Read a stream or a body.  Its first character tells which, because servers and gateways mislabel both."""
+        content, start = response.content, b""
+        while not start.strip(_BLANKS) and (chunk := await content.readany()):
+            start += chunk
+            self._check_size(len(start))
+        first = start.lstrip(_BLANKS)[:1]
+        is_labelled = response.content_type == "text/event-stream" and first not in (b"", b"<")
+        if first in _JSON_STARTS:
+            answer.add_body(await self._read_body(content, start))
+        elif first in _EVENT_STARTS or is_labelled:
+            await self._read_stream(content, answer, start)
         else:
-            reason = f"{self._transport.name}: the answer is {self._transport.clean(response.content_type)}"
-            raise InvalidResponseError("wrong_content_type", f"{reason}, not an event stream or JSON; check base_url")
+            raise await self._other_body(response, start)
 
-    async def _read_stream(self, content: aiohttp.StreamReader, answer: PartialReply) -> None:
-        parser, n_bytes = EventParser(), 0
-        while chunk := await content.readany():
+    async def _other_body(self, response: aiohttp.ClientResponse, start: bytes) -> TransientError:
+        """Return the error for neither events nor JSON: a gateway's page, or nothing, while a server starts or ends."""
+        text = (await self._read_body(response.content, start))[:_MAX_QUOTED_BYTES].decode(errors="replace").strip()
+        if not text:
+            return TransientError("empty_response", "the answer is empty")
+        detail = f"the answer is {response.content_type}, not an event stream or JSON; check base_url; it begins with"
+        return TransientError("wrong_content_type", f"{detail} {text}")
+
+    async def _read_stream(self, content: aiohttp.StreamReader, answer: PartialReply, start: bytes) -> None:
+        parser, n_bytes, chunk = EventParser(), 0, start
+        while chunk:
             n_bytes += len(chunk)
             self._check_size(n_bytes)
             for event in parser.feed(chunk):
@@ -111,9 +131,13 @@ class HttpClient:
                 if answer.is_done:
                     await _read_to_end(content)
                     return
+            chunk = await content.readany()
+        with contextlib.suppress(InvalidResponseError):  # data that was cut off; `check` says so
+            for event in parser.end():
+                answer.add(event)
 
-    async def _read_body(self, content: aiohttp.StreamReader) -> bytes:
-        body = bytearray()
+    async def _read_body(self, content: aiohttp.StreamReader, start: bytes) -> bytes:
+        body = bytearray(start)
         while chunk := await content.readany():
             body += chunk
             self._check_size(len(body))

@@ -14,7 +14,7 @@ import orjson
 
 from batchray.errors import DeadlineExceededError, InvalidResponseError, ModelAPIError
 from batchray.models.connection import Connection
-from batchray.models.provider_errors import ERROR_TYPES, FINAL_CODES, ProviderError, TransientError, is_transient_status
+from batchray.models.provider_errors import ERROR_TYPES, ProviderError, TransientError, is_transient_status
 from batchray.models.retry import CallTimeouts, GateTicket, RateLimitGate, RetryPolicy
 from batchray.models.shared_failures import is_shared
 from batchray.support.backoff import retry_after_s
@@ -111,19 +111,12 @@ class HttpTransport:
     def error_in_reply(self, error: Any) -> TransientError | ModelAPIError | InvalidResponseError:
         """Return the exception for an error object inside a reply of status 200."""
         provider_error = ProviderError.read(error)
-        if provider_error.is_too_long:
-            return ModelAPIError("context_length_exceeded", f"{self.name}: {self.clean(provider_error.message)}")
-        if (
-            provider_error.status is not None
-            and is_transient_status(provider_error.status)
-            and not provider_error.codes & FINAL_CODES
-        ):
-            return TransientError(
-                ERROR_TYPES.get(provider_error.status, "server_error"), provider_error.message, provider_error.status
-            )
-        return InvalidResponseError(
-            "stream_error", f"{self.name}: an error inside the answer: {self.clean(provider_error.message)}"
-        )
+        if (status := provider_error.passing_status(None)) is not None:
+            return TransientError(ERROR_TYPES.get(status, "server_error"), provider_error.message, status)
+        message = self.clean(provider_error.message)
+        if (final := provider_error.final_code) is not None:
+            return ModelAPIError(final, f"{self.name}: {message}")
+        return InvalidResponseError("stream_error", f"{self.name}: an error inside the answer: {message}")
 
     async def _post(
         self, path: str, body: bytes, read: Callable[[aiohttp.ClientResponse], Awaitable[T]], deadline: float
@@ -228,20 +221,14 @@ class HttpTransport:
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> TransientError | ModelAPIError:
         status = response.status
-        wait_s = retry_after_s(response.headers, self._wall_clock()) if is_transient_status(status) else None
         provider_error = ProviderError.of_body(await _read_error(response))
-        final = sorted(provider_error.codes & FINAL_CODES)
-        if is_transient_status(status) and not final:
-            return TransientError(ERROR_TYPES.get(status, "server_error"), provider_error.message, status, wait_s)
+        if (passing := provider_error.passing_status(status)) is not None:
+            wait_s = retry_after_s(response.headers, self._wall_clock())
+            return TransientError(ERROR_TYPES.get(passing, "server_error"), provider_error.message, passing, wait_s)
         if 300 <= status < 400:
             provider_error = ProviderError("it redirects elsewhere; check base_url")
-        kind = (
-            "context_length_exceeded"
-            if provider_error.is_too_long
-            else next(iter(final), ERROR_TYPES.get(status, "refused"))
-        )
         return ModelAPIError(
-            kind,
+            provider_error.final_code or ERROR_TYPES.get(status, "refused"),
             _with_detail(f"{self.name}: status {status}", self.clean(provider_error.message)),
             self.name if is_shared(status, provider_error) else "",
         )

@@ -1,86 +1,46 @@
 """Assembles a reply of OpenAI's chat completions API, whole or streamed.
 
 Source: OpenAI's API reference, "The chat completion chunk object"; `reasoning_content` and `reasoning` as vLLM,
-DeepSeek and OpenRouter send them.
+DeepSeek and OpenRouter send them, content as parts as Mistral sends it, usage in the choice as Moonshot does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import orjson
-
-from batchray.errors import InvalidResponseError
+from batchray.models.arguments import joined_surrogates
 from batchray.models.base import ModelCall, ModelReply, reply_parts
 from batchray.models.endings import CHAT_ENDS, FinishReason, check_not_empty, finish_reason, truncated
 from batchray.models.http import HttpTransport
-from batchray.models.partial_reply import BAD_SHAPE, PartialCall, complete_calls, string
-from batchray.models.sse import Event
+from batchray.models.partial_reply import JsonReply, complete_calls, string
+from batchray.models.provider_errors import TransientError, error_in
+from batchray.models.tool_call_deltas import ToolCallDeltas
+from batchray.models.usage_counts import mapping, merged_counts, token_count
 from batchray.schema import ToolCall, Usage
 
+_REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text"})
+# Where a part, or a reasoning object, may hold its text; a value may be a list of such objects.
+_TEXT_KEYS = ("text", "content", "reasoning", "reasoning_content", "thinking", "summary", "refusal")
+_MAX_DEPTH = 8
 
-class PartialCompletion:
+
+class PartialCompletion(JsonReply):
     """A reply that is still arriving.  See `PartialReply`."""
 
-    __slots__ = (
-        "_by_index",
-        "_calls",
-        "_finish_reason",
-        "_has_choice",
-        "_reasoning",
-        "_text",
-        "_transport",
-        "_usage",
-        "_word",
-        "first_token_ns",
-        "is_done",
-    )
+    __slots__ = ("_calls", "_finish_reason", "_has_choice", "_reasoning", "_text", "_usage", "_word")
+
+    what: ClassVar[str] = "a chat completion"
 
     def __init__(self, transport: HttpTransport) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._calls: list[PartialCall] = []
-        self._by_index: dict[int, PartialCall] = {}
-        self._usage: Any = None
-        self._has_choice = self.is_done = False
+        self._calls = ToolCallDeltas()
+        self._usage: Mapping[str, Any] = {}
+        self._has_choice = False
         self._word: str | None = None  # the provider's finish_reason
         self._finish_reason: FinishReason = "stop"
-        self.first_token_ns: int | None = None
-
-    def add(self, event: Event) -> None:
-        """Process one event of the stream."""
-        if event.data == b"[DONE]":
-            self.is_done = True
-            return
-        try:
-            chunk = orjson.loads(event.data)
-            if event.name == b"error" or chunk.get("error"):
-                raise self._transport.error_in_reply(chunk.get("error") or chunk)
-            if choices := chunk.get("choices"):
-                choice = choices[0]
-                if not choice.get("index"):
-                    self._apply(choice, choice.get("delta") or {})
-            self._usage = chunk.get("usage") or self._usage
-        except BAD_SHAPE as error:
-            raise self._malformed("malformed_stream", error) from None
-
-    def add_body(self, body: bytes) -> None:
-        """Process a reply that arrived whole, not streamed."""
-        try:
-            answer = orjson.loads(body)
-            if answer.get("error"):
-                raise self._transport.error_in_reply(answer["error"])
-            if choices := answer.get("choices"):
-                message = choices[0]["message"]
-                numbered = [{**piece, "index": i} for i, piece in enumerate(message.get("tool_calls") or ())]
-                self._apply(choices[0], {**message, "tool_calls": numbered})
-                self._word = self._word or "stop"
-            self._usage = answer.get("usage")
-        except BAD_SHAPE as error:
-            raise self._malformed("malformed_response", error) from None
-        self.first_token_ns, self.is_done = None, True
 
     def check(self) -> None:
         """Raise TransientError or InvalidResponseError unless the reply is complete and says something."""
@@ -89,79 +49,114 @@ class PartialCompletion:
             if not self.is_done:
                 raise truncated()
             if not self._has_choice:
-                raise InvalidResponseError("no_choices", f"{name}: an answer without choices")
+                raise TransientError("no_choices", "the answer has no choices")
             self._word = "stop"  # some servers never give a reason, but say that they are done
         self._finish_reason = finish_reason(CHAT_ENDS, self._word, name)
-        has_text = any(map(str.strip, self._text))
         check_not_empty(
             self._finish_reason,
             name,
-            has_text=has_text,
-            has_calls=bool(self._calls),
+            has_text=any(map(str.strip, self._text)),
+            has_calls=bool(self._calls.calls),
             has_reasoning=bool(self._reasoning),
         )
 
     def reply(self, call: ModelCall, ids: Callable[[], str]) -> ModelReply:
         """Return the complete reply.  Raises InvalidResponseError."""
+        # Joined first: a pair of surrogates may be split between two deltas.
+        text, reasoning = joined_surrogates("".join(self._text)), joined_surrogates("".join(self._reasoning))
         return ModelReply(
-            content=reply_parts("".join(self._text), "".join(self._reasoning)),
-            tool_calls=self._tool_calls(call, ids) if self._calls else (),
+            content=reply_parts(text, reasoning),
+            tool_calls=self._tool_calls(ids) if self._calls.calls else (),
             finish_reason=self._finish_reason,
             usage=self.usage(),
             first_token_ns=self.first_token_ns,
             max_tokens=_max_tokens(call.body),
         )
 
-    def _apply(self, choice: dict[str, Any], delta: dict[str, Any]) -> None:
-        self._has_choice = True
-        text = delta.get("content") or delta.get("refusal")
+    def usage(self) -> Usage:
+        """Return the tokens reported so far; counts that cannot be read are 0."""
+        return _usage(self._usage)
+
+    def _take(self, content: Any, name: bytes) -> None:
+        if name == b"error" or content.get("error"):
+            raise self._transport.error_in_reply(content.get("error") or content)
+        if choices := content.get("choices"):
+            choice = choices[0]
+            if not choice.get("index"):
+                self._has_choice = True
+                if delta := choice.get("delta"):
+                    text = delta.get("content")
+                    if text.__class__ is str and text and len(delta) == 1:  # hot path: one text delta per token
+                        self._text.append(text)
+                        if self.first_token_ns is None:
+                            self._mark_first_token()
+                    else:
+                        self._apply(delta, text)
+                if (reason := choice.get("finish_reason")) or not delta or "error" in choice:
+                    self._end(choice, reason)
+        elif (error := error_in(content)) is not None:
+            raise self._transport.error_in_reply(error)
+        if usage := content.get("usage"):
+            self._usage = merged_counts(self._usage, usage)
+
+    def _take_whole(self, content: Any) -> None:
+        if not content.get("error") and (choices := content.get("choices")):
+            choices[0]["message"]  # a KeyError names what is missing
+        self._take(content, b"")
+        if self._has_choice:
+            self._word = self._word or "stop"
+
+    def _end(self, choice: Mapping[str, Any], reason: Any) -> None:
+        """Process a choice without a delta, or with a finish_reason: the last one, a whole message, or an error."""
+        if message := choice.get("message"):
+            self._apply(message, message.get("content"))
+        if reason:
+            self._word = string(reason)
+        self._usage = merged_counts(self._usage, choice.get("usage"))
+        if error := choice.get("error"):
+            raise self._transport.error_in_reply(error)
+
+    def _apply(self, delta: Mapping[str, Any], text: Any) -> None:
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
         pieces = delta.get("tool_calls")
         if text:
-            self._text.append(string(text))
+            if text.__class__ is str:
+                self._text.append(text)
+            else:
+                self._apply_parts(text)
         if reasoning:
-            self._reasoning.append(string(reasoning))
-        for piece in pieces or ():
-            self._apply_call(piece)
+            self._reasoning.append(reasoning if reasoning.__class__ is str else _words(reasoning))
+        if pieces:
+            self._calls.add(pieces)
+        if refusal := delta.get("refusal"):
+            self._text.append(string(refusal))
+        if function := delta.get("function_call"):
+            self._calls.add([{"function": function}])
         if self.first_token_ns is None and (text or reasoning or pieces):
-            self.first_token_ns = int(self._transport.clock() * 1e9)
-        if reason := choice.get("finish_reason"):
-            self._word = string(reason)
+            self._mark_first_token()
 
-    def _apply_call(self, piece: dict[str, Any]) -> None:
-        function = piece.get("function") or {}
-        call_id, name = piece.get("id"), function.get("name")
-        call = self._call_of(piece.get("index"), call_id, name)
-        call.id = call.id or string(call_id or "")
-        call.name = call.name or string(name or "")
-        if arguments := function.get("arguments"):
-            call.arguments.append(arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode())
+    def _apply_parts(self, content: Any) -> None:
+        """Process content that is one part or a list of parts.  Raises TypeError for anything else."""
+        for part in content if isinstance(content, list) else [content]:
+            if isinstance(part, dict) and (part.get("type") in _REASONING_PARTS or "thinking" in part):
+                self._reasoning.append(_words(part))
+            else:
+                self._text.append(_words(part) if isinstance(part, dict) else string(part))
 
-    def _call_of(self, index: int | None, call_id: Any, name: Any) -> PartialCall:
-        """Return the call that a piece belongs to; a piece that continues no call starts one."""
-        if index is None:  # servers without indices send each call in one piece
-            index = max(self._by_index, default=-1) + (1 if name or not self._by_index else 0)
-        call = self._by_index.get(index)
-        # Some servers give all parallel calls the same index; a new id with a name then starts the next call.
-        if call is None or (call_id and name and call.id and call_id != call.id):
-            call = self._by_index[index] = PartialCall()
-            self._calls.append(call)
-        return call
-
-    def _tool_calls(self, call: ModelCall, ids: Callable[[], str]) -> list[ToolCall]:
+    def _tool_calls(self, ids: Callable[[], str]) -> list[ToolCall]:
         is_cut = self._finish_reason in ("length", "context_length")
-        return complete_calls(self._calls, self._transport.name, is_cut=is_cut, used=set(), ids=ids)
+        return complete_calls(self._calls.calls, self._transport.name, is_cut=is_cut, used=set(), ids=ids)
 
-    def usage(self) -> Usage:
-        """Return the tokens used.  Raises InvalidResponseError for counts that are not numbers."""
-        try:
-            return _usage(self._usage or {})
-        except BAD_SHAPE as error:  # pydantic's ValidationError is a ValueError
-            raise self._malformed("malformed_stream", error) from None
 
-    def _malformed(self, type: str, error: Exception) -> InvalidResponseError:
-        name = self._transport.name
-        return InvalidResponseError(type, f"{name}: not a chat completion: {self._transport.clean(str(error))}")
+def _words(value: Any, depth: int = 0) -> str:
+    """Return the text in a part: a string, an object that holds one, or a list of these; other values have none."""
+    if isinstance(value, str):
+        return value
+    if depth < _MAX_DEPTH and isinstance(value, list):
+        return "".join(_words(each, depth + 1) for each in value)
+    if depth < _MAX_DEPTH and isinstance(value, dict):
+        return next((text for key in _TEXT_KEYS if (text := _words(value.get(key), depth + 1))), "")
+    return ""
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:
@@ -171,13 +166,15 @@ def _max_tokens(body: Mapping[str, Any]) -> int | None:
 
 
 def _usage(given: Mapping[str, Any]) -> Usage:
-    prompt, completion = given.get("prompt_tokens") or 0, given.get("completion_tokens") or 0
-    of_prompt, of_completion = given.get("prompt_tokens_details") or {}, given.get("completion_tokens_details") or {}
+    prompt, completion = token_count(given.get("prompt_tokens")), token_count(given.get("completion_tokens"))
+    of_prompt = mapping(given.get("prompt_tokens_details"))
+    of_completion = mapping(given.get("completion_tokens_details"))
+    cached = of_prompt.get("cached_tokens") or given.get("prompt_cache_hit_tokens") or given.get("cached_tokens")
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=given.get("total_tokens") or prompt + completion,
-        cached_input_tokens=of_prompt.get("cached_tokens") or 0,
-        cache_write_tokens=of_prompt.get("cache_write_tokens") or 0,
-        reasoning_tokens=of_completion.get("reasoning_tokens") or 0,
+        total_tokens=max(token_count(given.get("total_tokens")), prompt + completion),
+        cached_input_tokens=token_count(cached),
+        cache_write_tokens=token_count(of_prompt.get("cache_write_tokens")),
+        reasoning_tokens=token_count(of_completion.get("reasoning_tokens")),
     )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+import orjson
 
 from batchray.errors import InvalidResponseError
 from batchray.models.arguments import as_object, is_object, joined_surrogates
+from batchray.models.endings import truncated
+from batchray.models.http import HttpTransport
+from batchray.models.provider_errors import error_in
 from batchray.models.sse import Event
 from batchray.schema import ToolCall, Usage
 
@@ -31,12 +38,90 @@ class PartialReply(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise InvalidResponseError if the reply is incomplete or unusable."""
+        """Raise TransientError or InvalidResponseError if the reply is incomplete or unusable."""
         ...
 
     def usage(self) -> Usage:
-        """Return the tokens reported so far.  Raises InvalidResponseError for counts that are not numbers."""
+        """Return the tokens reported so far; counts that cannot be read are 0."""
         ...
+
+
+class JsonReply(ABC):
+    """A reply whose events, or whose body, are JSON; a subclass for each protocol fills in the content.
+
+    Fields that a reply does not need may be odd: NaN and Infinity, halves of a surrogate pair, and bytes that are no
+    UTF-8 are read.  `what` names a reply of the protocol in errors.
+    """
+
+    __slots__ = ("_transport", "first_token_ns", "is_done")
+
+    what: ClassVar[str]
+
+    def __init__(self, transport: HttpTransport) -> None:
+        self._transport = transport
+        self.is_done = False
+        self.first_token_ns: int | None = None
+
+    @abstractmethod
+    def _take(self, content: Any, name: bytes) -> None:
+        """Process the decoded data of the event `name`.  Raises one of `BAD_SHAPE` for content of another shape."""
+
+    @abstractmethod
+    def _take_whole(self, content: Any) -> None:
+        """Process a decoded body.  Raises one of `BAD_SHAPE` for content of another shape."""
+
+    def add(self, event: Event) -> None:
+        """Process one event of the stream; its data is not empty."""
+        content = None
+        try:
+            content = orjson.loads(event.data)
+            self._take(content, event.name)
+        except orjson.JSONDecodeError as error:
+            self._reread(event, error)
+        except BAD_SHAPE as error:
+            raise self._unusable("malformed_stream", error, content, event.data) from None
+
+    def add_body(self, body: bytes) -> None:
+        """Process a reply that arrived whole, not streamed."""
+        content = None
+        try:
+            content = _read_json(body)
+            self._take_whole(content)
+        except BAD_SHAPE as error:
+            if content is None and not body.rstrip().endswith((b"}", b"]")):
+                raise truncated("last bracket") from None
+            raise self._unusable("malformed_response", error, content, body) from None
+        self.first_token_ns, self.is_done = None, True
+
+    def _mark_first_token(self) -> None:
+        if self.first_token_ns is None:
+            self.first_token_ns = int(self._transport.clock() * 1e9)
+
+    def _reread(self, event: Event, error: ValueError) -> None:
+        """Process data that is no strict JSON: odd JSON, an end mark, or several events without blank lines."""
+        if event.data.strip().upper() == b"[DONE]":
+            self.is_done = True
+            return
+        if event.name == b"ping":
+            return
+        content = None
+        try:
+            content = _lenient_json(event.data)
+            self._take(content, event.name)
+        except BAD_SHAPE as problem:
+            lines = [line for line in event.data.split(b"\n") if line.strip()]
+            if content is not None or len(lines) < 2:
+                raise self._unusable("malformed_stream", problem if content else error, content, event.data) from None
+            for line in lines:
+                self.add(Event(event.name, line))
+
+    def _unusable(self, type: str, problem: Exception, content: Any, data: bytes) -> Exception:
+        """Return the error for content of another shape, which may be an error object."""
+        if (error := error_in(content)) is not None:
+            return self._transport.error_in_reply(error)
+        quoted = data[:_MAX_QUOTED_CHARS].decode(errors="replace")
+        reason = self._transport.clean(f"{problem}; it begins with {quoted}")
+        return InvalidResponseError(type, f"{self._transport.name}: not {self.what}: {reason}")
 
 
 class PartialCall:
@@ -46,6 +131,14 @@ class PartialCall:
 
     def __init__(self, id: str = "", name: str = "", *arguments: str) -> None:
         self.id, self.name, self.arguments = id, name, list(arguments)
+
+    def text(self) -> str:
+        """Return the arguments that have arrived."""
+        return "".join(self.arguments)
+
+    def is_whole(self) -> bool:
+        """Whether the arguments that have arrived are an object; cheap while they are none."""
+        return bool(self.arguments) and self.arguments[-1].rstrip().endswith("}") and is_object(self.text())
 
 
 def complete_calls(
@@ -60,7 +153,7 @@ def complete_calls(
     """
     whole = []
     for call in calls:
-        arguments = joined_surrogates("".join(call.arguments))
+        arguments = joined_surrogates(call.text())
         if is_cut and arguments and not is_object(arguments):
             continue
         if not call.name:
@@ -72,6 +165,24 @@ def complete_calls(
         used.add(call_id)
         whole.append(ToolCall.of(call_id, call.name, as_object(arguments) or arguments))
     return whole
+
+
+def _read_json(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return _lenient_json(data)
+
+
+def _lenient_json(data: bytes) -> Any:
+    """Return the value of JSON with NaN, Infinity, single surrogates, control characters, or bytes that are no UTF-8.
+
+    Raises ValueError.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig", "replace"), strict=False)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
 
 
 def string(value: Any) -> str:

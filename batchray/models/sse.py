@@ -22,7 +22,8 @@ class Event(NamedTuple):
 class EventParser:
     """Parses one event stream; buffers at most one unfinished event.
 
-    An event that the end of the stream cuts off is dropped.  A field without a colon has an empty value.
+    The end of the stream also ends an event, because some servers leave out the last blank line.  A field without a
+    colon has an empty value.
     Source: WHATWG HTML, 9.2.6 "Interpreting an event stream"; `id` and `retry` are ignored.
     """
 
@@ -55,6 +56,11 @@ class EventParser:
             self._n_bytes += len(rest)
             self._check(self._n_bytes)
         return self._events_of(lines)
+
+    def end(self) -> list[Event]:
+        """Return the event that the end of the stream completes, or none."""
+        lines = [self._end_line(b"")] if self._pieces else []
+        return self._events_of([*lines, b""])
 
     def _end_line(self, end: bytes) -> bytes:
         """Return the complete line that earlier chunks began and `end` ends."""

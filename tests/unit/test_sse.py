@@ -65,6 +65,14 @@ def test_the_standard_is_followed(stream: bytes, expected: list[Event]) -> None:
     assert parse(stream) == expected
 
 
+@pytest.mark.parametrize("rest", [b"data: b", b"data: b\n", b"data: b\r", b"event: x\ndata: b"])
+def test_the_end_of_the_stream_ends_an_event(rest: bytes) -> None:
+    parser = EventParser()
+    assert parser.feed(b"data: a\n\n" + rest) == [Event(b"", b"a")]
+    assert [event.data for event in parser.end()] == [b"b"]
+    assert parser.end() == []
+
+
 @pytest.mark.parametrize("chunks", [[b"data: " + b"x" * 20], [b"data: xxx"] + [b"x"] * 20, [b"data: 12\n"] * 5])
 def test_an_endless_line_or_event_is_refused(chunks: list[bytes]) -> None:
     with pytest.raises(InvalidResponseError) as raised:
