@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
-from collections.abc import AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
 from pydantic import SecretStr, ValidationError
 
@@ -23,7 +24,7 @@ from batchray.config import (
     load_agents,
     load_settings,
 )
-from batchray.errors import ConfigError
+from batchray.errors import ConfigError, UsageError
 from batchray.jobs.create import Requests, collect
 from batchray.jobs.handle import Job
 from batchray.jobs.start import shutdown as shutdown
@@ -39,6 +40,8 @@ Providers = Mapping[str, Provider | Mapping[str, Any]]
 """Providers by name."""
 
 M = TypeVar("M", Agent, Provider)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class SettingsOptions(TypedDict, total=False):
@@ -75,6 +78,33 @@ class SubmitOptions(ResumeOptions, total=False):
     callback_url: str | None
 
 
+def _short_errors(function: Callable[P, T]) -> Callable[P, T]:
+    """Raise a UsageError of a function without the frames inside it: its sentence says all that the caller needs."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except UsageError as error:
+            raise error.with_traceback(None) from None
+
+    return call
+
+
+def _short_async_errors(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Do the same for an async function."""
+
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await function(*args, **kwargs)
+        except UsageError as error:
+            raise error.with_traceback(None) from None
+
+    return call
+
+
+@_short_errors
 def run(requests: Requests, agents: AgentsLike, *, progress: bool = True, **options: Unpack[SubmitOptions]) -> Job:
     """Run a batch, show its progress, and return the ended job.
 
@@ -84,6 +114,7 @@ def run(requests: Requests, agents: AgentsLike, *, progress: bool = True, **opti
     return _watch(submit(requests, agents, **options), progress)
 
 
+@_short_async_errors
 async def arun(
     requests: Requests, agents: AgentsLike, *, progress: bool = False, **options: Unpack[SubmitOptions]
 ) -> Job:
@@ -97,6 +128,7 @@ async def arun(
     return await _watch_async(job, progress)
 
 
+@_short_errors
 def submit(
     requests: Requests,
     agents: AgentsLike,
@@ -116,6 +148,7 @@ def submit(
     return submit_with(load_settings(**settings), requests, _agent_set(agents, providers), callback_url)
 
 
+@_short_errors
 def resume(
     job_id: str, agents: AgentsLike | None = None, *, progress: bool = True, **options: Unpack[ResumeOptions]
 ) -> Job:
@@ -127,6 +160,7 @@ def resume(
     return _watch(submit_resume(job_id, agents, **options), progress)
 
 
+@_short_async_errors
 async def aresume(
     job_id: str, agents: AgentsLike | None = None, *, progress: bool = False, **options: Unpack[ResumeOptions]
 ) -> Job:
@@ -134,11 +168,13 @@ async def aresume(
     return await _watch_async(await asyncio.to_thread(submit_resume, job_id, agents, **options), progress)
 
 
+@_short_errors
 def submit_resume(job_id: str, agents: AgentsLike | None = None, **options: Unpack[ResumeOptions]) -> Job:
     """Continue an unfinished job in the background of this process; otherwise as `resume`."""
     return _start_again(job_id, agents, is_retry=False, **options)
 
 
+@_short_errors
 def retry(
     job_id: str, agents: AgentsLike | None = None, *, progress: bool = True, **options: Unpack[ResumeOptions]
 ) -> Job:
@@ -150,6 +186,7 @@ def retry(
     return _watch(submit_retry(job_id, agents, **options), progress)
 
 
+@_short_async_errors
 async def aretry(
     job_id: str, agents: AgentsLike | None = None, *, progress: bool = False, **options: Unpack[ResumeOptions]
 ) -> Job:
@@ -157,6 +194,7 @@ async def aretry(
     return await _watch_async(await asyncio.to_thread(submit_retry, job_id, agents, **options), progress)
 
 
+@_short_errors
 def submit_retry(job_id: str, agents: AgentsLike | None = None, **options: Unpack[ResumeOptions]) -> Job:
     """Run the failed items of an ended job again in the background of this process; otherwise as `retry`."""
     return _start_again(job_id, agents, is_retry=True, **options)
@@ -174,6 +212,7 @@ def _start_again(
     return start_again(load_settings(**settings), job_id, given, is_retry=is_retry)
 
 
+@_short_errors
 def attach(job_id: str, data_dir: str | Path | None = None, database_url: str | None = None) -> Job:
     """Return the handle of a job in a data directory or database, whichever process runs it.
 
@@ -186,6 +225,7 @@ def attach(job_id: str, data_dir: str | Path | None = None, database_url: str | 
     return job
 
 
+@_short_errors
 def jobs(data_dir: str | Path | None = None, database_url: str | None = None, *, limit: int | None = None) -> list[Job]:
     """Return the handles of the jobs in a data directory or database, the newest first; at most `limit` of them.
 
@@ -213,6 +253,11 @@ def _agent_set(agents: AgentsLike, providers: Providers | None = None) -> AgentS
     elif isinstance(agents, str | Path):
         agent_set = load_agents([Path(agents)])
     else:
+        if not isinstance(agents, Iterable) or isinstance(agents, Agent | Mapping):
+            kind = type(agents).__name__
+            raise ConfigError(f"agents is a list of agents, or the path of an agents file, not {kind}")
+        if not isinstance(providers or {}, Mapping):
+            raise ConfigError(f"providers is a mapping of names to providers, not a {type(providers).__name__}")
         parsed = [_validated(Agent, agent, f"agents[{position}]") for position, agent in enumerate(agents)]
         known = {name: _validated(Provider, given, f"providers[{name!r}]") for name, given in (providers or {}).items()}
         agent_set = bind_agents(parsed, known, import_paths=[str(Path.cwd())])

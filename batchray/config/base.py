@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from batchray.schema.construction import ConstructedModel
 
 _FAILURE_LIMIT = r"^([0-9]{1,12}|(100|[0-9]{1,2}(\.[0-9]{1,4})?)%)$"
 
@@ -18,7 +20,7 @@ FailureLimit = Annotated[
 """A number of failures, or a percentage such as `5%` or `0.5%`."""
 
 
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys."""
+class Strict(ConstructedModel):
+    """A frozen model that refuses unknown keys.  Its constructor raises ConfigError."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -99,7 +99,7 @@ def builtin_providers(environment: Mapping[str, str]) -> dict[str, Provider]:
 
 def _builtin(prefix: str, **fields: Any) -> Provider:
     try:
-        return Provider(**fields, api_key_env=f"{prefix}_API_KEY")
+        return Provider.model_validate({**fields, "api_key_env": f"{prefix}_API_KEY"})
     except ValidationError as error:
         raise ConfigError(first_problem(error, Provider), f"{prefix}_BASE_URL") from None
 

@@ -19,13 +19,18 @@ from pydantic import (
     HttpUrl,
     StringConstraints,
     Tag,
+    ValidationError,
     model_validator,
 )
 from pydantic_core import core_schema
 
+from batchray.errors import BatchFormatError
 from batchray.schema.base import WireModel, given, one_given
+from batchray.schema.construction import ConstructedModel
 from batchray.schema.content import Content, ImageContent, TextContent, tag_by_shape
 from batchray.schema.ids import MAX_INPUT_MESSAGES
+from batchray.schema.keys import did_you_mean, unused_keys
+from batchray.schema.validation_text import path_text, request_problem
 
 
 class MessageType(StrEnum):
@@ -251,7 +256,7 @@ class LettaRequest(WireModel):
         return self.assistant_message_tool_name if self.use_assistant_message and is_set else None
 
 
-class AgentRequest(LettaRequest):
+class AgentRequest(LettaRequest, ConstructedModel):
     """One entry of a batch: Letta's `requests[]` with a `custom_id` and `metadata` of the caller.
 
     Both are returned with the result; no model sees them.  `agent_id` is any id of 1 to 256 characters, such as Letta's
@@ -261,6 +266,20 @@ class AgentRequest(LettaRequest):
     agent_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     custom_id: str | None = None
     metadata: dict[str, Any] | None = None
+
+    @classmethod
+    def check_arguments(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise BatchFormatError for an unknown argument of the constructor."""
+        for path, level, is_known in unused_keys(cls, arguments):
+            if not is_known:
+                reason = f"unknown key{did_you_mean(str(path[-1]), level, arguments if len(path) == 1 else ())}"
+                raise BatchFormatError(reason, path=path_text(path))
+
+    @classmethod
+    def usage_error(cls, error: ValidationError) -> BatchFormatError:
+        """Return the error of the constructor."""
+        path, reason = request_problem(error)
+        return BatchFormatError(reason, path=path)
 
 
 def _http_url_as_str(_source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

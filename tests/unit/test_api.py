@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import inspect
 import threading
+import traceback
 import typing
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import pytest
 
 import batchray
 from batchray import Agent, Settings, api
-from batchray.errors import ConfigError, JobInterruptedError, StoreError, UnknownJobError
+from batchray.errors import ConfigError, JobInterruptedError, StoreError, UnknownJobError, UsageError
 from batchray.schema import new_job_id
 from batchray.store import Store
 
@@ -55,6 +56,66 @@ def test_a_typo_in_an_option_is_refused_with_a_suggestion(name: str, options: di
     with pytest.raises(ConfigError, match="unknown key 'max_inflight'; did you mean 'max_in_flight'"):
         getattr(batchray, name)(first, [AGENT], max_inflight=3, **options)
     assert not Path(options["data_dir"]).exists()
+
+
+# Untyped, because mypy refuses these calls too.
+UNKNOWN: Any = "opnai"
+MISSPELT: Any = {"modle": "m/n"}
+MISSPELT_INPUT: Any = {"imput": "x"}
+ONE_AGENT: Any = AGENT
+NOTHING: Any = None
+A_LIST: Any = ["p"]
+BAD_CALLS: dict[str, tuple[Callable[..., Any], str]] = {
+    "a misspelt key": (
+        lambda **options: batchray.submit([{**REQUESTS[0], "imput": "x"}], [AGENT], **options),
+        "requests[0].imput: unknown key",
+    ),
+    "an agent that does not exist": (
+        lambda **options: batchray.submit(iter([{"agent_id": "b", "input": "x"}]), [AGENT], **options),
+        "requests[0]: unknown agent 'b'",
+    ),
+    "a file that does not exist": (
+        lambda **options: batchray.submit("nowhere.jsonl", [AGENT], **options),
+        "nowhere.jsonl cannot be read: No such file",
+    ),
+    "one request": (lambda **options: batchray.submit(REQUESTS[0], [AGENT], **options), "put the request into a list"),
+    "one agent": (lambda **options: batchray.submit(REQUESTS, ONE_AGENT, **options), "agents is a list of agents"),
+    "no agents": (lambda **options: batchray.submit(REQUESTS, NOTHING, **options), "not NoneType"),
+    "a misspelt key of an agent": (
+        lambda **options: batchray.submit(REQUESTS, [{"id": "a", "modle": "m/n"}], **options),
+        "agents[0]: unknown key 'modle'; did you mean 'model'?",
+    ),
+    "a list of providers": (
+        lambda **options: batchray.submit(REQUESTS, [AGENT], providers=A_LIST, **options),
+        "providers is a mapping of names to providers, not a list",
+    ),
+    "a constructed agent": (lambda **_: Agent(id="a", **MISSPELT), "Agent: unknown key 'modle'; did you"),
+    "an incomplete agent": (lambda **_: Agent(id="a"), "Agent: give exactly one of model and run"),
+    "a constructed provider": (lambda **_: batchray.Provider(protocol=UNKNOWN), "Provider: protocol: Input should be"),
+    "a constructed request": (
+        lambda **_: batchray.AgentRequest(agent_id="a", **MISSPELT_INPUT),
+        "imput: unknown key",
+    ),
+    "an incomplete request": (lambda **_: batchray.AgentRequest(agent_id="a"), "Must specify either"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_usage_error_is_one_sentence_with_a_short_traceback(name: str, options: dict[str, Any]) -> None:
+    call, sentence = BAD_CALLS[name]
+    with pytest.raises(UsageError) as caught:
+        call(**options)
+    error = caught.value
+    assert sentence in str(error)
+    assert "\n" not in str(error)
+    assert (error.__cause__, error.__suppress_context__ or error.__context__ is None) == (None, True)
+    assert len(traceback.extract_tb(error.__traceback__)) <= 4  # two of them are this test's
+
+
+async def test_a_usage_error_of_async_code_is_as_short(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="imput: unknown key") as caught:
+        await batchray.arun([{**REQUESTS[0], "imput": "x"}], [AGENT], **options)
+    assert len(traceback.extract_tb(caught.value.__traceback__)) == 2
 
 
 def test_a_job_is_retried_until_all_of_its_items_have_succeeded(options: dict[str, Any]) -> None:

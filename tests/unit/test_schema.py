@@ -23,6 +23,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 import batchray.schema as schema
+from batchray.errors import BatchFormatError
 from batchray.schema import (
     MAX_INPUT_MESSAGES,
     MAX_MESSAGES_PER_ITEM,
@@ -378,6 +379,8 @@ def test_any_agent_id_up_to_256_characters_is_accepted(agent_id: str) -> None:
 @pytest.mark.parametrize("agent_id", ["", "x" * 257, 7, None])
 def test_an_agent_id_that_is_empty_too_long_or_not_text_is_refused(agent_id: Any) -> None:
     with pytest.raises(ValidationError):
+        AgentRequest.model_validate({"agent_id": agent_id, "input": "x"})
+    with pytest.raises(BatchFormatError, match=r"^agent_id: [^\n]*$"):
         AgentRequest(agent_id=agent_id, input="x")
 
 
