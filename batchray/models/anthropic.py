@@ -14,7 +14,7 @@ from urllib.parse import quote
 from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.anthropic_models import KnownModels
 from batchray.models.anthropic_reply import PartialMessage
-from batchray.models.anthropic_request import request_body
+from batchray.models.anthropic_request import Block, request_body
 from batchray.models.base import ModelCall, ModelReply
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.conversation import used_ids
@@ -132,7 +132,19 @@ class AnthropicClient(HttpClient):
             is_cut, used = finish_reason in ("length", "context_length"), used_ids(call.messages)
             calls = complete_calls(partial_calls, self._transport.name, is_cut=is_cut, used=used, ids=self._ids)
         usage = sum((partial.usage() for partial in partials), Usage())
-        return ModelReply(content, calls, finish_reason, usage, partials[0].first_token_ns, max_tokens)
+        items = _items(partials, calls)
+        return ModelReply(content, calls, finish_reason, usage, partials[0].first_token_ns, max_tokens, items)
+
+
+def _items(partials: Sequence[PartialMessage], calls: Sequence[ToolCall]) -> list[Block]:
+    """Return the blocks of a reply with tools of the provider's own, so that they go back as they came."""
+    if all(partial.is_representable for partial in partials):
+        return []
+    blocks = [block for partial in partials for block in partial.blocks()]
+    asked = [block for block in blocks if block["type"] == "tool_use"]
+    for block, call in zip(asked, calls, strict=False):
+        block["id"] = call.id
+    return blocks if len(asked) == len(calls) else []
 
 
 def _report_wasted(partials: Sequence[PartialMessage], call: ModelCall) -> None:

@@ -13,7 +13,7 @@ import orjson
 
 from batchray.errors import InvalidResponseError
 from batchray.models.anthropic_request import Block
-from batchray.models.arguments import joined_surrogates
+from batchray.models.arguments import joined_surrogates, object_to_send
 from batchray.models.base import ReplyPart
 from batchray.models.endings import MESSAGE_ENDS, FinishReason, finish_reason, truncated
 from batchray.models.http import HttpTransport
@@ -42,6 +42,7 @@ _KINDS_OF = {
     "signature_delta": ("thinking",),
     "input_json_delta": ("tool_use", "server_tool_use", "mcp_tool_use"),
 }
+_REPRESENTED = frozenset({"text", "thinking", "redacted_thinking", "tool_use"})
 # Block fields that must be strings.
 _TEXTS = ("data", "id", "name", "signature", "text", "thinking")
 
@@ -70,12 +71,16 @@ class _PartialBlock:
     def arguments(self) -> str:
         return self.text("partial_json") or orjson.dumps(self.start.get("input") or {}).decode()
 
+    @property
+    def has_citations(self) -> bool:
+        return bool(self.citations or self.start.get("citations"))
+
     def whole(self) -> Block:
         """Return the block in the form in which the API accepts it back."""
         block = {**self.start, **{field: self.text(field) for field in self.pieces if field != "partial_json"}}
         if self.citations:
             block["citations"] = [*(block.get("citations") or ()), *self.citations]
-        return {**block, "input": orjson.loads(self.arguments())} if "input" in block else block
+        return {**block, "input": orjson.loads(object_to_send(self.arguments()))} if "input" in block else block
 
 
 class PartialMessage(JsonReply):
@@ -117,6 +122,11 @@ class PartialMessage(JsonReply):
         except BAD_SHAPE as error:
             reason = f"{self._transport.name}: not a message: {self._transport.clean(str(error))}"
             raise InvalidResponseError("malformed_stream", reason) from None
+
+    @property
+    def is_representable(self) -> bool:
+        """Whether `parts` and `calls` hold all of the reply; they have no place for the provider's own tools."""
+        return all(block.kind in _REPRESENTED and not block.has_citations for block in self._blocks)
 
     def parts(self) -> list[ReplyPart]:
         """Return the text and reasoning.  Blocks of kinds that a message cannot hold are left out."""

@@ -32,6 +32,8 @@ _CAPABILITIES = Capabilities(
     frozenset({"text", "image", "tool_call", "tool_return", "reasoning", "redacted_reasoning", "omitted_reasoning"}),
 )
 
+_RESPONSES_TYPES = frozenset({"function_call", "message", "reasoning"})  # items that another protocol keeps
+
 Block = dict[str, Any]
 """A content block, or a message, in the API's JSON."""
 
@@ -109,10 +111,24 @@ def _wire_messages(messages: Sequence[Message]) -> list[Block]:
 
 def _role_and_blocks(message: Message) -> tuple[str, list[Block]]:
     if is_from_model(message):
+        if blocks := _blocks_as_they_came(message):
+            return "assistant", blocks
         return "assistant", [*_content(message), *(_tool_use(call) for call in tool_calls_of(message))]
     results = [_tool_result(result) for result in _CAPABILITIES.results(message)]
     # The API requires tool results to come first.
     return "user", results + _content(message) if message.role in ("user", "summary") else results
+
+
+def _blocks_as_they_came(message: Message) -> list[Block]:
+    """Return a reply's own blocks, or none if it is not kept, of another protocol, or has other calls than the message.
+
+    The API refuses empty text.
+    """
+    kept = message.provider_items
+    asked = [block.get("id") for block in kept if block.get("type") == "tool_use"]
+    if any(block.get("type") in _RESPONSES_TYPES for block in kept) or asked != [c.id for c in tool_calls_of(message)]:
+        return []
+    return [dict(block) for block in kept if block.get("type") != "text" or str(block.get("text")).strip()]
 
 
 def _content(message: Message) -> list[Block]:

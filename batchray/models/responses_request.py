@@ -113,6 +113,8 @@ def _reply_items(message: Message, keeps_reasoning: bool) -> Iterator[Item]:
 
 
 def _is_whole(item: Item) -> bool:
+    if item.get("type") in ("text", "tool_use"):  # a block that the Messages client keeps
+        return False
     return item.get("type") != "reasoning" or bool(item.get("encrypted_content") or item.get("content"))
 
 

@@ -21,6 +21,7 @@ from batchray.models.anthropic_reply import PartialMessage
 from batchray.models.anthropic_request import request_body
 from batchray.models.connection import Connection
 from batchray.models.http import HttpTransport
+from batchray.models.responses_request import request_body as responses_body
 from batchray.models.sse import Event
 from batchray.schema import (
     AgentRequest,
@@ -418,6 +419,43 @@ async def test_a_stream_may_end_as_other_servers_end_it(end: bytes) -> None:
 )
 async def test_an_answer_that_says_nothing_or_ends_in_an_unknown_way_is_an_error(stream: list[Any], type: str) -> None:
     assert (await failure(answered(events(*stream)), InvalidResponseError)).type == type
+
+
+async def test_blocks_of_the_providers_own_tools_go_back_as_they_came() -> None:
+    stream = [
+        started(0, type="text", text=""),
+        started(1, type="server_tool_use", id="srvtoolu_1", name="web_search", input={}),
+        grown(1, type="input_json_delta", partial_json='{"query": "a"}'),
+        started(2, type="web_search_tool_result", tool_use_id="srvtoolu_1", content=[{"url": "u"}]),
+        started(3, type="text", text="found"),
+        grown(3, type="citations_delta", citation={"url": "u"}),
+        started(4, type="tool_use", id="", name="add", input={"n": 1}),
+    ]
+    reply = await answered(events(*stream, ended("tool_use")))
+    [asked] = reply.tool_calls
+    sent = message("assistant", *reply.content, tool_calls=[asked], provider_items=list(reply.items))
+    (turn,) = body(sent)["messages"]
+    assert turn["content"] == [
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "a"}},
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [{"url": "u"}]},
+        {"type": "text", "text": "found", "citations": [{"url": "u"}]},
+        {"type": "tool_use", "id": asked.id, "name": "add", "input": {"n": 1}},
+    ]
+    # Kept by another protocol, or with other calls: the parts are sent.
+    for fields in (
+        {"provider_items": [{"type": "reasoning"}]},
+        {"provider_items": list(reply.items), "tool_calls": None},
+    ):
+        (turn,) = body(message("assistant", "found", **fields))["messages"]
+        assert turn["content"] == [{"type": "text", "text": "found"}]
+    assert responses_body(ModelCall(model="m", messages=[sent]))["input"][0] == {
+        "role": "assistant",
+        "content": "found",
+    }
+
+
+async def test_a_reply_that_a_message_can_hold_keeps_no_blocks(client: AnthropicClient) -> None:
+    assert (await client.ask(call("[[reasoning:hm]][[tool:add {}]]"))).items == []
 
 
 def test_citations_of_a_paused_turn_go_back() -> None:
