@@ -16,6 +16,7 @@ from batchray.agents.attempt import (
     AttemptReport,
     AttemptRunner,
     encode_input,
+    failed_report,
     read_report,
 )
 from batchray.agents.base import AgentRunner, Run
@@ -32,6 +33,7 @@ from batchray.agents.checkpoints import (
 from batchray.agents.function import FunctionAgent
 from batchray.agents.imports import Imports
 from batchray.agents.loop import ToolLoop
+from batchray.agents.user_code import UserCodeError, contained
 
 __all__ = [
     "AgentRunner",
@@ -49,9 +51,12 @@ __all__ = [
     "RunUpdate",
     "SaveCheckpoints",
     "ToolLoop",
+    "UserCodeError",
     "build_agent",
     "completed_work",
+    "contained",
     "encode_input",
+    "failed_report",
     "pump_checkpoints",
     "read_report",
 ]

@@ -16,18 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from batchray.agents.base import AgentRunner, ExecutionMarker, Run, unmarked
 from batchray.agents.build import Clients, build_agent
 from batchray.agents.checkpoints import Checkpoint, CheckpointSink
+from batchray.agents.failures import Failure, Masks, failure_of
 from batchray.agents.imports import Imports
-from batchray.agents.tools import encodable, is_cancelled
+from batchray.agents.user_code import encodable, is_cancelled, protect_loop
 from batchray.config import BoundAgent
-from batchray.errors import ConfigError, DeadlineExceededError, RequestError
-from batchray.schema import AgentRequest, ErrorInfo, Message, ProviderWait, StopReason, status_of
+from batchray.errors import DeadlineExceededError, RequestError
+from batchray.schema import AgentRequest, Message, ProviderWait, StopReason, status_of
 from batchray.schema.outcomes import OutcomeData
+from batchray.support.captured_output import route_streams
 
 logger = logging.getLogger(__name__)
 
 _MESSAGES = TypeAdapter(list[Message])
 _MAX_AGENTS = 1024
-_MAX_ERROR_CHARS = 4000
 
 
 class AttemptContext(BaseModel):
@@ -94,7 +95,7 @@ class _FailedAgent:
         self._error = error
 
     async def run(self, run: Run) -> StopReason:
-        raise self._error
+        raise self._error.with_traceback(None)  # or it would grow with each request
 
 
 class AttemptRunner:
@@ -109,6 +110,7 @@ class AttemptRunner:
         self._clients, self._mark_executing = Clients(on_provider_wait), mark_executing
         self._agents: OrderedDict[BoundAgent, AgentRunner] = OrderedDict()
         self._imports: Imports[AgentRunner] = Imports()
+        route_streams()
 
     def agent(self, bound: BoundAgent) -> AgentRunner:
         """Return the runner of a configured agent.  Raises ConfigError if it cannot be built."""
@@ -138,7 +140,7 @@ class AttemptRunner:
         """Build an agent before its requests arrive.  If that fails, each of them fails with the same error."""
         try:
             self.agent(bound)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # an import may raise anything
+        except Exception as error:  # noqa: BLE001  # whatever it is, each request fails with it
             self._agents[bound] = _FailedAgent(error)
 
     async def run_attempt(self, bound: BoundAgent, item: bytes, sink: CheckpointSink | None = None) -> bytes:
@@ -146,6 +148,7 @@ class AttemptRunner:
 
         `sink` takes a checkpoint after each step; None saves none.  Its time counts from when its code is imported.
         """
+        protect_loop(asyncio.get_running_loop())
         parsed = AttemptInput.model_validate_json(item)
         agent = self._agents.get(bound) or await self._import(bound, parsed)
         started_ns = time.monotonic_ns()
@@ -160,26 +163,25 @@ class AttemptRunner:
             history=parsed.context.history if parsed.context else [],
             edited_memory=parsed.context.memory if parsed.context else {},
             sink=sink,
+            masks=Masks(bound.key),
         )
         if parsed.context:
             run.restore(parsed.context.steps)
-        error: RequestError | None = None
+        failure: Failure | None = None
         try:
             async with asyncio.timeout(left_s) as limit:
                 run.limit = limit
                 stop_reason = await agent.run(run)
-        except RequestError as raised:
-            error = raised
-        except asyncio.CancelledError as raised:
-            if is_cancelled():
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as raised:  # any error of an agent is this request's outcome, a panic of a library too
+            if isinstance(raised, asyncio.CancelledError) and is_cancelled():
                 raise
-            error = _to_request_error(raised)
-        except (Exception, SystemExit) as raised:  # noqa: BLE001  # any error of an agent is this request's outcome
-            error = _deadline_error(bound) if limit.expired() else _to_request_error(raised)
-        if error is not None:
-            stop_reason = StopReason(error.stop_reason)
-            logger.debug("request failed: %s", error.type, extra={"job_id": parsed.job_id, "index": parsed.index})
-        return _encode_report(parsed, run, stop_reason, error)
+            is_late = limit.expired() and not isinstance(raised, RequestError)
+            failure = failure_of(_deadline_error(bound) if is_late else raised, run.masks)
+            stop_reason = StopReason(failure.stop_reason)
+            logger.debug("request failed: %s", failure.type, extra={"job_id": parsed.job_id, "index": parsed.index})
+        return _encode_report(parsed, run, stop_reason, failure)
 
     def provider_waits(self) -> list[ProviderWait]:
         """Return what holds model calls back, for each provider that takes none now, or fewer than are asked for."""
@@ -194,25 +196,37 @@ def _deadline_error(bound: BoundAgent) -> DeadlineExceededError:
     return DeadlineExceededError("deadline_exceeded", f"not done within its deadline of {bound.agent.deadline_s:g} s")
 
 
-def _to_request_error(error: BaseException) -> RequestError:
-    kind = "config_error" if isinstance(error, ConfigError) else type(error).__name__
-    return RequestError(kind, str(error) or repr(error))
+def failed_report(item: bytes, error: BaseException) -> bytes:
+    """Return the report of an attempt whose agent could not be loaded."""
+    parsed = AttemptInput.model_validate_json(item)
+    failure = failure_of(error, Masks())
+    return _encode_report(parsed, Run(parsed.job_id, parsed.index, parsed.request), StopReason.ERROR, failure)
 
 
-def _encode_report(item: AttemptInput, run: Run, stop_reason: StopReason, error: RequestError | None) -> bytes:
-    failure = ErrorInfo(type=error.type, message=encodable(error.message)[:_MAX_ERROR_CHARS]) if error else None
+def _error_fields(failure: Failure, run: Run) -> dict[str, str]:
+    """Return a failure as it is stored: an `ErrorInfo`, and what the code of a function agent has written."""
+    fields = {"type": failure.type, "message": encodable(failure.message)}
+    if failure.traceback is not None:
+        fields["traceback"] = failure.traceback
+    for name in ("stdout", "stderr"):
+        if text := getattr(run.output, name):
+            fields[name] = run.masks.clean(text)
+    return fields
+
+
+def _encode_report(item: AttemptInput, run: Run, stop_reason: StopReason, failure: Failure | None) -> bytes:
     head: dict[str, Any] = {
         "index": item.index,
         "attempt": item.attempt,
         "status": status_of(stop_reason),
         "stop_reason": stop_reason,
-        "error": failure.model_dump() if failure else None,
+        "error": _error_fields(failure, run) if failure else None,
         "usage": run.usage.model_dump(),
         "ttft_ns": run.ttft_ns,
         "duration_ns": time.monotonic_ns() - run.started_ns,
     }
-    if error is not None and error.shared_by:
-        head["shared_failure"] = {"provider": error.shared_by, "kind": error.type}
+    if failure is not None and failure.shared_by:
+        head["shared_failure"] = {"provider": failure.shared_by, "kind": failure.type}
     if run.pending:
         head["pending"] = run.pending
     if run.memory.edited:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from batchray.agents.approvals import approvals_field, has_answers, model_view
 from batchray.agents.checkpoints import Checkpoint, CheckpointSink
+from batchray.agents.failures import Masks
 from batchray.agents.memory import RunMemory
 from batchray.schema import (
     AgentRequest,
@@ -28,6 +29,7 @@ from batchray.schema import (
     message_id,
     run_id,
 )
+from batchray.support.captured_output import CapturedOutput
 from batchray.support.timeouts import paused
 
 ExecutionMarker = Callable[[str, int], AbstractContextManager[None]]
@@ -76,6 +78,10 @@ class Run:
     """Takes checkpoints after each step; None if steps are not saved."""
     limit: asyncio.Timeout | None = None
     """The timeout that ends the run at its deadline; paused while checkpoints are saved."""
+    masks: Masks = field(default_factory=Masks)
+    """Removes keys from what the request's own code says."""
+    output: CapturedOutput = field(default_factory=CapturedOutput)
+    """The output that the code of a function agent has written."""
     _n_saved: int = 0
 
     @property
@@ -150,6 +156,23 @@ class Run:
         )
         self.messages.append(message)
         return message
+
+    def tool_return(
+        self,
+        status: Literal["success", "error"],
+        text: str | None = None,
+        call_id: str | None = None,
+        output: CapturedOutput | None = None,
+    ) -> MessageToolReturn:
+        """Return what a call of the request's own code gave, and what it has written, without keys."""
+        output = self.output if output is None else output
+        return MessageToolReturn(
+            tool_call_id=call_id,
+            status=status,
+            func_response=text,
+            stdout=[self.masks.clean(output.stdout)] if output.stdout else [],
+            stderr=[self.masks.clean(output.stderr)] if output.stderr else [],
+        )
 
     def executing(self) -> AbstractContextManager[None]:
         """Return a context to enter while the request's own code runs in this process."""

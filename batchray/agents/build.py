@@ -22,6 +22,7 @@ from batchray.models import CallTimeouts, ModelClient, RateLimitGate, RetryPolic
 from batchray.models.responses_fields import lost_fields
 from batchray.models.routing import openai_protocol
 from batchray.schema import ProviderWait
+from batchray.support.captured_output import route_streams
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def check_agents_build(agents: AgentSet) -> None:
 
     Logs a warning for fields of an agent's `body` that its protocol does not have.
     """
+    route_streams()
     clients = Clients()
     for bound in agents.agents.values():
         build_agent(bound, clients)

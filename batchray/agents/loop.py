@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-import orjson
-
 from batchray.agents.approvals import (
     PausedStep,
     answers_by_call,
@@ -16,11 +14,14 @@ from batchray.agents.approvals import (
     read_answers,
     tool_return_message,
 )
+from batchray.agents.arguments import BadArgumentsError, read_arguments
 from batchray.agents.base import Run
 from batchray.agents.budget import check_budget
+from batchray.agents.failures import traceback_of
 from batchray.agents.memory import RunMemory
 from batchray.agents.toolbox import Toolbox
 from batchray.agents.tools import FunctionTool, ToolError
+from batchray.agents.user_code import UserCodeError
 from batchray.config import Agent
 from batchray.errors import ApprovalError, NoToolCallError
 from batchray.models import ModelCall, ModelClient, ModelReply, cut_error
@@ -34,6 +35,7 @@ from batchray.schema import (
     Usage,
     new_id,
 )
+from batchray.support.captured_output import CapturedOutput
 
 
 class ToolLoop:
@@ -221,15 +223,18 @@ class ToolLoop:
         return returned
 
     async def _call_tool(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:
-        tool = tools.tools.get(call.name)
+        """Run a tool call.  A mistake of the model and an error of the tool are its return: the model reads them."""
+        tool, output = tools.tools.get(call.name), CapturedOutput()
         try:
             if tool is None:
                 raise ToolError(f"there is no tool {call.name!r}; there are: {tools.names}")
-            arguments = orjson.loads(call.arguments or "{}")
+            given = read_arguments(call.arguments)
             with run.executing():
-                text, status = await tool.call(arguments), "success"
-        except orjson.JSONDecodeError as error:
-            text, status = f"the arguments of {call.name} are not JSON: {error}", "error"
+                text = await tool.call(given.values, output, given.rounded)
+        except BadArgumentsError as error:
+            return run.tool_return("error", f"the arguments of {call.name} {error}", call.id, output)
         except ToolError as error:
-            text, status = str(error), "error"
-        return MessageToolReturn(tool_call_id=call.id, status=status, func_response=text, stdout=[], stderr=[])
+            if isinstance(error.__cause__, UserCodeError):
+                output.write("stderr", traceback_of(error.__cause__.raised, run.masks))
+            return run.tool_return("error", run.masks.clean(str(error)), call.id, output)
+        return run.tool_return("success", text, call.id, output)

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import functools
 import importlib
 import inspect
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
-from pydantic_core import PydanticSerializationError, to_json
 
+from batchray.agents.arguments import check_exact
+from batchray.agents.failures import in_words, message_of
+from batchray.agents.user_code import UserCodeError, call_for_text, contained, is_cancelled
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
 from batchray.schema.validation_text import all_problems
-from batchray.support.thread_loop import call_with_thread_loop
+from batchray.support.captured_output import TO_STDERR, CapturedOutput
 
-P = ParamSpec("P")
-T = TypeVar("T")
+__all__ = [
+    "MAX_RETURN_CHARS",
+    "FunctionTool",
+    "ToolError",
+    "is_cancelled",
+    "load_function",
+    "load_tools",
+    "make_tool",
+]
 
 MAX_RETURN_CHARS = 50_000
 """Longer returns are truncated, so that one tool cannot fill a model's context or the store (Letta's default)."""
 
+_MAX_ERROR_CHARS = 2000
+# What OpenAI, Anthropic and most others take as a tool's name.
+_PROVIDERS_TAKE = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 # Where the parameters begin in a docstring of Google's, NumPy's and Sphinx's style.
 _PARAMETERS = re.compile(
     r"^(?:(?:Args|Arguments|Parameters|Params):[ \t]*$|Parameters[ \t]*\n-{3,}[ \t]*$|:param\b)", re.MULTILINE
@@ -55,39 +64,58 @@ class FunctionTool:
         """The function's own name."""
         return self.spec.name
 
-    async def call(self, arguments: Mapping[str, Any]) -> str:
+    async def call(
+        self,
+        arguments: Mapping[str, Any],
+        output: CapturedOutput | None = None,
+        rounded: Mapping[tuple[type, int | float], str] | None = None,
+    ) -> str:
         """Call the function and return its value as text: a string unchanged, anything else as JSON.
 
-        Raises ToolError if the arguments do not match the schema, the function raises, or `timeout_s` passes.
+        `output` takes what the function writes; `rounded` is that of the `Arguments`.  Raises ToolError if the
+        arguments do not match the schema, the function raises, or `timeout_s` passes.
         """
-        try:
-            checked = self.arguments.model_validate(arguments)
-        except ValidationError as error:
-            raise ToolError(f"arguments of {self.name}: {all_problems(error)}") from None
-        fields = type(checked).model_fields.items()
-        keywords = {field.alias or name: getattr(checked, name) for name, field in fields}
+        output = CapturedOutput() if output is None else output
         try:
             async with asyncio.timeout(self.timeout_s) as limit:
-                return _truncated(as_text(await call_function(self.function, **keywords)))
-        except TimeoutError as error:
+                keywords = self._checked(arguments, output, rounded or {})
+                return _truncated(await call_for_text(self.function, output, **keywords))
+        except (TimeoutError, UserCodeError) as error:
             if limit.expired():
                 raise ToolError(f"{self.name} did not return within {self.timeout_s:g} s") from None
-            raise ToolError(_error_text(error)) from error
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            raise ToolError(_error_text(error)) from error
-        except (Exception, SystemExit) as error:  # any error of a tool goes to the model
-            raise ToolError(_error_text(error)) from error
+            raise ToolError(in_words(error)[:_MAX_ERROR_CHARS]) from error
+
+    def _checked(
+        self, arguments: Mapping[str, Any], output: CapturedOutput, rounded: Mapping[tuple[type, int | float], str]
+    ) -> dict[str, Any]:
+        """Return the arguments as the function takes them.  The validators of their types are users' code."""
+        with contained(output):
+            try:
+                checked = self.arguments.model_validate(arguments)
+            except ValidationError as error:
+                problem: str | None = all_problems(error)
+            else:
+                fields = type(checked).model_fields.items()
+                keywords = {field.alias or name: getattr(checked, name) for name, field in fields}
+                problem = check_exact(keywords, rounded)
+        if problem is not None:
+            raise ToolError(f"arguments of {self.name}: {problem}")
+        return keywords
 
 
 def load_tools(
     names: Iterable[str | Callable[..., Any]], timeout_s: float, import_paths: Sequence[str] = ()
 ) -> dict[str, FunctionTool]:
-    """Return the tools by name.  Raises ConfigError if one cannot be imported, or two have the same name."""
+    """Return the tools by name.
+
+    Raises ConfigError if one cannot be imported, has a name that providers refuse, or has the name of another.
+    """
     tools: dict[str, FunctionTool] = {}
     for named in names:
         tool = make_tool(load_function(named, import_paths), timeout_s)
+        if not _PROVIDERS_TAKE.fullmatch(tool.name):
+            rule = "they take up to 64 of the letters a-z and A-Z, digits, _ and -; rename the function"
+            raise ConfigError(f"providers refuse the tool name {tool.name!r:.200}: {rule}")
         if tool.name in tools:
             raise ConfigError(f"two tools are named {tool.name!r}")
         tools[tool.name] = tool
@@ -102,16 +130,23 @@ def load_function(named: str | Callable[..., Any], import_paths: Sequence[str] =
     if not module_name or not attribute:
         raise ConfigError(f"{named!r} is not of the form package.module:function")
     try:
-        module = _import(module_name, import_paths)
-    except (Exception, SystemExit) as error:  # an import runs the user's code, which may raise anything
-        raise ConfigError(f"{named!r} cannot be imported: {type(error).__name__}: {error}") from error
-    try:
-        function = functools.reduce(getattr, attribute.split("."), module)
-    except AttributeError:
-        raise ConfigError(f"{named!r} cannot be imported: {module_name} has no {attribute!r}") from None
+        with contained(TO_STDERR):
+            function: Callable[..., Any] | None = _find(module_name, attribute, import_paths)
+    except UserCodeError as error:
+        raise ConfigError(f"{named!r} cannot be imported: {in_words(error)[:_MAX_ERROR_CHARS]}") from error
+    if function is None:
+        raise ConfigError(f"{named!r} cannot be imported: {module_name} has no {attribute!r}")
     if not callable(function):
         raise ConfigError(f"{named!r} is not a function")
     return function
+
+
+def _find(module_name: str, attribute: str, import_paths: Sequence[str]) -> Any:
+    """Import a module and return its attribute; None if it has none of that name."""
+    found: Any = _import(module_name, import_paths)
+    for name in attribute.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
@@ -122,64 +157,32 @@ def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
     """
     name = getattr(function, "__name__", type(function).__name__)
     description, described = _read_docstring(inspect.getdoc(function) or "")
-    fields: dict[str, Any] = {}
     try:
-        signature = inspect.signature(function, eval_str=True)
-        for position, parameter in enumerate(signature.parameters.values()):
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-                raise ConfigError(f"tool {name!r}: parameter {parameter} cannot be passed by name")
-            annotation = str if parameter.annotation is parameter.empty else parameter.annotation
-            default = ... if parameter.default is parameter.empty else parameter.default
-            described_as = described.get(parameter.name)
-            # By alias, because names such as `schema`, `copy` or `_x` are reserved in pydantic models.
-            fields[f"p{position}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
-        arguments = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-        schema = arguments.model_json_schema()
-    except (PydanticUserError, NameError, TypeError, ValueError) as error:
-        raise ConfigError(f"tool {name!r} has a signature without a JSON schema: {error}") from error
+        with contained(TO_STDERR):
+            arguments = _arguments_model(name, function, described)
+            schema = arguments.model_json_schema()
+    except UserCodeError as error:
+        if isinstance(error.raised, ConfigError):
+            raise error.raised from None
+        is_known = isinstance(error.raised, PydanticUserError | NameError | TypeError | ValueError)
+        reason = message_of(error.raised) if is_known else in_words(error)
+        raise ConfigError(f"tool {name!r} has a signature without a JSON schema: {reason}") from error
     schema.pop("title", None)
     return FunctionTool(ToolSpec(name, description, schema), function, arguments, timeout_s)
 
 
-async def call_function(function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
-    """Call a function, sync or async.  A sync one runs in its own thread, so that it cannot block other requests.
-
-    If the call is cancelled, the thread runs to its end: Python cannot stop it.
-    """
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
-        return await function(*args, **keywords)
-    value = await _in_thread(function, *args, **keywords)
-    return await value if inspect.isawaitable(value) else value
-
-
-async def _in_thread(function: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
-    # One daemon thread per call, not a pool: a function that never returns must not use up a pool or block the exit.
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)  # type: ignore[arg-type]
-        elif isinstance(error, StopIteration) or not isinstance(error, Exception | SystemExit):
-            # A future cannot hold StopIteration, and the others would end the waiting task or the event loop.
-            future.set_exception(RuntimeError(_error_text(error)))
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        value, error = None, None
-        try:
-            value = context.run(call_with_thread_loop, function, *args, **keywords)
-        except BaseException as raised:  # noqa: BLE001  # passed to the waiting task, as concurrent.futures does
-            error = raised
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, value, error)
-
-    threading.Thread(target=work, name=f"batchray-{getattr(function, '__name__', 'call')}", daemon=True).start()
-    return await future
+def _arguments_model(name: str, function: Callable[..., Any], described: Mapping[str, str]) -> type[BaseModel]:
+    """Return the model of a function's arguments.  Runs the code of their types, which may raise anything."""
+    fields: dict[str, Any] = {}
+    for position, parameter in enumerate(inspect.signature(function, eval_str=True).parameters.values()):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise ConfigError(f"tool {name!r}: parameter {parameter} cannot be passed by name")
+        annotation = str if parameter.annotation is parameter.empty else parameter.annotation
+        default = ... if parameter.default is parameter.empty else parameter.default
+        described_as = described.get(parameter.name)
+        # By alias, because names such as `schema`, `copy` or `_x` are reserved in pydantic models.
+        fields[f"p{position}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
 
 
 def _import(name: str, paths: Sequence[str]) -> ModuleType:
@@ -219,29 +222,6 @@ def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
         return doc.strip(), {}
     described = {each.arg_name: " ".join(each.description.split()) for each in parameters if each.description}
     return (_PARAMETERS.split(doc, maxsplit=1)[0] if described else doc).strip(), described
-
-
-def is_cancelled() -> bool:
-    """Return whether the running task was cancelled; a CancelledError without that was raised by its own code."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def encodable(text: str) -> str:
-    """Return text that can be encoded as UTF-8: lone surrogates, as in undecodable file names, become `?`."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def as_text(value: Any) -> str:
-    """Return a value as text: a string unchanged, anything else as JSON."""
-    try:
-        return encodable(value) if isinstance(value, str) else to_json(value).decode()
-    except PydanticSerializationError:
-        return encodable(str(value))
-
-
-def _error_text(error: BaseException) -> str:
-    return encodable(f"{type(error).__name__}: {error}"[:2000])
 
 
 def _truncated(text: str) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -60,6 +61,27 @@ def stream_of(output: Path) -> int | None:
     """
     found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(output))
     return int(found[1]) if found else _STANDARD_STREAMS.get(str(output))
+
+
+@contextmanager
+def own_stdout() -> Iterator[IO[str]]:
+    """Yield standard output for this command alone: anything else that writes there writes to standard error.
+
+    Code of agents may write from C, in child processes and in threads of its own, which a capture does not see.
+    """
+    try:
+        descriptor, others = sys.stdout.fileno(), sys.stderr.fileno()
+    except (AttributeError, OSError):  # replaced by an object without a file
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(descriptor), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors) as own:
+        os.dup2(others, descriptor)
+        try:
+            yield own
+        finally:
+            sys.stdout.flush()
+            os.dup2(own.fileno(), descriptor)
 
 
 def write_results(jobs: Sequence[Job], output: Path, shown: Shown) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,7 +19,7 @@ from batchray.cli.options import (
     include_input_option,
     store_options,
 )
-from batchray.cli.output import Shown, check_output, write_results
+from batchray.cli.output import Shown, check_output, own_stdout, write_results
 from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, JobPausedError, UsageError
 
 if TYPE_CHECKING:
@@ -124,15 +123,15 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
     place = _place_options(settings, config)
     job: Job | None = None
     try:
-        job = start(settings)
-        output = output or output_of(job)
-        is_piped = str(output) == "-"  # the results are all that standard output gets
-        is_quiet = is_quiet or is_piped
-        click.echo(job.id, err=is_piped)
-        sys.stdout.flush()
-        if not is_quiet:
-            show_progress(job)
-        record = job.wait()
+        with own_stdout() as stdout:
+            job = start(settings)
+            output = output or output_of(job)
+            is_piped = str(output) == "-"  # the results are all that standard output gets
+            is_quiet = is_quiet or is_piped
+            click.echo(job.id, file=None if is_piped else stdout, err=is_piped)
+            if not is_quiet:
+                show_progress(job)
+            record = job.wait()
     except KeyboardInterrupt as interrupt:
         if job is not None:
             _stop(job, place)

@@ -69,7 +69,8 @@ class RunningJob:
             self.progress.record(outcome.status, timing, outcome.usage)
             if outcome.error:
                 attempt = {"index": outcome.index, "attempt": outcome.attempt, "stop_reason": outcome.stop_reason}
-                self.failures.append({**attempt, **outcome.error})
+                shown = {name: outcome.error[name] for name in ("type", "message")}  # tracebacks stay in the store
+                self.failures.append({**attempt, **shown})
         limit = self.settings.max_failures
         if limit is not None and any(outcome.error for outcome in outcomes):
             of_this_run = {status: n - self._counts_before[status] for status, n in self.progress.counts.items()}

@@ -78,10 +78,14 @@ class Usage(WireModel):
 
 
 class ErrorInfo(WireModel):
-    """Why a request failed: `type` is a stable word for programs, `message` a sentence for people."""
+    """Why a request failed: `type` is a stable word for programs, `message` a sentence for people.
+
+    `traceback` is that of the request's own code, without the frames of this package; None for other failures.
+    """
 
     type: str
     message: str
+    traceback: str | None = None
 
 
 class Timing(WireModel):
@@ -103,7 +107,8 @@ class Result(WireModel):
     `model` is the agent's, None for a Python function.  `cost_usd` is computed from the agent's prices; None without
     prices, or if the provider reported no tokens.  `messages` are filtered by the request's
     `include_return_message_types`; `attempts` does not count attempts that were lost because another request crashed
-    the worker.
+    the worker.  `stdout` and `stderr` are what the code of a function agent has written, None for nothing; what a tool
+    has written is in its return, in `messages`.
     """
 
     index: NonNegativeInt
@@ -119,6 +124,8 @@ class Result(WireModel):
     usage: Usage
     cost_usd: float | None = None
     error: ErrorInfo | None = None
+    stdout: str | None = None
+    stderr: str | None = None
     attempts: NonNegativeInt
     timing: Timing
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,7 +54,11 @@ class DaemonThread(Executor):
 
 
 class LoopThread:
-    """An event loop that runs on a daemon thread of its own."""
+    """An event loop that runs on a daemon thread of its own.
+
+    Only `close` ends it: it continues if code on it stops it, or raises SystemExit or KeyboardInterrupt, which asyncio
+    passes on out of the task or callback that raises them.
+    """
 
     def __init__(self, name: str) -> None:
         self._started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
@@ -77,7 +84,7 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for its result; an interrupt of the wait cancels it.
 
-        Raises RuntimeError if the loop has ended, or ends meanwhile, as it does when a task of it raises SystemExit.
+        Raises RuntimeError if the loop has ended, or ends meanwhile.
         """
         running = self.submit(work)
         futures: tuple[Future[Any], ...] = (running, self._ended)
@@ -98,7 +105,7 @@ class LoopThread:
     def close(self, timeout_s: float | None = None) -> None:
         """End the loop and cancel what still runs on it; wait for that, at most `timeout_s` seconds."""
         loop, stopping = self._started.result()
-        with suppress(RuntimeError):  # the loop is closed: a task of it has ended it
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(stopping.set)
         self._thread.join(timeout_s)
 
@@ -106,7 +113,7 @@ class LoopThread:
         try:
             with asyncio.Runner() as runner:
                 try:
-                    runner.run(self._wait_until_closed())
+                    _run_to_end(runner.get_loop(), self._wait_until_closed())
                 finally:
                     self.has_ended = True  # before the runner cancels the other tasks
         except BaseException as error:  # noqa: BLE001  # raised to those that wait for the loop to start
@@ -119,3 +126,15 @@ class LoopThread:
         stopping = asyncio.Event()
         self._started.set_result((asyncio.get_running_loop(), stopping))
         await stopping.wait()
+
+
+def _run_to_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
+    """Run the loop until the work is done, whatever other code on the loop does to it."""
+    task = loop.create_task(work)
+    while not task.done():
+        try:
+            loop.run_until_complete(task)
+        except BaseException as error:
+            if task.done() or loop.is_closed():
+                raise
+            logger.warning("code on the event loop of %s tried to end it: %r", threading.current_thread().name, error)

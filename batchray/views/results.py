@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -66,6 +66,7 @@ class ResultViews:
             usage=usage,
             cost_usd=self._cost_usd(stored.agent_id, usage),
             error=ErrorInfo(**stored.error) if stored.error else None,
+            **_output_of(stored.error, messages),
             attempts=stored.attempts,
             timing=Timing(queued_ns=stored.queued_ns, ttft_ns=stored.ttft_ns, duration_ns=stored.duration_ns),
         )
@@ -79,6 +80,17 @@ class ResultViews:
 def _input_of(request: bytes) -> Any:
     given = orjson.loads(request)
     return given["messages"] if given.get("input") is None else given["input"]
+
+
+def _output_of(error: Mapping[str, str] | None, messages: Sequence[Message]) -> dict[str, str]:
+    """Return what a function agent has written, which is with its error, or else with its answer."""
+    if error is not None:
+        return {name: error[name] for name in ("stdout", "stderr") if name in error}
+    if not messages or messages[-1].role != "assistant" or not messages[-1].tool_returns:
+        return {}
+    [returned] = messages[-1].tool_returns
+    written = {"stdout": returned.stdout, "stderr": returned.stderr}
+    return {name: "".join(texts) for name, texts in written.items() if texts}
 
 
 def text_of(result: Result) -> str:

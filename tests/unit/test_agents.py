@@ -146,7 +146,7 @@ async def test_an_error_in_a_calls_arguments_goes_to_the_model() -> None:
     told = [text or "" for _, text in returns(run.messages)]
     assert told[0].startswith("the arguments of double are not JSON: ")
     assert told[1:] == [
-        "arguments of double: Input should be a valid dictionary or instance of double",
+        "the arguments of double are a list, not a JSON object: '[1]'",
         "arguments of double: n: Field required",
     ]
 
@@ -297,7 +297,10 @@ async def test_any_error_of_a_function_becomes_the_requests_outcome(
 ) -> None:
     report, messages = await answer(attempt_runner, bound(run=kind(error)))
     assert (report.status, report.stop_reason) == ("errored", stop_reason)
-    assert report.error == {"type": type, "message": message}
+    assert report.error is not None
+    traceback = report.error["traceback"]
+    assert report.error == {"type": type, "message": message, "traceback": traceback}
+    assert traceback.startswith(f'Traceback (most recent call last):\n  File "{__file__}", line ')
     assert messages == []
 
 

@@ -70,7 +70,11 @@ async def test_every_item_gets_an_outcome_and_the_job_ends(store: Store) -> None
     assert record.counts == {"succeeded": 5, "errored": 1, "canceled": 0, "expired": 0}
     assert statuses(store, record) == ["succeeded"] * 5 + ["errored"]
     *_, failed = store.items.results(record)
-    assert failed.error == {"type": "LookupError", "message": "no such thing"}
+    assert failed.error is not None
+    assert (failed.error["type"], failed.error["message"]) == ("LookupError", "no such thing")
+    assert failed.error["traceback"].endswith(
+        'in fail\n    raise LookupError("no such thing")\nLookupError: no such thing\n'
+    )
     assert {each.attempts for each in store.items.results(record)} == {1}
     assert [json.loads(each.messages)[0]["content"][0]["text"] for each in store.items.results(record)[:2]] == [
         "text 0",

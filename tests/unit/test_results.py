@@ -106,6 +106,8 @@ async def test_a_result_is_an_output_line(tmp_path: Path) -> None:
         "usage",
         "cost_usd",
         "error",
+        "stdout",
+        "stderr",
         "attempts",
         "timing",
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -48,17 +50,38 @@ def test_an_error_of_the_work_is_raised_to_the_caller() -> None:
     loop.close()
 
 
-def test_a_caller_does_not_wait_for_a_loop_that_its_work_has_ended() -> None:
-    async def exits() -> None:
-        raise SystemExit(3)
+def exit_in_a_callback() -> None:
+    raise SystemExit(4)
 
-    async def begin() -> None:
-        tasks.append(asyncio.create_task(exits()))
-        await asyncio.Event().wait()
 
-    tasks: list[asyncio.Task[None]] = []
+async def exit_in_a_task() -> None:
+    raise SystemExit(3)
+
+
+async def interrupt_in_a_task() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda loop: loop.create_task(exit_in_a_task()),
+        lambda loop: loop.create_task(interrupt_in_a_task()),
+        lambda loop: loop.call_soon(exit_in_a_callback),
+        lambda loop: loop.stop(),
+    ],
+    ids=["exit in a task", "interrupt in a task", "exit in a callback", "stop"],
+)
+def test_no_code_on_a_loop_ends_it(harm: Callable[[asyncio.AbstractEventLoop], object], caplog: Any) -> None:
+    async def do_harm() -> str:
+        kept.append(harm(asyncio.get_running_loop()))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return "still running"
+
+    kept: list[object] = []
     loop = LoopThread("side")
-    with pytest.raises(RuntimeError, match="has ended"):
-        loop.run(begin())
+    assert loop.run(do_harm()) == "still running"
+    assert "code on the event loop of side tried to end it" in caplog.text
     loop.close()
-    assert isinstance(tasks[0].exception(), SystemExit)
+    assert all(task.exception() is not None for task in kept if isinstance(task, asyncio.Task))

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from batchray.agents import AttemptRunner, CheckpointSink, Imports, RunUpdate
+from batchray.agents import AttemptRunner, CheckpointSink, Imports, RunUpdate, UserCodeError, contained, failed_report
 from batchray.config import BoundAgent
 from batchray.errors import ConfigError
 from batchray.executors.ray.activity_log import (
@@ -30,6 +30,7 @@ from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
 from batchray.executors.ray.provider_reports import ProviderReports
 from batchray.executors.ray.run_registry import RunRegistry
+from batchray.support.captured_output import TO_STDERR
 from batchray.support.descriptors import connections_that_fit, raise_descriptor_limit
 from batchray.support.interpreter import tune_interpreter
 
@@ -82,7 +83,10 @@ class Lane:
         return await self._runs.run(key, lambda: self._checkpointed.run(key, start))
 
     async def _run_attempt(self, packed: bytes, item: bytes, key: str, sink: CheckpointSink | None = None) -> bytes:
-        bound = self._agents.get(packed) or await self._imports.run(packed, lambda: self._unpack(packed, key))
+        try:
+            bound = self._agents.get(packed) or await self._imports.run(packed, lambda: self._unpack(packed, key))
+        except UserCodeError as error:
+            return failed_report(item, error)
         return await self._runner.run_attempt(bound, item, sink)
 
     async def stop(self, keys: list[str]) -> None:
@@ -123,9 +127,9 @@ class Lane:
         self._provider_reports.set_changed()
 
     def _unpack(self, packed: bytes, key: str) -> BoundAgent:
-        """Deserialize an agent, which may import the modules of its functions, in the name of the attempt."""
+        """Deserialize an agent in the name of the attempt.  It may import modules of users, and raise UserCodeError."""
         job_id, index, _ = key.rsplit("-", 2)
-        with self._activity_log.executing(job_id, int(index)):
+        with self._activity_log.executing(job_id, int(index)), contained(TO_STDERR):
             bound: BoundAgent = cloudpickle.loads(packed)
         self._agents[packed] = bound
         if len(self._agents) > _MAX_AGENTS:
@@ -145,7 +149,12 @@ def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | RunUp
     raise_descriptor_limit()
     with _reporting_exit(key):
         yield _node_id()  # before its code is imported, which may take long, or forever
-        bound: BoundAgent = cloudpickle.loads(packed)
+        try:
+            with contained(TO_STDERR):
+                bound: BoundAgent = cloudpickle.loads(packed)
+        except UserCodeError as error:
+            yield from (None, RunUpdate((), failed_report(item, error)))
+            return
         yield from run_isolated(bound, item, partial(_hard_deadline, bound.agent.deadline_s + _GRACE_S))
 
 

@@ -211,7 +211,10 @@ class MessageRoutes:
         await events.send("", encode(StopReasonMessage(stop_reason=StopReason(result.stop_reason))))
         if result.error is not None:
             failed = ErrorMessage(
-                run_id=run_id(record.id, 0), error_type=result.error["type"], message=result.error["message"]
+                run_id=run_id(record.id, 0),
+                error_type=result.error["type"],
+                message=result.error["message"],
+                detail=result.error.get("traceback"),
             )
             await events.send("error", encode(failed))
         else:

@@ -1,0 +1,136 @@
+"""Exceptions of users' code in words: type, message and traceback, bounded and without keys."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from traceback import TracebackException
+from typing import NamedTuple, TypeVar
+
+from pydantic import SecretStr
+
+import batchray
+from batchray.agents.user_code import UserCodeError
+from batchray.errors import ConfigError, RequestError
+from batchray.support.captured_output import BoundedText
+
+T = TypeVar("T")
+
+MAX_MESSAGE_CHARS = 4000
+"""Longer messages are cut."""
+MAX_TRACEBACK_CHARS = 8000
+"""The first and the last half of this are kept of a longer traceback."""
+
+_MAX_PARTS = 5
+_OWN_CODE = f"{Path(batchray.__file__).parent}{os.sep}"
+_IMPORT_SYSTEM = "<frozen importlib"
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+# Shorter values, such as `true`, are words of any text.
+_MIN_SECRET_CHARS = 8
+
+
+class Failure(NamedTuple):
+    """Why a request failed: its `ErrorInfo`, its stop reason, and the provider whose requests all meet that failure."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+    stop_reason: str = "error"
+    shared_by: str = ""
+
+
+class Masks:
+    """Removes keys from text: that of an agent's provider, and those in this process's environment."""
+
+    def __init__(self, key: SecretStr | None = None) -> None:
+        self._key = key
+
+    def clean(self, text: str) -> str:
+        """Return the text with `***` in the place of each key."""
+        for secret in self._secrets if text else ():
+            text = text.replace(secret, "***")
+        return text
+
+    @cached_property
+    def _secrets(self) -> list[str]:
+        found = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+        if self._key is not None:
+            found.add(self._key.get_secret_value())
+        return sorted((secret for secret in found if len(secret) >= _MIN_SECRET_CHARS), key=len, reverse=True)
+
+
+def failure_of(error: BaseException, masks: Masks) -> Failure:
+    """Return why a request failed with this error.  Only errors of users' code have a traceback."""
+    if isinstance(error, UserCodeError):
+        return _user_failure(error.raised, masks)
+    if isinstance(error, RequestError):
+        return Failure(error.type, error.message[:MAX_MESSAGE_CHARS], None, error.stop_reason, error.shared_by)
+    if isinstance(error, ConfigError):
+        cause = error.__cause__
+        traceback = traceback_of(cause.raised, masks) if isinstance(cause, UserCodeError) else None
+        return Failure("config_error", masks.clean(str(error))[:MAX_MESSAGE_CHARS], traceback)
+    return Failure(type_name(error), message_of(error)[:MAX_MESSAGE_CHARS])
+
+
+def _user_failure(raised: BaseException, masks: Masks) -> Failure:
+    traceback = traceback_of(raised, masks)
+    if isinstance(raised, RequestError):
+        return Failure(raised.type, masks.clean(raised.message)[:MAX_MESSAGE_CHARS], traceback, raised.stop_reason)
+    kind = "config_error" if isinstance(raised, ConfigError) else type_name(raised)
+    return Failure(kind, masks.clean(message_of(raised))[:MAX_MESSAGE_CHARS], traceback)
+
+
+def type_name(error: BaseException) -> str:
+    """Return the name of the error's class."""
+    return _safely(lambda: str(type(error).__name__), "BaseException")
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an error says, which its own code decides; with the first parts of a group."""
+    told = _safely(lambda: str(error) or repr(error), "(its message cannot be read)")
+    if isinstance(error, BaseExceptionGroup):
+        parts = "; ".join(in_words(part) for part in error.exceptions[:_MAX_PARTS])
+        told = f"{told}: {parts}"
+    return told.encode("utf-8", "replace").decode()
+
+
+def in_words(error: BaseException) -> str:
+    """Return the name of an error's class and what it says, if it says anything."""
+    raised = error.raised if isinstance(error, UserCodeError) else error
+    is_silent = _safely(lambda: not str(raised), otherwise=False)
+    return type_name(raised) if is_silent else f"{type_name(raised)}: {message_of(raised)}"
+
+
+def traceback_of(error: BaseException, masks: Masks) -> str:
+    """Return an error's traceback without the frames of this package, cut in its middle if it is long."""
+    bounded = BoundedText(MAX_TRACEBACK_CHARS)
+    for line in _safely(lambda: list(_traceback_lines(error)), [f"{in_words(error)}\n"]):
+        bounded.write(line)
+    return masks.clean(bounded.text)
+
+
+def _traceback_lines(error: BaseException) -> Iterator[str]:
+    described = TracebackException(type(error), error, error.__traceback__, compact=True)
+    for part in _parts(described):
+        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith((_OWN_CODE, _IMPORT_SYSTEM))]
+    return described.format()
+
+
+def _parts(described: TracebackException) -> Iterator[TracebackException]:
+    """Yield a described exception, its causes and its parts."""
+    waiting = [described]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        waiting += filter(None, (part.__cause__, part.__context__, *(part.exceptions or ())))
+
+
+def _safely(read: Callable[[], T], otherwise: T) -> T:
+    """Read from an exception, whose class may run any code."""
+    try:
+        return read()
+    except BaseException:  # noqa: BLE001
+        return otherwise
