@@ -7,6 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,13 +102,18 @@ class _FailedAgent:
 class AttemptRunner:
     """Runs attempts on one event loop.  Agents and clients are built on first use and cached.
 
-    `on_provider_wait` is called when the list of `provider_waits` changes.
+    `on_provider_wait` is called when the list of `provider_waits` changes; `while_held` is entered while a run waits
+    for its provider.
     """
 
     def __init__(
-        self, mark_executing: ExecutionMarker = unmarked, on_provider_wait: Callable[[], None] = lambda: None
+        self,
+        mark_executing: ExecutionMarker = unmarked,
+        on_provider_wait: Callable[[], None] = lambda: None,
+        while_held: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._clients, self._mark_executing = Clients(on_provider_wait), mark_executing
+        self._while_held = while_held
         self._agents: OrderedDict[BoundAgent, AgentRunner] = OrderedDict()
         self._imports: Imports[AgentRunner] = Imports()
         route_streams()
@@ -164,6 +170,7 @@ class AttemptRunner:
             edited_memory=parsed.context.memory if parsed.context else {},
             sink=sink,
             masks=Masks(bound.key),
+            while_held=self._while_held,
         )
         if parsed.context:
             run.restore(parsed.context.steps)

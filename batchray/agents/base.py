@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
@@ -30,7 +30,7 @@ from batchray.schema import (
     run_id,
 )
 from batchray.support.captured_output import CapturedOutput
-from batchray.support.timeouts import paused
+from batchray.support.timeouts import PausedTimeout
 
 ExecutionMarker = Callable[[str, int], AbstractContextManager[None]]
 """Given a job id and an index: a context in which the request's own code (a tool, a callable) runs."""
@@ -77,12 +77,16 @@ class Run:
     sink: CheckpointSink | None = None
     """Takes checkpoints after each step; None if steps are not saved."""
     limit: asyncio.Timeout | None = None
-    """The timeout that ends the run at its deadline; paused while checkpoints are saved."""
+    """The timeout that ends the run at its deadline; paused while checkpoints are saved and while the run is held."""
+    while_held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    """Given by the process that runs this: a context that is entered while the run waits for its provider."""
     masks: Masks = field(default_factory=Masks)
     """Removes keys from what the request's own code says."""
     output: CapturedOutput = field(default_factory=CapturedOutput)
     """The output that the code of a function agent has written."""
     _n_saved: int = 0
+    _n_pauses: int = 0
+    _pause: PausedTimeout | None = None
 
     @property
     def has_answers(self) -> bool:
@@ -135,9 +139,29 @@ class Run:
         """Wait until all checkpoints are saved.  The run's deadline moves by the time waited."""
         if self.sink is None:
             return
-        with paused(self.limit) as pause:
+        with self._paused():
             await self.sink.flush()
-        self.deadline += pause.paused_s
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Enter while the run waits for its provider.  The run's deadline moves by that time."""
+        with self.while_held(), self._paused():
+            yield
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Pause the deadline; of blocks that overlap, from the start of the first to the end of the last."""
+        if self._pause is None:
+            self._pause = PausedTimeout(self.limit)
+        self._n_pauses += 1
+        try:
+            yield
+        finally:
+            self._n_pauses -= 1
+            if not self._n_pauses:
+                self._pause.end()
+                self.deadline += self._pause.paused_s
+                self._pause = None
 
     def add_usage(self, usage: Usage) -> None:
         """Add the usage of a model call."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from batchray.agents.memory import memory_tools
 from batchray.agents.tools import load_function, load_tools
 from batchray.config import Access, Agent, AgentSet, BoundAgent, Provider
 from batchray.errors import ConfigError
-from batchray.models import CallTimeouts, ModelClient, RateLimitGate, RetryPolicy, make_client
+from batchray.models import CallTimeouts, ModelClient, ProviderGate, RetryPolicy, make_client
 from batchray.models.responses_fields import lost_fields
 from batchray.models.routing import openai_protocol
 from batchray.schema import ProviderWait
@@ -37,7 +36,7 @@ class Clients:
 
     def __init__(self, on_provider_wait: Callable[[], None] = lambda: None) -> None:
         self._clients: dict[tuple[str, str, str | None, Access | None], ModelClient] = {}
-        self._gates: list[tuple[str, RateLimitGate]] = []
+        self._gates: list[tuple[str, ProviderGate]] = []
         self._on_provider_wait = on_provider_wait
 
     def get(self, name: str, provider: Provider, key: SecretStr | None, access: Access | None = None) -> ModelClient:
@@ -45,7 +44,8 @@ class Clients:
         secret = key.get_secret_value() if key else None
         identity = (name, provider.model_dump_json(), secret, access)
         if identity not in self._clients:
-            gate = RateLimitGate(time.monotonic, random.Random(), on_change=self._on_provider_wait)
+            patience_s = provider.provider_patience_s or math.inf
+            gate = ProviderGate(patience_s=patience_s, on_change=self._on_provider_wait)
             self._gates.append((name, gate))
             self._clients[identity] = make_client(
                 name,

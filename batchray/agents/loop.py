@@ -179,6 +179,7 @@ class ToolLoop:
             deadline=run.deadline,
             thinking=run.request.thinking,
             on_wasted_usage=run.add_usage,
+            while_held=run.held,
         )
         reply = await self._client.ask(call)
         if run.first_token_ns is None:

@@ -70,7 +70,9 @@ class Provider(Strict):
     max_in_flight: PositiveInt | None = None
     """Limit of requests in flight to this provider, over all jobs of a process.  None: only the windows limit them."""
     max_retries: Annotated[int, Field(ge=0)] = 8
-    """Retries of one model call after 408, 409, 429, 5xx, resets and timeouts."""
+    """Retries of one model call after failures that no state of the provider explains: 500, 408, timeouts, breaks."""
+    provider_patience_s: PositiveFloat | None = None
+    """How long a call waits in all for a provider that is away or asks to wait.  None: the job's deadline ends it."""
     timeouts: ProviderTimeouts = ProviderTimeouts()
 
     @model_validator(mode="after")

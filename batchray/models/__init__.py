@@ -1,6 +1,6 @@
 """Calls to model providers: one client per protocol (chat completions, Responses, Anthropic, offline).
 
-Owns the protocols' bodies, streaming, retries and the rate limit of one provider on one event loop.  Knows nothing of
+Owns the protocols' bodies, streaming, retries, and the gate of one provider on one event loop.  Knows nothing of
 agents, jobs or the store.  Invariants:
 
 - A reply counts only if it ends in a way that the protocol defines as complete.
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from batchray.errors import ConfigError
 from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, reply_parts
 from batchray.models.endings import cut_error
+from batchray.models.gate import ProviderGate
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
-from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
+from batchray.models.retry import CallTimeouts, RetryPolicy
 from batchray.models.routing import OPENAI_URL
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ __all__ = [
     "ModelClient",
     "ModelReply",
     "OfflineModels",
-    "RateLimitGate",
+    "ProviderGate",
     "RetryPolicy",
     "RulesModel",
     "ScriptedModel",
@@ -53,7 +54,7 @@ def make_client(
     headers: Mapping[str, str] | None = None,
     timeouts: CallTimeouts | None = None,
     retry: RetryPolicy | None = None,
-    gate: RateLimitGate | None = None,
+    gate: ProviderGate | None = None,
     **options: Unpack[ConnectionOptions],
 ) -> ModelClient:
     """Return a client of the provider `name`, for use on one event loop; `gate` holds its calls back.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,6 +46,7 @@ class ModelCall:
     `time.monotonic()`; neither the call nor a retry continues after it.  `thinking` switches the model's reasoning on
     or off if the provider has such a switch; None leaves it as `body` sets it.
     `on_wasted_usage` receives the usage of attempts that led to no reply, if the provider reported it.
+    `while_held` is entered while the call waits for a provider that takes none; the deadline moves by that time.
     """
 
     model: str
@@ -55,6 +57,7 @@ class ModelCall:
     deadline: float = float("inf")
     thinking: bool | None = None
     on_wasted_usage: Callable[[Usage], None] = discard_usage
+    while_held: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True, slots=True)

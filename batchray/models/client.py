@@ -14,10 +14,11 @@ import orjson
 from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.base import ModelCall
 from batchray.models.connection import Auth, Connection, ConnectionOptions, auth_header, merged_headers
+from batchray.models.gate import ProviderGate
 from batchray.models.http import MAX_REPLY_BYTES, HttpTransport
 from batchray.models.partial_reply import PartialReply
 from batchray.models.provider_errors import TransientError
-from batchray.models.retry import CallTimeouts, RateLimitGate, RetryPolicy
+from batchray.models.retry import CallTimeouts, RetryPolicy
 from batchray.models.sse import EventParser
 
 A = TypeVar("A", bound=PartialReply)
@@ -46,7 +47,7 @@ class TransportSettings(ConnectionOptions, total=False):
     wall_clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     rng: random.Random | None
-    gate: RateLimitGate | None
+    gate: ProviderGate | None
 
 
 class HttpClient:
@@ -95,7 +96,7 @@ class HttpClient:
                 raise
             return answer
 
-        return await self._transport.post(path, _encode(body), read, call.deadline)
+        return await self._transport.post(path, _encode(body), read, call.deadline, call.while_held)
 
     async def _read(self, response: aiohttp.ClientResponse, answer: PartialReply) -> None:
         """Read a stream or a body.  Its first character tells which, because servers and gateways mislabel both."""

@@ -65,6 +65,10 @@ class TransientError(Exception):
         return f"status {self.status}" if self.status else self.type.replace("_", " ")
 
 
+class UnreachableError(TransientError):
+    """There is no connection to the provider: refused, timed out, or its name is unknown."""
+
+
 class ProviderError(NamedTuple):
     """An error object from a provider.  `codes` are its codes and types, lower-cased, if present.
 
@@ -167,3 +171,8 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(map(_text, value))
     return "" if value is None else str(value)
+
+
+def with_detail(reason: str, detail: str) -> str:
+    """Return the reason of an error with the provider's words behind it, if there are any."""
+    return f"{reason}: {detail}" if detail else reason

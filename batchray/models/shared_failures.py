@@ -32,9 +32,17 @@ _WORDS = re.compile(
 # A request that moderation refuses, which OpenRouter and others report as 403.
 _OWN_WORDS = re.compile(r"moderation|flagged|content.?(?:policy|filter)|safety", re.IGNORECASE)
 
+# OpenAI: "Request too large for gpt-4 ... on tokens per min (TPM): Limit 30000, Requested 42000."
+_TOO_LARGE = re.compile("request too large", re.IGNORECASE)
+
 
 def is_shared(status: int, error: ProviderError) -> bool:
     """Return whether a final refusal concerns all requests to the provider, and not only the content of this one."""
     if error.codes & _CODES or _WORDS.search(error.message):
         return True
     return status in _STATUSES and not error.is_too_long and not _OWN_WORDS.search(error.message)
+
+
+def exceeds_quota_alone(status: int, error: ProviderError) -> bool:
+    """Return whether a 429 is final: this request has more tokens than its account may use in a minute."""
+    return status == 429 and _TOO_LARGE.search(error.message) is not None

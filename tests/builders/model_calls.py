@@ -43,9 +43,12 @@ class HeldTime(FakeTime):
         self._is_released = asyncio.Event()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for `release`."""
-        self.slept.append(seconds)
-        await self._is_released.wait()
+        """Wait for `release`; after it, advance the clock."""
+        if self._is_released.is_set():
+            await super().sleep(seconds)
+        else:
+            self.slept.append(seconds)
+            await self._is_released.wait()
 
     def release(self) -> None:
         """Advance the clock by the longest sleep, and wake all sleepers."""

@@ -65,15 +65,19 @@ class CheckpointedRuns:
 
 
 def run_isolated(
-    bound: BoundAgent, item: bytes, limited: Callable[[], AbstractContextManager[None]] = nullcontext
+    bound: BoundAgent,
+    item: bytes,
+    limited: Callable[[], AbstractContextManager[None]] = nullcontext,
+    unlimited: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[RunUpdate | None]:
     """Run one request on an event loop of its own; yield its checkpoints step by step, and its report.
 
     The first result is None, when the agent's code is imported.  A None follows each checkpoint too: when it is taken,
-    the checkpoint before it is stored.  `limited` is entered while this waits for the run.
+    the checkpoint before it is stored.  `limited` is entered while this waits for the run, and
+    `unlimited`, inside it and on the run's thread, while the run waits for its provider.
     """
     with closing(LoopThread("batchray-run")) as loop:  # the run continues while its checkpoints are being stored
-        runner = AttemptRunner()
+        runner = AttemptRunner(while_held=unlimited)
         try:
             loop.run(_prepare(runner, bound))
             yield None

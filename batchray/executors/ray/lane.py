@@ -155,7 +155,8 @@ def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | RunUp
         except UserCodeError as error:
             yield from (None, RunUpdate((), failed_report(item, error)))
             return
-        yield from run_isolated(bound, item, partial(_hard_deadline, bound.agent.deadline_s + _GRACE_S))
+        life_s = bound.agent.deadline_s + _GRACE_S
+        yield from run_isolated(bound, item, partial(_hard_deadline, life_s), partial(_no_hard_deadline, life_s))
 
 
 @contextmanager
@@ -177,6 +178,16 @@ def _hard_deadline(life_s: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def _no_hard_deadline(life_s: float) -> Iterator[None]:
+    """Suspend the hard deadline while the request waits for its provider; after that it starts again."""
+    faulthandler.cancel_dump_traceback_later()
+    try:
+        yield
+    finally:
+        faulthandler.dump_traceback_later(life_s, exit=True)
 
 
 def _actor_id() -> str:
