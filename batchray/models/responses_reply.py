@@ -6,17 +6,18 @@ Python SDK 3.57.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import orjson
 
-from batchray.errors import InvalidResponseError
+from batchray.models.arguments import joined_surrogates
 from batchray.models.base import ReplyPart
 from batchray.models.endings import RESPONSE_ENDS, FinishReason, check_not_empty, finish_reason, truncated
 from batchray.models.http import HttpTransport
-from batchray.models.partial_reply import BAD_SHAPE, PartialCall, string
-from batchray.models.sse import Event
+from batchray.models.partial_reply import JsonReply, PartialCall, string
+from batchray.models.provider_errors import error_in
+from batchray.models.usage_counts import mapping, merged_counts, token_count
 from batchray.schema import (
     OmittedReasoningContent,
     ReasoningContent,
@@ -40,51 +41,29 @@ _DELTAS = frozenset(
 )
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _TOKENS = _DELTAS | _ENDS | {"response.output_item.done"}
-_TEXT_FIELDS = {"output_text": "text", "refusal": "refusal"}
 
 
-class PartialResponse:
+class PartialResponse(JsonReply):
     """A reply that is still arriving.  See `PartialReply`."""
 
-    __slots__ = ("_items", "_said", "_transport", "_usage", "_word", "finish_reason", "first_token_ns", "is_done")
+    __slots__ = ("_items", "_said", "_usage", "_word", "finish_reason")
+
+    what: ClassVar[str] = "a response"
 
     def __init__(self, transport: HttpTransport) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._items: dict[int, dict[str, Any]] = {}  # by their index in the output
         self._said: list[str] = []
-        self._usage: Any = None
+        self._usage: Mapping[str, Any] = {}
         self._word: str | None = None  # the status, or why the response is incomplete
         self.finish_reason: FinishReason = "stop"
-        self.is_done = False
-        self.first_token_ns: int | None = None
-
-    def add(self, event: Event) -> None:
-        """Process one event of the stream."""
-        if event.data.strip() == b"[DONE]":  # some servers end their streams like chat completions
-            self.is_done = True
-            return
-        try:
-            content = orjson.loads(event.data)
-            self._apply(content.get("type") or event.name.decode(), content)
-        except BAD_SHAPE as error:
-            raise self._malformed("malformed_stream", error) from None
-
-    def add_body(self, body: bytes) -> None:
-        """Process a reply that arrived whole, not streamed."""
-        try:
-            response = orjson.loads(body)
-            if response.get("error") and "output" not in response:
-                raise self._transport.error_in_reply(response["error"])
-            if not isinstance(response.get("output"), list):
-                raise TypeError("it has no output")
-            self._apply_end(response)
-        except BAD_SHAPE as error:
-            raise self._malformed("malformed_response", error) from None
 
     def check(self) -> None:
         """Raise TransientError or InvalidResponseError if the reply is incomplete, empty, or cut by a filter."""
         if self._word is None:
-            raise truncated("response.completed")
+            if not self.is_done:
+                raise truncated("response.completed")
+            self._word = "completed"  # some servers say only that they are done
         name = self._transport.name
         self.finish_reason = finish_reason(RESPONSE_ENDS, self._word, name)
         parts, has_calls = self.parts(), any(item.get("type") == "function_call" for item in self.items())
@@ -97,79 +76,111 @@ class PartialResponse:
     def items(self) -> list[dict[str, Any]]:
         """Return the output, in its order."""
         if not self._items and self._said:  # a server that streams text and sends no items
-            part = {"type": "output_text", "text": "".join(self._said), "annotations": []}
+            part = {"type": "output_text", "text": joined_surrogates("".join(self._said)), "annotations": []}
             return [{"type": "message", "role": "assistant", "content": [part]}]
         return [self._items[index] for index in sorted(self._items)]
 
     def parts(self) -> list[ReplyPart]:
         """Return the text and reasoning.  Items of kinds that a message cannot hold are left out."""
-        try:
-            return [part for item in self.items() for part in _parts(item)]
-        except BAD_SHAPE as error:
-            raise self._malformed("malformed_response", error) from None
+        return [part for item in self.items() for part in _parts(item)]
 
     def calls(self) -> list[PartialCall]:
         """Return the calls to the agent's tools."""
-        try:
-            return [_call(item) for item in self.items() if item.get("type") == "function_call"]
-        except BAD_SHAPE as error:
-            raise self._malformed("malformed_response", error) from None
+        return [_call(item) for item in self.items() if item.get("type") == "function_call"]
 
     def usage(self) -> Usage:
-        """Return the tokens used.  Raises InvalidResponseError for counts that are not numbers."""
-        try:
-            return _usage(self._usage or {})
-        except BAD_SHAPE as error:  # pydantic's ValidationError is a ValueError
-            raise self._malformed("malformed_stream", error) from None
+        """Return the tokens reported so far; counts that cannot be read are 0."""
+        return _usage(self._usage)
 
-    def _apply(self, kind: str, content: dict[str, Any]) -> None:
+    def _take(self, content: Any, name: bytes) -> None:
+        kind = content.get("type") or name.decode(errors="replace")
         if self.first_token_ns is None and kind in _TOKENS:
-            self.first_token_ns = int(self._transport.clock() * 1e9)
+            self._mark_first_token()
         if kind in _DELTAS:  # first: the hot path
             if kind == "response.output_text.delta":
                 self._said.append(string(content["delta"]))
         elif kind in ("response.output_item.added", "response.output_item.done"):
-            self._items[content["output_index"]] = dict(content["item"])
+            item = _item(content["item"])
+            self._items[self._index_of(content, item.get("id"))] = item
         elif kind == "response.function_call_arguments.done":
-            self._items.setdefault(content["output_index"], {})["arguments"] = content["arguments"]
+            index = self._index_of(content, content.get("item_id"))
+            self._items.setdefault(index, {})["arguments"] = content["arguments"]
         elif kind in _ENDS:
-            self._apply_end(content["response"], kind)
+            self._end(content["response"], kind)
         elif kind == "error" or content.get("error"):
             raise self._transport.error_in_reply(content.get("error") or content)
+        elif not kind and (error := error_in(content)) is not None:
+            raise self._transport.error_in_reply(error)
         # The other events announce parts that these hold too, or were added later.
 
-    def _apply_end(self, response: dict[str, Any], kind: str = "response.completed") -> None:
-        self._usage = response.get("usage") or self._usage
+    def _index_of(self, content: Mapping[str, Any], item_id: Any) -> int:
+        """Return the index that an event names, or without one that of the item with this id, or the next."""
+        if (index := content.get("output_index")) is not None:
+            return int(index)
+        known = (index for index, item in self._items.items() if item_id and item.get("id") == item_id)
+        return next(known, max(self._items, default=-1) + 1)
+
+    def _take_whole(self, content: Any) -> None:
+        if content.get("error") and "output" not in content:
+            raise self._transport.error_in_reply(content["error"])
+        if not isinstance(content.get("output"), list):
+            raise TypeError("it has no output")
+        self._end(content, "response.completed")
+
+    def _end(self, response: Any, kind: str) -> None:
+        self._usage = merged_counts(self._usage, response.get("usage"))
         status = string(response.get("status") or kind.removeprefix("response."))
-        self._word = string((response.get("incomplete_details") or {}).get("reason") or status)
+        self._word = string(mapping(response.get("incomplete_details")).get("reason") or status)
         if status == "failed" or response.get("error"):
             raise self._transport.error_in_reply(response.get("error") or "the response failed")
         if output := response.get("output"):  # some servers send the items only here, others only as events
-            self._items = {index: dict(item) for index, item in enumerate(output)}
+            self._items = {index: _item(item) for index, item in enumerate(output)}
         self.is_done = True
 
-    def _malformed(self, type: str, error: Exception) -> InvalidResponseError:
-        name = self._transport.name
-        return InvalidResponseError(type, f"{name}: not a response: {self._transport.clean(str(error))}")
+
+def _item(given: Any) -> dict[str, Any]:
+    """Return an item that can be stored and sent back.  Raises one of `BAD_SHAPE` for one of another shape."""
+    item = dict(given)
+    try:
+        orjson.dumps(item)
+    except TypeError:  # halves of surrogate pairs
+        item = _with_whole_texts(item)
+    _call(item) if item.get("type") == "function_call" else list(_parts(item))
+    return item
+
+
+def _with_whole_texts(value: Any) -> Any:
+    match value:
+        case str():
+            return joined_surrogates(value)
+        case dict():
+            return {_with_whole_texts(key): _with_whole_texts(each) for key, each in value.items()}
+        case list():
+            return [_with_whole_texts(each) for each in value]
+    return value
 
 
 def _parts(item: Item) -> Iterator[ReplyPart]:
-    if item.get("type") == "message":
-        for part in item.get("content") or ():
-            if (field := _TEXT_FIELDS.get(part.get("type"))) and (text := string(part.get(field) or "")):
-                yield TextContent(text=text)
-    elif item.get("type") == "reasoning":
+    if item.get("type") == "reasoning":
         yield _reasoning(item)
+    elif item.get("type", "message") == "message" and (text := "".join(_texts(item.get("content")))):
+        yield TextContent(text=text)
 
 
 def _reasoning(item: Item) -> ReplyPart:
-    if shown := "".join(string(part.get("text") or "") for part in item.get("content") or ()):
+    if shown := "".join(_texts(item.get("content"))):
         return ReasoningContent(is_native=True, reasoning=shown)
-    paragraphs: Sequence[str] = [string(part.get("text") or "") for part in item.get("summary") or ()]
+    paragraphs = _texts(item.get("summary"))
     if not any(paragraphs):
         return OmittedReasoningContent()
     summary = [SummaryPart(index=index, text=text) for index, text in enumerate(paragraphs)]
-    return SummarizedReasoningContent(id=string(item.get("id") or ""), summary=summary)
+    return SummarizedReasoningContent(id=str(item.get("id") or ""), summary=summary)
+
+
+def _texts(content: Any) -> list[str]:
+    """Return the texts of content: parts, or as some servers send it, one part or a string."""
+    parts = content if isinstance(content, list) else [content] if content else []
+    return [part if isinstance(part, str) else string(part.get("text") or part.get("refusal") or "") for part in parts]
 
 
 def _call(item: Item) -> PartialCall:
@@ -179,13 +190,13 @@ def _call(item: Item) -> PartialCall:
 
 
 def _usage(given: Mapping[str, Any]) -> Usage:
-    prompt, completion = given.get("input_tokens") or 0, given.get("output_tokens") or 0
-    of_prompt, of_completion = given.get("input_tokens_details") or {}, given.get("output_tokens_details") or {}
+    prompt, completion = token_count(given.get("input_tokens")), token_count(given.get("output_tokens"))
+    of_prompt, of_completion = mapping(given.get("input_tokens_details")), mapping(given.get("output_tokens_details"))
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=given.get("total_tokens") or prompt + completion,
-        cached_input_tokens=of_prompt.get("cached_tokens") or 0,
-        cache_write_tokens=of_prompt.get("cache_write_tokens") or 0,
-        reasoning_tokens=of_completion.get("reasoning_tokens") or 0,
+        total_tokens=max(token_count(given.get("total_tokens")), prompt + completion),
+        cached_input_tokens=token_count(of_prompt.get("cached_tokens")),
+        cache_write_tokens=token_count(of_prompt.get("cache_write_tokens")),
+        reasoning_tokens=token_count(of_completion.get("reasoning_tokens")),
     )

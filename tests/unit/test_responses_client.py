@@ -124,6 +124,50 @@ async def test_a_call_that_came_without_its_end_counts() -> None:
     assert [item["arguments"] for item in reply.items] == ['{"a": 1}']
 
 
+SAID = {"id": "msg_1", "type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Yes."}]}
+ODD_ITEMS = [
+    [{**SAID, "content": "Yes."}],
+    [{**SAID, "content": ["Y", {"type": "text", "text": "es."}]}],
+    [{"role": "assistant", "content": {"text": "Yes."}}],
+    [{**SAID, "status": 7, "annotations": None, "phase": {"of": "moon"}}],
+    [{**SAID, "content": [{"type": "output_text", "text": "Yes.", "logprobs": [{"logprob": float("nan")}]}]}],
+    [{"type": "reasoning", "id": None, "summary": "hm", "content": None}, SAID],
+    [{"type": "reasoning", "id": 7, "summary": ["h", {"text": "m"}]}, SAID],
+    [{"type": "reasoning", "content": "hm"}, SAID],
+    [{"type": "reasoning"}, {"type": "dream"}, {}, SAID],
+]
+
+
+@pytest.mark.parametrize("items", ODD_ITEMS, ids=range(len(ODD_ITEMS)))
+async def test_a_field_that_nobody_needs_does_not_spoil_an_answer(items: list[dict[str, Any]]) -> None:
+    body = {"status": "completed", "output": items, "usage": {"input_tokens": -1, "output_tokens": "3"}}
+    lines = [{"type": "response.output_item.done", "item": item} for item in items]
+    end = {"type": "response.completed", "response": {"usage": {"output_tokens": 3.5, "input_tokens_details": []}}}
+    for one in (answered(body), streamed(*lines, end)):
+        async with one as client:
+            reply = await client.ask(call())
+        assert (reply.text, reply.usage.prompt_tokens, reply.usage.completion_tokens) == ("Yes.", 0, 3)
+        assert len(reply.items) == len(items)
+        kept = message("assistant", "Yes.", provider_items=list(reply.items))
+        assert Message.model_validate_json(kept.model_dump_json()).provider_items == list(reply.items)
+
+
+async def test_halves_of_a_character_become_one_or_are_replaced() -> None:
+    half = b'{"type": "message", "content": [{"type": "output_text", "text": "a\\ud83d\\ude00 b\\ud83d c"}]}'
+    whole = b'{"status": "completed", "output": [' + half + b', {"type": "dream", "of": "\\ud83d"}]}'
+    async with always(whole, "application/json") as url, opened(url) as client:
+        reply = await client.ask(call())
+    assert reply.text == "a\U0001f600 b\ufffd c"
+    assert orjson.loads(orjson.dumps(reply.items)) == list(reply.items)
+
+
+async def test_a_stream_that_says_only_that_it_is_done_is_whole() -> None:
+    done = {"type": "response.output_item.done", "output_index": 0, "item": SAID}
+    lines = b"data: " + orjson.dumps(done) + b"\n\ndata: [DONE]\n\n"
+    async with always(lines, "text/event-stream") as url, opened(url) as client:
+        assert (await client.ask(call())).text == "Yes."
+
+
 @asynccontextmanager
 async def answered(body: dict[str, Any]) -> AsyncIterator[ResponsesClient]:
     """Open a client of a server that gives one whole response."""
