@@ -65,7 +65,7 @@ _PASSING_FAULTS = (
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the ledger.  `at` is monotonic seconds, when the request had come in whole."""
+    """One call of the ledger.  `at` is when the request had come in whole, in seconds of the server's clock."""
 
     at: float
     text: str
@@ -79,7 +79,7 @@ class ProviderServer:
     """The server.
 
     `tokens` are those of a plain answer, `latency_s` the time to its first byte, `fault_rate` the part of the calls
-    that fail; how many of so many calls do is the same each time.
+    that fail; how many of so many calls do is the same for each `seed`.  `clock` gives the seconds of the ledger.
     """
 
     def __init__(
@@ -89,12 +89,14 @@ class ProviderServer:
         tokens: int = 5,
         latency_s: float = 0.0,
         fault_rate: float = 0.0,
+        seed: int = 1,
+        clock: Callable[[], float] = time.monotonic,
         keeps_bodies: bool = True,
     ) -> None:
         self.port, self.tokens, self.latency_s, self.keeps_bodies = port, tokens, latency_s, keeps_bodies
         self.always = ""
         """Directives for every call, such as `[[status:401]]`, while they are set."""
-        self._fault_rate, self._rng = fault_rate, random.Random(1)
+        self._fault_rate, self._rng, self._clock = fault_rate, random.Random(seed), clock
         self.n_calls = self.n_in_flight = self.max_in_flight = self.n_connections = 0
         self.connections: set[_Connection] = set()
         self._calls: deque[Call] = deque(maxlen=MAX_CALLS)
@@ -149,7 +151,7 @@ class ProviderServer:
         text, model = _last_user_text(messages), request["model"]
         authorization = headers.get("authorization") or headers.get("x-api-key", "")
         kept = (headers, request) if self.keeps_bodies else ({}, {})
-        self._calls.append(Call(time.monotonic(), text, model, authorization, *kept))
+        self._calls.append(Call(self._clock(), text, model, authorization, *kept))
         self.n_calls += 1
         fault = f"[[{self._rng.choice(_PASSING_FAULTS)}]]" if self._rng.random() < self._fault_rate else ""
         return _REPLIES[path](
