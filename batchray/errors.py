@@ -140,9 +140,13 @@ class StoreLockedError(UsageError):
         super().__init__(data_dir, holder)
         self.data_dir, self.holder = data_dir, holder
 
+    @property
+    def reason(self) -> str:
+        """Who has the directory, without the advice."""
+        return f"{f'process {self.holder}' if self.holder else 'another process'} is writing to {self.data_dir}"
+
     def __str__(self) -> str:
-        who = f"process {self.holder}" if self.holder else "another process"
-        return f"{who} is writing to {self.data_dir}; wait until it ends, or use another --data-dir"
+        return f"{self.reason}; wait until it ends, or use another --data-dir"
 
 
 class KeyInUseError(UsageError):

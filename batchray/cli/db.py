@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from batchray.cli.job_names import place_of
 from batchray.cli.options import store_options, store_settings
 from batchray.errors import BatchrayError
 
@@ -98,11 +99,12 @@ def _write_all(store: Store, file: IO[str], lost: Callable[[str], None]) -> int:
     show_default=True,
     help="How many days after their end jobs are kept.",
 )
+@click.option("--yes", is_flag=True, help="Do not ask before --days 0 deletes all ended jobs.")
 @store_options
-def prune(days: float, config: Path | None, data_dir: Path | None, database_url: str | None) -> None:
+def prune(days: float, yes: bool, config: Path | None, data_dir: Path | None, database_url: str | None) -> None:
     """Delete jobs that ended more than --days ago.
 
-    A server does so by itself.
+    A server does so by itself.  --days 0 asks first.
 
     Example: batchray db prune --days 7
     """
@@ -112,6 +114,8 @@ def prune(days: float, config: Path | None, data_dir: Path | None, database_url:
     from batchray.store import AsyncStore, Store
 
     settings = store_settings(config, data_dir, database_url)
+    if days == 0 and not yes:
+        click.confirm(f"Delete all ended jobs of {place_of(settings)} and their results?", abort=True, err=True)
     with Store.open(settings.data_dir, settings.url, allow_network_fs=settings.allow_network_fs) as store:
         asyncio.run(prune_store(AsyncStore(store), days))
         click.echo(f"{sum(store.jobs.count_by_status().values()):,} jobs are left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,12 +21,21 @@ from batchray.cli.options import (
     store_options,
 )
 from batchray.cli.output import Shown, check_output, own_stdout, write_results
-from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, JobPausedError, UsageError
+from batchray.errors import (
+    BatchrayError,
+    ConfigError,
+    JobInterruptedError,
+    JobPausedError,
+    StoreLockedError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from batchray.config import Settings
     from batchray.jobs.handle import Job
     from batchray.store import JobRecord
+
+_LOOK_AGAIN_S = 0.5
 
 
 def _run_options(command: Command) -> Command:
@@ -43,6 +53,7 @@ def _run_options(command: Command) -> Command:
             help="Pause the job if more requests fail: 25, or 5%.  Default: none.",
         ),
         executor_options,
+        click.option("--no-wait", is_flag=True, help="Fail if another process is using the data directory."),
         click.option("--quiet", is_flag=True, help="Show no progress and no summary."),
     )
     for option in reversed(options):
@@ -118,13 +129,14 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
     from batchray.jobs.start import output_of
     from batchray.views.progress_display import show_progress
 
-    is_quiet, config, include_input = (options.pop(name) for name in ("quiet", "config", "include_input"))
+    names = ("quiet", "no_wait", "config", "include_input")
+    is_quiet, no_wait, config, include_input = (options.pop(name) for name in names)
     settings = load_settings(config, **options)
     place = _place_options(settings, config)
     job: Job | None = None
     try:
         with own_stdout() as stdout:
-            job = start(settings)
+            job = _start_when_free(start, settings, is_waiting=not no_wait)
             output = output or output_of(job)
             is_piped = str(output) == "-"  # the results are all that standard output gets
             is_quiet = is_quiet or is_piped
@@ -152,6 +164,21 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
     if not is_quiet:
         _summarize(job, record, output, place)
     leave(0 if record.counts["succeeded"] == record.total else 1)
+
+
+def _start_when_free(start: Callable[[Settings], Job], settings: Settings, *, is_waiting: bool) -> Job:
+    """Start a job as soon as no other process writes to its data directory."""
+    has_said_so = False
+    while True:
+        try:
+            return start(settings)
+        except StoreLockedError as error:
+            if not is_waiting:
+                raise
+            if not has_said_so:
+                click.echo(f"batchray: {error.reason}; this command starts when it has ended", err=True)
+            has_said_so = True
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _place_options(settings: Settings, config: Path | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from batchray.jobs.create import Requests, create_job
 from batchray.jobs.handle import Job
 from batchray.jobs.runtime import Runtime
 from batchray.store import Store
+
+logger = logging.getLogger(__name__)
+
+# Where Ray unpacks the working directory of a job that `ray job submit` gave it.
+_RAY_WORKING_DIR = "/runtime_resources/working_dir_files/"
 
 
 def submit_with(
@@ -30,6 +36,7 @@ def submit_with(
     if callback_url is not None:
         callback_url = read_callback_url(callback_url)
     runtime = session()
+    _warn_of_temporary_directory(chosen)
     store = runtime.open_store(chosen)
     try:
         if any(agent.agent.placement == "process" for agent in bound.agents.values()):
@@ -140,6 +147,16 @@ def session() -> Runtime:
     """Return the runtime that all jobs of this process share."""
     # The only global state of a process: its lanes are reused by the next job, and end with the process.
     return Runtime()
+
+
+def _warn_of_temporary_directory(settings: Settings) -> None:
+    """Warn if results would be deleted by Ray: it unpacks the files of a submitted job into its own directory."""
+    if settings.url is None and _RAY_WORKING_DIR in str(settings.data_dir.absolute()):
+        logger.warning(
+            "%s is in the working directory of a job that was submitted to Ray, which Ray deletes after the job; give a"
+            " data_dir outside of it",
+            settings.data_dir.absolute(),
+        )
 
 
 def _check_travel(agents: AgentSet, settings: Settings) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import batchray
 from batchray import Agent
 from batchray.errors import ConfigError, StoreLockedError
 from batchray.store import Store
+from tests.builders.commands import AGENTS, command, local
 from tests.builders.jobs import echo, fail, new_job
 from tests.polling import until
 from tests.postgres import Database
@@ -46,3 +50,22 @@ def test_a_handle_holds_no_connection_to_postgresql_between_reads(database: Data
         assert [job.status for job in jobs] == ["created"] * 5
         until(lambda: connection.exec_driver_sql(query).scalar() == 1)  # this one; a backend ends after its client
     engine.dispose()
+
+
+def test_a_second_run_waits_until_the_first_has_the_directory_no_more(tmp_path: Path) -> None:
+    (tmp_path / "agents.yaml").write_text(AGENTS)
+    (tmp_path / "requests.jsonl").write_text('{"agent_id": "a", "input": "x"}\n')
+    arguments = local("requests.jsonl", "--quiet")
+    holder = f"process {os.getpid()} is writing to {tmp_path / '.batchray'}"
+    with Store.open(tmp_path / ".batchray"):
+        refused = command(tmp_path, *arguments, "--no-wait")
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "batchray", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr is not None
+        said = waiting.stderr.readline()
+    _, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, err) == (0, "")
+    assert (refused.status, f"{holder}; wait until it ends" in refused.err) == (2, True)
+    assert said == f"batchray: {holder}; this command starts when it has ended\n"
+    assert [job.status for job in batchray.jobs(tmp_path / ".batchray")] == ["completed"]

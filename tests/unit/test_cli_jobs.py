@@ -178,6 +178,19 @@ def test_the_states_of_jobs_have_the_same_words_everywhere(data: Path) -> None:
     assert batchray.attach(THIRD, data).status == "interrupted"  # no process has the store open now
 
 
+def test_days_0_asks_before_it_deletes_all_ended_jobs(data: Path) -> None:
+    call("cancel", FIRST, "--data-dir", str(data))
+    prune = ("db", "prune", "--days", "0", "--data-dir", str(data))
+    refused = CliRunner().invoke(cli, prune, input="n\n")
+    assert (refused.exit_code, "Delete all ended jobs of" in refused.output) == (1, True)
+    assert FIRST in shown("--data-dir", str(data))
+    assert CliRunner().invoke(cli, prune, input="y\n").exit_code == 0
+    assert FIRST not in shown("--data-dir", str(data))
+    call("cancel", SECOND, "--data-dir", str(data))
+    assert call(*prune, "--yes").exit_code == 0
+    assert SECOND not in shown("--data-dir", str(data))
+
+
 def test_results_of_several_jobs_say_which_job_they_are_of(data: Path) -> None:
     call("cancel", FIRST, THIRD, "--data-dir", str(data))
     lines = [json.loads(line) for line in printed(data, FIRST, "last")]

@@ -77,3 +77,15 @@ def test_an_interrupt_of_a_run_says_how_to_continue(
     assert said.startswith(f"job {job.id}: interrupted with ")
     assert said.endswith(f"to continue: batchray.resume({job.id!r}, data_dir={str(tmp_path / 'data')!r})\n")
     assert job.status == "interrupted"
+
+
+@pytest.mark.parametrize(("place", "n_warnings"), [("runtime_resources/working_dir_files/_ray_pkg_1/d", 1), ("d", 0)])
+def test_a_data_directory_that_ray_deletes_is_warned_about(
+    place: str, n_warnings: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    agents = bind_agents([Agent(id="a", run=lambda request: "x")])
+    settings = load_settings(data_dir=tmp_path / place, executor="local")
+    submit_with(settings, [{"agent_id": "a", "input": "x"}], agents).wait(60)
+    assert (
+        len([record for record in caplog.records if "which Ray deletes after the job" in record.message]) == n_warnings
+    )
