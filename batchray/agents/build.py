@@ -55,6 +55,7 @@ class Clients:
                 timeouts=_timeouts(provider),
                 retry=RetryPolicy(max_retries=provider.max_retries),
                 gate=gate,
+                send_reasoning=provider.send_reasoning,
                 **_reach(provider, access),
             )
         return self._clients[identity]

@@ -67,6 +67,8 @@ class Provider(Strict):
     """Whether answers are streamed; a server that cannot stream gets `stream: false`."""
     stream_options: bool = True
     """Whether protocol openai asks for usage in a stream; some servers refuse the field."""
+    send_reasoning: Literal["auto", "always", "never"] = "auto"
+    """Whether protocol openai sends a model's reasoning back.  `auto`: as known hosts want it, else with tool calls."""
     max_in_flight: PositiveInt | None = None
     """Limit of requests in flight to this provider, over all jobs of a process.  None: only the windows limit them."""
     max_retries: Annotated[int, Field(ge=0)] = 8

@@ -27,6 +27,7 @@ from batchray.models.routing import OPENAI_URL
 
 if TYPE_CHECKING:
     from batchray.models.connection import ConnectionOptions
+    from batchray.models.reply_extras import SendReasoning
 
 __all__ = [
     "CallTimeouts",
@@ -55,10 +56,12 @@ def make_client(
     timeouts: CallTimeouts | None = None,
     retry: RetryPolicy | None = None,
     gate: ProviderGate | None = None,
+    send_reasoning: SendReasoning = "auto",
     **options: Unpack[ConnectionOptions],
 ) -> ModelClient:
     """Return a client of the provider `name`, for use on one event loop; `gate` holds its calls back.
 
+    `send_reasoning` belongs to the protocol openai.
     Raises ConfigError for an unknown protocol, or an address or key that HTTP cannot carry.
     """
     if protocol == "offline":
@@ -86,4 +89,4 @@ def make_client(
         raise ConfigError(f"provider {name!r}: the protocol openai needs a base_url")
     from batchray.models.openai import OpenAIClient
 
-    return OpenAIClient(base_url, api_key, **settings)
+    return OpenAIClient(base_url, api_key, send_reasoning=send_reasoning, **settings)

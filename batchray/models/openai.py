@@ -16,6 +16,7 @@ from batchray.models.client import HttpClient, TransportSettings, report_wasted_
 from batchray.models.openai_reply import PartialCompletion
 from batchray.models.openai_request import request_body
 from batchray.models.refused_fields import RefusedFields
+from batchray.models.reply_extras import ReasoningBack, SendReasoning
 
 _ID_CHARS = string.ascii_letters + string.digits
 _RANDOM = random.SystemRandom()  # workers that were forked must not repeat each other's ids
@@ -31,7 +32,8 @@ class OpenAIClient(HttpClient):
     """Calls an OpenAI-compatible server; one per provider and event loop, shared by all requests.
 
     `base_url` is the part before `/chat/completions`.  `name` is the provider's name in errors and logs; `headers`
-    are sent with each request.  `ids` makes ids for tool calls that arrive without a usable one.
+    are sent with each request.  `ids` makes ids for tool calls that arrive without a usable one.  `send_reasoning`
+    says whether reasoning goes back with the conversation.
     Raises ConfigError for an address or a key that HTTP cannot carry.
     """
 
@@ -43,10 +45,12 @@ class OpenAIClient(HttpClient):
         name: str = "openai",
         headers: Mapping[str, str] | None = None,
         ids: Callable[[], str] = new_tool_call_id,
+        send_reasoning: SendReasoning = "auto",
         **settings: Unpack[TransportSettings],
     ) -> None:
         super().__init__(name, base_url, api_key, "bearer", {}, headers, settings)
         self._ids = ids
+        self._reasoning = ReasoningBack(send_reasoning, base_url)
         self._refused = RefusedFields(name)
 
     async def ask(self, call: ModelCall) -> ModelReply:
@@ -55,7 +59,7 @@ class OpenAIClient(HttpClient):
         Fields that the model refuses are left out, see `RefusedFields`.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
-        body = request_body(call)
+        body = request_body(call, self._reasoning)
         answer = await self._refused.send(call, body, lambda sent: self._post(_PATH, sent, PartialCompletion, call))
         try:
             return answer.reply(call, self._ids)

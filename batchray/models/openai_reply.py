@@ -15,11 +15,15 @@ from batchray.models.endings import CHAT_ENDS, FinishReason, check_not_empty, fi
 from batchray.models.http import HttpTransport
 from batchray.models.partial_reply import JsonReply, complete_calls, string
 from batchray.models.provider_errors import TransientError, error_in
+from batchray.models.reply_extras import gather, reply_item
 from batchray.models.tool_call_deltas import ToolCallDeltas
 from batchray.models.usage_counts import mapping, merged_counts, token_count
 from batchray.schema import ToolCall, Usage
 
 _REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text"})
+_FIELDS = frozenset(
+    {"content", "function_call", "reasoning", "reasoning_content", "refusal", "role", "tool_calls"},
+)
 # Where a part, or a reasoning object, may hold its text; a value may be a list of such objects.
 _TEXT_KEYS = ("text", "content", "reasoning", "reasoning_content", "thinking", "summary", "refusal")
 _MAX_DEPTH = 8
@@ -28,7 +32,17 @@ _MAX_DEPTH = 8
 class PartialCompletion(JsonReply):
     """A reply that is still arriving.  See `PartialReply`."""
 
-    __slots__ = ("_calls", "_finish_reason", "_has_choice", "_reasoning", "_text", "_usage", "_word")
+    __slots__ = (
+        "_calls",
+        "_extras",
+        "_finish_reason",
+        "_has_choice",
+        "_reasoning",
+        "_reasoning_key",
+        "_text",
+        "_usage",
+        "_word",
+    )
 
     what: ClassVar[str] = "a chat completion"
 
@@ -36,6 +50,8 @@ class PartialCompletion(JsonReply):
         super().__init__(transport)
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._reasoning_key: str | None = None  # the field in which it comes
+        self._extras: dict[str, Any] = {}
         self._calls = ToolCallDeltas()
         self._usage: Mapping[str, Any] = {}
         self._has_choice = False
@@ -64,9 +80,12 @@ class PartialCompletion(JsonReply):
         """Return the complete reply.  Raises InvalidResponseError."""
         # Joined first: a pair of surrogates may be split between two deltas.
         text, reasoning = joined_surrogates("".join(self._text)), joined_surrogates("".join(self._reasoning))
+        tool_calls = self._tool_calls(ids) if self._calls.calls else ()
+        extras = {call.id: call.extra for call in self._calls.calls if call.extra}
         return ModelReply(
             content=reply_parts(text, reasoning),
-            tool_calls=self._tool_calls(ids) if self._calls.calls else (),
+            tool_calls=tool_calls,
+            items=reply_item(self._extras, self._reasoning_key, extras),
             finish_reason=self._finish_reason,
             usage=self.usage(),
             first_token_ns=self.first_token_ns,
@@ -126,14 +145,24 @@ class PartialCompletion(JsonReply):
                 self._apply_parts(text)
         if reasoning:
             self._reasoning.append(reasoning if reasoning.__class__ is str else _words(reasoning))
+            if self._reasoning_key is None:
+                self._reasoning_key = "reasoning_content" if delta.get("reasoning_content") else "reasoning"
         if pieces:
             self._calls.add(pieces)
         if refusal := delta.get("refusal"):
             self._text.append(string(refusal))
         if function := delta.get("function_call"):
             self._calls.add([{"function": function}])
+        if not _FIELDS.issuperset(delta):
+            self._apply_extras(delta)
         if self.first_token_ns is None and (text or reasoning or pieces):
             self._mark_first_token()
+
+    def _apply_extras(self, delta: Mapping[str, Any]) -> None:
+        """Keep fields that the provider wants back.  Detailed reasoning is also read, if it comes without a text."""
+        gather(self._extras, delta)
+        if (details := delta.get("reasoning_details")) and self._reasoning_key is None:
+            self._reasoning.append(_words(details))
 
     def _apply_parts(self, content: Any) -> None:
         """Process content that is one part or a list of parts.  Raises TypeError for anything else."""

@@ -6,28 +6,30 @@ Source: OpenAI's API reference, "Create chat completion".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
 from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of
+from batchray.models.reply_extras import ReasoningBack, call_fields
 from batchray.models.thinking import with_reasoning_effort
-from batchray.schema import ImageContent, Message, TextContent, ToolReturnContent, UrlImage
+from batchray.schema import ImageContent, Message, TextContent, ToolCall, ToolReturnContent, UrlImage
 
 _USABLE_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-# Reasoning is accepted but not sent: conversations work without it, and many servers refuse it in a request.
+_DEFAULT = ReasoningBack()
+# Reasoning is accepted from any provider, and goes back only to the one that it came from.
 _CAPABILITIES = Capabilities(
     "openai",
     frozenset({"text", "image", "tool_call", "tool_return", "reasoning", "summarized_reasoning", "omitted_reasoning"}),
 )
 
 
-def request_body(call: ModelCall) -> dict[str, Any]:
+def request_body(call: ModelCall, reasoning: ReasoningBack | None = None) -> dict[str, Any]:
     """Return the body of a call.  Fields of the agent's file win, except the model, the messages and the tools.
 
-    Thinking is switched as `with_reasoning_effort` says.  Raises ModelAPIError (`unsupported_content`) for a part that
-    the protocol cannot express.
+    `reasoning` says whether the provider wants its reasoning back.  Thinking is switched as `with_reasoning_effort`
+    says.  Raises ModelAPIError (`unsupported_content`) for a part that the protocol cannot express.
     """
     fields = with_reasoning_effort(call.body, call.model, call.thinking)
     body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **fields}
@@ -36,7 +38,7 @@ def request_body(call: ModelCall) -> dict[str, Any]:
     body["model"] = call.model
     body["messages"] = [{"role": "system", "content": call.system}] if call.system else []
     for message in call.messages:
-        body["messages"].extend(_chat_messages(message))
+        body["messages"].extend(_chat_messages(message, call.model, reasoning or _DEFAULT))
     if call.tools:
         body["tools"] = [
             {
@@ -48,13 +50,13 @@ def request_body(call: ModelCall) -> dict[str, Any]:
     return body
 
 
-def _chat_messages(message: Message) -> Iterator[dict[str, Any]]:
+def _chat_messages(message: Message, model: str, reasoning: ReasoningBack) -> Iterator[dict[str, Any]]:
     """Yield a message in OpenAI's form; each tool return becomes a message of its own."""
     _CAPABILITIES.check(message)
     for result in _CAPABILITIES.results(message):
         yield {"role": "tool", "tool_call_id": result.call_id, "content": result.text}
     if is_from_model(message):
-        yield _assistant_message(message)
+        yield {**_assistant_message(message), **reasoning.fields(message, model)}
     elif message.role == "system":
         yield {"role": "system", "content": message.text}
     elif message.role in ("user", "summary") and not _is_only_returns(message):
@@ -69,18 +71,17 @@ def _assistant_message(message: Message) -> dict[str, Any]:
     calls = tool_calls_of(message)
     if not calls:
         return {"role": "assistant", "content": message.text}
-    return {
-        "role": "assistant",
-        "content": message.text or None,
-        "tool_calls": [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": object_to_send(call.arguments)},
-            }
-            for call in calls
-        ],
-    }
+    extras = call_fields(message) if message.provider_items else {}
+    sent = [_tool_call(call, extras.get(call.id) or {}) for call in calls]
+    return {"role": "assistant", "content": message.text or None, "tool_calls": sent}
+
+
+def _tool_call(call: ToolCall, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call in OpenAI's form, with the further fields that its provider gave it."""
+    function = {"name": call.name, "arguments": object_to_send(call.arguments)}
+    if not extra:
+        return {"id": call.id, "type": "function", "function": function}
+    return {**extra, "id": call.id, "type": "function", "function": {**extra.get("function", {}), **function}}
 
 
 def _user_message(message: Message) -> dict[str, Any]:

@@ -125,12 +125,13 @@ class JsonReply(ABC):
 
 
 class PartialCall:
-    """A tool call that is still arriving.  `arguments` are pieces of its JSON text."""
+    """A tool call that is still arriving.  `arguments` are pieces of its JSON text, `extra` other fields."""
 
-    __slots__ = ("arguments", "id", "name")
+    __slots__ = ("arguments", "extra", "id", "name")
 
     def __init__(self, id: str = "", name: str = "", *arguments: str) -> None:
         self.id, self.name, self.arguments = id, name, list(arguments)
+        self.extra: dict[str, Any] = {}
 
     def text(self) -> str:
         """Return the arguments that have arrived."""
@@ -146,8 +147,8 @@ def complete_calls(
 ) -> list[ToolCall]:
     """Return the tool calls of a complete reply, each with an id that is not in `used`.
 
-    A call's id stays as the server gave it; only a missing id, or one in `used`, is replaced.  Arguments are read
-    leniently; those that are no object stay as they are, so that the model can be told.
+    A call's id stays as the server gave it; only a missing id, or one in `used`, is replaced, in `calls` too.
+    Arguments are read leniently; those that are no object stay as they are, so that the model can be told.
     `is_cut` is True if the reply reached its token limit: a call that was cut off is then left out.
     Raises InvalidResponseError for a call without a name.
     """
@@ -163,6 +164,7 @@ def complete_calls(
         while not call_id or call_id in used:
             call_id = ids()
         used.add(call_id)
+        call.id = call_id
         whole.append(ToolCall.of(call_id, call.name, as_object(arguments) or arguments))
     return whole
 

@@ -95,7 +95,7 @@ def _reply_items(message: Message, keeps_reasoning: bool) -> Iterator[Item]:
 
     The API refuses an item that refers to reasoning which is not there, and reasoning without its content.
     """
-    items = message.provider_items
+    items = [item for item in message.provider_items if "type" in item]  # the others are of another protocol
     if not keeps_reasoning or not all(map(_is_whole, items)):
         items = []
     yield from ({name: value for name, value in item.items() if value is not None} for item in items)

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from batchray.models.partial_reply import PartialCall, string
+from batchray.models.reply_extras import extras_of_call, grown
 
 _EMPTY: Mapping[str, Any] = {}
 
@@ -42,6 +43,8 @@ class ToolCallDeltas:
                 call = (self._last if index is None else self._by_index.get(index)) or self._start(index)
             if arguments:
                 call.arguments.append(arguments)
+            if (len(piece) > 2 or len(function) > 1) and (extra := extras_of_call(piece, function)):
+                call.extra = grown(call.extra, extra)
 
     def _identified(
         self, piece: Mapping[str, Any], function: Mapping[str, Any], text: str, named: list[PartialCall]

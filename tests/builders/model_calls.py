@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -82,6 +82,18 @@ async def failure(answer: Awaitable[object], kind: type[RequestError]) -> Reques
 
 
 @asynccontextmanager
+async def scripted(*bodies: bytes, asked: list[Any], content_type: str = "text/event-stream") -> AsyncIterator[str]:
+    """Yield the URL of a server that gives these bodies one after the other; `asked` receives what it is asked."""
+
+    async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        asked.append(await request.json())
+        return aiohttp.web.Response(body=bodies[len(asked) - 1], content_type=content_type)
+
+    async with _served(handle) as address:
+        yield address
+
+
+@asynccontextmanager
 async def always(body: bytes, content_type: str) -> AsyncIterator[str]:
     """Yield the URL of an aiohttp server that responds to every call with this body."""
 
@@ -89,6 +101,14 @@ async def always(body: bytes, content_type: str) -> AsyncIterator[str]:
         await request.read()
         return aiohttp.web.Response(body=body, content_type=content_type)
 
+    async with _served(handle) as address:
+        yield address
+
+
+@asynccontextmanager
+async def _served(
+    handle: Callable[[aiohttp.web.BaseRequest], Awaitable[aiohttp.web.StreamResponse]],
+) -> AsyncIterator[str]:
     runner = aiohttp.web.ServerRunner(aiohttp.web.Server(handle))
     await runner.setup()
     await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
