@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,10 +42,21 @@ _agents = click.option(
 )
 
 
+_ENV_FILES = "batchray.env_files"
+
+
+def env_file_options() -> str:
+    """Return the --env-file options of the running command, to be printed in a command that repeats it."""
+    files = click.get_current_context().meta.get(_ENV_FILES, ())
+    return "".join(f" --env-file {shlex.quote(str(file))}" for file in files)
+
+
 def _load_env_files(context: click.Context, parameter: click.Parameter, files: tuple[Path, ...]) -> None:
     """Add the variables of the files to this process's environment, which its workers inherit; variables of it win."""
     if files:
         from batchray.config.env_file import read_env_file
+
+        context.meta[_ENV_FILES] = files
 
         values = {name: value for file in files for name, value in read_env_file(file).items()}
         os.environ.update({name: value for name, value in values.items() if name not in os.environ})

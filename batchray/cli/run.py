@@ -16,6 +16,7 @@ from batchray.cli.options import (
     DEFAULT_DATA_DIR,
     Command,
     agents_options,
+    env_file_options,
     executor_options,
     include_input_option,
     store_options,
@@ -203,7 +204,7 @@ def _stop(job: Job, place: str) -> None:
 
 
 def _how_to_resume(job_id: str, place: str) -> str:
-    return f"to continue: batchray resume {job_id}{place}"
+    return f"to continue: batchray resume {job_id}{place}{env_file_options()}"
 
 
 def _summarize(job: Job, record: JobRecord, output: Path | None, place: str) -> None:

@@ -82,7 +82,7 @@ def restored_provider(name: str, kept: Mapping[str, Any], known: Mapping[str, Pr
         if missing := [key for key, value in data[field].items() if value is None]:
             raise ConfigError(
                 f"provider {name!r}: the value of {missing[0]!r} under {field} is not stored with the job, because it "
-                "seems to be secret; give the agents file again, or write the value as ${VAR}"
+                "seems to be secret; give the agents file again (--agents), or write the value as ${VAR}"
             )
     return Provider.model_validate(data)
 

@@ -67,8 +67,9 @@ def read_mapping(file: Path, what: str) -> Document:
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8 text", str(file)) from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise ConfigError(f"is not YAML: {error.problem}", f"{file}, line {mark.line + 1 if mark else 1}") from None
+        line = error.problem_mark.line if error.problem_mark else 0
+        hint = "; inside { } a value with ${ } needs quotes" if "${" in text.splitlines()[line] else ""
+        raise ConfigError(f"is not YAML: {error.problem}{hint}", f"{file}, line {line + 1}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise ConfigError(f"is not YAML: {str(error).splitlines()[0]}", str(file)) from None
     except RecursionError:

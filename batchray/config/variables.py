@@ -50,7 +50,7 @@ def expand(text: str, environment: Mapping[str, str], secrets: set[str] | None =
         known = environment.get(name[1]) or name[2]
         if known is None:
             raise ValueError(
-                f"the environment variable {name[1]} is not set or empty; give it, or ${{{name[1]}:-default}}"
+                f"the environment variable {name[1]} is not set or empty; set it, or write ${{{name[1]}:-default}}"
             )
         if is_secret_name(name[1]) and secrets is not None:
             secrets.add(known)

@@ -35,6 +35,7 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 """How much of a reply is read; an endless stream stops here."""
 
+_TRUST = "; the provider's `ca_file` or SSL_CERT_FILE names the certificates to trust"
 _MAX_DETAIL_CHARS = 300
 
 
@@ -168,7 +169,9 @@ class HttpTransport:
             aiohttp.ClientSSLError,
             aiohttp.ServerFingerprintMismatch,
         ) as error:  # a retry does not repair a certificate
-            raise ModelAPIError("connection_error", f"{self.name}: {self.clean(str(error))}", self.name) from None
+            raise ModelAPIError(
+                "connection_error", f"{self.name}: {self.clean(str(error))}{_TRUST}", self.name
+            ) from None
         except aiohttp.ClientHttpProxyError as error:
             raise self._proxy_refusal(error) from None
         except aiohttp.ClientResponseError as error:

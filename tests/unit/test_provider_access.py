@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from batchray.agents import AttemptRunner, encode_input, read_report
 from batchray.agents.attempt import AttemptReport
-from batchray.cli.options import agents_options
+from batchray.cli.options import agents_options, env_file_options
 from batchray.config import Access, Agent, AgentSet, BoundAgent, Provider, bind_agents, load_agents
 from batchray.config.access import ANTHROPIC_URL
 from batchray.config.env_file import read_env_file
@@ -154,6 +154,11 @@ def test_a_secret_in_an_agent_is_refused_because_agents_are_stored(write: Callab
     with pytest.raises(ConfigError, match=r"\$\{P_TOKEN\} seems to be secret") as raised:
         load_agents([file], {"P_TOKEN": SECRET})
     assert SECRET not in str(raised.value)
+
+
+def test_an_unquoted_variable_in_a_flow_mapping_gets_a_hint(write: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"line 1: is not YAML: .*; inside \{ \} a value with \$\{ \} needs quotes"):
+        load_agents([write("providers: {p: {base_url: ${URL}}}")], {})
 
 
 def test_a_variable_that_no_used_provider_names_is_not_needed(write: Callable[..., Path]) -> None:
@@ -299,6 +304,7 @@ async def test_a_ca_file_is_trusted_and_its_content_travels(tmp_path: Path, writ
         await runner.cleanup()
     assert refused is not None
     assert "CERTIFICATE_VERIFY_FAILED" in refused["message"]
+    assert refused["message"].endswith("; the provider's `ca_file` or SSL_CERT_FILE names the certificates to trust")
 
 
 def test_a_ca_file_without_certificates_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -351,6 +357,7 @@ def test_an_env_file_gives_variables_that_are_not_set(
     )
     with command.make_context("command", ["--env-file", str(file)]) as context:
         assert context.params["place"] == "there # here"
+        assert env_file_options() == f" --env-file {file}"
     assert os.environ == {"A_SET": "here", "A_PLACE": "there # here", "A_SUM": "here-2"}
 
 
