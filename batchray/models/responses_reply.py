@@ -140,7 +140,7 @@ class PartialResponse(JsonReply):
 
 def _item(given: Any) -> dict[str, Any]:
     """Return an item that can be stored and sent back.  Raises one of `BAD_SHAPE` for one of another shape."""
-    item = dict(given)
+    item = {"type": "message", **given} if given.get("role") == "assistant" else dict(given)
     try:
         orjson.dumps(item)
     except TypeError:  # halves of surrogate pairs

@@ -137,7 +137,7 @@ def test_the_address_stays() -> None:
 def test_a_protocol_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'a': protocol responses cannot be used with its provider, .* anthropic"):
         bound({"ANTHROPIC_API_KEY": "k"}, model="anthropic/claude", protocol="responses")
-    with pytest.raises(ValueError, match="protocol cannot be given with run"):
+    with pytest.raises(ConfigError, match="protocol cannot be given with run"):
         Agent(id="a", run="json:loads", protocol="responses")
 
 
