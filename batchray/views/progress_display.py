@@ -22,7 +22,7 @@ _LINE_EVERY_S = 10.0
 _RATE_OVER_S = 15.0
 # An end is forecast from this many outcomes over this time; fewer say little about the others.
 _ETA_MIN_OUTCOMES, _ETA_MIN_S = 5, 2.0
-_BAR_COLUMNS = 24
+_BAR_COLUMNS, _MIN_BAR_COLUMNS, _TEXT_COLUMNS = 24, 5, 72
 _MAX_REASON_CHARS = 160
 
 
@@ -188,7 +188,9 @@ def _terminal() -> Iterator[Callable[[View], None]]:
 
         def draw(view: View) -> None:
             share = view.done / view.total if view.total else 0.0
-            live.draw([f"{bar(share, _BAR_COLUMNS)} {view.line()}", *view.notes()])
+            n_bar = min(_BAR_COLUMNS, live.n_columns - _TEXT_COLUMNS)  # in a narrow terminal the text goes first
+            shown = f"{bar(share, n_bar)} " if n_bar >= _MIN_BAR_COLUMNS else ""
+            live.draw([shown + view.line(), *view.notes()])
 
         yield draw
 

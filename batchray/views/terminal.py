@@ -51,6 +51,11 @@ class LiveLines:
         self._lock = threading.RLock()
         self._replaced: list[tuple[logging.Handler, logging.Handler]] = []
 
+    @property
+    def n_columns(self) -> int:
+        """The width of the terminal now."""
+        return self._n_columns()
+
     def draw(self, lines: Sequence[str]) -> None:
         """Replace what is drawn."""
         from rich.cells import cell_len

@@ -137,6 +137,18 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
     assert "\x1b" not in err
 
 
+def test_a_narrow_terminal_shows_the_counts_instead_of_the_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    show_progress(Watched(2))
+    err = capsys.readouterr().err
+    assert "\u2501" not in err
+    assert "2 of 2 done, 1 failed, 0 in flight" in err
+
+
 def test_progress_on_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
