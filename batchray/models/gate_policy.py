@@ -68,7 +68,7 @@ class _Ramp:
 
 def _first_calls() -> _Ramp:
     """Two calls, then up to 1,000 within a quarter of a second unless one of them fails."""
-    return _Ramp(2, hold_s=0.05, doubling_s=0.02)
+    return _Ramp(2, hold_s=0.1, doubling_s=0.015)
 
 
 def _probes() -> _Ramp:
@@ -205,7 +205,7 @@ class GatePolicy:
             return _SHARED_PAUSE_S
         n, jitter = max(self.n_rounds - 1, 0), self._rng.uniform(0.8, 1.2)
         if not self.has_answered and cause is not Cause.UNREACHABLE:
-            return min(3.0 ** min(n, 9), 30.0) * jitter  # perhaps nothing that this key or address will ever reach
+            return min(0.3 * 4.0 ** min(n, 9), 40.0) * jitter  # perhaps this address will never answer
         cap_s = 30.0 if cause is Cause.ASKED else 5.0  # a server that is back should not wait long for its calls
         return backoff_s(n, 0.25, cap_s) * jitter
 
