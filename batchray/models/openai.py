@@ -17,6 +17,7 @@ from batchray.models.openai_reply import PartialCompletion
 from batchray.models.openai_request import request_body
 from batchray.models.refused_fields import RefusedFields
 from batchray.models.reply_extras import ReasoningBack, SendReasoning
+from batchray.models.thinking import thinking_switch
 
 _ID_CHARS = string.ascii_letters + string.digits
 _RANDOM = random.SystemRandom()  # workers that were forked must not repeat each other's ids
@@ -51,6 +52,7 @@ class OpenAIClient(HttpClient):
         super().__init__(name, base_url, api_key, "bearer", {}, headers, settings)
         self._ids = ids
         self._reasoning = ReasoningBack(send_reasoning, base_url)
+        self._switch = thinking_switch(base_url)
         self._refused = RefusedFields(name)
 
     async def ask(self, call: ModelCall) -> ModelReply:
@@ -59,7 +61,7 @@ class OpenAIClient(HttpClient):
         Fields that the model refuses are left out, see `RefusedFields`.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
-        body = request_body(call, self._reasoning)
+        body = request_body(call, self._reasoning, self._switch)
         answer = await self._refused.send(call, body, lambda sent: self._post(_PATH, sent, PartialCompletion, call))
         try:
             return answer.reply(call, self._ids)

@@ -25,13 +25,13 @@ _CAPABILITIES = Capabilities(
 )
 
 
-def request_body(call: ModelCall, reasoning: ReasoningBack | None = None) -> dict[str, Any]:
+def request_body(call: ModelCall, reasoning: ReasoningBack | None = None, switch: str | None = None) -> dict[str, Any]:
     """Return the body of a call.  Fields of the agent's file win, except the model, the messages and the tools.
 
-    `reasoning` says whether the provider wants its reasoning back.  Thinking is switched as `with_reasoning_effort`
-    says.  Raises ModelAPIError (`unsupported_content`) for a part that the protocol cannot express.
+    `reasoning` says whether the provider wants its reasoning back; `switch` is its field that switches reasoning, see
+    `thinking_switch`.  Raises ModelAPIError (`unsupported_content`) for a part that the protocol cannot express.
     """
-    fields = with_reasoning_effort(call.body, call.model, call.thinking)
+    fields = with_reasoning_effort(call.body, call.model, call.thinking, switch)
     body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}, **fields}
     if body["stream"] is not True or body["stream_options"] is None:
         body.pop("stream_options")  # servers refuse it for a reply that is not streamed, and some in any case

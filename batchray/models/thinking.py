@@ -1,7 +1,8 @@
 """A request's `enable_thinking` in the fields of OpenAI's protocols, which have no single switch for it.
 
 Sources: OpenAI's API reference, `reasoning_effort`, and the values that its errors name for each model; OpenRouter's
-"Reasoning Tokens"; vLLM's "Reasoning Outputs" for `chat_template_kwargs`; DeepSeek's and Alibaba's API references.
+"Reasoning Tokens"; vLLM's "Reasoning Outputs" for `chat_template_kwargs`; DeepSeek's "Thinking Mode"; the references
+of Moonshot, Z.ai and Alibaba.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 _NONE = "none"
 _DEFAULT = "medium"
@@ -34,6 +36,15 @@ _FAMILIES = tuple(
     )
 )
 _UNKNOWN = _Efforts(_DEFAULT, None)
+_HOSTS = {
+    "api.deepseek.com": "thinking",
+    "api.moonshot.ai": "thinking",
+    "api.moonshot.cn": "thinking",
+    "api.z.ai": "thinking",
+    "open.bigmodel.cn": "thinking",
+    "aliyuncs.com": "enable_thinking",
+    "openrouter.ai": "reasoning",
+}
 
 
 def effort(model: str, given: Any, thinking: bool) -> Any:
@@ -62,29 +73,40 @@ def with_reasoning(body: Mapping[str, Any], model: str, thinking: bool | None) -
     return {**rest, "reasoning": reasoning} if reasoning else rest
 
 
-def with_reasoning_effort(body: Mapping[str, Any], model: str, thinking: bool | None) -> Mapping[str, Any]:
+def thinking_switch(base_url: str) -> str | None:
+    """Return the field by which a known host switches reasoning in chat completions; None for an unknown host."""
+    host = urlsplit(base_url).hostname or ""
+    return next((field for end, field in _HOSTS.items() if host == end or host.endswith(f".{end}")), None)
+
+
+def with_reasoning_effort(
+    body: Mapping[str, Any], model: str, thinking: bool | None, switch: str | None = None
+) -> Mapping[str, Any]:
     """Return the fields of a chat completion with reasoning switched on or off; None leaves them unchanged.
 
-    A field of the agent's file that is such a switch is set; the others use `reasoning_effort`.
+    A field of the agent's file that is a switch is set, or else that of the host, `switch`, or else `reasoning_effort`.
     """
     if thinking is None:
         return body
     if (switched := _by_own_switch(body, thinking)) is not None:
         return switched
-    if "reasoning" in body:  # OpenRouter's object
-        rest = {name: value for name, value in body.items() if name != "reasoning_effort"}
-        return body if thinking else {**rest, "reasoning": {"effort": _NONE}}
-    asked = effort(model, body.get("reasoning_effort"), thinking)
     rest = {name: value for name, value in body.items() if name != "reasoning_effort"}
+    if "reasoning" in body or switch == "reasoning":
+        if not thinking:
+            return {**rest, "reasoning": {"effort": _NONE}}
+        return body if "reasoning" in body or "reasoning_effort" in body else {**body, "reasoning": {"enabled": True}}
+    if switch is not None:
+        return _by_own_switch({**(body if thinking else rest), switch: None}, thinking) or body
+    asked = effort(model, body.get("reasoning_effort"), thinking)
     return {**rest, "reasoning_effort": asked} if asked is not None else rest
 
 
 def _by_own_switch(body: Mapping[str, Any], thinking: bool) -> Mapping[str, Any] | None:
-    """Return the fields with the server's own switch set, if the agent's file has it."""
+    """Return the fields with the server's own switch set, if it is among them."""
     if "chat_template_kwargs" in body:  # vLLM, SGLang, llama.cpp
         return {**body, "chat_template_kwargs": {**(body["chat_template_kwargs"] or {}), "enable_thinking": thinking}}
-    if "enable_thinking" in body:  # Alibaba
+    if "enable_thinking" in body:
         return {**body, "enable_thinking": thinking}
-    if "thinking" in body:  # DeepSeek, Moonshot, Z.ai
+    if "thinking" in body:
         return {**body, "thinking": {**(body["thinking"] or {}), "type": "enabled" if thinking else "disabled"}}
     return None

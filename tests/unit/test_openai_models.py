@@ -15,7 +15,7 @@ from batchray.models import ModelClient, routing
 from batchray.models.openai import OpenAIClient
 from batchray.models.responses import ResponsesClient
 from batchray.models.routing import ROUTES, openai_protocol
-from batchray.models.thinking import effort
+from batchray.models.thinking import effort, thinking_switch, with_reasoning_effort
 from tests.builders.model_calls import call, eager, failure
 from tests.provider_server import ProviderServer
 
@@ -232,3 +232,45 @@ def test_thinking_is_switched_as_far_as_the_model_can(model: str, on: str | None
     assert effort(model, "high", thinking=False) == off
     if on is not None:
         assert (effort(model, "high", thinking=True), effort(model, "none", thinking=True)) == ("high", on)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "given", "on", "off"),
+    [
+        ("https://api.deepseek.com/v1", {}, {"thinking": {"type": "enabled"}}, {"thinking": {"type": "disabled"}}),
+        (
+            "https://api.z.ai/api/paas/v4",
+            {"reasoning_effort": "high", "top_p": 1},
+            {"thinking": {"type": "enabled"}, "reasoning_effort": "high", "top_p": 1},
+            {"thinking": {"type": "disabled"}, "top_p": 1},
+        ),
+        ("https://dashscope-intl.aliyuncs.com/v1", {}, {"enable_thinking": True}, {"enable_thinking": False}),
+        ("https://openrouter.ai/api/v1", {}, {"reasoning": {"enabled": True}}, {"reasoning": {"effort": "none"}}),
+        (
+            "https://openrouter.ai/api/v1",
+            {"reasoning": {"effort": "high"}},
+            {"reasoning": {"effort": "high"}},
+            {"reasoning": {"effort": "none"}},
+        ),
+        (
+            "https://openrouter.ai/api/v1",
+            {"reasoning_effort": "low"},
+            {"reasoning_effort": "low"},
+            {"reasoning": {"effort": "none"}},
+        ),
+        ("http://127.0.0.1:8000/v1", {}, {"reasoning_effort": "medium"}, {}),
+        (
+            "https://api.deepseek.com/v1",
+            {"chat_template_kwargs": {}},
+            {"chat_template_kwargs": {"enable_thinking": True}},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+        ),
+    ],
+)
+def test_thinking_is_switched_by_the_field_of_the_host(
+    base_url: str, given: dict[str, Any], on: dict[str, Any], off: dict[str, Any]
+) -> None:
+    switch = thinking_switch(base_url)
+    assert with_reasoning_effort(given, "some-model", True, switch) == on
+    assert with_reasoning_effort(given, "some-model", False, switch) == off
+    assert with_reasoning_effort(given, "some-model", None, switch) == given
