@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from batchray.config import Settings, load_server_settings
+from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, load_server_settings
 from batchray.errors import ClusterError, ConfigError, StoreError
 from batchray.jobs.control import ControlRequest
 from batchray.schema import new_job_id
@@ -58,6 +58,7 @@ class ScriptedRuntime:
 
     def __init__(self) -> None:
         self.started: list[ScriptedJob] = []
+        self.agents: list[AgentSet] = []
         self.error: Exception | None = None
         self._store: Store | None = None
 
@@ -72,9 +73,10 @@ class ScriptedRuntime:
     def share_window(self, size: int) -> None:
         pass
 
-    def start(self, job_id: str, *_: object) -> ScriptedJob:
+    def start(self, job_id: str, agents: AgentSet, *_: object) -> ScriptedJob:
         if self.error is not None:
             raise self.error
+        self.agents.append(agents)
         self.started.append(ScriptedJob(job_id))
         return self.started[-1]
 
@@ -92,23 +94,29 @@ class ScriptedRuntime:
 class Server:
     """A scheduler with its store and its scripted runtime."""
 
-    def __init__(self, data_dir: Path, **settings: Any) -> None:
+    def __init__(self, data_dir: Path, *, providers: Mapping[str, Provider] | None = None, **settings: Any) -> None:
         self.runtime, self.n_ends = ScriptedRuntime(), 0
         self.settings = load_server_settings(data_dir=data_dir, **settings)
         self.storage = ServerStorage(self.settings, cast(Any, self.runtime))
         self.tasks = BackgroundTasks()
         self.scheduler = JobScheduler(
-            self.settings, cast(Any, self.runtime), self.storage, self.tasks, self._on_job_end, restart_delay_s=0.01
+            self.settings,
+            cast(Any, self.runtime),
+            self.storage,
+            self.tasks,
+            self._on_job_end,
+            restart_delay_s=0.01,
+            providers=providers,
         )
         self.idle_jobs = IdleJobs(self.settings, self.storage, self.scheduler, self.tasks, expiry_interval_s=0.01)
 
     def _on_job_end(self) -> None:
         self.n_ends += 1
 
-    def new_job(self, kind: str = "batch") -> str:
-        job_id = new_job_id()
+    def new_job(self, kind: str = "batch", agents: AgentSet | None = None) -> str:
+        job_id, agents = new_job_id(), agents or AgentSet()
         items = [NewItem("a", None, b"{}")]
-        self.storage.store.sync.jobs.create(NewJob(job_id, lambda ids: {}, kind=cast(Any, kind)), items)
+        self.storage.store.sync.jobs.create(NewJob(job_id, agents.snapshot, kind=cast(Any, kind)), items)
         return job_id
 
     def record(self, job_id: str) -> JobRecord:
@@ -157,6 +165,18 @@ async def test_jobs_run_in_order_within_the_limit(server: Server) -> None:
         server.runtime.started[n].finish()
     await wait_until(lambda: server.n_ends == 3)
     assert [job_id in server.scheduler.table for job_id in job_ids] == [False] * 3
+
+
+async def test_secrets_that_are_not_stored_come_from_the_servers_own_providers(tmp_path: Path) -> None:
+    providers = {"p": Provider(protocol="openai", base_url="http://h", headers={"api-key": "written-out"})}
+    agents = bind_agents([Agent(id="a", model="p/m")], providers, {})
+    async with server_of(tmp_path, providers=providers) as server:
+        job_id = server.new_job(agents=agents)
+        assert "written-out" not in str(await server.storage.reader.jobs.agent_snapshot(job_id))
+        server.scheduler.enqueue(job_id)
+        await wait_until(lambda: server.state(job_id) is JobState.RUNNING)
+    [started] = server.runtime.agents
+    assert started.agents["a"].access == agents.agents["a"].access
 
 
 async def test_a_single_run_takes_no_slot(server: Server) -> None:
