@@ -48,7 +48,7 @@ def access_of(name: str, provider: Provider, environment: Mapping[str, str]) -> 
 
     def expanded(text: str, what: str) -> str:
         try:
-            return expand(text, environment, secrets)
+            return expand(text, environment, secrets).strip()  # a file's line feed at the end of a variable
         except ValueError as error:
             raise ConfigError(f"provider {name!r}: {what}: {error}") from None
 

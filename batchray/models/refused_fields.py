@@ -1,7 +1,8 @@
 """Fields of a call that a model of OpenAI refuses, and calls without them.
 
 Models that reason take no parameters of sampling, and another name for the limit of an answer; models that do not
-reason cannot be asked for reasoning.  Nothing but the refusal of a call says which is which.
+reason cannot be asked for reasoning; some servers and models cannot stream, or refuse `stream_options`.
+Nothing but the refusal of a call says which is which.
 Source: the errors of OpenAI's API (`unsupported_parameter`, `unsupported_value`), as public reports quote them.
 """
 
@@ -25,6 +26,12 @@ ENCRYPTED = "reasoning.encrypted_content"
 _REFUSED = re.compile(r"unsupported (?:parameter|value): '([\w.]+)'", re.IGNORECASE)
 _INSTEAD = re.compile(r"use '(\w+)' instead", re.IGNORECASE)
 _NO_ENCRYPTION = re.compile("encrypted content is not supported with this model", re.IGNORECASE)
+# OpenAI's words for a model or an organization that cannot stream, and those of compatible servers.
+_NO_STREAM = re.compile(
+    r"'stream' does not support|verified to stream|\bstream(ing)? is not (supported|available)"
+    r"|not support stream(ing)?\b",
+    re.IGNORECASE,
+)
 # Without these an answer still is an answer.  A refusal of any other field is the caller's to mend.
 _SAMPLING = frozenset({"frequency_penalty", "logprobs", "presence_penalty", "temperature", "top_logprobs", "top_p"})
 _EFFORTS = frozenset({"reasoning_effort", "reasoning.effort"})
@@ -56,6 +63,8 @@ class RefusedFields:
         """Keep what a refusal says; return whether it concerns a field that can be left out or renamed."""
         if _NO_ENCRYPTION.search(message):
             return ENCRYPTED in (sent.get("include") or ()) and self._keep(call.model, ENCRYPTED, None)
+        if (field := _stream_field(message)) is not None and sent.get(field):
+            return self._keep(call.model, field, None)
         found = _REFUSED.search(message)
         if found is None or not _has(sent, found[1]):
             return False
@@ -76,6 +85,13 @@ class RefusedFields:
         return True
 
 
+def _stream_field(message: str) -> str | None:
+    """Return the field of streaming that an error is about."""
+    if "stream_options" in message:
+        return "stream_options"
+    return "stream" if _NO_STREAM.search(message) else None
+
+
 def _has(body: Mapping[str, Any], name: str) -> bool:
     field, _, part = name.partition(".")
     return field in body and (not part or part in (body[field] or {}))
@@ -85,6 +101,8 @@ def _without(body: Mapping[str, Any], refused: Mapping[str, str | None]) -> Mapp
     if not refused:
         return body
     fields = dict(body)
+    if "stream" in refused:
+        fields.pop("stream_options", None)
     for name, instead in refused.items():
         if name == ENCRYPTED:
             _replace(fields, "include", [each for each in fields.get("include") or () if each != ENCRYPTED])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,20 @@ class Recorder:
 
 
 @asynccontextmanager
+async def serving(
+    handle: Callable[[aiohttp.web.BaseRequest], Awaitable[aiohttp.web.StreamResponse]],
+) -> AsyncIterator[str]:
+    """Serve on loopback, and yield the address."""
+    runner = aiohttp.web.ServerRunner(aiohttp.web.Server(handle))
+    await runner.setup()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
 async def recorder(status: int = 200) -> AsyncIterator[Recorder]:
     seen = Recorder(status)
 
@@ -38,14 +52,8 @@ async def recorder(status: int = 200) -> AsyncIterator[Recorder]:
         seen.headers.append({name.lower(): value for name, value in request.headers.items()})
         return aiohttp.web.Response(status=seen.status, body=CHAT, content_type="text/event-stream")
 
-    runner = aiohttp.web.ServerRunner(aiohttp.web.Server(handle))
-    await runner.setup()
-    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
-    seen.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
+    async with serving(handle) as seen.url:
         yield seen
-    finally:
-        await runner.cleanup()
 
 
 async def ask(base_url: str, protocol: str = "openai", key: str | None = KEY, **options: Any) -> str:
@@ -99,6 +107,37 @@ async def test_a_call_of_azure_has_its_version_and_its_key() -> None:
     assert azure.targets == ["/openai/deployments/d/chat/completions?api-version=2024-10-21"]
     assert azure.headers[0]["api-key"] == KEY
     assert "authorization" not in azure.headers[0]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "n_calls", "left"),
+    [
+        ("{'loc': ['body', 'stream_options'], 'msg': 'Extra inputs are not permitted'}", 2, {"stream": True}),
+        ("Unsupported value: 'stream' does not support true with this model. Supported values are: false.", 2, {}),
+        ("Your organization must be verified to stream this model.", 2, {}),
+        ("streaming is not supported; send your messages elsewhere", 2, {}),
+        ("the upstream is not supported", 1, {"stream": True, "stream_options": {"include_usage": True}}),
+    ],
+)
+async def test_a_server_that_refuses_a_stream_or_its_options_is_asked_without(
+    refusal: str, n_calls: int, left: dict[str, Any]
+) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        bodies.append(await request.json())
+        if len(bodies) == 1:
+            return aiohttp.web.json_response({"error": {"message": refusal}}, status=400)
+        choice = {"index": 0, "message": {"content": "Sunny."}, "finish_reason": "stop"}
+        return aiohttp.web.json_response({"choices": [choice]})
+
+    async with serving(handle) as url:
+        if n_calls == 1:
+            await failure(ask(url), ModelAPIError)
+        else:
+            assert await ask(url) == "Sunny."
+    assert len(bodies) == n_calls
+    assert {name: bodies[-1][name] for name in ("stream", "stream_options") if name in bodies[-1]} == left
 
 
 # --- headers and secrets ---------------------------------------------------------------------------------------------
