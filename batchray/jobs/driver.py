@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -182,7 +183,7 @@ async def _watch(job: RunningJob) -> None:
                 extra=facts,
             )
         job.check_providers(left_s)
-        await asyncio.sleep(min(left_s, GROWTH_S if job.gates.grow() else _WATCH_S))
+        await asyncio.sleep(min(left_s, GROWTH_S if job.gates.grow(time.monotonic()) else _WATCH_S))
     job.expire()
 
 

@@ -2,8 +2,8 @@
 
 A job has a gate for each provider, apart from other jobs.  A gate is a limit of requests in flight:
 
-- At first, and until the provider has answered, it is small and doubles twice a second: requests that are refused come
-  back sooner than that, so that few calls are made in vain.
+- It is small until the provider has answered, so that few calls are made in vain if it refuses them all.  After five
+  seconds without an answer it doubles twice a second: a refusal would have come sooner.
 - Each failure that all requests of the provider share lowers it, and an answer lifts it.
 - It is 0 while the provider takes no calls.  The deadlines of its requests pause then.
 """
@@ -23,6 +23,8 @@ FIRST_IN_FLIGHT = 32
 GROWTH_S = 0.5
 """How often the limit of a gate grows."""
 _GROWTH_AFTER_FAILURE = 8
+_FIRST_ANSWER_S = 5.0  # a lane may import the agent's code first
+_AFTER_FAILURE_S = 2.0
 # The longest time between the start of a pause and its first report.
 _MAX_AGO_S = 1.0
 
@@ -39,6 +41,7 @@ class ProviderGate:
         self._slots = slots
         self._limit: int | None = FIRST_IN_FLIGHT
         self._answered_after = self._refused_at = float("-inf")
+        self._grows_at: float | None = None
         self._is_refusing = self._has_answered = False
         self._apply()
 
@@ -68,12 +71,15 @@ class ProviderGate:
     def set_refused(self, now: float) -> None:
         """Lower the limit: a request that is still in flight has met a failure that all requests share."""
         self._limit = max(1, min(self.in_flight - 1, sys.maxsize if self._limit is None else self._limit))
-        self._refused_at, self._is_refusing = now, True
+        self._refused_at, self._is_refusing, self._grows_at = now, True, now + _AFTER_FAILURE_S
         self._apply()
 
-    def grow(self) -> None:
-        """Raise the limit if it is reached; call it every `GROWTH_S`."""
-        if self._limit is not None and self.in_flight >= self._limit and not self._is_shut:
+    def grow(self, now: float) -> None:
+        """Raise the limit if it is reached for long enough; call it every `GROWTH_S`."""
+        if self._grows_at is None and self.in_flight:
+            self._grows_at = now + _FIRST_ANSWER_S
+        is_due = self._grows_at is not None and now >= self._grows_at
+        if self._limit is not None and is_due and self.in_flight >= self._limit and not self._is_shut:
             self._limit = self._limit + _GROWTH_AFTER_FAILURE if self._is_refusing else self._limit * 2
             self._apply()
 
@@ -147,11 +153,11 @@ class ProviderGates:
         for name, gate in self._by_provider.items():
             gate.update(states.get(name), now)
 
-    def grow(self) -> bool:
+    def grow(self, now: float) -> bool:
         """Raise limits that are reached; return whether there is a limit left to raise.  Call it every `GROWTH_S`."""
         limited = [gate for gate in self._by_provider.values() if gate.is_limited]
         for gate in limited:
-            gate.grow()
+            gate.grow(now)
         return bool(limited)
 
     @property

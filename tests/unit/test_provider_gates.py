@@ -34,7 +34,10 @@ async def test_few_requests_start_until_the_provider_has_answered() -> None:
     slots = Slots()
     gate = ProviderGate("p", "job", slots)
     assert start(gate, slots, 1000) == FIRST_IN_FLIGHT
-    gate.grow()
+    gate.grow(10.0)
+    gate.grow(14.9)
+    assert start(gate, slots, 1000) == 0
+    gate.grow(15.0)
     assert start(gate, slots, 1000) == FIRST_IN_FLIGHT  # twice as many
     gate.set_answered(1.0)
     assert (start(gate, slots, 1000), gate.is_limited) == (1000, False)
@@ -203,7 +206,7 @@ def test_a_gate_never_lets_through_what_it_must_not(story: list[tuple[str]]) -> 
             elif what == "answered":
                 gate.set_answered(float(now))
             elif what == "grow":
-                gate.grow()
+                gate.grow(float(now))
             elif what in ("shut", "open"):
                 is_shut = what == "shut"
                 gate.update(dataclasses.replace(LIMITED, since=float(now)) if is_shut else None, float(now))
