@@ -2,10 +2,10 @@
 
 A job has a gate for each provider, apart from other jobs.  A gate is a limit of requests in flight:
 
-- It is small until the provider has answered, so that few calls are made in vain if it refuses them all.  After five
+- It is small until the provider has answered, so that few calls are made in vain if it refuses them all.  After two
   seconds without an answer it doubles twice a second: a refusal would have come sooner.
 - Each failure that all requests of the provider share lowers it, and an answer lifts it.
-- It is 0 while the provider takes no calls.  The deadlines of its requests pause then.
+- It is 1 while the provider takes no calls, so that one request tries it.  The deadlines of its requests pause then.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIRST_IN_FLIGHT = 32
 GROWTH_S = 0.5
 """How often the limit of a gate grows."""
 _GROWTH_AFTER_FAILURE = 8
-_FIRST_ANSWER_S = 5.0  # a lane may import the agent's code first
+_FIRST_ANSWER_S = 2.0
 _AFTER_FAILURE_S = 2.0
 # The longest time between the start of a pause and its first report.
 _MAX_AGO_S = 1.0
@@ -106,8 +106,8 @@ class ProviderGate:
         if self.unanswered_since is not None and now - self.unanswered_since >= patience_s:
             for_s = f"{now - self.unanswered_since:.0f} s"
             return f"provider {self.provider!r} has never answered, for {for_s} now; check its base_url: {state.reason}"
-        if state.is_shut and (wait_s := state.opens_at - now) > left_s:
-            longer = f"for {wait_s:,.0f} s, longer than the {left_s:,.0f} s that the job has left"
+        if state.is_shut and not state.is_unavailable and (wait_s := state.opens_at - now) > left_s:
+            longer = f"for {wait_s:,.0f} s, longer than the {left_s:,.0f} s that the job has left (job_deadline_s)"
             return f"provider {self.provider!r} takes no calls {longer}: {state.reason}"
         return None
 
@@ -120,7 +120,7 @@ class ProviderGate:
         return self.state is not None and self.state.holds_back
 
     def _apply(self) -> None:
-        self._slots.limit(self.slot, 0 if self._is_shut else self._limit)
+        self._slots.limit(self.slot, 1 if self._is_shut else self._limit)
 
 
 class ProviderGates:

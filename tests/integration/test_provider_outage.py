@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batchray.agents import AttemptReport, AttemptRunner, encode_input, read_report
+from batchray.agents import AttemptReport, AttemptRunner, RunUpdate, encode_input, read_report
 from batchray.config import Agent, BoundAgent, Provider, bind_agents
 from batchray.executors.ray.checkpointed_runs import run_isolated
 from batchray.schema import new_job_id
@@ -72,7 +72,7 @@ def test_a_process_lives_on_while_its_request_waits_for_the_provider() -> None:
                 agent, item(0, "[[429:retry-after=0.6 x1]]"), lambda: noted("limit"), lambda: noted("provider wait")
             )
         )
-    assert updates[-1] is not None
+    assert isinstance(updates[-1], RunUpdate)
     assert updates[-1].report is not None
     assert read_report(updates[-1].report).status == "succeeded"
     inside = entered.index("provider wait begins"), entered.index("provider wait ends")

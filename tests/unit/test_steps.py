@@ -16,6 +16,7 @@ from batchray.agents import (
     AttemptRunner,
     CheckpointedRun,
     CheckpointSink,
+    RunUpdate,
     encode_input,
     pump_checkpoints,
     read_report,
@@ -185,7 +186,7 @@ def test_a_run_on_its_own_loop_waits_until_its_checkpoint_is_saved() -> None:
     fetched = run_isolated(stepped(), encode_input(JOB, 0, 1, REQUEST))
     n_checkpoints, report = 0, None
     for each in fetched:
-        if each is None:
+        if not isinstance(each, RunUpdate):
             continue
         n_checkpoints, report = n_checkpoints + len(each.checkpoints), each.report
         if n_checkpoints < 2:
@@ -201,7 +202,7 @@ def test_an_agent_whose_code_cannot_be_imported_fails_its_request_and_is_importe
     agents = bind_agents([Agent(id="a", run="cannot_be_imported:run")], environment={}, import_paths=[str(tmp_path)])
     ready, fetched = run_isolated(agents.agents["a"], encode_input(JOB, 0, 1, REQUEST))
     assert ready is None
-    assert fetched is not None
+    assert isinstance(fetched, RunUpdate)
     assert fetched.report is not None
     report = read_report(fetched.report)
     assert (report.status, report.error and report.error["type"]) == ("errored", "config_error")

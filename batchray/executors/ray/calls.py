@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -13,8 +14,10 @@ import ray.exceptions
 from batchray.agents import SaveCheckpoints
 from batchray.errors import ClusterError
 from batchray.executors.base import AttemptSpec
+from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray.internals import one_result_at_a_time
 from batchray.executors.ray.lane import run_in_process
+from batchray.schema import ProviderWait
 from batchray.support.timeouts import paused
 
 # How long a new process may import an agent's code: longer than a deadline of seconds.
@@ -70,12 +73,14 @@ async def call_process(
     save: SaveCheckpoints,
     clock: AttemptClock,
     grace_s: float,
+    board: ProviderBoard,
 ) -> bytes:
     """Run an attempt in a process of its own, with these options for the Ray task, and return its report.
 
     `clock` is set when the attempt begins, and its deadline counts from then.  Raises WorkerCrashedError or
     OutOfMemoryError if the process ended, LostCallError if the call was lost, and TimeoutError if it has not answered
-    `grace_s` seconds after its deadline, or if its code could not be imported in time.
+    `grace_s` seconds after its deadline, or if its code could not be imported in time.  The deadline starts again with
+    each report that it waits for a provider, which goes to `board`.
     """
     # With one result at a time on its way, taking the next one tells the process that the last one is stored.
     results: Any = one_result_at_a_time(run_in_process, options).remote(packed, spec.encode(), spec.key)
@@ -85,12 +90,14 @@ async def call_process(
             await _next(results)
         clock.begin()
         async with asyncio.timeout(spec.left_s + grace_s) as limit:
-            return await _save_until_report(results, save, limit)
+            return await _save_until_report(results, save, limit, partial(board.report, results))
     except (*_FINAL_ERRORS, ClusterError):
         raise
     except BaseException:  # whatever it is, nothing waits for the process any more
         ray.cancel(results, force=True)
         raise
+    finally:
+        board.forget(results)
 
 
 def first_line(error: BaseException) -> str:
@@ -98,11 +105,19 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-async def _save_until_report(results: Any, save: SaveCheckpoints, limit: asyncio.Timeout) -> bytes:
+async def _save_until_report(
+    results: Any, save: SaveCheckpoints, limit: asyncio.Timeout, on_wait: Callable[[Iterable[ProviderWait]], None]
+) -> bytes:
     """Save a process's checkpoints as they come, and return its report."""
+    loop = asyncio.get_running_loop()
+    limit_s = (limit.when() or 0.0) - loop.time()
     while True:
         fetched = await _next(results)
         if fetched is None:
+            continue
+        if isinstance(fetched, list):
+            on_wait([ProviderWait(**each) for each in fetched])
+            limit.reschedule(loop.time() + limit_s)
             continue
         if fetched.report is not None:
             return fetched.report  # type: ignore[no-any-return]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from dataclasses import asdict
+from typing import Any
 
 from batchray.agents import AttemptRunner, CheckpointedRun, Checkpoints, CheckpointSink, RunUpdate
 from batchray.config import BoundAgent
@@ -17,6 +19,11 @@ from batchray.support.threads import LoopThread
 CheckpointBatch = dict[str, list[bytes]]
 """Checkpoints that may not be stored yet, by the key of their attempt."""
 
+WaitReport = list[dict[str, Any]]
+"""The providers for which a process waits, as fields of `ProviderWait`."""
+
+# How often a process says that it waits for a provider.
+_WAIT_REPORT_S = 1.0
 # How long a call waits for checkpoints; a driver whose runs have ended notices after that time.
 _COLLECT_S = 1.0
 
@@ -69,12 +76,13 @@ def run_isolated(
     item: bytes,
     limited: Callable[[], AbstractContextManager[None]] = nullcontext,
     unlimited: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Iterator[RunUpdate | None]:
+) -> Iterator[RunUpdate | WaitReport | None]:
     """Run one request on an event loop of its own; yield its checkpoints step by step, and its report.
 
     The first result is None, when the agent's code is imported.  A None follows each checkpoint too: when it is taken,
-    the checkpoint before it is stored.  `limited` is entered while this waits for the run, and
-    `unlimited`, inside it and on the run's thread, while the run waits for its provider.
+    the checkpoint before it is stored.  While the run waits for its provider a report of that comes every second.
+    `limited` is entered while this waits for the run, and `unlimited`, inside it and on the run's thread, while the run
+    waits for its provider.
     """
     with closing(LoopThread("batchray-run")) as loop:  # the run continues while its checkpoints are being stored
         runner = AttemptRunner(while_held=unlimited)
@@ -83,11 +91,14 @@ def run_isolated(
             yield None
             with limited():
                 run = loop.run(_start(runner, bound, item))
-            n_saved = 0
+            n_saved, is_waiting = 0, False
             while True:
                 with limited():
-                    fetched = loop.run(run.fetch(n_saved))
+                    fetched = loop.run(_fetch(runner, run, n_saved, is_waiting))
                 yield fetched
+                if not isinstance(fetched, RunUpdate):
+                    is_waiting = bool(fetched)
+                    continue
                 if fetched.report is not None:
                     return
                 yield None
@@ -95,6 +106,21 @@ def run_isolated(
         finally:
             with suppress(RuntimeError):  # the request's own code has stopped the loop
                 loop.run(runner.close())
+
+
+async def _fetch(runner: AttemptRunner, run: CheckpointedRun, n_saved: int, is_waiting: bool) -> RunUpdate | WaitReport:
+    """Fetch from a run; while it waits for its provider, or has just been told to wait no more, return that instead."""
+    fetching = asyncio.ensure_future(run.fetch(n_saved))
+    try:
+        while True:
+            done, _ = await asyncio.wait([fetching], timeout=_WAIT_REPORT_S)
+            if done:
+                return fetching.result()
+            waits = [asdict(wait) for wait in runner.provider_waits()]
+            if waits or is_waiting:
+                return waits
+    finally:
+        fetching.cancel()
 
 
 async def _prepare(runner: AttemptRunner, bound: BoundAgent) -> None:

@@ -25,7 +25,7 @@ from batchray.executors.ray.activity_log import (
     open_exit_report,
     read_crash_record,
 )
-from batchray.executors.ray.checkpointed_runs import CheckpointBatch, CheckpointedRuns, run_isolated
+from batchray.executors.ray.checkpointed_runs import CheckpointBatch, CheckpointedRuns, WaitReport, run_isolated
 from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
 from batchray.executors.ray.provider_reports import ProviderReports
@@ -140,7 +140,7 @@ class Lane:
 # Attempts are counted in the store, never by Ray.  Ray would reuse a worker: its next request would find modules that
 # the last one has changed, and clients that are bound to the last one's event loop.  A new worker costs 1 s of CPU.
 @ray.remote(max_retries=0, max_calls=1)
-def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | RunUpdate | None]:
+def run_in_process(packed: bytes, item: bytes, key: str) -> Iterator[str | RunUpdate | WaitReport | None]:
     """Run one request in a worker process of its own; yield the id of its node, then what `run_isolated` yields.
 
     The process ends if blocking code outlives the deadline, which starts again after each step.  `key` names the exit
