@@ -33,6 +33,7 @@ from batchray.agents.checkpoints import (
 from batchray.agents.function import FunctionAgent
 from batchray.agents.imports import Imports
 from batchray.agents.loop import ToolLoop
+from batchray.agents.loop_watch import Blocked, Owner
 from batchray.agents.user_code import UserCodeError, contained
 
 __all__ = [
@@ -41,12 +42,14 @@ __all__ = [
     "AttemptInput",
     "AttemptReport",
     "AttemptRunner",
+    "Blocked",
     "CheckpointSink",
     "CheckpointedRun",
     "Checkpoints",
     "Clients",
     "FunctionAgent",
     "Imports",
+    "Owner",
     "Run",
     "RunUpdate",
     "SaveCheckpoints",

@@ -19,6 +19,7 @@ from batchray.agents.build import Clients, build_agent
 from batchray.agents.checkpoints import Checkpoint, CheckpointSink
 from batchray.agents.failures import Failure, Masks, failure_of
 from batchray.agents.imports import Imports
+from batchray.agents.loop_watch import Blocked, LoopWatch
 from batchray.agents.user_code import encodable, is_cancelled, protect_loop
 from batchray.config import BoundAgent
 from batchray.errors import DeadlineExceededError, RequestError
@@ -103,7 +104,8 @@ class AttemptRunner:
     """Runs attempts on one event loop.  Agents and clients are built on first use and cached.
 
     `on_provider_wait` is called when the list of `provider_waits` changes; `while_held` is entered while a run waits
-    for its provider.
+    for its provider.  `on_blocked` is called in a thread when a request blocks the loop (see `LoopWatch`), which is not
+    watched without it.
     """
 
     def __init__(
@@ -111,7 +113,9 @@ class AttemptRunner:
         mark_executing: ExecutionMarker = unmarked,
         on_provider_wait: Callable[[], None] = lambda: None,
         while_held: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_blocked: Callable[[Blocked | None], None] | None = None,
     ) -> None:
+        self._watch = LoopWatch(on_blocked) if on_blocked is not None else None
         self._clients, self._mark_executing = Clients(on_provider_wait), mark_executing
         self._while_held = while_held
         self._agents: OrderedDict[BoundAgent, AgentRunner] = OrderedDict()
@@ -137,8 +141,9 @@ class AttemptRunner:
                 return build_agent(bound, self._clients)
 
         try:
-            has_code = bound.agent.run is not None or bound.agent.tools
-            return self._keep(bound, await self._imports.run(bound, build)) if has_code else self.agent(bound)
+            if not _has_code(bound):
+                return self.agent(bound)
+            return self._keep(bound, await self._imports.run(bound, build))
         except Exception as error:  # noqa: BLE001  # an import may raise anything
             return _FailedAgent(error)
 
@@ -176,9 +181,10 @@ class AttemptRunner:
             run.restore(parsed.context.steps)
         failure: Failure | None = None
         try:
-            async with asyncio.timeout(left_s) as limit:
-                run.limit = limit
-                stop_reason = await agent.run(run)
+            with self._watch if self._watch is not None and _has_code(bound) else nullcontext():
+                async with asyncio.timeout(left_s) as limit:
+                    run.limit = limit
+                    stop_reason = await agent.run(run)
         except (GeneratorExit, KeyboardInterrupt):
             raise
         except BaseException as raised:  # any error of an agent is this request's outcome, a panic of a library too
@@ -196,7 +202,13 @@ class AttemptRunner:
 
     async def close(self) -> None:
         """Close the model clients."""
+        if self._watch is not None:
+            self._watch.close()
         await self._clients.close()
+
+
+def _has_code(bound: BoundAgent) -> bool:
+    return bound.agent.run is not None or bool(bound.agent.tools)
 
 
 def _deadline_error(bound: BoundAgent) -> DeadlineExceededError:

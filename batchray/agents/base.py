@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 from batchray.agents.approvals import approvals_field, has_answers, model_view
 from batchray.agents.checkpoints import Checkpoint, CheckpointSink
 from batchray.agents.failures import Masks
+from batchray.agents.loop_watch import Owner, owned_by
 from batchray.agents.memory import RunMemory
 from batchray.schema import (
     AgentRequest,
@@ -198,9 +199,12 @@ class Run:
             stderr=[self.masks.clean(output.stderr)] if output.stderr else [],
         )
 
-    def executing(self) -> AbstractContextManager[None]:
-        """Return a context to enter while the request's own code runs in this process."""
-        return self.mark_executing(self.job_id, self.index)
+    @contextmanager
+    def executing(self) -> Iterator[None]:
+        """Enter while the request's own code runs in this process."""
+        owner = Owner(self.job_id, self.index, self.request.agent_id)
+        with owned_by(owner), self.mark_executing(self.job_id, self.index):
+            yield
 
 
 class AgentRunner(Protocol):

@@ -10,11 +10,13 @@ Start reading at `base.Executor`, then `ray/executor.py`.
 """
 
 from batchray.executors.base import AttemptSpec, ControlChannel, Executor, ManagedExecutor
+from batchray.executors.blocking import BlockingBoard
 from batchray.executors.local import LocalExecutor
 from batchray.executors.provider_board import ProviderBoard, ProviderState
 
 __all__ = [
     "AttemptSpec",
+    "BlockingBoard",
     "ControlChannel",
     "Executor",
     "LocalExecutor",

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from batchray.agents import SaveCheckpoints, encode_input
 from batchray.config import AgentSet, BoundAgent
+from batchray.executors.blocking import BlockingBoard
 from batchray.executors.provider_board import ProviderBoard
 
 
@@ -82,6 +83,8 @@ class ManagedExecutor(Executor, Protocol):
 
     providers: ProviderBoard
     """The providers that hold back its calls."""
+    blocking: BlockingBoard
+    """The requests that block an event loop which they share."""
 
     def check(self, agents: AgentSet) -> None:
         """Raise ConfigError if an agent can never run here."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from batchray.agents import AttemptRunner, CheckpointedRun, SaveCheckpoints, pump_checkpoints
+from batchray.agents import AttemptRunner, Blocked, CheckpointedRun, SaveCheckpoints, pump_checkpoints
 from batchray.config import AgentSet
 from batchray.executors.base import AttemptSpec, ControlChannel
+from batchray.executors.blocking import BlockingBoard
 from batchray.executors.provider_board import REPORT_S, ProviderBoard
 from batchray.support.descriptors import connections_that_fit
 
@@ -16,9 +17,15 @@ class LocalExecutor:
     """Runs every attempt on the driver's own event loop: for tests, debugging, and as the baseline of benchmarks."""
 
     def __init__(self) -> None:
-        self._runner = AttemptRunner(on_provider_wait=self._on_provider_wait)
-        self.providers = ProviderBoard()
+        self._runner = AttemptRunner(on_provider_wait=self._on_provider_wait, on_blocked=self._on_blocked)
+        self.providers, self.blocking = ProviderBoard(), BlockingBoard()
         self._reporting: asyncio.Task[None] | None = None
+
+    def _on_blocked(self, blocked: Blocked | None) -> None:
+        if blocked is None:
+            self.blocking.clear()
+        else:
+            self.blocking.put(blocked.owner.job_id, [blocked])
 
     def check(self, agents: AgentSet) -> None:
         """Accept all agents: placement has no meaning in one process."""

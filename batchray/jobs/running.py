@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchray.config import AgentSet, Settings
-from batchray.executors import ProviderState
+from batchray.executors import BlockingBoard, ProviderState
 from batchray.jobs.control import ControlRequest
 from batchray.jobs.endings import CANCELED, Ending, expired, given_up
 from batchray.jobs.failure_policy import SharedFailures, is_beyond
@@ -54,6 +54,7 @@ class RunningJob:
         self.timing, self.window, self.committer, self.gates = timing, window, committer, gates
         self.store: RetryingStore = committer.store
         self.in_flight = InFlight()
+        self.blocking = BlockingBoard()
         self.ending: Ending | None = None
         self.is_interrupted = False
         self.paused_because: str | None = None
@@ -154,6 +155,7 @@ class RunningJob:
             "n_in_flight": self.window.in_flight,
             "in_flight": self.in_flight.oldest(_MAX_IN_FLIGHT_SHOWN),
             "stalled": self.in_flight.stalled(_MAX_FAILURES_SHOWN),
+            "blocking": self.blocking.of(self.record.id),
             "failures": list(self.failures),
             "max_in_flight": self.window.size,
             "is_paused": self.is_paused,

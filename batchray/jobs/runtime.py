@@ -97,6 +97,7 @@ class Runtime:
                 record = started
             else:
                 running = started
+                running.blocking = executor.blocking
                 run.on_started(running)
                 self._shares.add(running)
                 record = await run_job(

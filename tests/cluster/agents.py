@@ -77,6 +77,13 @@ async def block_the_loop(request: AgentRequest) -> str:
     return "never"
 
 
+async def block_until_released(request: AgentRequest) -> str:
+    """Block the event loop of its lane until a file exists."""
+    while not Path(text_of(request)).exists():
+        time.sleep(0.01)
+    return "released"
+
+
 ECHO = Agent(id="echo", run=echo)
 
 

@@ -93,6 +93,31 @@ def test_sync_functions_on_a_lane_share_a_module_level_client(options: dict[str,
     assert len({result.text for result in results}) == 2  # the lanes
 
 
+def test_a_request_that_blocks_its_lane_is_named_in_the_log_and_the_live_state(
+    options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options.pop("progress")
+    blocker = Agent(id="blocker", run=agents.block_until_released)
+    job = batchray.submit([{"agent_id": "blocker", "input": str(tmp_path / "released")}], [blocker], **options)
+    seen: list[dict[str, Any]] = []
+
+    def has_seen() -> bool:
+        seen.extend(watched.snapshot().get("blocking", []))
+        return bool(seen)
+
+    try:
+        until(lambda: job.in_flight > 0, 60)
+        watched = batchray.find_job(job.id, wait_s=60)
+        until(has_seen, 60)
+    finally:
+        (tmp_path / "released").touch()
+    job.wait(60)
+    blocking = seen[0]
+    assert (blocking["index"], blocking["agent_id"]) == (0, "blocker")
+    assert "agents.py, line " in blocking["where"]
+    assert "agent 'blocker' blocks the event loop" in caplog.text
+
+
 def test_lanes_have_the_drivers_cpu_priority_and_isolated_processes_a_lower_one(
     options: dict[str, Any],
 ) -> None:

@@ -28,6 +28,7 @@ FLOORS = (
     "agents",
     "store",
     "executors.provider_board",
+    "executors.blocking",
     "executors.base",
     "executors.local",
     "executors.ray",

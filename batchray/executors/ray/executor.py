@@ -18,6 +18,7 @@ from batchray.agents import SaveCheckpoints
 from batchray.config import AgentSet, BoundAgent, Settings
 from batchray.errors import ClusterError, ConfigError, RequestError, WorkerDiedError
 from batchray.executors.base import AttemptSpec, ControlChannel
+from batchray.executors.blocking import BlockingBoard
 from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray.calls import AttemptClock, LostCallError, call_lane, call_process, first_line
 from batchray.executors.ray.connection import connect, disconnect
@@ -47,7 +48,7 @@ class RayExecutor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.providers = ProviderBoard()
+        self.providers, self.blocking = ProviderBoard(), BlockingBoard()
         self._lanes = Lanes(self._lose, settings.lane_silence_s, self.providers)
         self._packed: weakref.WeakKeyDictionary[BoundAgent, bytes] = weakref.WeakKeyDictionary()
         self._owns_connection = False
@@ -156,7 +157,7 @@ class RayExecutor:
 
     def control_channels(self, job_id: str) -> Sequence[ControlChannel]:
         """Return the channel to the job actor."""
-        return (JobActorChannel(job_id, self._channel_thread, self.is_alive),)
+        return (JobActorChannel(job_id, self._channel_thread, self.is_alive, self.blocking),)
 
     async def close(self) -> None:
         """End the lanes and what runs on them, and the connection if this executor opened it."""

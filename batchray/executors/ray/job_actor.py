@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -17,32 +18,48 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 import ray
 import ray.exceptions
 
+from batchray.agents import Blocked
 from batchray.config import Settings
 from batchray.errors import ClusterError, ConfigError, UnknownJobError
 from batchray.executors.base import own_pause
+from batchray.executors.blocking import BlockingBoard
 from batchray.executors.ray.connection import NAMESPACE, connect
 from batchray.schema.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _MAX_PENDING_CALLS = 1000
 _ANSWER_S = 10.0
+_BLOCKING = "blocking"
+# A lane repeats each second what blocks it; if it dies, what it said last is dropped.
+_BLOCKING_S = 5.0
 _APPEAR_S, _LOOK_AGAIN_S = 10.0, 0.1
 
 
 class JobActor:
-    """Holds the newest snapshot and the newest control request."""
+    """Holds the newest snapshot, the newest control request, and which requests block a lane."""
 
     def __init__(self) -> None:
         self._snapshot: dict[str, Any] = {}
         self._control: dict[str, Any] = {}
+        self._blocking: dict[str, tuple[float, Blocked]] = {}
 
     def update(self, snapshot: dict[str, Any]) -> dict[str, Any]:
-        """Store the driver's newest snapshot and return the control request so far."""
+        """Store the driver's newest snapshot; return the control request so far, and what blocks lanes now."""
         self._control |= own_pause(self._snapshot.get("paused_because"), snapshot)
         self._snapshot = snapshot
-        return self._control
+        oldest = time.monotonic() - _BLOCKING_S
+        blocking = [blocked for at, blocked in self._blocking.values() if at > oldest]
+        return {**self._control, _BLOCKING: blocking} if blocking else self._control
+
+    def set_blocking(self, lane: str, blocked: Blocked | None) -> None:
+        """Store the request that blocks a lane; the lane repeats it while it is blocked."""
+        self._blocking.pop(lane, None)
+        if blocked is not None:
+            self._blocking[lane] = time.monotonic(), blocked
 
     def snapshot(self) -> dict[str, Any]:
         """Return counts, in-flight items, timings and newest failures, as the driver last sent them."""
@@ -74,11 +91,28 @@ def _name(job_id: str) -> str:
     return f"batchray-{job_id}"
 
 
+class BlockingReports:
+    """Tells the actors of jobs which of their requests blocks this lane.  Its calls come from a thread of the lane."""
+
+    def __init__(self, lane: str) -> None:
+        self._lane, self._job_id = lane, ""
+
+    def report(self, blocked: Blocked | None) -> None:
+        """Report that a request blocks the lane, or that the last one does not any more."""
+        if blocked is not None:
+            self._job_id = blocked.owner.job_id
+        try:
+            actor: Any = ray.get_actor(_name(self._job_id), namespace=NAMESPACE)
+            actor.set_blocking.remote(self._lane, blocked)
+        except (ValueError, ray.exceptions.RayError) as error:  # a small job has no actor, and one may be lost
+            logger.info("job %s cannot be told what blocks its lane: %s", self._job_id, error)
+
+
 class JobActorChannel:
     """The driver's side: starts the actor, sends it snapshots, and starts it again if it is lost."""
 
-    def __init__(self, job_id: str, thread: Executor, is_alive: Callable[[], bool]) -> None:
-        self._job_id, self._thread, self._is_alive = job_id, thread, is_alive
+    def __init__(self, job_id: str, thread: Executor, is_alive: Callable[[], bool], blocking: BlockingBoard) -> None:
+        self._job_id, self._thread, self._is_alive, self._blocking = job_id, thread, is_alive, blocking
         self._actor: Any = None
         self._has_answered = self._is_too_late = False
 
@@ -98,6 +132,7 @@ class JobActorChannel:
             self._is_too_late = not self._has_answered
             raise
         self._has_answered = True
+        self._blocking.put(self._job_id, control.pop(_BLOCKING, ()))
         return control
 
     def close(self) -> None:

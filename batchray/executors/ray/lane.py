@@ -28,6 +28,7 @@ from batchray.executors.ray.activity_log import (
 from batchray.executors.ray.checkpointed_runs import CheckpointBatch, CheckpointedRuns, WaitReport, run_isolated
 from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
+from batchray.executors.ray.job_actor import BlockingReports
 from batchray.executors.ray.provider_reports import ProviderReports
 from batchray.executors.ray.run_registry import RunRegistry
 from batchray.support.captured_output import TO_STDERR
@@ -58,7 +59,9 @@ class Lane:
 
     def __init__(self) -> None:
         self._activity_log = ActivityLog(_actor_id(), session_directory())
-        self._runner = AttemptRunner(self._activity_log.executing, self._on_provider_wait)
+        self._runner = AttemptRunner(
+            self._activity_log.executing, self._on_provider_wait, on_blocked=BlockingReports(_actor_id()).report
+        )
         self._provider_reports = ProviderReports(self._runner.provider_waits)
         self._runs, self._checkpointed = RunRegistry(), CheckpointedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
