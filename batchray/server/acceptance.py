@@ -58,11 +58,12 @@ class BatchAcceptance:
         if body.checker is None:
             small = read_body(body.data, agent_ids)
             items = [NewItem(*request) for request in small.requests]
-            jobs.create(replace(new, callback_url=small.callback_url), items)
+            jobs.create(replace(new, callback_url=small.callback_url, unused_fields=lambda: small.unused), items)
         else:
             with body.checker.check(agent_ids) as large:
                 pages = (ItemPage(*page) for page in self._until_drain(large.pages))
-                jobs.create_paged(replace(new, callback_url=large.callback_url), pages)
+                complete = replace(new, callback_url=large.callback_url, unused_fields=lambda: large.unused)
+                jobs.create_paged(complete, pages)
 
     def _until_drain(self, pages: Iterable[T]) -> Iterator[T]:
         """Yield the pages.  Raises HttpError 503 when the server stops, so that nothing of the batch is stored."""

@@ -2,7 +2,7 @@
 
 The parser holds the GIL while it reads a whole body.  In a subprocess it blocks no other client, and its memory is
 returned at its exit.  Standard input is a JSON array of the known agents' ids.  Standard output is a series of pickles:
-the callback URL, then pages of requests, then None or the error.
+the callback URL, then pages of requests, then the error, or None and the names of unused fields.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -32,10 +32,14 @@ _TIMEOUT_S = 300.0
 
 
 class CheckedBatch(NamedTuple):
-    """A batch that can be iterated once.  A page of requests is three columns: agent ids, custom ids, bodies."""
+    """A batch that can be iterated once.  A page of requests is three columns: agent ids, custom ids, bodies.
+
+    `unused` is complete when all pages have been read; see `batch.parse.Batch`.
+    """
 
     pages: Iterator[tuple[Sequence[str], Sequence[str | None], Sequence[bytes]]]
     callback_url: str | None
+    unused: Set[str]
 
 
 class Checker:
@@ -60,7 +64,8 @@ class Checker:
             with suppress(BrokenPipeError), self._process.stdin as input:  # a dead process is noticed at the first read
                 input.write(orjson.dumps(list(agents)))
             callback_url = _next(output)
-            yield CheckedBatch(iter(lambda: _next(output), None), callback_url)
+            unused = set[str]()
+            yield CheckedBatch(_read_pages(output, unused), callback_url, unused)
         finally:
             timeout.cancel()
 
@@ -68,6 +73,12 @@ class Checker:
         """Kill the process, whether or not it has finished."""
         with self._process:
             self._process.kill()
+
+
+def _read_pages(output: IO[bytes], unused: set[str]) -> Iterator[Any]:
+    while (page := _next(output)) is not None:
+        yield page
+    unused |= _next(output)
 
 
 def _next(source: IO[bytes]) -> Any:
@@ -89,7 +100,7 @@ def main(file: Path) -> None:
         return
     known = orjson.loads(agent_ids)
     out = sys.stdout.buffer
-    end: BatchFormatError | None = None
+    end: list[Any]
     try:
         with file.open("rb") as body:
             # Not closed explicitly: a raised error still references slices of it.
@@ -97,9 +108,11 @@ def main(file: Path) -> None:
         pickle.dump(batch.callback_url, out)
         for page in _pages(batch.requests):
             pickle.dump(tuple(zip(*page, strict=True)), out, pickle.HIGHEST_PROTOCOL)
+        end = [None, set(batch.unused)]
     except BatchFormatError as error:
-        end = error
-    pickle.dump(end, out)
+        end = [error]
+    for message in end:
+        pickle.dump(message, out)
     out.flush()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal, get_origin
@@ -77,6 +77,20 @@ def encode(body: Any) -> bytes:
     if isinstance(body, list):
         return b"[" + b",".join(map(encode, body)) + b"]"
     return orjson.dumps(body)
+
+
+def with_warning(body: BaseModel, unused_fields: Collection[str]) -> ResponseBody:
+    """Return a response that warns of fields of the request without an effect, if there are any."""
+    if not unused_fields:
+        return body
+    return web.Response(body=encode(body), content_type="application/json", headers=warning_of(unused_fields))
+
+
+def warning_of(unused_fields: Collection[str]) -> dict[str, str]:
+    """Return the header that names these fields.  Source: RFC 7234, 5.5; 299 is a persistent warning."""
+    if not unused_fields:
+        return {}
+    return {"Warning": f'299 batchray "no effect here: {", ".join(sorted(unused_fields))}"'}
 
 
 def add_routes(app: web.Application, routes: Sequence[Route]) -> None:

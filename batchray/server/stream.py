@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -44,10 +45,10 @@ class JsonLines:
 class Events:
     """A response of server-sent events.  Source: WHATWG HTML, 9.2 "Server-sent events"."""
 
-    def __init__(self, request: web.Request, ping_s: float = 15.0) -> None:
+    def __init__(self, request: web.Request, headers: Mapping[str, str] | None = None, ping_s: float = 15.0) -> None:
         self._request, self._ping_s = request, ping_s
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        self._response = web.StreamResponse(headers=headers)
+        own = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        self._response = web.StreamResponse(headers={**own, **(headers or {})})
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._loop.time()
 

@@ -22,7 +22,6 @@ from batchray.batch.rules import RequestRules
 from batchray.batch.strict_json import strict_json
 from batchray.config import ServerSettings
 from batchray.errors import BatchFormatError, StoreFullError
-from batchray.schema import LettaRequest
 from batchray.server.body_checker import Checker
 from batchray.server.errors import HttpError, unavailable
 from batchray.store import is_no_room
@@ -158,19 +157,24 @@ class _Spool:
         return pieces
 
 
-async def read_json(request: web.Request, model: type[M], settings: ServerSettings) -> M:
-    """Read a request's body and validate it as a model.  Raises HttpError 408, 413, 415, or 422 with the reason."""
+async def read_json(
+    request: web.Request, model: type[M], settings: ServerSettings, rules: RequestRules | None = None
+) -> M:
+    """Read a request's body and validate it as a model.  Raises HttpError 408, 413, 415, or 422 with the reason.
+
+    With `rules` unknown keys are refused, and those without an effect are collected there.
+    """
     check_type(request)
     _check_length(request, MAX_REQUEST_BYTES)
     body = b"".join([piece async for piece in _pieces(request, MAX_REQUEST_BYTES, settings, time.monotonic)])
-    return await asyncio.to_thread(_parse, body, model)
+    return await asyncio.to_thread(_parse, body, model, rules)
 
 
-def _parse(body: bytes, model: type[M]) -> M:
+def _parse(body: bytes, model: type[M], rules: RequestRules | None) -> M:
     try:
         value = strict_json(body)
-        if issubclass(model, LettaRequest) and isinstance(value, dict):
-            RequestRules((), accepts_unused=True).check_keys(value, model)
+        if rules is not None and isinstance(value, dict):
+            rules.check_keys(value, model)
         return model.model_validate_json(body, strict=True)
     except BatchFormatError as error:
         raise HttpError(422, str(error)) from None

@@ -64,6 +64,8 @@ def batch_job(record: JobRecord) -> BatchJob:
     metadata: dict[str, Any] = {"job_type": "batch_messages", "request_counts": counts.model_dump()}
     if record.paused_because is not None:
         metadata["paused_because"] = record.paused_because
+    if record.unused_fields is not None:
+        metadata["unused_fields"] = record.unused_fields.split(",")
     return BatchJob(
         id=record.id,
         status=JobStatus(record.status),

@@ -20,8 +20,8 @@ T = TypeVar("T")
 UNREADABLE = (StoreError, ValueError, TypeError, KeyError)
 """Errors of reading a damaged database: those of the database, and of decoding bytes that are not JSON."""
 # Without the long columns, which are more likely to be damaged and which results do not need.
-# Without `paused_because`, which an older database has not got.
-_JOB_COLUMNS = [column for column in jobs.c if column.name not in ("agents", "progress", "paused_because")]
+_NEWER = ("paused_because", "unused_fields")  # which an older database has not got
+_JOB_COLUMNS = [column for column in jobs.c if column.name not in ("agents", "progress", *_NEWER)]
 _NO_REQUEST = orjson.dumps({"agent_id": "unreadable", "input": "unreadable"})
 
 
@@ -57,7 +57,7 @@ class Integrity:
             query = sa.select(*_JOB_COLUMNS).where(jobs.c.kind != DELETED, jobs.c.job.between(first, last))
             with self._database.reading() as connection:
                 rows = connection.execute(query.order_by(jobs.c.job)).mappings()
-                return [job_record({**row, "progress": None, "paused_because": None}) for row in rows]
+                return [job_record({**row, "progress": None, **dict.fromkeys(_NEWER)}) for row in rows]
 
         last = max(self._last_key(on_unreadable, table) for table in (jobs, items, outcomes))
         yield from _in_halves(read, 1, last, lambda key, error: on_unreadable(f"the job of key {key}: {error}"))

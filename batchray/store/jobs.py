@@ -62,8 +62,9 @@ class Jobs:
                 database.backend.insert_items(connection, rows)
                 agent_ids.update(page.agent_ids)
                 total += len(page.requests)
-            snapshot = orjson.dumps(new.snapshot(agent_ids))
-            connection.execute(sa.update(jobs).where(jobs.c.job == job).values(total=total, agents=snapshot))
+            values = {"total": total, "agents": orjson.dumps(new.snapshot(agent_ids))}
+            values["unused_fields"] = ",".join(sorted(new.unused_fields())) or None
+            connection.execute(sa.update(jobs).where(jobs.c.job == job).values(values))
             failpoint("before-commit")
         failpoint("after-commit")
         return total

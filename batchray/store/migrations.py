@@ -53,8 +53,9 @@ def _to_version_3(connection: sa.Connection) -> None:
 
 
 def _to_version_4(connection: sa.Connection) -> None:
-    """Add the reason for which a job has paused itself."""
+    """Add the reason for which a job has paused itself, and the fields of its requests that have no effect."""
     connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN paused_because VARCHAR")
+    connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN unused_fields VARCHAR")
 
 
 def _add_missing_leases(connection: sa.Connection) -> None:

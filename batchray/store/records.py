@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,8 @@ class NewJob:
 
     `snapshot` returns the settings of the agents that it is given the ids of.  `kind` is `batch`, or `run` for one
     request to one agent, `agent_id`.  `idempotency_key` is unique for a user; `body_digest` is that of its body.
-    `run_options` are what a resume of the job takes over, as JSON-able data.
+    `run_options` are what a resume of the job takes over, as JSON-able data.  `unused_fields` returns, once all items
+    have been read, the names of fields in them that have no effect.
     """
 
     id: str
@@ -37,6 +38,7 @@ class NewJob:
     idempotency_key: str | None = None
     body_digest: str | None = None
     run_options: Mapping[str, Any] | None = None
+    unused_fields: Callable[[], Iterable[str]] = tuple
 
 
 class NewItem(NamedTuple):
@@ -207,6 +209,8 @@ class JobRecord:
     progress: Progress | None
     paused_because: str | None
     """Why the job has paused itself; None if it has not."""
+    unused_fields: str | None
+    """The names of fields in its requests that have no effect, separated by commas."""
 
     @property
     def done(self) -> int:

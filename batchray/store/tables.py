@@ -33,6 +33,7 @@ jobs = sa.Table(
     sa.Column("stop_reason", TEXT),
     # Why the job has paused itself; NULL if it has not.
     sa.Column("paused_because", TEXT),
+    sa.Column("unused_fields", TEXT),
     sa.Column("callback_url", TEXT),
     sa.Column("callback_sent_at", TEXT),
     sa.Column("callback_status_code", INTEGER),

@@ -170,7 +170,7 @@ def test_everything_reads_back_as_the_older_version_read_it(old: OldDatabase) ->
     with old.open() as store:
         for name, job_id in answers["ids"].items():
             job = store.jobs.get(job_id)
-            assert plain(job) == {**answers["jobs"][name], "paused_because": None}
+            assert plain(job) == {**answers["jobs"][name], "paused_because": None, "unused_fields": None}
             assert plain(store.items.results(job)) == answers["results"][name]
             assert plain(store.items.unfinished(job, after=-1)) == renamed(answers["unfinished"][name])
             assert plain(store.items.checkpoints(job, 1)) == answers["steps"][name]
@@ -243,6 +243,7 @@ def test_a_database_of_version_3_gets_the_reason_of_a_pause(tmp_path: Path) -> N
     old.open().close()
     with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:  # what version 3 did not have
         connection.execute("ALTER TABLE jobs DROP COLUMN paused_because")
+        connection.execute("ALTER TABLE jobs DROP COLUMN unused_fields")
         connection.execute("PRAGMA user_version = 3")
         connection.commit()
     with old.open() as store:

@@ -123,6 +123,33 @@ def test_an_invalid_batch_is_refused_with_the_location_of_the_error_and_not_stor
     assert newest() == before
 
 
+@pytest.mark.parametrize("padding", [0, 1_100_000], ids=["small", "large"])
+def test_fields_without_effect_are_named_in_a_warning_and_in_the_metadata(server: LiveServer, padding: int) -> None:
+    message = {"role": "user", "content": "x" * padding, "batch_item_id": "batch_item-1"}
+    unused = {"override_model": "a/b", "return_logprobs": True, "top_logprobs": None, "client_skills": []}
+    answer = call(server, "POST", BATCHES, {"requests": [SUM, {**SUM, **unused}, talk([message])]})
+    assert answer.status == 200, answer
+    names = ["messages.batch_item_id", "override_model", "return_logprobs"]
+    assert answer.headers["Warning"] == f'299 batchray "no effect here: {", ".join(names)}"'
+    assert answer.body["metadata"]["unused_fields"] == names
+    assert ended(server, answer.body["id"])["metadata"]["unused_fields"] == names
+    plain = call(server, "POST", BATCHES, {"requests": [SUM]})
+    assert "Warning" not in plain.headers
+    assert "unused_fields" not in plain.body["metadata"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_fields_without_effect_are_named_in_the_response_of_an_agent(server: LiveServer, streaming: bool) -> None:
+    body = {"input": "What is 2 + 3?", "background": True, "override_model": "a/b", "streaming": streaming}
+    answer = call(server, "POST", "/v1/agents/calculator/messages", body)
+    warning = '299 batchray "no effect here: background, override_model"'
+    assert (answer.status, answer.headers["Warning"]) == (200, warning)
+
+
+def talk(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"agent_id": "calculator", "messages": messages}
+
+
 def test_a_callback_url_is_normalised(server: LiveServer) -> None:
     job = create(server, [SUM], callback_url="http://203.0.113.7:9")
     assert job["callback_url"] == "http://203.0.113.7:9/"

@@ -30,7 +30,7 @@ from batchray.server.acceptance import BatchAcceptance
 from batchray.server.auth import user_of
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.pagination import Cursor, Page, is_between, paged
-from batchray.server.routing import NoQuery, ResponseBody, Route
+from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
 from batchray.server.stream import Events, JsonLines
@@ -181,7 +181,8 @@ class BatchRoutes:
             if key is None or await self._reader.jobs.find_by_idempotency_key(user_id, key) is None:
                 raise
         async with self._uploads.receive(request, needs_digest=key is not None) as body:
-            return batch_job(await self._acceptance.accept(user_id, body, key))
+            job = batch_job(await self._acceptance.accept(user_id, body, key))
+        return with_warning(job, (job.metadata or {}).get("unused_fields", ()))
 
     async def index(self, request: web.Request, query: Page) -> ResponseBody:
         """List a user's batches, of every status."""

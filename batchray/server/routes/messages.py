@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import orjson
 from aiohttp import web
 from pydantic import BaseModel, Field
 
+from batchray.batch.rules import RequestRules
 from batchray.config import ServerSettings
 from batchray.errors import StoreError
 from batchray.jobs import context
@@ -36,7 +37,7 @@ from batchray.server.agent_catalog import AgentLookup
 from batchray.server.auth import user_of
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.pagination import Cursor, Page, is_between, paged, slice_of
-from batchray.server.routing import NoQuery, ResponseBody, Route, encode
+from batchray.server.routing import NoQuery, ResponseBody, Route, encode, warning_of, with_warning
 from batchray.server.single_runs import SingleRuns
 from batchray.server.stream import Events
 from batchray.server.upload import read_json
@@ -72,6 +73,8 @@ _APPROVAL_ERRORS = frozenset(
 
 class AskAgent(LettaRequest):
     """The body of POST /v1/agents/{id}/messages: a request, and how its response is delivered."""
+
+    without_effect: ClassVar[Set[str]] = LettaRequest.without_effect | {"stream_tokens", "background"}
 
     messages: Annotated[list[RequestMessage], Field(min_length=1)] | None = None
     streaming: bool = False
@@ -113,17 +116,17 @@ class MessageRoutes:
 
     async def ask(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Run one request immediately, on the same executor as batches."""
-        given = await self._read(request)
+        given, unused = await self._read(request)
         if given.streaming:
-            return await self._stream(request, given)
+            return await self._stream(request, given, unused)
         record, result = await self._run(request, given)
         if result.error is not None:
             raise _failure(result.error)
-        return letta_response(record, result)
+        return with_warning(letta_response(record, result), unused)
 
     async def stream(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Run one request immediately, and stream its response."""
-        return await self._stream(request, await self._read(request))
+        return await self._stream(request, *await self._read(request))
 
     async def index(self, request: web.Request, query: Page) -> ResponseBody:
         """List an agent's messages, input included: the conversation of a stateful agent, or the single runs of others.
@@ -177,9 +180,11 @@ class MessageRoutes:
             raise HttpError(400, f"Message with id {message_id} not found")
         return Cursor(job.key, ordinal_of(message_id))
 
-    async def _read(self, request: web.Request) -> AskAgent:
+    async def _read(self, request: web.Request) -> tuple[AskAgent, Set[str]]:
+        """Return the body, and the names of fields in it that have no effect."""
         await self._reader.call(self._agents.find, user_of(request), request.match_info["agent_id"])
-        return await read_json(request, AskAgent, self._settings)
+        rules = RequestRules((), accepts_unused=True)
+        return await read_json(request, AskAgent, self._settings, rules), rules.unused
 
     async def _run(self, request: web.Request, given: AskAgent) -> tuple[JobRecord, StoredResult]:
         return await self._runs.run(user_of(request), request.match_info["agent_id"], _body(request, given))
@@ -187,12 +192,12 @@ class MessageRoutes:
     def _steps(self, job_id: str, body: bytes) -> list[LettaMessage]:
         return steps_of(body, self._reader.sync.items.checkpoints(self._reader.sync.jobs.get(job_id), 0))
 
-    async def _stream(self, request: web.Request, given: AskAgent) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, given: AskAgent, unused: Set[str]) -> web.StreamResponse:
         """Stream the agent's output as its steps are checkpointed, and pings while there is nothing new."""
         body = _body(request, given)
         job = await self._runs.start(user_of(request), request.match_info["agent_id"], body)
         run = asyncio.create_task(self._runs.result_of(job))
-        events, n_sent, n_idle_polls = Events(request), 0, 0
+        events, n_sent, n_idle_polls = Events(request, warning_of(unused)), 0, 0
         try:
             while not (await asyncio.wait({run}, timeout=_POLL_S))[0]:
                 new = list[LettaMessage]()
