@@ -14,7 +14,14 @@ import orjson
 from batchray.models.anthropic_models import MAX_TOKENS, NOTHING_KNOWN, ModelRules, fitted
 from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
-from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, ToolResult, is_from_model, tool_calls_of
+from batchray.models.conversation import (
+    DEFAULT_IMAGE_TYPE,
+    Capabilities,
+    ToolResult,
+    is_from_model,
+    tool_calls_of,
+    usable_name,
+)
 from batchray.schema import (
     ContentPart,
     ImageContent,
@@ -165,7 +172,12 @@ def _image_source(part: ImageContent) -> Block:
 
 
 def _tool_use(call: ToolCall) -> Block:
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": orjson.loads(object_to_send(call.arguments))}
+    return {
+        "type": "tool_use",
+        "id": call.id,
+        "name": usable_name(call.name),
+        "input": orjson.loads(object_to_send(call.arguments)),
+    }
 
 
 def _tool_result(result: ToolResult) -> Block:

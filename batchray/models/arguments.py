@@ -62,6 +62,26 @@ def joined_surrogates(text: str) -> str:
     return text
 
 
+def with_whole_texts(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an object that can be written as JSON: in all its texts, surrogates as `joined_surrogates` makes them."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return {joined_surrogates(name): _with_whole_texts(each) for name, each in value.items()}
+    return value
+
+
+def _with_whole_texts(value: Any) -> Any:
+    match value:
+        case str():
+            return joined_surrogates(value)
+        case dict():
+            return {joined_surrogates(name): _with_whole_texts(each) for name, each in value.items()}
+        case list():
+            return [_with_whole_texts(each) for each in value]
+    return value
+
+
 def _read(text: str) -> Any:
     """Return the value of JSON text, or the text itself if it cannot be read; None for empty text."""
     text = text.strip()

@@ -5,6 +5,7 @@ Each protocol lists in its `Capabilities` the parts that it accepts.  All refusa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from batchray.schema import (
     UrlImage,
 )
 
+_USABLE_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_UNUSABLE = re.compile(r"[^a-zA-Z0-9_-]")
 DEFAULT_IMAGE_TYPE = "image/png"
 """The assumed type of a stored image without a media type."""
 
@@ -83,6 +86,15 @@ def tool_calls_of(message: Message) -> list[ToolCall]:
         if isinstance(part, ToolCallContent) and all(part.id != call.id for call in calls):
             calls.append(ToolCall.of(part.id, part.name, orjson.dumps(part.input).decode()))
     return calls
+
+
+def usable_name(name: str) -> str:
+    """Return a tool's name as providers accept it.
+
+    A model may call a tool that does not exist by any name; the call goes back with the error, and providers refuse a
+    conversation with other characters in a name, or with more than 64.
+    """
+    return name if _USABLE_NAME.fullmatch(name) else _UNUSABLE.sub("_", name)[:64]
 
 
 def used_ids(messages: Iterable[Message]) -> set[str]:

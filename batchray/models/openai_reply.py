@@ -15,15 +15,13 @@ from batchray.models.endings import CHAT_ENDS, FinishReason, check_not_empty, fi
 from batchray.models.http import HttpTransport
 from batchray.models.partial_reply import JsonReply, complete_calls, string
 from batchray.models.provider_errors import TransientError, error_in
-from batchray.models.reply_extras import gather, reply_item
+from batchray.models.reply_extras import gathered, is_wanted_back, reply_item
 from batchray.models.tool_call_deltas import ToolCallDeltas
 from batchray.models.usage_counts import mapping, merged_counts, token_count
 from batchray.schema import ToolCall, Usage
 
 _REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text"})
-_FIELDS = frozenset(
-    {"content", "function_call", "reasoning", "reasoning_content", "refusal", "role", "tool_calls"},
-)
+_REASONING_FIELDS = frozenset({"reasoning_content", "reasoning"})
 # Where a part, or a reasoning object, may hold its text; a value may be a list of such objects.
 _TEXT_KEYS = ("text", "content", "reasoning", "reasoning_content", "thinking", "summary", "refusal")
 _MAX_DEPTH = 8
@@ -73,19 +71,19 @@ class PartialCompletion(JsonReply):
             name,
             has_text=any(map(str.strip, self._text)),
             has_calls=bool(self._calls.calls),
-            has_reasoning=bool(self._reasoning),
+            has_reasoning=bool(self._reasoning_text()),
         )
 
     def reply(self, call: ModelCall, ids: Callable[[], str]) -> ModelReply:
         """Return the complete reply.  Raises InvalidResponseError."""
         # Joined first: a pair of surrogates may be split between two deltas.
-        text, reasoning = joined_surrogates("".join(self._text)), joined_surrogates("".join(self._reasoning))
+        text, reasoning = joined_surrogates("".join(self._text)), joined_surrogates(self._reasoning_text())
         tool_calls = self._tool_calls(ids) if self._calls.calls else ()
         extras = {call.id: call.extra for call in self._calls.calls if call.extra}
         return ModelReply(
             content=reply_parts(text, reasoning),
             tool_calls=tool_calls,
-            items=reply_item(self._extras, self._reasoning_key, extras),
+            items=reply_item(self._extras, self._reasoning_key if reasoning else None, extras),
             finish_reason=self._finish_reason,
             usage=self.usage(),
             first_token_ns=self.first_token_ns,
@@ -103,14 +101,24 @@ class PartialCompletion(JsonReply):
             choice = choices[0]
             if not choice.get("index"):
                 self._has_choice = True
-                if delta := choice.get("delta"):
-                    text = delta.get("content")
-                    if text.__class__ is str and text and len(delta) == 1:  # hot path: one text delta per token
-                        self._text.append(text)
+                delta = choice.get("delta")
+                if delta:
+                    for field, value in delta.items():  # hot path: a delta per token
+                        if not value:
+                            continue
+                        if field == "content":
+                            if value.__class__ is str:
+                                self._text.append(value)
+                            else:
+                                self._apply_parts(value)
+                        elif field == "tool_calls":
+                            self._calls.add(value)
+                        elif field == self._reasoning_key:
+                            self._reasoning.append(value if value.__class__ is str else _words(value))
+                        elif field == "role" or not self._apply_other(field, value):
+                            continue
                         if self.first_token_ns is None:
                             self._mark_first_token()
-                    else:
-                        self._apply(delta, text)
                 if (reason := choice.get("finish_reason")) or not delta or "error" in choice:
                     self._end(choice, reason)
         elif (error := error_in(content)) is not None:
@@ -125,44 +133,36 @@ class PartialCompletion(JsonReply):
         if self._has_choice:
             self._word = self._word or "stop"
 
+    def _reasoning_text(self) -> str:
+        """Return the reasoning; that of OpenRouter's details if it comes in no field of its own."""
+        return "".join(self._reasoning) or _words(self._extras.get("reasoning_details"))
+
     def _end(self, choice: Mapping[str, Any], reason: Any) -> None:
         """Process a choice without a delta, or with a finish_reason: the last one, a whole message, or an error."""
         if message := choice.get("message"):
-            self._apply(message, message.get("content"))
+            self._take({"choices": [{"delta": message}]}, b"")
         if reason:
             self._word = string(reason)
         self._usage = merged_counts(self._usage, choice.get("usage"))
         if error := choice.get("error"):
             raise self._transport.error_in_reply(error)
 
-    def _apply(self, delta: Mapping[str, Any], text: Any) -> None:
-        reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-        pieces = delta.get("tool_calls")
-        if text:
-            if text.__class__ is str:
-                self._text.append(text)
-            else:
-                self._apply_parts(text)
-        if reasoning:
-            self._reasoning.append(reasoning if reasoning.__class__ is str else _words(reasoning))
-            if self._reasoning_key is None:
-                self._reasoning_key = "reasoning_content" if delta.get("reasoning_content") else "reasoning"
-        if pieces:
-            self._calls.add(pieces)
-        if refusal := delta.get("refusal"):
-            self._text.append(string(refusal))
-        if function := delta.get("function_call"):
-            self._calls.add([{"function": function}])
-        if not _FIELDS.issuperset(delta):
-            self._apply_extras(delta)
-        if self.first_token_ns is None and (text or reasoning or pieces):
-            self._mark_first_token()
-
-    def _apply_extras(self, delta: Mapping[str, Any]) -> None:
-        """Keep fields that the provider wants back.  Detailed reasoning is also read, if it comes without a text."""
-        gather(self._extras, delta)
-        if (details := delta.get("reasoning_details")) and self._reasoning_key is None:
-            self._reasoning.append(_words(details))
+    def _apply_other(self, name: str, value: Any) -> bool:
+        """Process a field that few deltas have; return whether it is a part of the reply."""
+        if name in _REASONING_FIELDS:
+            if self._reasoning_key is not None:
+                return False  # some servers send it in both fields
+            self._reasoning_key = name
+            self._reasoning.append(value if value.__class__ is str else _words(value))
+        elif name == "refusal":
+            self._text.append(string(value))
+        elif name == "function_call":
+            self._calls.add([{"function": value}])
+        elif is_wanted_back(name):
+            self._extras[name] = gathered(self._extras.get(name), value)
+        else:
+            return False
+        return True
 
     def _apply_parts(self, content: Any) -> None:
         """Process content that is one part or a list of parts.  Raises TypeError for anything else."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
-from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of
+from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of, usable_name
 from batchray.models.reply_extras import ReasoningBack, call_fields
 from batchray.models.thinking import with_reasoning_effort
 from batchray.schema import ImageContent, Message, TextContent, ToolCall, ToolReturnContent, UrlImage
@@ -78,7 +78,7 @@ def _assistant_message(message: Message) -> dict[str, Any]:
 
 def _tool_call(call: ToolCall, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call in OpenAI's form, with the further fields that its provider gave it."""
-    function = {"name": call.name, "arguments": object_to_send(call.arguments)}
+    function = {"name": usable_name(call.name), "arguments": object_to_send(call.arguments)}
     if not extra:
         return {"id": call.id, "type": "function", "function": function}
     return {**extra, "id": call.id, "type": "function", "function": {**extra.get("function", {}), **function}}

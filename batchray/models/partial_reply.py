@@ -104,6 +104,8 @@ class JsonReply(ABC):
             return
         if event.name == b"ping":
             return
+        if event.name == b"error":
+            raise self._transport.error_in_reply(event.data.decode(errors="replace"))
         content = None
         try:
             content = _lenient_json(event.data)

@@ -49,7 +49,18 @@ _PASSING_WORDS = re.compile(
     re.IGNORECASE,
 )
 _CODE_KEYS = ("code", "type", "status", "error_code", "status_code", "errorCode")
-_MESSAGE_KEYS = ("message", "detail", "error", "error_message", "error_msg", "errorMessage", "msg", "errors", "title")
+_MESSAGE_KEYS = (
+    "message",
+    "detail",
+    "error",
+    "error_message",
+    "error_msg",
+    "errorMessage",
+    "msg",
+    "status_msg",
+    "errors",
+    "title",
+)
 # Keys that only errors have, in an answer that is none of the protocol's.
 _ERROR_KEYS = ("detail", "error_message", "error_msg", "errorMessage", "errors")
 
@@ -127,7 +138,8 @@ class ProviderError(NamedTuple):
 def error_in(content: Any) -> Any:
     """Return the error in JSON that is no answer of a protocol, or None.
 
-    Source: errors of OpenAI, Anthropic, Google (a list), vLLM before 0.9 (no `error`), FastAPI (`detail`), DashScope.
+    Source: errors of OpenAI, Anthropic, Google (a list), vLLM before 0.9 (no `error`), FastAPI (`detail`), DashScope,
+    MiniMax (`base_resp`).
     """
     if isinstance(content, list):
         return next((error for each in content if (error := error_in(each)) is not None), None)
@@ -135,6 +147,9 @@ def error_in(content: Any) -> Any:
         return None
     if error := content.get("error"):
         return error if isinstance(error, dict | list) else content
+    outcome = content.get("base_resp")
+    if isinstance(outcome, dict) and outcome.get("status_code"):
+        return outcome
     is_error = "error" in (content.get("object"), content.get("type")) or any(map(content.get, _ERROR_KEYS))
     return content if is_error or isinstance(content.get("message"), str) else None
 

@@ -7,11 +7,13 @@ Moonshot and Zhipu on `reasoning_content`, and reports about servers that refuse
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from batchray.models.arguments import with_whole_texts
 from batchray.schema import Message, ReasoningContent
 
 SendReasoning = Literal["auto", "always", "never"]
@@ -83,7 +85,7 @@ def reply_item(
         item[reasoning_key] = ""
     if extra := [{**given, "id": call_id} for call_id, given in calls.items() if given]:
         item["tool_calls"] = extra
-    return [{"role": "assistant", **item}] if item else []
+    return [with_whole_texts({"role": "assistant", **item})] if item else []
 
 
 def extras_of_call(piece: Mapping[str, Any], function: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,20 +95,23 @@ def extras_of_call(piece: Mapping[str, Any], function: Mapping[str, Any]) -> dic
     return {**extra, "function": inner} if inner else extra
 
 
-def gather(kept: dict[str, Any], delta: Mapping[str, Any]) -> None:
-    """Add to `kept` the fields of a reply, or of a piece of one, that its provider wants back.
+@functools.lru_cache(maxsize=256)
+def is_wanted_back(name: str) -> bool:
+    """Whether the provider wants a field of this name back, if it has sent one."""
+    return _WANTED.search(name) is not None
 
-    Lists are only extended, so that many small pieces stay cheap; `reply_item` joins their parts.
+
+def gathered(kept: Any, value: Any) -> Any:
+    """Return a field after another piece of it.
+
+    A list is only extended, so that many small pieces stay cheap; `reply_item` joins its parts.
     """
-    for name, value in delta.items():
-        if value in _EMPTY or not _WANTED.search(name):
-            continue
-        if isinstance(value, list):
-            earlier = kept.setdefault(name, [])
-            if isinstance(earlier, list):
-                earlier.extend(value)
-        else:
-            kept[name] = grown(kept.get(name), value)
+    if not isinstance(value, list):
+        return grown(kept, value)
+    if not isinstance(kept, list):
+        return list(value)
+    kept.extend(value)
+    return kept
 
 
 def grown(kept: Any, new: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from batchray.models.arguments import joined_surrogates
+from batchray.models.arguments import joined_surrogates, with_whole_texts
 from batchray.models.base import ReplyPart
 from batchray.models.endings import RESPONSE_ENDS, FinishReason, check_not_empty, finish_reason, truncated
 from batchray.models.http import HttpTransport
@@ -140,24 +140,9 @@ class PartialResponse(JsonReply):
 
 def _item(given: Any) -> dict[str, Any]:
     """Return an item that can be stored and sent back.  Raises one of `BAD_SHAPE` for one of another shape."""
-    item = {"type": "message", **given} if given.get("role") == "assistant" else dict(given)
-    try:
-        orjson.dumps(item)
-    except TypeError:  # halves of surrogate pairs
-        item = _with_whole_texts(item)
+    item = with_whole_texts({"type": "message", **given} if given.get("role") == "assistant" else dict(given))
     _call(item) if item.get("type") == "function_call" else list(_parts(item))
     return item
-
-
-def _with_whole_texts(value: Any) -> Any:
-    match value:
-        case str():
-            return joined_surrogates(value)
-        case dict():
-            return {_with_whole_texts(key): _with_whole_texts(each) for key, each in value.items()}
-        case list():
-            return [_with_whole_texts(each) for each in value]
-    return value
 
 
 def _parts(item: Item) -> Iterator[ReplyPart]:

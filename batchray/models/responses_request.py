@@ -11,7 +11,7 @@ from typing import Any
 
 from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall
-from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of
+from batchray.models.conversation import DEFAULT_IMAGE_TYPE, Capabilities, is_from_model, tool_calls_of, usable_name
 from batchray.models.refused_fields import ENCRYPTED
 from batchray.models.responses_fields import Fields, translate
 from batchray.models.thinking import with_reasoning
@@ -107,7 +107,7 @@ def _reply_items(message: Message, keeps_reasoning: bool) -> Iterator[Item]:
             yield {
                 "type": "function_call",
                 "call_id": call.id,
-                "name": call.name,
+                "name": usable_name(call.name),
                 "arguments": object_to_send(call.arguments),
             }
 

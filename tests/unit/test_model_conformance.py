@@ -23,9 +23,10 @@ from batchray.config import Agent
 from batchray.errors import InvalidResponseError, ModelAPIError, RequestError
 from batchray.models import CallTimeouts, ModelClient, RetryPolicy
 from batchray.models.anthropic import AnthropicClient
+from batchray.models.conversation import usable_name
 from batchray.models.openai import OpenAIClient
 from batchray.models.responses import ResponsesClient
-from batchray.schema import AgentRequest, ApprovalCreate, ApprovalReturn, StopReason, Usage, new_job_id
+from batchray.schema import AgentRequest, ApprovalCreate, ApprovalReturn, StopReason, ToolCall, Usage, new_job_id
 from tests.builders.model_calls import KEY, FakeTime, HeldTime, call, eager, failure, message
 from tests.polling import wait_until
 from tests.provider_server import ProviderServer
@@ -221,6 +222,18 @@ async def test_arguments_are_read_leniently_and_unreadable_ones_are_kept(
         await client.ask(call(messages=[*said, message("tool", "no", tool_call_id=reply.tool_calls[0].id)]))
     [sent] = arguments_of_a_reply(server.calls[-1].body)
     assert sent == ({"INVALID_JSON": read} if read[0] == "[" or not read.endswith("}") else orjson.loads(read))
+
+
+async def test_a_call_of_an_unusable_name_goes_back_with_one_that_providers_accept(
+    opened: Opened, server: ProviderServer
+) -> None:
+    wrong = [ToolCall.of("call_1", name, "{}") for name in ("functions.add", "add<|end|>" * 9, "add")]
+    said = [message("user", "hi"), message("assistant", tool_calls=wrong[:1])]
+    said += [message("tool", "no", tool_call_id="call_1")]
+    async with opened(server) as client:
+        await client.ask(call(messages=said))
+    assert b'"functions_add"' in orjson.dumps(server.calls[-1].body)
+    assert [usable_name(each.name) for each in wrong] == ["functions_add", ("add__end__" * 9)[:64], "add"]
 
 
 async def test_one_call_in_ten_failing_costs_at_most_a_fifth_more_calls(opened: Opened, time: FakeTime) -> None:

@@ -176,6 +176,13 @@ def test_a_stream_that_closes_in_the_middle_is_a_passing_failure(stream: bytes) 
     assert raised.value.type == "stream_truncated"
 
 
+@pytest.mark.parametrize(("words", "kind"), [("overloaded", TransientError), ("no", InvalidResponseError)])
+def test_an_error_event_may_be_plain_text(words: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as raised:
+        read(events(YES) + b"event: error\ndata: " + words.encode() + b"\n\n")
+    assert any(words in str(each) for each in raised.value.args)
+
+
 def test_malformed_data_is_quoted_within_bounds() -> None:
     with pytest.raises(InvalidResponseError) as raised:
         read(events(b'{"choices": oops ' + b"x" * 5000 + b"}"))
@@ -247,6 +254,7 @@ async def test_bodies_that_are_no_answer(body: bytes, content_type: str, kind: t
         {"object": "error", "message": "queue is full", "type": "ServiceUnavailableError"},
         {"error_message": "busy", "error_code": 503},
         {"detail": "upstream timed out"},
+        {"choices": None, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}},
         [{"error": {"code": 503, "message": "busy"}}],
         chunk(choice={"error": {"code": 502, "message": "gone"}}, content="a"),
         chunk("error", choice={"error": {"code": 502, "message": "gone"}}),

@@ -13,6 +13,7 @@ from batchray.agents.base import input_messages
 from batchray.agents.checkpoints import Checkpoint
 from batchray.agents.tools import load_tools
 from batchray.config import Agent
+from batchray.models.arguments import with_whole_texts
 from batchray.models.connection import Connection
 from batchray.models.http import HttpTransport
 from batchray.models.openai import OpenAIClient
@@ -91,6 +92,13 @@ def test_signatures_and_the_field_of_the_reasoning_are_kept() -> None:
     assert items({"reasoning": "hm"}, {"content": "", "thought_signature": "s"}) == [
         {"role": "assistant", "thought_signature": "s", "reasoning": ""}
     ]
+
+
+def test_half_a_character_in_a_field_can_be_stored() -> None:
+    half = "\ud83c"
+    kept = items({"reasoning_details": [{"type": "reasoning.text", "text": "a"}]}, {"thought_signature": "s"})
+    assert with_whole_texts({"a": [{half: half}]}) == {"a": [{"\ufffd": "\ufffd"}]}
+    assert with_whole_texts(kept[0]) is kept[0]
 
 
 # --- what goes back --------------------------------------------------------------------------------------------------
