@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from pydantic import SecretStr
 
 import batchray
+from batchray.agents.loop_advice import advice_for
 from batchray.agents.user_code import UserCodeError
 from batchray.errors import ConfigError, RequestError
 from batchray.support.captured_output import BoundedText
@@ -94,6 +95,8 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         parts = "; ".join(in_words(part) for part in error.exceptions[:_MAX_PARTS])
         told = f"{told}: {parts}"
+    if (advice := _safely(lambda: advice_for(error), None)) is not None:
+        told = f"{told} ({advice})"
     return told.encode("utf-8", "replace").decode()
 
 
