@@ -20,12 +20,15 @@ from batchray.cli.keys import keys
 from batchray.cli.run import resume, retry, run
 from batchray.cli.serve import serve
 from batchray.errors import BatchrayError, UsageError
+from batchray.support.captured_output import is_capturing
 
 
 def main() -> None:
     """Run the command; the entry point `batchray`."""
     signal.signal(signal.SIGTERM, raise_terminated)
-    logging.basicConfig(level=logging.WARNING, format="batchray: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("batchray.models").setLevel(logging.ERROR)  # a line per retry would hide the progress
     try:
         cli.main(standalone_mode=False)
@@ -48,6 +51,14 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         leave(130)
     leave(0)
+
+
+class _LogLine(logging.Formatter):
+    """A line of the command's log begins with its name; one that a request's code logs is kept as in any worker."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return line if is_capturing() else f"batchray: {line}"
 
 
 class _Commands(click.Group):

@@ -17,6 +17,7 @@ import ray
 import batchray
 from batchray import Agent, AgentRequest
 from batchray.errors import ConfigError, StoreError, UnknownJobError
+from batchray.schema.letta_messages import ToolReturnMessage
 from batchray.store import Store
 from tests.cluster import agents
 from tests.cluster.agents import ECHO, echoes
@@ -58,6 +59,47 @@ def test_results_stream_while_the_job_runs(options: dict[str, Any]) -> None:
     job.cancel()
     assert job.wait(30).status == "cancelled"
     assert [str(result.status) for result in job.results("index")] == ["succeeded", "canceled"]
+
+
+def test_whatever_code_raises_and_writes_is_in_its_outcome(options: dict[str, Any]) -> None:
+    class Panic(BaseException):
+        pass
+
+    async def panic(request: AgentRequest) -> None:
+        print("on standard output")
+        print("on standard error", file=sys.stderr)
+        raise Panic("of a library")
+
+    async def exit_in_a_task(request: AgentRequest) -> None:
+        async def leave() -> None:
+            sys.exit(3)
+
+        await asyncio.gather(leave(), asyncio.Event().wait())
+
+    def count(n: int):  # type: ignore[no-untyped-def]  # a lane knows only the names in its body
+        print("counting")
+        yield from range(n)
+
+    script = [{"tool_calls": [{"name": "count", "arguments": {"n": 3}}]}, {"text": "done"}]
+    batch = [
+        Agent(id="alone", run=panic, placement="process"),
+        Agent(id="panic", run=panic),
+        Agent(id="exit", run=exit_in_a_task),
+        Agent(id="count", model="offline/scripted", script=script, tools=[count]),
+    ]
+    job = batchray.run([{"agent_id": agent.id, "input": "?"} for agent in batch], batch, **options)
+
+    *panicked, exited, counted = job.results("index")
+    for result in panicked:
+        assert (result.stdout, result.stderr) == ("on standard output\n", "on standard error\n")
+        assert result.error is not None
+        assert (result.error.type, result.error.message) == ("Panic", "of a library")
+        assert f'File "{__file__}"' in (result.error.traceback or "")
+    assert exited.error is not None
+    assert (exited.error.type, exited.error.message) == ("SystemExit", "3")
+    returned = next(message for message in counted.messages if isinstance(message, ToolReturnMessage))
+    assert (returned.tool_return, returned.stdout) == ("[0,1,2]", ["counting\n"])
+    assert {result.attempts for result in job.results()} == {1}
 
 
 def test_lanes_are_kept_for_the_next_job(options: dict[str, Any]) -> None:
