@@ -19,7 +19,7 @@ class AttemptSpec:
     `left_s` is how long it may run, in seconds: its agent's deadline, less the time that earlier attempts took.
     `is_isolated` asks for a process that no other request shares; a suspect gets one, because it may have crashed its
     last process.  `context` is what the attempt continues from, an `agents.AttemptContext` in JSON; empty if it starts
-    from the beginning.
+    from the beginning.  `grace_s` is how long after its deadline a process has to report.
     """
 
     agent: BoundAgent
@@ -30,6 +30,7 @@ class AttemptSpec:
     left_s: float
     is_isolated: bool = False
     context: bytes = b""
+    grace_s: float = 30.0
 
     @property
     def key(self) -> str:

@@ -104,7 +104,8 @@ class ItemRunner:
             context = await load_context(job.store, job.record, bound.agent, item, steps)
         except RequestError as error:
             return self._failed(flight, error)
-        spec = AttemptSpec(bound, job.record.id, item.index, attempt, item.request, left_s, is_isolated, context)
+        of_item = (bound, job.record.id, item.index, attempt, item.request)
+        spec = AttemptSpec(*of_item, left_s, is_isolated, context, job.settings.deadline_grace_s)
         # A lane starts at once.  A process may wait long for its CPUs first: its executor counts from its start.
         is_queued = spec.is_isolated or bound.agent.placement == "process"
         limit_s = None if is_queued else left_s + job.settings.deadline_grace_s

@@ -57,7 +57,7 @@ def test_a_request_whose_code_crashes_on_import_fails_after_three_attempts(
     options: dict[str, Any],
 ) -> None:
     agent_list = [Agent(id="deadly", run="tests.cluster.deadly_import:answer"), Agent(id="ask", model="local/m")]
-    requests = [{"agent_id": agent_id, "input": "?"} for agent_id in ["ask"] * 20 + ["deadly"] * 12]
+    requests = [{"agent_id": agent_id, "input": "?"} for agent_id in ["ask"] * 20 + ["deadly"] * 4]
     with run_in_thread(latency_s=1) as server:
         local = {"protocol": "openai", "base_url": server.base_url}
         job = batchray.run(requests, agent_list, providers={"local": local}, **options)

@@ -110,6 +110,13 @@ async def test_each_attempt_gets_the_checkpoints_of_earlier_attempts(store: Stor
     assert store.items.checkpoints(record, 0) == []
 
 
+async def test_an_attempt_has_the_deadline_and_the_grace_of_its_own_job(store: Store) -> None:
+    executor = Scripted()
+    for grace_s in (1.5, 7.0):  # on the same executor
+        await run_job(await started(store, new_job(store, "echo"), deadline_grace_s=grace_s), executor)
+    assert [spec.grace_s for spec in executor.attempts_of(0)] == [1.5, 7.0]
+
+
 async def test_a_job_of_which_nothing_succeeded_failed(store: Store) -> None:
     job = await started(store, new_job(store, "fail", "fail"))
     record = await run_job(job, LocalExecutor())

@@ -72,24 +72,23 @@ async def call_process(
     options: Mapping[str, Any],
     save: SaveCheckpoints,
     clock: AttemptClock,
-    grace_s: float,
     board: ProviderBoard,
 ) -> bytes:
     """Run an attempt in a process of its own, with these options for the Ray task, and return its report.
 
     `clock` is set when the attempt begins, and its deadline counts from then.  Raises WorkerCrashedError or
     OutOfMemoryError if the process ended, LostCallError if the call was lost, and TimeoutError if it has not answered
-    `grace_s` seconds after its deadline, or if its code could not be imported in time.  The deadline starts again with
-    each report that it waits for a provider, which goes to `board`.
+    `spec.grace_s` seconds after its deadline, or if its code could not be imported in time.  The deadline starts again
+    with each report that it waits for a provider, which goes to `board`.
     """
     # With one result at a time on its way, taking the next one tells the process that the last one is stored.
     results: Any = one_result_at_a_time(run_in_process, options).remote(packed, spec.encode(), spec.key)
     try:
         clock.place(await _next(results))  # it may have waited long for its CPUs
-        async with asyncio.timeout(max(spec.left_s, _IMPORT_S) + grace_s):
+        async with asyncio.timeout(max(spec.left_s, _IMPORT_S) + spec.grace_s):
             await _next(results)
         clock.begin()
-        async with asyncio.timeout(spec.left_s + grace_s) as limit:
+        async with asyncio.timeout(spec.left_s + spec.grace_s) as limit:
             return await _save_until_report(results, save, limit, partial(board.report, results))
     except (*_FINAL_ERRORS, ClusterError):
         raise

@@ -217,8 +217,7 @@ class RayExecutor:
         options["enable_task_events"] = False
         clock = AttemptClock()
         try:
-            grace_s = self._settings.deadline_grace_s
-            return await call_process(spec, packed, options, save, clock, grace_s, self.providers)
+            return await call_process(spec, packed, options, save, clock, self.providers)
         except LostCallError as error:
             raise await _lost_call(spec, error, clock.ago_s) from error
         except ray.exceptions.OutOfMemoryError as error:
