@@ -7,7 +7,7 @@ A piece therefore continues the call that it shares an identity with, and starts
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -28,10 +28,10 @@ class ToolCallDeltas:
         self._by_index: dict[int, PartialCall] = {}
         self._last: PartialCall | None = None
 
-    def add(self, pieces: Iterable[Mapping[str, Any]]) -> None:
-        """Process the pieces of one delta.  Raises one of `BAD_SHAPE` for a piece of another shape."""
+    def add(self, pieces: Any) -> None:
+        """Process the pieces of one delta, or a single one.  Raises one of `BAD_SHAPE` for a piece of another shape."""
         named: list[PartialCall] | None = None  # by pieces of this delta: each names its own call
-        for piece in pieces:
+        for piece in pieces if isinstance(pieces, list) else [pieces]:
             function, index = piece.get("function") or _EMPTY, piece.get("index")
             arguments = function.get("arguments")
             if arguments.__class__ is not str:

@@ -107,6 +107,12 @@ def test_numbers_that_json_does_not_have_are_read() -> None:
     assert read_whole(whole).reply(call(), new_tool_call_id).text == "yes"
 
 
+def test_a_single_tool_call_may_come_without_a_list() -> None:
+    asked = {"id": "c1", "function": {"name": "add", "arguments": {"a": 1}}}
+    reply = read(events(chunk(tool_calls=asked), chunk("tool_calls"))).reply(call(), new_tool_call_id)
+    assert [(each.id, each.arguments) for each in reply.tool_calls] == [("c1", '{"a":1}')]
+
+
 def test_a_legacy_function_call_is_a_tool_call() -> None:
     deltas = [{"function_call": {"name": "add", "arguments": ""}}, {"function_call": {"arguments": '{"a": 1}'}}]
     reply = read(events(*(chunk(**delta) for delta in deltas), chunk("function_call"))).reply(call(), new_tool_call_id)
