@@ -113,15 +113,21 @@ class ItemRunner:
             async with self._committer.deadlines.timeout(limit_s, *self._pauses_of(item)):
                 report = await self._executor.run(spec, self._checkpoint_sink(spec, len(steps)))
         except TimeoutError:
-            late = DeadlineExceededError("deadline_exceeded", "its worker gave no answer by its deadline")
-            return self._failed(flight, late)
+            return self._failed(flight, DeadlineExceededError("deadline_exceeded", self._late_because(item)))
         except RequestError as error:
             return self._failed(flight, error)
         return self._reported(report)
 
     def _pauses_of(self, item: PendingItem) -> Sequence[Pauses]:
+        """Return the pauses of the item's deadline; a client waits for a single request, and not without end."""
         gate = self._job.gates.of_agent(item.agent_id)
-        return (gate.pauses,) if gate is not None else ()
+        return (gate.pauses,) if gate is not None and self._job.record.kind != "run" else ()
+
+    def _late_because(self, item: PendingItem) -> str:
+        gate = self._job.gates.of_agent(item.agent_id)
+        if gate is None or gate.state is None:
+            return "its worker gave no answer by its deadline"
+        return f"its provider {gate.provider!r} took no calls until its deadline: {gate.state.reason}"
 
     async def _saved_steps(self, item: PendingItem) -> list[bytes]:
         return await self._job.store.items.checkpoints(self._job.record, item.index)

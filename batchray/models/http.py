@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -178,7 +179,8 @@ class HttpTransport:
             reason = f"{self.name}: the answer is not HTTP: {self.clean(error.message)}"
             raise InvalidResponseError("malformed_response", reason) from None
         except aiohttp.ClientConnectorError as error:
-            raise UnreachableError("connection_error", str(error)) from None
+            reason = f"no connection to {error.host}:{error.port}: {_words(error.os_error)}"
+            raise UnreachableError("connection_error", reason) from None
         except (aiohttp.ClientError, OSError) as error:
             raise TransientError("connection_error", str(error) or type(error).__name__) from None
 
@@ -215,6 +217,12 @@ class HttpTransport:
             with_detail(f"{self.name}: status {status}", self.clean(provider_error.message)),
             self.name if is_shared(status, provider_error) else "",
         )
+
+
+def _words(error: OSError) -> str:
+    """Return the words of a failed connection: asyncio's repeat the address, and the errors of names have their own."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 async def _read_error(response: aiohttp.ClientResponse) -> bytes:

@@ -6,11 +6,16 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from batchray.agents import AttemptReport, AttemptRunner, RunUpdate, encode_input, read_report
-from batchray.config import Agent, BoundAgent, Provider, bind_agents
+from batchray.config import Agent, AgentSet, BoundAgent, Provider, bind_agents
+from batchray.executors import LocalExecutor
 from batchray.executors.ray.checkpointed_runs import run_isolated
+from batchray.jobs.driver import run_job
 from batchray.schema import new_job_id
+from batchray.store import NewItem, NewJob, Store
+from tests.builders.jobs import started
 from tests.polling import wait_until
 from tests.provider_server import ProviderServer, run_in_thread
 
@@ -78,3 +83,20 @@ def test_a_process_lives_on_while_its_request_waits_for_the_provider() -> None:
     inside = entered.index("provider wait begins"), entered.index("provider wait ends")
     assert entered[inside[0] - 1] == "limit begins"
     assert entered[inside[1] + 1] == "limit ends"
+
+
+async def test_a_single_request_waits_for_its_provider_until_its_deadline(tmp_path: Path) -> None:
+    executor, job_id = LocalExecutor(), new_job_id()
+    async with ProviderServer() as server:
+        agents = AgentSet({"a": bound(server, deadline_s=0.3)})
+    with Store.open(tmp_path / "data") as store:
+        request = json.dumps({"agent_id": "a", "input": "hi"}).encode()
+        store.jobs.create(NewJob(job_id, lambda ids: {}, kind="run", agent_id="a"), [NewItem("a", None, request)])
+        job = await started(store, job_id, agents, deadline_grace_s=0.2)
+        record = await run_job(job, executor, providers=executor.providers)
+        result = store.items.result(record, 0)
+    await executor.close()
+    assert result is not None
+    assert result.error is not None
+    assert (result.status, result.error["type"]) == ("errored", "deadline_exceeded")
+    assert result.error["message"].startswith("its provider 'local' took no calls until its deadline: connection error")
