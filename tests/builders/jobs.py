@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from batchray.agents import SaveCheckpoints
 from batchray.config import Agent, AgentSet, bind_agents, load_settings
@@ -28,12 +28,12 @@ def fail(request: AgentRequest) -> str:
 AGENTS = bind_agents([Agent(id="echo", run=echo), Agent(id="fail", run=fail)])
 
 
-def new_job(store: Store, *agent_ids: str) -> str:
+def new_job(store: Store, *agent_ids: str, kind: Literal["batch", "run"] = "batch") -> str:
     """Create a job with one item for each agent id, and return its id."""
     job_id = new_job_id()
     bodies = [json.dumps({"agent_id": name, "input": f"text {i}"}).encode() for i, name in enumerate(agent_ids)]
     store.jobs.create(
-        NewJob(job_id, lambda ids: {}),
+        NewJob(job_id, lambda ids: {}, kind=kind),
         [NewItem(name, None, body) for name, body in zip(agent_ids, bodies, strict=True)],
     )
     return job_id

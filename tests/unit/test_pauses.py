@@ -20,6 +20,7 @@ from tests.polling import run_pending_tasks, wait_until
 from tests.provider_server import ProviderServer
 
 REFUSED = "[[status:401]]"
+N_IN_A_ROW = 4
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def agents_of(server: ProviderServer) -> AgentSet:
 
 async def paused(store: Store, job_id: str, agents: AgentSet, executor: LocalExecutor, **settings: object) -> JobRecord:
     """Run a job that pauses itself, and return it."""
-    job = await started(store, job_id, agents, **settings)
+    job = await started(store, job_id, agents, **{"max_consecutive_failures": N_IN_A_ROW, **settings})
     with pytest.raises(JobPausedError) as raised:
         await run_job(job, executor, providers=executor.providers)
     record = store.jobs.get(job_id)
@@ -65,7 +66,7 @@ async def test_a_key_that_is_refused_pauses_the_job_and_costs_no_request(
     record = await paused(store, job_id, agents, executor)
     assert (record.status, record.is_ended, record.done) == ("running", False, 0)
     assert record.paused_because is not None
-    assert record.paused_because.startswith("20 requests in a row failed alike: p: status 401")
+    assert record.paused_because.startswith("4 requests in a row failed alike: p: status 401")
     assert server.n_calls <= 64
     server.always = ""
     record = await run_job(await started(store, job_id, agents), executor)
@@ -75,9 +76,9 @@ async def test_a_key_that_is_refused_pauses_the_job_and_costs_no_request(
 async def test_too_few_failures_for_a_pause_are_outcomes_at_the_end(
     store: Store, server: ProviderServer, executor: LocalExecutor
 ) -> None:
-    job = await started(store, new_job(store, *["a"] * 12, *["m"] * 30), agents_of(server))
+    job = await started(store, new_job(store, *["a"] * 3, *["m"] * 30), agents_of(server))
     record = await run_job(job, executor)
-    assert (record.status, record.counts["errored"], record.counts["succeeded"]) == ("completed", 12, 30)
+    assert (record.status, record.counts["errored"], record.counts["succeeded"]) == ("completed", 3, 30)
     assert job.progress == record.progress
     assert {each["type"] for each in job.failures} == {"authentication_error"}
 
@@ -91,9 +92,9 @@ async def test_failures_between_successes_are_outcomes_of_their_requests(
         {"p": Provider(protocol="openai", base_url=server.base_url)},
         {},
     )
-    job = await started(store, new_job(store, *["a", "a", "refused"] * 15), agents, max_in_flight=4)
+    job = await started(store, new_job(store, *["a", "a", "refused"] * 6), agents, max_in_flight=4)
     record = await run_job(job, executor)
-    assert (record.counts["succeeded"], record.counts["errored"]) == (30, 15)
+    assert (record.counts["succeeded"], record.counts["errored"]) == (12, 6)
 
 
 async def test_a_pause_lets_requests_of_other_agents_finish(
@@ -106,8 +107,8 @@ async def test_a_pause_lets_requests_of_other_agents_finish(
 async def test_a_job_that_stays_continues_when_it_is_unpaused(
     store: Store, server: ProviderServer, executor: LocalExecutor
 ) -> None:
-    job = await started(store, new_job(store, *["a"] * 100), agents_of(server))
-    running = asyncio.create_task(run_job(job, executor, stays_when_paused=True))
+    job = await started(store, new_job(store, *["a"] * 100), agents_of(server), max_consecutive_failures=N_IN_A_ROW)
+    running = asyncio.create_task(run_job(job, executor, providers=executor.providers, stays_when_paused=True))
     while (reason := (await job.store.jobs.get(job.record.id)).paused_because) is None:
         await run_pending_tasks()
     snapshot = job.snapshot()
@@ -119,8 +120,8 @@ async def test_a_job_that_stays_continues_when_it_is_unpaused(
 
 
 async def test_a_job_that_stays_can_be_canceled(store: Store, server: ProviderServer, executor: LocalExecutor) -> None:
-    job = await started(store, new_job(store, *["a"] * 100), agents_of(server))
-    running = asyncio.create_task(run_job(job, executor, stays_when_paused=True))
+    job = await started(store, new_job(store, *["a"] * 100), agents_of(server), max_consecutive_failures=N_IN_A_ROW)
+    running = asyncio.create_task(run_job(job, executor, providers=executor.providers, stays_when_paused=True))
     await wait_until(lambda: job.paused_because is not None)
     job.steer(ControlRequest(is_canceled=True))
     record = await running
@@ -149,3 +150,84 @@ async def test_more_failures_than_are_allowed_pause_the_job(store: Store, execut
     assert 6 <= record.counts["errored"] <= 8
     record = await run_job(await started(store, job_id, max_failures="100%"), executor)
     assert (record.status, record.counts["errored"]) == ("completed", 50)
+
+
+# -- providers that are away, or ask to wait
+
+
+async def test_an_address_that_never_answers_pauses_the_job_until_it_is_mended(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    agents, job_id = agents_of(server), new_job(store, *["a"] * 100)
+    server.always = ""
+    await server.close()
+    record = await paused(store, job_id, agents, executor, provider_start_patience_s=0.2)
+    assert (record.done, server.n_calls) == (0, 0)
+    assert record.paused_because is not None
+    assert record.paused_because.startswith("provider 'p' has never answered, for ")
+    async with ProviderServer(port=server.port):
+        job = await started(store, job_id, agents, provider_start_patience_s=60)
+        record = await run_job(job, executor, providers=executor.providers)
+    assert (record.counts["succeeded"], record.paused_because) == (100, None)
+
+
+async def test_a_single_request_to_an_address_that_never_answers_fails(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    await server.close()
+    job_id = new_job(store, "a", kind="run")
+    job = await started(store, job_id, agents_of(server), provider_start_patience_s=0.2)
+    record = await run_job(job, executor, providers=executor.providers)
+    [result] = store.items.results(record)
+    assert (record.status, result.status, result.error and result.error["type"]) == (
+        "failed",
+        "errored",
+        "provider_unavailable",
+    )
+
+
+async def test_a_provider_that_asks_for_more_time_than_is_left_pauses_the_job(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    server.always = "[[429:retry-after=200000]]"
+    agents, job_id = agents_of(server), new_job(store, *["a"] * 300)
+    record = await paused(store, job_id, agents, executor)
+    assert record.paused_because is not None
+    assert "longer than the 86,4" in record.paused_because.replace("86,399", "86,400")
+    assert server.n_calls <= 64
+    server.always = ""
+    # The lane still knows the wait; another one is started with the next command.
+    other = LocalExecutor()
+    record = await run_job(await started(store, job_id, agents), other, providers=other.providers)
+    await other.close()
+    assert record.counts["succeeded"] == 300
+
+
+async def test_a_provider_that_is_away_makes_room_for_others_and_loses_no_request(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    server.always = ""
+    async with ProviderServer() as other:
+        providers = {
+            name: Provider(protocol="openai", base_url=each.base_url)
+            for name, each in (("away", server), ("here", other))
+        }
+        agents = bind_agents(
+            [Agent(id="a", model="away/m", deadline_s=0.5), Agent(id="h", model="here/m")], providers, {}
+        )
+        await server.close()
+        job = await started(store, new_job(store, *["a"] * 40, *["h"] * 60), agents, max_in_flight=4)
+        running = asyncio.create_task(run_job(job, executor, providers=executor.providers))
+        await wait_until(lambda: job.progress.done == 60)
+        assert (job.progress.counts["succeeded"], job.window.in_flight) == (60, 4)
+        [state] = job.snapshot()["providers"]
+        assert (state["provider"], state["kind"], state["is_shut"], state["n_waiting"]) == (
+            "away",
+            "unavailable",
+            True,
+            4,
+        )
+        await wait_until(lambda: job.snapshot()["providers"][0]["since_s"] > 0.6)  # beyond their deadline
+        async with ProviderServer(port=server.port) as back:
+            record = await running
+    assert (record.counts["succeeded"], back.n_calls) == (100, 40)
