@@ -174,7 +174,7 @@ class AttemptRunner:
             history=parsed.context.history if parsed.context else [],
             edited_memory=parsed.context.memory if parsed.context else {},
             sink=sink,
-            masks=Masks(bound.key),
+            masks=Masks(bound),
             while_held=self._while_held,
         )
         if parsed.context:

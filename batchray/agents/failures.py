@@ -10,11 +10,10 @@ from pathlib import Path
 from traceback import TracebackException
 from typing import NamedTuple, TypeVar
 
-from pydantic import SecretStr
-
 import batchray
 from batchray.agents.loop_advice import advice_for
 from batchray.agents.user_code import UserCodeError
+from batchray.config import BoundAgent
 from batchray.errors import ConfigError, RequestError
 from batchray.support.captured_output import BoundedText
 
@@ -29,8 +28,13 @@ _MAX_PARTS = 5
 _OWN_CODE = f"{Path(batchray.__file__).parent}{os.sep}"
 _IMPORT_SYSTEM = "<frozen importlib"
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-# Shorter values, such as `true`, are words of any text.
+# Shorter values occur in any text.
 _MIN_SECRET_CHARS = 8
+
+
+def _is_no_word(value: str) -> bool:
+    """Whether a value can be a key, and not a word that occurs in any text, as in `SORT_KEY=created_at`."""
+    return len(value) >= 20 or any(map(str.isdigit, value))
 
 
 class Failure(NamedTuple):
@@ -44,10 +48,10 @@ class Failure(NamedTuple):
 
 
 class Masks:
-    """Removes keys from text: that of an agent's provider, and those in this process's environment."""
+    """Removes keys from text: those of an agent's provider, and of this process's environment."""
 
-    def __init__(self, key: SecretStr | None = None) -> None:
-        self._key = key
+    def __init__(self, bound: BoundAgent | None = None) -> None:
+        self._bound = bound
 
     def clean(self, text: str) -> str:
         """Return the text with `***` in the place of each key."""
@@ -57,10 +61,13 @@ class Masks:
 
     @cached_property
     def _secrets(self) -> list[str]:
-        found = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
-        if self._key is not None:
-            found.add(self._key.get_secret_value())
-        return sorted((secret for secret in found if len(secret) >= _MIN_SECRET_CHARS), key=len, reverse=True)
+        values = {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+        found = set(filter(_is_no_word, values))
+        if self._bound is not None and self._bound.key is not None:
+            found.add(self._bound.key.get_secret_value())
+        if self._bound is not None and self._bound.access is not None:
+            found.update(self._bound.access.secrets)
+        return sorted((each for each in found if len(each) >= _MIN_SECRET_CHARS), key=len, reverse=True)
 
 
 def failure_of(error: BaseException, masks: Masks) -> Failure:

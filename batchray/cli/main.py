@@ -20,15 +20,12 @@ from batchray.cli.keys import keys
 from batchray.cli.run import resume, retry, run
 from batchray.cli.serve import serve
 from batchray.errors import BatchrayError, UsageError
-from batchray.support.captured_output import is_capturing
 
 
 def main() -> None:
     """Run the command; the entry point `batchray`."""
     signal.signal(signal.SIGTERM, raise_terminated)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LogLine())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    _log_to_stderr(logging.getLogger("batchray"))
     logging.getLogger("batchray.models").setLevel(logging.ERROR)  # a line per retry would hide the progress
     try:
         cli.main(standalone_mode=False)
@@ -53,12 +50,12 @@ def main() -> None:
     leave(0)
 
 
-class _LogLine(logging.Formatter):
-    """A line of the command's log begins with its name; one that a request's code logs is kept as in any worker."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        return line if is_capturing() else f"batchray: {line}"
+def _log_to_stderr(logger: logging.Logger) -> None:
+    """Log this program's own warnings.  The root logger is left to the code of agents, as it is in a worker."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("batchray: %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 class _Commands(click.Group):

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +24,11 @@ from batchray.agents import user_code as user_code_module
 from batchray.agents.failures import MAX_TRACEBACK_CHARS, Masks, traceback_of, type_name
 from batchray.agents.tools import ToolError, load_function, load_tools, make_tool
 from batchray.agents.user_code import UserCodeError, call_for_text, contained, protect_loop
+from batchray.config import Access
 from batchray.errors import ConfigError
 from batchray.support.captured_output import MAX_STREAM_CHARS, BoundedText, CapturedOutput, route_streams
 from batchray.support.threads import LoopThread
+from tests.builders.agents import bound
 
 
 class Panic(BaseException):
@@ -308,16 +311,27 @@ def fail(depth: int, key: str = "") -> None:
     raise LookupError(f"no access with {key}")
 
 
-async def test_a_traceback_has_the_users_frames_and_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THEIR_SERVICE_TOKEN", "token-of-the-environment")
-    for key in ("key-of-the-provider", "token-of-the-environment"):
-        with pytest.raises(UserCodeError) as caught:
-            await call_for_text(fail, CapturedOutput(), 2, key)
-        text = traceback_of(caught.value.raised, Masks(SecretStr("key-of-the-provider")))
-        frames = [line for line in text.splitlines() if line.startswith("  File ")]
-        assert len(frames) == 3
-        assert all(f'"{__file__}"' in frame for frame in frames)
-        assert text.endswith("LookupError: no access with ***\n")
+KEYS = ["key-of-the-provider", "secret-of-its-header", "token-of-the-environment"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_a_traceback_has_the_users_frames_and_no_keys(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    access = Access("https://example.test", secrets=(KEYS[1],))
+    agent = replace(bound(model="offline/rules"), key=SecretStr(KEYS[0]), access=access)
+    monkeypatch.setenv("THEIR_SERVICE_TOKEN", KEYS[2])
+    with pytest.raises(UserCodeError) as caught:
+        await call_for_text(fail, CapturedOutput(), 2, key)
+    text = traceback_of(caught.value.raised, Masks(agent))
+    frames = [line for line in text.splitlines() if line.startswith("  File ")]
+    assert len(frames) == 3
+    assert all(f'"{__file__}"' in frame for frame in frames)
+    assert text.endswith("LookupError: no access with ***\n")
+
+
+def test_words_are_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SORT_KEY", "created_at"), ("NO_TOKEN", "1"), ("AUTHOR", "Jane Doe 1975")):
+        monkeypatch.setenv(name, value)
+    assert Masks().clean("created_at 1 Jane Doe 1975") == "created_at 1 Jane Doe 1975"
 
 
 async def test_a_long_traceback_is_cut_in_its_middle() -> None:
