@@ -61,7 +61,8 @@ class _PartialBlock:
 
     def add(self, delta: Mapping[str, Any]) -> None:
         if field := _CONTINUED.get(delta["type"]):
-            self.pieces.setdefault(field, []).append(string(delta[field]))
+            if (piece := delta[field]) is not None:
+                self.pieces.setdefault(field, []).append(string(piece))
         elif delta["type"] == "citations_delta":
             self.citations.append(delta.get("citation"))
 
@@ -93,7 +94,7 @@ class PartialMessage(JsonReply):
     def __init__(self, transport: HttpTransport) -> None:
         super().__init__(transport)
         self._blocks: list[_PartialBlock] = []  # in the order of their first events
-        self._by_index: dict[int, _PartialBlock] = {}
+        self._by_index: dict[int | None, _PartialBlock] = {}
         self._usage: Mapping[str, Any] = {}
         self._details: Any = None
         self.stop_reason: str | None = None
@@ -149,38 +150,41 @@ class PartialMessage(JsonReply):
     def _take_whole(self, content: Any) -> None:
         if content.get("error"):
             raise self._transport.error_in_reply(content["error"])
-        self._blocks = [_PartialBlock(block) for block in content["content"]]
+        blocks = content["content"] or ()
+        if isinstance(blocks, str):
+            blocks = [{"type": "text", "text": blocks}]
+        self._blocks = [_PartialBlock(block) for block in blocks]
         self._apply_end(content)
         self._apply_usage(content)
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         match event.get("type"):
             case "content_block_delta":
-                delta = event["delta"]
-                if block := self._by_index.get(event["index"]) or self._open_block(event["index"], delta["type"]):
+                index, delta = event.get("index"), event["delta"]
+                if block := self._by_index.get(index) or self._open_block(index, delta["type"]):
                     block.add(delta)
                 self._mark_first_token()
             case "content_block_start":
-                block = self._begin(event["index"], event["content_block"])
+                block = self._begin(event.get("index"), event["content_block"])
                 if block.kind not in ("text", "thinking"):  # these start empty
                     self._mark_first_token()
             case "message_start":
-                self._apply_usage(event["message"])
+                self._apply_usage(event.get("message") or {})
             case "message_delta":
-                self._apply_end(event["delta"])
+                self._apply_end(event.get("delta") or {})
                 self._apply_usage(event)
             case "message_stop":
                 self.is_done = True
             case _:
                 pass  # pings, ends of blocks, and event types added later
 
-    def _begin(self, index: int, start: Block) -> _PartialBlock:
+    def _begin(self, index: int | None, start: Block) -> _PartialBlock:
         # A server may give the same index to several blocks: they all count, and deltas go to the newest.
         block = self._by_index[index] = _PartialBlock(start)
         self._blocks.append(block)
         return block
 
-    def _open_block(self, index: int, delta_type: str) -> _PartialBlock | None:
+    def _open_block(self, index: int | None, delta_type: str) -> _PartialBlock | None:
         """Return the block for a delta with an index that no block has: the newest, or a new one if that cannot be.
 
         Returns None for a type of delta that adds nothing to a reply.

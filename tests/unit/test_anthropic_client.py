@@ -376,6 +376,13 @@ async def test_unknown_events_blocks_and_deltas_are_ignored() -> None:
         [started(0, type="text", text="a"), started(0, type="text", text=""), grown(0, type="text_delta", text="b")],
         [started(0, type="thinking"), grown(1, type="text_delta", text="a"), grown(1, type="text_delta", text="b")],
         [started(4, type="text", text="ab"), grown(9, type="of_tomorrow"), {}, {"type": None}],
+        [started(None, type="text", text="a"), grown(None, type="text_delta", text="b")],
+        [{"type": "message_start"}, started(0, type="text", text="ab"), grown(0, type="text_delta", text=None)],
+        [
+            started(0, type="text", text="ab"),
+            {"type": "message_delta", "usage": {}},
+            {"type": "message_delta", "delta": None},
+        ],
     ],
 )
 async def test_a_delta_for_a_block_that_has_not_begun_goes_to_the_open_one(stream: list[Any]) -> None:
@@ -482,6 +489,10 @@ async def test_the_latest_value_of_each_usage_count_wins() -> None:
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (7, 9, 16)
 
 
+async def test_an_unstreamed_answer_may_be_a_plain_text() -> None:
+    assert (await answered(b'{"content": "ab", "stop_reason": "end_turn"}', "application/json")).text == "ab"
+
+
 @pytest.mark.parametrize("usage", [1, {"input_tokens": -1}, {"input_tokens": "many"}])
 async def test_an_odd_count_does_not_spoil_the_answer(usage: Any) -> None:
     start = {"type": "message_start", "message": {"usage": usage}}
@@ -495,7 +506,6 @@ async def test_an_odd_count_does_not_spoil_the_answer(usage: Any) -> None:
         [],
         1,
         None,
-        {"type": "message_start"},
         {"type": "message_delta", "delta": {"stop_reason": 1}},
         started([], type="text"),
         started(0),

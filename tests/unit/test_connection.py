@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp.web
@@ -15,6 +19,7 @@ from batchray.models import make_client
 from batchray.models.connection import Connection, merged_headers
 from tests.builders.model_calls import KEY, PATIENT, call, failure
 
+CERTIFICATE = Path(__file__).parents[1] / "data" / "loopback.pem"
 CHAT = b'data: {"choices": [{"index": 0, "delta": {"content": "Sunny."}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 
 
@@ -31,13 +36,14 @@ class Recorder:
 @asynccontextmanager
 async def serving(
     handle: Callable[[aiohttp.web.BaseRequest], Awaitable[aiohttp.web.StreamResponse]],
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
     """Serve on loopback, and yield the address."""
     runner = aiohttp.web.ServerRunner(aiohttp.web.Server(handle))
     await runner.setup()
-    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -198,6 +204,36 @@ async def test_a_proxy_that_refuses_is_named() -> None:
     async with recorder(status=407) as proxy:
         error = await failure(ask("https://model.test/v1", proxy=proxy.url), ModelAPIError)
     assert error.message == ("local: the proxy answers with status 407; check `proxy` or the variable HTTPS_PROXY")
+
+
+async def test_an_encrypted_provider_is_reached_through_a_tunnel() -> None:
+    tunnels: list[str] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+
+    async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
+        await request.read()
+        return aiohttp.web.Response(body=CHAT, content_type="text/event-stream")
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tunnels.append((await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")[0])
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await asyncio.gather(_copy(reader, to_server), _copy(from_server, writer))
+
+    async with serving(handle, context) as url, await asyncio.start_server(tunnel, "127.0.0.1", 0) as proxy:
+        address = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        provider = url.replace("127.0.0.1", "localhost")
+        assert await ask(f"{provider}/v1", proxy=address, ca_pem=CERTIFICATE.read_text()) == "Sunny."
+    assert tunnels == [f"CONNECT {provider.removeprefix('https://')} HTTP/1.1"]
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
 
 
 async def test_no_password_of_a_netrc_file_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
