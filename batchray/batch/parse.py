@@ -105,7 +105,7 @@ def _is_request_line(first: bytes, is_lines: bool) -> bool:
     try:
         value = orjson.loads(first)
     except orjson.JSONDecodeError:
-        if not first.lstrip().startswith((b"{", b"[")):
+        if not first.lstrip().startswith((b"{", b"[")) or first.lstrip().startswith(b"{'"):
             return True
         is_start = first.lstrip().startswith(b"[") or first.strip() == b"{" or b'"requests"' in first
         return not is_start and (is_lines or b'"agent_id"' in first)
@@ -122,9 +122,7 @@ def _from_lines(stream: BinaryIO, first: Sequence[bytes], rules: RequestRules) -
             try:
                 yield parse_request(line.rstrip(b"\r\n"), rules)
             except BatchFormatError as error:
-                reason = error.reason
-                if reason.startswith("not JSON"):
-                    reason += remedy(line.rstrip(b"\r\n"), reason, number)
+                reason = error.reason + remedy(line.rstrip(b"\r\n"), error.reason, number)
                 raise type(error)(reason, number, None, error.path) from None
 
 

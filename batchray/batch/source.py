@@ -79,12 +79,18 @@ def remedy(line: bytes, reason: str, number: int) -> str:
     """Return what to do about a line that is not JSON, to be written after the reason; or nothing."""
     if b"\0" in line:
         return "; it has NUL bytes: the file is damaged, or not text"
+    if not reason.startswith("not JSON"):
+        return ""
     if number == 1 and _CSV_HEADER.fullmatch(line):
         return f"; it {_CSV}"
     if "unexpected end of data" in reason and line.lstrip().startswith(b"{"):
         return "; a request must be whole on its line"
     if "after document" in reason:
         return "; end lines with LF, not with CR alone" if b"\r" in line else "; write one request a line"
+    if line.lstrip().startswith(b"{'"):
+        return "; texts in JSON are in double quotes, as json.dumps writes them"
+    if not line.lstrip().startswith(b"{"):
+        return '; a line is a request such as {"agent_id": "assistant", "input": "Say hello."}'
     return ""
 
 

@@ -47,6 +47,10 @@ class AgentSet:
         """Return an agent bound to a provider of this set or a built-in one.  Raises ConfigError."""
         return bind_agents([agent], self.providers, environment, self.import_paths).agents[agent.id]
 
+    def only(self, agent_ids: Set[str]) -> AgentSet:
+        """Return the set with these of its agents."""
+        return replace(self, agents={name: bound for name, bound in self.agents.items() if name in agent_ids})
+
     def snapshot(self, agent_ids: Set[str] | None = None) -> dict[str, Any]:
         """Return the agents, or those in `agent_ids`, as JSON-compatible data, with names instead of keys and code.
 

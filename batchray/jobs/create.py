@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,10 +34,12 @@ async def create_job(
     agents: AgentSet,
     callback_url: str | None,
     run_options: Mapping[str, Any] | None = None,
+    check: Callable[[AgentSet], None] = lambda used: None,
 ) -> str:
     """Read, check and store a batch; return its job's id.  Raises BatchFormatError and StoreError.
 
-    `run_options` are what a resume of the job takes over.
+    `run_options` are what a resume of the job takes over.  `check` gets the agents that the batch uses; nothing is
+    stored if it raises.
     """
     if isinstance(requests, AsyncIterable):
         requests = await collect(requests, store.data_dir, agents)
@@ -50,7 +52,13 @@ async def create_job(
         finally:
             reader.shutdown(wait=False)
         callback_url = callback_url or found_url
-    new = NewJob(new_job_id(), agents.snapshot, callback_url, run_options=run_options)
+
+    def snapshot(agent_ids: Set[str]) -> Mapping[str, Any]:
+        used = agents.only(agent_ids)
+        check(used)
+        return used.snapshot()
+
+    new = NewJob(new_job_id(), snapshot, callback_url, run_options=run_options)
     await store.database.call(_create, store, new, requests, agents)
     return new.id
 

@@ -39,11 +39,18 @@ def submit_with(
     _warn_of_temporary_directory(chosen)
     store = runtime.open_store(chosen)
     try:
-        if any(agent.agent.placement == "process" for agent in bound.agents.values()):
-            runtime.executor(chosen).check(bound)  # what no node can run is refused before the batch is accepted
+        used: list[AgentSet] = []
+        needs_check = any(agent.agent.placement == "process" for agent in bound.agents.values())
+        executor = runtime.executor(chosen) if needs_check else None
+
+        def check(agents: AgentSet) -> None:
+            used.append(agents)
+            if executor is not None:
+                executor.check(agents)  # what no node can run is refused before the batch is accepted
+
         options = run_options(chosen, output)
-        job_id = runtime.wait(create_job(store, requests, bound, callback_url, options))
-        return _started(job_id, bound, store, chosen)
+        job_id = runtime.wait(create_job(store, requests, bound, callback_url, options, check))
+        return _started(job_id, used[0], store, chosen)
     except BaseException:
         runtime.release_store(store)
         raise
@@ -80,7 +87,7 @@ def start_again(
         _check_travel(bound, chosen)
         if is_retry:
             runtime.wait(store.database.call(reopen_job, store, job_id))
-        return _started(job_id, bound, store, chosen)
+        return _started(job_id, bound.only(snapshot.keys()), store, chosen)
     except BaseException:
         runtime.release_store(store)
         raise

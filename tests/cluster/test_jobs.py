@@ -17,6 +17,7 @@ import ray
 import batchray
 from batchray import Agent, AgentRequest
 from batchray.errors import ConfigError, StoreError, UnknownJobError
+from batchray.executors.ray import internals
 from batchray.schema.letta_messages import ToolReturnMessage
 from batchray.store import Store
 from tests.cluster import agents
@@ -175,6 +176,21 @@ def test_lanes_have_the_drivers_cpu_priority_and_isolated_processes_a_lower_one(
 def test_resources_that_no_node_has_are_refused_before_anything_runs(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="asks for 1 CPU, 3 GPU a request; no node of the cluster has that"):
         batchray.run(list(echoes(1)), [Agent(id="echo", run=agents.echo, placement="process", num_gpus=3)], **options)
+
+
+def test_resources_are_checked_only_for_agents_of_the_batch_and_not_if_nodes_may_be_added(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    big = Agent(id="big", run=agents.echo, placement="process", num_gpus=3)
+    job = batchray.run(list(echoes(2)), [Agent(id="echo", run=agents.echo), big], **options)
+    assert job.counts["succeeded"] == 2
+
+    monkeypatch.setattr(internals, "may_add_nodes", lambda: True)
+    settings = {name: value for name, value in options.items() if name != "progress"}
+    waiting = batchray.submit([{"agent_id": "big", "input": "x"}], [big], **settings)
+    waiting.cancel()
+    assert waiting.wait(60).status == "cancelled"
+    assert "agent 'big' asks for 1 CPU, 3 GPU; its requests wait until the cluster adds a node" in caplog.text
 
 
 def test_blocking_functions_run_at_once_on_a_lane(options: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -14,6 +15,8 @@ import pytest
 import ray
 from ray._private import ray_constants, services, worker
 from ray._private.node import Node
+from ray.autoscaler.v2 import sdk, utils
+from ray.experimental import internal_kv
 
 import batchray
 from batchray.config import Settings
@@ -183,3 +186,41 @@ def test_a_report_of_the_memory_monitor_in_another_format_is_noticed(caplog: pyt
         assert internals.memory_by_worker("a worker was killed, as memory ran short") == []
     assert len(warnings_in(caplog)) == 1
     assert internals.memory_by_worker("") == []
+
+
+# -- an autoscaler, as `ray start --head` reports its nodes with and without an --autoscaling-config
+
+WATCHED = {"ff00": "node_ff00"}
+SCALED = {"ff00": "ray.head.default"}
+
+
+@pytest.mark.parametrize(
+    ("types", "may_add"), [(WATCHED, False), (SCALED, True), ({**WATCHED, **SCALED, "ff01": "gpu"}, True), ({}, False)]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_autoscaler_that_only_watches_adds_no_nodes(
+    version: int, types: dict[str, str], may_add: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = json.dumps({"autoscaler_report": {"node_type_mapping": types}}).encode()
+    nodes = [SimpleNamespace(node_id=node_id, ray_node_type_name=kind) for node_id, kind in types.items()]
+    monkeypatch.setattr(utils, "is_autoscaler_v2", lambda fetch_from_server: version == 2)
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key: report)
+    status = SimpleNamespace(active_nodes=nodes[:1], idle_nodes=nodes[1:])
+    monkeypatch.setattr(sdk, "get_cluster_status", lambda address: status)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:6379"))
+    assert internals.may_add_nodes() == may_add
+
+
+def test_without_a_report_of_an_autoscaler_no_nodes_are_added(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(utils, "is_autoscaler_v2", lambda fetch_from_server: False)
+    for report in (None, b"", b"{}", b'{"autoscaler_report": null}'):
+        monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, report=report: report)
+        assert not internals.may_add_nodes()
+    assert warnings_in(caplog) == []
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key: b"no JSON")
+    assert not internals.may_add_nodes()
+    monkeypatch.delattr(utils, "is_autoscaler_v2")
+    assert [internals.may_add_nodes() for _ in range(2)] == [False] * 2
+    assert len(warnings_in(caplog)) == 2

@@ -20,6 +20,7 @@ from batchray.errors import ClusterError, ConfigError, RequestError, WorkerDiedE
 from batchray.executors.base import AttemptSpec, ControlChannel
 from batchray.executors.blocking import BlockingBoard
 from batchray.executors.provider_board import ProviderBoard
+from batchray.executors.ray import internals
 from batchray.executors.ray.calls import AttemptClock, LostCallError, call_lane, call_process, first_line
 from batchray.executors.ray.connection import connect, disconnect
 from batchray.executors.ray.exit_report import UNKNOWN_CAUSE
@@ -105,13 +106,15 @@ class RayExecutor:
                 scope.cancel_with(self._gone_error())
 
     def check(self, agents: AgentSet) -> None:
-        """Raise ConfigError if an agent asks for more CPUs or GPUs than any node has."""
+        """Raise ConfigError if an agent asks for more CPUs or GPUs than any node has, and no autoscaler may add one."""
         wanting = {agent_id: wanted for agent_id, bound in agents.agents.items() if (wanted := _resources(bound))}
         nodes = _nodes() if wanting else []  # this asks the GCS
         for agent_id, wanted in wanting.items():
             if not any(node.has(wanted) for node in nodes):
                 asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
-                raise ConfigError(f"agent {agent_id!r} asks for {asked} a request; no node of the cluster has that")
+                if not internals.may_add_nodes():
+                    raise ConfigError(f"agent {agent_id!r} asks for {asked} a request; no node of the cluster has that")
+                logger.warning("agent %r asks for %s; its requests wait until the cluster adds a node", agent_id, asked)
 
     async def run(self, spec: AttemptSpec, save: SaveCheckpoints) -> bytes:
         """Run one attempt on the least busy lane, or in a process if its agent or the spec asks for one."""

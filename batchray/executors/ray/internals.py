@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import logging
 import mmap
 import operator
@@ -226,3 +227,38 @@ def memory_by_worker(oom_report: str) -> list[WorkerMemory]:
     if oom_report and not found:
         _warn_changed("a list of workers in its report of an out-of-memory kill", "only its own count of memory counts")
     return found
+
+
+def may_add_nodes() -> bool:
+    """Return whether an autoscaler may add nodes to the cluster that this process is connected to.
+
+    Every head node has an autoscaler that may only watch: it names the type of each node after the node itself.  Waits
+    for the GCS.
+    """
+    fallback = "an agent that asks for more than any node has is refused"
+    is_version_2 = _find("ray.autoscaler.v2.utils", "is_autoscaler_v2", fallback)
+    if is_version_2 is None:
+        return False
+    try:
+        types = _node_types_2(fallback) if is_version_2(fetch_from_server=True) else _node_types_1(fallback)
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, ray.exceptions.RayError) as error:
+        logger.warning("the state of the autoscaler cannot be read (%s): %s", error, fallback)
+        return False
+    return any(kind and kind != f"node_{node_id}" for node_id, kind in types.items())
+
+
+def _node_types_1(fallback: str) -> Mapping[str, str]:
+    """Return the types of nodes by their ids, as the first version of the autoscaler reports them."""
+    read = _find("ray.experimental.internal_kv", "_internal_kv_get", fallback)
+    key = _find("ray._private.ray_constants", "DEBUG_AUTOSCALING_STATUS", fallback)
+    report = read(key) if read is not None and key is not None else None
+    return (json.loads(report).get("autoscaler_report") or {}).get("node_type_mapping") or {} if report else {}
+
+
+def _node_types_2(fallback: str) -> Mapping[str, str]:
+    """Return the same as the second version reports them."""
+    status_of = _find("ray.autoscaler.v2.sdk", "get_cluster_status", fallback)
+    if status_of is None:
+        return {}
+    status = status_of(ray.get_runtime_context().gcs_address)
+    return {node.node_id: node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
