@@ -104,7 +104,7 @@ def _proxy(
             source, proxy = found
         else:
             return None
-        if not proxy:  # a variable whose default is empty
+        if proxy.strip().lower() in ("", "false", "none"):  # from a variable
             return None
         url = checked_proxy(proxy)
     except ValueError as error:

@@ -49,6 +49,8 @@ def _headers(given: Any) -> Any:
 
 
 def _proxy(given: Any) -> Any:
+    if given not in (None, False) and not isinstance(given, str):
+        raise ValueError("give the address of a proxy, or false for none")
     if isinstance(given, str) and not has_variable(given):
         user = given.rpartition("://")[2].rpartition("@")[0]
         if ":" in user:

@@ -191,6 +191,7 @@ def test_a_secret_that_is_written_out_is_not_stored_and_a_resume_asks_for_it(fie
     [
         ({"proxy": f"http://me:{SECRET}@proxy:3128"}, "write the password of the proxy as ${VAR}"),
         ({"base_url": f"http://h/v1?api-key={SECRET}"}, "move 'api-key' from base_url into `query`"),
+        ({"proxy": 3128}, "give the address of a proxy, or false for none"),
         ({"headers": {"api-key": [SECRET]}}, "write the value of 'api-key' in quotes"),
         ({"headers": {"api key": SECRET}}, "'api key' is not the name of a header"),
         ({"headers": {"Content-Length": "1"}}, "'Content-Length' is set by the connection"),
@@ -277,6 +278,7 @@ def test_the_password_of_a_proxy_is_a_secret() -> None:
     assert {"p%40ssword", "p@ssword"} <= set(found.secrets)
     assert "ssword" not in repr(found)
     assert access({"GATEWAY": ""}, proxy="${GATEWAY:-}").proxy is None
+    assert access({"GATEWAY": "false", **PROXIES}, proxy="${GATEWAY}").proxy is None
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------
