@@ -24,7 +24,7 @@
     └── RequestError                one request failed; becomes its outcome, never ends a job
         ├── ModelAPIError           the provider refused, failed or did not answer in time
         ├── InvalidResponseError    the provider's answer is truncated, malformed or empty
-        ├── InvalidToolCallError    the model called a tool with arguments that cannot be read
+        ├── InvalidToolCallError    a scripted model fails with an unusable tool call
         ├── NoToolCallError         the model ended its turn without the tool call that its agent requires
         ├── ApprovalError           the approval fits no tool call that waits for one
         ├── LimitReachedError       the agent's limit of tokens or cost per request is reached
@@ -258,7 +258,7 @@ class InvalidResponseError(RequestError):
 
 
 class InvalidToolCallError(RequestError):
-    """The model called a tool with arguments that are not a JSON object."""
+    """A tool call cannot be used.  Only scripted models fail like this: real ones are told and may correct the call."""
 
     stop_reason = "invalid_tool_call"
 

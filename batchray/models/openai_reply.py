@@ -142,7 +142,7 @@ class PartialCompletion(JsonReply):
         if message := choice.get("message"):
             self._take({"choices": [{"delta": message}]}, b"")
         if reason:
-            self._word = string(reason)
+            self._word = string(reason.get("type") if isinstance(reason, dict) else reason)  # an object: SGLang
         self._usage = merged_counts(self._usage, choice.get("usage"))
         if error := choice.get("error"):
             raise self._transport.error_in_reply(error)

@@ -162,12 +162,12 @@ def complete_calls(
         if not call.name:
             quoted = f"; its arguments are {arguments[:_MAX_QUOTED_CHARS]!r}" if arguments else ""
             raise InvalidResponseError("malformed_stream", f"{provider}: a tool call without a name{quoted}")
-        call_id = call.id
+        call_id = joined_surrogates(call.id)
         while not call_id or call_id in used:
             call_id = ids()
         used.add(call_id)
         call.id = call_id
-        whole.append(ToolCall.of(call_id, call.name, as_object(arguments) or arguments))
+        whole.append(ToolCall.of(call_id, joined_surrogates(call.name), as_object(arguments) or arguments))
     return whole
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -100,6 +101,16 @@ def test_halves_of_a_character_in_two_deltas_are_joined() -> None:
     assert said(events(b'{"choices": [{"delta": {"content": "a\xff"}}]}', STOP)) == "a\ufffd"
 
 
+def test_half_a_character_in_a_tool_call_does_not_break_its_encoding() -> None:
+    asked = {"id": "c\ud83c", "function": {"name": "add\ud83c", "arguments": '{"a": "\ud83c"'}}
+    odd = json.dumps(chunk(tool_calls=[asked])).encode()
+    reply = read(events(odd, chunk("tool_calls"))).reply(call(), new_tool_call_id)
+    assert [(each.id, each.name, each.arguments) for each in reply.tool_calls] == [
+        ("c\ufffd", "add\ufffd", '{"a": "\ufffd"')
+    ]
+    reply.tool_calls[0].model_dump_json()
+
+
 def test_numbers_that_json_does_not_have_are_read() -> None:
     odd = b'{"choices": [{"delta": {"content": "yes"}, "logprobs": [-Infinity, NaN], "x": "a\tb"}]}'
     assert said(events(odd, STOP)) == "yes"
@@ -167,6 +178,7 @@ YES = chunk(content="yes")
         events(YES, STOP).replace(b"\n\n", b"\n"),
         events(YES, STOP, b"[DONE]").replace(b"\n\n", b"\n"),
         events({"choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}]}),
+        events(YES, {"choices": [{"delta": {}, "finish_reason": {"type": "stop", "matched": 2}}]}),
         events(YES, STOP) + b"event: ping\ndata: ping\n\n",
         events(orjson.dumps(YES, option=orjson.OPT_INDENT_2).replace(b"\n", b"\ndata: "), STOP),
     ],
