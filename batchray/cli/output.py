@@ -18,6 +18,7 @@ from batchray.support.files import atomic_write
 if TYPE_CHECKING:
     from batchray.config import StoreSettings
     from batchray.jobs.handle import Job
+    from batchray.jobs.start import Output
     from batchray.store import JobRecord
 
 
@@ -40,18 +41,20 @@ class Shown(NamedTuple):
     include_input: bool = False
 
 
-def check_output(output: Path | None) -> Path | None:
-    """Return the file that a later run of the job writes too: not a stream.  Called before anything runs.
+def check_output(output: Path | None, include_input: bool = False) -> Output | None:
+    """Return the output that a later run of the job has too: a file, not a stream.  Called before anything runs.
 
     Raises ConfigError if the file cannot be written; prints a notice if its name promises another format.
     """
     if output is None or stream_of(output) is not None:
         return None
+    from batchray.jobs.start import Output
+
     if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
         raise ConfigError(f"--output {output} cannot be written")
     if (remedy := _OTHER_FORMATS.get(output.suffix.lower())) is not None:
         click.echo(f"batchray: --output {output} will hold JSON Lines; {remedy}", err=True)
-    return output
+    return Output(output, include_input)
 
 
 def stream_of(output: Path) -> int | None:

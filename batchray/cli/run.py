@@ -34,6 +34,7 @@ from batchray.errors import (
 if TYPE_CHECKING:
     from batchray.config import Settings
     from batchray.jobs.handle import Job
+    from batchray.jobs.start import Output
     from batchray.store import JobRecord
 
 _LOOK_AGAIN_S = 0.5
@@ -78,7 +79,7 @@ def run(requests: Path, agents_files: tuple[Path, ...], output: Path | None, **o
 
     if not agents_files:
         raise ConfigError("give the agents that the requests name: --agents FILE")
-    kept = check_output(output)
+    kept = check_output(output, options["include_input"])
     # Not sys.stdin: after an interrupt a thread may still wait for it, and Python would wait for that thread at exit.
     source = open(0, "rb", closefd=False) if str(requests) == "-" else requests  # noqa: SIM115
     _watch(lambda settings: submit_with(settings, source, load_agents(agents_files), output=kept), output, options)
@@ -95,7 +96,9 @@ def resume(name: str, agents_files: tuple[Path, ...], output: Path | None, **opt
 
     Example: batchray resume last --output results.jsonl
     """
-    _watch(_starter(name, agents_files, output, is_retry=False), output, options)
+    _watch(
+        _starter(name, agents_files, check_output(output, options["include_input"]), is_retry=False), output, options
+    )
 
 
 @click.command()
@@ -109,19 +112,18 @@ def retry(name: str, agents_files: tuple[Path, ...], output: Path | None, **opti
 
     Example: batchray retry last
     """
-    _watch(_starter(name, agents_files, output, is_retry=True), output, options)
+    _watch(_starter(name, agents_files, check_output(output, options["include_input"]), is_retry=True), output, options)
 
 
 def _starter(
-    name: str, agents_files: tuple[Path, ...], output: Path | None, *, is_retry: bool
+    name: str, agents_files: tuple[Path, ...], output: Output | None, *, is_retry: bool
 ) -> Callable[[Settings], Job]:
-    """Return the function that starts a job of the store again.  Checks the output and the agents at once."""
+    """Return the function that starts a job of the store again.  Checks the agents at once."""
     from batchray.config import load_agents
     from batchray.jobs.start import start_again
 
-    kept = check_output(output)
     agents = load_agents(agents_files) if agents_files else None
-    return lambda settings: start_again(settings, find_id_to_start(settings, name), agents, kept, is_retry=is_retry)
+    return lambda settings: start_again(settings, find_id_to_start(settings, name), agents, output, is_retry=is_retry)
 
 
 def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[str, Any]) -> NoReturn:
@@ -138,7 +140,8 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
     try:
         with own_stdout() as stdout:
             job = _start_when_free(start, settings, is_waiting=not no_wait)
-            output = output or output_of(job)
+            if output is None and (kept := output_of(job)) is not None:
+                output, include_input = kept
             is_piped = str(output) == "-"  # the results are all that standard output gets
             is_quiet = is_quiet or is_piped
             click.echo(job.id, file=None if is_piped else stdout, err=is_piped)

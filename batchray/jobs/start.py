@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchray.agents.build import check_agents_build
 from batchray.batch.parse import read_callback_url
@@ -23,12 +23,19 @@ logger = logging.getLogger(__name__)
 _RAY_WORKING_DIR = "/runtime_resources/working_dir_files/"
 
 
+class Output(NamedTuple):
+    """The file that a job's results are written to at its end, and whether with the input of each request."""
+
+    file: Path
+    include_input: bool = False
+
+
 def submit_with(
     chosen: Settings,
     requests: Requests,
     bound: AgentSet,
     callback_url: str | None = None,
-    output: Path | None = None,
+    output: Output | None = None,
 ) -> Job:
     """Accept a batch with these settings; otherwise as `submit`.  A resume takes over `output`, the results' file."""
     check_agents_build(bound)
@@ -57,7 +64,7 @@ def submit_with(
 
 
 def start_again(
-    chosen: Settings, job_id: str, given: AgentSet | None, output: Path | None = None, *, is_retry: bool
+    chosen: Settings, job_id: str, given: AgentSet | None, output: Output | None = None, *, is_retry: bool
 ) -> Job:
     """Start a job of the store in this process.  A job that has nothing to run is returned as it is.
 
@@ -107,15 +114,15 @@ def _with_nothing_to_retry(job_id: str, settings: Settings) -> Job | None:
     return None
 
 
-def run_options(settings: Settings, output: Path | None) -> dict[str, Any]:
+def run_options(settings: Settings, output: Output | None) -> dict[str, Any]:
     """Return what a resume takes over, as the store keeps it."""
     kept: dict[str, Any] = {"settings": chosen_settings(settings)}
     if output is not None:
-        kept["output"] = str(output.absolute())
+        kept["output"], kept["include_input"] = str(output.file.absolute()), output.include_input
     return kept
 
 
-def _taking_over(store: Store, job_id: str, settings: Settings, output: Path | None) -> Settings:
+def _taking_over(store: Store, job_id: str, settings: Settings, output: Output | None) -> Settings:
     """Return settings completed by those of a job's last run, and store what this run was given."""
     earlier = store.jobs.run_options(job_id)
     settings = with_earlier(settings, earlier.get("settings", {}))
@@ -135,11 +142,11 @@ def _started(job_id: str, agents: AgentSet, store: Store, settings: Settings) ->
     return Job(job_id, store.data_dir, url=settings.url, local_run=local_run)
 
 
-def output_of(job: Job) -> Path | None:
-    """Return the file that a job's last run was to write its results to; None if it was given none."""
+def output_of(job: Job) -> Output | None:
+    """Return where a job's last run was to write its results; None if it was given no file."""
     with Store.open_for_reading(job.data_dir, job.url) as store:
-        name = store.jobs.run_options(job.id).get("output")
-    return Path(name) if name else None
+        kept = store.jobs.run_options(job.id)
+    return Output(Path(kept["output"]), kept.get("include_input", False)) if "output" in kept else None
 
 
 def shutdown() -> None:

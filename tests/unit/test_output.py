@@ -14,6 +14,7 @@ from batchray.errors import BatchrayError, ConfigError
 from batchray.executors import LocalExecutor
 from batchray.jobs.driver import run_job
 from batchray.jobs.handle import Job
+from batchray.jobs.start import Output
 from batchray.store import Store
 from tests.builders.jobs import new_job, started
 
@@ -79,7 +80,7 @@ def test_the_names_of_streams(name: str, descriptor: int | None) -> None:
 def test_a_name_that_promises_another_format_gets_a_notice(
     name: str, notice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_output(tmp_path / name) == tmp_path / name
+    assert check_output(tmp_path / name) == Output(tmp_path / name)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert notice in printed.err

@@ -11,7 +11,7 @@ import pytest
 import batchray
 from batchray import Agent, AgentRequest
 from batchray.config import AgentSet, Settings, bind_agents, chosen_settings, load_settings, with_earlier
-from batchray.jobs.start import output_of, start_again, submit_with
+from batchray.jobs.start import Output, output_of, start_again, submit_with
 from batchray.store import Store
 
 
@@ -41,7 +41,12 @@ def interrupted(directory: Path) -> tuple[batchray.Job, threading.Event, AgentSe
 
     agents = bind_agents([Agent(id="a", run=wait)])
     settings = load_settings(data_dir=directory / "data", executor="local", max_in_flight=2, max_attempts=5)
-    job = submit_with(settings, [{"agent_id": "a", "input": "x"}] * 3, agents, output=directory / "out.jsonl")
+    job = submit_with(
+        settings,
+        [{"agent_id": "a", "input": "x"}] * 3,
+        agents,
+        output=Output(directory / "out.jsonl", include_input=True),
+    )
     assert has_begun.wait(60)
     job.stop()
     return job, may_end, agents
@@ -52,7 +57,7 @@ def test_a_resume_takes_over_the_settings_and_the_file_of_the_last_run(tmp_path:
     may_end.set()
     again = start_again(load_settings(data_dir=tmp_path / "data", max_attempts=4), job.id, agents, is_retry=False)
     assert again.wait(60).counts["succeeded"] == 3
-    assert output_of(again) == tmp_path / "out.jsonl"
+    assert output_of(again) == (tmp_path / "out.jsonl", True)
     with Store.open_for_reading(tmp_path / "data") as store:
         kept = store.jobs.run_options(job.id)
     # The executor was not chosen again: on Ray the function, which closes over an event, could not be sent.
