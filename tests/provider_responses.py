@@ -219,7 +219,7 @@ _STARTS: Item = {"status": "in_progress", "content": [], "arguments": "", "summa
 
 def encrypted(id: str, summary: list[Item]) -> str:
     """The encrypted content of a reasoning item; it fits no other item."""
-    return f"gAAAA{hashlib.sha256(orjson.dumps([id, summary])).hexdigest()[:16]}"
+    return f"gAAAA{hashlib.sha256(orjson.dumps([id, *(part['text'] for part in summary)])).hexdigest()[:16]}"
 
 
 def turns(given: str | list[Item]) -> list[Item]:
