@@ -15,6 +15,7 @@ import contextvars
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
 from itertools import islice
@@ -200,13 +201,24 @@ async def _in_thread(call: Callable[[], T], output: Destination, name: str) -> T
 
 
 def protect_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Keep code of users from ending the loop: by an exit in a task of its own, or by `stop`."""
+    """Keep code of users from ending the loop: by an exit in a task of its own, or by `stop`.
+
+    Functions that such code runs in threads of the loop's executors write to the same output.
+    """
     if loop.get_task_factory() is not None:
         return
     loop.set_task_factory(_create_task)
-    stop = loop.stop
+    stop, run_in_executor = loop.stop, loop.run_in_executor
+
+    def run_with_context(executor: Any, function: Callable[..., Any], *args: Any) -> Any:
+        if is_capturing() and (executor is None or isinstance(executor, ThreadPoolExecutor)):
+            function = partial(contextvars.copy_context().run, function)
+        return run_in_executor(executor, function, *args)
+
+    own: Any = loop
     with suppress(AttributeError):  # a loop in C, such as uvloop's
-        loop.stop = lambda: None if is_capturing() else stop()  # type: ignore[method-assign]
+        own.stop = lambda: None if is_capturing() else stop()
+        own.run_in_executor = run_with_context
 
 
 def _create_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:

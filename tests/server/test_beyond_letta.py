@@ -70,7 +70,7 @@ def test_items_show_the_outcome_of_each_request(server: LiveServer, mixed: dict[
     assert first["usage"]["step_count"] == 2
     assert 0 < first["timing"]["ttft_ns"] <= first["timing"]["duration_ns"]
     assert (failed["status"], failed["stop_reason"]) == ("errored", "llm_api_error")
-    assert failed["error"] == {"type": "api_error", "message": "the provider refused this call"}
+    assert failed["error"] == {"type": "api_error", "message": "the provider refused this call", "traceback": None}
     messages = call(server, "GET", f"{BATCHES}/{mixed['id']}/messages").body["messages"]
     assert {(message["batch_item_id"], message["run_id"]) for message in messages} == {
         (item["id"], item["run_id"]) for item in items

@@ -238,12 +238,15 @@ async def test_concurrent_calls_keep_their_output_apart(
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler()])  # as `logging.basicConfig` makes it
     route_streams()
+    loop = asyncio.get_running_loop()
+    protect_loop(loop)
 
     async def greet(name: str) -> None:
         for _ in range(3):
             print("async", name)
             await asyncio.sleep(0)
         await asyncio.to_thread(print, "from a thread of", name)
+        await loop.run_in_executor(None, print, "from an executor of", name)
 
     def greet_in_thread(name: str) -> None:
         print("sync", name)
@@ -259,7 +262,8 @@ async def test_concurrent_calls_keep_their_output_apart(
     print("outside")
     for n, output in enumerate(outputs):
         if n % 2 == 0:
-            assert (output.stdout, output.stderr) == (f"async <{n}>\n" * 3 + f"from a thread of <{n}>\n", "")
+            in_threads = f"from a thread of <{n}>\nfrom an executor of <{n}>\n"
+            assert (output.stdout, output.stderr) == (f"async <{n}>\n" * 3 + in_threads, "")
         else:
             assert output.stdout == f"sync <{n}>\nbytes <{n}>\nline <{n}>\n"
             assert output.stderr == f"error <{n}>\nlogged <{n}>\n"
