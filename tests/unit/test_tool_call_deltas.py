@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchray.models.tool_call_deltas import ToolCallDeltas
 
 Deltas = list[list[dict[str, Any]]]
+FEW = settings(max_examples=50)  # of each style
 
 
 class Call(NamedTuple):
@@ -152,6 +153,7 @@ def assembled(deltas: Deltas) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("style", STYLES)
+@FEW
 @given(given_calls=calls())
 def test_any_splitting_gives_the_same_calls(style: Callable[[list[Call]], Deltas], given_calls: list[Call]) -> None:
     assert assembled(style(given_calls)) == [(call.id, call.name, call.arguments) for call in given_calls]
@@ -170,6 +172,7 @@ def _named_in_each_piece(call: Call, first: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fields", [_named_once, _named_with_index_0, _named_in_each_piece])
+@FEW
 @given(given_calls=calls())
 def test_calls_without_ids_are_told_apart_by_name(fields: Any, given_calls: list[Call]) -> None:
     given_calls = [call._replace(pieces=list(filter(None, call.pieces))) for call in given_calls]
@@ -178,6 +181,7 @@ def test_calls_without_ids_are_told_apart_by_name(fields: Any, given_calls: list
     assert assembled([[piece(call.arguments, **fields(call, True)) for call in given_calls]]) == expected
 
 
+@FEW
 @given(given_calls=calls())
 def test_calls_with_one_id_are_told_apart_by_index(given_calls: list[Call]) -> None:
     same = [call._replace(id="same") for call in given_calls]
@@ -186,6 +190,7 @@ def test_calls_with_one_id_are_told_apart_by_index(given_calls: list[Call]) -> N
     assert assembled(interleaved(same)) == expected
 
 
+@FEW
 @given(given_calls=calls())
 def test_a_whole_call_that_is_repeated_at_the_end_counts_once(given_calls: list[Call]) -> None:
     again = [[piece(call.arguments, index=i, id=call.id, name=call.name)] for i, call in enumerate(given_calls)]
