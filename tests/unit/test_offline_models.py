@@ -91,10 +91,10 @@ async def test_the_users_script_wins_over_the_agents_and_that_over_the_construct
 @pytest.mark.parametrize(
     ("script", "place"),
     [
-        ([{"txt": "a"}], "script[0]: unknown key 'txt'; did you mean 'text'?"),
+        ([{"txt": "a"}], "script[0].txt: unknown key 'txt'; did you mean 'text'?"),
         ([{}, {"tool_calls": [{"nam": "a"}]}], "script[1].tool_calls[0]"),
-        ([{"fail": {"type": "api_error", "why": 1}}], "script[0].fail: unknown key 'why'"),
-        ([{"usage": {"tokens": 1}}], "script[0].usage: unknown key 'tokens'"),
+        ([{"fail": {"type": "api_error", "why": 1}}], "script[0].fail.why: unknown key 'why'"),
+        ([{"usage": {"tokens": 1}}], "script[0].usage.tokens: unknown key 'tokens'"),
         ([{"delay_s": -1}], "script[0].delay_s"),
         ({"text": "a"}, "script"),
     ],
