@@ -139,9 +139,9 @@ def submit(
 ) -> Job:
     """Accept a batch and return its job, which runs in the background of this process.
 
-    `requests` is a path (JSON Lines, or a whole JSON body), an open binary file, an iterable or async iterable of
-    requests, or a Ray Dataset.  `agents` are agents or the path of an agents file, `settings` are fields of `Settings`.
-    The job and all its items are on disk when this returns.
+    `requests` is a path (JSON Lines, a JSON array, or a whole JSON body), an open binary file, an iterable or async
+    iterable of requests, or a Ray Dataset.  `agents` are agents or the path of an agents file, `settings` are fields of
+    `Settings`.  The job and all its items are on disk when this returns.
 
     Raises BatchFormatError or ConfigError if any of the input cannot be used; nothing has run then.
     """
