@@ -165,8 +165,10 @@ class ProviderGate:
 
     def status(self, provider: str) -> ProviderWait | None:
         """Return what holds calls to this provider back; None if nothing does."""
-        policy, n_waiting = self._policy, len(self._queue) + self._n_asleep
-        if not policy.is_shut and not (policy.is_slowed and n_waiting):
+        policy, n_waiting = self._policy, len(self._queue)
+        if policy.is_shut:
+            n_waiting += self._n_asleep
+        elif not policy.is_slowed or not n_waiting:  # one refused call that sleeps holds no other back
             return None
         wait_s, (since_s, total_s) = policy.wait_s(), policy.shut_s()
         return ProviderWait(
