@@ -174,7 +174,7 @@ def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
 def _arguments_model(name: str, function: Callable[..., Any], described: Mapping[str, str]) -> type[BaseModel]:
     """Return the model of a function's arguments.  Runs the code of their types, which may raise anything."""
     fields: dict[str, Any] = {}
-    for position, parameter in enumerate(inspect.signature(function, eval_str=True).parameters.values()):
+    for position, parameter in enumerate(_parameters(function)):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise ConfigError(f"tool {name!r}: parameter {parameter} cannot be passed by name")
         annotation = str if parameter.annotation is parameter.empty else parameter.annotation
@@ -183,6 +183,20 @@ def _arguments_model(name: str, function: Callable[..., Any], described: Mapping
         # By alias, because names such as `schema`, `copy` or `_x` are reserved in pydantic models.
         fields[f"p{position}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
     return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return a function's parameters.  Its return annotation may have names that exist for type checkers only."""
+    try:
+        return list(inspect.signature(function, eval_str=True).parameters.values())
+    except NameError:
+        names = getattr(inspect.unwrap(function), "__globals__", {})
+        return [
+            parameter.replace(annotation=eval(parameter.annotation, names))  # as `inspect` does
+            if isinstance(parameter.annotation, str)
+            else parameter
+            for parameter in inspect.signature(function).parameters.values()
+        ]
 
 
 def _import(name: str, paths: Sequence[str]) -> ModuleType:

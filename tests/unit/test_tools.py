@@ -328,6 +328,13 @@ def test_a_signature_without_a_schema_is_refused() -> None:
             tool(function)
 
 
+def test_a_return_annotation_may_name_what_only_type_checkers_know() -> None:
+    def table(rows: int, place: Place) -> Nowhere: ...  # type: ignore[name-defined]  # noqa: F821
+
+    assert list(tool(table).spec.parameters["properties"]) == ["rows", "place"]
+    assert tool(table).spec.parameters["properties"]["rows"]["type"] == "integer"
+
+
 def test_two_tools_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two tools are named 'weather'"):
         load_tools([weather, weather], 1.0)
