@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Unpack
 
-from batchray.errors import InvalidResponseError
+from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.base import ModelCall, ModelReply
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.openai_reply import PartialCompletion
@@ -51,20 +51,28 @@ class OpenAIClient(HttpClient):
     ) -> None:
         super().__init__(name, base_url, api_key, "bearer", {}, headers, settings)
         self._ids = ids
-        self._reasoning = ReasoningBack(send_reasoning, base_url)
+        self._reasoning = ReasoningBack(send_reasoning, base_url, name)
         self._switch = thinking_switch(base_url)
         self._refused = RefusedFields(name)
 
     async def ask(self, call: ModelCall) -> ModelReply:
         """Return the model's complete reply, retrying transient failures.
 
-        Fields that the model refuses are left out, see `RefusedFields`.
+        Fields that the model refuses are left out, see `RefusedFields` and `ReasoningBack`.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
-        body = request_body(call, self._reasoning, self._switch)
-        answer = await self._refused.send(call, body, lambda sent: self._post(_PATH, sent, PartialCompletion, call))
+        try:
+            answer = await self._send(call)
+        except ModelAPIError as error:
+            if not any(each.provider_items for each in call.messages) or not self._reasoning.learn(error):
+                raise
+            answer = await self._send(call)
         try:
             return answer.reply(call, self._ids)
         except InvalidResponseError:
             report_wasted_usage(answer, call)
             raise
+
+    async def _send(self, call: ModelCall) -> PartialCompletion:
+        body = request_body(call, self._reasoning, self._switch)
+        return await self._refused.send(call, body, lambda sent: self._post(_PATH, sent, PartialCompletion, call))

@@ -8,13 +8,17 @@ Moonshot and Zhipu on `reasoning_content`, and reports about servers that refuse
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from batchray.errors import ModelAPIError
 from batchray.models.arguments import with_whole_texts
 from batchray.schema import Message, ReasoningContent
+
+logger = logging.getLogger(__name__)
 
 SendReasoning = Literal["auto", "always", "never"]
 """Whether reasoning goes back to the provider.  `auto`: as the host wants it; to unknown ones, with tool calls."""
@@ -33,6 +37,11 @@ _HOSTS: Mapping[str, _Where] = {
     "api.openai.com": "none",
 }
 _REFUSED_WITHOUT_CALLS = frozenset({"deepseek-reasoner"})  # it answers 400 to reasoning of replies without tool calls
+_REFUSAL = re.compile(
+    r"\breasoning(_content)?\b.*(unsupported|not (supported|permitted|allowed)|unexpected|unknown|unrecognized|extra)"
+    r"|(unsupported|not permitted|unexpected|unknown|unrecognized|extra|additional) .*\breasoning(_content)?\b",
+    re.IGNORECASE,
+)
 _WANTED = re.compile("^(extra_content|reasoning_details|thinking_blocks|provider_specific_fields)$|signature|encrypted")
 _GROWING = frozenset({"text", "summary", "thinking"})  # of a part that is streamed in pieces
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -41,10 +50,13 @@ _FUNCTION_FIELDS = frozenset({"name", "arguments"})
 
 
 class ReasoningBack:
-    """Whether and where one provider wants its reasoning back."""
+    """Whether and where one provider wants its reasoning back.
 
-    def __init__(self, setting: SendReasoning = "auto", base_url: str = "") -> None:
-        self._setting = setting
+    Where no setting decides, a refusal of the reasoning ends it.  `provider` is named in the warning.
+    """
+
+    def __init__(self, setting: SendReasoning = "auto", base_url: str = "", provider: str = "") -> None:
+        self._setting, self._provider = setting, provider
         self._where = _HOSTS.get(urlsplit(base_url).hostname or "", "calls")
 
     def fields(self, message: Message, model: str) -> dict[str, Any]:
@@ -59,6 +71,16 @@ class ReasoningBack:
         if key and self._is_sent(message, model) and (text := _reasoning_text(message)):
             fields[key] = text
         return fields
+
+    def learn(self, error: ModelAPIError) -> bool:
+        """Return whether an error refuses reasoning that was sent; no more is sent after it."""
+        is_refusal = error.type == "bad_request" and _REFUSAL.search(error.message) is not None
+        if self._setting != "auto" or not is_refusal:
+            return False
+        if self._where != "none":  # another call may have met it first
+            self._where = "none"
+            logger.warning("provider %s does not take reasoning back; it is left out", self._provider)
+        return True
 
     def _is_sent(self, message: Message, model: str) -> bool:
         if self._setting != "auto":

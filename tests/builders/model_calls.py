@@ -82,12 +82,18 @@ async def failure(answer: Awaitable[object], kind: type[RequestError]) -> Reques
 
 
 @asynccontextmanager
-async def scripted(*bodies: bytes, asked: list[Any], content_type: str = "text/event-stream") -> AsyncIterator[str]:
-    """Yield the URL of a server that gives these bodies one after the other; `asked` receives what it is asked."""
+async def scripted(*bodies: bytes | int, asked: list[Any], refusal: str = "") -> AsyncIterator[str]:
+    """Yield the URL of a server that gives these streams one after the other; `asked` receives what it is asked.
+
+    A number is the status of a refusal.
+    """
 
     async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:
         asked.append(await request.json())
-        return aiohttp.web.Response(body=bodies[len(asked) - 1], content_type=content_type)
+        body = bodies[len(asked) - 1]
+        if isinstance(body, int):
+            return aiohttp.web.json_response({"error": {"message": refusal}}, status=body)
+        return aiohttp.web.Response(body=body, content_type="text/event-stream")
 
     async with _served(handle) as address:
         yield address

@@ -13,6 +13,7 @@ from batchray.agents.base import input_messages
 from batchray.agents.checkpoints import Checkpoint
 from batchray.agents.tools import load_tools
 from batchray.config import Agent
+from batchray.errors import ModelAPIError
 from batchray.models.arguments import with_whole_texts
 from batchray.models.connection import Connection
 from batchray.models.http import HttpTransport
@@ -32,7 +33,7 @@ from batchray.schema import (
     ToolCall,
     new_job_id,
 )
-from tests.builders.model_calls import call, eager, message, scripted
+from tests.builders.model_calls import call, eager, failure, message, scripted
 
 SIGNED = {"extra_content": {"google": {"thought_signature": "c2ln"}}}
 
@@ -209,6 +210,45 @@ async def test_fields_go_back_in_the_next_step_and_in_another_attempt() -> None:
             assert_goes_back(sent_reply(asked))
         finally:
             await client.close()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "'messages.1' : property 'reasoning_content' is unsupported",
+        "Extra inputs are not permitted: messages.1.reasoning_content",
+        "reasoning is not supported with this model",
+    ],
+)
+async def test_reasoning_that_a_server_refuses_is_left_out_from_then_on(refusal: str) -> None:
+    asked: list[dict[str, Any]] = []
+    async with scripted(400, LAST, LAST, asked=asked, refusal=refusal) as address:
+        client = OpenAIClient(address, **eager())
+        try:
+            for _ in range(2):
+                assert (await client.ask(call(messages=[thought()]))).text == "done"
+        finally:
+            await client.close()
+    assert ["reasoning_content" in each["messages"][0] for each in asked] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("setting", "refusal"),
+    [
+        ("always", "property 'reasoning_content' is unsupported"),
+        ("auto", "The reasoning_content in the thinking mode must be passed back to the API."),
+        ("auto", "unsupported parameter: 'reasoning_effort'"),
+    ],
+)
+async def test_other_refusals_and_a_setting_stay(setting: SendReasoning, refusal: str) -> None:
+    asked: list[dict[str, Any]] = []
+    async with scripted(400, asked=asked, refusal=refusal) as address:
+        client = OpenAIClient(address, send_reasoning=setting, **eager())
+        try:
+            error = await failure(client.ask(call(messages=[thought()])), ModelAPIError)
+        finally:
+            await client.close()
+    assert (error.type, len(asked)) == ("bad_request", 1)
 
 
 async def test_fields_go_back_after_an_approval_in_a_later_request() -> None:
