@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,7 @@ _AWAY_STATUSES = frozenset({502, 503, 520, 521, 522, 523, 525, 529, 530})
 _MAX_OUTAGES = 8
 # Refusals of one call, without a word how long to wait, while other calls are answered.
 _MAX_REFUSALS = 40
+_WARN_S = 60.0
 
 
 class Attempt(NamedTuple):
@@ -77,6 +79,7 @@ class Attempts:
     ) -> None:
         self._name, self._gate, self._retries, self._clean = name, gate, retries, clean
         self._clock, self._sleep, self._rng = clock, sleep, rng
+        self._warned_at = -math.inf
 
     async def run(self, attempt: Callable[[Attempt], Awaitable[T]], deadline: float, held: Held) -> T:
         """Return the result of the first attempt that succeeds.
@@ -114,7 +117,7 @@ class Attempts:
         reason = with_detail(str(failure), self._clean(failure.detail))
         self._gate.failed(number, Failure(cause, failure.type, reason, failure.retry_after_s), caller)
         if self._gate.is_shut and not was_shut and cause is not Cause.OWN:
-            logger.warning("provider %s takes no calls: %s", self._name, reason)
+            self._log_shut(reason)
         if cause is Cause.ASKED and (failure.status == 429 or self._gate.is_shut):
             return self._after_refusal(failure, caller)
         if cause in (Cause.UNREACHABLE, Cause.AWAY) and self._gate.is_shut:
@@ -123,6 +126,13 @@ class Attempts:
                 return _Retry(0.0, is_explained=True)
             raise self._error(failure, f"{failure}; the provider went away {n_outages} times during this call")
         return self._after_failure(failure, caller, deadline)
+
+    def _log_shut(self, reason: str) -> None:
+        """Warn of a provider that takes no calls, at most once a minute: a rate limit may shut it every few seconds."""
+        is_new = self._clock() >= self._warned_at + _WARN_S
+        if is_new:
+            self._warned_at = self._clock()
+        logger.log(logging.WARNING if is_new else logging.DEBUG, "provider %s takes no calls: %s", self._name, reason)
 
     def _after_refusal(self, failure: TransientError, caller: Caller) -> _Retry:
         """Wait for as long as the provider asks.  If it does not say how long, only so many refusals in a row."""

@@ -193,6 +193,17 @@ async def test_a_provider_that_hangs_is_tried_by_more_calls_after_a_while() -> N
     assert all(isinstance(end, float) for end in provider_ends)
 
 
+@in_virtual_time
+async def test_a_provider_that_is_shut_again_and_again_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    provider = VirtualProvider(lambda now, _: refusal(5) if now % 10 < 5 else 0.1)
+    for _ in range(5):
+        await provider.calls(3)
+        await asyncio.sleep(10 - asyncio.get_running_loop().time() % 10)
+    assert caplog.messages == ["provider local takes no calls: status 429: slow down"]
+
+
 # --- before the first answer -----------------------------------------------------------------------------------------
 
 
