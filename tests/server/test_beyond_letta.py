@@ -139,6 +139,18 @@ def test_results_of_failed_items_only(server: LiveServer, mixed: dict[str, Any])
     assert [json.loads(line)["index"] for line in answer.body.splitlines()] == [2, 5, 8, 11]
 
 
+def test_results_stand_alone(server: LiveServer) -> None:
+    job_id = create(server, [{**SUM, "metadata": {"row": 3}}])["id"]
+    ended(server, job_id)
+    without, included = (
+        json.loads(call(server, "GET", f"{BATCHES}/{job_id}/results{query}").body)
+        for query in ("", "?include_input=true")
+    )
+    assert (without["input"], included["input"]) == (None, SUM["input"])
+    assert included["metadata"] == {"row": 3}
+    assert included["model"].startswith("offline/")
+
+
 @pytest.mark.parametrize("order", ["index", "finish"])
 def test_results_can_be_followed_while_the_job_runs(server: LiveServer, order: str) -> None:
     job_id = create(server, [says("first"), NEVER, says("third")])["id"]
