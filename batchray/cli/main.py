@@ -26,7 +26,6 @@ def main() -> None:
     """Run the command; the entry point `batchray`."""
     signal.signal(signal.SIGTERM, raise_terminated)
     _log_to_stderr(logging.getLogger("batchray"))
-    logging.getLogger("batchray.models").setLevel(logging.ERROR)  # a line per retry would hide the progress
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -83,7 +82,6 @@ def cli(log_level: str | None) -> None:
     """
     if log_level is not None:
         logging.getLogger("batchray").setLevel(log_level.upper())
-        logging.getLogger("batchray.models").setLevel(logging.NOTSET)  # as all others
 
 
 for _command in (run, resume, retry, status, results, cancel, pause, unpause, serve, keys, db):

@@ -159,7 +159,7 @@ class Attempts:
         if self._clock() + wait_s >= deadline:
             late = f"the next attempt, in {wait_s:.1f} s, would be past the deadline"
             raise self._error(failure, f"{failure} at attempt {n_failures}; {late}")
-        logger.warning(
+        logger.info(  # many of them would hide all else
             "provider %s: %s; retry %d of %d in %.2f s", self._name, failure, n_failures, max_retries, wait_s
         )
         return _Retry(wait_s, is_explained=False)

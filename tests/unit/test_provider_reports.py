@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, cast
 
+import pytest
 import ray.exceptions
 
 from batchray.agents import AttemptRunner, CheckpointedRun, CheckpointSink, RunUpdate
@@ -14,6 +16,7 @@ from batchray.executors.ray.calls import _save_until_report
 from batchray.executors.ray.checkpointed_runs import _fetch
 from batchray.executors.ray.provider_reader import ProviderReader
 from batchray.executors.ray.provider_reports import ProviderReports
+from batchray.executors.ray.worker_log import WorkerLog, WorkerWarnings
 from batchray.schema import ProviderWait
 from tests.builders.virtual_time import in_virtual_time
 
@@ -38,37 +41,65 @@ async def test_a_lane_reports_at_once_and_again_soon_while_calls_wait() -> None:
     await asyncio.sleep(3.0)
     waits.append(WAIT)
     reports.set_changed()
-    [told] = await asking
-    assert (ProviderWait(**told), loop.time()) == (WAIT, 3.0)
-    assert await reports.next(is_waiting=False) == [told]  # a new driver
+    told = await asking
+    assert (ProviderWait(**told.waits[0]), loop.time()) == (WAIT, 3.0)
+    assert await reports.next(is_waiting=False) == told  # a new driver
     assert loop.time() == 3.0
-    assert await reports.next(is_waiting=True) == [told]
+    assert await reports.next(is_waiting=True) == told
     assert loop.time() == 3.25
     waits.clear()
-    assert await reports.next(is_waiting=True) == []
-    assert await reports.next(is_waiting=False) == []
+    assert await reports.next(is_waiting=True) == ([], [])
+    assert await reports.next(is_waiting=False) == ([], [])
     assert loop.time() == 13.5
+
+
+@in_virtual_time
+async def test_warnings_of_a_lane_are_reported_at_once_and_logged_once_a_minute_by_its_driver(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.get_running_loop()
+    log = WorkerLog(lambda: reports.set_changed())
+    reports = ProviderReports(list, log)
+    asking = asyncio.create_task(reports.next(is_waiting=False))
+    await asyncio.sleep(2.0)
+    log.handle(logging.LogRecord("batchray.models", logging.WARNING, "", 0, "%s is slow", ("p",), None))
+    waits, warnings = await asking
+    assert (waits, warnings, loop.time()) == ([], [("batchray.models", logging.WARNING, "p is slow")], 2.0)
+    for n in range(200):
+        log.handle(logging.LogRecord("batchray.models", logging.WARNING, "", 0, "%d", (n,), None))
+    assert [message for _, _, message in (await reports.next(is_waiting=False)).warnings] == [
+        str(n)
+        for n in range(100, 200)  # the newest
+    ]
+
+    driver = WorkerWarnings(loop.time)
+    for _ in range(3):
+        driver.log(warnings)
+    assert caplog.messages == ["p is slow"]
+    await asyncio.sleep(61.0)
+    driver.log(warnings)
+    assert [(record.name, record.message) for record in caplog.records] == [("batchray.models", "p is slow")] * 2
 
 
 class FakeLane:
     """A lane that answers with what a test's function returns."""
 
-    def __init__(self, remote: Callable[[bool], Awaitable[list[dict[str, Any]]]]) -> None:
-        self.provider_waits, self.remote = self, remote
+    def __init__(self, remote: Callable[[bool], Awaitable[tuple[list[dict[str, Any]], list[Any]]]]) -> None:
+        self.report, self.remote = self, remote
 
 
 @in_virtual_time
 async def test_a_driver_reads_a_lane_while_requests_run_there() -> None:
     board, asked = ProviderBoard(), list[bool]()
 
-    async def answer(is_waiting: bool) -> list[dict[str, Any]]:
+    async def answer(is_waiting: bool) -> tuple[list[dict[str, Any]], list[Any]]:
         asked.append(is_waiting)
         await asyncio.sleep(1.0)
         if len(asked) == 2:
             raise ray.exceptions.ActorUnavailableError("the call was lost", None)
-        return [_fields(WAIT)] if len(asked) == 1 else []
+        return ([_fields(WAIT)] if len(asked) == 1 else []), []
 
-    reader = ProviderReader(FakeLane(answer), board)
+    reader = ProviderReader(FakeLane(answer), board, WorkerWarnings(asyncio.get_running_loop().time))
     with reader.reading():
         with reader.reading():
             await asyncio.sleep(1.1)

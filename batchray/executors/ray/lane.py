@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import gc
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -29,8 +30,9 @@ from batchray.executors.ray.checkpointed_runs import CheckpointBatch, Checkpoint
 from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
 from batchray.executors.ray.job_actor import BlockingReports
-from batchray.executors.ray.provider_reports import ProviderReports
+from batchray.executors.ray.provider_reports import LaneReport, ProviderReports
 from batchray.executors.ray.run_registry import RunRegistry
+from batchray.executors.ray.worker_log import WorkerLog
 from batchray.support.captured_output import TO_STDERR
 from batchray.support.descriptors import connections_that_fit, raise_descriptor_limit
 from batchray.support.interpreter import tune_interpreter
@@ -62,7 +64,10 @@ class Lane:
         self._runner = AttemptRunner(
             self._activity_log.executing, self._on_provider_wait, on_blocked=BlockingReports(_actor_id()).report
         )
-        self._provider_reports = ProviderReports(self._runner.provider_waits)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        log = WorkerLog(self._on_warning)
+        logging.getLogger("batchray").addHandler(log)
+        self._reports = ProviderReports(self._runner.provider_waits, log)
         self._runs, self._checkpointed = RunRegistry(), CheckpointedRuns()
         self._agents: OrderedDict[bytes, BoundAgent] = OrderedDict()
         self._imports: Imports[BoundAgent] = Imports()
@@ -101,9 +106,10 @@ class Lane:
         """Mark checkpoints as stored, and return those that are not, as soon as there are some."""
         return await self._checkpointed.collect(n_saved)
 
-    async def provider_waits(self, is_waiting: bool) -> list[dict[str, Any]]:
-        """Return what holds back calls to providers; see `ProviderReports.next`."""
-        return await self._provider_reports.next(is_waiting)
+    async def report(self, is_waiting: bool) -> LaneReport:
+        """Return what holds back calls to providers, and the newest warnings; see `ProviderReports.next`."""
+        self._loop = asyncio.get_running_loop()  # an actor is made outside of it
+        return await self._reports.next(is_waiting)
 
     async def identity(self) -> tuple[str, str, int, int]:
         """Return the ids of its actor, its node and its process, and for how many connections it has descriptors."""
@@ -127,7 +133,12 @@ class Lane:
         self._activity_log.close()
 
     def _on_provider_wait(self) -> None:
-        self._provider_reports.set_changed()
+        self._reports.set_changed()
+
+    def _on_warning(self) -> None:
+        """Report a warning, which may come from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._reports.set_changed)
 
     def _unpack(self, packed: bytes, key: str) -> BoundAgent:
         """Deserialize an agent in the name of the attempt.  It may import modules of users, and raise UserCodeError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from batchray.executors.ray.calls import first_line
 from batchray.executors.ray.checkpoint_reader import CheckpointReader
 from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.provider_reader import ProviderReader
+from batchray.executors.ray.worker_log import WorkerWarnings
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +57,13 @@ class LaneClient:
         pid: int,
         n_connections: int,
         board: ProviderBoard | None = None,
+        warnings: WorkerWarnings | None = None,
     ) -> None:
         self.actor, self.actor_id, self.node_id, self.pid = actor, actor_id, node_id, pid
         self.n_connections = n_connections
         self.in_flight = 0
         self.checkpoints = CheckpointReader(actor, self.stop)
-        self.providers = ProviderReader(actor, board or ProviderBoard())
+        self.providers = ProviderReader(actor, board or ProviderBoard(), warnings or WorkerWarnings(time.monotonic))
         self._diagnosis: Diagnosis | None = None
         self._to_stop: list[str] = []
         self._stopping: asyncio.Task[None] | None = None

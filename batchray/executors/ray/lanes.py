@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from batchray.executors.ray.lane_client import (
     call_until_answered,
 )
 from batchray.executors.ray.oom import OUT_OF_MEMORY, is_oom_culprit
+from batchray.executors.ray.worker_log import WorkerWarnings
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +51,23 @@ _LANE_OPTIONS = {
     "enable_task_events": False,
 }
 
+_Sinks = tuple[ProviderBoard, WorkerWarnings]
+"""The receivers of what lanes report."""
+
 
 class Lanes:
     """Lanes that are replaced when they die.  `on_lost` is called with the reason if that fails."""
 
     def __init__(self, on_lost: Callable[[str], None], silence_s: float, board: ProviderBoard) -> None:
-        self._on_lost, self._silence_s, self._board = on_lost, silence_s, board
+        self._on_lost, self._silence_s = on_lost, silence_s
+        self._sinks: _Sinks = (board, WorkerWarnings(time.monotonic))
         self._slots: list[asyncio.Task[LaneClient]] = []  # in each a lane that has started or is starting
         self._tasks: set[asyncio.Task[Any]] = set()  # diagnoses, and checks for silence
         self._changed = asyncio.Event()
 
     async def start(self, node_ids: Sequence[str]) -> None:
         """Start a lane on each of these nodes.  Raises RayError."""
-        starting = [_start_lane(node_id, _MAX_START_TRIES, self._board) for node_id in node_ids]
+        starting = [_start_lane(node_id, _MAX_START_TRIES, self._sinks) for node_id in node_ids]
         self._slots = [asyncio.ensure_future(each) for each in starting]
         for lane in await asyncio.gather(*self._slots):
             self._spawn(self._watch_for_silence(lane))
@@ -158,7 +164,7 @@ class Lanes:
         lane.providers.close()
         for n, slot in enumerate(self._slots):
             if slot.done() and not _has_failed(slot) and slot.result() is lane:
-                self._slots[n] = asyncio.ensure_future(_restart_lane(lane.node_id, self._board))
+                self._slots[n] = asyncio.ensure_future(_restart_lane(lane.node_id, self._sinks))
                 self._slots[n].add_done_callback(self._on_started)
 
     def _on_started(self, slot: asyncio.Task[LaneClient]) -> None:
@@ -199,7 +205,7 @@ def _has_failed(slot: asyncio.Task[LaneClient]) -> bool:
     return slot.cancelled() or slot.exception() is not None
 
 
-async def _start_lane(node_id: str, max_tries: int, board: ProviderBoard) -> LaneClient:
+async def _start_lane(node_id: str, max_tries: int, sinks: _Sinks) -> LaneClient:
     """Start a lane on a node and return it when it answers; after `max_tries`, wherever it has started."""
     n_tries = 0
     while True:
@@ -208,7 +214,7 @@ async def _start_lane(node_id: str, max_tries: int, board: ProviderBoard) -> Lan
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=True)
         actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote()
         actor_id, its_node_id, pid, n_connections = await call_until_answered(actor.identity)
-        lane = LaneClient(actor, actor_id, its_node_id, pid, n_connections, board)
+        lane = LaneClient(actor, actor_id, its_node_id, pid, n_connections, *sinks)
         n_tries += 1
         if n_tries == max_tries or lane.node_id == node_id:
             return lane
@@ -216,14 +222,14 @@ async def _start_lane(node_id: str, max_tries: int, board: ProviderBoard) -> Lan
         await asyncio.sleep(n_tries * PAUSE_S)
 
 
-async def _restart_lane(node_id: str, board: ProviderBoard) -> LaneClient:
+async def _restart_lane(node_id: str, sinks: _Sinks) -> LaneClient:
     """Start a lane in place of a dead one.  Raises ClusterError."""
     last_error: BaseException | None = None
     try:
         async with asyncio.timeout(REACH_S):
             while True:
                 try:
-                    return await _start_lane(node_id, max_tries=1, board=board)
+                    return await _start_lane(node_id, max_tries=1, sinks=sinks)
                 except LANE_DEAD as error:  # like the one before it, while memory is short
                     last_error = error
                     await asyncio.sleep(PAUSE_S)

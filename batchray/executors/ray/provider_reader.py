@@ -1,4 +1,4 @@
-"""Reads from a lane what holds back its calls to model providers, while requests that need one run there."""
+"""Reads the reports of a lane while requests run there: providers that hold back its calls, and warnings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import ray.exceptions
 
 from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray.provider_reports import IDLE_S
+from batchray.executors.ray.worker_log import WorkerWarnings
 from batchray.schema import ProviderWait
 
 _PAUSE_S = 0.2
@@ -19,10 +20,10 @@ _LATE_S = 20.0
 
 
 class ProviderReader:
-    """Reads the reports of one lane, one call at a time, and puts them on the board."""
+    """Reads the reports of one lane, one call at a time, and puts them on the board, and into the log."""
 
-    def __init__(self, lane: Any, board: ProviderBoard) -> None:
-        self._lane, self._board = lane, board
+    def __init__(self, lane: Any, board: ProviderBoard, warnings: WorkerWarnings) -> None:
+        self._lane, self._board, self._warnings = lane, board, warnings
         self._n_running = 0
         self._reading: asyncio.Task[None] | None = None
 
@@ -49,12 +50,13 @@ class ProviderReader:
             while self._n_running:
                 try:
                     async with asyncio.timeout(IDLE_S + _LATE_S):
-                        reported = await self._lane.provider_waits.remote(is_waiting)
+                        waits, warnings = await self._lane.report.remote(is_waiting)
                 except (TimeoutError, ray.exceptions.RayError):  # a run that it concerns reports that itself
-                    reported = []
+                    waits, warnings = [], []
                     await asyncio.sleep(_PAUSE_S)
-                is_waiting = bool(reported)
-                self._board.report(self, [ProviderWait(**each) for each in reported])
+                is_waiting = bool(waits)
+                self._board.report(self, [ProviderWait(**each) for each in waits])
+                self._warnings.log(warnings)
         finally:
             self._reading = None
             self._board.forget(self)
