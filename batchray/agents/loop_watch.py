@@ -11,25 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import sys
 import sysconfig
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import batchray
+from batchray.support.loop_steps import StepSample, is_blocking, look_at_step
 
 _AFTER_S = 1.0
 _EVERY_S = 0.25
 _MIN_SAMPLES = 3
-# The share of the time for which a thread that computes gets a CPU, on a machine with other work.
-_COMPUTES = 0.3
-_RUN_HANDLE = asyncio.Handle._run.__code__
 _INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 _NOT_USERS = (*(f"{path}{os.sep}" for path in (*_INSTALLED, Path(batchray.__file__).parent)), "<frozen")
 
@@ -118,81 +114,37 @@ class LoopWatch:
 
     def _observe(self, answered: threading.Event, thread_id: int) -> None:
         """Look at a loop that has not answered, until it does."""
-        samples: list[_Sample] = []
+        samples: list[StepSample] = []
         reported_at = -1.0
         while not answered.is_set() and not self._closed.is_set():
-            sample = _sample(thread_id)
-            if samples and (sample is None or not sample.continues(samples[0])):
+            sample = look_at_step(thread_id)
+            if samples and (sample is None or sample.handle is not samples[0].handle):
                 samples = []
-            if sample is not None:
+            if sample is not None and (owner := _owner_of(sample)) is not None:
                 samples.append(sample)
-                reported_at = self._report_if_blocked(samples, reported_at)
+                reported_at = self._report_if_blocked(owner, samples, reported_at)
             answered.wait(self._every_s)
         if reported_at >= 0:
             self._report(None)
 
-    def _report_if_blocked(self, samples: list[_Sample], reported_at: float) -> float:
+    def _report_if_blocked(self, owner: Owner, samples: list[StepSample], reported_at: float) -> float:
         """Report the step that these samples are of, if it blocks the loop; return when it was last reported."""
         first, last = samples[0], samples[-1]
         lasted_s = last.at_s - first.at_s
         is_due = lasted_s >= self._after_s - self._every_s and last.at_s - reported_at >= self._after_s
-        if len(samples) < _MIN_SAMPLES or not is_due:
+        if len(samples) < _MIN_SAMPLES or not is_due or not is_blocking(samples):
             return reported_at
-        stands_still = all(sample.position == last.position for sample in samples)
-        if not stands_still and last.cpu_s - first.cpu_s < _COMPUTES * lasted_s:
-            return reported_at  # it hardly gets a CPU
-        self._report(Blocked(last.owner, lasted_s + self._every_s, last.where))
+        self._report(Blocked(owner, lasted_s + self._every_s, _where(last.frames)))
         del samples[1:-1]  # of a long block these two are enough
         return last.at_s
 
 
-class _Sample(NamedTuple):
-    """A look at the thread of a loop at one moment, while it runs code of a request."""
-
-    owner: Owner
-    handle: Any
-    position: tuple[int, int]
-    where: str
-    at_s: float
-    cpu_s: float
-
-    def continues(self, earlier: _Sample) -> bool:
-        """Whether the loop still runs the same step."""
-        return self.handle is earlier.handle
+def _owner_of(sample: StepSample | None) -> Owner | None:
+    return None if sample is None else sample.context.get(_owner)
 
 
-def _sample(thread_id: int) -> _Sample | None:
-    """Look at what a loop's thread runs; None if it is no request's code."""
-    frame = innermost = sys._current_frames().get(thread_id)
-    while frame is not None and frame.f_code is not _RUN_HANDLE:
-        frame = frame.f_back
-    if frame is None or innermost is None:
-        return None
-    handle = frame.f_locals.get("self")  # the step of the loop that runs: of a task, or a callback
-    context = getattr(handle, "_context", None)
-    owner = context.get(_owner) if context is not None else None
-    if owner is None:
-        return None
-    position = (id(innermost), innermost.f_lasti)
-    return _Sample(owner, handle, position, _where(innermost), time.monotonic(), _cpu_s(thread_id))
-
-
-def _where(innermost: FrameType) -> str:
-    """Return the innermost line of a user's own code, or of any code if there is none."""
-    frame: FrameType | None = innermost
-    while frame is not None and frame.f_code is not _RUN_HANDLE:
-        file = frame.f_code.co_filename
-        if not file.startswith(_NOT_USERS):
-            break
-        frame = frame.f_back
-    if frame is None or frame.f_code is _RUN_HANDLE:
-        frame = innermost
+def _where(frames: Sequence[FrameType]) -> str:
+    """Return the innermost line of a user's own code, or of any code if there is none; `frames` begin with it."""
+    own = (frame for frame in frames if not frame.f_code.co_filename.startswith(_NOT_USERS))
+    frame = next(own, frames[0])
     return f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
-
-
-def _cpu_s(thread_id: int) -> float:
-    """Return how long a thread has computed; of a system that cannot tell, the time."""
-    try:
-        return time.clock_gettime(time.pthread_getcpuclockid(thread_id))
-    except (AttributeError, OSError):
-        return time.monotonic()

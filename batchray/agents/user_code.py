@@ -88,8 +88,13 @@ async def call_for_text(function: Callable[..., Any], output: Destination, /, *a
     call = partial(function, *args, **keywords)
     if is_async(function):
         return await _in_task(call, output)
-    value = await _in_thread(partial(_called, call), output, getattr(function, "__name__", "call"))
+    value = await _in_thread(partial(_called, call), output, _name_of(function))
     return value if isinstance(value, str) else await _in_task(lambda: value, output)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}.{name}"
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -190,7 +195,7 @@ async def _in_thread(call: Callable[[], T], output: Destination, name: str) -> T
     def work() -> None:
         try:
             with contained(output):
-                done = partial(future.set_result, call_with_thread_loop(call))
+                done = partial(future.set_result, call_with_thread_loop(call, name))
         except UserCodeError as error:
             done = partial(future.set_exception, error)
         if not loop.is_closed():

@@ -5,6 +5,9 @@ thread, or for a new one: `asyncio.get_event_loop().run_until_complete(...)`, `a
 that is made once for a module belongs to the first loop that uses it.  So these threads get a `ThreadLoop` in both
 cases.  It looks like an idle loop of its thread, and runs everything on one loop, which all threads share and which
 lives in the background until the process ends.
+
+Code that blocks the shared loop, with sync calls inside its async code, would hold up the calls of all threads.  After
+some such calls, or a long one, `asyncio.run` gives this code real loops, one for each call.
 """
 
 from __future__ import annotations
@@ -17,26 +20,28 @@ import inspect
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-P = ParamSpec("P")
+from batchray.support.loop_blockers import Blockers
+
 T = TypeVar("T")
 
 _thread_loop: contextvars.ContextVar[ThreadLoop | None] = contextvars.ContextVar("batchray_thread_loop", default=None)
 _lock = threading.Lock()
 
 
-def call_with_thread_loop(function: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
+def call_with_thread_loop(function: Callable[[], T], name: str = "code") -> T:
     """Call sync code with a loop for this thread, which ends after the call.  Runs in a context of its own.
 
-    Threads that the code starts with a copy of its context, as `asyncio.to_thread` does, get such loops too.
+    Threads that the code starts with a copy of its context, as `asyncio.to_thread` does, get such loops too.  `name` is
+    that of the code.
     """
-    loop = ThreadLoop()
+    loop = ThreadLoop(name)
     _thread_loop.set(loop)
     _offer_thread_loops()
     asyncio.set_event_loop(loop)
     try:
-        return function(*args, **keywords)
+        return function()
     finally:
         asyncio.set_event_loop(None)
 
@@ -53,11 +58,14 @@ class ThreadLoop(_Base):  # type: ignore[misc]
 
     _nest_patched = True  # nest_asyncio has nothing to do here: this loop is never running in its own thread
 
-    def __init__(self, private: bool = False) -> None:
-        self._is_private = private
+    def __init__(self, name: str = "code", private: bool = False) -> None:
+        self.name, self._is_private = name, private
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._stopping: set[threading.Event] = set()
+        self._taken_back: weakref.WeakKeyDictionary[Any, tuple[Any, contextvars.Context]] = weakref.WeakKeyDictionary()
         self._is_closed = False
+        if private:
+            _blockers.add_user()
 
     @property
     def _shared(self) -> asyncio.AbstractEventLoop:
@@ -66,12 +74,22 @@ class ThreadLoop(_Base):  # type: ignore[misc]
     def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
         """Run a coroutine or wait for a future; blocks this thread and no other."""
         self._check_idle(future)
+        if self._is_private and inspect.iscoroutine(future):
+            if future.cr_code in _ENDINGS and all(task.done() for task in self._tasks):
+                future.close()
+                return None  # type: ignore[return-value]
+            future = self.create_task(future)
         waiting: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._shared.call_soon_threadsafe(self._start, future, waiting, context=self._own_context())
         try:
             return waiting.result()
         except concurrent.futures.CancelledError:
             raise asyncio.CancelledError from None
+        except _TakenBackError:
+            coro, context = self._taken_back[future]
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            taken: T = runner.run(coro, context=context)
+            return taken
 
     def _start(self, future: Any, waiting: concurrent.futures.Future[T]) -> None:
         """On the shared loop: begin what `run_until_complete` waits for."""
@@ -113,6 +131,8 @@ class ThreadLoop(_Base):  # type: ignore[misc]
 
     def close(self) -> None:
         """Refuse further work.  The shared loop continues."""
+        if self._is_private and not self._is_closed:
+            _blockers.remove_user()
         self._is_closed = True
         for task in tuple(self._tasks) if self._is_private else ():
             self._shared.call_soon_threadsafe(task.cancel)
@@ -132,8 +152,11 @@ class ThreadLoop(_Base):  # type: ignore[misc]
         if asyncio._get_running_loop() is None:
             context = options["context"] = options.get("context") or self._own_context()
             context.run(_thread_loop.set, self)
-        task: asyncio.Task[Any] = self._on_loop("create_task", coro, **options)
-        return task
+            if self._is_private and inspect.iscoroutine(coro) and coro.cr_code not in _ENDINGS:
+                task: asyncio.Task[Any] = self._on_loop("create_task", _unless_it_blocks(self.name, coro), **options)
+                self._taken_back[task] = coro, context
+                return task
+        return self._on_loop("create_task", coro, **options)  # type: ignore[no-any-return]
 
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
         """Call a function soon, on the shared loop."""
@@ -182,6 +205,20 @@ class ThreadLoop(_Base):  # type: ignore[misc]
         return called.result()
 
 
+# `asyncio.run` runs these last.
+_ENDINGS = (ThreadLoop.shutdown_asyncgens.__code__, ThreadLoop.shutdown_default_executor.__code__)
+
+
+class _TakenBackError(Exception):
+    """A coroutine has not begun on the shared loop: its thread runs it on a loop of its own."""
+
+
+async def _unless_it_blocks(name: str, coro: Any) -> Any:
+    if _blockers.is_known(name):
+        raise _TakenBackError
+    return await coro
+
+
 def _delegate(name: str) -> None:
     def method(self: ThreadLoop, *args: Any, **keywords: Any) -> Any:
         return self._on_loop(name, *args, **keywords)
@@ -205,17 +242,23 @@ def _copy_result(waiting: concurrent.futures.Future[Any], done: asyncio.Future[A
 
 
 def _shared_loop() -> asyncio.AbstractEventLoop:
-    """Return the loop of all sync code in this process, started on first use."""
+    return _shared()[0]
+
+
+def _shared() -> tuple[asyncio.AbstractEventLoop, int]:
+    """Return the loop of all sync code in this process, and the id of its thread; started on first use."""
     with _lock:
         return _start_shared_loop()
 
 
 @functools.cache
-def _start_shared_loop() -> asyncio.AbstractEventLoop:
+def _start_shared_loop() -> tuple[asyncio.AbstractEventLoop, int]:
     loop = asyncio.SelectorEventLoop()
     loop.set_task_factory(_create_task)
-    threading.Thread(target=_run_for_ever, args=(loop,), name="batchray-sync-code", daemon=True).start()
-    return loop
+    thread = threading.Thread(target=_run_for_ever, args=(loop,), name="batchray-sync-code", daemon=True)
+    thread.start()
+    assert thread.ident is not None
+    return loop, thread.ident
 
 
 def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
@@ -247,6 +290,15 @@ def _offer_thread_loops() -> None:
 
 
 def _new_event_loop(original: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
-    if _thread_loop.get() is None or asyncio._get_running_loop() is not None:
+    outer = _thread_loop.get()
+    if outer is None or asyncio._get_running_loop() is not None or _blockers.is_known(outer.name):
         return original()
-    return ThreadLoop(private=True)
+    return ThreadLoop(outer.name, private=True)
+
+
+def _name_in(context: contextvars.Context) -> str | None:
+    loop = context.get(_thread_loop)
+    return None if loop is None else loop.name
+
+
+_blockers = Blockers(_shared, _name_in)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +19,7 @@ from batchray.agents.loop_watch import LoopWatch, owned_by
 from batchray.executors import BlockingBoard, LocalExecutor
 from batchray.executors.base import AttemptSpec
 from batchray.schema import AgentRequest
+from batchray.support.loop_steps import StepSample, look_at_step
 from tests.builders.agents import bound
 
 ONE = Owner("job", 7, "one")
@@ -99,14 +102,14 @@ async def test_a_request_that_computes_is_reported() -> None:
 
 async def test_a_loop_that_is_blocked_by_no_request_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     looked, n_looks, reports = threading.Event(), itertools.count(1), Reports()
-    sample = loop_watch._sample
+    sample = look_at_step
 
     def look(thread_id: int) -> Any:
         if next(n_looks) == 10:
             looked.set()
         return sample(thread_id)
 
-    monkeypatch.setattr(loop_watch, "_sample", look)
+    monkeypatch.setattr(loop_watch, "look_at_step", look)
     with watching(reports):
         with owned_by(ONE):
             await asyncio.sleep(0)
@@ -117,16 +120,16 @@ async def test_a_loop_that_is_blocked_by_no_request_is_not_reported(monkeypatch:
 STEP, OTHER_STEP = object(), object()
 
 
-def samples(n: int, every_s: float, cpu: float, stands_still: bool, steps: Sequence[object] = (STEP,)) -> list[Any]:
+def samples(
+    n: int, every_s: float, cpu: float, stands_still: bool, steps: Sequence[object] = (STEP,)
+) -> list[StepSample]:
     """Return what a watch sees, every `every_s` seconds, of a thread that has this share of a CPU."""
+    context = contextvars.copy_context()
+    context.run(owned_by(ONE).__enter__)
+    frames = [sys._getframe()]
     return [
-        loop_watch._Sample(
-            ONE,
-            steps[n % len(steps)],
-            (1, 0 if stands_still else n),
-            "f (a.py, line 1)",
-            n * every_s,
-            n * every_s * cpu,
+        StepSample(
+            steps[n % len(steps)], context, frames, (1, 0 if stands_still else n), n * every_s, n * every_s * cpu
         )
         for n in range(n)
     ]
@@ -154,7 +157,7 @@ def test_only_a_step_that_lasts_blocks_a_loop(
             answered.set()
         return left.pop(0)
 
-    monkeypatch.setattr(loop_watch, "_sample", look)
+    monkeypatch.setattr(loop_watch, "look_at_step", look)
     LoopWatch(reports, after_s=1.0, every_s=0.0001)._observe(answered, 0)
     assert [each is not None for each in reports.blocked] == ([True, False] if is_blocked else [])
 

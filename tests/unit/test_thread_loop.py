@@ -6,12 +6,13 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pytest
 
+from batchray.support import loop_blockers
 from batchray.support.thread_loop import call_with_thread_loop
 
 Work = Coroutine[Any, Any, int]
@@ -20,7 +21,7 @@ _local = threading.local()
 
 def in_thread(function: Callable[..., Any], *args: Any) -> Any:
     """Call a sync function as agents do: in a thread and a context of its own."""
-    call: Callable[[], Any] = partial(call_with_thread_loop, function, *args)
+    call = partial(call_with_thread_loop, partial(function, *args))
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(partial(contextvars.copy_context().run, call)).result(30)
 
@@ -111,7 +112,7 @@ def test_sync_code_in_200_threads_shares_a_client_whatever_way_it_runs_async_cod
         start.wait(30)
         way = WAYS[number % len(WAYS)]
         try:
-            answers[number] = call_with_thread_loop(way, client.ask(number))
+            answers[number] = call_with_thread_loop(partial(way, client.ask(number)))
         except Exception as error:  # noqa: BLE001  # shown by the assertion
             answers[number] = error
 
@@ -190,6 +191,43 @@ def test_a_loop_of_a_thread_cannot_run_inside_a_running_one() -> None:
 
     with pytest.raises(RuntimeError, match="This event loop is already running"):
         in_thread(call)
+
+
+def test_code_that_blocks_its_async_code_soon_runs_in_parallel_and_other_code_still_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warned = threading.Event()
+    warnings: list[str] = []
+
+    def warn(message: str, name: str) -> None:
+        warnings.append(message % name)
+        warned.set()
+
+    monkeypatch.setattr(loop_blockers.logger, "warning", warn)
+    monkeypatch.setattr(loop_blockers, "_LOOK_S", 0.005)
+    monkeypatch.setattr(loop_blockers, "_BLOCKS_S", 0.01)
+    monkeypatch.setattr(loop_blockers, "_BLOCKS_LONG_S", 0.05)
+    blocks, together = threading.Event(), threading.Barrier(3)
+
+    async def block() -> None:
+        blocks.set()
+        assert warned.wait(30)
+
+    async def meet() -> None:
+        together.wait(30)  # one after another, the first would wait in vain
+
+    def start(pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Future[Any]:
+        call = partial(call_with_thread_loop, lambda: asyncio.run(work()), "tools.call")
+        return pool.submit(partial(contextvars.copy_context().run, call))
+
+    with ThreadPoolExecutor(4) as pool:
+        first = start(pool, block)
+        assert blocks.wait(30)
+        for each in (first, *[start(pool, meet) for _ in range(3)]):  # some begin before the warning
+            each.result(60)
+    assert [warning[:21] for warning in warnings] == ["tools.call blocks the"]
+    client = Client()
+    assert [in_thread(asyncio.run, client.ask(n)) for n in range(3)] == [0, 1, 2]
 
 
 def test_other_threads_get_loops_of_their_own() -> None:
