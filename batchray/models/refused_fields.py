@@ -23,7 +23,7 @@ T = TypeVar("T")
 ENCRYPTED = "reasoning.encrypted_content"
 """The value of `include` that asks for reasoning which a later call can send back."""
 
-_REFUSED = re.compile(r"unsupported (?:parameter|value): '([\w.]+)'", re.IGNORECASE)
+_REFUSED = re.compile(r"(?:unsupported|unknown|unrecognized) (?:parameter|value): '([\w.]+)'", re.IGNORECASE)
 _INSTEAD = re.compile(r"use '(\w+)' instead", re.IGNORECASE)
 _NO_ENCRYPTION = re.compile("encrypted content is not supported with this model", re.IGNORECASE)
 # OpenAI's words for a model or an organization that cannot stream, and those of compatible servers.
@@ -34,6 +34,7 @@ _NO_STREAM = re.compile(
 )
 # Without these an answer still is an answer.  A refusal of any other field is the caller's to mend.
 _SAMPLING = frozenset({"frequency_penalty", "logprobs", "presence_penalty", "temperature", "top_logprobs", "top_p"})
+_OWN = frozenset({"include", "store"})  # what this client adds for OpenAI's server
 _EFFORTS = frozenset({"reasoning_effort", "reasoning.effort"})
 
 
@@ -72,7 +73,8 @@ class RefusedFields:
         if instead:
             return instead[1] not in sent and self._keep(call.model, name, instead[1])
         # An effort that the request's switch has chosen: the model keeps its own.
-        if name in _SAMPLING or (name in _EFFORTS and call.thinking is not None):
+        is_own = name in _OWN and name not in call.body
+        if name in _SAMPLING or is_own or (name in _EFFORTS and call.thinking is not None):
             return self._keep(call.model, name, None)
         return False
 

@@ -171,6 +171,7 @@ LIMIT = {"max_completion_tokens": 9}
         (OpenAIClient, "m[[refuses:top_p]][[refuses:temperature]]", {"temperature": 0, "top_p": 1}, {}),
         (OpenAIClient, "m[[refuses:reasoning_effort]]", {"thinking": True}, {}),
         (ResponsesClient, "m[[refuses:temperature]]", {"temperature": 0, "user": "u"}, {"user": "u"}),
+        (ResponsesClient, "m[[refuses:include]][[refuses:store]]", {"user": "u"}, {"user": "u"}),
         (ResponsesClient, "m[[refuses:reasoning.effort]]", {"thinking": True}, {}),
         (
             ResponsesClient,
@@ -197,12 +198,12 @@ async def test_fields_that_a_model_refuses_are_left_out_once_it_has_said_so(
 
 @pytest.mark.parametrize("kind", [OpenAIClient, ResponsesClient])
 @pytest.mark.parametrize(
-    "body", [{"tool_choice": "none"}, {"reasoning_effort": "high"}, {"reasoning": {"effort": "high"}}]
+    "body", [{"tool_choice": "none"}, {"reasoning_effort": "high"}, {"reasoning": {"effort": "high"}}, {"store": True}]
 )
 async def test_the_refusal_of_a_field_that_matters_is_an_error(
     server: ProviderServer, kind: Any, body: dict[str, Any]
 ) -> None:
-    refused = "".join(f"[[refuses:{name}]]" for name in ("tool_choice", "reasoning_effort", "reasoning"))
+    refused = "".join(f"[[refuses:{name}]]" for name in ("tool_choice", "reasoning_effort", "reasoning", "store"))
     client = kind(server.base_url, **eager())
     error = await failure(client.ask(call(model=f"m{refused}", body=body)), ModelAPIError)
     assert (error.type, server.n_calls) == ("bad_request", 1)
