@@ -39,10 +39,11 @@ class LettaImage(WireModel):
     detail: str | None = None
 
 
-def tag_by_shape(what: str, shapes: Sequence[tuple[str, frozenset[str]]]) -> Discriminator:
+def tag_by_shape(what: str, shapes: Sequence[tuple[str, frozenset[str]]], hint: str = "") -> Discriminator:
     """Return a discriminator that reads `type`, or else takes the first of `shapes` whose keys are all present.
 
-    `shapes` holds (tag, keys).  A value without a known tag or shape is one error that names the tags.
+    `shapes` holds (tag, keys).  A value without a known tag or shape is one error that names the tags, and
+    ends with the `hint`.
     """
     tags = frozenset(tag for tag, _ in shapes)
 
@@ -54,14 +55,15 @@ def tag_by_shape(what: str, shapes: Sequence[tuple[str, frozenset[str]]]) -> Dis
             return next((tag for tag, keys in shapes if keys <= value.keys()), None)
         return tag if isinstance(tag, str) and tag in tags else None
 
-    return _discriminator(what, tags, tag_of)
+    return _discriminator(what, tags, tag_of, hint)
 
 
-def _discriminator(what: str, tags: frozenset[str], tag_of: Callable[[Any], str | None]) -> Discriminator:
+def _discriminator(what: str, tags: frozenset[str], tag_of: Callable[[Any], str | None], hint: str) -> Discriminator:
     return Discriminator(
         tag_of,
         custom_error_type=f"unknown_{what.replace(' ', '_')}",
-        custom_error_message=f"not a known {what}: give a `type` of {', '.join(sorted(tags))}, and that type's fields",
+        custom_error_message=f"not a known {what}: give a `type` of {', '.join(sorted(tags))}, and that type's fields"
+        + (f"; {hint}" if hint else ""),
     )
 
 
@@ -175,7 +177,11 @@ ContentPart = Annotated[
     | Annotated[RedactedReasoningContent, Tag("redacted_reasoning")]
     | Annotated[OmittedReasoningContent, Tag("omitted_reasoning")]
     | Annotated[SummarizedReasoningContent, Tag("summarized_reasoning")],
-    tag_by_shape("content part", _PART_SHAPES),
+    tag_by_shape(
+        "content part",
+        _PART_SHAPES,
+        'OpenAI\'s image_url is {"type": "image", "source": {"type": "url", "url": "https://..."}}',
+    ),
 ]
 """One part of a message."""
 

@@ -30,6 +30,10 @@ BAD_REQUESTS = {
     "bad-input": Bad(b'{"agent_id":"a","input":5}', "input: Input should be a valid string"),
     "bad-part": Bad(b'{"agent_id":"a","input":[{"type":"text"}]}', "input[0].text: Field required"),
     "unknown-part": Bad(b'{"agent_id":"a","input":[{"type":"smell"}]}', "input[0]: not a known content part"),
+    "image-of-openai": Bad(
+        b'{"agent_id":"a","input":[{"type":"image_url","image_url":{"url":"u"}}]}',
+        'OpenAI\'s image_url is {"type": "image", "source": {"type": "url", "url": "https://..."}}',
+    ),
     "null": Bad(b"null", "a request is a JSON object, not NoneType"),
     "no-agent": Bad(b'{"input":"x"}', "agent_id: Field required"),
     "unknown-agent": Bad(b'{"agent_id":"nope","input":"x"}', "unknown agent 'nope'; known: a, b"),
