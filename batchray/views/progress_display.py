@@ -216,6 +216,8 @@ def _lines() -> Iterator[Callable[[View], None]]:
 
     def draw(view: View) -> None:
         nonlocal last
+        if not view.is_started and last > -math.inf:
+            return  # it was said already
         if last < math.inf and (view.done == view.total or time.monotonic() - last >= _LINE_EVERY_S):
             last = math.inf if view.done == view.total else time.monotonic()
             text = "; ".join((view.line(), *view.notes()))

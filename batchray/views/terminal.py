@@ -49,7 +49,7 @@ class LiveLines:
         self._widths: list[int] = []
         self._lines: list[str] = []
         self._lock = threading.RLock()
-        self._replaced: list[tuple[logging.Handler, logging.Handler]] = []
+        self._replaced: list[tuple[logging.Logger, logging.Handler, logging.Handler]] = []
 
     @property
     def n_columns(self) -> int:
@@ -70,23 +70,24 @@ class LiveLines:
             self._lines, self._widths = shown, [cell_len(line) for line in shown]
 
     def __enter__(self) -> Self:
-        root = logging.getLogger()
-        for handler in (*root.handlers, *(() if root.handlers else (logging.lastResort,))):
+        root, own = logging.getLogger(), logging.getLogger("batchray")
+        has_any = root.handlers or own.handlers
+        found = [(logger, handler) for logger in (root, own) for handler in logger.handlers]
+        for logger, handler in found if has_any else [(root, logging.lastResort)]:
             if isinstance(handler, logging.StreamHandler) and handler.stream is self._file:
                 above = _Above(handler, self.above)
-                self._replaced.append((handler, above))
-                root.removeHandler(handler)
-                root.addHandler(above)
+                self._replaced.append((logger, handler, above))
+                logger.removeHandler(handler)
+                logger.addHandler(above)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        root = logging.getLogger()
-        for handler, above in self._replaced:
-            root.removeHandler(above)
+        for logger, handler, above in self._replaced:
+            logger.removeHandler(above)
             if handler is not logging.lastResort:
-                root.addHandler(handler)
+                logger.addHandler(handler)
         self._replaced.clear()
         if self._lines:
             self._file.write("\n")

@@ -131,7 +131,8 @@ def test_a_good_batch_beside_the_bad_ones_is_run(tmp_path: Path) -> None:
 def test_no_key_is_printed_or_kept(tmp_path: Path) -> None:
     """The provider's address leads nowhere, so that its errors are seen too."""
     (tmp_path / "agents.yaml").write_text(
-        "providers: {p: {protocol: openai, base_url: 'http://127.0.0.1:9', api_key_env: P_KEY, max_retries: 0}}\n"
+        "providers:\n"
+        "  p: {protocol: openai, base_url: 'http://127.0.0.1:9', api_key_env: P_KEY, provider_patience_s: 0.2}\n"
         "agents: [{id: a, model: p/m}]\n"
     )
     done = command(tmp_path, *local("-", "--output", "results.jsonl"), given=GOOD, P_KEY=KEY)

@@ -47,8 +47,9 @@ def test_a_bar_is_full_only_at_the_end(share: float, n_full: int) -> None:
     assert bar(share, 10) == "\u2501" * n_full + "\u2500" * (10 - n_full)
 
 
-def test_warnings_are_printed_above_the_lines_and_the_handlers_are_put_back() -> None:
-    screen, root = Screen(80), logging.getLogger()
+@pytest.mark.parametrize("name", ["", "batchray"])
+def test_warnings_are_printed_above_the_lines_and_the_handlers_are_put_back(name: str) -> None:
+    screen, root = Screen(80), logging.getLogger(name)
     handler = logging.StreamHandler(screen)
     handler.setFormatter(logging.Formatter("batchray: %(message)s"))
     root.addHandler(handler)
