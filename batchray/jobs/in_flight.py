@@ -8,16 +8,26 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from batchray.jobs.deadlines import Stopwatch
+
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """One attempt in flight; it counts as stalled when it is older than `limit_s`."""
+    """One attempt in flight; stalled when it is older than `limit_s`, without the pauses of its stopwatch."""
 
     index: int
     agent_id: str
     attempt: int
     started_ns: int
     limit_s: float
+    stopwatch: Stopwatch | None = None
+
+    def is_stalled(self, now_ns: int) -> bool:
+        """Whether it has run for longer than its limit."""
+        age_s = (now_ns - self.started_ns) / 1e9
+        if age_s <= self.limit_s:
+            return False
+        return self.stopwatch is None or self.stopwatch.without_pauses(age_s) > self.limit_s
 
 
 class InFlight:
@@ -28,9 +38,11 @@ class InFlight:
         self._flights: dict[int, Flight] = {}
         self._known_stalled: set[Flight] = set()
 
-    def begin(self, index: int, agent_id: str, attempt: int, limit_s: float) -> Flight:
+    def begin(
+        self, index: int, agent_id: str, attempt: int, limit_s: float, stopwatch: Stopwatch | None = None
+    ) -> Flight:
         """Add an attempt that is being spawned."""
-        flight = self._flights[index] = Flight(index, agent_id, attempt, self._clock(), limit_s)
+        flight = self._flights[index] = Flight(index, agent_id, attempt, self._clock(), limit_s, stopwatch)
         return flight
 
     def end(self, index: int) -> None:
@@ -40,7 +52,7 @@ class InFlight:
     def newly_stalled(self) -> list[Flight]:
         """Return the attempts that have stalled since the last call, the oldest first."""
         now = self._clock()
-        stalled = {flight for flight in self._flights.values() if now - flight.started_ns > flight.limit_s * 1e9}
+        stalled = {flight for flight in self._flights.values() if flight.is_stalled(now)}
         new, self._known_stalled = stalled - self._known_stalled, stalled
         return sorted(new, key=lambda flight: flight.started_ns)
 

@@ -81,8 +81,8 @@ class ItemRunner:
             history = history.with_attempt()
             crashes = (history.blamed_crashes, history.collateral_crashes)
             await self._committer.begin(NewAttempt(item.index, history.attempt, *crashes))  # before it is spawned
-            flight = job.in_flight.begin(item.index, item.agent_id, history.attempt, stalled_after_s)
             stopwatch = self._committer.deadlines.stopwatch(*self._pauses_of(item))
+            flight = job.in_flight.begin(item.index, item.agent_id, history.attempt, stalled_after_s, stopwatch)
             is_isolated = isinstance(step, RetryIsolated)
             try:
                 return await self._run_attempt(item, flight, history.left_s, is_isolated=is_isolated)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from batchray.jobs.deadlines import Pauses, Stopwatch
 from batchray.jobs.in_flight import InFlight
 
 
@@ -45,3 +46,15 @@ def test_the_oldest_come_first() -> None:
         flights.begin(index, "a", 1, limit_s=10)
         clock.now_s += 1
     assert [each["index"] for each in flights.oldest(2)] == [5, 2]
+
+
+async def test_an_attempt_whose_provider_takes_no_calls_has_not_stalled() -> None:
+    clock, pauses = Clock(), Pauses()
+    flights = InFlight(clock)
+    stopwatch = Stopwatch((pauses,))
+    flights.begin(7, "slow", 1, 10, stopwatch)
+    pauses.begin(5.0)
+    clock.now_s += 12
+    assert flights.newly_stalled() == []
+    clock.now_s += 12
+    assert [flight.index for flight in flights.newly_stalled()] == [7]
