@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Literal
 
 import orjson
 from aiohttp import web
@@ -16,18 +15,16 @@ from batchray.errors import StoreFullError, UnknownJobError
 from batchray.schema import (
     BatchJob,
     CreateBatch,
-    ItemStatus,
     Message,
     Result,
-    StopReason,
     index_of,
     is_job_id,
     is_of_job,
     ordinal_of,
 )
-from batchray.schema.base import WireModel
 from batchray.server.acceptance import BatchAcceptance
 from batchray.server.auth import user_of
+from batchray.server.batch_queries import ItemsQuery, MessagesQuery, ResultsQuery
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.pagination import Cursor, Page, is_between, paged
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
@@ -36,7 +33,7 @@ from batchray.server.storage import ServerStorage
 from batchray.server.stream import Events, JsonLines
 from batchray.server.upload import Uploads
 from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, wanted_messages_of
-from batchray.store import JobRecord, SortOrder, StoredItem, StoredResult
+from batchray.store import JobRecord, StoredItem, StoredResult
 from batchray.views.result_pages import AfterOptions, result_pages
 from batchray.views.results import ResultViews
 
@@ -45,35 +42,6 @@ _ONE = _BASE + "/{batch_id}"
 _POLL_S = 0.5
 _KEY_PATTERN = "[!-~]([ -~]{0,253}[!-~])?"
 _EVENT_ID_PATTERN = "[0-9]{1,18}"
-
-
-class MessagesQuery(Page):
-    """Query of a batch's messages: a page, and optionally one agent."""
-
-    agent_id: str | None = None
-
-
-class ItemsQuery(Page):
-    """Query of a batch's items: a page in batch order, and optional filters."""
-
-    order: SortOrder = "asc"
-    status: ItemStatus | Literal["pending"] | None = None
-    stop_reason: StopReason | None = None
-    agent_id: str | None = None
-    custom_id: str | None = None
-
-
-class ResultsQuery(WireModel):
-    """Query of a batch's results.
-
-    With `follow` the stream stays open for new results until the job ends.  With `include_input` each result has the
-    input of its request.
-    """
-
-    order: Literal["finish", "index"] = "index"
-    failed: bool = False
-    follow: bool = False
-    include_input: bool = False
 
 
 class BatchRoutes:
