@@ -92,7 +92,7 @@ class Attempts:
                 with self._holding(held) as moved:
                     number = await self._or_give_up(gate.begin(caller))
                 deadline += moved.by_s
-            is_success = False
+            is_success = caller.has_answer = False
             try:
                 result = await attempt(Attempt(caller, number, deadline, gate))
                 is_success = True

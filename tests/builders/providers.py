@@ -10,10 +10,15 @@ from typing import Any
 
 from batchray.models.attempts import Attempt, Attempts
 from batchray.models.gate import ProviderGate
+from batchray.models.provider_errors import TransientError
 from batchray.models.retry import RetryPolicy
 
 Answer = Callable[[float, int], Exception | float]
 """Given the time and the caller: the error of a call, or how many seconds its answer takes."""
+
+
+class BrokenAnswerError(TransientError):
+    """The connection ends after the first part of the answer."""
 
 
 class VirtualProvider:
@@ -61,6 +66,8 @@ class VirtualProvider:
 
     async def _work(self, answer: Exception | float, started: Attempt) -> float:
         await asyncio.sleep(0.005)
+        if isinstance(answer, BrokenAnswerError):
+            started.answered()
         if isinstance(answer, Exception):
             raise answer
         started.answered()

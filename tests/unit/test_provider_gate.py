@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from batchray.errors import ModelAPIError
 from batchray.models.gate import Caller
 from batchray.models.provider_errors import TransientError, UnreachableError
-from tests.builders.providers import VirtualProvider
+from tests.builders.providers import BrokenAnswerError, VirtualProvider
 from tests.builders.virtual_time import in_virtual_time
 
 
@@ -121,6 +121,18 @@ async def test_an_outage_loses_no_request_and_is_tried_by_few_calls(outage_s: fl
     assert len(during) <= 200 + outage_s / 3
     assert max(ends) < 1 + outage_s + 8  # at most one backoff later, and spread over a moment
     assert provider.changes[-1] is False
+
+
+@in_virtual_time
+async def test_an_outage_that_begins_in_the_middle_of_answers_loses_no_request() -> None:
+    def answer(now: float, caller: int) -> Exception | float:
+        if now < 1:
+            return BrokenAnswerError("connection_error", "the answer breaks off")
+        return AWAY["503"] if now < 301 else 0.5
+
+    provider = VirtualProvider(answer)
+    ends = await provider.calls(3)
+    assert all(isinstance(end, float) for end in ends)
 
 
 @in_virtual_time
