@@ -85,8 +85,8 @@ class ProviderGate:
 
     def update(self, state: ProviderState | None, now: float) -> None:
         """Take over what the executor reports of the provider; None: nothing holds its calls back."""
-        if state is not None and state.is_unavailable and self._answered_after > state.since:
-            state = None  # one worker cannot reach it, but others can
+        if state is not None and self._answered_after > state.since and _concerns_one_worker(state, now):
+            state = None
         self.state = state
         if state is None or state.has_answered or self._has_answered:
             self.unanswered_since = None
@@ -121,6 +121,14 @@ class ProviderGate:
 
     def _apply(self) -> None:
         self._slots.limit(self.slot, 1 if self._is_shut else self._limit)
+
+
+def _concerns_one_worker(state: ProviderState, now: float) -> bool:
+    """Return whether calls of other workers may be answered: one cannot reach it, or may try it again and has no call.
+
+    The latter reports a wait that is over until it makes its next call, which may be never.
+    """
+    return state.is_unavailable or (not state.n_waiting and state.opens_at <= now)
 
 
 class ProviderGates:

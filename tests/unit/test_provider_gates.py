@@ -114,6 +114,17 @@ async def test_one_worker_that_cannot_reach_a_provider_holds_up_no_other() -> No
     assert start(gate, slots, 100) == 0
 
 
+async def test_one_worker_that_has_not_tried_again_after_its_wait_holds_up_no_other() -> None:
+    slots = Slots()
+    gate = ProviderGate("p", "job", slots)
+    waited = dataclasses.replace(LIMITED, n_waiting=0, opens_at=110.0)
+    gate.set_answered(105.0)
+    gate.update(waited, now=109.0)  # the wait has not ended
+    assert start(gate, slots, 100) == 1
+    gate.update(waited, now=110.0)
+    assert start(gate, slots, 100) == 100
+
+
 @pytest.mark.parametrize(
     ("state", "now", "left_s", "expected"),
     [
