@@ -56,7 +56,7 @@ async def run_job(
             await _run_items(job, runner)
             if job.is_interrupted:
                 raise JobInterruptedError(job.record.id)
-            if job.paused_because is None or job.ending is not None:
+            if job.paused_because is None or job.ending is not None or job.progress.done >= job.record.total:
                 return await _end(job)
             await job.store.jobs.pause(job.record, job.paused_because)
             if not stays_when_paused:

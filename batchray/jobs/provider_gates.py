@@ -111,6 +111,10 @@ class ProviderGate:
             return f"provider {self.provider!r} takes no calls {longer}: {state.reason}"
         return None
 
+    def give_time(self) -> None:
+        """Count the time without an answer from now on: somebody may have mended the address."""
+        self.unanswered_since = None
+
     def close(self) -> None:
         """Leave nothing behind in the slots that jobs share."""
         self._slots.limit(self.slot, None)

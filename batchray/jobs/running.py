@@ -129,6 +129,8 @@ class RunningJob:
         await self._continued.wait()
         self.paused_because = None
         self.held.take_all()
+        for gate in self.gates:
+            gate.give_time()
         self.window = self.window.renewed()
         self._counts_before = dict(self.progress.counts)
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from batchray.config import Agent, AgentSet, Provider, bind_agents
-from batchray.errors import JobPausedError
+from batchray.errors import JobInterruptedError, JobPausedError
 from batchray.executors import LocalExecutor
 from batchray.jobs.control import ControlFile, ControlRequest
 from batchray.jobs.driver import run_job
 from batchray.jobs.steering import sync_control
 from batchray.store import JobRecord, Store
-from tests.builders.jobs import new_job, started
+from tests.builders.jobs import Scripted, new_job, started
 from tests.polling import run_pending_tasks, wait_until
 from tests.provider_server import ProviderServer
 
@@ -169,6 +170,36 @@ async def test_an_address_that_never_answers_pauses_the_job_until_it_is_mended(
         job = await started(store, job_id, agents, provider_start_patience_s=60)
         record = await run_job(job, executor, providers=executor.providers)
     assert (record.counts["succeeded"], record.paused_because) == (100, None)
+
+
+async def test_an_unpaused_job_gives_its_provider_the_same_time_again(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    server.always = ""
+    await server.close()
+    job = await started(store, new_job(store, *["a"] * 10), agents_of(server), provider_start_patience_s=0.2)
+    running = asyncio.create_task(run_job(job, executor, providers=executor.providers, stays_when_paused=True))
+    await wait_until(lambda: job.paused_because is not None and job.window.in_flight == 0)
+    before = job.window
+    job.settings = job.settings.model_copy(update={"provider_start_patience_s": 3600.0})
+    job.steer(ControlRequest(is_paused=False))
+    await wait_until(lambda: job.window is not before)
+    [gate] = job.gates
+    assert gate.hopeless_because(time.monotonic(), 1e6, patience_s=0.1) is None
+    job.interrupt()
+    with pytest.raises(JobInterruptedError):
+        await running
+
+
+async def test_a_job_whose_last_requests_finish_during_its_pause_ends(store: Store) -> None:
+    release = asyncio.Event()
+    executor = Scripted(lambda spec: release.wait() if spec.index > 1 else None)
+    job = await started(store, new_job(store, "fail", "fail", "echo", "echo"), max_failures=1)
+    running = asyncio.create_task(run_job(job, executor))
+    await wait_until(lambda: job.paused_because is not None)
+    release.set()
+    record = await running
+    assert (record.status, record.counts["succeeded"], record.paused_because) == ("completed", 2, None)
 
 
 async def test_a_single_request_to_an_address_that_never_answers_fails(
