@@ -99,10 +99,14 @@ class Database:
 
     def check_version(self, *, accepts_older: bool = False) -> None:
         """Raise StoreError if another version made the tables; with `accepts_older`, if a newer one did."""
+        if self.is_older() and not accepts_older:
+            advice = "resume a job or start a server to bring it up to this one"
+            raise StoreError(f"{self.backend.name} was written by an older version of batchray; {advice}")
+
+    def is_older(self) -> bool:
+        """Whether an older version made the tables.  Raises StoreError if a newer one did."""
         with self.reading() as connection:
-            if 0 < self._check_version(connection) < SCHEMA_VERSION and not accepts_older:
-                advice = "resume a job or start a server to bring it up to this one"
-                raise StoreError(f"{self.backend.name} was written by an older version of batchray; {advice}")
+            return 0 < self._check_version(connection) < SCHEMA_VERSION
 
     def checkpoint(self) -> None:
         """Move the contents of the log into the database, as far as readers allow."""

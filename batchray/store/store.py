@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from batchray.errors import ConfigError, StoreError, StoreFullError
+from batchray.errors import BatchrayError, ConfigError, StoreError, StoreFullError
 from batchray.store.agents import Agents
 from batchray.store.callbacks import Callbacks
 from batchray.store.conversations import Conversations
@@ -89,9 +90,9 @@ class Store:
     ) -> Self:
         """Open a store for reading, also while another process writes to it.
 
-        Starts no thread.  Without a pool it holds no connection to PostgreSQL between reads.  `accepts_older` is for
-        `integrity`, which reads only what no version has changed.  Raises StoreError if there is no store, or another
-        version made it.
+        Starts no thread.  Without a pool it holds no connection to PostgreSQL between reads.  A data directory of an
+        older version that no process writes to is migrated first.  `accepts_older` is for `integrity`, which reads only
+        what no version has changed.  Raises StoreError if there is no store, or another version made it.
         """
         if url is None and not (data_dir / DATABASE).exists():
             raise StoreError(f"no batchray data in {data_dir}; give the --data-dir that the job was run with")
@@ -100,11 +101,19 @@ class Store:
         )
         store = cls(Database(data_dir, backend))
         try:
+            if url is None and not accepts_older and store.database.is_older():
+                cls._migrate(data_dir)
             store.database.check_version(accepts_older=accepts_older)
         except StoreError:
             store.close()
             raise
         return store
+
+    @classmethod
+    def _migrate(cls, data_dir: Path) -> None:
+        """Bring a data directory up to this version, if it can be written and no process has it open for writing."""
+        with suppress(BatchrayError):  # the reader reports the version
+            cls.open(data_dir).close()
 
     @property
     def data_dir(self) -> Path:
