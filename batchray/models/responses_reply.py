@@ -46,13 +46,14 @@ _TOKENS = _DELTAS | _ENDS | {"response.output_item.done"}
 class PartialResponse(JsonReply):
     """A reply that is still arriving.  See `PartialReply`."""
 
-    __slots__ = ("_items", "_said", "_usage", "_word", "finish_reason")
+    __slots__ = ("_arguments", "_items", "_said", "_usage", "_word", "finish_reason")
 
     what: ClassVar[str] = "a response"
 
     def __init__(self, transport: HttpTransport) -> None:
         super().__init__(transport)
         self._items: dict[int, dict[str, Any]] = {}  # by their index in the output
+        self._arguments: dict[int, list[str]] = {}  # pieces of a call's arguments, by the same index
         self._said: list[str] = []
         self._usage: Mapping[str, Any] = {}
         self._word: str | None = None  # the status, or why the response is incomplete
@@ -78,7 +79,14 @@ class PartialResponse(JsonReply):
         if not self._items and self._said:  # a server that streams text and sends no items
             part = {"type": "output_text", "text": joined_surrogates("".join(self._said)), "annotations": []}
             return [{"type": "message", "role": "assistant", "content": [part]}]
-        return [self._items[index] for index in sorted(self._items)]
+        return [self._whole(index) for index in sorted(self._items)]
+
+    def _whole(self, index: int) -> dict[str, Any]:
+        """Return an item; if it has no arguments, with those that came in pieces, which some servers send only so."""
+        item = self._items[index]
+        if item.get("arguments") or not (pieces := self._arguments.get(index)):
+            return item
+        return {**item, "arguments": joined_surrogates("".join(pieces))}
 
     def parts(self) -> list[ReplyPart]:
         """Return the text and reasoning.  Items of kinds that a message cannot hold are left out."""
@@ -99,6 +107,9 @@ class PartialResponse(JsonReply):
         if kind in _DELTAS:  # first: the hot path
             if kind == "response.output_text.delta":
                 self._said.append(string(content["delta"]))
+            elif kind == "response.function_call_arguments.delta":
+                index = self._index_of(content, content.get("item_id"))
+                self._arguments.setdefault(index, []).append(string(content["delta"]))
         elif kind in ("response.output_item.added", "response.output_item.done"):
             item = _item(content["item"])
             self._items[self._index_of(content, item.get("id"))] = item

@@ -124,6 +124,21 @@ async def test_a_call_that_came_without_its_end_counts() -> None:
     assert [item["arguments"] for item in reply.items] == ['{"a": 1}']
 
 
+@pytest.mark.parametrize("output", [[], [{"type": "function_call", "call_id": "c1", "name": "add"}]], ids=len)
+async def test_arguments_that_came_only_as_deltas_count(output: list[dict[str, Any]]) -> None:
+    item = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "add", "arguments": ""}
+    pieces = [{"type": "response.function_call_arguments.delta", "delta": each} for each in ('{"a"', ": 1}")]
+    async with streamed(
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {**pieces[0], "item_id": "fc_1"},
+        {**pieces[1], "output_index": 0},
+        {"type": "response.completed", "response": {"output": output}},
+    ) as client:
+        reply = await client.ask(call())
+    assert [(each.id, each.arguments) for each in reply.tool_calls] == [("c1", '{"a": 1}')]
+    assert [item["arguments"] for item in reply.items] == ['{"a": 1}']
+
+
 SAID = {"id": "msg_1", "type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Yes."}]}
 ODD_ITEMS = [
     [{**SAID, "content": "Yes."}],
