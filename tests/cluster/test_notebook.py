@@ -42,3 +42,5 @@ async def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "ZeroDivisionError" in said
     assert "'succeeded': 180, 'errored': 20" in said
     assert "Percentiles(p50=" in said
+    assert "ipywidgets" not in said  # nor any other message of Ray
+    assert "INFO" not in said

@@ -14,3 +14,10 @@ Start reading at `executor` (chooses a lane or a process), then:
 - causes of death: `activity_log`, `exit_report`, `oom`;
 - the cluster: `connection`, `monitor`, `internals`, `job_actor`.
 """
+
+from __future__ import annotations
+
+import logging
+
+# Ray is imported after this.  In a notebook it would log there that ipywidgets is missing, which nothing here uses.
+logging.getLogger("ray.widgets").setLevel(logging.WARNING)
