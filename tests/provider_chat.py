@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
 
-from tests.provider_replies import Directives, Ending, Reply, chunk, head, split_words, whole
+from tests.provider_replies import Directives, Ending, Reply, chunk, head, split_words, text_of, whole
 
 CREATED = 1_700_000_000
 _DONE = b"data: [DONE]\n\n"
@@ -47,8 +48,9 @@ class ChatReply(Reply):
             deltas += [{"content": word} for word in self._said()]
         return [self._event(delta) for delta in (*deltas, *self._tool_deltas(tools))]
 
-    def _has_results(self) -> bool:
-        return bool(self._request["messages"][-1]["role"] == "tool")
+    def _results(self) -> list[str]:
+        newest = itertools.takewhile(lambda message: message["role"] == "tool", reversed(self._request["messages"]))
+        return [text_of(message["content"]) for message in newest][::-1]
 
     def _tool_deltas(self, tools: list[tuple[str, str, str]]) -> Iterator[dict[str, Any]]:
         """The calls' arguments in pieces of five characters, all calls mixed; the id and name with the first piece."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from tests.provider_replies import Reply, split_words, whole
+from tests.provider_replies import Reply, split_words, text_of, whole
 
 Block = dict[str, Any]
 GrowingBlock = tuple[Block, list[Block]]
@@ -79,9 +79,10 @@ class MessagesReply(Reply):
         n_completion = len(split_words(self._get("reasoning"))) + len(self._said())
         return self._message(content, self._stop_reason(), self._usage(n_completion))
 
-    def _has_results(self) -> bool:
+    def _results(self) -> list[str]:
         content = self._request["messages"][-1]["content"]
-        return not isinstance(content, str) and any(block["type"] == "tool_result" for block in content)
+        blocks = [] if isinstance(content, str) else content
+        return [text_of(block.get("content", "")) for block in blocks if block["type"] == "tool_result"]
 
     def _is_pausing(self) -> bool:
         return "pause" in self._asked and self._request["messages"][-1]["role"] == "user"

@@ -20,10 +20,10 @@ class Reply(ABC):
 
     The directives:
 
-    - plain answers: `tokens:N`, `say:TEXT`, `reasoning:TEXT`, `finish:REASON` (in OpenAI's words), `cached:N`,
-      `json` (not streamed), `latency:S` (to the first byte), `gap:S` (between events), `crlf` (line ends, and a comment
-      before each event); of Messages alone `redacted:DATA`, `omitted` (the reasoning), `written:N` (to the cache),
-      `pause` (until it is sent back)
+    - plain answers: `tokens:N`, `say:TEXT` ({results} are those of the tools), `reasoning:TEXT`,
+      `finish:REASON` (in OpenAI's words), `cached:N`, `json` (not streamed), `latency:S` (to the first byte), `gap:S`
+      (between events), `crlf` (line ends, and a comment before each event); of Messages alone `redacted:DATA`,
+      `omitted` (the reasoning), `written:N` (to the cache), `pause` (until it is sent back)
     - tool calls, while no tool has returned yet, or in the first N answers with `steps:N`: `tool:NAME {JSON}` (several
       are parallel), `noids`, `sameids`, `badargs:TEXT`; of chat completions alone `lateids`
     - refusals: `status:CODE` or `CODE:` with `retry-after=`, `retry-after-ms=`, `code=`, `fill=N` (bytes more of
@@ -79,7 +79,8 @@ class Reply(ABC):
     def _whole_answer(self) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _has_results(self) -> bool: ...
+    def _results(self) -> list[str]:
+        """Return the results of tools at the end of the conversation."""
 
     # Parts that all protocols share.
 
@@ -150,8 +151,13 @@ class Reply(ABC):
         pieces = [*map(chunk, events), b"0\r\n\r\n"]
         return ([head(200), *pieces] if self.gap_s else [head(200) + b"".join(pieces)]), "keep"
 
+    def _has_results(self) -> bool:
+        return bool(self._results())
+
     def _said(self) -> list[str]:
-        return split_words(self._get("say")) if "say" in self._asked else [f"tok{i} " for i in range(self._n_tokens)]
+        if "say" not in self._asked:
+            return [f"tok{i} " for i in range(self._n_tokens)]
+        return split_words(self._get("say").replace("{results}", " ".join(self._results())))
 
     def _tools(self) -> list[tuple[str, str, str]]:
         """(id, name, arguments) of each tool call that is asked for."""
@@ -166,6 +172,10 @@ class Reply(ABC):
         if "sameids" in self._asked:
             ids = ["call_same"] * len(named)
         return [(call_id, name, arguments) for call_id, (name, arguments) in zip(ids, named, strict=True)]
+
+
+def text_of(content: str | list[dict[str, Any]]) -> str:
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def split_words(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from tests.provider_chat import CREATED, chat_error, unsupported
-from tests.provider_replies import Ending, Reply, split_words, whole
+from tests.provider_replies import Ending, Reply, split_words, text_of, whole
 
 Item = dict[str, Any]
 
@@ -85,8 +85,10 @@ class ResponsesReply(Reply):
     def _whole_answer(self) -> Item:
         return self._ended([] if "nochoices" in self._asked else self._items())
 
-    def _has_results(self) -> bool:
-        return isinstance(self._request["input"], list) and _type(self._request["input"][-1]) == "function_call_output"
+    def _results(self) -> list[str]:
+        items = [] if isinstance(self._request["input"], str) else self._request["input"]
+        newest = itertools.takewhile(lambda item: _type(item) == "function_call_output", reversed(items))
+        return [text_of(item["output"]) for item in newest][::-1]
 
     def _turns(self) -> list[Item]:
         return turns(self._request["input"])

@@ -38,7 +38,7 @@ import orjson
 
 from tests.provider_chat import CREATED, ChatReply, chat_error
 from tests.provider_messages import MessagesReply
-from tests.provider_replies import Directives, Ending, Reply, whole
+from tests.provider_replies import Directives, Ending, Reply, text_of, whole
 from tests.provider_responses import ResponsesReply, turns
 
 MAX_CALLS = 200_000
@@ -268,12 +268,8 @@ class _Connection(asyncio.Protocol):
 
 
 def _last_user_text(messages: list[dict[str, Any]]) -> str:
-    texts = (_text(each["content"]) for each in reversed(messages) if each["role"] == "user")
+    texts = (text_of(each["content"]) for each in reversed(messages) if each["role"] == "user")
     return next(filter(None, texts), "")  # Anthropic's results of tools are user messages without text
-
-
-def _text(content: str | list[dict[str, Any]]) -> str:
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 @contextlib.contextmanager
