@@ -125,13 +125,17 @@ class RunningJob:
                 self.pause_for(reason)
 
     async def until_continued(self) -> None:
-        """Wait until a job that has paused itself is unpaused, ended or interrupted; then be ready to run its items."""
+        """Wait until a job that has paused itself is unpaused, ended or interrupted.
+
+        Its items may run then, except after an end or an interrupt: the window that is stopped stays.
+        """
         await self._continued.wait()
         self.paused_because = None
         self.held.take_all()
         for gate in self.gates:
             gate.give_time()
-        self.window = self.window.renewed()
+        if self.ending is None and not self.is_interrupted:
+            self.window = self.window.renewed()
         self._counts_before = dict(self.progress.counts)
 
     def cancel(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from batchray.errors import JobInterruptedError, JobPausedError
 from batchray.executors import LocalExecutor
 from batchray.jobs.control import ControlFile, ControlRequest
 from batchray.jobs.driver import run_job
+from batchray.jobs.running import RunningJob
 from batchray.jobs.steering import sync_control
 from batchray.store import JobRecord, Store
 from tests.builders.jobs import Scripted, new_job, started
@@ -118,6 +119,20 @@ async def test_a_job_that_stays_continues_when_it_is_unpaused(
     job.steer(ControlRequest(is_paused=False))
     record = await running
     assert (record.counts["succeeded"], record.paused_because) == (100, None)
+
+
+@pytest.mark.parametrize("end", [RunningJob.cancel, RunningJob.interrupt])
+async def test_a_job_that_ends_during_its_pause_runs_nothing_more(
+    store: Store, server: ProviderServer, executor: LocalExecutor, end: Callable[[RunningJob], None]
+) -> None:
+    job = await started(store, new_job(store, *["a"] * 100), agents_of(server), max_consecutive_failures=N_IN_A_ROW)
+    running = asyncio.create_task(run_job(job, executor, providers=executor.providers, stays_when_paused=True))
+    await wait_until(lambda: job.paused_because is not None and job.window.in_flight == 0)
+    server.always, n_calls = "", server.n_calls
+    end(job)
+    await asyncio.wait([running])
+    assert (server.n_calls, store.jobs.get(job.record.id).counts["succeeded"]) == (n_calls, 0)
+    assert (running.exception() is None) == (job.ending is not None)
 
 
 async def test_a_job_that_stays_can_be_canceled(store: Store, server: ProviderServer, executor: LocalExecutor) -> None:
