@@ -15,7 +15,7 @@ from batchray.agents.function import FunctionAgent
 from batchray.agents.loop import ToolLoop
 from batchray.agents.memory import memory_tools
 from batchray.agents.tools import load_function, load_tools
-from batchray.config import Access, Agent, AgentSet, BoundAgent, Provider
+from batchray.config import Access, Agent, AgentSet, BoundAgent, Provider, endpoint_id
 from batchray.errors import ConfigError
 from batchray.models import CallTimeouts, ModelClient, ProviderGate, RetryPolicy, make_client
 from batchray.models.responses_fields import lost_fields
@@ -36,7 +36,7 @@ class Clients:
 
     def __init__(self, on_provider_wait: Callable[[], None] = lambda: None) -> None:
         self._clients: dict[tuple[str, str, str | None, Access | None], ModelClient] = {}
-        self._gates: list[tuple[str, ProviderGate]] = []
+        self._gates: list[tuple[str, str, ProviderGate]] = []
         self._on_provider_wait = on_provider_wait
 
     def get(self, name: str, provider: Provider, key: SecretStr | None, access: Access | None = None) -> ModelClient:
@@ -46,7 +46,7 @@ class Clients:
         if identity not in self._clients:
             patience_s = provider.provider_patience_s or math.inf
             gate = ProviderGate(patience_s=patience_s, on_change=self._on_provider_wait)
-            self._gates.append((name, gate))
+            self._gates.append((name, endpoint_id(name, provider, key, access), gate))
             self._clients[identity] = make_client(
                 name,
                 provider.protocol,
@@ -62,7 +62,8 @@ class Clients:
 
     def provider_waits(self) -> list[ProviderWait]:
         """Return what holds calls back, for each provider that does now."""
-        return [wait for name, gate in self._gates if (wait := gate.status(name)) is not None]
+        waits = (gate.status(name, endpoint) for name, endpoint, gate in self._gates)
+        return [wait for wait in waits if wait is not None]
 
     async def close(self) -> None:
         """Close all clients."""

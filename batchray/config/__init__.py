@@ -10,7 +10,7 @@ Owns the models of the configuration files and the rules for joining agents with
 Start reading at `settings` (how a driver runs) and `agents` (providers and agents), then `binding` (both joined).
 """
 
-from batchray.config.access import Access
+from batchray.config.access import Access, endpoint_id
 from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, function_name
 from batchray.config.binding import AgentSet, BoundAgent, bind_agents, load_agents
 from batchray.config.settings import (
@@ -37,6 +37,7 @@ __all__ = [
     "StoreSettings",
     "bind_agents",
     "chosen_settings",
+    "endpoint_id",
     "function_name",
     "load_agents",
     "load_server_settings",

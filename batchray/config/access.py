@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr
 
 from batchray.config.agents import Provider
 from batchray.config.proxies import checked_proxy, environment_proxy
@@ -40,6 +43,13 @@ class Access:
     proxy: str | None = None
     ca_pem: str | None = None
     secrets: tuple[str, ...] = ()
+
+
+def endpoint_id(name: str, provider: Provider, key: SecretStr | None, access: Access | None) -> str:
+    """Return what tells apart providers that take calls independently: name, address, key and access, as a digest."""
+    secret = key.get_secret_value() if key else None
+    parts = (name, provider.base_url, secret, astuple(access) if access else None)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def access_of(name: str, provider: Provider, environment: Mapping[str, str]) -> Access:

@@ -42,13 +42,13 @@ class ProviderBoard:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._reports: dict[Hashable, list[ProviderState]] = {}
+        self._reports: dict[Hashable, list[tuple[str, ProviderState]]] = {}
         self._listeners: dict[Callable[[], None], None] = {}
 
     def report(self, worker: Hashable, waits: Iterable[ProviderWait]) -> None:
         """Store what a worker reports now; nothing if no provider holds it back."""
         now = self._clock()
-        states = [_state(wait, now) for wait in waits]
+        states = [(wait.endpoint, _state(wait, now)) for wait in waits]
         before = self._reports.pop(worker, [])
         if states:
             self._reports[worker] = states
@@ -61,12 +61,12 @@ class ProviderBoard:
         self.report(worker, ())
 
     def states(self) -> dict[str, ProviderState]:
-        """Return the providers that hold calls back, by name."""
-        by_provider: dict[str, list[ProviderState]] = {}
-        for states in self._reports.values():
-            for state in states:
-                by_provider.setdefault(state.provider, []).append(state)
-        return {provider: _merged(states) for provider, states in by_provider.items()}
+        """Return the providers that hold calls back, by their endpoint."""
+        by_endpoint: dict[str, list[ProviderState]] = {}
+        for reported in self._reports.values():
+            for endpoint, state in reported:
+                by_endpoint.setdefault(endpoint, []).append(state)
+        return {endpoint: _merged(states) for endpoint, states in by_endpoint.items()}
 
     @contextmanager
     def listening(self, on_change: Callable[[], None]) -> Iterator[None]:

@@ -42,7 +42,7 @@ class ItemRunner:
             outcome = await self._replacing_steps(item, outcome)
         outcome = with_conversation_update(outcome, agent, item)
         if outcome.shared_failure is not None:
-            self._hold(outcome, **outcome.shared_failure)
+            self._hold(item.agent_id, outcome, **outcome.shared_failure)
             return ()
         recorded = await self.record([outcome])
         gate = self._job.gates.of_agent(item.agent_id)
@@ -57,13 +57,13 @@ class ItemRunner:
         accepted = await asyncio.gather(*map(self._committer.record, outcomes))
         return [outcome for outcome, is_accepted in zip(outcomes, accepted, strict=True) if is_accepted]
 
-    def _hold(self, outcome: NewOutcome, provider: str, kind: str) -> None:
+    def _hold(self, agent_id: str, outcome: NewOutcome, provider: str, kind: str) -> None:
         """Hold an outcome back; pause the job if it is the last of a row, and then its items run again."""
         job = self._job
         if job.paused_because is not None:
             return
         now = time.monotonic()
-        if (gate := job.gates.of_provider(provider)) is not None:
+        if (gate := job.gates.of_agent(agent_id)) is not None:
             gate.set_refused(now)
         if job.held.hold(provider, kind, outcome, now):
             error = outcome.error or {"message": kind}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 
-from batchray.config import AgentSet
+from batchray.config import AgentSet, endpoint_id
 from batchray.executors import ProviderState
 from batchray.jobs.deadlines import Pauses
 from batchray.jobs.slots import Slot, Slots
@@ -30,11 +30,14 @@ _MAX_AGO_S = 1.0
 
 
 class ProviderGate:
-    """The gate of one provider in one job.  `pauses` are those of the deadlines of its requests."""
+    """The gate of one provider in one job.  `pauses` are those of the deadlines of its requests.
 
-    def __init__(self, provider: str, job_id: str, slots: Slots) -> None:
+    `endpoint` tells it apart from providers of the same name.
+    """
+
+    def __init__(self, provider: str, job_id: str, slots: Slots, endpoint: str = "") -> None:
         self.provider, self.pauses = provider, Pauses()
-        self.slot = Slot(("gate", job_id, provider), sys.maxsize)
+        self.slot = Slot(("gate", job_id, provider, endpoint), sys.maxsize)
         self.state: ProviderState | None = None
         self.unanswered_since: float | None = None
         """Since when it has been unavailable without ever having answered, on a monotonic clock."""
@@ -139,35 +142,32 @@ class ProviderGates:
     """The gates of a job, by agent.  Agents without a provider, or with a scripted one, have none."""
 
     def __init__(self, job_id: str, agents: AgentSet, slots: Slots) -> None:
-        self._by_provider: dict[str, ProviderGate] = {}
+        self._by_endpoint: dict[str, ProviderGate] = {}
         self._by_agent: dict[str, ProviderGate] = {}
         for agent_id, bound in agents.agents.items():
             name = bound.agent.provider_name
             if name is None or bound.provider is None or bound.provider.protocol == "offline":
                 continue
-            if name not in self._by_provider:
-                self._by_provider[name] = ProviderGate(name, job_id, slots)
-            self._by_agent[agent_id] = self._by_provider[name]
+            endpoint = endpoint_id(name, bound.provider, bound.key, bound.access)
+            if endpoint not in self._by_endpoint:
+                self._by_endpoint[endpoint] = ProviderGate(name, job_id, slots, endpoint)
+            self._by_agent[agent_id] = self._by_endpoint[endpoint]
 
     def __iter__(self) -> Iterator[ProviderGate]:
-        return iter(self._by_provider.values())
+        return iter(self._by_endpoint.values())
 
     def of_agent(self, agent_id: str) -> ProviderGate | None:
         """Return the gate of an agent's provider."""
         return self._by_agent.get(agent_id)
 
-    def of_provider(self, name: str) -> ProviderGate | None:
-        """Return a provider's gate."""
-        return self._by_provider.get(name)
-
     def update(self, states: Mapping[str, ProviderState], now: float) -> None:
         """Take over what the executor reports."""
-        for name, gate in self._by_provider.items():
-            gate.update(states.get(name), now)
+        for endpoint, gate in self._by_endpoint.items():
+            gate.update(states.get(endpoint), now)
 
     def grow(self, now: float) -> bool:
         """Raise limits that are reached; return whether there is a limit left to raise.  Call it every `GROWTH_S`."""
-        limited = [gate for gate in self._by_provider.values() if gate.is_limited]
+        limited = [gate for gate in self._by_endpoint.values() if gate.is_limited]
         for gate in limited:
             gate.grow(now)
         return bool(limited)
@@ -175,9 +175,9 @@ class ProviderGates:
     @property
     def n_waiting(self) -> int:
         """How many of the job's requests in flight only wait for their provider."""
-        return sum(gate.n_waiting for gate in self._by_provider.values())
+        return sum(gate.n_waiting for gate in self._by_endpoint.values())
 
     def close(self) -> None:
         """Leave nothing behind in the slots that jobs share."""
-        for gate in self._by_provider.values():
+        for gate in self._by_endpoint.values():
             gate.close()

@@ -163,8 +163,8 @@ class ProviderGate:
             caller.n_outages += 1
         return caller.n_outages
 
-    def status(self, provider: str) -> ProviderWait | None:
-        """Return what holds calls to this provider back; None if nothing does."""
+    def status(self, provider: str, endpoint: str = "") -> ProviderWait | None:
+        """Return what holds calls to this provider back; None if nothing does.  See `ProviderWait`."""
         policy, n_waiting = self._policy, len(self._queue)
         if policy.is_shut:
             n_waiting += self._n_asleep
@@ -173,6 +173,7 @@ class ProviderGate:
         wait_s, (since_s, total_s) = policy.wait_s(), policy.shut_s()
         return ProviderWait(
             provider=provider,
+            endpoint=endpoint,
             kind="rate_limited" if self.newest_failure.type == "rate_limited" else "unavailable",
             reason=self.newest_failure.reason,
             wait_s=max(wait_s, 0.0) if wait_s < math.inf else 0.0,

@@ -15,6 +15,8 @@ class ProviderWait:
 
     provider: str
     """The provider's name."""
+    endpoint: str
+    """Tells it apart from providers of the same name with another address or key, which other jobs may use."""
     kind: Literal["rate_limited", "unavailable"]
     """`rate_limited`: it asks to wait.  `unavailable`: it is away, or refuses everybody."""
     reason: str

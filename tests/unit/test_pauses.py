@@ -187,6 +187,21 @@ async def test_an_address_that_never_answers_pauses_the_job_until_it_is_mended(
     assert (record.counts["succeeded"], record.paused_because) == (100, None)
 
 
+async def test_a_provider_of_the_same_name_at_another_address_holds_up_no_job(
+    store: Store, server: ProviderServer, executor: LocalExecutor
+) -> None:
+    server.always = "[[429:retry-after=200000]]"
+    async with ProviderServer() as other:
+        job = await started(store, new_job(store, *["a"] * 10), agents_of(server))
+        waiting = asyncio.create_task(run_job(job, executor, providers=executor.providers, stays_when_paused=True))
+        await wait_until(lambda: job.paused_because is not None)
+        ending = await started(store, new_job(store, *["a"] * 50), agents_of(other))
+        record = await run_job(ending, executor, providers=executor.providers)
+        job.steer(ControlRequest(is_canceled=True))
+        await waiting
+    assert record.counts["succeeded"] == 50
+
+
 async def test_an_unpaused_job_gives_its_provider_the_same_time_again(
     store: Store, server: ProviderServer, executor: LocalExecutor
 ) -> None:

@@ -164,7 +164,7 @@ async def test_a_job_leaves_nothing_in_the_slots_that_others_share() -> None:
     )
     gates = ProviderGates("job", agents, slots)
     assert [gate.provider for gate in gates] == ["p"]
-    assert gates.of_agent("a") is gates.of_agent("b") is gates.of_provider("p")
+    assert gates.of_agent("a") is gates.of_agent("b") is next(iter(gates))
     assert gates.of_agent("o") is None
     gates.close()
     assert not slots._limits
@@ -173,6 +173,7 @@ async def test_a_job_leaves_nothing_in_the_slots_that_others_share() -> None:
 def wait(n_waiting: int = 1, wait_s: float = 5.0, provider: str = "p") -> ProviderWait:
     return ProviderWait(
         provider=provider,
+        endpoint=provider,
         kind="rate_limited",
         reason="status 429",
         wait_s=wait_s,

@@ -21,6 +21,7 @@ from batchray.schema import ProviderWait
 from tests.builders.virtual_time import in_virtual_time
 
 WAIT = ProviderWait(
+    endpoint="p",
     provider="p",
     kind="unavailable",
     reason="refused",
