@@ -29,6 +29,8 @@ _AWAY_STATUSES = frozenset({502, 503, 520, 521, 522, 523, 525, 529, 530})
 _MAX_OUTAGES = 8
 # Refusals of one call, without a word how long to wait, while other calls are answered.
 _MAX_REFUSALS = 40
+# A provider that asks for a wait of milliseconds does so again: OpenAI's token limits do.
+_MIN_WAIT_S = 0.1
 _WARN_S = 60.0
 
 
@@ -138,7 +140,7 @@ class Attempts:
         """Wait for as long as the provider asks.  If it does not say how long, only so many refusals in a row."""
         caller.is_first = True
         if failure.retry_after_s is not None:
-            return _Retry(failure.retry_after_s, is_explained=True)
+            return _Retry(max(failure.retry_after_s, _MIN_WAIT_S), is_explained=True)
         caller.n_refusals += 1
         n_rounds = self._gate.n_rounds
         if n_rounds > self._retries.max_retries:

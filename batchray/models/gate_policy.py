@@ -30,6 +30,8 @@ class Cause(Enum):
 # neither are the 500s of one request: only failures of different calls count there.
 _STRIKES = {Cause.ASKED: 2, Cause.UNREACHABLE: 1, Cause.AWAY: 3, Cause.SHARED: 3, Cause.OWN: 5}
 _SHARED_PAUSE_S = 0.2  # between refusals of all calls: they come at once, and the driver has to count them
+# A wait that is shorter than this and too short each time becomes longer with each round of refusals, up to this.
+_SHORT_S = 1.0
 # The limit of calls in flight: the part that one refusal among answers leaves, the part that repeated ones leave, and
 # the growth with each success, which is a quarter of the limit in a round of calls.
 _SLOWED, _HALVED, _GROWTH = 0.8, 0.5, 0.25
@@ -193,6 +195,8 @@ class GatePolicy:
         if not has_to_shut:
             return
         if wait_s is not None:
+            if wait_s < _SHORT_S:
+                wait_s = max(wait_s, min(self._backoff_s(cause), _SHORT_S))
             self._opens_at = max(self._opens_at, self._clock() + wait_s)
         elif is_new_round or not self.is_shut:
             self._opens_at = max(self._opens_at, self._clock() + self._backoff_s(cause))

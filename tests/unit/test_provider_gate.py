@@ -92,6 +92,27 @@ async def test_repeated_refusals_halve_the_calls_in_flight() -> None:
 
 
 @in_virtual_time
+async def test_waits_of_a_millisecond_are_no_reason_to_call_all_the_time() -> None:
+    provider = VirtualProvider(lambda now, _: refusal(0.001) if 1 <= now < 61 else 0.5)
+    await provider.calls(20)
+    await asyncio.sleep(1)
+    assert all(isinstance(end, float) for end in await provider.calls(20))
+    assert sum(1 <= at < 61 for at, _ in provider.arrivals) <= 20 + 2 * 60
+
+
+@in_virtual_time
+async def test_one_call_that_is_always_refused_for_a_millisecond_is_no_busy_loop() -> None:
+    provider = VirtualProvider(lambda now, caller: refusal(0.001) if not caller and now < 20 else 0.01)
+
+    async def many(caller: int) -> None:
+        for _ in range(1000):
+            await provider.call(caller)
+
+    await asyncio.gather(provider.call(0), many(1), many(2))
+    assert sum(caller == 0 for _, caller in provider.arrivals) <= 1 + 20 / 0.1
+
+
+@in_virtual_time
 async def test_refusals_without_an_answer_between_end_after_the_retries() -> None:
     provider = VirtualProvider(lambda now, _: refusal(), max_retries=3)
     error = (await provider.calls(1))[0]
