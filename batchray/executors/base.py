@@ -19,7 +19,8 @@ class AttemptSpec:
     `left_s` is how long it may run, in seconds: its agent's deadline, less the time that earlier attempts took.
     `is_isolated` asks for a process that no other request shares; a suspect gets one, because it may have crashed its
     last process.  `context` is what the attempt continues from, an `agents.AttemptContext` in JSON; empty if it starts
-    from the beginning.  `grace_s` is how long after its deadline a process has to report.
+    from the beginning.  `grace_s` is how long after its deadline a process has to report.  `is_awaited`: a client waits
+    for it, so that a wait for its provider moves no deadline of its process.
     """
 
     agent: BoundAgent
@@ -31,6 +32,7 @@ class AttemptSpec:
     is_isolated: bool = False
     context: bytes = b""
     grace_s: float = 30.0
+    is_awaited: bool = False
 
     @property
     def key(self) -> str:

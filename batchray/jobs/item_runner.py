@@ -105,7 +105,8 @@ class ItemRunner:
         except RequestError as error:
             return self._failed(flight, error)
         of_item = (bound, job.record.id, item.index, attempt, item.request)
-        spec = AttemptSpec(*of_item, left_s, is_isolated, context, job.settings.deadline_grace_s)
+        is_awaited = job.record.kind == "run"
+        spec = AttemptSpec(*of_item, left_s, is_isolated, context, job.settings.deadline_grace_s, is_awaited)
         # A lane starts at once.  A process may wait long for its CPUs first: its executor counts from its start.
         is_queued = spec.is_isolated or bound.agent.placement == "process"
         limit_s = None if is_queued else left_s + job.settings.deadline_grace_s

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -230,6 +231,13 @@ async def test_a_job_whose_last_requests_finish_during_its_pause_ends(store: Sto
     release.set()
     record = await running
     assert (record.status, record.counts["succeeded"], record.paused_because) == ("completed", 2, None)
+
+
+@pytest.mark.parametrize(("kind", "is_awaited"), [("run", True), ("batch", False)])
+async def test_only_a_single_request_is_awaited(store: Store, kind: Literal["run", "batch"], is_awaited: bool) -> None:
+    executor = Scripted()
+    await run_job(await started(store, new_job(store, "echo", kind=kind)), executor)
+    assert [spec.is_awaited for spec in executor.specs] == [is_awaited]
 
 
 async def test_a_single_request_to_an_address_that_never_answers_fails(

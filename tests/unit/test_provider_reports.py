@@ -160,6 +160,22 @@ async def test_the_deadline_of_a_process_starts_again_while_it_waits() -> None:
     assert told == [0, 1, 2, 3]
 
 
+@in_virtual_time
+async def test_the_deadline_of_a_process_for_which_a_client_waits_does_not_move() -> None:
+    async def results() -> AsyncIterator[Any]:
+        while True:
+            await asyncio.sleep(1.0)
+            yield _ready([_fields(WAIT)])
+
+    async def save(checkpoints: object) -> None:
+        raise AssertionError("there are none")
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(10.0) as limit:
+            await _save_until_report(results(), save, limit, lambda waits: None, moves_limit=False)
+    assert asyncio.get_running_loop().time() == 10.0
+
+
 def _fields(wait: ProviderWait) -> dict[str, Any]:
     return {name: getattr(wait, name) for name in ProviderWait.__dataclass_fields__}
 

@@ -78,8 +78,8 @@ async def call_process(
 
     `clock` is set when the attempt begins, and its deadline counts from then.  Raises WorkerCrashedError or
     OutOfMemoryError if the process ended, LostCallError if the call was lost, and TimeoutError if it has not answered
-    `spec.grace_s` seconds after its deadline, or if its code could not be imported in time.  The deadline starts again
-    with each report that it waits for a provider, which goes to `board`.
+    `spec.grace_s` seconds after its deadline, or if its code could not be imported in time.  Reports that it waits for
+    a provider go to `board`; the deadline starts again with each of them, unless a client waits for the attempt.
     """
     # With one result at a time on its way, taking the next one tells the process that the last one is stored.
     results: Any = one_result_at_a_time(run_in_process, options).remote(packed, spec.encode(), spec.key)
@@ -89,7 +89,8 @@ async def call_process(
             await _next(results)
         clock.begin()
         async with asyncio.timeout(spec.left_s + spec.grace_s) as limit:
-            return await _save_until_report(results, save, limit, partial(board.report, results))
+            on_wait = partial(board.report, results)
+            return await _save_until_report(results, save, limit, on_wait, moves_limit=not spec.is_awaited)
     except (*_FINAL_ERRORS, ClusterError):
         raise
     except BaseException:  # whatever it is, nothing waits for the process any more
@@ -105,7 +106,12 @@ def first_line(error: BaseException) -> str:
 
 
 async def _save_until_report(
-    results: Any, save: SaveCheckpoints, limit: asyncio.Timeout, on_wait: Callable[[Iterable[ProviderWait]], None]
+    results: Any,
+    save: SaveCheckpoints,
+    limit: asyncio.Timeout,
+    on_wait: Callable[[Iterable[ProviderWait]], None],
+    *,
+    moves_limit: bool = True,
 ) -> bytes:
     """Save a process's checkpoints as they come, and return its report."""
     loop = asyncio.get_running_loop()
@@ -116,7 +122,8 @@ async def _save_until_report(
             continue
         if isinstance(fetched, list):
             on_wait([ProviderWait(**each) for each in fetched])
-            limit.reschedule(loop.time() + limit_s)
+            if moves_limit:
+                limit.reschedule(loop.time() + limit_s)
             continue
         if fetched.report is not None:
             return fetched.report  # type: ignore[no-any-return]
