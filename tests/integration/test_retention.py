@@ -153,13 +153,13 @@ def test_the_command_line_keeps_checks_saves_and_deletes_in_both_databases(
     done = command(tmp_path, *local("-", "--quiet"), given=GOOD + b"\n" + GOOD + b"\n", **url)
     assert done.status == 0, done.err
     job_id = done.out.strip()
-    assert command(tmp_path, "status", **url).out.startswith(f"{job_id}  completed   2 of 2 done")
+    assert command(tmp_path, "status", **url).out.startswith(f"{job_id}  completed    2 of 2 done")
     assert len(command(tmp_path, "results", job_id, **url).out.splitlines()) == 2
     assert command(tmp_path, "db", "check", **url) == (0, "1 jobs, 2 items, 2 outcomes\n", "")
     assert command(tmp_path, "db", "export", "--output", "o.jsonl", **url).status == 0
     assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 2
     assert command(tmp_path, "db", "prune", **url) == (0, "1 jobs are left\n", "")
-    assert command(tmp_path, "db", "prune", "--days", "0", **url) == (0, "0 jobs are left\n", "")
+    assert command(tmp_path, "db", "prune", "--days", "0", "--yes", **url) == (0, "0 jobs are left\n", "")
     assert command(tmp_path, "results", job_id, **url).status == 2
 
 

@@ -85,7 +85,7 @@ ROUTES = [
     ("GET", BATCHES),
     *[("GET", f"{BATCHES}/job-{UNKNOWN}{rest}") for rest in ("", "/messages", "/items", "/results", "/events")],
     ("PATCH", f"{BATCHES}/job-{UNKNOWN}/cancel"),
-    ("POST", f"{BATCHES}/job-{UNKNOWN}/retry"),
+    *[("POST", f"{BATCHES}/job-{UNKNOWN}/{action}") for action in ("retry", "unpause")],
     *[(method, "/v1/agents/") for method in ("POST", "GET")],
     *[(method, "/v1/agents/calculator") for method in ("GET", "PATCH", "DELETE")],
     *[(method, "/v1/agents/calculator/messages") for method in ("POST", "GET")],
@@ -182,6 +182,7 @@ def test_another_users_job_looks_like_an_unknown_one(bob: User, job_of_alice: di
         *[("GET", rest) for rest in ("", "/messages", "/items", "/results", "/events")],
         ("PATCH", "/cancel"),
         ("POST", "/retry"),
+        ("POST", "/unpause"),
     ]:
         assert_looks_unknown(lambda job_id: bob.call(method, f"{BATCHES}/{job_id}{rest}"), job_of_alice["id"])  # noqa: B023
     for cursor in ("after", "before"):
