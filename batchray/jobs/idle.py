@@ -22,7 +22,8 @@ def end_idle_job(store: Store, job_id: str, ending: Ending) -> Chunked[None]:
         return
     yield from store.outcomes.end_unfinished(job, *ending.of_items)
     progress = yield from recount_progress(store, job)
-    store.jobs.end(job, ending.status, ending.stop_reason, progress, None, 0)
+    duration_ns = age_ns(job.started_at) if job.started_at is not None else 0
+    store.jobs.end(job, ending.status, ending.stop_reason, progress, None, duration_ns)
 
 
 def cancel_idle_job(store: Store, job_id: str) -> Chunked[None]:

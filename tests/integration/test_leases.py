@@ -279,7 +279,8 @@ def test_a_job_that_another_process_runs_is_not_cancelled_behind_its_back(one: S
     assert (two.jobs.get(job.id).is_ended, one.leases.requested(job)) == (False, {"is_canceled": True})
     run_out(one)
     run_all(cancel_idle_job(two, job.id))
-    assert two.jobs.get(job.id).status == "cancelled"
+    ended = two.jobs.get(job.id)
+    assert (ended.status, bool(ended.total_duration_ns)) == ("cancelled", True)  # it had been started
 
 
 def test_a_large_job_that_another_process_takes_over_while_it_is_being_cancelled_is_cancelled_there(
