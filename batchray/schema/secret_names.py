@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 
-_SECRET = re.compile("auth|cookie|credential|key|passw|secret|signature|token", re.IGNORECASE)
+# Short words count only as whole ones: `sig` and `sas` sign addresses of Azure.
+_SECRET = re.compile(
+    "auth|bearer|cookie|credential|jwt|key|passw|secret|signature|token|(?<![a-z])(pass|pwd|sas|sig)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 def is_secret_name(name: str) -> bool:

@@ -28,6 +28,7 @@ from batchray.config.variables import expand
 from batchray.errors import ConfigError
 from batchray.models.anthropic import BASE_URL
 from batchray.schema import new_job_id
+from batchray.schema.secret_names import is_secret_name
 from tests.provider_server import ProviderServer
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,12 @@ def test_a_variable_that_no_used_provider_names_is_not_needed(write: Callable[..
 
 
 # --- what is never stored or shown -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sig", "x-pass", "SAS", "x_pwd"])
+def test_a_short_word_names_a_secret_only_if_it_is_whole(name: str) -> None:
+    assert is_secret_name(name)
+    assert not is_secret_name(f"{name}ive")
 
 
 @pytest.mark.parametrize("field", ["headers", "query"])
