@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from batchray.schema.construction import ConstructedModel
 
-_FAILURE_LIMIT = r"^([0-9]{1,12}|(100|[0-9]{1,2}(\.[0-9]{1,4})?)%)$"
+_FAILURE_LIMIT = re.compile(r"[0-9]{1,12}|(100|[0-9]{1,2}(\.[0-9]{1,4})?)%")
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-FailureLimit = Annotated[
-    str, BeforeValidator(lambda given: str(given) if type(given) is int else given), Field(pattern=_FAILURE_LIMIT)
-]
+def _failure_limit(given: Any) -> str:
+    text = str(given) if type(given) is int else given
+    if not isinstance(text, str) or not _FAILURE_LIMIT.fullmatch(text):
+        raise ValueError("give a number of failures, such as 20, or a percentage, such as 5%")
+    return text
+
+
+FailureLimit = Annotated[str, BeforeValidator(_failure_limit)]
 """A number of failures, or a percentage such as `5%` or `0.5%`."""
 
 

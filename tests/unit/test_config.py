@@ -225,6 +225,10 @@ def test_later_settings_win(write: Callable[..., Path], monkeypatch: pytest.Monk
     [
         ({"max_in_flght": 1}, "settings: unknown key 'max_in_flght'; did you mean 'max_in_flight'?"),
         ({"max_in_flight": 0}, "settings: max_in_flight: Input should be greater than or equal to 1"),
+        (
+            {"max_failures": "many"},
+            "settings: max_failures: give a number of failures, such as 20, or a percentage, such as 5%",
+        ),
         ({"executor": "threads"}, "settings: executor: Input should be 'ray' or 'local'"),
         ({"deadline_grace_s": float("inf")}, "settings: deadline_grace_s: Input should be a finite number"),
     ],
