@@ -48,7 +48,7 @@ def run_and_restart(server: ForeignServer, urls: Mapping[str, str], data_dir: Pa
         Args:
             purpose: The use of the ticket.
         """
-        drawn.append(f"ticket {next(numbers)} for {purpose}")
+        drawn.append(f"ticket-{next(numbers)}-for-{purpose}")
         return drawn[-1]
 
     providers = {
@@ -80,7 +80,7 @@ def check(ran: Ran, protocol: str, purpose: Callable[[int], str]) -> None:
         (returned,) = [message for message in result.messages if isinstance(message, ToolReturnMessage)]
         ticket = returned.tool_return
         assert ticket in ran.drawn
-        assert ticket.endswith(f" for {purpose(index)}")
+        assert ticket.endswith(f"-for-{purpose(index)}")
         assert f"request {index} " in result.text
         assert result.text.endswith(ticket)
         assert result.usage.step_count == 2
@@ -118,14 +118,17 @@ def through_litellm(tmp_path_factory: pytest.TempPathFactory, upstream: Provider
 
 
 def directed(index: int) -> str:
-    """Return a request whose directives make the provider behind the proxy repeat the return of the tool."""
-    arguments = json.dumps({"purpose": f"number {index}"})
-    return f"[[tool:draw {arguments}]] [[say:request {index} has {{results}}]]"
+    """Return a request whose directives make the provider behind the proxy repeat the return of the tool.
+
+    The texts are short, because each word and each five characters of arguments are an event that costs the proxy CPU.
+    """
+    arguments = json.dumps({"purpose": f"no-{index}"})
+    return f"[[tool:draw {arguments}]] [[say:request {index} {{results}}]]"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_litellm_loses_and_mixes_up_nothing(through_litellm: Ran, upstream: ProviderServer, protocol: str) -> None:
-    check(through_litellm, protocol, lambda index: f"number {index}")
+    check(through_litellm, protocol, lambda index: f"no-{index}")
     assert len(through_litellm.drawn) == len(PROTOCOLS) * N_REQUESTS
     assert {call.model for call in upstream.calls} == {f"up-{each}" for each in PROTOCOLS}
     assert {call.authorization.removeprefix("Bearer ") for call in upstream.calls} == {"upstream"}
