@@ -72,7 +72,7 @@ async def _run_items(job: RunningJob, runner: ItemRunner) -> None:
     async with aclosing(job.window.run(_pending_items(job), runner.run)) as finished:
         async for several in finished:
             job.count([outcome for outcomes in several for outcome in outcomes])  # committed before they are counted
-    if job.ending is None and job.paused_because is None and not job.is_interrupted and len(job.held):
+    if job.paused_because is None and not job.is_interrupted and len(job.held):
         job.count(await runner.record(job.held.take_all()))
     await job.committer.drain()
 

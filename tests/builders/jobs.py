@@ -72,5 +72,8 @@ class Scripted:
             for name in (provider, "all"):
                 self.running[name] -= 1
 
+    async def close(self) -> None:
+        await self._local.close()
+
     def attempts_of(self, index: int) -> list[AttemptSpec]:
         return [spec for spec in self.specs if spec.index == index]

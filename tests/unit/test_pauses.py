@@ -86,6 +86,20 @@ async def test_too_few_failures_for_a_pause_are_outcomes_at_the_end(
     assert {each["type"] for each in job.failures} == {"authentication_error"}
 
 
+@pytest.mark.parametrize("end", [RunningJob.cancel, RunningJob.expire])
+async def test_failures_before_an_early_end_stay_failures(
+    store: Store, server: ProviderServer, end: Callable[[RunningJob], None]
+) -> None:
+    executor = Scripted(lambda spec: asyncio.Event().wait() if spec.agent.agent.id == "m" else None)
+    job = await started(store, new_job(store, "a", "a", "a", "m", "m"), agents_of(server))
+    running = asyncio.create_task(run_job(job, executor))
+    await wait_until(lambda: len(job.held) == 3)
+    end(job)
+    record = await running
+    await executor.close()
+    assert (record.counts["errored"], record.counts["canceled"] + record.counts["expired"]) == (3, 2)
+
+
 async def test_failures_between_successes_are_outcomes_of_their_requests(
     store: Store, server: ProviderServer, executor: LocalExecutor
 ) -> None:
