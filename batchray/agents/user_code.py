@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from batchray.support.captured_output import Destination, capture, is_capturing
 from batchray.support.thread_loop import call_with_thread_loop
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -206,7 +209,7 @@ async def _in_thread(call: Callable[[], T], output: Destination, name: str) -> T
 
 
 def protect_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Keep code of users from ending the loop: by an exit in a task of its own, or by `stop`.
+    """Keep code of users from ending the loop: by an exit in a task or a callback of its own, or by `stop`.
 
     Functions that such code runs in threads of the loop's executors write to the same output.
     """
@@ -224,6 +227,20 @@ def protect_loop(loop: asyncio.AbstractEventLoop) -> None:
     with suppress(AttributeError):  # a loop in C, such as uvloop's
         own.stop = lambda: None if is_capturing() else stop()
         own.run_in_executor = run_with_context
+        if threading.current_thread() is not threading.main_thread():  # which gets the interrupts of a terminal
+            own._run_once = _contained_turns(own._run_once)
+
+
+def _contained_turns(run_once: Callable[[], None]) -> Callable[[], None]:
+    """Return a turn of an event loop that an exit in a plain callback of a user does not end."""
+
+    def contained_run_once() -> None:
+        try:
+            run_once()
+        except (KeyboardInterrupt, SystemExit) as error:  # the callbacks behind this one run in the next turn
+            logger.warning("a callback of an agent's code tried to end the event loop: %r", error)
+
+    return contained_run_once
 
 
 def _create_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:

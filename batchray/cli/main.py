@@ -17,6 +17,7 @@ from batchray.cli.db import db
 from batchray.cli.exits import Terminated, complain, leave, raise_terminated
 from batchray.cli.jobs import cancel, pause, results, status, unpause
 from batchray.cli.keys import keys
+from batchray.cli.options import log_level_option
 from batchray.cli.run import resume, retry, run
 from batchray.cli.serve import serve
 from batchray.errors import BatchrayError, UsageError
@@ -66,13 +67,8 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 @click.version_option(package_name="batchray")
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    envvar="BATCHRAY_LOG_LEVEL",
-    help="Least severe messages to print to standard error.  Default: warning.",
-)
-def cli(log_level: str | None) -> None:
+@log_level_option
+def cli() -> None:
     """Run large batches of LLM agent requests in parallel on Ray.
 
     A JOB is given by its id, by a beginning of the id that no other job shares, or as `last`, the newest job.
@@ -80,8 +76,6 @@ def cli(log_level: str | None) -> None:
     Exit status: 0 all items succeeded, 1 an item did not succeed or the job could not continue, 2 unusable input and
     nothing was run, 130 interrupted, 143 terminated.
     """
-    if log_level is not None:
-        logging.getLogger("batchray").setLevel(log_level.upper())
 
 
 for _command in (run, resume, retry, status, results, cancel, pause, unpause, serve, keys, db):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Callable
@@ -82,6 +83,24 @@ _executor = (
 def include_input_option(command: Command) -> Command:
     """Add --include-input."""
     return _include_input(command)
+
+
+def _set_log_level(context: click.Context, option: click.Parameter, level: str | None) -> None:
+    if level is not None:
+        logging.getLogger("batchray").setLevel(level.upper())
+
+
+def log_level_option(command: Command) -> Command:
+    """Add --log-level."""
+    option = click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        envvar="BATCHRAY_LOG_LEVEL",
+        expose_value=False,
+        callback=_set_log_level,
+        help="Least severe messages to print to standard error.  Default: warning; of serve: info.",
+    )
+    return option(command)
 
 
 def agents_options(command: Command) -> Command:

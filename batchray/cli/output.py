@@ -102,6 +102,8 @@ def write_results(jobs: Sequence[Job], output: Path, shown: Shown) -> None:
                 return _write(jobs, file, shown)
         with atomic_write(output.resolve(), encoding="utf-8") as file:  # the file behind a link, not the link
             _write(jobs, file, shown)
+    except BrokenPipeError:  # the reader of the output has closed it
+        raise
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}; the results are kept in the job") from None
 

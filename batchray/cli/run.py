@@ -19,6 +19,7 @@ from batchray.cli.options import (
     env_file_options,
     executor_options,
     include_input_option,
+    log_level_option,
     store_options,
 )
 from batchray.cli.output import Shown, check_output, own_stdout, write_results
@@ -60,7 +61,7 @@ def _run_options(command: Command) -> Command:
     )
     for option in reversed(options):
         command = option(command)
-    return agents_options(store_options(command))
+    return agents_options(store_options(log_level_option(command)))
 
 
 @click.command()

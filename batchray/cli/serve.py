@@ -35,7 +35,9 @@ def serve(agents_files: tuple[Path, ...], config: Path | None, **options: Any) -
     from batchray.config import load_agents, load_server_settings
     from batchray.server.app import serve as serve_until_stopped
 
-    logging.getLogger("batchray").setLevel(logging.INFO)
+    own_log = logging.getLogger("batchray")
+    if own_log.level == logging.NOTSET:  # or --log-level was given
+        own_log.setLevel(logging.INFO)
     settings = load_server_settings(config, **options)
     agents = load_agents(agents_files, needs_agents=False)
     try:

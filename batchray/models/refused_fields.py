@@ -59,6 +59,8 @@ class RefusedFields:
             except ModelAPIError as error:
                 if error.type != "bad_request" or not self._learn(call, sent, error.message):
                     raise
+                if _without(body, self._by_model[call.model]) == sent:  # a model that takes neither of two fields
+                    raise
 
     def _learn(self, call: ModelCall, sent: Mapping[str, Any], message: str) -> bool:
         """Keep what a refusal says; return whether it concerns a field that can be left out or renamed."""

@@ -9,6 +9,7 @@ import pytest
 
 import batchray
 from batchray import Agent, Job
+from batchray.errors import JobEndedError
 from tests.cluster import agents
 from tests.cluster.agents import block_the_loop
 from tests.polling import until
@@ -57,15 +58,16 @@ def test_a_cancel_ends_model_calls_and_then_the_job(slack: float, executor: str,
         assert over - canceled < OVER_S * slack
         assert server.calls[-1].at - canceled < CALLS_S * slack
         assert later.status == "completed"
-    check_that_a_second_cancel_changes_nothing(job)
+    check_that_a_second_cancel_is_refused_and_changes_nothing(job)
 
 
-def check_that_a_second_cancel_changes_nothing(job: Job) -> None:
+def check_that_a_second_cancel_is_refused_and_changes_nothing(job: Job) -> None:
     record, results = job.record(), list(job.results("index"))
     assert record.counts["canceled"] > 0
     assert sum(record.counts.values()) == record.total == len(results)
     assert {str(result.stop_reason) for result in results if result.status == "canceled"} == {"cancelled"}
-    job.cancel()
+    with pytest.raises(JobEndedError, match="has already ended"):
+        job.cancel()
     assert (job.record(), list(job.results("index"))) == (record, results)
 
 

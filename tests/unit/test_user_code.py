@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -370,6 +371,28 @@ def test_other_tool_names_are_taken(name: str) -> None:
 
     function.__name__ = name
     assert list(load_tools([function], 1.0)) == [name]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_a_callback_cannot_end_the_loop_of_a_thread(kind: type[BaseException]) -> None:
+    def leave() -> None:
+        raise kind
+
+    async def plant() -> str:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(leave)
+        neighbour, later = loop.create_future(), loop.create_future()
+        loop.call_soon(neighbour.set_result, "still")
+        loop.call_later(0.001, leave)
+        loop.call_later(0.002, later.set_result, "running")
+        return f"{await neighbour} {await later}"
+
+    async def call() -> str:
+        protect_loop(asyncio.get_running_loop())
+        return await call_for_text(plant, CapturedOutput())
+
+    with ThreadPoolExecutor(1) as thread:  # as a lane's loop is not in the main thread, which Ctrl-C interrupts
+        assert thread.submit(asyncio.run, call()).result(30) == "still running"
 
 
 def test_code_cannot_stop_its_loop() -> None:
