@@ -20,11 +20,12 @@ from batchray.jobs.slots import Slot, Slots
 
 FIRST_IN_FLIGHT = 32
 """Requests in flight to a provider that has not answered yet."""
-GROWTH_S = 0.5
-"""How often the limit of a gate grows."""
-_GROWTH_AFTER_FAILURE = 8
-_FIRST_ANSWER_S = 2.0
-_AFTER_FAILURE_S = 2.0
+GROWTH_S = 0.05
+"""How often the limit of a gate may grow."""
+# A refusal by a provider on the same network takes milliseconds.  A slow first answer must not hold up a wide window:
+# it is full after half a second.
+_FIRST_ANSWER_S = 0.2
+_GROWTH_AFTER_FAILURE, _AFTER_FAILURE_S, _PACE_AFTER_FAILURE_S = 8, 2.0, 0.5
 # The longest time between the start of a pause and its first report.
 _MAX_AGO_S = 1.0
 
@@ -84,6 +85,7 @@ class ProviderGate:
         is_due = self._grows_at is not None and now >= self._grows_at
         if self._limit is not None and is_due and self.in_flight >= self._limit and not self._is_shut:
             self._limit = self._limit + _GROWTH_AFTER_FAILURE if self._is_refusing else self._limit * 2
+            self._grows_at = now + (_PACE_AFTER_FAILURE_S if self._is_refusing else GROWTH_S)
             self._apply()
 
     def update(self, state: ProviderState | None, now: float) -> None:

@@ -35,10 +35,14 @@ async def test_few_requests_start_until_the_provider_has_answered() -> None:
     gate = ProviderGate("p", "job", slots)
     assert start(gate, slots, 1000) == FIRST_IN_FLIGHT
     gate.grow(10.0)
-    gate.grow(11.9)
+    gate.grow(10.15)
     assert start(gate, slots, 1000) == 0
-    gate.grow(12.0)
+    gate.grow(10.2)
     assert start(gate, slots, 1000) == FIRST_IN_FLIGHT  # twice as many
+    gate.grow(10.2)
+    assert start(gate, slots, 1000) == 0
+    gate.grow(10.25)
+    assert start(gate, slots, 1000) == 2 * FIRST_IN_FLIGHT
     gate.set_answered(1.0)
     assert (start(gate, slots, 1000), gate.is_limited) == (1000, False)
 
