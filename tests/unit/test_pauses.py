@@ -207,10 +207,12 @@ async def test_a_provider_of_the_same_name_at_another_address_holds_up_no_job(
 ) -> None:
     server.always = "[[429:retry-after=200000]]"
     async with ProviderServer() as other:
-        job = await started(store, new_job(store, *["a"] * 10), agents_of(server))
+        # Both are made before one runs: its writes, on another thread, would share the connection.
+        job_id, ending_id = new_job(store, *["a"] * 10), new_job(store, *["a"] * 50)
+        job = await started(store, job_id, agents_of(server))
         waiting = asyncio.create_task(run_job(job, executor, providers=executor.providers, stays_when_paused=True))
         await wait_until(lambda: job.paused_because is not None)
-        ending = await started(store, new_job(store, *["a"] * 50), agents_of(other))
+        ending = await started(store, ending_id, agents_of(other))
         record = await run_job(ending, executor, providers=executor.providers)
         job.steer(ControlRequest(is_canceled=True))
         await waiting
