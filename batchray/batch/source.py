@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,9 +148,9 @@ class _Wrapped(io.RawIOBase):
         super().close()
         self._stream.close()
 
+    @abstractmethod
     def _more(self) -> bytes:
         """Return the next bytes; none at the end."""
-        raise NotImplementedError
 
 
 class _Prefixed(_Wrapped):

@@ -11,7 +11,9 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
+from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray.lane_client import LaneClient, call_until_answered
+from batchray.executors.ray.worker_log import WorkerWarnings
 from tests.polling import wait_until
 
 UNAVAILABLE = ActorUnavailableError("the connection broke", None)
@@ -60,7 +62,9 @@ async def test_a_stop_is_sent_again_after_an_error(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ray, "kill", kill)
     stop = Calls(RayError("no room for a call"), UNAVAILABLE, None)
-    lane = LaneClient(SimpleNamespace(stop=stop), "actor", "node", 1, 1000)
+    lane = LaneClient(
+        SimpleNamespace(stop=stop), "actor", "node", 1, 1000, ProviderBoard(), WorkerWarnings(lambda: 0.0)
+    )
     lane.stop("a")
     lane.stop("b")
     await wait_until(lambda: stop.answered)

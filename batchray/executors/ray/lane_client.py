@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -56,14 +55,14 @@ class LaneClient:
         node_id: str,
         pid: int,
         n_connections: int,
-        board: ProviderBoard | None = None,
-        warnings: WorkerWarnings | None = None,
+        board: ProviderBoard,
+        warnings: WorkerWarnings,
     ) -> None:
         self.actor, self.actor_id, self.node_id, self.pid = actor, actor_id, node_id, pid
         self.n_connections = n_connections
         self.in_flight = 0
         self.checkpoints = CheckpointReader(actor, self.stop)
-        self.providers = ProviderReader(actor, board or ProviderBoard(), warnings or WorkerWarnings(time.monotonic))
+        self.providers = ProviderReader(actor, board, warnings)
         self._diagnosis: Diagnosis | None = None
         self._to_stop: list[str] = []
         self._stopping: asyncio.Task[None] | None = None
