@@ -201,7 +201,7 @@ def test_every_room_is_on_the_map() -> None:
 
 
 def test_the_map_is_short() -> None:
-    assert len(_read("batchray/README.md").splitlines()) <= 150
+    assert len(_read("batchray/README.md").splitlines()) <= 165
 
 
 def test_ci_tests_every_python_that_the_package_claims() -> None:
