@@ -58,6 +58,10 @@ def _to_version_4(connection: sa.Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN unused_fields VARCHAR")
 
 
+def _to_version_5(connection: sa.Connection) -> None:
+    """Add no column: the tables of blocks are new."""
+
+
 def _add_missing_leases(connection: sa.Connection) -> None:
     """Give every job a lease that no process holds, in the form of version 2."""
     leases = sa.Table(
@@ -80,5 +84,6 @@ MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     1: _to_version_2,
     2: _to_version_3,
     3: _to_version_4,
+    4: _to_version_5,
 }
 """By the version that a migration starts from."""

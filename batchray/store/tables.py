@@ -1,4 +1,4 @@
-"""The tables: jobs, items, attempts and outcomes; callbacks, leases, agents and the state that agents keep."""
+"""The tables: jobs, items, attempts and outcomes; callbacks, leases, agents, blocks and the state that agents keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 DELETED = "deleted"
 """The kind of a job that retention is deleting, part by part."""
 
@@ -195,6 +195,7 @@ conversations = sa.Table(
     sa.Index("conversations_of_a_job", "job", "idx"),
 )
 
+# The edited blocks of agents whose blocks are in their settings, not in `blocks`.
 memory_blocks = sa.Table(
     "memory_blocks",
     metadata,
@@ -202,6 +203,32 @@ memory_blocks = sa.Table(
     sa.Column("agent_id", TEXT, primary_key=True),
     sa.Column("label", TEXT, primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
+)
+
+# Blocks made over HTTP, which several agents of a user may share.  `spec` holds what does not change with each run.
+blocks = sa.Table(
+    "blocks",
+    metadata,
+    sa.Column("block", INTEGER, primary_key=True),
+    sa.Column("id", TEXT, nullable=False, unique=True),
+    sa.Column("user_id", TEXT, nullable=False),
+    sa.Column("created_at", TEXT, nullable=False),
+    sa.Column("updated_at", TEXT, nullable=False),
+    sa.Column("label", TEXT, nullable=False),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+    sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Index("blocks_of_a_user", "user_id", "block"),
+)
+
+# Which agents made over HTTP have which blocks, in the order in which they were attached.
+agent_blocks = sa.Table(
+    "agent_blocks",
+    metadata,
+    sa.Column("seq", INTEGER, primary_key=True),
+    sa.Column("agent_id", TEXT, nullable=False),
+    sa.Column("block_id", TEXT, nullable=False),
+    sa.Index("blocks_of_an_agent", "agent_id", "block_id", unique=True),
+    sa.Index("agents_of_a_block", "block_id", "seq"),
 )
 
 
