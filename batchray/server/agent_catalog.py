@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from batchray.agents.tools import FunctionTool as CallableTool
 from batchray.agents.tools import load_tools
@@ -23,6 +24,13 @@ _TERMINAL_RULE, _APPROVAL_RULE = "exit_loop", "requires_approval"
 _OFFLINE = ("offline/rules", "offline/scripted")
 # Letta's strict clients accept a fixed list of endpoint types.
 _ENDPOINT_TYPES = {"openai": "openai", "responses": "openai", "anthropic": "anthropic", "offline": "openai"}
+
+
+class KeptState(NamedTuple):
+    """State that a stateful agent keeps for a user: its edited memory by label, and the ids of its messages."""
+
+    memory: Mapping[str, str] = MappingProxyType({})
+    message_ids: Sequence[str] = ()
 
 
 class AgentCatalog:
@@ -59,7 +67,8 @@ class AgentCatalog:
                 "model": handle,
                 "system": given.get("system"),
                 "memory_blocks": _memory_blocks(given),
-                "stateful": given.get("message_buffer_autoclear") is False,
+                # Letta's default: the buffer of messages is not cleared, so the agent remembers.
+                "stateful": not given.get("message_buffer_autoclear"),
                 "requires_approval": _ruled(given, _APPROVAL_RULE),
                 "terminal_tools": _ruled(given, _TERMINAL_RULE),
                 "tools": [self._function_of(name) for name in dict.fromkeys(wanted)],
@@ -73,27 +82,26 @@ class AgentCatalog:
         handles = [bound.agent.model for bound in self._configured.agents.values() if bound.agent.model]
         return [self._model(handle) for handle in dict.fromkeys([*handles, *_OFFLINE])]
 
-    def configured_state(self, agent_id: str, memory: Mapping[str, str]) -> AgentState:
-        """Return an operator's agent as clients see it.  `memory` holds its edited blocks by label."""
+    def configured_state(self, agent_id: str, kept: KeptState) -> AgentState:
+        """Return an operator's agent as a client sees it, with the state that it keeps for that client."""
         agent = self._configured.agents[agent_id].agent
         blocks = [block.model_dump() for block in agent.memory_blocks]
-        given = {"name": agent_id, "system": agent.system, "memory_blocks": blocks}
-        return self._state(agent, {**given, "message_buffer_autoclear": not agent.stateful}, memory)
+        return self._state(agent, {"name": agent_id, "system": agent.system, "memory_blocks": blocks}, kept)
 
-    def state(self, stored: StoredAgent, memory: Mapping[str, str]) -> AgentState:
-        """Return a client's agent as clients see it.  `memory` holds its edited blocks by label."""
-        state = self._state(Agent.model_validate(stored.spec["agent"]), stored.spec["given"], memory)
+    def state(self, stored: StoredAgent, kept: KeptState) -> AgentState:
+        """Return a client's agent as the client sees it."""
+        state = self._state(Agent.model_validate(stored.spec["agent"]), stored.spec["given"], kept)
         times = {"created_at": stored.created_at, "updated_at": stored.updated_at}
         users = {"created_by_id": stored.user_id, "last_updated_by_id": stored.user_id}
         return AgentState.model_validate({**state.model_dump(), **times, **users})
 
-    def _state(self, agent: Agent, given: Mapping[str, Any], memory: Mapping[str, str]) -> AgentState:
+    def _state(self, agent: Agent, given: Mapping[str, Any], kept: KeptState) -> AgentState:
         model = self._model(agent.model or "offline/function")
-        shown = ("description", "metadata", "model_settings", "timezone", "message_buffer_autoclear")
+        shown = ("description", "metadata", "model_settings", "timezone")
         blocks = [
             Block(
                 id=f"block-{_uuid(agent.id, str(position))}",
-                **{**_given(block, CreateBlock.model_fields), "value": memory.get(block["label"], block["value"])},
+                **{**_given(block, CreateBlock.model_fields), "value": kept.memory.get(block["label"], block["value"])},
             )
             for position, block in enumerate(given.get("memory_blocks") or ())
         ]
@@ -116,7 +124,8 @@ class AgentCatalog:
             tools=[self._tool(name) for name in self._tool_names(agent)],
             sources=[],
             tags=list(given.get("tags") or ()),
-            message_ids=[],
+            message_ids=list(kept.message_ids),
+            message_buffer_autoclear=not agent.stateful,
             tool_rules=[
                 *({"type": _TERMINAL_RULE, "tool_name": name} for name in agent.terminal_tools),
                 *({"type": _APPROVAL_RULE, "tool_name": name} for name in agent.requires_approval),

@@ -16,7 +16,7 @@ import pytest
 from batchray.config import Agent, AgentSet, bind_agents, load_settings
 from batchray.errors import ApprovalError, JobInterruptedError
 from batchray.executors import AttemptSpec, LocalExecutor
-from batchray.jobs.context import messages_of
+from batchray.jobs.context import message_ids_of, messages_of
 from batchray.jobs.driver import run_job, start_job
 from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.running import RunningJob
@@ -357,7 +357,9 @@ async def test_memory_that_was_edited_before_the_wait_is_there_after_it(store: S
 
 
 def texts(history: list[HistoryItem]) -> list[str]:
-    return [message.text for prior in history for message in messages_of(prior) if message.text]
+    messages = [message for prior in history for message in messages_of(prior)]
+    assert [message.id for message in messages] == [each for prior in history for each in message_ids_of(prior)]
+    return [message.text for message in messages if message.text]
 
 
 async def test_a_stateful_agent_hears_what_was_said_before_and_others_do_not(store: Store) -> None:

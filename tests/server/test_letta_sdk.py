@@ -31,16 +31,18 @@ def letta(request: pytest.FixtureRequest, server: LiveServer) -> Iterator[Letta]
 
 @pytest.fixture
 def agent(letta: Letta) -> Iterator[AgentState]:
-    """Return an agent that calculates."""
-    created = letta.agents.create(name="sums", model="offline/rules", tools=["calculate"])
+    """Return an agent that calculates, many requests at once: it remembers none."""
+    created = letta.agents.create(
+        name="sums", model="offline/rules", tools=["calculate"], message_buffer_autoclear=True
+    )
     yield created
     letta.agents.delete(created.id)
 
 
 @pytest.fixture
 def actor(letta: Letta) -> Iterator[AgentState]:
-    """Return an agent that follows the script in its message."""
-    created = letta.agents.create(name="actor", model="offline/scripted")
+    """Return an agent that follows the script in its message, and remembers none."""
+    created = letta.agents.create(name="actor", model="offline/scripted", message_buffer_autoclear=True)
     yield created
     letta.agents.delete(created.id)
 

@@ -20,9 +20,9 @@ def made(server: LiveServer, **fields: Any) -> dict[str, Any]:
 
 
 def guarded(server: LiveServer) -> str:
-    """An agent whose tool `look_up` waits for an approval."""
+    """An agent that remembers nothing, and whose tool `look_up` waits for an approval."""
     rules = [{"type": "requires_approval", "tool_name": "look_up"}, {"type": "exit_loop", "tool_name": "calculate"}]
-    agent = made(server, tools=["look_up", "calculate"], tool_rules=rules)
+    agent = made(server, tools=["look_up", "calculate"], tool_rules=rules, message_buffer_autoclear=True)
     assert sorted(agent["tool_rules"], key=lambda rule: str(rule["type"])) == rules[::-1]
     return str(agent["id"])
 
@@ -143,9 +143,51 @@ def test_a_single_run_waits_for_an_approval_and_continues(server: LiveServer) ->
 
 @pytest.fixture
 def notes(server: LiveServer) -> str:
-    """A stateful agent with a memory."""
-    block = {"label": "human", "value": "", "limit": 12}
-    return str(made(server, memory_blocks=[block], message_buffer_autoclear=False)["id"])
+    """An agent with a memory that remembers, as agents made over HTTP do by default."""
+    return str(made(server, memory_blocks=[{"label": "human", "value": "", "limit": 12}])["id"])
+
+
+def ids_of(server: LiveServer, agent_id: str) -> list[str]:
+    """The ids of an agent's messages, oldest first, each once."""
+    listed = call(server, "GET", f"/v1/agents/{agent_id}/messages?order=asc").body
+    return list(dict.fromkeys(str(message["id"]) for message in listed))
+
+
+def state(server: LiveServer, agent_id: str) -> dict[str, Any]:
+    shown = call(server, "GET", f"/v1/agents/{agent_id}").body
+    [listed] = [each for each in call(server, "GET", "/v1/agents/?limit=1000").body if each["id"] == agent_id]
+    assert listed == shown
+    return dict(shown)
+
+
+@pytest.mark.parametrize("given", [{}, {"message_buffer_autoclear": None}, {"message_buffer_autoclear": False}])
+def test_an_agent_made_over_http_remembers_and_its_state_says_so(server: LiveServer, given: dict[str, Any]) -> None:
+    agent = made(server, **given)
+    assert (agent["message_buffer_autoclear"], agent["message_ids"]) == (False, [])
+    in_batch = run(server, *({"agent_id": agent["id"], "input": script({"text": f"answer {i}"})} for i in range(2)))
+    asked = call(server, "POST", f"/v1/agents/{agent['id']}/messages", {"input": script({"text": "answer 2"})}).body
+    ids = state(server, agent["id"])["message_ids"]
+    assert (ids, len(ids)) == (ids_of(server, agent["id"]), 6)
+    assert {result["messages"][-1]["id"] for result in in_batch} | {asked["messages"][-1]["id"]} < set(ids)
+    tokens = [result["usage"]["prompt_tokens"] for result in in_batch] + [asked["usage"]["prompt_tokens"]]
+    assert tokens[0] < tokens[1] < tokens[2]
+    assert call(server, "PATCH", f"/v1/agents/{agent['id']}/reset-messages").body["message_ids"] == []
+    assert ids_of(server, agent["id"]) == state(server, agent["id"])["message_ids"] == []
+
+
+def test_an_agent_whose_buffer_is_cleared_starts_every_request_afresh(server: LiveServer) -> None:
+    agent = made(server, message_buffer_autoclear=True)
+    asked = {"agent_id": agent["id"], "input": script({"text": "answer"})}
+    first, second = run(server, asked, asked)
+    assert first["usage"]["prompt_tokens"] == second["usage"]["prompt_tokens"]
+    shown = state(server, agent["id"])
+    assert (shown["message_buffer_autoclear"], shown["message_ids"]) == (True, [])
+    path = f"/v1/agents/{agent['id']}"
+    assert call(server, "PATCH", path, {"name": "other"}).body["message_buffer_autoclear"] is True
+    assert call(server, "PATCH", path, {"message_buffer_autoclear": False}).body["message_buffer_autoclear"] is False
+    third, fourth = run(server, asked, asked)
+    assert third["usage"]["prompt_tokens"] < fourth["usage"]["prompt_tokens"]
+    assert len(state(server, agent["id"])["message_ids"]) == 4
 
 
 def test_a_stateful_agent_remembers_batches_and_single_runs(server: LiveServer, notes: str) -> None:
@@ -185,7 +227,7 @@ def test_the_memory_of_an_agent_is_edited_by_its_model_and_shown(server: LiveSer
 
 def test_a_stateful_agent_with_a_pending_approval_refuses_other_messages(server: LiveServer) -> None:
     rules = [{"type": "requires_approval", "tool_name": "look_up"}]
-    agent_id = made(server, tools=["look_up"], tool_rules=rules, message_buffer_autoclear=False)["id"]
+    agent_id = made(server, tools=["look_up"], tool_rules=rules)["id"]
     path = f"/v1/agents/{agent_id}/messages"
     asked = call(server, "POST", path, {"input": script(looking_up("pears"), {"text": "looked up"})}).body
     refused = call(server, "POST", path, {"input": script({"text": "hi"})})

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, ServerSettings
 from batchray.errors import ConfigError, UnknownAgentError
+from batchray.jobs.context import message_ids_of
 from batchray.schema import AgentState, CreateAgent, Model, UpdateAgent, new_id
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
-from batchray.server.agent_catalog import AgentCatalog, AgentLookup
+from batchray.server.agent_catalog import AgentCatalog, AgentLookup, KeptState
 from batchray.server.auth import user_of
 from batchray.server.errors import HttpError
 from batchray.server.pagination import Page, paged, slice_of
@@ -128,7 +129,7 @@ class AgentRoutes:
         agent_id = new_id("agent")
         spec = self._validated_spec(agent_id, {"name": agent_id, **_stored_fields(given)})
         stored = await self._store.agents.create(agent_id, user_of(request), spec)
-        return self._catalog.state(stored, {})
+        return self._catalog.state(stored, KeptState())
 
     async def index(self, request: web.Request, query: AgentsQuery) -> ResponseBody:
         """List the operator's agents and the user's own."""
@@ -156,7 +157,9 @@ class AgentRoutes:
             raise _unknown(agent_id)
         changes = {name: value for name, value in _stored_fields(given).items() if value is not None}  # null: no change
         replaced = {_REPLACES.get(name) for name in changes} - changes.keys()
-        unchanged = {name: value for name, value in stored.spec["given"].items() if name not in replaced}
+        # An agent of an older version, whose default was another, stays as it is.
+        kept = {"message_buffer_autoclear": not Agent.model_validate(stored.spec["agent"]).stateful}
+        unchanged = {name: value for name, value in {**kept, **stored.spec["given"]}.items() if name not in replaced}
         spec = self._validated_spec(agent_id, {**unchanged, **changes})
         await self._store.agents.update(agent_id, user_id, spec)
         return await self._reader.call(self._state, user_id, agent_id)
@@ -191,18 +194,20 @@ class AgentRoutes:
 
     def _state(self, user_id: str, agent_id: str) -> AgentState:
         if agent_id in self._catalog.ids:
-            return self._catalog.configured_state(
-                agent_id, self._memory(user_id, self._agents.configured.agents[agent_id].agent)
-            )
+            agent = self._agents.configured.agents[agent_id].agent
+            return self._catalog.configured_state(agent_id, self._kept(user_id, agent))
         stored = self._reader.sync.agents.find(agent_id, user_id)
         if stored is None:
             raise _unknown(agent_id)
-        return self._catalog.state(stored, self._memory(user_id, Agent.model_validate(stored.spec["agent"])))
+        return self._catalog.state(stored, self._kept(user_id, Agent.model_validate(stored.spec["agent"])))
 
-    def _memory(self, user_id: str, agent: Agent) -> dict[str, str]:
-        return (
-            self._reader.sync.conversations.memory(user_id, agent.id) if agent.stateful and agent.memory_blocks else {}
-        )
+    def _kept(self, user_id: str, agent: Agent) -> KeptState:
+        """Return the state that an agent keeps for a user; it is empty if the agent is not stateful."""
+        if not agent.stateful:
+            return KeptState()
+        kept = self._reader.sync.conversations
+        ids = [each for prior in kept.history(user_id, agent.id) for each in message_ids_of(prior)]
+        return KeptState(kept.memory(user_id, agent.id) if agent.memory_blocks else {}, ids)
 
     def _validated_spec(self, agent_id: str, given: dict[str, Any]) -> dict[str, Any]:
         """Return the spec to store for an agent, after building it once.  Raises HttpError 400, 404 or 422."""

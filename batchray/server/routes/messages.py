@@ -148,10 +148,12 @@ class MessageRoutes:
 
     def _conversation(self, user_id: str, agent_id: str, query: Page) -> list[Message]:
         history = self._reader.sync.conversations.history(user_id, agent_id)
-        messages = [message for prior in history for message in context.messages_of(prior)]
-        messages = messages if query.order == "asc" else messages[::-1]
-        ids = [message.id for message in messages]
-        return messages[slice_of(ids, query, "Message with id")][: query.limit]
+        ids = [(each, prior) for prior in history for each in context.message_ids_of(prior)]
+        ids = ids if query.order == "asc" else ids[::-1]
+        page = ids[slice_of([each for each, _ in ids], query, "Message with id")][: query.limit]
+        priors = {(prior.job_id, prior.index): prior for _, prior in page}
+        messages = {message.id: message for prior in priors.values() for message in context.messages_of(prior)}
+        return [messages[each] for each, _ in page]
 
     def _run_messages(
         self, user_id: str, agent_id: str, query: Page, after: Cursor | None, before: Cursor | None
