@@ -105,7 +105,7 @@ class ItemRunner:
         except RequestError as error:
             return self._failed(flight, error)
         of_item = (bound, job.record.id, item.index, attempt, item.request)
-        is_awaited = job.record.kind == "run"
+        is_awaited = job.record.is_single
         spec = AttemptSpec(*of_item, left_s, is_isolated, context, job.settings.deadline_grace_s, is_awaited)
         # A lane starts at once.  A process may wait long for its CPUs first: its executor counts from its start.
         is_queued = spec.is_isolated or bound.agent.placement == "process"
@@ -120,9 +120,9 @@ class ItemRunner:
         return self._reported(report)
 
     def _pauses_of(self, item: PendingItem) -> Sequence[Pauses]:
-        """Return the pauses of the item's deadline; a client waits for a single request, and not without end."""
+        """Return the pauses of the item's deadline; a single request does not wait without end."""
         gate = self._job.gates.of_agent(item.agent_id)
-        return (gate.pauses,) if gate is not None and self._job.record.kind != "run" else ()
+        return (gate.pauses,) if gate is not None and not self._job.record.is_single else ()
 
     def _late_because(self, item: PendingItem) -> str:
         gate = self._job.gates.of_agent(item.agent_id)

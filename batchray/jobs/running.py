@@ -96,14 +96,14 @@ class RunningJob:
             self.cancel()
 
     def pause_for(self, reason: str) -> None:
-        """Pause the job by itself, or end a single request, for which a client waits.
+        """Pause the job by itself, or end a single request: a client waits for it.
 
         Requests in flight may finish, for half a minute, except those that only wait for their provider.
         """
         is_stopping = self.paused_because is not None or self.ending is not None or self.is_interrupted
         if is_stopping or self.progress.done >= self.record.total:
             return
-        if self.record.kind == "run":
+        if self.record.is_single:
             self._end_early(given_up(reason))
             return
         self.paused_because = reason

@@ -270,7 +270,7 @@ def _is_ready(task: asyncio.Task[ManagedExecutor]) -> bool:
 def _channels_of(running: RunningJob, executor: ManagedExecutor, store: Store) -> Sequence[ControlChannel]:
     """Return the channels on which a job is watched and controlled; a single request has ended too soon for most."""
     record = running.record
-    if record.kind == "run":
+    if record.is_single:
         return (LeaseChannel(store, record),) if store.is_shared else ()
     kept = LeaseChannel(store, record) if store.is_shared else ControlFile(store.data_dir, record.id)
     is_watched = record.total >= running.settings.min_watched_items

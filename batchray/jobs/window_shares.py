@@ -24,7 +24,7 @@ class WindowShares:
         """Give a job that starts its share; the run of a single request needs none."""
         if self._is_paused:
             job.window.pause()
-        if job.record.kind == "batch":
+        if not job.record.is_single:
             self._jobs[job] = None
             self._divide()
 

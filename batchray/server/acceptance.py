@@ -11,7 +11,8 @@ from batchray.batch.parse import read_body
 from batchray.errors import KeyInUseError
 from batchray.schema import new_job_id
 from batchray.server.agent_catalog import AgentLookup
-from batchray.server.errors import NO_RETRY, HttpError, stopping, unavailable
+from batchray.server.errors import HttpError, stopping, unavailable
+from batchray.server.idempotency import known_job
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import Body
@@ -38,9 +39,7 @@ class BatchAcceptance:
         if self._scheduler.is_draining:
             raise stopping()
         with self._reserve_key(user_id, key):
-            if key is not None and (known := await self._reader.jobs.find_by_idempotency_key(user_id, key)) is not None:
-                if known.body_digest != body.digest:
-                    raise HttpError(422, "this Idempotency-Key came with another body before", NO_RETRY)
+            if (known := await known_job(self._reader, user_id, key, body.digest)) is not None:
                 return known
             job_id = new_job_id()
             new = NewJob(job_id, self._agents.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest)

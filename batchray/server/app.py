@@ -26,6 +26,7 @@ from batchray.server.agent_catalog import AgentCatalog, AgentLookup
 from batchray.server.auth import authentication, check_exposure
 from batchray.server.background import BackgroundTasks
 from batchray.server.callback_outbox import StoredOutbox
+from batchray.server.clients import ClientWatch
 from batchray.server.errors import errors_as_json
 from batchray.server.executor_supervisor import supervise
 from batchray.server.idle_jobs import IdleJobs
@@ -236,7 +237,7 @@ def _application(
     routes = [
         *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler).routes(),
         *AgentRoutes(settings, storage, lookup, catalog).routes(),
-        *MessageRoutes(settings, storage.reader, lookup, runs).routes(),
+        *MessageRoutes(settings, storage.reader, lookup, runs, ClientWatch()).routes(),
         *health.routes(),
     ]
     application = web.Application(

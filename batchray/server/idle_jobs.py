@@ -45,10 +45,12 @@ class IdleJobs:
             self._tasks.spawn(self._adopt_repeatedly())
 
     async def _adopt(self) -> None:
-        """Queue batches, and cancel single runs, whose clients were connected to a server that is gone."""
+        """Continue jobs that need no client, and cancel the other runs: the server of their clients is gone."""
         for record in await self._reader.jobs.unended():
-            if record.kind == "batch":
+            if not record.is_single:
                 self._scheduler.enqueue(record.id)
+            elif record.outlives_client:
+                self._scheduler.start_soon(record.id)
             elif self._table.state(record.id) in (None, JobState.RESTARTING):
                 await self._end_abandoned(record.id)
 

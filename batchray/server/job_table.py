@@ -5,7 +5,7 @@ new ──► QUEUED ──► STARTING ──► RUNNING ──► removed
          ▲  │          │           │
          │  │          └─────┬─────┘  its driver failed
          │  │                ▼
-         │◄─┼────────── RESTARTING
+         │◄─┼────────── RESTARTING ──► STARTING  (a single run)
          │  ▼                          cancelled while it was queued
          │ ENDING ──► removed          (back to QUEUED if the store fails)
          │
@@ -51,7 +51,9 @@ TRANSITIONS: Mapping[JobState | None, frozenset[JobState | None]] = {
     _State.QUEUED: frozenset({_State.STARTING, _State.ENDING, None}),
     _State.STARTING: frozenset({_State.RUNNING, _State.RESTARTING, None}),
     _State.RUNNING: frozenset({_State.RESTARTING, None}),
-    _State.RESTARTING: frozenset({_State.QUEUED, _State.ENDING, _State.REOPENING, _State.ABANDONED, None}),
+    _State.RESTARTING: frozenset(
+        {_State.QUEUED, _State.STARTING, _State.ENDING, _State.REOPENING, _State.ABANDONED, None}
+    ),
     _State.REOPENING: frozenset({_State.QUEUED, None}),
     _State.ENDING: frozenset({_State.QUEUED, _State.RESTARTING, None}),
     _State.ABANDONED: frozenset({_State.STARTING, None}),
@@ -64,7 +66,7 @@ class JobEntry:
     """A job's state and what belongs to it.  Each transition makes a new entry, so `is` tells two of them apart.
 
     `started` is set when STARTING is over.  `job` is the handle while RUNNING.  A job that skips the queue takes no
-    slot: it is a single run, for which a client waits.
+    slot: it is a single run.
     """
 
     state: JobState

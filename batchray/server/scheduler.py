@@ -61,8 +61,13 @@ class JobScheduler:
         if self.table.state(job_id) in (None, JobState.RESTARTING):
             self._enqueue(job_id)
 
+    def start_soon(self, job_id: str) -> None:
+        """Start a stored single run outside of the queue, again and again if that fails, unless it is scheduled."""
+        if self.table.state(job_id) in (None, JobState.RESTARTING):
+            self._spawn_start(job_id, skips_queue=True)
+
     async def start_now(self, job_id: str) -> LocalRun:
-        """Start a stored job immediately, outside of the queue and its limit."""
+        """Start a stored single run immediately, outside of the queue and its limit."""
         entry = self.table.move(job_id, JobState.STARTING, started=asyncio.Event(), skips_queue=True)
         with self._starting(job_id, entry):
             return await self._launch(job_id, entry)
@@ -150,8 +155,8 @@ class JobScheduler:
         Afterwards the job is not scheduled any more.  If the block raises, the job returns to the front of the queue,
         or is restarted after the delay if it was waiting for that.
         """
-        state = self.table.state(job_id)
-        if state not in (JobState.QUEUED, JobState.RESTARTING):
+        entry = self.table.get(job_id)
+        if entry is None or (state := entry.state) not in (JobState.QUEUED, JobState.RESTARTING):
             yield
             return
         self.table.move(job_id, JobState.ENDING)
@@ -161,7 +166,7 @@ class JobScheduler:
             if state is JobState.QUEUED:
                 self._enqueue(job_id, at_front=True)
             else:
-                self._restart_later(job_id)
+                self._restart_later(job_id, entry)
             raise
         self.table.remove(job_id)
 
@@ -187,8 +192,11 @@ class JobScheduler:
             job_id = self.table.first_queued()
             if job_id is None:
                 return
-            entry = self.table.move(job_id, JobState.STARTING, started=asyncio.Event())
-            self._tasks.spawn(self._start(job_id, entry))
+            self._spawn_start(job_id)
+
+    def _spawn_start(self, job_id: str, *, skips_queue: bool = False) -> None:
+        entry = self.table.move(job_id, JobState.STARTING, started=asyncio.Event(), skips_queue=skips_queue)
+        self._tasks.spawn(self._start(job_id, entry))
 
     async def _start(self, job_id: str, entry: JobEntry) -> None:
         with self._starting(job_id, entry):
@@ -198,7 +206,7 @@ class JobScheduler:
                 logger.error("job %s cannot continue: %s", job_id, error)
             except Exception as error:  # noqa: BLE001  # any other failure may pass, and no job may be forgotten
                 logger.error("job %s could not be started and will be tried again: %s", job_id, error)
-                self._restart_later(job_id)
+                self._restart_later(job_id, entry)
 
     @contextmanager
     def _starting(self, job_id: str, entry: JobEntry) -> Iterator[None]:
@@ -233,14 +241,19 @@ class JobScheduler:
             self.table.remove(job.id)
         else:
             logger.error("job %s stopped and will be restarted: %s", job.id, error)
-            self._restart_later(job.id)
+            self._restart_later(job.id, self.table.get(job.id))
         self._start_queued()
         self.on_job_end()
 
-    def _restart_later(self, job_id: str) -> None:
-        self._tasks.spawn(self._restart(job_id, self.table.move(job_id, JobState.RESTARTING)))
+    def _restart_later(self, job_id: str, before: JobEntry | None) -> None:
+        skips_queue = before is not None and before.skips_queue
+        self._tasks.spawn(self._restart(job_id, self.table.move(job_id, JobState.RESTARTING, skips_queue=skips_queue)))
 
     async def _restart(self, job_id: str, entry: JobEntry) -> None:
         await asyncio.sleep(self._restart_delay_s)
-        if self.table.get(job_id) is entry:  # not adopted, cancelled or expired meanwhile
+        if self.table.get(job_id) is not entry:  # adopted, cancelled or expired meanwhile
+            return
+        if entry.skips_queue and not self.is_draining:
+            self._spawn_start(job_id, skips_queue=True)
+        else:
             self._enqueue(job_id)

@@ -15,6 +15,9 @@ from batchray.schema.progress import STATUSES, Progress
 DEFAULT_USER = "user-00000000-0000-4000-8000-000000000000"
 """The user of jobs created without an API key: Letta's default user."""
 
+JobKind = Literal["batch", "run", "background"]
+"""A batch, a single request whose client waits for it, or one for which no client waits."""
+
 SortOrder = Literal["asc", "desc"]
 """Oldest first, or newest first."""
 
@@ -23,8 +26,9 @@ SortOrder = Literal["asc", "desc"]
 class NewJob:
     """A job as it is created.
 
-    `snapshot` returns the settings of the agents that it is given the ids of.  `kind` is `batch`, or `run` for one
-    request to one agent, `agent_id`.  `idempotency_key` is unique for a user; `body_digest` is that of its body.
+    `snapshot` returns the settings of the agents that it is given the ids of.  `kind` is `batch`, or for one request to
+    one agent, `agent_id`: `run` if a client waits for it, `background` if none does.  `idempotency_key` is unique for a
+    user; `body_digest` is that of its body.
     `run_options` are what a resume of the job takes over, as JSON-able data.  `unused_fields` returns, once all items
     have been read, the names of fields in them that have no effect.
     """
@@ -32,7 +36,7 @@ class NewJob:
     id: str
     snapshot: Callable[[Set[str]], Mapping[str, Any]]
     callback_url: str | None = None
-    kind: Literal["batch", "run"] = "batch"
+    kind: JobKind = "batch"
     user_id: str = DEFAULT_USER
     agent_id: str | None = None
     idempotency_key: str | None = None
@@ -216,6 +220,16 @@ class JobRecord:
     def done(self) -> int:
         """Items that have an outcome."""
         return sum(self.counts.values())
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the job is one request to one agent, and no batch."""
+        return self.kind != "batch"
+
+    @property
+    def outlives_client(self) -> bool:
+        """Whether the job continues without a client: all except a single request without an idempotency key."""
+        return self.kind != "run" or self.body_digest is not None
 
     @property
     def is_ended(self) -> bool:

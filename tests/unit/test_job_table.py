@@ -38,6 +38,7 @@ ALLOWED = {
     (S.RUNNING, S.RESTARTING): "its driver failed",
     (S.RUNNING, None): "ended, or left to another server",
     (S.RESTARTING, S.QUEUED): "after the delay, or adopted before",
+    (S.RESTARTING, S.STARTING): "a single run, after the delay or adopted before",
     (S.RESTARTING, S.ENDING): "cancelled before its restart",
     (S.RESTARTING, S.REOPENING): "a retry of a job whose driver failed after its end",
     (S.RESTARTING, S.ABANDONED): "a single run whose driver failed",

@@ -26,6 +26,7 @@ from batchray.server.acceptance import BatchAcceptance
 from batchray.server.auth import user_of
 from batchray.server.batch_queries import ItemsQuery, MessagesQuery, ResultsQuery
 from batchray.server.errors import NO_RETRY, HttpError
+from batchray.server.idempotency import KEY_PATTERN, key_of
 from batchray.server.pagination import Cursor, Page, is_between, paged
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
 from batchray.server.scheduler import JobScheduler
@@ -40,7 +41,6 @@ from batchray.views.results import ResultViews
 _BASE = "/v1/messages/batches"
 _ONE = _BASE + "/{batch_id}"
 _POLL_S = 0.5
-_KEY_PATTERN = "[!-~]([ -~]{0,253}[!-~])?"
 _EVENT_ID_PATTERN = "[0-9]{1,18}"
 
 
@@ -71,7 +71,7 @@ class BatchRoutes:
                 has_strict_body=True,
                 response=BatchJob,
                 errors=(404, 408, 409, 413, 415, 422, 503, 507),
-                headers={"Idempotency-Key": _KEY_PATTERN},
+                headers={"Idempotency-Key": KEY_PATTERN},
             ),
             Route("GET", _BASE, self.index, "batches_index", "List batches", Page, response=BatchJob, is_list=True),
             of_one("GET", _ONE, self.retrieve, "batches_retrieve", "Retrieve a batch", response=BatchJob),
@@ -139,9 +139,7 @@ class BatchRoutes:
 
     async def create(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Accept a batch, all of it or nothing; it is durable before the response is sent."""
-        key = request.headers.get("Idempotency-Key")
-        if key is not None and not re.fullmatch(_KEY_PATTERN, key):
-            raise HttpError(400, "Idempotency-Key: need 1 to 255 printable ASCII characters")
+        key = key_of(request)
         user_id = user_of(request)
         try:
             await asyncio.to_thread(self._store.sync.check_room)  # before a large body is uploaded in vain

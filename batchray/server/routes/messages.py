@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Set
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Annotated, ClassVar
@@ -15,38 +14,31 @@ from pydantic import BaseModel, Field
 
 from batchray.batch.rules import RequestRules
 from batchray.config import ServerSettings
-from batchray.errors import StoreError
 from batchray.jobs import context
 from batchray.schema import (
-    ErrorMessage,
     LettaMessage,
     LettaRequest,
     LettaResponse,
     Message,
-    Ping,
     RequestMessage,
-    StopReason,
-    StopReasonMessage,
     is_message_id,
     letta_messages,
-    new_id,
     ordinal_of,
-    run_id,
 )
 from batchray.server.agent_catalog import AgentLookup
 from batchray.server.auth import user_of
+from batchray.server.clients import ClientWatch
 from batchray.server.errors import NO_RETRY, HttpError
+from batchray.server.idempotency import KEY_PATTERN, key_of
 from batchray.server.pagination import Cursor, Page, is_between, paged, slice_of
-from batchray.server.routing import NoQuery, ResponseBody, Route, encode, warning_of, with_warning
-from batchray.server.single_runs import SingleRuns
-from batchray.server.stream import Events
+from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
+from batchray.server.run_stream import RunStream
+from batchray.server.single_runs import NewRun, SingleRuns
 from batchray.server.upload import read_json
-from batchray.server.views import letta_response, messages_of, outputs_of, steps_of, usage_of
-from batchray.store import JobRecord, StoredResult, ThreadedStore, utc_now
+from batchray.server.views import letta_response, messages_of
+from batchray.store import JobRecord, ThreadedStore
 
 _PATH = "/v1/agents/{agent_id}/messages"
-_POLL_S = 0.25
-_POLLS_PER_PING = 60
 # The status and error type that Letta's server uses for each kind of model failure.
 _LLM_ERRORS = {
     "authentication_error": (401, "llm_authentication"),
@@ -86,13 +78,29 @@ class AskAgent(LettaRequest):
 class MessageRoutes:
     """The endpoints of an agent's messages."""
 
-    def __init__(self, settings: ServerSettings, reader: ThreadedStore, agents: AgentLookup, runs: SingleRuns) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        reader: ThreadedStore,
+        agents: AgentLookup,
+        runs: SingleRuns,
+        clients: ClientWatch,
+    ) -> None:
         self._settings, self._reader, self._agents, self._runs = settings, reader, agents, runs
+        self._clients = clients
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         errors = (401, 402, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
-        post = partial(Route, "POST", body=AskAgent, has_strict_body=True, errors=errors, tag="agents")
+        post = partial(
+            Route,
+            "POST",
+            body=AskAgent,
+            has_strict_body=True,
+            errors=errors,
+            tag="agents",
+            headers={"Idempotency-Key": KEY_PATTERN},
+        )
         return [
             post(
                 _PATH,
@@ -119,7 +127,8 @@ class MessageRoutes:
         given, unused = await self._read(request)
         if given.streaming:
             return await self._stream(request, given, unused)
-        record, result = await self._run(request, given)
+        job, _ = await self._start(request, given, unused)
+        record, result = await self._clients.while_connected(request, self._runs.result_of(job))
         if result.error is not None:
             raise _failure(result.error)
         return with_warning(letta_response(record, result), unused)
@@ -188,55 +197,23 @@ class MessageRoutes:
         rules = RequestRules((), accepts_unused=True)
         return await read_json(request, AskAgent, self._settings, rules), rules.unused
 
-    async def _run(self, request: web.Request, given: AskAgent) -> tuple[JobRecord, StoredResult]:
-        return await self._runs.run(user_of(request), request.match_info["agent_id"], _body(request, given))
-
-    def _steps(self, job_id: str, body: bytes) -> list[LettaMessage]:
-        return steps_of(body, self._reader.sync.items.checkpoints(self._reader.sync.jobs.get(job_id), 0))
+    async def _start(self, request: web.Request, given: AskAgent, unused: Set[str]) -> tuple[JobRecord, bytes]:
+        """Start the run of a request; return its job and the request's JSON."""
+        body = _body(request, given)
+        agent_id = request.match_info["agent_id"]
+        new = NewRun(user_of(request), agent_id, body, key_of(request), unused=unused)
+        return await self._runs.start(new), body
 
     async def _stream(self, request: web.Request, given: AskAgent, unused: Set[str]) -> web.StreamResponse:
         """Stream the agent's output as its steps are checkpointed, and pings while there is nothing new."""
-        body = _body(request, given)
-        job = await self._runs.start(user_of(request), request.match_info["agent_id"], body)
-        run = asyncio.create_task(self._runs.result_of(job))
-        events, n_sent, n_idle_polls = Events(request, warning_of(unused)), 0, 0
-        try:
-            while not (await asyncio.wait({run}, timeout=_POLL_S))[0]:
-                new = list[LettaMessage]()
-                with suppress(StoreError):  # the next poll reads again; the run continues meanwhile
-                    new = (await self._reader.call(self._steps, job.id, body))[n_sent:]
-                for message in new:
-                    await events.send("", encode(message))
-                n_sent, n_idle_polls = n_sent + len(new), 0 if new else n_idle_polls + 1
-                if given.include_pings and n_idle_polls and n_idle_polls % _POLLS_PER_PING == 0:
-                    await events.send("", encode(_ping()))
-            record, result = await run
-        finally:
-            run.cancel()
-        for message in outputs_of(result)[n_sent:]:
-            await events.send("", encode(message))
-        await events.send("", encode(StopReasonMessage(stop_reason=StopReason(result.stop_reason))))
-        if result.error is not None:
-            failed = ErrorMessage(
-                run_id=run_id(record.id, 0),
-                error_type=result.error["type"],
-                message=result.error["message"],
-                detail=result.error.get("traceback"),
-            )
-            await events.send("error", encode(failed))
-        else:
-            await events.send("", encode(usage_of(record, result)))
-        await events.send("", b"[DONE]")
-        return await events.end()
+        job, body = await self._start(request, given, unused)
+        stream = RunStream(self._reader, job, 0, body, pings=given.include_pings)
+        return await stream.send(request, asyncio.create_task(self._runs.result_of(job)), unused)
 
 
 def _body(request: web.Request, given: AskAgent) -> bytes:
     fields = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
     return orjson.dumps({**fields, "agent_id": request.match_info["agent_id"]})
-
-
-def _ping() -> Ping:
-    return Ping.model_validate({"id": new_id("message"), "date": utc_now()})
 
 
 def _letta_messages(message: Message, is_newest_first: bool) -> list[BaseModel]:
