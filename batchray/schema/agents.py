@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from batchray.schema.base import OpenModel, UtcDatetime, given
+from batchray.schema.base import OpenModel, UtcDatetime, any_given
 from batchray.schema.jobs import StopReason
 from batchray.schema.letta_messages import LettaMessage, StopReasonMessage, UsageStatistics
 
@@ -181,7 +181,7 @@ class UpdateAgent(OpenModel):
 class CreateAgent(UpdateAgent):
     """The body of POST /v1/agents/.  As Letta's server does, it needs `model` or `llm_config`."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [given("model"), given("llm_config")]})
+    model_config = ConfigDict(json_schema_extra=any_given("model", "llm_config"))
 
     agent_type: str = "letta_v1_agent"
     memory_blocks: list[CreateBlock] | None = None

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Set
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, PlainSerializer
 from pydantic.config import JsonDict
+
+if TYPE_CHECKING:
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 
 class WireModel(BaseModel):
     """A frozen wire object.  `model_dump_json()` writes all keys, nulls included, as Letta's server does.
 
-    `without_effect` are fields that exist for Letta's clients and change nothing here.
+    `without_effect` are fields that exist for Letta's clients and change nothing here; the schema says so.
     """
 
     model_config = ConfigDict(frozen=True)
 
     without_effect: ClassVar[Set[str]] = frozenset()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the fields without an effect."""
+        schema = handler(core_schema)
+        members = handler.resolve_ref_schema(schema).get("properties", {})
+        for name in cls.without_effect & members.keys():
+            members[name]["description"] = "Accepted for Letta's clients; it has no effect here."
+        return schema
 
 
 class OpenModel(WireModel):
@@ -31,14 +44,31 @@ class OpenModel(WireModel):
     model_config = ConfigDict(extra="allow")
 
 
-def given(name: str) -> JsonDict:
-    """Return a JSON Schema that requires a field that is not null."""
-    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+MAY_BE_ABSENT = "x-may-be-absent"
+"""In `json_schema_extra` of a field: it is not written if it is null.  All other fields are always written."""
+
+
+# Each rule is inside an `allOf`.  Beside `properties`, generators of clients take `anyOf` and `oneOf` for types without
+# the fields.
+
+
+def any_given(*names: str) -> JsonDict:
+    """Return a JSON Schema that requires at least one of the fields, not null."""
+    return {"allOf": [{"anyOf": [_given(name) for name in names]}]}
 
 
 def one_given(*names: str) -> JsonDict:
+    """Return a JSON Schema that requires exactly one of the fields, not null."""
+    return {"allOf": [{"oneOf": [_given(name) for name in names]}]}
+
+
+def any_present(*names: str) -> JsonDict:
     """Return a JSON Schema that requires at least one of the fields; null counts."""
-    return {"anyOf": [{"required": [name]} for name in names]}
+    return {"allOf": [{"anyOf": [{"required": [name]} for name in names]}]}
+
+
+def _given(name: str) -> JsonDict:
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
 def _as_utc(value: datetime) -> datetime:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Tag
 
-from batchray.schema.base import WireModel, one_given
+from batchray.schema.base import WireModel, any_present
 
 
 class UrlImage(WireModel):
@@ -134,7 +134,7 @@ class RedactedReasoningContent(WireModel):
 class OmittedReasoningContent(WireModel):
     """Reasoning that took place but that the provider does not return."""
 
-    model_config = ConfigDict(json_schema_extra=one_given("type", "signature"))
+    model_config = ConfigDict(json_schema_extra=any_present("type", "signature"))
 
     type: Literal["omitted_reasoning"] = "omitted_reasoning"
     signature: str | None = None

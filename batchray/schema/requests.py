@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from batchray.errors import BatchFormatError
-from batchray.schema.base import WireModel, given, one_given
+from batchray.schema.base import WireModel, any_present, one_given
 from batchray.schema.construction import ConstructedModel
 from batchray.schema.content import Content, ImageContent, TextContent, tag_by_shape
 from batchray.schema.ids import MAX_INPUT_MESSAGES
@@ -111,7 +111,7 @@ class ApprovalCreate(WireModel):
     The deprecated `approve`, `approval_request_id` and `reason` become one entry of `approvals` if that is missing.
     """
 
-    model_config = ConfigDict(json_schema_extra=one_given("type", "approvals", "approval_request_id", "approve"))
+    model_config = ConfigDict(json_schema_extra=any_present("type", "approvals", "approval_request_id", "approve"))
 
     type: Literal["approval"] = "approval"
     approvals: list[Approval] | None = None
@@ -189,7 +189,7 @@ class LettaRequest(WireModel):
     `client_skills` on are newer than Letta's batch endpoint.
     """
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [given("input"), given("messages")]})
+    model_config = ConfigDict(json_schema_extra=one_given("input", "messages"))
 
     without_effect: ClassVar[Set[str]] = frozenset(
         {

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,12 @@ from batchray.server.errors import errors_as_json
 from batchray.server.executor_supervisor import supervise
 from batchray.server.idle_jobs import IdleJobs
 from batchray.server.keys import KeyFile
-from batchray.server.openapi import document
+from batchray.server.openapi import openapi_route
 from batchray.server.routes.agents import AgentRoutes
 from batchray.server.routes.batches import BatchRoutes
 from batchray.server.routes.health import HealthRoutes
 from batchray.server.routes.messages import MessageRoutes
-from batchray.server.routing import ROUTES, NoQuery, ResponseBody, Route, add_routes
+from batchray.server.routing import ROUTES, add_routes
 from batchray.server.scheduler import JobScheduler
 from batchray.server.single_runs import SingleRuns
 from batchray.server.storage import ServerStorage
@@ -245,17 +245,8 @@ def _application(
         client_max_size=0,  # `upload` reads the bodies, within its own limits
     )
     application[ROUTES] = {}
-    add_routes(application, [*routes, _openapi_route(routes, needs_key=needs_key)])
+    add_routes(application, [*routes, openapi_route(routes, lambda: needs_key or bool(keys.all()))])
     return application
-
-
-def _openapi_route(routes: Sequence[Route], *, needs_key: bool) -> Route:
-    described = document(routes, needs_key=needs_key)
-
-    async def openapi(request: web.Request, query: NoQuery) -> ResponseBody:
-        return described
-
-    return Route("GET", "/openapi.json", openapi, "openapi", "Return this document", is_open=True, tag="health")
 
 
 def _empty_upload_directory(settings: ServerSettings) -> Path:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from pydantic import Field
 
 from batchray.errors import (
     BatchFormatError,
@@ -22,8 +22,25 @@ from batchray.errors import (
     UsageError,
 )
 from batchray.schema import new_id
+from batchray.schema.base import MAY_BE_ABSENT, WireModel
 
 logger = logging.getLogger(__name__)
+
+
+class RunFailure(WireModel):
+    """Why a single request to an agent failed.  `type` is the word of Letta's server, `detail` that of batchray."""
+
+    type: str
+    message: str
+    detail: str
+
+
+class ErrorBody(WireModel):
+    """An error: `detail` is a sentence for people, `trace_id` finds the error in the server's log."""
+
+    detail: str
+    trace_id: str
+    error: Annotated[RunFailure | None, Field(json_schema_extra={MAY_BE_ABSENT: True})] = None
 
 
 class HttpError(Exception):
@@ -118,7 +135,7 @@ def _http_error(error: UsageError | StoreError) -> HttpError:
 
 
 def _response(error: HttpError, trace_id: str) -> web.Response:
-    body = orjson.dumps({"detail": error.detail, "trace_id": trace_id, **error.more})
+    body = ErrorBody(detail=error.detail, trace_id=trace_id, **error.more).model_dump_json(exclude_none=True).encode()
     response = web.Response(body=body, status=error.status, content_type="application/json", headers=error.headers)
     if error.status in (408, 413):  # the rest of the body is not read
         response.force_close()

@@ -1,144 +1,215 @@
-"""Generates the OpenAPI document from the routes and their models."""
+"""Generates the OpenAPI document from the routes and the types that they declare.
+
+`routing.Route` says how a route declares its types; `schemas` fits their schemas to generators of clients.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from aiohttp import web
+from pydantic.json_schema import JsonSchemaMode
 
-from batchray.schema.base import WireModel
 from batchray.schema.ids import JOB_ID_PATTERN
-from batchray.server.routing import VERSION, Route
+from batchray.server import schemas
+from batchray.server.bodies import EventsOf, LinesOf, PlainText
+from batchray.server.errors import ErrorBody
+from batchray.server.routing import VERSION, NoQuery, ResponseBody, Route, encode
+from batchray.server.schemas import Schema
 
-_REF = "#/components/schemas/{model}"
-# The errors of every route: an unusable request, an invalid query, a server that is stopping or has lost its store.
-_COMMON = (400, 422, 503)
-_PATH_SCHEMAS = {
-    "agent_id": {"type": "string", "minLength": 1},
-    "batch_id": {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"},
+TAGS = {
+    "batches": "Batches of requests to agents: Letta's batch API, and batchray's additions.",
+    "agents": "Agents, and single requests to them.",
+    "models": "The models that agents may use.",
+    "server": "The state of this server.",
 }
-_STREAM = "text/event-stream"
-_EVENT = {
-    "description": "One event of the stream.  `data` is JSON, except the final `[DONE]` of a streamed message.",
-    "type": "object",
-    "properties": {name: {"type": "string"} for name in ("event", "id", "data")},
-    "required": ["data"],
+"""Each tag of a route, and what its routes are about."""
+
+_INFO = {
+    "title": "batchray",
+    "version": VERSION,
+    "summary": "Runs large batches of LLM agent requests.",
+    "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
 }
+_EVERY_ROUTE = (400, 500, 503)
+_KEY = "key"
+_PATH_SCHEMAS = {"batch_id": {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"}}
+_PATH_SCHEMA = {"type": "string", "minLength": 1}
+_ERROR_HEADERS = {
+    401: ("WWW-Authenticate", "The scheme of the key: `Bearer`."),
+    503: ("Retry-After", "After how many seconds to try again."),
+}
+_WARNING = ("Warning", "Names fields of the request that have no effect here.")
+_TEXT = {"type": "string"}
+
+# Where a type is used: the id of an operation, and the part of it (`_parts`).
+_Place = tuple[str, str]
+_ERROR = ("", "error")
 
 
-class ErrorBody(WireModel):
-    """An error: `detail` is a sentence for people, `trace_id` finds the error in the server's log."""
+def openapi_route(routes: Sequence[Route], needs_key: Callable[[], bool]) -> Route:
+    """Return the route of the document, which describes the given routes and itself."""
 
-    detail: str
-    trace_id: str
+    @functools.cache
+    def encoded(*, needs_key: bool) -> bytes:
+        return encode(document([*routes, route], needs_key=needs_key))
+
+    async def openapi(request: web.Request, query: NoQuery) -> ResponseBody:
+        return web.Response(body=encoded(needs_key=needs_key()), content_type="application/json")
+
+    summary = "Return this document"
+    route = Route(
+        "GET", "/openapi.json", openapi, "read_openapi", summary, response=dict[str, Any], is_open=True, tag="server"
+    )
+    return route
 
 
 def document(routes: Sequence[Route], *, needs_key: bool) -> dict[str, Any]:
     """Return the OpenAPI document.  If `needs_key`, the routes that are not open require an API key."""
-    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(ErrorBody, "serialization")]
-    for route in routes:
-        models += [(route.body, "validation")] if route.body else []
-        models += [(route.response, "serialization")] if route.response else []
-    refs, definitions = models_json_schema(list(dict.fromkeys(models)), ref_template=_REF)
-    schemas = definitions.get("$defs", {})
-    for route in routes:
-        if route.body is not None and route.has_strict_body:
-            _forbid_unknown(refs[route.body, "validation"], schemas)
+    at, models = _schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs, needs_key=needs_key)
+        parameters = [*_path_parameters(route), *_query_parameters(route, models), *_header_parameters(route)]
+        operation = _operation(route, parameters, at, needs_key=needs_key)
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
+    tags = {route.tag for route in routes}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "batchray", "version": VERSION},
+        "info": _INFO,
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items() if name in tags],
         "paths": paths,
         "components": {
-            "schemas": schemas,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": dict(sorted(models.items())),
+            "securitySchemes": {
+                _KEY: {"type": "http", "scheme": "bearer", "description": "A key of `batchray keys add`."}
+            },
         },
     }
 
 
-def _forbid_unknown(schema: Any, schemas: dict[str, Any]) -> None:
-    """Allow no other than the described members in an object, and in all objects that it refers to."""
-    if isinstance(schema, list):
-        for each in schema:
-            _forbid_unknown(each, schemas)
-    elif isinstance(schema, dict) and "$ref" in schema:
-        _forbid_unknown(schemas[schema["$ref"].rpartition("/")[2]], schemas)
-    elif isinstance(schema, dict) and "additionalProperties" not in schema:
-        if schema.get("type") == "object" and "properties" in schema:
-            schema["additionalProperties"] = False
-        for each in schema.values():
-            _forbid_unknown(each, schemas)
+def failures(route: Route) -> list[int]:
+    """Return the statuses of the errors of a route.
+
+    Every route can get an unusable request (400), have a bug (500), and be unavailable (503), and refuses an invalid
+    query or body (422).  Those that are not open also refuse a key (401) or a foreign host name (421).
+    """
+    is_checked = route.body is not None or route.query.model_fields
+    return sorted(
+        {*_EVERY_ROUTE, *route.errors, *((422,) if is_checked else ()), *(() if route.is_open else (401, 421))}
+    )
 
 
-def _operation(route: Route, refs: Any, *, needs_key: bool) -> dict[str, Any]:
+def _schemas(routes: Sequence[Route]) -> tuple[Mapping[_Place, Schema], dict[str, Schema]]:
+    """Return the schema at each place, and that of each model by its name."""
+    types: dict[tuple[_Place, JsonSchemaMode], Any] = {(_ERROR, "serialization"): ErrorBody}
+    for route in routes:
+        types |= {((route.operation_id, part), mode): kind for part, mode, kind in _parts(route)}
+    at, models = schemas.of_types(types)
+    bodies = [(at[route.operation_id, "body"], route) for route in routes if route.body is not None]
+    for body, route in bodies:
+        if route.has_strict_body:
+            schemas.forbid_unknown(body, models)
+    are_read = schemas.names_in([body for body, _ in bodies], models)
+    schemas.describe_defaults(models, are_read)
+    schemas.require_members(models, are_read)
+    return at, models
+
+
+def _parts(route: Route) -> Iterator[tuple[str, JsonSchemaMode, Any]]:
+    """Yield the types of a route: the part that has it, whether that is read or written, and the type."""
+    if route.body is not None:
+        yield "body", "validation", route.body
+    for part, body in (("response", route.response), ("streams", route.streams)):
+        match body:
+            case EventsOf():
+                for name, kind in body.events.items():
+                    yield f"{part}.{name}", "serialization", kind
+            case LinesOf():
+                yield part, "serialization", body.line
+            case PlainText():
+                pass
+            case _:
+                yield part, "serialization", body
+
+
+def _operation(
+    route: Route, parameters: Sequence[Schema], at: Mapping[_Place, Schema], *, needs_key: bool
+) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.operation_id,
         "summary": route.summary,
         "tags": [route.tag],
-        "parameters": [*_path_parameters(route), *_query_parameters(route), *_header_parameters(route)],
-        "responses": {"200": _success(route, refs), **_failures(route, refs)},
+        "parameters": parameters,
+        "responses": {"200": _success(route, at), **{str(status): _failure(status, at) for status in failures(route)}},
     }
     if route.body is not None:
-        content = {"application/json": {"schema": refs[route.body, "validation"]}}
+        content = {"application/json": {"schema": at[route.operation_id, "body"]}}
         operation["requestBody"] = {"required": True, "content": content}
     if needs_key and not route.is_open:
-        operation["security"] = [{"key": []}]
+        operation["security"] = [{_KEY: []}]
     return operation
 
 
-def _success(route: Route, refs: Any) -> dict[str, Any]:
-    schema = refs[route.response, "serialization"] if route.response else {}
-    if route.media_type != "application/json":
-        schema = _EVENT if route.media_type == _STREAM else {"type": "string"}
-    elif route.is_list:
-        schema = {"type": "array", "items": schema}
-    streamed = {_STREAM: {"schema": _EVENT}} if route.may_stream else {}
-    return {"description": "OK", "content": {route.media_type: {"schema": schema}, **streamed}}
+def _success(route: Route, at: Mapping[_Place, Schema]) -> dict[str, Any]:
+    content = _content(route, "response", at) | (_content(route, "streams", at) if route.streams else {})
+    return {"description": "OK", "content": content, **(_header(*_WARNING) if route.body is not None else {})}
 
 
-def _failures(route: Route, refs: Any) -> dict[str, Any]:
-    content = {"application/json": {"schema": refs[ErrorBody, "serialization"]}}
-    statuses = {*_COMMON, *route.errors, *(() if route.is_open else (401, 421))}
-    return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in sorted(statuses)}
+def _failure(status: int, at: Mapping[_Place, Schema]) -> dict[str, Any]:
+    headers = _header(*_ERROR_HEADERS[status]) if status in _ERROR_HEADERS else {}
+    content = {"application/json": {"schema": at[_ERROR]}}
+    return {"description": HTTPStatus(status).phrase, "content": content, **headers}
 
 
-def _path_parameters(route: Route) -> list[dict[str, Any]]:
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {"headers": {name: {"description": description, "schema": _TEXT}}}
+
+
+def _content(route: Route, part: str, at: Mapping[_Place, Schema]) -> dict[str, Any]:
+    """Return the contents of a response by media type.
+
+    Streams are texts, because no generator reads them as anything else; `x-line` and `x-events` have the types inside.
+    """
+    body = getattr(route, part)
+    match body:
+        case EventsOf():
+            events = {name: at[route.operation_id, f"{part}.{name}"] for name in body.events}
+            end = "  The data of the last one is `[DONE]`." if body.ends_with_done else ""
+            text = f"Server-sent events of the names {', '.join(events)}, with JSON in `data`.{end}"
+            media = {"schema": {**_TEXT, "description": text}, "x-events": events}
+        case LinesOf():
+            text = "JSON Lines: one JSON object a line."
+            media = {"schema": {**_TEXT, "description": text}, "x-line": at[route.operation_id, part]}
+        case PlainText():
+            media = {"schema": _TEXT}
+        case _:
+            return {"application/json": {"schema": at[route.operation_id, part]}}
+    return dict.fromkeys(body.media_types, media)
+
+
+def _path_parameters(route: Route) -> list[Schema]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[name]}
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS.get(name, _PATH_SCHEMA)}
         for name in re.findall(r"{(\w+)}", route.path)
     ]
 
 
-def _query_parameters(route: Route) -> list[dict[str, Any]]:
-    schema = route.query.model_json_schema(ref_template=_REF)
+def _query_parameters(route: Route, models: dict[str, Schema]) -> list[Schema]:
+    """Return the parameters of a query; adds the models in them."""
+    schema = route.query.model_json_schema(ref_template=schemas.REF, schema_generator=schemas.Untitled)
+    models |= schema.get("$defs", {})
     return [
-        {"name": name, "in": "query", "required": False, "schema": _inlined(field, schema.get("$defs", {}))}
+        {"name": name, "in": "query", "required": False, "schema": schemas.without_null(field)}
         for name, field in schema.get("properties", {}).items()
     ]
 
 
-def _header_parameters(route: Route) -> list[dict[str, Any]]:
+def _header_parameters(route: Route) -> list[Schema]:
     return [
         {"name": name, "in": "header", "required": False, "schema": {"type": "string", "pattern": f"^{pattern}$"}}
         for name, pattern in route.headers.items()
     ]
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Return a parameter's schema without references, and without null, which a query string cannot express."""
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return definitions[schema["$ref"].rpartition("/")[2]]
-    kinds = [_inlined(kind, definitions) for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
-    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "title", "default")}
-    default = {"default": schema["default"]} if schema.get("default") is not None else {}
-    if not kinds:
-        return {**rest, **default}
-    return {**rest, **default, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}

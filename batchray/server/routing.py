@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
+from batchray.server.bodies import EventsOf
 from batchray.server.errors import HttpError
 
 VERSION = version("batchray")
@@ -27,13 +28,19 @@ class NoQuery(WireModel):
 
 @dataclass(frozen=True)
 class Route:
-    """One endpoint.
+    """One endpoint, with the types that the OpenAPI document gives to generated clients.
 
-    `operation_id` is its public name in the OpenAPI document.  If `has_strict_body`, unknown keys are refused, at every
-    level; otherwise they are ignored, as Letta's server does.  `response` is the model of the response body; if
-    `is_list`, the body is an array of it.  `errors` are the statuses in addition to those of all routes.  `headers` are
-    the request headers that the endpoint reads, with the patterns of their values.  If `may_stream`, the response is
-    server-sent events when the body asks for that.  An open route needs no API key.
+    `operation_id` is the name of the function in a generated client, such as `list_batches`: a verb and its object,
+    unique.  `tag` is the name of its module there; `openapi.TAGS` describes the tags.
+
+    `query` is the model of the query, `body` that of the request body.  If `has_strict_body`, unknown keys are refused,
+    at every level; otherwise they are ignored, as Letta's server does.  `headers` are the request headers that the
+    endpoint reads, with the patterns of their values.
+
+    `response` is the type of the body of a 200: a model, `list[AgentState]`, any other type that pydantic writes, None
+    for null; or of `bodies`: `PlainText`, `LinesOf` a type, `EventsOf` types.  If `streams` is set, the endpoint sends
+    these events instead of the `response` when the body asks for that.  `errors` are the statuses in addition to those
+    of all routes (`openapi.failures`).  An open route needs no API key.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -44,10 +51,8 @@ class Route:
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
     has_strict_body: bool = False
-    response: type[BaseModel] | None = None
-    is_list: bool = False
-    media_type: str = "application/json"
-    may_stream: bool = False
+    response: Any = None
+    streams: EventsOf | None = None
     errors: tuple[int, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     is_open: bool = False

@@ -19,11 +19,15 @@ from batchray.schema import (
     run_id,
 )
 from batchray.schema.letta_messages import LettaMessageBase
+from batchray.server.bodies import EventsOf
 from batchray.server.clients import has_left
 from batchray.server.routing import encode, warning_of
 from batchray.server.stream import Events
 from batchray.server.views import outputs_of, steps_of, usage_of
 from batchray.store import JobRecord, StoredResult, ThreadedStore, utc_now
+
+RUN_EVENTS = EventsOf({"message": LettaMessage, "error": ErrorMessage}, ends_with_done=True)
+"""The events of a stream: messages, then its stop reason, then its usage or, as an event of another name, its error."""
 
 _POLL_S = 0.25
 _POLLS_PER_PING = 60

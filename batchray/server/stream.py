@@ -18,7 +18,8 @@ class JsonLines:
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
-        self._response = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
+        media_type = "text/plain; charset=utf-8" if _wants_text(request) else "application/jsonl"
+        self._response = web.StreamResponse(headers={"Content-Type": media_type})
         self._pending = bytearray()
 
     async def send(self, line: bytes) -> None:
@@ -40,6 +41,14 @@ class JsonLines:
         await self.flush()
         await self._response.write_eof()
         return self._response
+
+
+def _wants_text(request: web.Request) -> bool:
+    """Return whether a client accepts text only."""
+    accepted = {part.partition(";")[0].strip().lower() for part in request.headers.get("Accept", "").split(",")}
+    return not accepted.isdisjoint({"text/plain", "text/*"}) and accepted.isdisjoint(
+        {"application/jsonl", "application/*", "*/*"}
+    )
 
 
 class Events:

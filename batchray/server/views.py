@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeInt, TypeAdapter
+from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from batchray.agents import completed_work
 from batchray.jobs import context
@@ -19,6 +19,7 @@ from batchray.schema import (
     LettaResponse,
     Message,
     RequestCounts,
+    Result,
     StopReason,
     StopReasonMessage,
     Timing,
@@ -44,12 +45,19 @@ class ItemView(WireModel):
     custom_id: str | None
     agent_id: str
     run_id: str
-    status: str
+    status: ItemStatus | Literal["pending"]
     stop_reason: StopReason | None
     error: ErrorInfo | None
     usage: Usage
     attempts: NonNegativeInt
     timing: Timing | None
+
+
+class OutcomeView(Result):
+    """An outcome as an event of a batch: a result without its texts."""
+
+    input: Annotated[Any, Field(exclude=True)] = None
+    messages: Annotated[list[LettaMessage], Field(exclude=True)]
 
 
 class MessagesPage(WireModel):

@@ -25,6 +25,7 @@ from batchray.schema import (
 from batchray.server.acceptance import BatchAcceptance
 from batchray.server.auth import user_of
 from batchray.server.batch_queries import ItemsQuery, MessagesQuery, ResultsQuery
+from batchray.server.bodies import EventsOf, LinesOf
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.idempotency import KEY_PATTERN, key_of
 from batchray.server.pagination import Cursor, Page, is_between, paged
@@ -33,7 +34,7 @@ from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
 from batchray.server.stream import Events, JsonLines
 from batchray.server.upload import Uploads
-from batchray.server.views import ItemView, MessagesPage, batch_job, item_view, wanted_messages_of
+from batchray.server.views import ItemView, MessagesPage, OutcomeView, batch_job, item_view, wanted_messages_of
 from batchray.store import JobRecord, StoredItem, StoredResult
 from batchray.views.result_pages import AfterOptions, result_pages
 from batchray.views.results import ResultViews
@@ -65,7 +66,7 @@ class BatchRoutes:
                 "POST",
                 _BASE,
                 self.create,
-                "batches_create",
+                "create_batch",
                 "Create a batch",
                 body=CreateBatch,
                 has_strict_body=True,
@@ -73,14 +74,14 @@ class BatchRoutes:
                 errors=(404, 408, 409, 413, 415, 422, 503, 507),
                 headers={"Idempotency-Key": KEY_PATTERN},
             ),
-            Route("GET", _BASE, self.index, "batches_index", "List batches", Page, response=BatchJob, is_list=True),
-            of_one("GET", _ONE, self.retrieve, "batches_retrieve", "Retrieve a batch", response=BatchJob),
-            of_one("PATCH", _ONE + "/cancel", self.cancel, "batches_cancel", "Cancel a batch"),
+            Route("GET", _BASE, self.index, "list_batches", "List batches", Page, response=list[BatchJob]),
+            of_one("GET", _ONE, self.retrieve, "retrieve_batch", "Retrieve a batch", response=BatchJob),
+            of_one("PATCH", _ONE + "/cancel", self.cancel, "cancel_batch", "Cancel a batch"),
             of_one(
                 "GET",
                 _ONE + "/messages",
                 self.messages,
-                "batches_messages",
+                "list_batch_messages",
                 "List the messages of a batch",
                 MessagesQuery,
                 response=MessagesPage,
@@ -94,34 +95,32 @@ class BatchRoutes:
             get(
                 _ONE + "/items",
                 self.items,
-                "batches_items",
+                "list_batch_items",
                 "List the items of a batch",
                 ItemsQuery,
-                response=ItemView,
-                is_list=True,
+                response=list[ItemView],
             ),
             get(
                 _ONE + "/results",
                 self.results,
-                "batches_results",
+                "stream_batch_results",
                 "Stream the results of a batch as JSON Lines, one line per item",
                 ResultsQuery,
-                response=Result,
-                media_type="application/jsonl",
+                response=LinesOf(Result),
             ),
             get(
                 _ONE + "/events",
                 self.events,
-                "batches_events",
+                "stream_batch_events",
                 "Watch a batch: its progress and outcomes as server-sent events",
-                media_type="text/event-stream",
+                response=EventsOf({"progress": BatchJob, "outcome": OutcomeView, "end": BatchJob}),
                 headers={"Last-Event-ID": _EVENT_ID_PATTERN},
             ),
             Route(
                 "POST",
                 _ONE + "/retry",
                 self.retry,
-                "batches_retry",
+                "retry_batch",
                 "Run the failed items of an ended batch again",
                 response=BatchJob,
                 errors=(404, 409),
@@ -130,7 +129,7 @@ class BatchRoutes:
                 "POST",
                 _ONE + "/unpause",
                 self.unpause,
-                "batches_unpause",
+                "unpause_batch",
                 "Continue a paused batch",
                 response=BatchJob,
                 errors=(404, 409),

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from batchray.errors import StoreError
 from batchray.schema.base import WireModel
+from batchray.server.bodies import PlainText
 from batchray.server.errors import unavailable
 from batchray.server.job_table import JobTable
 from batchray.server.routing import VERSION, NoQuery, ResponseBody, Route, route_of
@@ -49,13 +50,13 @@ class HealthRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes.  All except the metrics are open, because health checkers have no keys."""
-        route = partial(Route, "GET", tag="health")
+        route = partial(Route, "GET", tag="server")
         check = partial(route, response=HealthView, is_open=True)
         return [
-            check("/v1/health/", self.health, "health_health", "Return the server's version"),
-            check("/livez", self.livez, "health_livez", "Check that the process responds"),
-            check("/readyz", self.readyz, "health_readyz", "Check that batches are accepted and run", errors=(503,)),
-            route("/metrics", self.metrics, "health_metrics", "Return Prometheus metrics", media_type="text/plain"),
+            check("/v1/health/", self.health, "check_health", "Return the server's version"),
+            check("/livez", self.livez, "check_livez", "Check that the process responds"),
+            check("/readyz", self.readyz, "check_readyz", "Check that batches are accepted and run", errors=(503,)),
+            route("/metrics", self.metrics, "read_metrics", "Return Prometheus metrics", response=PlainText()),
         ]
 
     async def health(self, request: web.Request, query: NoQuery) -> ResponseBody:

@@ -32,7 +32,7 @@ from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.idempotency import KEY_PATTERN, key_of
 from batchray.server.pagination import Cursor, Page, is_between, paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
-from batchray.server.run_stream import RunStream
+from batchray.server.run_stream import RUN_EVENTS, RunStream
 from batchray.server.single_runs import NewRun, SingleRuns
 from batchray.server.upload import read_json
 from batchray.server.views import letta_response, messages_of
@@ -105,20 +105,28 @@ class MessageRoutes:
             post(
                 _PATH,
                 self.ask,
-                "runs_ask",
+                "send_agent_message",
                 "Send messages to an agent and wait for its response",
                 response=LettaResponse,
-                may_stream=True,
+                streams=RUN_EVENTS,
             ),
             post(
                 f"{_PATH}/stream",
                 self.stream,
-                "runs_stream",
+                "stream_agent_message",
                 "Send messages to an agent and stream its response as server-sent events",
-                media_type="text/event-stream",
+                response=RUN_EVENTS,
             ),
             Route(
-                "GET", _PATH, self.index, "runs_index", "List an agent's messages", Page, errors=(404,), tag="agents"
+                "GET",
+                _PATH,
+                self.index,
+                "list_agent_messages",
+                "List an agent's messages",
+                Page,
+                response=list[LettaMessage],
+                errors=(404,),
+                tag="agents",
             ),
         ]
 
