@@ -188,7 +188,8 @@ class ToolLoop:
         return reply
 
     def _system(self, run: Run) -> str | None:
-        system = run.request.override_system or self._agent.system
+        asked = run.request.override_system
+        system = self._agent.system if asked is None else asked
         if not self._agent.memory_blocks:
             return system
         return "\n\n".join(filter(None, (system, run.memory.prompt())))

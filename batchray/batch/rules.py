@@ -22,8 +22,8 @@ _FOREIGN = {
 class RequestRules:
     """Checks agents and keys.
 
-    An unknown key is always refused.  A field of Letta's API that has no effect is refused too, unless
-    `accepts_unused`: then its name is collected in `unused`.
+    A key that is unknown, or that its model refuses, is always refused.  A field of Letta's API that has no effect is
+    refused too, unless `accepts_unused`: then its name is collected in `unused`.
     """
 
     def __init__(self, agents: Iterable[str], *, accepts_unused: bool = False) -> None:
@@ -38,10 +38,12 @@ class RequestRules:
             raise UnknownAgentError(f"unknown agent {agent_id!r}; known: {names}")
 
     def check_keys(self, request: Mapping[str, Any], model: type[BaseModel] = AgentRequest) -> None:
-        """Raise BatchFormatError for a key that is unknown, or that has no effect and is not accepted."""
-        for path, level, is_known in unused_keys(model, request):
+        """Raise BatchFormatError for a key that is unknown or refused, or that has no effect and is not accepted."""
+        for path, level, is_known, refusal in unused_keys(model, request):
             if not is_known:
                 raise _unknown(path, level, request)
+            if refusal is not None:
+                raise BatchFormatError(refusal, path=path_text(path))
             if not self._accepts_unused:
                 raise BatchFormatError("has no effect here; leave it out", path=path_text(path))
             self.unused.add(path_text([part for part in path if isinstance(part, str)]))

@@ -6,8 +6,9 @@ a caller's input.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, PlainSerializer
@@ -18,24 +19,44 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
 
+# Schemas of the values that ask for nothing, by type.
+_NOTHING: Mapping[str, JsonDict] = {
+    "null": {},
+    "boolean": {"enum": [False]},
+    "array": {"maxItems": 0},
+    "object": {"maxProperties": 0},
+}
+
+
 class WireModel(BaseModel):
     """A frozen wire object.  `model_dump_json()` writes all keys, nulls included, as Letta's server does.
 
-    `without_effect` are fields that exist for Letta's clients and change nothing here; the schema says so.
+    `without_effect` are fields that exist for Letta's clients and change nothing here.  `refused` are fields of Letta's
+    API that cannot be had here, with the reason.  The schema says so; `schema.keys` finds both in an input.
     """
 
     model_config = ConfigDict(frozen=True)
 
     without_effect: ClassVar[Set[str]] = frozenset()
+    refused: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Describe the fields without an effect."""
+        """Describe the fields that have no effect or are refused."""
         schema = handler(core_schema)
         members = handler.resolve_ref_schema(schema).get("properties", {})
         for name in cls.without_effect & members.keys():
             members[name]["description"] = "Accepted for Letta's clients; it has no effect here."
+        for name in cls.refused.keys() & members.keys():
+            members[name] = {"description": f"Refused: {cls.refused[name]}.", **_nothing_of(members[name])}
         return schema
+
+
+def _nothing_of(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the schema of a field's values that ask for nothing."""
+    kinds: list[JsonSchemaValue] = schema.get("anyOf", [schema])
+    kept = [{**kind, **_NOTHING[kind["type"]]} for kind in kinds if kind.get("type") in _NOTHING]
+    return kept[0] if len(kept) == 1 else {"anyOf": kept}
 
 
 class OpenModel(WireModel):

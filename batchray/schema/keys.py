@@ -20,30 +20,35 @@ Path = tuple[int | str, ...]
 
 
 class UnusedKey(NamedTuple):
-    """A key of the input that is not used: its path, and the model at its level, which may know it."""
+    """A key of the input that is not used: its path, and the model at its level, which may know it.
+
+    `refusal` is the reason why a known key is refused; None if it may be accepted without an effect.
+    """
 
     path: Path
     model: type[BaseModel]
     is_known: bool
+    refusal: str | None = None
 
 
 _Walk = Callable[[Any, Path], Iterator[UnusedKey]]
 
 
 def unused_keys(model: type[BaseModel], value: Mapping[str, Any], path: Path = ()) -> Iterator[UnusedKey]:
-    """Yield the keys in `value`, at every level, that are unknown to its model or have no effect there.
+    """Yield the keys in `value`, at every level, that are unknown to its model, have no effect there, or are refused.
 
-    A model names known keys without an effect in `without_effect`; null, false and an empty list ask for nothing.  The
-    input need not be valid.
+    A model names them in `without_effect` and `refused`.  Null, false, an empty list or object, and the default ask for
+    nothing.  The input need not be valid.
     """
     walks = _walks(model)
     without_effect: Collection[str] = getattr(model, "without_effect", ())
+    refused: Mapping[str, str] = getattr(model, "refused", {})
     for key, child in value.items():
         if key not in walks:
             yield UnusedKey((*path, key), model, is_known=False)
-        elif key in without_effect:
-            if child not in (None, False, []):
-                yield UnusedKey((*path, key), model, is_known=True)
+        elif key in without_effect or key in refused:
+            if child not in (None, False, [], {}, model.model_fields[key].default):
+                yield UnusedKey((*path, key), model, is_known=True, refusal=refused.get(key))
         elif isinstance(child, dict | list) and (walk := walks[key]) is not None:
             yield from walk(child, (*path, key))
 

@@ -191,12 +191,14 @@ class LettaRequest(WireModel):
 
     model_config = ConfigDict(json_schema_extra=one_given("input", "messages"))
 
-    without_effect: ClassVar[Set[str]] = frozenset(
-        {
-            *("client_skills", "override_model", "include_compaction_messages"),
-            *("return_logprobs", "top_logprobs", "return_token_ids"),
-        }
-    )
+    without_effect: ClassVar[Set[str]] = frozenset({"include_compaction_messages"})  # no conversation is compacted
+    refused: ClassVar[Mapping[str, str]] = {
+        "client_skills": "skills are not supported; describe them in system or in the messages",
+        "override_model": "a request runs on its agent's model; name an agent that has this one",
+        **dict.fromkeys(
+            ("return_logprobs", "top_logprobs", "return_token_ids"), "tokens and their probabilities are not returned"
+        ),
+    }
     other_names: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("prompt", "query", "question", "text", "content"), "input"),
         **dict.fromkeys(("id", "key"), "custom_id"),
@@ -270,7 +272,7 @@ class AgentRequest(LettaRequest, ConstructedModel):
     @classmethod
     def check_arguments(cls, arguments: Mapping[str, Any]) -> None:
         """Raise BatchFormatError for an unknown argument of the constructor."""
-        for path, level, is_known in unused_keys(cls, arguments):
+        for path, level, is_known, _ in unused_keys(cls, arguments):
             if not is_known:
                 reason = f"unknown key{did_you_mean(str(path[-1]), level, arguments if len(path) == 1 else ())}"
                 raise BatchFormatError(reason, path=path_text(path))

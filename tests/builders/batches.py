@@ -54,7 +54,11 @@ BAD_REQUESTS = {
         "input[0].source.detial: unknown key",
     ),
     "key-with-a-line-break": Bad(b'{"agent_id":"a","input":"x","a\\nb":1}', "['a\\nb']: unknown key"),
-    "without-effect": Bad(b'{"agent_id":"a","input":"x","override_model":"b/c"}', "override_model: has no effect here"),
+    "without-effect": Bad(
+        b'{"agent_id":"a","input":"x","include_compaction_messages":true}',
+        "include_compaction_messages: has no effect here",
+    ),
+    "refused": Bad(b'{"agent_id":"a","input":"x","override_model":"b/c"}', "override_model: a request runs on"),
     "no-metadata": Bad(b'{"agent_id":"a","input":"x","metadata":["m"]}', "metadata: Input should be"),
     "openai-batch": Bad(
         b'{"custom_id":"1","method":"POST","url":"/v1/chat/completions","body":{"messages":[]}}',

@@ -41,7 +41,8 @@ ACCEPTED: dict[str, Any] = {
     ),
     "max_steps of 0": asking(input="x", max_steps=0),
     "all types to be returned": asking(input="x", include_return_message_types=["assistant_message", "user_message"]),
-    "fields that have no effect": asking(input="x", override_model="a/b", return_logprobs=True, client_skills=[]),
+    "fields that have no effect": asking(input="x", include_compaction_messages=True),
+    "fields that ask for nothing": asking(input="x", override_model=None, return_logprobs=False, client_skills=[]),
     "metadata": asking(input="x", metadata={"row": 3, "tags": ["a"]}),
     "nulls for what is left out": {"requests": [{**SUM, "messages": None, "max_steps": None}], "callback_url": None},
     "roles of all kinds": asking(messages=[{"role": role, "content": "x"} for role in ("system", "user", "assistant")]),
@@ -126,10 +127,10 @@ def test_an_invalid_batch_is_refused_with_the_location_of_the_error_and_not_stor
 @pytest.mark.parametrize("padding", [0, 1_100_000], ids=["small", "large"])
 def test_fields_without_effect_are_named_in_a_warning_and_in_the_metadata(server: LiveServer, padding: int) -> None:
     message = {"role": "user", "content": "x" * padding, "batch_item_id": "batch_item-1"}
-    unused = {"override_model": "a/b", "return_logprobs": True, "top_logprobs": None, "client_skills": []}
+    unused: dict[str, Any] = {"include_compaction_messages": True, "top_logprobs": None, "client_skills": []}
     answer = call(server, "POST", BATCHES, {"requests": [SUM, {**SUM, **unused}, talk([message])]})
     assert answer.status == 200, answer
-    names = ["messages.batch_item_id", "override_model", "return_logprobs"]
+    names = ["include_compaction_messages", "messages.batch_item_id"]
     assert answer.headers["Warning"] == f'299 batchray "no effect here: {", ".join(names)}"'
     assert answer.body["metadata"]["unused_fields"] == names
     assert ended(server, answer.body["id"])["metadata"]["unused_fields"] == names
@@ -140,10 +141,28 @@ def test_fields_without_effect_are_named_in_a_warning_and_in_the_metadata(server
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_fields_without_effect_are_named_in_the_response_of_an_agent(server: LiveServer, streaming: bool) -> None:
-    body = {"input": "What is 2 + 3?", "background": True, "override_model": "a/b", "streaming": streaming}
+    body = {"input": "What is 2 + 3?", "background": True, "include_compaction_messages": True, "streaming": streaming}
     answer = call(server, "POST", "/v1/agents/calculator/messages", body)
-    warning = '299 batchray "no effect here: background, override_model"'
+    warning = '299 batchray "no effect here: background, include_compaction_messages"'
     assert (answer.status, answer.headers["Warning"]) == (200, warning)
+
+
+ASKED_IN_VAIN = {
+    "client_skills": [{"name": "x", "description": "y", "location": "z"}],
+    "override_model": "offline/rules",
+    "return_logprobs": True,
+    "top_logprobs": 3,
+    "return_token_ids": True,
+}
+
+
+@pytest.mark.parametrize("name", ASKED_IN_VAIN)
+@pytest.mark.parametrize("path", [BATCHES, "/v1/agents/calculator/messages", "/v1/agents/calculator/messages/stream"])
+def test_a_field_that_cannot_be_had_is_refused_by_name(server: LiveServer, path: str, name: str) -> None:
+    body = {"input": "x", name: ASKED_IN_VAIN[name]}
+    answer = call(server, "POST", path, {"requests": [SUM, {**SUM, **body}]} if path == BATCHES else body)
+    where = f"requests[1].{name}: " if path == BATCHES else f"{name}: "
+    assert (answer.status, answer.body["detail"].startswith(where)) == (422, True), answer
 
 
 def talk(messages: list[dict[str, Any]]) -> dict[str, Any]:

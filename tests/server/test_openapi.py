@@ -88,9 +88,15 @@ def test_streams_are_texts_whose_events_and_lines_are_typed(document: dict[str, 
     assert lines["text/plain"]["x-line"] == {"$ref": "#/components/schemas/Result"}
 
 
-def test_fields_without_an_effect_say_so(document: dict[str, Any]) -> None:
+def test_fields_that_are_refused_or_without_an_effect_say_so(document: dict[str, Any]) -> None:
     request = document["components"]["schemas"]["AgentRequest"]["properties"]
-    assert request["override_model"]["description"] == "Accepted for Letta's clients; it has no effect here."
+    without_effect = "Accepted for Letta's clients; it has no effect here."
+    assert request["include_compaction_messages"]["description"].startswith(without_effect)
+    refused = {name: request[name] for name in ("override_model", "return_logprobs", "client_skills")}
+    assert all(field.pop("description").startswith("Refused: ") for field in refused.values())
+    assert refused["override_model"] == {"type": "null"}
+    assert refused["return_logprobs"]["enum"] == [False]
+    assert [kind.get("maxItems") for kind in refused["client_skills"]["anyOf"]] == [0, None]
     assert "description" not in request["override_system"]
 
 

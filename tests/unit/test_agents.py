@@ -174,11 +174,15 @@ async def test_a_model_call_has_the_whole_conversation_and_the_agents_settings()
     assert [message.role for message in second.messages] == ["user", "assistant", "tool"]
     assert (run.usage.prompt_tokens, run.usage.step_count) == (7, 2)
     assert {message.created_at.isoformat() for message in run.messages} == {"2026-01-02T00:00:00+00:00"}
-    run = new_run(override_system="sing")
-    await ToolLoop(agent, Replies(ModelReply(reply_parts("la"))), {}).run(run)
+
+
+@pytest.mark.parametrize("system", ["sing", ""])
+async def test_the_system_prompt_of_a_request_replaces_that_of_its_agent(system: str) -> None:
     model = Replies(ModelReply(reply_parts("la")))
-    await ToolLoop(agent, model, {}).run(run)
-    assert model.asked[0].system == "sing"
+    await ToolLoop(bound(model="offline/rules", system="be brief").agent, model, {}).run(
+        new_run(override_system=system)
+    )
+    assert model.asked[0].system == system
 
 
 @pytest.mark.parametrize(("of_agent", "of_request", "steps"), [(3, None, 3), (3, 2, 2), (3, 50, 3)])

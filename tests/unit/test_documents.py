@@ -27,9 +27,9 @@ DOCUMENTS = sorted(
     for file in ROOT.glob(pattern)
 )
 CONFIGURATION = "configs/README.md"
-# Fields of Letta's requests that batchray accepts and does not use.
+# Fields of Letta's requests that batchray refuses or does not use.
 UNUSED_REQUEST_FIELDS = {
-    *("client_skills", "override_model", "override_system", "include_compaction_messages"),
+    *("client_skills", "override_model", "include_compaction_messages"),
     *("return_logprobs", "top_logprobs", "return_token_ids"),
 }
 

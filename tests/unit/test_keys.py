@@ -63,18 +63,20 @@ def test_a_value_of_any_shape_can_be_searched(value: Any) -> None:
         list(unused_keys(AgentRequest, {name: value, "messages": [value, {"content": [value]}]}))
 
 
-def test_a_field_without_effect_is_found_if_it_asks_for_something() -> None:
+def test_a_field_without_effect_or_refused_is_found_if_it_asks_for_something() -> None:
     asked: dict[str, Any] = {
         "override_model": "a/b",
         "top_logprobs": None,
         "return_logprobs": False,
         "client_skills": [],
+        "include_compaction_messages": True,
     }
     message = {"role": "user", "content": "x", "batch_item_id": "b"}
     found = list(unused_keys(AgentRequest, {**asked, "messages": [message]}))
-    assert [(each.path, each.is_known) for each in found] == [
-        (("override_model",), True),
-        (("messages", 0, "batch_item_id"), True),
+    assert [(each.path, each.is_known, each.refusal is None) for each in found] == [
+        (("override_model",), True, False),
+        (("include_compaction_messages",), True, True),
+        (("messages", 0, "batch_item_id"), True, True),
     ]
 
 
