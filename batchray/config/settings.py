@@ -102,6 +102,8 @@ class ServerSettings(Settings):
     """Jobs that run at once and share the window; others wait in the order of their acceptance."""
     max_uploads: PositiveInt = 8
     """Bodies received or checked at once; each may take 256 MiB of disk."""
+    max_connections: PositiveInt = 4096
+    """Connections of clients at once; `ulimit -n` may lower it.  A new one takes the place of one that is idle."""
     upload_idle_s: PositiveFloat = 30.0
     """The longest pause of a client while it sends headers or a body."""
     min_upload_bytes_per_s: PositiveInt = 16 * 1024

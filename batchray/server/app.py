@@ -27,16 +27,20 @@ from batchray.server.auth import authentication, check_exposure
 from batchray.server.background import BackgroundTasks
 from batchray.server.callback_outbox import StoredOutbox
 from batchray.server.clients import ClientWatch
+from batchray.server.connections import LINGER_S
 from batchray.server.errors import errors_as_json
 from batchray.server.executor_supervisor import supervise
 from batchray.server.idle_jobs import IdleJobs
 from batchray.server.keys import KeyFile
+from batchray.server.listener import bound, listening
 from batchray.server.openapi import openapi_route
+from batchray.server.refusals import MAX_HEADERS, MAX_LINE_BYTES
+from batchray.server.request_rules import only_health_checks
 from batchray.server.routes.agents import AgentRoutes
 from batchray.server.routes.batches import BatchRoutes
 from batchray.server.routes.health import HealthRoutes
 from batchray.server.routes.messages import MessageRoutes
-from batchray.server.routing import ROUTES, add_routes
+from batchray.server.routing import ROUTES, add_routes, prepare_response
 from batchray.server.scheduler import JobScheduler
 from batchray.server.single_runs import SingleRuns
 from batchray.server.storage import ServerStorage
@@ -44,10 +48,6 @@ from batchray.server.upload import Uploads
 
 logger = logging.getLogger(__name__)
 
-# Limits of aiohttp: the request line, one header, and the number of headers.
-_MAX_LINE_BYTES, _MAX_HEADER_BYTES, _MAX_HEADERS = 8190, 8190, 100
-# How long the rest of a refused body is read and discarded, so that the client can read the error response.
-_LINGER_S = 2.0
 # How long responses may still be written after the jobs have stopped.
 _RESPONSE_S = 1.0
 # The largest part of the remaining grace period that callbacks in delivery get; the others are sent at the next start.
@@ -111,31 +111,26 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
     keys = KeyFile(settings.data_dir)
     needs_key = check_exposure(settings, keys)
     catalog = AgentCatalog(agents)
-    await _check_address(settings)
-    async with _open_jobs(settings, runtime, agents.providers) as jobs:
+    async with (
+        bound(settings.host, settings.port) as sockets,  # before Ray is started, which takes seconds
+        _open_jobs(settings, runtime, agents.providers) as jobs,
+    ):
         uploads = Uploads(_empty_upload_directory(settings), settings)
         (await runtime.ensure_executor(settings)).check(agents)
         application = _application(settings, agents, runtime, jobs, uploads, catalog, keys, needs_key=needs_key)
         async with (
             _sending(jobs.sender),
-            _http_runner(application, settings) as runner,
+            _http_runner(application) as runner,
             _supervising(runtime, settings) as supervision,
         ):
             # Before clients can create jobs, which the first adoption would take for jobs of another server.
             await jobs.idle_jobs.start()
             if settings.retention_days is not None:
                 jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
-            host, port = await _listen(runner, settings)
-            yield RunningServer(host, port, needs_key, jobs.scheduler.begin_drain, supervision)
-            await _drain(jobs, settings.shutdown_grace_s)
-
-
-async def _check_address(settings: ServerSettings) -> None:
-    """Raise OSError if the address is in use; called before Ray is started, which takes seconds."""
-    loop = asyncio.get_running_loop()
-    bound = await loop.create_server(asyncio.Protocol, settings.host, settings.port, start_serving=False)
-    bound.close()
-    await bound.wait_closed()
+            async with listening(sockets, _server_of(runner), settings, _connection_options(settings)):
+                host, port = sockets[0].getsockname()[:2]
+                yield RunningServer(host, port, needs_key, jobs.scheduler.begin_drain, supervision)
+                await _drain(jobs, settings.shutdown_grace_s)
 
 
 @asynccontextmanager
@@ -171,26 +166,33 @@ async def _sending(sender: CallbackSender) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _http_runner(application: web.Application, settings: ServerSettings) -> AsyncIterator[web.AppRunner]:
+async def _http_runner(application: web.Application) -> AsyncIterator[web.AppRunner]:
     """Set up aiohttp, without listening; on exit, close all connections."""
-    runner = web.AppRunner(
-        application,
-        handle_signals=False,
-        access_log=None,  # it would contain what clients put into URLs
-        logger=_WithoutClientText(logger),
-        keepalive_timeout=settings.upload_idle_s,  # also ends connections whose headers stall
-        lingering_time=_LINGER_S,
-        shutdown_timeout=_RESPONSE_S,
-        auto_decompress=False,
-        max_line_size=_MAX_LINE_BYTES,
-        max_field_size=_MAX_HEADER_BYTES,
-        max_headers=_MAX_HEADERS,
-    )
+    runner = web.AppRunner(application, handle_signals=False, shutdown_timeout=_RESPONSE_S)
     try:
         await runner.setup()
         yield runner
     finally:
         await runner.cleanup()
+
+
+def _server_of(runner: web.AppRunner) -> web.Server:
+    assert runner.server is not None
+    return runner.server
+
+
+def _connection_options(settings: ServerSettings) -> dict[str, Any]:
+    """Return the options of aiohttp for each connection."""
+    return {
+        "access_log": None,  # it would contain what clients put into URLs
+        "logger": _WithoutClientText(logger),
+        "keepalive_timeout": settings.upload_idle_s,  # also ends connections whose headers stall
+        "lingering_time": LINGER_S,
+        "auto_decompress": False,
+        "max_line_size": MAX_LINE_BYTES,
+        "max_field_size": MAX_LINE_BYTES,
+        "max_headers": MAX_HEADERS,
+    }
 
 
 @asynccontextmanager
@@ -201,13 +203,6 @@ async def _supervising(runtime: Runtime, settings: ServerSettings) -> AsyncItera
         yield supervision
     finally:
         supervision.cancel()
-
-
-async def _listen(runner: web.AppRunner, settings: ServerSettings) -> tuple[str, int]:
-    """Listen, and return host and port."""
-    await web.TCPSite(runner, settings.host, settings.port).start()
-    host, port = runner.addresses[0][:2]
-    return host, port
 
 
 async def _drain(jobs: _Jobs, grace_s: float) -> None:
@@ -241,10 +236,11 @@ def _application(
         *health.routes(),
     ]
     application = web.Application(
-        middlewares=[health.measured(), errors_as_json, authentication(keys, needs_key=needs_key)],
+        middlewares=[health.measured(), errors_as_json, only_health_checks, authentication(keys, needs_key=needs_key)],
         client_max_size=0,  # `upload` reads the bodies, within its own limits
     )
     application[ROUTES] = {}
+    application.on_response_prepare.append(prepare_response)
     add_routes(application, [*routes, openapi_route(routes, lambda: needs_key or bool(keys.all()))])
     return application
 

@@ -26,6 +26,9 @@ from batchray.schema.base import MAY_BE_ABSENT, WireModel
 
 logger = logging.getLogger(__name__)
 
+SERVER_NAME = "batchray"
+"""The header `Server` of every response; aiohttp's has the versions of Python and aiohttp."""
+
 
 class RunFailure(WireModel):
     """Why a single request to an agent failed.  `type` is the word of Letta's server, `detail` that of batchray."""
@@ -54,6 +57,10 @@ class HttpError(Exception):
     ) -> None:
         super().__init__(status, detail, headers, more)
         self.status, self.detail, self.headers, self.more = status, detail, dict(headers or {}), dict(more or {})
+
+
+class AmbiguousRequestError(HttpError):
+    """The error response to a request after which the connection ends: another could read it as two."""
 
 
 NO_RETRY = {"x-should-retry": "false"}
@@ -93,7 +100,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception:  # a bug; its text may hold the client's data, so the response does not show it
         logger.exception("%s %s failed (%s)", request.method, request.path, trace_id)
         failure = HttpError(500, "An unknown error occurred", NO_RETRY)
-    return _response(failure, trace_id)
+    return error_response(failure, trace_id)
 
 
 async def _handle(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -134,9 +141,11 @@ def _http_error(error: UsageError | StoreError) -> HttpError:
             return HttpError(400, str(error))
 
 
-def _response(error: HttpError, trace_id: str) -> web.Response:
+def error_response(error: HttpError, trace_id: str) -> web.Response:
+    """Return the response for an error."""
     body = ErrorBody(detail=error.detail, trace_id=trace_id, **error.more).model_dump_json(exclude_none=True).encode()
     response = web.Response(body=body, status=error.status, content_type="application/json", headers=error.headers)
-    if error.status in (408, 413):  # the rest of the body is not read
+    response.headers["Server"] = SERVER_NAME
+    if error.status in (408, 413) or isinstance(error, AmbiguousRequestError):  # the rest is not read
         response.force_close()
     return response

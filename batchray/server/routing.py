@@ -14,12 +14,20 @@ from pydantic import BaseModel, ValidationError
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
 from batchray.server.bodies import EventsOf
-from batchray.server.errors import HttpError
+from batchray.server.errors import SERVER_NAME, HttpError
 
 VERSION = version("batchray")
 
 ResponseBody = BaseModel | Sequence[BaseModel] | Mapping[str, Any] | web.StreamResponse | None
 Endpoint = Callable[..., Awaitable[ResponseBody]]
+
+
+class _HeadersOnly(Exception):
+    """Raised inside an endpoint whose stream begins, if the client has asked for nothing but the headers (HEAD)."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        super().__init__(headers)
+        self.headers = headers
 
 
 class NoQuery(WireModel):
@@ -41,6 +49,7 @@ class Route:
     for null; or of `bodies`: `PlainText`, `LinesOf` a type, `EventsOf` types.  If `streams` is set, the endpoint sends
     these events instead of the `response` when the body asks for that.  `errors` are the statuses in addition to those
     of all routes (`openapi.failures`).  An open route needs no API key.
+    A health check is answered even if too many connections are open.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -56,6 +65,7 @@ class Route:
     errors: tuple[int, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     is_open: bool = False
+    is_health_check: bool = False
     tag: str = field(default="batches")
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -64,7 +74,10 @@ class Route:
             query = self.query.model_validate({name: self._parameter(request, name) for name in request.query})
         except ValidationError as error:
             raise HttpError(422, f"query: {first_problem(error, self.query)}") from None
-        body = await self.endpoint(request, query)
+        try:
+            body = await self.endpoint(request, query)
+        except _HeadersOnly as stream:
+            return web.Response(headers=stream.headers)
         if isinstance(body, web.StreamResponse):
             return body
         return web.Response(body=encode(body), content_type="application/json")
@@ -99,12 +112,23 @@ def warning_of(unused_fields: Collection[str]) -> dict[str, str]:
 
 
 def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
-    """Register routes, each with and without a trailing slash: Letta's clients use both forms."""
+    """Register routes, each with and without a trailing slash: Letta's clients use both forms.
+
+    What can be read with GET has HEAD as well.
+    """
     for route in routes:
         bare = route.path.rstrip("/")
         for path in (bare, f"{bare}/"):
-            app.router.add_route(route.method, path, route.handle, name=None, expect_handler=_defer_continue)
-            app[ROUTES][route.method, path] = route
+            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                app.router.add_route(method, path, route.handle, name=None, expect_handler=_defer_continue)
+                app[ROUTES][method, path] = route
+
+
+async def prepare_response(request: web.Request, response: web.StreamResponse) -> None:
+    """Set what all responses have in common.  Ends a stream that answers HEAD: aiohttp would send its body."""
+    response.headers["Server"] = SERVER_NAME
+    if request.method == "HEAD" and not isinstance(response, web.Response):
+        raise _HeadersOnly(response.headers)
 
 
 async def _defer_continue(request: web.Request) -> None:

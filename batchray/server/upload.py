@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from batchray.batch.parse import MAX_REQUEST_BYTES, format_error
@@ -183,12 +183,9 @@ def _parse(body: bytes, model: type[M], rules: RequestRules | None) -> M:
 
 
 def check_type(request: web.Request) -> None:
-    """Raise HttpError 400 or 415 if the body is not plain JSON in UTF-8."""
-    transfer = request.headers.get("Transfer-Encoding", "")
-    if transfer and (transfer.lower() != "chunked" or request.version < HttpVersion11):
-        raise HttpError(400, f"Transfer-Encoding {transfer!r} is not supported; send plain JSON, or chunked")
-    if encoding := request.headers.get("Content-Encoding"):
-        raise HttpError(415, f"Content-Encoding {encoding!r} is not supported; send uncompressed JSON")
+    """Raise HttpError 415 if the body is not plain JSON in UTF-8."""
+    if request.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
+        raise HttpError(415, "only the Content-Encoding identity is supported; send uncompressed JSON")
     if request.content_type != "application/json" or (request.charset or "utf-8").lower() != "utf-8":
         raise HttpError(415, "the body must have Content-Type application/json and be in UTF-8")
 
@@ -210,8 +207,8 @@ async def _pieces(
                 piece = await request.content.readany()
         except TimeoutError:
             raise HttpError(408, f"the sender was silent for {settings.upload_idle_s:g} s") from None
-        except web.RequestPayloadError as error:
-            raise HttpError(400, f"the body is not HTTP: {error}") from None
+        except web.RequestPayloadError:
+            raise HttpError(400, "the body is not chunked as its Transfer-Encoding says") from None
         if not piece:
             return
         n_bytes += len(piece)

@@ -144,4 +144,4 @@ def _open(
 
 def _response(status: int, headers: Mapping[str, str], text: bytes) -> Response:
     is_json = (headers.get("Content-Type") or "").partition(";")[0] == "application/json"
-    return Response(status, headers, json.loads(text) if is_json else text.decode())
+    return Response(status, headers, json.loads(text) if is_json and text else text.decode())

@@ -39,8 +39,8 @@ class Wire:
             return False
         return True
 
-    def reply(self) -> Reply:
-        """Read one response.  Raises EOFError if there is none."""
+    def reply(self, *, has_body: bool = True) -> Reply:
+        """Read one response; that of HEAD has no body.  Raises EOFError if there is none."""
         try:
             start = self._file.readline()
             if not start:
@@ -49,10 +49,10 @@ class Wire:
             while (line := self._file.readline().decode("latin-1").strip()) != "":
                 name, _, value = line.partition(":")
                 headers[name.lower()] = value.strip()
-            body = self._file.read(int(headers.get("content-length", 0)))
+            body = self._file.read(int(headers.get("content-length", 0)) if has_body else 0)
         except ConnectionResetError:
             raise EOFError("the server reset the connection") from None
-        is_json = headers.get("content-type", "").startswith("application/json")
+        is_json = bool(body) and headers.get("content-type", "").startswith("application/json")
         return Reply(int(start.split()[1]), headers, json.loads(body) if is_json else body)
 
     def has_reply(self, timeout: float) -> bool:

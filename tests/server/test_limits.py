@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ BATCH = b'{"requests":[{"agent_id":"headline","input":"x"}]}'
 EMPTY = b'{"requests":[]}'
 CHUNKED = head(Transfer_Encoding="chunked")
 IDLE_S = 1.0
+MAX_CONNECTIONS = 8
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,9 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def two_uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server that accepts two uploads at once."""
-    with live_server(tmp_path_factory.mktemp("two-uploads") / "data", BATCHRAY_MAX_UPLOADS="2") as running:
+    """A server that accepts two uploads at once, and few connections."""
+    data_dir = tmp_path_factory.mktemp("two-uploads") / "data"
+    with live_server(data_dir, BATCHRAY_MAX_UPLOADS="2", BATCHRAY_MAX_CONNECTIONS=str(MAX_CONNECTIONS)) as running:
         yield running
 
 
@@ -95,9 +98,14 @@ def test_a_client_that_expects_100_continue_need_not_send_a_body_that_is_refused
 # -- types
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "identity", "nonsense"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity", "nonsense"])
 def test_an_encoded_body_is_refused(server: LiveServer, encoding: str) -> None:
     assert refusal(ask(server, head(Content_Encoding=encoding, Content_Length=len(EMPTY)), EMPTY))[0] == 415
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_a_body_that_is_said_to_be_unencoded_is_read(server: LiveServer, encoding: str) -> None:
+    assert refusal(ask(server, head(Content_Encoding=encoding, Content_Length=len(EMPTY)), EMPTY))[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -189,6 +197,39 @@ def test_nothing_is_left_of_an_upload_whose_client_disconnects(
     assert ask(two_uploads, head("/v1/messages/batches", "GET")).body == []
 
 
+def test_silent_connections_give_way_to_new_ones(two_uploads: LiveServer) -> None:
+    with ExitStack() as stack:
+        silent = [stack.enter_context(wire(two_uploads)) for _ in range(5 * MAX_CONNECTIONS)]
+        assert ask(two_uploads, head("/readyz", "GET")).status == 200
+        assert all(connection.is_closed() for connection in silent[: 4 * MAX_CONNECTIONS])
+        silent[-1].send(head("/livez", "GET"))
+        assert silent[-1].reply().status == 200
+
+
+def test_connections_beyond_the_limit_answer_health_checks_only(two_uploads: LiveServer) -> None:
+    with ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS):  # requests whose bodies do not end
+            busy = stack.enter_context(wire(two_uploads))
+            busy.send(head("/v1/agents/", Content_Length=2, Expect="100-continue"))
+            assert busy.reply().status == 100
+        for path, status in (
+            ("/livez", 200),
+            ("/readyz", 200),
+            ("/v1/health/", 200),
+            ("/v1/models/", 503),
+            ("/x", 503),
+        ):
+            with wire(two_uploads) as connection:
+                connection.send(head(path, "GET"))
+                reply = connection.reply()
+                assert (reply.status, reply.headers["connection"]) == (status, "close")
+                assert connection.is_closed()
+                assert status == 200 or int(reply.headers["retry-after"]) > 0
+        busy.send(b"{}")
+        assert refusal(busy.reply())[0] == 400
+    until(lambda: ask(two_uploads, head("/v1/models/", "GET")).status == 200)
+
+
 # -- malformed and ambiguous HTTP
 
 
@@ -231,14 +272,25 @@ def test_an_ambiguous_request_is_refused(server: LiveServer, request_: bytes) ->
     assert ask(server, head("/livez", "GET")).status == 200
 
 
-def test_a_malformed_chunk_ends_the_connection(impatient: LiveServer) -> None:
-    with wire(impatient) as connection:
-        connection.send(CHUNKED, b"2\r\n{}\r\n")
-        until(lambda: n_uploads(impatient) == 1)
+@pytest.mark.parametrize("path", ["/v1/messages/batches", "/v1/agents/"])
+def test_a_malformed_chunk_ends_the_upload_and_the_connection(server: LiveServer, path: str) -> None:
+    with wire(server, timeout=10) as connection:  # less than the longest pause of a sender
+        connection.send(head(path, Transfer_Encoding="chunked", Expect="100-continue"))
+        assert connection.reply().status == 100
+        connection.send(b"2\r\n{}\r\n")
         connection.send(b"zz\r\n")
-        assert connection.reply().status in (400, 408)
+        assert refusal(connection.reply()) == (400, "the body is not chunked as its Transfer-Encoding says")
         assert connection.is_closed()
-    until(lambda: holds_nothing(impatient))
+    until(lambda: holds_nothing(server))
+
+
+def test_a_malformed_chunk_does_not_disturb_the_request_before_it(server: LiveServer) -> None:
+    with wire(server, timeout=10) as connection:
+        connection.send(head("/livez", "GET") + CHUNKED)
+        assert connection.reply().status == 200
+        connection.send(b"zz\r\n")
+        assert refusal(connection.reply())[0] == 400
+        assert connection.is_closed()
 
 
 def test_garbage_after_a_request_ends_the_connection(server: LiveServer) -> None:
@@ -266,7 +318,7 @@ def test_a_client_of_http_1_0_is_served_and_its_connection_closed(server: LiveSe
 
 def test_malformed_requests_are_not_quoted_in_the_log(server: LiveServer) -> None:
     assert ask(server, head("/livez", "GET", Authorization="Bearer br-secret\0")).status == 400
-    until(lambda: "BadHttpMessage" in server.log)
+    until(lambda: "not valid HTTP" in server.log)
     assert "secret" not in server.log
 
 

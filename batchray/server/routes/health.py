@@ -51,7 +51,7 @@ class HealthRoutes:
     def routes(self) -> list[Route]:
         """Return the routes.  All except the metrics are open, because health checkers have no keys."""
         route = partial(Route, "GET", tag="server")
-        check = partial(route, response=HealthView, is_open=True)
+        check = partial(route, response=HealthView, is_open=True, is_health_check=True)
         return [
             check("/v1/health/", self.health, "check_health", "Return the server's version"),
             check("/livez", self.livez, "check_livez", "Check that the process responds"),
