@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,11 @@ from hypothesis import HealthCheck, settings
 
 from tests.postgres import Database, postgres
 from tests.scheduling import rank
+
+# Container images often forbid bytecode files.  The suite starts hundreds of processes, and each of them would compile
+# batchray again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # No deadline and no check for slow examples: a busy machine is not a defect.  `derandomize` makes every run use the
 # same examples, so that a failure can be repeated.
