@@ -7,6 +7,8 @@
     │   │   └── UnknownAgentError   a request names an agent that does not exist
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
     │   ├── UnknownJobError         no job with that id in this data directory
+    │   ├── UnknownBlockError       no memory block with that id
+    │   ├── BlockConflictError      an agent cannot have that memory block as well
     │   ├── AmbiguousJobError       several jobs have ids with that beginning
     │   ├── JobEndedError           a job that has ended cannot be started or steered
     │   ├── JobNotEndedError        a job that has not ended cannot be retried
@@ -75,6 +77,21 @@ class EmptyBatchError(BatchFormatError):
 
 class UnknownAgentError(BatchFormatError):
     """A request names an agent that does not exist."""
+
+
+class UnknownBlockError(UsageError):
+    """No memory block with that id."""
+
+    def __init__(self, block_id: str) -> None:
+        super().__init__(block_id)
+        self.block_id = block_id
+
+    def __str__(self) -> str:
+        return f"Block with id {self.block_id} not found"
+
+
+class BlockConflictError(UsageError):
+    """An agent cannot have a memory block as well as those that it has."""
 
 
 class ConfigError(UsageError):

@@ -21,7 +21,7 @@ from batchray.agents.failures import Failure, Masks, failure_of
 from batchray.agents.imports import Imports
 from batchray.agents.loop_watch import Blocked, LoopWatch
 from batchray.agents.user_code import encodable, is_cancelled, protect_loop
-from batchray.config import BoundAgent
+from batchray.config import BoundAgent, MemoryBlock
 from batchray.errors import DeadlineExceededError, RequestError
 from batchray.schema import AgentRequest, Message, ProviderWait, StopReason, status_of
 from batchray.schema.outcomes import OutcomeData
@@ -34,12 +34,16 @@ _MAX_AGENTS = 1024
 
 
 class AttemptContext(BaseModel):
-    """The state that an attempt continues from: conversation, edited memory, checkpoints of earlier attempts."""
+    """The state that an attempt continues from: conversation, edited memory, checkpoints of earlier attempts.
+
+    `blocks` are the agent's memory blocks as the store has them now; None: as the agent's settings say.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     history: list[Message] = Field(default_factory=list)
     memory: dict[str, str] = Field(default_factory=dict)
+    blocks: list[MemoryBlock] | None = None
     steps: list[Checkpoint] = Field(default_factory=list)
 
 
@@ -60,7 +64,7 @@ class AttemptInput(BaseModel):
 class AttemptReport(OutcomeData):
     """The result of one attempt.
 
-    `pending` are ids of the tool calls that wait for the caller; `memory` holds the agent's edited memory blocks.
+    `pending` are ids of the tool calls that wait for the caller; `memory` and `memory_bases` are those of `RunMemory`.
     `shared_failure` is the `provider` and the `kind` (the error's type) of a failure that all requests of that provider
     meet, such as a wrong key; None for any other.
     """
@@ -69,6 +73,7 @@ class AttemptReport(OutcomeData):
     attempt: int
     pending: Sequence[str] = ()
     memory: Mapping[str, str] = field(default_factory=dict)
+    memory_bases: Mapping[str, str] = field(default_factory=dict)
     shared_failure: Mapping[str, str] | None = None
 
 
@@ -173,6 +178,7 @@ class AttemptRunner:
             started_ns=started_ns,
             history=parsed.context.history if parsed.context else [],
             edited_memory=parsed.context.memory if parsed.context else {},
+            stored_blocks=parsed.context.blocks if parsed.context else None,
             sink=sink,
             masks=Masks(bound),
             while_held=self._while_held,
@@ -249,5 +255,5 @@ def _encode_report(item: AttemptInput, run: Run, stop_reason: StopReason, failur
     if run.pending:
         head["pending"] = run.pending
     if run.memory.edited:
-        head["memory"] = run.memory.edited
+        head["memory"], head["memory_bases"] = run.memory.edited, run.memory.bases
     return orjson.dumps(head) + b"\n" + _MESSAGES.dump_json(run.messages, exclude_none=True)

@@ -16,6 +16,7 @@ from batchray.agents.checkpoints import Checkpoint, CheckpointSink
 from batchray.agents.failures import Masks
 from batchray.agents.loop_watch import Owner, owned_by
 from batchray.agents.memory import RunMemory
+from batchray.config import MemoryBlock
 from batchray.schema import (
     AgentRequest,
     ApprovalCreate,
@@ -69,6 +70,10 @@ class Run:
     """The conversation that the run continues."""
     edited_memory: Mapping[str, str] = field(default_factory=dict)
     """The agent's memory as earlier runs edited it: values by label."""
+    memory_bases: Mapping[str, str] = field(default_factory=dict)
+    """The values that an earlier attempt of this run has edited, by label."""
+    stored_blocks: Sequence[MemoryBlock] | None = None
+    """The agent's blocks as the store has them now; None: as the agent's settings say."""
     memory: RunMemory = field(default_factory=RunMemory)
     """The memory of this run."""
     pending: tuple[str, ...] = ()
@@ -118,9 +123,19 @@ class Run:
         self.returned, self._n_saved = returned, len(self.messages)
         if checkpoints:
             last = checkpoints[-1]
-            self.usage, self.edited_memory = last.usage, {**self.edited_memory, **last.memory}
+            self.usage = last.usage
+            self.memory_bases = self._bases_of(last)
+            self.edited_memory = {**self.edited_memory, **last.memory}
             if last.ttft_ns is not None:
                 self.first_token_ns = self.started_ns + last.ttft_ns
+
+    def _bases_of(self, checkpoint: Checkpoint) -> Mapping[str, str]:
+        if checkpoint.memory_bases is not None:
+            return checkpoint.memory_bases
+        before = self.edited_memory
+        return {
+            label: before.get(label, "") for label, value in checkpoint.memory.items() if value != before.get(label)
+        }
 
     def save_checkpoint(self, *returns: MessageToolReturn) -> None:
         """Pass the messages since the last checkpoint, and returns of the unfinished step, to the sink."""
@@ -132,6 +147,7 @@ class Run:
             usage=self.usage,
             ttft_ns=self.ttft_ns,
             memory=self.memory.edited,
+            memory_bases=self.memory.bases,
         )
         self._n_saved = len(self.messages)
         self.sink.add(done.model_dump_json(exclude_none=True).encode())

@@ -20,9 +20,10 @@ SaveCheckpoints = Callable[[Sequence[bytes]], Awaitable[None]]
 
 
 class Checkpoint(BaseModel):
-    """The work of a run since its last checkpoint.  `usage`, `ttft_ns` and `memory` cover the whole run so far.
+    """The work of a run since its last checkpoint.  `usage`, `ttft_ns` and the memory cover the whole run so far.
 
-    `returns` belong to an unfinished step, of which other tools still run.
+    `memory` and `memory_bases` are those of `RunMemory`; a checkpoint of an older version has no bases.  `returns`
+    belong to an unfinished step, of which other tools still run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,6 +33,7 @@ class Checkpoint(BaseModel):
     usage: Usage = Field(default_factory=Usage)
     ttft_ns: int | None = None
     memory: Mapping[str, str] = Field(default_factory=dict)
+    memory_bases: Mapping[str, str] | None = None
 
 
 class CheckpointSink(Protocol):

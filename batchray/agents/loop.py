@@ -62,7 +62,8 @@ class ToolLoop:
         A request that answers tool calls continues with the step that waits for them.
         """
         if self._agent.memory_blocks:
-            run.memory = RunMemory(self._agent.memory_blocks, run.edited_memory)
+            blocks = self._agent.memory_blocks if run.stored_blocks is None else run.stored_blocks
+            run.memory = RunMemory(blocks, run.edited_memory, run.memory_bases)
         tools = self._tools_of(run)
         stop_reason = await self._finish_open_step(run, tools)
         while stop_reason is None and run.usage.step_count < self._max_steps(run):

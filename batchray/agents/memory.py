@@ -10,11 +10,21 @@ from batchray.config import MemoryBlock
 
 
 class RunMemory:
-    """The memory blocks of one run.  `edited` holds the values that differ from the agent's settings, by label."""
+    """The memory blocks of one run.
 
-    def __init__(self, blocks: Sequence[MemoryBlock] = (), edited: Mapping[str, str] | None = None) -> None:
+    `edited` holds the values that differ from `blocks`, by label: those of earlier runs, and this run's.  `bases` holds
+    the value that this run found in each block that it has edited, so that an edit of a person meanwhile is not lost.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[MemoryBlock] = (),
+        edited: Mapping[str, str] | None = None,
+        bases: Mapping[str, str] | None = None,
+    ) -> None:
         self._blocks = {block.label: block for block in blocks}
         self.edited = {label: value for label, value in (edited or {}).items() if label in self._blocks}
+        self.bases = {label: base for label, base in (bases or {}).items() if label in self.edited}
 
     def value(self, label: str) -> str:
         """Return a block's current value."""
@@ -72,6 +82,7 @@ class RunMemory:
         limit = self._blocks[label].limit
         if len(value) > limit:
             raise ValueError(f"block {label!r} would have {len(value):,} characters; its limit is {limit:,}")
+        self.bases.setdefault(label, self.value(label))
         self.edited[label] = value
         return f"Block {label!r} is now:\n{value}"
 

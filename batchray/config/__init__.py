@@ -11,7 +11,7 @@ Start reading at `settings` (how a driver runs) and `agents` (providers and agen
 """
 
 from batchray.config.access import Access, endpoint_id
-from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, function_name
+from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, StoredMemoryBlock, function_name
 from batchray.config.binding import AgentSet, BoundAgent, bind_agents, load_agents
 from batchray.config.settings import (
     ServerSettings,
@@ -35,6 +35,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "StoreSettings",
+    "StoredMemoryBlock",
     "bind_agents",
     "chosen_settings",
     "endpoint_id",

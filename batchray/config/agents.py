@@ -108,6 +108,12 @@ class MemoryBlock(Strict):
         return self
 
 
+class StoredMemoryBlock(MemoryBlock):
+    """A block that a store keeps under its own id, and that several agents may share.  Only a server makes one."""
+
+    id: str
+
+
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -160,7 +166,7 @@ class Agent(Strict):
     """Whether an answer without any tool call is an error."""
     stateful: bool = False
     """Whether the conversation and memory are kept between requests; its requests then run one after another."""
-    memory_blocks: tuple[MemoryBlock, ...] = ()
+    memory_blocks: tuple[MemoryBlock | StoredMemoryBlock, ...] = ()
     max_total_tokens: PositiveInt | None = None
     """Limit of the tokens of all model calls of one request, prompts included; no further step starts after it."""
     max_cost_usd: PositiveFloat | None = None
@@ -245,6 +251,16 @@ class AgentsFile(Strict):
     agents: tuple[Agent, ...] = ()
     tools: tuple[str, ...] = ()
     """Further tools that agents created over HTTP may have, besides those of the file's agents."""
+
+    @field_validator("agents")
+    @classmethod
+    def _check_blocks(cls, agents: tuple[Agent, ...]) -> tuple[Agent, ...]:
+        for agent in agents:
+            if stored := [block.label for block in agent.memory_blocks if isinstance(block, StoredMemoryBlock)]:
+                raise ValueError(
+                    f"block {stored[0]!r} of agent {agent.id!r} has an id, which only a server may give it"
+                )
+        return agents
 
 
 def agent_to_dict(agent: Agent) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import orjson
 from pydantic import TypeAdapter
@@ -14,9 +15,18 @@ from pydantic import TypeAdapter
 from batchray.agents import AttemptReport
 from batchray.agents.approvals import has_answers, read_answers
 from batchray.agents.base import input_messages
-from batchray.config import Agent
+from batchray.config import Agent, StoredMemoryBlock
 from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id, message_id
-from batchray.store import ConversationUpdate, HistoryItem, LedJob, NewOutcome, PendingItem, RetryingStore
+from batchray.store import (
+    ConversationUpdate,
+    HistoryItem,
+    LedJob,
+    MemoryEdit,
+    NewOutcome,
+    PendingItem,
+    RetryingStore,
+    StoredBlock,
+)
 
 _MESSAGES = TypeAdapter(list[Message])
 # JSON may write a letter or an underscore as an escape.
@@ -32,7 +42,8 @@ async def load_context(
     approval, it claims that run.  Raises ApprovalError if there is no such run, or if the answers do not fit.
     """
     request = _answering(item)
-    if request is None and not agent.stateful:
+    block_ids = [block.id for block in agent.memory_blocks if isinstance(block, StoredMemoryBlock)]
+    if request is None and not agent.stateful and not block_ids:
         return _encoded((), {}, steps) if steps else b""
     answered = frozenset(answer.tool_call_id for answer in read_answers(request)) if request else None
     kept = await store.conversations.load(
@@ -42,16 +53,25 @@ async def load_context(
         is_stateful=agent.stateful,
         answered=answered,
         request_id=_request_id(request) if request else None,
+        block_ids=block_ids,
     )
+    blocks = _present_blocks(agent, kept.blocks) if block_ids else None
     # On a thread, because encoding a long conversation takes a while.
-    return await asyncio.to_thread(_encoded, kept.history, kept.memory, steps)
+    return await asyncio.to_thread(_encoded, kept.history, kept.memory, steps, blocks)
 
 
-def conversation_update_of(report: AttemptReport) -> ConversationUpdate | None:
-    """Return what later requests need of a report, if anything; the agent is not filled in yet."""
+def conversation_update_of(report: AttemptReport, agent: Agent) -> ConversationUpdate | None:
+    """Return what later requests need of a report, if anything."""
     if not report.pending and not report.memory:
         return None
-    return ConversationUpdate("", pending=report.pending, memory=report.memory)
+    ids = {block.label: block.id for block in agent.memory_blocks if isinstance(block, StoredMemoryBlock)}
+    limits = {block.label: block.limit for block in agent.memory_blocks}
+    edits = [
+        MemoryEdit(label, base, report.memory[label], limits[label], ids.get(label))
+        for label, base in report.memory_bases.items()
+    ]
+    memory = {label: value for label, value in report.memory.items() if label not in ids}
+    return ConversationUpdate(agent.id, pending=report.pending, memory=memory, edits=edits)
 
 
 def with_conversation_update(outcome: NewOutcome, agent: Agent, item: PendingItem) -> NewOutcome:
@@ -77,6 +97,21 @@ def message_ids_of(prior: HistoryItem) -> list[str]:
     return [*inputs, *(message["id"] for message in orjson.loads(prior.messages))]
 
 
+def _present_blocks(agent: Agent, stored: Mapping[str, StoredBlock]) -> list[dict[str, Any]]:
+    """Return an agent's stored blocks with their present values; those that were deleted are left out."""
+    return [
+        {
+            "label": block.label,
+            "value": found.value,
+            "limit": found.limit,
+            "description": found.spec.get("description"),
+            "read_only": block.read_only or found.is_read_only,
+        }
+        for block in agent.memory_blocks
+        if isinstance(block, StoredMemoryBlock) and (found := stored.get(block.id)) is not None
+    ]
+
+
 def _answering(item: PendingItem) -> AgentRequest | None:
     """Return the request if it answers tool calls, else None."""
     body = item.request
@@ -92,14 +127,20 @@ def _request_id(request: AgentRequest) -> str | None:
     return next((each for each in given if each and is_message_id(each)), None)
 
 
-def _encoded(history: Sequence[HistoryItem], memory: Mapping[str, str], steps: Sequence[bytes]) -> bytes:
+def _encoded(
+    history: Sequence[HistoryItem],
+    memory: Mapping[str, str],
+    steps: Sequence[bytes],
+    blocks: Sequence[Mapping[str, Any]] | None = None,
+) -> bytes:
     # Spliced, because the outputs of a conversation, which may be long, are JSON already, and so are checkpoints.
     arrays = [
         array for prior in history for array in (_MESSAGES.dump_json(_inputs(prior), exclude_none=True), prior.messages)
     ]
     joined = b",".join(inside for array in arrays if (inside := array.strip()[1:-1].strip()))
     done = [orjson.Fragment(step) for step in steps]
-    return orjson.dumps({"history": orjson.Fragment(b"[" + joined + b"]"), "memory": memory, "steps": done})
+    encoded = {"history": orjson.Fragment(b"[" + joined + b"]"), "memory": dict(memory), "steps": done}
+    return orjson.dumps(encoded if blocks is None else {**encoded, "blocks": blocks})
 
 
 def _inputs(prior: HistoryItem) -> list[Message]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import count
 
 from batchray.agents import SaveCheckpoints, completed_work, read_report
+from batchray.config import Agent
 from batchray.errors import DeadlineExceededError, RequestError, WorkerDiedError
 from batchray.executors import AttemptSpec, Executor
 from batchray.jobs.attempt_policy import AttemptHistory, GiveUp, RetryIsolated, next_step
@@ -117,7 +118,7 @@ class ItemRunner:
             return self._failed(flight, DeadlineExceededError("deadline_exceeded", self._late_because(item)))
         except RequestError as error:
             return self._failed(flight, error)
-        return self._reported(report)
+        return self._reported(report, bound.agent)
 
     def _pauses_of(self, item: PendingItem) -> Sequence[Pauses]:
         """Return the pauses of the item's deadline; a single request does not wait without end."""
@@ -154,7 +155,7 @@ class ItemRunner:
         messages, usage = completed_work(steps)
         return replace(outcome, messages=messages, usage=usage)
 
-    def _reported(self, encoded: bytes) -> NewOutcome:
+    def _reported(self, encoded: bytes, agent: Agent) -> NewOutcome:
         """Return the outcome in a report, with its start and first token placed on this process's clock."""
         report, timing = read_report(encoded), self._job.timing
         started_ns = time.monotonic_ns() - report.duration_ns
@@ -171,7 +172,7 @@ class ItemRunner:
             ttft_ns=report.ttft_ns,
             duration_ns=report.duration_ns,
             messages=report.messages,
-            conversation_update=conversation_update_of(report),
+            conversation_update=conversation_update_of(report, agent),
             shared_failure=report.shared_failure,
         )
 

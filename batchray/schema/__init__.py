@@ -23,6 +23,7 @@ from batchray.schema.agents import (
     Source,
     Tool,
     UpdateAgent,
+    UpdateBlock,
 )
 from batchray.schema.content import (
     Base64Image,
@@ -179,6 +180,7 @@ __all__ = [
     "ToolReturnMessage",
     "ToolReturnPart",
     "UpdateAgent",
+    "UpdateBlock",
     "UrlImage",
     "Usage",
     "UsageStatistics",

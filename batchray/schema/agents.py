@@ -49,28 +49,48 @@ class Model(OpenModel):
     display_name: str | None = None
 
 
-class CreateBlock(OpenModel):
-    """A memory block in a new agent.  `limit` is in characters."""
+class BlockFields(OpenModel):
+    """The fields of a memory block that have no meaning here, except the description; they are kept and shown."""
+
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    tags: list[str] | None = None
+    project_id: str | None = None
+    template_name: str | None = None
+    template_id: str | None = None
+    base_template_id: str | None = None
+    deployment_id: str | None = None
+    entity_id: str | None = None
+    hidden: bool | None = None
+    preserve_on_migration: bool | None = None
+
+
+class UpdateBlock(BlockFields):
+    """The body of PATCH /v1/blocks/{id}.  Fields that are absent or null are left as they are."""
+
+    label: str | None = None
+    value: str | None = None
+    limit: int | None = None
+    read_only: bool | None = None
+    is_template: bool | None = None
+
+
+class CreateBlock(UpdateBlock):
+    """A new memory block."""
 
     label: str
     value: str
-    limit: int | None = None
-    description: str | None = None
-    read_only: bool | None = None
-    metadata: dict[str, Any] | None = None
 
 
-class Block(OpenModel):
+class Block(BlockFields):
     """A memory block: a labelled text in the agent's context.  `limit` is in characters."""
 
     id: str
     value: str
     label: str | None = None
     limit: int | None = None
-    description: str | None = None
     read_only: bool = False
-    metadata: dict[str, Any] | None = None
-    tags: list[str] | None = None
+    is_template: bool = False
     created_by_id: str | None = None
     last_updated_by_id: str | None = None
 

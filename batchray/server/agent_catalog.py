@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import uuid
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from batchray.agents.tools import FunctionTool as CallableTool
 from batchray.agents.tools import load_tools
 from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock, function_name
 from batchray.errors import ConfigError, UnknownAgentError
-from batchray.schema import AgentState, Block, CreateBlock, LLMConfig, Memory, Model, Tool
+from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, Tool
+from batchray.server.block_shapes import derived_uuid, run_blocks, settings_block_id
 from batchray.server.errors import HttpError
-from batchray.store import StoredAgent, ThreadedStore
+from batchray.store import StoredAgent, StoredBlock, ThreadedStore
 
 # Letta's clients require a number, and the configuration has none.
 _CONTEXT_WINDOW = 128_000
@@ -27,10 +25,17 @@ _ENDPOINT_TYPES = {"openai": "openai", "responses": "openai", "anthropic": "anth
 
 
 class KeptState(NamedTuple):
-    """State that a stateful agent keeps for a user: its edited memory by label, and the ids of its messages."""
+    """State that an agent keeps for a user: its memory blocks, and the ids of its messages."""
 
-    memory: Mapping[str, str] = MappingProxyType({})
+    blocks: Sequence[Block] = ()
     message_ids: Sequence[str] = ()
+
+
+class SettingsBlock(NamedTuple):
+    """The place of a memory block in the agents file."""
+
+    agent_id: str
+    block: MemoryBlock
 
 
 class AgentCatalog:
@@ -50,9 +55,15 @@ class AgentCatalog:
                 raise ConfigError(f"two tools are named {tool.name!r}: {self._functions[tool.name]} and {name}")
             self._tools[tool.name], self._functions[tool.name] = tool, name
         self.ids = tuple(configured.agents)
+        self.settings_blocks = {
+            settings_block_id(bound.agent.id, position): SettingsBlock(bound.agent.id, block)
+            for bound in configured.agents.values()
+            for position, block in enumerate(bound.agent.memory_blocks)
+        }
+        """The memory blocks of the operator's agents, by id."""
 
-    def agent(self, agent_id: str, given: Mapping[str, Any]) -> Agent:
-        """Return the agent that a client describes in Letta's fields.
+    def agent(self, agent_id: str, given: Mapping[str, Any], blocks: Sequence[MemoryBlock] = ()) -> Agent:
+        """Return the agent that a client describes in Letta's fields, with these memory blocks.
 
         Raises ValidationError, and HttpError 404 for an unknown model or tool.
         """
@@ -66,7 +77,7 @@ class AgentCatalog:
                 "id": agent_id,
                 "model": handle,
                 "system": given.get("system"),
-                "memory_blocks": _memory_blocks(given),
+                "memory_blocks": _writable(blocks, given),
                 # Letta's default: the buffer of messages is not cleared, so the agent remembers.
                 "stateful": not given.get("message_buffer_autoclear"),
                 "requires_approval": _ruled(given, _APPROVAL_RULE),
@@ -85,8 +96,7 @@ class AgentCatalog:
     def configured_state(self, agent_id: str, kept: KeptState) -> AgentState:
         """Return an operator's agent as a client sees it, with the state that it keeps for that client."""
         agent = self._configured.agents[agent_id].agent
-        blocks = [block.model_dump() for block in agent.memory_blocks]
-        return self._state(agent, {"name": agent_id, "system": agent.system, "memory_blocks": blocks}, kept)
+        return self._state(agent, {"name": agent_id, "system": agent.system}, kept)
 
     def state(self, stored: StoredAgent, kept: KeptState) -> AgentState:
         """Return a client's agent as the client sees it."""
@@ -98,13 +108,6 @@ class AgentCatalog:
     def _state(self, agent: Agent, given: Mapping[str, Any], kept: KeptState) -> AgentState:
         model = self._model(agent.model or "offline/function")
         shown = ("description", "metadata", "model_settings", "timezone")
-        blocks = [
-            Block(
-                id=f"block-{_uuid(agent.id, str(position))}",
-                **{**_given(block, CreateBlock.model_fields), "value": kept.memory.get(block["label"], block["value"])},
-            )
-            for position, block in enumerate(given.get("memory_blocks") or ())
-        ]
         return AgentState(
             id=agent.id,
             name=given.get("name") or agent.id,
@@ -119,8 +122,8 @@ class AgentCatalog:
                 temperature=agent.temperature,
                 max_tokens=agent.max_tokens,
             ),
-            blocks=blocks,
-            memory=Memory(blocks=blocks),
+            blocks=list(kept.blocks),
+            memory=Memory(blocks=list(kept.blocks)),
             tools=[self._tool(name) for name in self._tool_names(agent)],
             sources=[],
             tags=list(given.get("tags") or ()),
@@ -197,35 +200,37 @@ class AgentLookup:
         stored = self._reader.sync.agents.find(agent_id, user_id)
         if stored is None:
             raise UnknownAgentError(f"Agent with ID {agent_id} not found")
-        return self._bind(stored)
+        return self._bind(stored, self._reader.sync.blocks.of_agent(agent_id))
 
     def snapshot(self, agent_ids: Set[str]) -> dict[str, Any]:
         """Return the settings of agents for a job to keep.  Blocks.  Raises UnknownAgentError if one was deleted."""
-        stored = map(self._reader.sync.agents.find_of_any_user, agent_ids - self.configured.agents.keys())
-        bound = {agent.id: self._bind(agent) for agent in stored if agent is not None}
+        ids = agent_ids - self.configured.agents.keys()
+        stored, blocks = map(self._reader.sync.agents.find_of_any_user, ids), self._reader.sync.blocks.of_agents(ids)
+        bound = {agent.id: self._bind(agent, blocks.get(agent.id, ())) for agent in stored if agent is not None}
         known = replace(self.configured, agents={**self.configured.agents, **bound})
         if missing := agent_ids - known.agents.keys():
             raise UnknownAgentError(f"Agent with ID {min(missing)} not found")
         return known.snapshot(agent_ids)
 
-    def _bind(self, stored: StoredAgent) -> BoundAgent:
-        return self.configured.bind(Agent.model_validate(stored.spec["agent"]))
+    def _bind(self, stored: StoredAgent, blocks: Sequence[StoredBlock]) -> BoundAgent:
+        memory_blocks = _writable(run_blocks(blocks), stored.spec["given"])
+        agent = Agent.model_validate({**stored.spec["agent"], "memory_blocks": memory_blocks})
+        return self.configured.bind(agent)
 
 
 def tool_id(name: str) -> str:
     """Return a tool's id, derived from its name, so that all servers agree on it."""
-    return f"tool-{_uuid(name)}"
+    return f"tool-{derived_uuid(name)}"
 
 
 def _given(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: fields[name] for name in names if fields.get(name) is not None}
 
 
-def _memory_blocks(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _writable(blocks: Sequence[MemoryBlock], given: Mapping[str, Any]) -> Sequence[MemoryBlock]:
     """Return the memory blocks.  They are read-only without the base tools, which are the ones that edit them."""
-    blocks = [_given(block, MemoryBlock.model_fields) for block in given.get("memory_blocks") or ()]
     if given.get("include_base_tools") is False:
-        return [{**block, "read_only": True} for block in blocks]
+        return [block.model_copy(update={"read_only": True}) for block in blocks]
     return blocks
 
 
@@ -235,10 +240,6 @@ def _ruled(given: Mapping[str, Any], kind: str) -> list[str]:
     return list(
         dict.fromkeys(str(rule["tool_name"]) for rule in rules if rule.get("type") == kind and "tool_name" in rule)
     )
-
-
-def _uuid(*parts: str) -> uuid.UUID:
-    return uuid.UUID(bytes=hashlib.sha256("\0".join(parts).encode()).digest()[:16], version=4)
 
 
 def _handle(given: Mapping[str, Any]) -> str:

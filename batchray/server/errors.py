@@ -12,12 +12,14 @@ from pydantic import Field
 
 from batchray.errors import (
     BatchFormatError,
+    BlockConflictError,
     ConfigError,
     EmptyBatchError,
     JobNotEndedError,
     StoreError,
     StoreFullError,
     UnknownAgentError,
+    UnknownBlockError,
     UnknownJobError,
     UsageError,
 )
@@ -122,7 +124,9 @@ def _http_error(error: UsageError | StoreError) -> HttpError:
     match error:
         case UnknownJobError():
             return HttpError(404, f"Job with id {error.job_id} not found")
-        case JobNotEndedError():
+        case UnknownBlockError():
+            return HttpError(404, str(error))
+        case JobNotEndedError() | BlockConflictError():
             return HttpError(409, str(error), NO_RETRY)
         case EmptyBatchError():
             return HttpError(400, "Empty list of batch_requests passed in!")

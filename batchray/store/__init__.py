@@ -2,7 +2,7 @@
 
 `Store` is one `Database` with a repository for each kind of record: `store.jobs`, `store.items` (queries),
 `store.outcomes` (writes about items), `store.leases`, `store.conversations`, `store.callbacks`, `store.agents`,
-`store.integrity`, `store.retention`.  `AsyncStore` is the same for async code.
+`store.blocks`, `store.integrity`, `store.retention`.  `AsyncStore` is the same for async code.
 
 Invariants that this package alone holds:
 
@@ -31,7 +31,9 @@ from batchray.store.records import (
     ItemPage,
     JobRecord,
     LedJob,
+    MemoryEdit,
     NewAttempt,
+    NewBlock,
     NewItem,
     NewJob,
     NewOutcome,
@@ -39,6 +41,7 @@ from batchray.store.records import (
     PendingItem,
     SortOrder,
     StoredAgent,
+    StoredBlock,
     StoredItem,
     StoredResult,
     utc_now,
@@ -59,7 +62,9 @@ __all__ = [
     "ItemPage",
     "JobRecord",
     "LedJob",
+    "MemoryEdit",
     "NewAttempt",
+    "NewBlock",
     "NewItem",
     "NewJob",
     "NewOutcome",
@@ -69,6 +74,7 @@ __all__ = [
     "SortOrder",
     "Store",
     "StoredAgent",
+    "StoredBlock",
     "StoredItem",
     "StoredResult",
     "ThreadedStore",

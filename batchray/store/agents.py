@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 
+from batchray.store.blocks import attach_blocks, create_blocks, detach_all, replace_blocks
 from batchray.store.database import Database
-from batchray.store.records import StoredAgent, utc_now
+from batchray.store.records import NewBlock, StoredAgent, utc_now
 from batchray.store.tables import agents
 
 _COLUMNS = (agents.c.id, agents.c.user_id, agents.c.created_at, agents.c.updated_at, agents.c.spec)
@@ -21,25 +22,48 @@ class Agents:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, agent_id: str, user_id: str, spec: Mapping[str, Any]) -> StoredAgent:
-        """Store a new agent and return it.  It is on disk when this returns."""
+    def create(
+        self,
+        agent_id: str,
+        user_id: str,
+        spec: Mapping[str, Any],
+        new_blocks: Sequence[NewBlock] = (),
+        block_ids: Sequence[str] = (),
+    ) -> StoredAgent:
+        """Store a new agent with its memory blocks, new ones and existing ones, and return it.
+
+        It is on disk when this returns.  Raises UnknownBlockError, and BlockConflictError if two have the same label.
+        """
         now = utc_now()
         values = {"id": agent_id, "user_id": user_id, "created_at": now, "updated_at": now}
         with self._database.transaction() as connection:
             connection.execute(sa.insert(agents).values(**values, spec=orjson.dumps(spec)))
+            created = create_blocks(connection, user_id, agent_id, new_blocks)
+            attach_blocks(connection, user_id, agent_id, [*created, *block_ids])
         return StoredAgent(**values, spec=dict(spec))
 
-    def update(self, agent_id: str, user_id: str, spec: Mapping[str, Any]) -> bool:
-        """Replace an agent's settings; False if the user has no such agent."""
-        statement = sa.update(agents).where(agents.c.id == agent_id, agents.c.user_id == user_id)
+    def update(self, before: StoredAgent, spec: Mapping[str, Any], block_ids: Sequence[str] | None = None) -> bool:
+        """Replace an agent's settings, and its memory blocks unless `block_ids` is None.
+
+        False if its settings have changed since `before` was read, or it was deleted.  Raises as `create` does.
+        """
+        here = (agents.c.id == before.id, agents.c.user_id == before.user_id, agents.c.updated_at == before.updated_at)
+        statement = sa.update(agents).where(*here)
         with self._database.transaction() as connection:
             changed = connection.execute(statement.values(spec=orjson.dumps(spec), updated_at=utc_now()))
+            if changed.rowcount and block_ids is not None:
+                replace_blocks(connection, before.user_id, before.id, block_ids)
         return changed.rowcount > 0
 
     def delete(self, agent_id: str, user_id: str) -> bool:
-        """Delete an agent.  Jobs that name it keep their own copy.  False if the user has no such agent."""
+        """Delete an agent.  Jobs that name it keep their own copy.  False if the user has no such agent.
+
+        The blocks that it was created with go too, unless another agent has them.
+        """
         with self._database.transaction() as connection:
             deleted = connection.execute(sa.delete(agents).where(agents.c.id == agent_id, agents.c.user_id == user_id))
+            if deleted.rowcount:
+                detach_all(connection, user_id, agent_id)
         return deleted.rowcount > 0
 
     def find(self, agent_id: str, user_id: str) -> StoredAgent | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from batchray.store.agents import Agents
+from batchray.store.blocks import Blocks
 from batchray.store.callbacks import Callbacks
 from batchray.store.conversations import Conversations
 from batchray.store.database import Chunked, run_all
@@ -38,6 +39,7 @@ class AsyncStore:
         self.conversations = AsyncConversations(self, store.conversations)
         self.callbacks = AsyncCallbacks(self, store.callbacks)
         self.agents = AsyncAgents(self, store.agents)
+        self.blocks = AsyncBlocks(self, store.blocks)
         self.retention = AsyncRetention(self, store.retention)
 
     @property
@@ -152,6 +154,7 @@ class AsyncConversations:
         self.delete = store.on(conversations.delete)
         self.history = store.on(conversations.history)
         self.memory = store.on(conversations.memory)
+        self.edit_memory = store.on(conversations.edit_memory)
 
 
 class AsyncCallbacks:
@@ -175,6 +178,17 @@ class AsyncAgents:
         self.find = store.on(agents.find)
         self.find_of_any_user = store.on(agents.find_of_any_user)
         self.ids = store.on(agents.ids)
+
+
+class AsyncBlocks:
+    """`Blocks` for async code."""
+
+    def __init__(self, store: AsyncStore, blocks: Blocks) -> None:
+        self.create = store.on(blocks.create)
+        self.change = store.on(blocks.change)
+        self.delete = store.on(blocks.delete)
+        self.attach = store.on(blocks.attach)
+        self.detach = store.on(blocks.detach)
 
 
 class AsyncRetention:

@@ -6,7 +6,7 @@ across crashes and restarts.  It is released only if that item does not succeed:
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from batchray.schema import index_of, is_message_id
 from batchray.schema.approvals import check_all_answered
 from batchray.store.database import Database
 from batchray.store.leases import Leases
+from batchray.store.memory import apply_memory_edits, load_blocks, load_memory, set_memory
 from batchray.store.queries import starts_with
 from batchray.store.records import ConversationState, ConversationUpdate, HistoryItem, JobRecord, LedJob, NewOutcome
 from batchray.store.tables import (
@@ -47,11 +48,13 @@ class Conversations:
         is_stateful: bool,
         answered: Set[str] | None = None,
         request_id: str | None = None,
+        block_ids: Collection[str] = (),
     ) -> ConversationState:
         """Return the conversation and memory that an item continues from, and claim the approval that it answers.
 
         `answered` are the ids of the tool calls that the item answers, or the id of an approval request alone; None if
         it answers nothing.  `request_id` names the approval request if several runs wait for calls of the same ids.
+        `block_ids` are the ids of the agent's stored blocks, which the result holds as they are now.
         Raises ApprovalError if no run waits for exactly these answers, or the agent must be answered first, and
         LeaseLostError if another process leads the job now.
         """
@@ -60,15 +63,15 @@ class Conversations:
             approval = None
             if answered is not None:
                 approval = _claimed(connection, job, index, agent_id, answered, request_id)
-            if not is_stateful:
-                assert approval is not None
-                return ConversationState(
-                    _history_before_approval(connection, approval.job, approval.idx), orjson.loads(approval.memory)
-                )
-            _check_last_item(connection, job, index, agent_id, approval)
-            return ConversationState(
-                _conversation(connection, job.user_id, agent_id), _memory(connection, job.user_id, agent_id)
-            )
+            found = load_blocks(connection, job.user_id, block_ids)
+            if is_stateful:
+                _check_last_item(connection, job, index, agent_id, approval)
+                memory = {} if block_ids else load_memory(connection, job.user_id, agent_id)
+                return ConversationState(_conversation(connection, job.user_id, agent_id), memory, found)
+            if approval is None:
+                return ConversationState((), {}, found)
+            history = _history_before_approval(connection, approval.job, approval.idx)
+            return ConversationState(history, orjson.loads(approval.memory), found)
 
     def history(self, user_id: str, agent_id: str) -> list[HistoryItem]:
         """Return the items of a stateful agent's conversation, oldest first."""
@@ -78,7 +81,12 @@ class Conversations:
     def memory(self, user_id: str, agent_id: str) -> dict[str, str]:
         """Return a stateful agent's edited memory blocks, by label."""
         with self._database.reading() as connection:
-            return _memory(connection, user_id, agent_id)
+            return load_memory(connection, user_id, agent_id)
+
+    def edit_memory(self, user_id: str, agent_id: str, label: str, value: str) -> None:
+        """Set the value of a block of a stateful agent's settings."""
+        with self._database.transaction() as connection:
+            set_memory(connection, user_id, agent_id, label, value)
 
     def delete(self, user_id: str, agent_id: str, *, with_memory: bool = False) -> None:
         """Delete an agent's conversation and pending approvals, and with `with_memory` its memory."""
@@ -90,6 +98,8 @@ class Conversations:
 
 def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome]) -> None:
     """Write the conversation updates of outcomes, in the transaction that records the outcomes."""
+    succeeded = (outcome.conversation_update for outcome in taken if outcome.status == "succeeded")
+    apply_memory_edits(connection, job, [update for update in succeeded if update is not None])
     for outcome in taken:
         if outcome.conversation_update is None:
             continue
@@ -97,7 +107,7 @@ def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken:
             _release(connection, job, [outcome.index])
             continue
         if outcome.conversation_update.is_stateful:
-            _append_to_conversation(connection, job, outcome.index, outcome.conversation_update)
+            _append_to_conversation(connection, job, outcome.index, outcome.conversation_update.agent_id)
         if outcome.conversation_update.pending:
             _add_pending_approval(connection, job, outcome.index, outcome.conversation_update)
 
@@ -113,22 +123,9 @@ def _release(connection: sa.Connection, job: JobRecord, indices: Any) -> None:
     connection.execute(sa.update(pending_approvals).where(claims).values(claimed_job=None, claimed_idx=None))
 
 
-def _append_to_conversation(
-    connection: sa.Connection, job: JobRecord, index: int, conversation_update: ConversationUpdate
-) -> None:
-    owner = {"user_id": job.user_id, "agent_id": conversation_update.agent_id}
-    connection.execute(sa.insert(conversations).values(**owner, job=job.key, idx=index))
-    if conversation_update.memory:
-        of_agent = sa.and_(
-            memory_blocks.c.user_id == job.user_id, memory_blocks.c.agent_id == conversation_update.agent_id
-        )
-        connection.execute(
-            sa.delete(memory_blocks).where(of_agent, memory_blocks.c.label.in_(list(conversation_update.memory)))
-        )
-        rows = [
-            {**owner, "label": label, "value": value.encode()} for label, value in conversation_update.memory.items()
-        ]
-        connection.execute(sa.insert(memory_blocks), rows)
+def _append_to_conversation(connection: sa.Connection, job: JobRecord, index: int, agent_id: str) -> None:
+    row = {"user_id": job.user_id, "agent_id": agent_id, "job": job.key, "idx": index}
+    connection.execute(sa.insert(conversations).values(**row))
 
 
 def _add_pending_approval(
@@ -251,12 +248,6 @@ def _conversation(connection: sa.Connection, user_id: str, agent_id: str) -> lis
     here = sa.and_(conversations.c.user_id == user_id, conversations.c.agent_id == agent_id)
     query = _history_query().join(conversations, same_item(conversations, outcomes)).where(here)
     return [HistoryItem(*row) for row in connection.execute(query.order_by(conversations.c.seq))]
-
-
-def _memory(connection: sa.Connection, user_id: str, agent_id: str) -> dict[str, str]:
-    query = sa.select(memory_blocks.c.label, memory_blocks.c.value)
-    query = query.where(memory_blocks.c.user_id == user_id, memory_blocks.c.agent_id == agent_id)
-    return {label: value.decode() for label, value in connection.execute(query)}
 
 
 def _history_query() -> sa.Select[Any]:

@@ -8,8 +8,12 @@ Each migration describes the tables as they were, with SQL of its own: it must n
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Callable
+from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from batchray.store.tables import INTEGER, SCHEMA_VERSION, TEXT
@@ -59,7 +63,69 @@ def _to_version_4(connection: sa.Connection) -> None:
 
 
 def _to_version_5(connection: sa.Connection) -> None:
-    """Add no column: the tables of blocks are new."""
+    """Move the memory blocks of agents made over HTTP out of their settings, so that several agents can share them."""
+    columns = [sa.column("id"), sa.column("user_id"), sa.column("created_at"), sa.column("spec", sa.LargeBinary)]
+    agents = sa.table("agents", *columns)
+    if "agents" not in sa.inspect(connection).get_table_names():
+        return
+    blocks, agent_blocks = _blocks_of_version_5(connection)
+    for agent in connection.execute(sa.select(agents).order_by(agents.c.id)).all():
+        spec = orjson.loads(agent.spec)
+        given = spec["given"].pop("memory_blocks", None)
+        if not spec["agent"].pop("memory_blocks", None) and not given:
+            continue
+        for position, block in enumerate(given or ()):
+            row = _block_of_version_5(connection, agent, position, block)
+            connection.execute(sa.insert(blocks).values(**row))
+            connection.execute(sa.insert(agent_blocks).values(agent_id=agent.id, block_id=row["id"]))
+        here = agents.c.id == agent.id
+        connection.execute(sa.update(agents).where(here).values(spec=orjson.dumps(spec)))
+
+
+def _block_of_version_5(
+    connection: sa.Connection, agent: sa.Row[Any], position: int, block: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the row of a block of an agent's settings, with the value that the agent's model gave it last."""
+    names = ("user_id", "agent_id", "label")
+    edited = sa.table("memory_blocks", *map(sa.column, names), sa.column("value", sa.LargeBinary))
+    here = (edited.c.user_id == agent.user_id, edited.c.agent_id == agent.id, edited.c.label == block["label"])
+    value = connection.execute(sa.select(edited.c.value).where(*here)).scalar()
+    connection.execute(sa.delete(edited).where(*here))
+    digest = hashlib.sha256(f"{agent.id}\0{position}".encode()).digest()  # as the server made its id until then
+    kept = {name: block[name] for name in ("description", "read_only", "metadata") if block.get(name) is not None}
+    return {
+        "id": f"block-{uuid.UUID(bytes=digest[:16], version=4)}",
+        "user_id": agent.user_id,
+        "created_at": agent.created_at,
+        "updated_at": agent.created_at,
+        "label": block["label"],
+        "value": block["value"].encode() if value is None else value,
+        "spec": orjson.dumps({"limit": block.get("limit") or 20_000, **kept, "made_for": agent.id}),
+    }
+
+
+def _blocks_of_version_5(connection: sa.Connection) -> tuple[sa.Table, sa.Table]:
+    """Create the tables of blocks, in the form of version 5."""
+    tables = sa.MetaData()
+    texts = ("id", "user_id", "created_at", "updated_at", "label")
+    blocks = sa.Table(
+        "blocks",
+        tables,
+        sa.Column("block", INTEGER, primary_key=True),
+        *(sa.Column(name, TEXT, nullable=False, unique=name == "id") for name in texts),
+        *(sa.Column(name, sa.LargeBinary, nullable=False) for name in ("value", "spec")),
+        sa.Index("blocks_of_a_user", "user_id", "block"),
+    )
+    agent_blocks = sa.Table(
+        "agent_blocks",
+        tables,
+        sa.Column("seq", INTEGER, primary_key=True),
+        *(sa.Column(name, TEXT, nullable=False) for name in ("agent_id", "block_id")),
+        sa.Index("blocks_of_an_agent", "agent_id", "block_id", unique=True),
+        sa.Index("agents_of_a_block", "block_id", "seq"),
+    )
+    tables.create_all(connection)
+    return blocks, agent_blocks
 
 
 def _add_missing_leases(connection: sa.Connection) -> None:

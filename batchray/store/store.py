@@ -11,6 +11,7 @@ from typing import Self
 
 from batchray.errors import BatchrayError, ConfigError, StoreError, StoreFullError
 from batchray.store.agents import Agents
+from batchray.store.blocks import Blocks
 from batchray.store.callbacks import Callbacks
 from batchray.store.conversations import Conversations
 from batchray.store.database import Database
@@ -47,6 +48,7 @@ class Store:
         self.conversations = Conversations(database, self.leases)
         self.callbacks = Callbacks(database, self.leases)
         self.agents = Agents(database)
+        self.blocks = Blocks(database)
         self.integrity = Integrity(database, self.items)
         self.retention = Retention(database)
         self._lock = lock

@@ -261,6 +261,34 @@ def test_a_database_of_version_3_gets_the_reason_of_a_pause(tmp_path: Path) -> N
         assert store.jobs.get(job.id).paused_because == "its provider is away"
 
 
+def test_a_database_of_version_4_gets_its_agents_blocks_as_they_were_edited(tmp_path: Path) -> None:
+    old = old_sqlite("sqlite_2", tmp_path)
+    old.open().close()
+    human = {"label": "human", "value": "unknown", "limit": 50, "description": "Who?", "read_only": None}
+    blocks = [human, {"label": "pets", "value": "cat"}]
+    spec = json.dumps({"given": {"name": "a", "memory_blocks": blocks}, "agent": {"id": "a", "memory_blocks": blocks}})
+    with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:  # as version 4 wrote it
+        connection.execute("DROP TABLE blocks")
+        connection.execute("DROP TABLE agent_blocks")
+        row = ("agent-1", "user-1", "2026-01-01", "2026-01-02", spec.encode())
+        connection.execute("INSERT INTO agents (id, user_id, created_at, updated_at, spec) VALUES (?, ?, ?, ?, ?)", row)
+        memory = [("user-1", "agent-1", "human", b"Ada"), ("user-2", "agent-1", "human", b"another's")]
+        connection.executemany("INSERT INTO memory_blocks VALUES (?, ?, ?, ?)", memory)
+        connection.execute("PRAGMA user_version = 4")
+        connection.commit()
+    with old.open() as store:
+        stored = store.agents.find("agent-1", "user-1")
+        assert stored is not None
+        assert stored.spec == {"given": {"name": "a"}, "agent": {"id": "a"}}
+        human_block, pets_block = store.blocks.of_agent("agent-1")
+        assert (human_block.label, human_block.value, human_block.limit) == ("human", "Ada", 50)
+        assert (pets_block.label, pets_block.value, pets_block.limit) == ("pets", "cat", 20_000)
+        assert (human_block.spec["description"], human_block.is_read_only) == ("Who?", False)
+        assert human_block.id == "block-d6805be6-81ff-47bf-ad1c-8327fa7c3e36"  # as version 4 showed it
+        # A job of version 4 knows the label alone.
+        assert store.conversations.memory("user-1", "agent-1") == {"human": "Ada", "pets": "cat"}
+
+
 def test_a_job_of_version_2_that_never_had_a_lease_can_be_resumed(tmp_path: Path) -> None:
     old = old_sqlite("sqlite_2", tmp_path)
     with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:

@@ -410,7 +410,7 @@ def test_an_invalid_agent_is_refused(server: LiveServer, body: object, status: i
 
 
 def test_an_agent_stores_its_known_fields_and_nothing_else(server: LiveServer) -> None:
-    block = {"label": "human", "value": "Anna", "read_only": None, "id": "block-1", "tags": 7}
+    block = {"label": "human", "value": "Anna", "read_only": None, "id": "block-1", "colour": 7}
     agent = made(server, memory_blocks=[block], secrets={"TOKEN": "s3cr3t-of-a-client"}, script=[{"text": "x"}])
     assert agent["blocks"][0] == agent["memory"]["blocks"][0]
     assert agent["blocks"][0]["id"] != "block-1"

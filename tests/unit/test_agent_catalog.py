@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from batchray.config import Agent, bind_agents
 from batchray.server.agent_catalog import AgentCatalog, KeptState
+from batchray.server.block_shapes import shown_settings_blocks
 
 
 def test_the_state_of_an_operators_agent_is_that_of_its_settings() -> None:
@@ -15,7 +16,8 @@ def test_the_state_of_an_operators_agent_is_that_of_its_settings() -> None:
         ]
     )
     catalog = AgentCatalog(agents)
-    clerk = catalog.configured_state("clerk", KeptState({"human": "edited"}, ["message-1"]))
+    blocks = shown_settings_blocks(agents.agents["clerk"].agent, {"human": "edited"})
+    clerk = catalog.configured_state("clerk", KeptState(blocks, ["message-1"]))
     assert (clerk.message_buffer_autoclear, clerk.message_ids, clerk.system) == (False, ["message-1"], "Be brief.")
     assert [shown.value for shown in clerk.memory.blocks] == ["edited"]
     plain = catalog.configured_state("plain", KeptState())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,24 +11,26 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from batchray.agents import Clients, build_agent
-from batchray.config import Agent, ServerSettings
+from batchray.config import Agent, MemoryBlock, ServerSettings
 from batchray.errors import ConfigError, UnknownAgentError
-from batchray.jobs.context import message_ids_of
 from batchray.schema import AgentState, CreateAgent, Model, UpdateAgent, new_id
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
-from batchray.server.agent_catalog import AgentCatalog, AgentLookup, KeptState
+from batchray.server.agent_catalog import AgentCatalog, AgentLookup
+from batchray.server.agent_states import AgentStates
 from batchray.server.auth import user_of
+from batchray.server.block_shapes import new_block, new_run_block, run_blocks
 from batchray.server.errors import HttpError
 from batchray.server.pagination import Page, paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import read_json
+from batchray.store import StoredAgent
 
 _PATH = "/v1/agents/{agent_id}"
 # The fields of a client's agent that are stored: all that it uses or shows.  Not `secrets`: no code here reads them.
 _STORED_FIELDS = {
-    *("name", "description", "system", "memory_blocks", "tools", "tool_ids", "tags", "metadata", "timezone"),
+    *("name", "description", "system", "tools", "tool_ids", "tags", "metadata", "timezone"),
     *("model", "model_settings", "llm_config", "context_window_limit", "message_buffer_autoclear"),
     *("include_base_tools", "tool_rules"),
 }
@@ -67,6 +69,7 @@ class AgentRoutes:
     ) -> None:
         self._settings, self._agents, self._catalog = settings, agents, catalog
         self._reader, self._store = storage.reader, storage.store
+        self._states = AgentStates(catalog, agents, storage.reader)
 
     def routes(self) -> list[Route]:
         """Return the routes, with trailing slashes where Letta has them."""
@@ -134,10 +137,14 @@ class AgentRoutes:
     async def create(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Create an agent from a configured model and configured tools."""
         given = await read_json(request, CreateAgent, self._settings)
-        agent_id = new_id("agent")
-        spec = self._validated_spec(agent_id, {"name": agent_id, **_stored_fields(given)})
-        stored = await self._store.agents.create(agent_id, user_of(request), spec)
-        return self._catalog.state(stored, KeptState())
+        agent_id, user_id = new_id("agent"), user_of(request)
+        block_ids = given.block_ids or ()
+        new_blocks = [new_block(block) for block in given.memory_blocks or ()]
+        blocks = [new_run_block(block) for block in new_blocks]
+        blocks += run_blocks(await self._reader.call(self._states.own_blocks, user_id, agent_id, block_ids))
+        spec = self._validated_spec(agent_id, {"name": agent_id, **_stored_fields(given)}, blocks)
+        await self._store.agents.create(agent_id, user_id, spec, new_blocks, block_ids)
+        return await self._reader.call(self._states.agent, user_id, agent_id)
 
     async def index(self, request: web.Request, query: AgentsQuery) -> ResponseBody:
         """List the operator's agents and the user's own."""
@@ -146,31 +153,50 @@ class AgentRoutes:
         def page(query: AgentsQuery) -> list[AgentState]:
             ids = [*self._catalog.ids, *self._reader.sync.agents.ids(user_id)]
             ids = ids if query.order == "asc" else ids[::-1]
-            found = self._states(user_id, ids[slice_of(ids, query, "Agent with ID")])
+            found = self._states.agents(user_id, ids[slice_of(ids, query, "Agent with ID")])
             return list(islice(filter(query.matches, found), query.limit))
 
         return await self._reader.call(paged, query, page)
 
     async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return an agent."""
-        return await self._reader.call(self._state, user_of(request), request.match_info["agent_id"])
+        return await self._reader.call(self._states.agent, user_of(request), request.match_info["agent_id"])
 
     async def update(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Update an agent; existing jobs keep the settings that it had before."""
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         self._refuse_configured(agent_id, "changed")
         given = await read_json(request, UpdateAgent, self._settings)
-        stored = await self._reader.agents.find(agent_id, user_id)
-        if stored is None:
-            raise _unknown(agent_id)
         changes = {name: value for name, value in _stored_fields(given).items() if value is not None}  # null: no change
         replaced = {_REPLACES.get(name) for name in changes} - changes.keys()
-        # An agent of an older version, whose default was another, stays as it is.
-        kept = {"message_buffer_autoclear": not Agent.model_validate(stored.spec["agent"]).stateful}
-        unchanged = {name: value for name, value in {**kept, **stored.spec["given"]}.items() if name not in replaced}
-        spec = self._validated_spec(agent_id, {**unchanged, **changes})
-        await self._store.agents.update(agent_id, user_id, spec)
-        return await self._reader.call(self._state, user_id, agent_id)
+
+        def changed(before: StoredAgent) -> dict[str, Any]:
+            # An agent of an older version, whose default was another, stays as it is.
+            kept = {"message_buffer_autoclear": not Agent.model_validate(before.spec["agent"]).stateful}
+            given = {**kept, **before.spec["given"]}
+            return {**{name: value for name, value in given.items() if name not in replaced}, **changes}
+
+        return await self.change(user_id, agent_id, changed, given.block_ids)
+
+    async def change(
+        self,
+        user_id: str,
+        agent_id: str,
+        changed: Callable[[StoredAgent], dict[str, Any]],
+        block_ids: Sequence[str] | None = None,
+    ) -> AgentState:
+        """Replace the fields that a client has given for an agent, and with `block_ids` its blocks; return the agent.
+
+        `changed` is called again if another request has changed the agent meanwhile.  Raises HttpError 403 for an
+        operator's agent, and as `create` does.
+        """
+        self._refuse_configured(agent_id, "changed")
+        while True:
+            stored = await self._reader.call(self._states.stored, user_id, agent_id)
+            blocks = await self._reader.call(self._states.own_blocks, user_id, agent_id, block_ids)
+            spec = self._validated_spec(agent_id, changed(stored), run_blocks(blocks))
+            if await self._store.agents.update(stored, spec, block_ids):
+                return await self._reader.call(self._states.agent, user_id, agent_id)
 
     async def delete(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Delete an agent; existing jobs keep its settings."""
@@ -187,46 +213,23 @@ class AgentRoutes:
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         await self._reader.call(self._agents.find, user_id, agent_id)
         await self._store.conversations.delete(user_id, agent_id)
-        return await self._reader.call(self._state, user_id, agent_id)
+        return await self._reader.call(self._states.agent, user_id, agent_id)
 
     async def models(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """List the models that agents may use."""
         return self._catalog.models()
 
-    def _states(self, user_id: str, ids: Iterable[str]) -> Iterator[AgentState]:
-        for agent_id in ids:
-            try:
-                yield self._state(user_id, agent_id)
-            except UnknownAgentError:  # deleted a moment ago
-                continue
-
-    def _state(self, user_id: str, agent_id: str) -> AgentState:
-        if agent_id in self._catalog.ids:
-            agent = self._agents.configured.agents[agent_id].agent
-            return self._catalog.configured_state(agent_id, self._kept(user_id, agent))
-        stored = self._reader.sync.agents.find(agent_id, user_id)
-        if stored is None:
-            raise _unknown(agent_id)
-        return self._catalog.state(stored, self._kept(user_id, Agent.model_validate(stored.spec["agent"])))
-
-    def _kept(self, user_id: str, agent: Agent) -> KeptState:
-        """Return the state that an agent keeps for a user; it is empty if the agent is not stateful."""
-        if not agent.stateful:
-            return KeptState()
-        kept = self._reader.sync.conversations
-        ids = [each for prior in kept.history(user_id, agent.id) for each in message_ids_of(prior)]
-        return KeptState(kept.memory(user_id, agent.id) if agent.memory_blocks else {}, ids)
-
-    def _validated_spec(self, agent_id: str, given: dict[str, Any]) -> dict[str, Any]:
+    def _validated_spec(self, agent_id: str, given: dict[str, Any], blocks: Sequence[MemoryBlock]) -> dict[str, Any]:
         """Return the spec to store for an agent, after building it once.  Raises HttpError 400, 404 or 422."""
         try:
-            agent = self._catalog.agent(agent_id, given)
+            agent = self._catalog.agent(agent_id, given, blocks)
             build_agent(self._agents.configured.bind(agent), Clients())
         except ValidationError as error:
             raise HttpError(422, first_problem(error, Agent)) from None
         except ConfigError as error:
             raise HttpError(400, error.reason) from None
-        return {"given": given, "agent": agent.model_dump(mode="json", exclude_defaults=True)}
+        settings = agent.model_dump(mode="json", exclude={"memory_blocks"}, exclude_defaults=True)
+        return {"given": given, "agent": settings}
 
     def _refuse_configured(self, agent_id: str, action: str) -> None:
         if agent_id in self._catalog.ids:

@@ -1,0 +1,85 @@
+"""Agents and their memory blocks as clients see them: read from the store, with the operator's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from batchray.config import Agent
+from batchray.errors import UnknownAgentError, UnknownBlockError
+from batchray.jobs.context import message_ids_of
+from batchray.schema import AgentState, Block
+from batchray.server.agent_catalog import AgentCatalog, AgentLookup, KeptState
+from batchray.server.block_shapes import shown_block, shown_settings_blocks
+from batchray.server.errors import HttpError
+from batchray.store import StoredAgent, StoredBlock, ThreadedStore
+
+
+class AgentStates:
+    """Reads the states of agents and blocks.  Methods block."""
+
+    def __init__(self, catalog: AgentCatalog, agents: AgentLookup, reader: ThreadedStore) -> None:
+        self._catalog, self._agents, self._store = catalog, agents, reader.sync
+
+    def agent(self, user_id: str, agent_id: str) -> AgentState:
+        """Return an agent.  Raises UnknownAgentError."""
+        if agent_id in self._catalog.ids:
+            agent = self._agents.configured.agents[agent_id].agent
+            return self._catalog.configured_state(agent_id, self._kept(user_id, agent))
+        stored = self.stored(user_id, agent_id)
+        return self._catalog.state(stored, self._kept(user_id, Agent.model_validate(stored.spec["agent"])))
+
+    def _kept(self, user_id: str, agent: Agent) -> KeptState:
+        blocks = self.blocks(user_id, agent.id)
+        if not agent.stateful:
+            return KeptState(blocks)
+        history = self._store.conversations.history(user_id, agent.id)
+        return KeptState(blocks, [each for prior in history for each in message_ids_of(prior)])
+
+    def agents(self, user_id: str, ids: Iterable[str]) -> Iterator[AgentState]:
+        """Yield the agents of these ids that exist."""
+        for agent_id in ids:
+            try:
+                yield self.agent(user_id, agent_id)
+            except UnknownAgentError:  # deleted a moment ago
+                continue
+
+    def stored(self, user_id: str, agent_id: str) -> StoredAgent:
+        """Return a client's agent as it is stored.  Raises UnknownAgentError."""
+        stored = self._store.agents.find(agent_id, user_id)
+        if stored is None:
+            raise UnknownAgentError(f"Agent with ID {agent_id} not found")
+        return stored
+
+    def blocks(self, user_id: str, agent_id: str) -> list[Block]:
+        """Return the memory blocks of an agent that exists, in their order in the prompt."""
+        if agent_id not in self._catalog.ids:
+            return [shown_block(block) for block in self._store.blocks.of_agent(agent_id)]
+        agent = self._agents.configured.agents[agent_id].agent
+        keeps_memory = agent.stateful and agent.memory_blocks
+        return shown_settings_blocks(agent, self._store.conversations.memory(user_id, agent_id) if keeps_memory else {})
+
+    def block(self, user_id: str, block_id: str) -> Block:
+        """Return a block, of the user or of an operator's agent.  Raises UnknownBlockError."""
+        if (place := self._catalog.settings_blocks.get(block_id)) is None:
+            return shown_block(self._store.blocks.find(block_id, user_id))
+        return next(block for block in self.blocks(user_id, place.agent_id) if block.id == block_id)
+
+    def own_block(self, user_id: str, block_id: str) -> StoredBlock:
+        """Return a block that the user may attach.  Raises UnknownBlockError, and HttpError 403 for an operator's."""
+        if (place := self._catalog.settings_blocks.get(block_id)) is not None:
+            raise HttpError(403, f"block {block_id} belongs to agent {place.agent_id!r} of the operator")
+        return self._store.blocks.find(block_id, user_id)
+
+    def own_blocks(self, user_id: str, agent_id: str, block_ids: Sequence[str] | None) -> list[StoredBlock]:
+        """Return the blocks of these ids; None means those of the agent.  Raises as `own_block` does."""
+        if block_ids is None:
+            return self._store.blocks.of_agent(agent_id)
+        return [self.own_block(user_id, block_id) for block_id in block_ids]
+
+    def block_of(self, user_id: str, agent_id: str, label: str) -> Block:
+        """Return the block of an agent that has this label.  Raises UnknownAgentError and UnknownBlockError."""
+        self._agents.find(user_id, agent_id)
+        found = next((block for block in self.blocks(user_id, agent_id) if block.label == label), None)
+        if found is None:
+            raise UnknownBlockError(label)
+        return found
