@@ -108,6 +108,8 @@ class ServerSettings(Settings):
     """The longest pause of a client while it sends headers or a body."""
     min_upload_bytes_per_s: PositiveInt = 16 * 1024
     """A client that sends more slowly is disconnected; even a bad mobile connection is faster."""
+    reader_idle_s: PositiveFloat = 30.0
+    """The longest time in which a client takes nothing of a response.  It is then disconnected."""
     retention_days: PositiveFloat | None = 29.0
     """How long an ended job is kept; the default is Anthropic's for results of batches.  None: forever."""
     shutdown_grace_s: PositiveFloat = 30.0

@@ -36,6 +36,7 @@ from batchray.server.listener import bound, listening
 from batchray.server.openapi import openapi_route
 from batchray.server.refusals import MAX_HEADERS, MAX_LINE_BYTES
 from batchray.server.request_rules import only_health_checks
+from batchray.server.result_streams import ResultStreams
 from batchray.server.routes.agents import AgentRoutes
 from batchray.server.routes.batches import BatchRoutes
 from batchray.server.routes.health import HealthRoutes
@@ -43,6 +44,7 @@ from batchray.server.routes.messages import MessageRoutes
 from batchray.server.routing import ROUTES, add_routes, prepare_response
 from batchray.server.scheduler import JobScheduler
 from batchray.server.single_runs import SingleRuns
+from batchray.server.stalled_readers import StalledReaders
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import Uploads
 
@@ -117,7 +119,10 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
     ):
         uploads = Uploads(_empty_upload_directory(settings), settings)
         (await runtime.ensure_executor(settings)).check(agents)
-        application = _application(settings, agents, runtime, jobs, uploads, catalog, keys, needs_key=needs_key)
+        streams = ResultStreams(jobs.storage)
+        application = _application(
+            settings, agents, runtime, jobs, uploads, catalog, keys, streams, needs_key=needs_key
+        )
         async with (
             _sending(jobs.sender),
             _http_runner(application) as runner,
@@ -127,10 +132,12 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
             await jobs.idle_jobs.start()
             if settings.retention_days is not None:
                 jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
+            jobs.tasks.spawn(StalledReaders(settings.reader_idle_s).run(_server_of(runner)))
             async with listening(sockets, _server_of(runner), settings, _connection_options(settings)):
                 host, port = sockets[0].getsockname()[:2]
                 yield RunningServer(host, port, needs_key, jobs.scheduler.begin_drain, supervision)
                 await _drain(jobs, settings.shutdown_grace_s)
+                streams.cut()
 
 
 @asynccontextmanager
@@ -221,6 +228,7 @@ def _application(
     uploads: Uploads,
     catalog: AgentCatalog,
     keys: KeyFile,
+    streams: ResultStreams,
     *,
     needs_key: bool,
 ) -> web.Application:
@@ -230,7 +238,7 @@ def _application(
     runs = SingleRuns(settings, runtime, storage, lookup, scheduler)
     health = HealthRoutes(storage, scheduler, uploads, lambda: runtime.is_ready(settings))
     routes = [
-        *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler).routes(),
+        *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler, streams).routes(),
         *AgentRoutes(settings, storage, lookup, catalog).routes(),
         *MessageRoutes(settings, storage.reader, lookup, runs, ClientWatch()).routes(),
         *health.routes(),

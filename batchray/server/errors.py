@@ -12,6 +12,7 @@ from pydantic import Field
 
 from batchray.errors import (
     BatchFormatError,
+    BatchrayError,
     BlockConflictError,
     ConfigError,
     EmptyBatchError,
@@ -25,11 +26,15 @@ from batchray.errors import (
 )
 from batchray.schema import new_id
 from batchray.schema.base import MAY_BE_ABSENT, WireModel
+from batchray.server.stream import StreamCutError, cut_off
 
 logger = logging.getLogger(__name__)
 
 SERVER_NAME = "batchray"
 """The header `Server` of every response; aiohttp's has the versions of Python and aiohttp."""
+
+# The status, in the metrics, of a response that has no reader any more.  Source: nginx.
+_CLIENT_LEFT = 499
 
 
 class RunFailure(WireModel):
@@ -97,8 +102,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         failure = HttpError(error.status, error.reason, allow)
     except (UsageError, StoreError) as error:
         failure = _http_error(error)
-    except ConnectionError:  # the client has disconnected
-        raise
+    except ConnectionError:  # the client has disconnected, or was disconnected; aiohttp would log it as an error
+        cut_off(request)
+        return web.Response(status=_CLIENT_LEFT)
     except Exception:  # a bug; its text may hold the client's data, so the response does not show it
         logger.exception("%s %s failed (%s)", request.method, request.path, trace_id)
         failure = HttpError(500, "An unknown error occurred", NO_RETRY)
@@ -106,18 +112,20 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 async def _handle(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Call the handler.  If it fails after its response has begun, abort the connection: the status is already sent."""
+    """Call the handler.  If it fails after its response has begun, cut the response: the status is already sent."""
     try:
         return await handler(request)
-    except ConnectionError:
-        raise
-    except Exception as error:
+    except BaseException as error:
         if request.writer.output_size == 0:
             raise
-        logger.exception("%s: the response was aborted after it had begun", request.path)
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("the response was aborted") from error
+        cut_off(request)
+        if isinstance(error, ConnectionError) or not isinstance(error, Exception):  # the reader left, or we are exiting
+            raise
+        if isinstance(error, (HttpError, BatchrayError)):
+            logger.warning("%s: the response was cut: %s", request.path, error)
+        else:
+            logger.exception("%s: the response was cut", request.path)
+        raise StreamCutError("the response was cut") from None
 
 
 def _http_error(error: UsageError | StoreError) -> HttpError:

@@ -124,12 +124,6 @@ class JobScheduler:
             raise
         self._enqueue(record.id)
 
-    async def is_over(self, job_id: str) -> bool:
-        """Return whether a job will make no more progress while this server runs."""
-        if self._store.is_shared and not self.is_draining:  # another server may run it
-            return (await self._reader.jobs.get(job_id)).is_ended
-        return self.is_draining or job_id not in self.table
-
     # -- shutdown
 
     def begin_drain(self) -> None:

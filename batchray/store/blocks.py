@@ -98,7 +98,7 @@ class Blocks:
         query = query.where(blocks.c.user_id == user_id)
         query = between(query, blocks.c.block, order, after, before)
         query = query.order_by(blocks.c.block.desc() if order == "desc" else blocks.c.block).limit(CHUNK)
-        return list(self._database.page(query, _listed, lambda listed: len(listed.block.value)))
+        return self._database.page(query, _listed, sa.func.length(blocks.c.value))
 
     def of_agent(self, agent_id: str) -> list[StoredBlock]:
         """Return an agent's blocks, in the order in which they were attached."""

@@ -157,16 +157,22 @@ class Database:
             raise StoreError(f"{self.backend.name} was written by a newer version of batchray; upgrade to read it")
         return version
 
-    def page(self, query: sa.Select[Any], build: Callable[..., T], size: Callable[[T], int]) -> Iterator[T]:
-        """Yield rows until they have about `PAGE_BYTES`, so that large requests make short pages."""
-        budget = PAGE_BYTES
-        with self.reading() as connection, connection.execution_options(yield_per=50).execute(query) as rows:
-            for row in rows:
-                built = build(*row)
-                yield built
-                budget -= size(built)
-                if budget <= 0:
-                    return
+    def page(
+        self,
+        query: sa.Select[Any],
+        build: Callable[..., T],
+        n_bytes: sa.ColumnElement[int],
+        max_bytes: int = PAGE_BYTES,
+    ) -> list[T]:
+        """Return the first rows of a query that have `max_bytes` together; the first one whatever its size.
+
+        `n_bytes` is the size of a row.  The database returns the sizes first, so that it never returns the contents of
+        rows that do not fit.
+        """
+        sizes = query.with_only_columns(n_bytes, maintain_column_froms=True)
+        with self.reading() as connection:
+            n_rows = n_that_fit(connection.execute(sizes).scalars(), max_bytes)
+            return [build(*row) for row in connection.execute(query.limit(n_rows))] if n_rows else []
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
@@ -211,6 +217,17 @@ def run_all(work: Chunked[T]) -> T:
     while (result := _next_chunk(work)) is _MORE:
         pass
     return result  # type: ignore[return-value]
+
+
+def n_that_fit(sizes: Iterable[int], max_bytes: int) -> int:
+    """Return how many of the first sizes have `max_bytes` together; at least 1, unless there are none."""
+    n_fit = n_bytes = 0
+    for size in sizes:
+        n_bytes += size
+        if n_fit and n_bytes > max_bytes:
+            break
+        n_fit += 1
+    return n_fit
 
 
 def _log_failure(done: Future[Any]) -> None:

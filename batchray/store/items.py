@@ -9,7 +9,7 @@ import orjson
 import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES
-from batchray.store.database import CHUNK, Database
+from batchray.store.database import CHUNK, PAGE_BYTES, Database
 from batchray.store.queries import between
 from batchray.store.records import FailureKind, JobRecord, PendingItem, SortOrder, StoredItem, StoredResult
 from batchray.store.tables import DELETED, same_item
@@ -20,6 +20,7 @@ from batchray.store.tables import jobs as _jobs
 from batchray.store.tables import outcomes as _outcomes
 
 _RESULT_COLUMNS = ("status", "stop_reason", "error", "usage", "queued_ns", "ttft_ns", "duration_ns", "messages")
+_RESULT_BYTES = sa.func.length(_items.c.request) + sa.func.length(_outcomes.c.messages)
 
 
 class Items:
@@ -45,7 +46,7 @@ class Items:
             .order_by(_items.c.idx)
             .limit(limit)
         )
-        return list(self._database.page(query, PendingItem, lambda item: len(item.request)))
+        return self._database.page(query, PendingItem, sa.func.length(_items.c.request))
 
     def checkpoints(self, job: JobRecord, index: int) -> list[bytes]:
         """Return the checkpoints of an item without an outcome, in their order."""
@@ -60,17 +61,26 @@ class Items:
         after_index: int = -1,
         after_seq: int | None = None,
         is_failed: bool = False,
+        omits_succeeded: bool = False,
         limit: int = CHUNK,
+        max_bytes: int = PAGE_BYTES,
     ) -> list[StoredResult]:
-        """Return a page of results: in index order, or, with `after_seq`, in finish order."""
-        query = _results_of(job).limit(limit)
+        """Return a page of results: in index order, or, with `after_seq`, in finish order.
+
+        It ends before `limit` if the results have `max_bytes` of requests and messages; it has one at least.  With
+        `omits_succeeded` the requests and messages of succeeded items are not read: they are empty.
+        """
+        n_bytes = _RESULT_BYTES
+        if omits_succeeded:
+            n_bytes = sa.case((_outcomes.c.status == "succeeded", 0), else_=n_bytes)
+        query = _results_of(job, omits_succeeded=omits_succeeded).limit(limit)
         if after_seq is None:
             query = query.where(_outcomes.c.idx > after_index).order_by(_outcomes.c.idx)
         else:
             query = query.where(_outcomes.c.seq > after_seq).order_by(_outcomes.c.seq)
         if is_failed:
             query = query.where(_outcomes.c.status != "succeeded")
-        return list(self._database.page(query, _stored_result, _result_size))
+        return self._database.page(query, _stored_result, n_bytes, max_bytes)
 
     def finished(
         self,
@@ -81,8 +91,12 @@ class Items:
         until: int | None = None,
         agent_id: str | None = None,
         limit: int = CHUNK,
+        max_bytes: int = PAGE_BYTES,
     ) -> list[StoredResult]:
-        """Return results in finish order or newest first.  `since` and `until` are values of `seq`, both included."""
+        """Return results in finish order or newest first.  `since` and `until` are values of `seq`, both included.
+
+        The page ends as one of `results` does.
+        """
         query = _results_of(job).limit(limit)
         query = query.order_by(_outcomes.c.seq if order == "asc" else _outcomes.c.seq.desc())
         if order == "desc":
@@ -90,7 +104,7 @@ class Items:
         query = query if since is None else query.where(_outcomes.c.seq >= since)
         query = query if until is None else query.where(_outcomes.c.seq <= until)
         query = query if agent_id is None else query.where(_items.c.agent_id == agent_id)
-        return list(self._database.page(query, _stored_result, _result_size))
+        return self._database.page(query, _stored_result, _RESULT_BYTES, max_bytes)
 
     def results_between(self, job: JobRecord, first: int, last: int) -> list[StoredResult]:
         """Return the results of the items from one index to another, in index order."""
@@ -175,16 +189,20 @@ class Items:
         return sorted(kinds.values(), key=lambda kind: -kind.n_items)
 
 
-def _results_of(job: JobRecord) -> sa.Select[Any]:
+def _results_of(job: JobRecord, *, omits_succeeded: bool = False) -> sa.Select[Any]:
+    def body(column: sa.ColumnElement[bytes]) -> sa.ColumnElement[bytes]:
+        return sa.case((_outcomes.c.status == "succeeded", b""), else_=column) if omits_succeeded else column
+
     return (
         sa.select(
             _outcomes.c.seq,
             _items.c.idx,
             _items.c.agent_id,
             _items.c.custom_id,
-            _items.c.request,
+            body(_items.c.request),
             _outcomes.c.attempt,
-            *(_outcomes.c[name] for name in _RESULT_COLUMNS),
+            *(_outcomes.c[name] for name in _RESULT_COLUMNS if name != "messages"),
+            body(_outcomes.c.messages),
         )
         .join(_items, same_item(_items, _outcomes))
         .where(_outcomes.c.job == job.key)
@@ -200,10 +218,6 @@ def _items_of(job: JobRecord) -> sa.Select[Any]:
         .outerjoin(_attempts, same_item(_items, _attempts))
         .where(_items.c.job == job.key)
     )
-
-
-def _result_size(result: StoredResult) -> int:
-    return len(result.request) + len(result.messages)
 
 
 def _stored_result(

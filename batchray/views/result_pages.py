@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from batchray.store import StoredResult
@@ -18,17 +19,30 @@ class AfterOptions(TypedDict):
     after_seq: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class ResultPosition:
+    """The position of a result in index order, and in finish order.  The default is before all results."""
+
+    index: int = -1
+    seq: int = 0
+
+
+START = ResultPosition()
+
+
 class ResultCursor:
     """A position among the results of a job.  In index order, a result waits for those before it."""
 
-    def __init__(self, order: ResultOrder) -> None:
-        self._order = order
-        self._index, self._seq = -1, 0
+    def __init__(self, order: ResultOrder, position: ResultPosition = START) -> None:
+        self._order, self.position = order, position
 
     @property
     def after(self) -> AfterOptions:
         """Where the next page begins."""
-        return {"after_index": self._index, "after_seq": self._seq if self._order == "finish" else None}
+        return {
+            "after_index": self.position.index,
+            "after_seq": self.position.seq if self._order == "finish" else None,
+        }
 
     def take(self, page: Sequence[StoredResult], *, is_final: bool) -> Sequence[StoredResult]:
         """Return the results of a page that can be shown now, and move behind them.
@@ -36,9 +50,9 @@ class ResultCursor:
         `is_final` means that no more results will come, so that none has to wait.
         """
         if self._order == "index" and not is_final:
-            page = [stored for index, stored in enumerate(page, start=self._index + 1) if stored.index == index]
+            page = [stored for index, stored in enumerate(page, self.position.index + 1) if stored.index == index]
         if page:
-            self._index, self._seq = page[-1].index, page[-1].seq
+            self.position = ResultPosition(page[-1].index, page[-1].seq)
         return page
 
 

@@ -177,7 +177,7 @@ def test_a_result_is_read_back_as_it_was_recorded(store: Store) -> None:
 
 def test_pages_are_cut_by_count_and_by_bytes(store: Store) -> None:
     small, large = new_job(store, 1201), new_job(store, 30, size=1_000_000)
-    for job, sizes in ((small, [500, 500, 201]), (large, [9, 9, 9, 3])):
+    for job, sizes in ((small, [500, 500, 201]), (large, [8, 8, 8, 6])):
         pages, last = [], -1
         while page := store.items.unfinished(job, after=last):
             pages.append([each.index for each in page])
@@ -186,7 +186,9 @@ def test_pages_are_cut_by_count_and_by_bytes(store: Store) -> None:
         assert list(map(len, pages)) == sizes
     begin(store, large, *range(30))
     store.outcomes.write(large, [], [outcome(index, messages=b"[%s]" % (b" " * 1_000_000)) for index in range(30)])
-    assert len(store.items.results(large)) == 5
+    assert len(store.items.results(large)) == 4
+    assert [each.index for each in store.items.results(large, max_bytes=1)] == [0]
+    assert [each.index for each in store.items.finished(large, order="desc", max_bytes=4_100_000)] == [29, 28]
     assert [each.index for each in store.items.results(large, after_index=27)] == [28, 29]
     assert [each.index for each in store.items.results(large, after_seq=28)] == [28, 29]
 
@@ -196,6 +198,12 @@ def test_failed_results_can_be_asked_for_alone(store: Store) -> None:
     begin(store, job, 0, 1, 2)
     store.outcomes.write(job, [], [outcome(2, status="errored"), outcome(0), outcome(1, status="expired")])
     assert [each.index for each in store.items.results(job, is_failed=True)] == [1, 2]
+    all_results = store.items.results(job, omits_succeeded=True)
+    assert [(each.index, bool(each.request), bool(each.messages)) for each in all_results] == [
+        (0, False, False),
+        (1, True, True),
+        (2, True, True),
+    ]
     assert store.jobs.get(job.id).counts == {"succeeded": 1, "errored": 1, "canceled": 0, "expired": 1}
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 
-import orjson
 from aiohttp import web
 
 from batchray.errors import StoreFullError, UnknownJobError
@@ -29,19 +28,16 @@ from batchray.server.bodies import EventsOf, LinesOf
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.idempotency import KEY_PATTERN, key_of
 from batchray.server.pagination import Cursor, Page, is_between, paged
+from batchray.server.result_streams import ResultStreams
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
-from batchray.server.stream import Events, JsonLines
 from batchray.server.upload import Uploads
 from batchray.server.views import ItemView, MessagesPage, OutcomeView, batch_job, item_view, wanted_messages_of
-from batchray.store import JobRecord, StoredItem, StoredResult
-from batchray.views.result_pages import AfterOptions, result_pages
-from batchray.views.results import ResultViews
+from batchray.store import JobRecord, StoredItem
 
 _BASE = "/v1/messages/batches"
 _ONE = _BASE + "/{batch_id}"
-_POLL_S = 0.5
 _EVENT_ID_PATTERN = "[0-9]{1,18}"
 
 
@@ -49,10 +45,15 @@ class BatchRoutes:
     """The endpoints of batches."""
 
     def __init__(
-        self, storage: ServerStorage, uploads: Uploads, acceptance: BatchAcceptance, scheduler: JobScheduler
+        self,
+        storage: ServerStorage,
+        uploads: Uploads,
+        acceptance: BatchAcceptance,
+        scheduler: JobScheduler,
+        streams: ResultStreams,
     ) -> None:
         self._store, self._reader = storage.store, storage.reader
-        self._uploads, self._acceptance, self._scheduler = uploads, acceptance, scheduler
+        self._uploads, self._acceptance, self._scheduler, self._streams = uploads, acceptance, scheduler, streams
 
     def routes(self) -> list[Route]:
         """Return all routes of batches."""
@@ -239,53 +240,16 @@ class BatchRoutes:
 
     async def results(self, request: web.Request, query: ResultsQuery) -> ResponseBody:
         """Stream results as JSON Lines."""
-        job = await self._job(request)
-        snapshot = await self._reader.jobs.agent_snapshot(job.id)
-        views = ResultViews(job, snapshot, include_input=query.include_input)
-        lines = JsonLines(request)
-        async for page in self._results(job, query):
-            for stored in page:
-                if not query.failed or stored.status != "succeeded":
-                    await lines.send(views.result(stored).model_dump_json().encode())
-            await lines.flush()  # the next page may take long to arrive
-        return await lines.end()
-
-    def _results(self, job: JobRecord, query: ResultsQuery) -> AsyncIterator[Sequence[StoredResult]]:
-        """Return pages of results as they become available; in index order, a result waits for those before it."""
-
-        async def read(after: AfterOptions) -> Sequence[StoredResult]:
-            return await self._reader.items.results(job, **after, limit=100)
-
-        async def is_final() -> bool:
-            return not query.follow or await self._scheduler.is_over(job.id)
-
-        return result_pages(read, is_final, query.order, _POLL_S)
+        return await self._streams.results(request, await self._job(request), query)
 
     async def events(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Stream `progress` events (the job), `outcome` events (an item), and one final `end` event (the job).
 
         The id of an outcome event is its position in finish order.  A client that reconnects with it as
-        `Last-Event-ID` misses none.
+        `Last-Event-ID` misses none.  A stream without an `end` was cut; the job continues.
         """
         job = await self._job(request)
-        last_seq = _last_event(request)
-        events = Events(request)
-        views = ResultViews(job, await self._reader.jobs.agent_snapshot(job.id))
-        sent_state: tuple[str, str | None, dict[str, int]] | None = None
-        while True:
-            is_over = await self._scheduler.is_over(job.id)
-            record = await self._reader.jobs.get(job.id)  # first: if it has ended, no result is missing
-            while page := await self._reader.items.results(job, after_seq=last_seq, limit=100):
-                for stored in page:
-                    last_seq = stored.seq
-                    await events.send("outcome", _outcome(views, stored), str(last_seq))
-            if is_over or record.is_ended:
-                await events.send("end", batch_job(record).model_dump_json().encode())
-                return await events.end()
-            if (state := (record.status, record.paused_because, record.counts)) != sent_state:
-                sent_state = state
-                await events.send("progress", batch_job(record).model_dump_json().encode())
-            await events.sleep(_POLL_S)
+        return await self._streams.events(request, job, _last_event(request))
 
     async def _job(self, request: web.Request) -> JobRecord:
         """Return the job of the path's `batch_id`.  Raises HttpError 400 for a malformed id, and UnknownJobError."""
@@ -301,11 +265,6 @@ class BatchRoutes:
             return self._reader.sync.jobs.get(job_id, user_id).key
         except UnknownJobError:
             raise HttpError(400, f"Job with id {job_id} not found") from None
-
-
-def _outcome(views: ResultViews, stored: StoredResult) -> bytes:
-    result = views.result(stored).model_dump(mode="json", exclude={"input", "messages"})
-    return orjson.dumps(result)
 
 
 def _index_of(job: JobRecord, item_id: str | None) -> int | None:

@@ -1,0 +1,119 @@
+"""Streams of results while the server stops and starts again, and beside many followers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.polling import until
+from tests.server.http_client import BATCHES, cancel, create, ended
+from tests.server.live import LiveServer, live_server
+from tests.server.streaming import CutError, opened
+
+N_ITEMS = 120
+WAITING = {"agents": [{"id": "wait", "run": "tests.cluster.agents:wait"}]}
+
+
+class Follower:
+    """Reads a job's results, or its events, and continues where a stream was cut.
+
+    `indices` are those of the results so far.
+    """
+
+    def __init__(self, job_id: str, kind: str) -> None:
+        self._job_id, self._kind = job_id, kind
+        self.indices = list[int]()
+        self.n_cuts = 0
+        self.end: str | None = None
+        self._last_id = "0"
+
+    async def follow(self, url: str) -> None:
+        """Follow until the stream ends or is cut."""
+        try:
+            await (self._events(url) if self._kind == "events" else self._results(url))
+        except CutError:
+            self.n_cuts += 1
+
+    async def _results(self, url: str) -> None:
+        indices = self.indices = []
+        async with opened(url, f"{BATCHES}/{self._job_id}/results?follow=true&order=finish") as stream:
+            async for line in stream.lines():
+                indices += [json.loads(line)["index"]]
+        self.end = "complete"
+
+    async def _events(self, url: str) -> None:
+        async with opened(url, f"{BATCHES}/{self._job_id}/events", Last_Event_ID=self._last_id) as stream:
+            async for event in stream.events():
+                if event["event"] == "outcome":
+                    self.indices.append(event["data"]["index"])
+                    self._last_id = event["id"]
+                self.end = event["data"]["status"] if event["event"] == "end" else self.end
+
+
+async def follow_until_stopped(server: LiveServer, followers: list[Follower], is_time: Callable[[], bool]) -> None:
+    """Follow, and stop the server when it is time; returns when all streams are over."""
+    following = asyncio.gather(*(follower.follow(server.url) for follower in followers))
+    await asyncio.to_thread(until, is_time)
+    assert await asyncio.to_thread(server.stop) == 0
+    await following
+
+
+def test_a_stream_that_a_stopping_server_cuts_looks_cut_and_is_continued_to_its_end(tmp_path: Path) -> None:
+    agents = tmp_path / "agents.json"
+    agents.write_text(json.dumps(WAITING))
+
+    def served() -> AbstractContextManager[LiveServer]:
+        options = ("--max-in-flight", "10")
+        return live_server(tmp_path / "data", *options, agents=agents, BATCHRAY_SHUTDOWN_GRACE_S="0.1")
+
+    with served() as server:
+        job_id = create(server, [{"agent_id": "wait", "input": "0.2"}] * N_ITEMS)["id"]
+        followers = [Follower(job_id, kind) for kind in ("events", "results") for _ in range(3)]
+        asyncio.run(follow_until_stopped(server, followers, lambda: all(each.indices for each in followers)))
+        assert {(follower.end, follower.n_cuts) for follower in followers} == {(None, 1)}
+        assert all(0 < len(follower.indices) < N_ITEMS for follower in followers)
+        assert server.log.count("\n") == 1  # that it is stopping
+    with served() as server:
+        asyncio.run(_followed(server, followers))
+    assert {follower.end for follower in followers} == {"completed", "complete"}
+    assert all(sorted(follower.indices) == list(range(N_ITEMS)) for follower in followers)
+
+
+async def _followed(server: LiveServer, followers: list[Follower]) -> None:
+    await asyncio.gather(*(follower.follow(server.url) for follower in followers))
+
+
+def test_followers_at_several_places_of_a_job_get_all_of_it(server: LiveServer) -> None:
+    requests = [{"agent_id": "calculator", "input": f"What is {index} + 1?"} for index in range(N_ITEMS)]
+    job_id = create(server, requests)["id"]
+    followers = [Follower(job_id, kind) for kind in ("events", "results") for _ in range(20)]
+
+    async def follow_one_after_the_other() -> None:
+        following = []
+        for follower in followers:
+            following.append(asyncio.create_task(follower.follow(server.url)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*following)
+
+    asyncio.run(follow_one_after_the_other())
+    assert {follower.end for follower in followers} == {"completed", "complete"}
+    assert all(sorted(follower.indices) == list(range(N_ITEMS)) for follower in followers)
+
+
+@pytest.mark.parametrize("kind", ["results?follow=true", "events"])
+def test_a_stream_of_a_job_without_results_begins_at_once(server: LiveServer, kind: str) -> None:
+    script = json.dumps({"script": [{"text": "too late", "delay_s": 300}]})
+    job_id = create(server, [{"agent_id": "planner", "input": script}])["id"]
+
+    async def status() -> int:
+        async with opened(server.url, f"{BATCHES}/{job_id}/{kind}") as stream:
+            return stream.status
+
+    assert asyncio.run(status()) == 200
+    cancel(server, job_id)
+    ended(server, job_id)
