@@ -15,6 +15,7 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
 from pydantic import SecretStr, ValidationError
 
+from batchray.batch.formats.options import InputOptions
 from batchray.config import (
     Agent,
     AgentSet,
@@ -72,7 +73,18 @@ class ResumeOptions(SettingsOptions, total=False):
     providers: Providers | None
 
 
-class SubmitOptions(ResumeOptions, total=False):
+class RowOptions(TypedDict, total=False):
+    """The fields of `InputOptions` as keyword arguments: how rows or lines become requests."""
+
+    format: str | None
+    agent: str | None
+    input_column: str | None
+    prompt: str | None
+    id_column: str | None
+    to_request: Callable[[dict[str, Any]], Any] | None
+
+
+class SubmitOptions(RowOptions, ResumeOptions, total=False):
     """What `run` and `submit` take besides the requests and their agents."""
 
     callback_url: str | None
@@ -120,32 +132,39 @@ async def arun(
 ) -> Job:
     """Run a batch from async code and return the ended job.  Cancelling the call interrupts the job, as in `run`."""
     if isinstance(requests, AsyncIterable):
-        own: dict[str, Any] = {
-            name: value for name, value in options.items() if name not in ("providers", "callback_url")
-        }
-        requests = await collect(requests, load_settings(**own).data_dir, _agent_set(agents, options.get("providers")))
+        rows, settings = _split(options)
+        bound = _agent_set(agents, options.get("providers"))
+        requests = await collect(requests, load_settings(**settings).data_dir, bound, rows)
     job = await asyncio.to_thread(submit, requests, agents, **options)
     return await _watch_async(job, progress)
 
 
 @_short_errors
-def submit(
-    requests: Requests,
-    agents: AgentsLike,
-    *,
-    providers: Providers | None = None,
-    callback_url: str | None = None,
-    **settings: Unpack[SettingsOptions],
-) -> Job:
+def submit(requests: Requests, agents: AgentsLike, **options: Unpack[SubmitOptions]) -> Job:
     """Accept a batch and return its job, which runs in the background of this process.
 
-    `requests` is a path (JSON Lines, a JSON array, or a whole JSON body), an open binary file, an iterable or async
-    iterable of requests, or a Ray Dataset.  `agents` are agents or the path of an agents file, `settings` are fields of
-    `Settings`.  The job and all its items are on disk when this returns.
+    `requests` is a path or an address (JSON Lines, JSON, Parquet, CSV, Arrow, a saved dataset, batches of OpenAI or
+    Anthropic), an open binary file, an iterable or async iterable of requests or rows, or a table: a pandas, Polars or
+    pyarrow one, a Hugging Face Dataset or a Ray Dataset.  `agents` are agents or the path of an agents file.  The job
+    and all its items are on disk when this returns.
+
+    Of a table, `agent` answers each row; `input_column` is the input, or `prompt`, a template such as
+    "Answer: {question}", or what the function `to_request` returns for a row: the input, or a whole request.
+    `id_column` is the `custom_id`.  All columns come back as `row` of the results.  `format` is needed if a file's name
+    and content do not tell it.  The other options are fields of `Settings`.
 
     Raises BatchFormatError or ConfigError if any of the input cannot be used; nothing has run then.
     """
-    return submit_with(load_settings(**settings), requests, _agent_set(agents, providers), callback_url)
+    rows, settings = _split(options)
+    bound = _agent_set(agents, options.get("providers"))
+    return submit_with(load_settings(**settings), requests, bound, options.get("callback_url"), options=rows)
+
+
+def _split(options: SubmitOptions) -> tuple[InputOptions, dict[str, Any]]:
+    """Return the options about rows, and those that are settings."""
+    rows: dict[str, Any] = {name: value for name, value in options.items() if name in RowOptions.__annotations__}
+    others = ("providers", "callback_url", *rows)
+    return InputOptions(**rows), {name: value for name, value in options.items() if name not in others}
 
 
 @_short_errors

@@ -51,24 +51,40 @@ class UsageError(BatchrayError):
 class BatchFormatError(UsageError):
     """The input cannot be read as a batch.
 
-    `line` counts from 1 in JSON Lines, `index` from 0 in a body or an iterable; both are None if
-    the error concerns the whole input.  `path` leads to the place in the request, such as `messages[0].content`.
+    `line` counts from 1 in a file of lines, `index` from 0 in a body or an iterable, `row` from 0 in a table; all three
+    are None if the error concerns the whole input.  `path` leads to the place in the request, such as
+    `messages[0].content`, or names a column.  `file` is the file or address, empty if there is none.
     """
 
-    def __init__(self, reason: str, line: int | None = None, index: int | None = None, path: str = "") -> None:
-        super().__init__(reason, line, index, path)
-        self.reason, self.line, self.index, self.path = reason, line, index, path
+    def __init__(
+        self,
+        reason: str,
+        line: int | None = None,
+        index: int | None = None,
+        path: str = "",
+        row: int | None = None,
+        file: str = "",
+    ) -> None:
+        super().__init__(reason, line, index, path, row, file)
+        self.reason, self.line, self.index, self.path, self.row, self.file = reason, line, index, path, row, file
 
     def __str__(self) -> str:
         if self.index is not None:
             dot = "." if self.path and not self.path.startswith("[") else ""
-            return f"requests[{self.index}]{dot}{self.path}: {self.reason}"
-        where = f"{self.path}: " if self.path else ""
-        return f"{where}{self.reason}" if self.line is None else f"line {self.line}: {where}{self.reason}"
+            where = f"requests[{self.index}]{dot}{self.path}"
+            return ", ".join(filter(None, (self.file, where))) + f": {self.reason}"
+        line = "" if self.line is None else f"line {self.line}"
+        row = "" if self.row is None else f"row {self.row}"
+        place = ", ".join(filter(None, (self.file, line, row)))
+        return ": ".join(filter(None, (place, self.path, self.reason)))
 
-    def at(self, *, line: int | None = None, index: int | None = None) -> Self:
-        """Return the error with the place of the request."""
-        return type(self)(self.reason, line, index, self.path)
+    def at(
+        self, *, line: int | None = None, index: int | None = None, row: int | None = None, file: str | None = None
+    ) -> Self:
+        """Return the error with the place of the request; what is not given stays as it is."""
+        known = (self.line, self.index, self.row)
+        line, index, row = (old if new is None else new for old, new in zip(known, (line, index, row), strict=True))
+        return type(self)(self.reason, line, index, self.path, row, self.file if file is None else file)
 
 
 class EmptyBatchError(BatchFormatError):

@@ -30,7 +30,7 @@ class _Message(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
     agent_id: str
-    custom_id: str | UnsetType | None = UNSET
+    custom_id: str | _Int64 | UnsetType | None = UNSET
     input: str | UnsetType = UNSET
     messages: list[_Message] | UnsetType = UNSET
     max_steps: _Int64 | UnsetType | None = UNSET
@@ -62,6 +62,13 @@ def parse_simple_requests(
         return None
     return [
         # One string object for all requests of an agent, which pickle then writes once.
-        (sys.intern(each.agent_id), None if each.custom_id is UNSET else each.custom_id)
+        (sys.intern(each.agent_id), id_text(each.custom_id))
         for each in requests
     ]
+
+
+def id_text(custom_id: str | int | UnsetType | None) -> str | None:
+    """Return a custom id as the store keeps it for searching."""
+    if isinstance(custom_id, str):
+        return custom_id
+    return str(custom_id) if isinstance(custom_id, int) else None

@@ -1,4 +1,4 @@
-"""Opens the input of a batch: decompresses gzip, converts UTF-16 to UTF-8, and names formats that cannot be read."""
+"""Opens the input of a batch: unpacks gzip and zstd, converts UTF-16 to UTF-8, and names formats that are no text."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ BOM = codecs.BOM_UTF8
 _UNREADABLE = {
     b"\xff\xfe\0\0": "UTF-32; save it as UTF-8",
     b"\0\0\xfe\xff": "UTF-32; save it as UTF-8",
-    b"(\xb5/\xfd": "compressed with zstd; unpack it, or compress it with gzip",
     b"\xfd7zX": "compressed with xz; unpack it, or compress it with gzip",
     b"BZh": "compressed with bzip2; unpack it, or compress it with gzip",
     b"PK\3\4": "a ZIP archive or an Excel workbook; write JSON Lines instead",
-    b"PAR1": "Parquet; in Python, pass pandas.read_parquet(FILE).to_dict('records') as the requests",
+    b"PAR1": "Parquet, not text",
     b"SQLi": "a SQLite database; write JSON Lines instead",
     b"%PDF": "PDF; write JSON Lines instead",
 }
 """First bytes of formats that are often given by mistake, and the remedy."""
 
 _CSV_HEADER = re.compile(rb"\s*\"?[A-Za-z_][\w .-]*\"?(\s*[,;\t]\s*\"?[A-Za-z_][\w .-]*\"?)+\s*")
-_CSV = 'looks like CSV; pandas converts it: read_csv(FILE).to_json("requests.jsonl", orient="records", lines=True)'
+_CSV = "looks like CSV; if it is, give --format csv (format='csv')"
+_GZIP, _ZSTD = b"\x1f\x8b", b"(\xb5/\xfd"
+_HEAD = 6
 _CHUNK = 256 * 1024
 
 
@@ -53,16 +54,38 @@ def open_stream(stream: BinaryIO) -> BinaryIO:
 
 
 def _decoded(stream: BinaryIO) -> BinaryIO:
-    with readable():
-        head, stream = _peek(stream)
+    head, stream = first_bytes(stream)
     for magic, remedy in _UNREADABLE.items():
         if head.startswith(magic):
             raise BatchFormatError(f"the input is {remedy}")
-    if head.startswith(b"\x1f\x8b"):
-        return open_stream(cast(BinaryIO, _Gunzipped(stream)))
+    if is_packed(head):
+        return open_stream(unpacked(head, stream))
     if (encoding := _utf16(head)) is not None:
         return cast(BinaryIO, io.BufferedReader(_Recoded(stream, encoding), _CHUNK))
     return stream
+
+
+def is_packed(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of gzip or zstd."""
+    return head.startswith((_GZIP, _ZSTD))
+
+
+def unpacked(head: bytes, stream: BinaryIO) -> BinaryIO:
+    """Return the content of packed data, which closes the data with it.  Raises BatchFormatError without pyarrow."""
+    if head.startswith(_GZIP):
+        return cast(BinaryIO, _Gunzipped(stream))
+    try:
+        import pyarrow
+    except ImportError:
+        reason = "zstd is unpacked with pyarrow, which is not installed: pip install 'batchray[data]'; or use gzip"
+        raise BatchFormatError(reason) from None
+    return cast(BinaryIO, io.BufferedReader(_Unzstd(stream, pyarrow.CompressedInputStream(stream, "zstd")), _CHUNK))
+
+
+def first_bytes(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
+    """Return the first bytes of a stream, and a stream that still has them.  Raises BatchFormatError."""
+    with readable():
+        return _peek(stream)
 
 
 @contextmanager
@@ -72,6 +95,8 @@ def readable() -> Iterator[None]:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BatchFormatError(f"the gzip data is cut off or damaged: {error}") from None
+    except _ZstdError as error:
+        raise BatchFormatError(f"the zstd data is cut off or damaged: {error}") from None
     except UnicodeDecodeError as error:
         raise BatchFormatError(f"the input is damaged UTF-16: {error.reason}; save it as UTF-8") from None
 
@@ -99,9 +124,9 @@ def _peek(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
     """Return the first bytes of a stream, and a stream that still has them."""
     if not hasattr(stream, "peek"):
         stream = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream)))
-    head = cast(io.BufferedReader, stream).peek(4)[:4]
-    if 0 < len(head) < 4:  # a pipe that has given little so far, or a short file
-        head = stream.read(4)
+    head = cast(io.BufferedReader, stream).peek(_HEAD)[:_HEAD]
+    if 0 < len(head) < _HEAD:  # a pipe that has given little so far, or a short file
+        head = stream.read(_HEAD)
         stream = cast(BinaryIO, io.BufferedReader(_Prefixed(head, stream), _CHUNK))
     return head, stream
 
@@ -151,6 +176,24 @@ class _Wrapped(io.RawIOBase):
     @abstractmethod
     def _more(self) -> bytes:
         """Return the next bytes; none at the end."""
+
+
+class _ZstdError(Exception):
+    """The data is not what zstd writes."""
+
+
+class _Unzstd(_Wrapped):
+    """The content of zstd data."""
+
+    def __init__(self, stream: BinaryIO, content: Any) -> None:
+        super().__init__(stream)
+        self._content = content
+
+    def _more(self) -> bytes:
+        try:
+            return self._content.read(_CHUNK)  # type: ignore[no-any-return]
+        except OSError as error:
+            raise _ZstdError(" ".join(str(error).split())) from None
 
 
 class _Prefixed(_Wrapped):

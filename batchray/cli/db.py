@@ -14,7 +14,8 @@ from batchray.cli.options import store_options, store_settings
 from batchray.errors import BatchrayError
 
 if TYPE_CHECKING:
-    from batchray.store import Store
+    from batchray.store import CarriedColumns, JobRecord, Store
+    from batchray.views.carried import CarriedRows
 
 KEPT_DAYS = 29.0
 
@@ -79,7 +80,7 @@ def _write_all(store: Store, file: IO[str], lost: Callable[[str], None]) -> int:
 
     n_outcomes = 0
     for job in store.integrity.readable_jobs(lost):
-        views = ResultViews(job)
+        views = ResultViews(job, rows=_readable_rows(store, job, lost))
         for stored in store.integrity.readable_results(job, lost):
             try:
                 line = {"job_id": job.id, **views.result(stored).model_dump(mode="json")}
@@ -89,6 +90,28 @@ def _write_all(store: Store, file: IO[str], lost: Callable[[str], None]) -> int:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             n_outcomes += 1
     return n_outcomes
+
+
+def _readable_rows(store: Store, job: JobRecord, lost: Callable[[str], None]) -> CarriedRows | None:
+    """Return the readable rows of the table that a job was made of; an older database has none."""
+    from batchray.batch.formats.carried import decode
+    from batchray.store.integrity import UNREADABLE
+    from batchray.views.carried import CarriedRows
+
+    if store.database.is_older():
+        return None
+
+    def read(index: int) -> CarriedColumns | None:
+        try:
+            found = store.items.carried_columns(job, index)
+            if found is not None:
+                decode(found.data)
+        except UNREADABLE:
+            lost(f"{job.id}: the row of item {index}")
+            return None
+        return found
+
+    return CarriedRows(read)
 
 
 @db.command()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Set
+import itertools
+import logging
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from batchray.batch.parse import Batch, read_batch
-from batchray.batch.spool import Spool
+from batchray.batch.custom_ids import CustomIds
+from batchray.batch.formats.options import NO_OPTIONS, InputOptions
+from batchray.batch.formats.recognize import ObjectInput, Table, open_batch
+from batchray.batch.parse import Batch
+from batchray.batch.places import is_local
+from batchray.batch.spool import RawRequest, Spool
 from batchray.config import AgentSet
-from batchray.errors import BatchFormatError
 from batchray.schema import AgentRequest, new_job_id
-from batchray.store import NewItem, NewJob, Store
+from batchray.store import CarriedColumns, NewItem, NewJob, Store
 from batchray.support.threads import DaemonThread
+
+logger = logging.getLogger(__name__)
 
 Requests = (
     str
@@ -23,7 +30,7 @@ Requests = (
     | BinaryIO
     | Iterable[Mapping[str, Any] | AgentRequest]
     | AsyncIterable[Mapping[str, Any] | AgentRequest]
-    | Any  # a Ray Dataset, whose type only Ray's own package can name
+    | Any  # a frame, a dataset or a table, whose types only their own packages can name
 )
 """The accepted forms of a batch.  It is read once, and checked whole before anything runs."""
 
@@ -35,74 +42,135 @@ async def create_job(
     callback_url: str | None,
     run_options: Mapping[str, Any] | None = None,
     check: Callable[[AgentSet], None] = lambda used: None,
+    options: InputOptions = NO_OPTIONS,
 ) -> str:
     """Read, check and store a batch; return its job's id.  Raises BatchFormatError and StoreError.
 
     `run_options` are what a resume of the job takes over.  `check` gets the agents that the batch uses; nothing is
-    stored if it raises.
+    stored if it raises.  `options` say how the input becomes requests.
     """
     if isinstance(requests, AsyncIterable):
-        requests = await collect(requests, store.data_dir, agents)
-    if not isinstance(requests, str | Path | list | tuple | Spool):
+        requests = await collect(requests, store.data_dir, agents, options)
+    if not isinstance(requests, Intake):
         # Not in a transaction on the writer's thread: the iterable may be slow, or wait for another of our jobs.
         reader = DaemonThread("batchray-intake")
-        spooling = asyncio.get_running_loop().run_in_executor(reader, _spooled, requests, agents, store.data_dir)
+        reading = asyncio.get_running_loop().run_in_executor(
+            reader, _taken_in, requests, agents, store.data_dir, options
+        )
         try:
-            requests, found_url = await spooling
+            requests = await reading
         finally:
             reader.shutdown(wait=False)
-        callback_url = callback_url or found_url
 
     def snapshot(agent_ids: Set[str]) -> Mapping[str, Any]:
         used = agents.only(agent_ids)
         check(used)
         return used.snapshot()
 
-    new = NewJob(new_job_id(), snapshot, callback_url, run_options=run_options)
-    await store.database.call(_create, store, new, requests, agents)
+    new = NewJob(new_job_id(), snapshot, callback_url, run_options=run_options, unused_fields=requests.unused_fields)
+    await store.database.call(_create, store, new, requests)
     return new.id
 
 
-def _spooled(requests: Any, agents: AgentSet, directory: Path) -> tuple[Spool, str | None]:
-    """Read and check a batch that can be read only once, or only slowly."""
-    if hasattr(requests, "iter_rows"):  # a Ray Dataset
-        requests = requests.iter_rows()
-    batch = read_batch(requests, agents.agents)
+class Intake:
+    """A batch that can be stored: checked requests on disk, or a batch that is read from disk or memory meanwhile."""
+
+    def __init__(
+        self, requests: Spool | Batch, callback_url: str | None = None, unused: Set[str] = frozenset()
+    ) -> None:
+        self._requests, self._unused = requests, unused
+        self.callback_url = callback_url
+        self._custom_ids = CustomIds()
+
+    def items(self) -> Iterator[NewItem]:
+        """Yield the items, once."""
+        requests = self._requests if isinstance(self._requests, Spool) else self._requests.requests
+        for request in requests:
+            self._custom_ids.add(request.custom_id)
+            yield NewItem(*request)
+
+    def carried(self) -> Iterator[CarriedColumns]:
+        """Yield the rows that the requests were made of."""
+        if isinstance(self._requests, Spool):
+            yield from itertools.starmap(CarriedColumns, self._requests.carried())
+
+    def unused_fields(self) -> Set[str]:
+        """Return the names of fields in the requests that have no effect, once all have been read."""
+        return self._unused
+
+    def warn(self) -> None:
+        """Log what the caller should know of a batch that was accepted."""
+        if self._unused:
+            logger.warning("these fields of the batch have no effect: %s", ", ".join(sorted(self._unused)))
+        if repeated := self._custom_ids.repeated:
+            logger.warning("%s", repeated)
+
+    def close(self) -> None:
+        """Delete what is on disk."""
+        if isinstance(self._requests, Spool):
+            self._requests.close()
+
+
+def _taken_in(requests: Any, agents: AgentSet, directory: Path, options: InputOptions) -> Intake:
+    """Open a batch, and read and check one that can be read only once, or only slowly."""
+    batch = open_batch(requests, _models(agents), directory, options)
+    if isinstance(batch, Batch):
+        is_at_hand = isinstance(requests, list | tuple) or (isinstance(requests, str | Path) and is_local(requests))
+        kept = batch if is_at_hand else _spooled(batch.requests, directory)
+        return Intake(kept, batch.callback_url, batch.unused)
+    return Intake(_carrying(batch, directory))
+
+
+def _carrying(table: Table, directory: Path) -> Spool:
     spool = Spool(directory)
-    try:
-        for request in batch.requests:
-            spool.add(request)
-    except BaseException:
-        spool.close()
-        raise
-    return spool, batch.callback_url
-
-
-def _create(store: Store, new: NewJob, requests: Requests, agents: AgentSet) -> None:
-    with contextlib.ExitStack() as spools:
-        if isinstance(requests, Spool):
-            batch = Batch(iter(spools.enter_context(requests)))
-        else:
-            source: Any = Path(requests) if isinstance(requests, str) else requests
-            batch = read_batch(source, agents.agents)
-        items = (NewItem(*request) for request in batch.requests)
-        store.jobs.create(replace(new, callback_url=new.callback_url or batch.callback_url), items)
-
-
-async def collect(requests: AsyncIterable[Any], directory: Path, agents: AgentSet) -> Spool:
-    """Read and check an async iterable of requests, on the event loop that it belongs to."""
-    spool, n_requests = Spool(directory), 0
-    try:
-        async for request in requests:
-            try:
-                [raw] = read_batch([request], agents.agents).requests
-            except BatchFormatError as error:
-                raise error.at(index=n_requests) from None
-            spool.add(raw)
-            n_requests += 1
-        if n_requests == 0:
-            raise BatchFormatError("the batch is empty")
-    except BaseException:
-        spool.close()
-        raise
+    with _closing_on_error(spool):
+        for part in table.parts:
+            spool.add_carried(part.first, len(part.requests), part.data)
+            for request in part.requests:
+                spool.add(request)
     return spool
+
+
+def _spooled(requests: Iterable[RawRequest], directory: Path) -> Spool:
+    spool = Spool(directory)
+    with _closing_on_error(spool):
+        for request in requests:
+            spool.add(request)
+    return spool
+
+
+@contextlib.contextmanager
+def _closing_on_error(spool: Spool) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        spool.close()
+        raise
+
+
+def _models(agents: AgentSet) -> dict[str, str | None]:
+    return {agent_id: bound.agent.model for agent_id, bound in agents.agents.items()}
+
+
+def _create(store: Store, new: NewJob, intake: Intake) -> None:
+    with contextlib.closing(intake):
+        store.jobs.create(
+            replace(new, callback_url=new.callback_url or intake.callback_url), intake.items(), intake.carried()
+        )
+    intake.warn()
+
+
+async def collect(
+    requests: AsyncIterable[Any], directory: Path, agents: AgentSet, options: InputOptions = NO_OPTIONS
+) -> Intake:
+    """Read and check an async iterable of requests or rows, on the event loop that it belongs to."""
+    given = ObjectInput(_models(agents), directory, options)
+    with given:
+        async for request in requests:
+            given.add(request)
+        return await asyncio.to_thread(_finished, given, directory)
+
+
+def _finished(given: ObjectInput, directory: Path) -> Intake:
+    found = given.batch()
+    return Intake(_carrying(found, directory) if isinstance(found, Table) else _spooled(found.requests, directory))

@@ -22,6 +22,7 @@ from batchray.jobs.states import PAUSED, state_of
 from batchray.schema import Result
 from batchray.schema.progress import TIMINGS, Percentiles, Progress
 from batchray.store import FailureKind, JobRecord, Store, run_all, running_jobs
+from batchray.views.carried import CarriedRows
 from batchray.views.frames import to_frame
 from batchray.views.result_pages import AfterOptions, ResultCursor, ResultOrder, result_pages
 from batchray.views.results import ResultViews
@@ -263,7 +264,12 @@ class Job:  # more than 20 methods, because it is the public API of a job
         return self.record()
 
     def _views(self, include_input: bool) -> ResultViews:
-        return ResultViews(self._accepted, self._store().jobs.agent_snapshot(self.id), include_input=include_input)
+        snapshot = self._store().jobs.agent_snapshot(self.id)
+        return ResultViews(self._accepted, snapshot, include_input=include_input, rows=self._rows())
+
+    def _rows(self) -> CarriedRows:
+        """Return the rows of the table that the job was made of."""
+        return CarriedRows(lambda index: self._store().items.carried_columns(self._accepted, index))
 
     def _store(self) -> Store:
         """Return the reader of the store.  It is opened on first use, and closed with this object or at exit."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batchray.agents.build import check_agents_build
-from batchray.batch.parse import read_callback_url
+from batchray.batch.formats.options import NO_OPTIONS, InputOptions
+from batchray.batch.split import read_callback_url
 from batchray.config import AgentSet, Settings, chosen_settings, with_earlier
 from batchray.errors import ConfigError, StoreLockedError
 from batchray.jobs.control import reopen_job
@@ -36,6 +37,7 @@ def submit_with(
     bound: AgentSet,
     callback_url: str | None = None,
     output: Output | None = None,
+    options: InputOptions = NO_OPTIONS,
 ) -> Job:
     """Accept a batch with these settings; otherwise as `submit`.  A resume takes over `output`, the results' file."""
     check_agents_build(bound)
@@ -55,8 +57,8 @@ def submit_with(
             if executor is not None:
                 executor.check(agents)  # what no node can run is refused before the batch is accepted
 
-        options = run_options(chosen, output)
-        job_id = runtime.wait(create_job(store, requests, bound, callback_url, options, check))
+        kept = run_options(chosen, output)
+        job_id = runtime.wait(create_job(store, requests, bound, callback_url, kept, check, options))
         return _started(job_id, used[0], store, chosen)
     except BaseException:
         runtime.release_store(store)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, field_serializer
 
 from batchray.schema.base import WireModel
 from batchray.schema.jobs import StopReason
+from batchray.schema.json_values import json_value
 from batchray.schema.letta_messages import AssistantMessage, LettaMessage
 
 
@@ -104,16 +105,18 @@ class Result(WireModel):
     """One line of the output: an item's outcome as the caller sees it, with all of the request that it needs.
 
     `metadata` is the request's; `input` is its `input`, or else its `messages`, and None unless it was asked for.
-    `model` is the agent's, None for a Python function.  `cost_usd` is computed from the agent's prices; None without
-    prices, or if the provider reported no tokens.  `messages` are filtered by the request's
-    `include_return_message_types`; `attempts` does not count attempts that were lost because another request crashed
-    the worker.  `stdout` and `stderr` are what the code of a function agent has written, None for nothing; what a tool
-    has written is in its return, in `messages`.
+    `row` is the row of the table that the request was made of, by column, None if it was not made of one; as JSON,
+    bytes are base64, times are ISO 8601 and decimals are texts.  `model` is the agent's, None for a Python function.
+    `cost_usd` is computed from the agent's prices; None without prices, or if the provider reported no tokens.
+    `messages` are filtered by the request's `include_return_message_types`; `attempts` does not count attempts that
+    were lost because another request crashed the worker.  `stdout` and `stderr` are what the code of a function agent
+    has written, None for nothing; what a tool has written is in its return, in `messages`.
     """
 
     index: NonNegativeInt
-    custom_id: str | None = None
+    custom_id: str | int | None = None
     metadata: dict[str, Any] | None = None
+    row: dict[str, Any] | None = None
     batch_item_id: str
     agent_id: str
     model: str | None = None
@@ -128,6 +131,10 @@ class Result(WireModel):
     stderr: str | None = None
     attempts: NonNegativeInt
     timing: Timing
+
+    @field_serializer("row", when_used="json-unless-none")
+    def _row_as_json(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {name: json_value(value) for name, value in row.items()}
 
     @property
     def text(self) -> str:

@@ -261,12 +261,12 @@ class LettaRequest(WireModel):
 class AgentRequest(LettaRequest, ConstructedModel):
     """One entry of a batch: Letta's `requests[]` with a `custom_id` and `metadata` of the caller.
 
-    Both are returned with the result; no model sees them.  `agent_id` is any id of 1 to 256 characters, such as Letta's
-    `agent-<uuid4>`.
+    Both are returned with the result; no model sees them.  `custom_id` is a text or an integer.  `agent_id` is any id
+    of 1 to 256 characters, such as Letta's `agent-<uuid4>`.
     """
 
     agent_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    custom_id: str | None = None
+    custom_id: str | int | None = None
     metadata: dict[str, Any] | None = None
 
     @classmethod

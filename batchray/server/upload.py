@@ -17,8 +17,8 @@ from typing import IO, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from batchray.batch.parse import MAX_REQUEST_BYTES, format_error
 from batchray.batch.rules import RequestRules
+from batchray.batch.split import MAX_REQUEST_BYTES, format_error
 from batchray.batch.strict_json import strict_json
 from batchray.config import ServerSettings
 from batchray.errors import BatchFormatError, StoreFullError

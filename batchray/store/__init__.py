@@ -24,6 +24,7 @@ from batchray.store.directory import is_locked, lock, running_jobs
 from batchray.store.disk_reserve import is_no_room
 from batchray.store.records import (
     DEFAULT_USER,
+    CarriedColumns,
     ConversationState,
     ConversationUpdate,
     FailureKind,
@@ -53,6 +54,7 @@ __all__ = [
     "DATABASE",
     "DEFAULT_USER",
     "AsyncStore",
+    "CarriedColumns",
     "Chunked",
     "ConversationState",
     "ConversationUpdate",

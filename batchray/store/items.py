@@ -11,9 +11,18 @@ import sqlalchemy as sa
 from batchray.schema.progress import STATUSES
 from batchray.store.database import CHUNK, PAGE_BYTES, Database
 from batchray.store.queries import between
-from batchray.store.records import FailureKind, JobRecord, PendingItem, SortOrder, StoredItem, StoredResult
+from batchray.store.records import (
+    CarriedColumns,
+    FailureKind,
+    JobRecord,
+    PendingItem,
+    SortOrder,
+    StoredItem,
+    StoredResult,
+)
 from batchray.store.tables import DELETED, same_item
 from batchray.store.tables import attempts as _attempts
+from batchray.store.tables import carried_columns as _carried
 from batchray.store.tables import checkpoints as _checkpoints
 from batchray.store.tables import items as _items
 from batchray.store.tables import jobs as _jobs
@@ -105,6 +114,14 @@ class Items:
         query = query if until is None else query.where(_outcomes.c.seq <= until)
         query = query if agent_id is None else query.where(_items.c.agent_id == agent_id)
         return self._database.page(query, _stored_result, _RESULT_BYTES, max_bytes)
+
+    def carried_columns(self, job: JobRecord, index: int) -> CarriedColumns | None:
+        """Return the part of the job's table that holds an item's row; None if the job was not made of a table."""
+        query = sa.select(_carried.c.idx, _carried.c.n_rows, _carried.c.data)
+        query = query.where(_carried.c.job == job.key, _carried.c.idx <= index).order_by(_carried.c.idx.desc()).limit(1)
+        with self._database.reading() as connection:
+            row = connection.execute(query).first()
+        return CarriedColumns(*row) if row else None
 
     def results_between(self, job: JobRecord, first: int, last: int) -> list[StoredResult]:
         """Return the results of the items from one index to another, in index order."""

@@ -15,11 +15,22 @@ from batchray.schema.progress import STATUSES, Progress
 from batchray.store.database import Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.queries import between, starts_with
-from batchray.store.records import ItemPage, JobRecord, LedJob, NewItem, NewJob, SortOrder, job_record, utc_now
+from batchray.store.records import (
+    CarriedColumns,
+    ItemPage,
+    JobRecord,
+    LedJob,
+    NewItem,
+    NewJob,
+    SortOrder,
+    job_record,
+    utc_now,
+)
 from batchray.store.tables import (
     DELETED,
     attempts,
     callbacks,
+    carried_columns,
     checkpoints,
     jobs,
     leases,
@@ -39,16 +50,17 @@ class Jobs:
     def __init__(self, database: Database, leases: Leases) -> None:
         self._database, self._leases = database, leases
 
-    def create(self, new: NewJob, new_items: Iterable[NewItem]) -> int:
+    def create(self, new: NewJob, new_items: Iterable[NewItem], carried: Iterable[CarriedColumns] = ()) -> int:
         """Create a job with its items in one transaction and return how many.  They are on disk when this returns.
 
-        An error of `new_items` rolls everything back.  Raises StoreFullError if the disk is full, KeyInUseError for a
-        second job of one idempotency key, and StoreUnavailableError while another process is creating the first one.
+        `carried` are the rows of the table that the items were made of.  An error of either rolls everything back.
+        Raises StoreFullError if the disk is full, KeyInUseError for a second job of one idempotency key, and
+        StoreUnavailableError while another process is creating the first one.
         """
         chunked = chunks(new_items, lambda item: len(item.request))
-        return self.create_paged(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked))
+        return self.create_paged(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked), carried)
 
-    def create_paged(self, new: NewJob, pages: Iterable[ItemPage]) -> int:
+    def create_paged(self, new: NewJob, pages: Iterable[ItemPage], carried: Iterable[CarriedColumns] = ()) -> int:
         """Create a job with items that come in pages; otherwise as `create`."""
         self._database.check_room()
         now, total, agent_ids = utc_now(), 0, set[str]()
@@ -62,6 +74,8 @@ class Jobs:
                 database.backend.insert_items(connection, rows)
                 agent_ids.update(page.agent_ids)
                 total += len(page.requests)
+            for part in carried:
+                connection.execute(sa.insert(carried_columns).values((job, *part)))
             values = {"total": total, "agents": orjson.dumps(new.snapshot(agent_ids))}
             values["unused_fields"] = ",".join(sorted(new.unused_fields())) or None
             connection.execute(sa.update(jobs).where(jobs.c.job == job).values(values))

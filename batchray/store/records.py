@@ -62,6 +62,17 @@ class ItemPage(NamedTuple):
     requests: Sequence[bytes]
 
 
+class CarriedColumns(NamedTuple):
+    """Rows of the table that a job was made of: those of the items `first` to `first + n_rows - 1`.
+
+    `data` is an Arrow IPC stream with one record batch.  All parts of a job have one schema.
+    """
+
+    first: int
+    n_rows: int
+    data: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class PendingItem:
     """An item without an outcome, with the counts of its earlier attempts."""

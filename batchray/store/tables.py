@@ -64,6 +64,16 @@ items = sa.Table(
     sa.Column("request", sa.LargeBinary, nullable=False),
 )
 
+# The rows of the table that a job was made of: `n_rows` of them, of item `idx` and those after it, as Arrow IPC.
+carried_columns = sa.Table(
+    "carried_columns",
+    metadata,
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("idx", INTEGER, primary_key=True),
+    sa.Column("n_rows", INTEGER, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
 # Apart from items, and narrow: counting an attempt then touches one dense page, not the page of a request's body.
 attempts = sa.Table(
     "attempts",

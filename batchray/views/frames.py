@@ -54,7 +54,7 @@ def _seconds(nanoseconds: int | None) -> float | None:
 
 
 COLUMNS: Mapping[str, tuple[Any, Callable[[Result], Any]]] = {
-    "custom_id": ("string", lambda result: result.custom_id),
+    "custom_id": ("string", lambda result: None if result.custom_id is None else str(result.custom_id)),
     "agent_id": ("string", lambda result: result.agent_id),
     "model": ("string", lambda result: result.model),
     "status": ("string", lambda result: str(result.status)),

@@ -25,6 +25,7 @@ from batchray.schema import (
     visible_messages,
 )
 from batchray.store import JobRecord, StoredResult
+from batchray.views.carried import CarriedRows
 
 _MESSAGES = TypeAdapter(list[Message])
 
@@ -33,13 +34,19 @@ class ResultViews:
     """Shows the outcomes of a job as lines of the output.
 
     `agents` is the job's snapshot of its agents, which has their models and prices; without it neither is shown for a
-    request that called no model.  With `include_input` each result has the input of its request.
+    request that called no model.  With `include_input` each result has the input of its request.  `rows` are those of
+    the table that the job was made of.
     """
 
     def __init__(
-        self, job: JobRecord, agents: Mapping[str, Any] = MappingProxyType({}), *, include_input: bool = False
+        self,
+        job: JobRecord,
+        agents: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        include_input: bool = False,
+        rows: CarriedRows | None = None,
     ) -> None:
-        self._job, self._include_input = job, include_input
+        self._job, self._include_input, self._rows = job, include_input, rows
         settings = {agent_id: kept["agent"] for agent_id, kept in agents.items()}
         self._models: dict[str, str | None] = {agent_id: each.get("model") for agent_id, each in settings.items()}
         self._prices = {
@@ -53,8 +60,9 @@ class ResultViews:
         usage = Usage(**stored.usage)
         return Result(
             index=stored.index,
-            custom_id=stored.custom_id,
+            custom_id=request.custom_id,
             metadata=request.metadata,
+            row=self._rows.row(stored.index) if self._rows is not None else None,
             batch_item_id=item_id(self._job.id, stored.index),
             agent_id=stored.agent_id,
             # A resume may have replaced the agent of the snapshot; its answers name the model that gave them.

@@ -8,6 +8,7 @@ import threading
 import traceback
 import typing
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import pytest
 
 import batchray
 from batchray import Agent, Settings, api
+from batchray.batch.formats.options import InputOptions
 from batchray.errors import ConfigError, JobInterruptedError, StoreError, UnknownJobError, UsageError
 from batchray.schema import new_job_id
 from batchray.store import Store
@@ -40,7 +42,8 @@ def test_the_typed_options_are_the_fields_of_the_settings() -> None:
     assert set(hints) == set(Settings.model_fields)
     assert Literal["ray", "local"] in typing.get_args(hints["executor"])
     assert set(typing.get_type_hints(api.ResumeOptions)) == {*hints, "providers"}
-    assert set(typing.get_type_hints(api.SubmitOptions)) == {*hints, "providers", "callback_url"}
+    rows = {each.name for each in fields(InputOptions)}
+    assert set(typing.get_type_hints(api.SubmitOptions)) == {*hints, *rows, "providers", "callback_url"}
 
 
 @pytest.mark.parametrize("name", ["run", "arun", "submit", "resume", "aresume", "submit_resume", "retry", "aretry"])
@@ -76,7 +79,7 @@ BAD_CALLS: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "a file that does not exist": (
         lambda **options: batchray.submit("nowhere.jsonl", [AGENT], **options),
-        "nowhere.jsonl cannot be read: No such file",
+        "nowhere.jsonl: cannot be read: No such file",
     ),
     "one request": (lambda **options: batchray.submit(REQUESTS[0], [AGENT], **options), "put the request into a list"),
     "one agent": (lambda **options: batchray.submit(REQUESTS, ONE_AGENT, **options), "agents is a list of agents"),

@@ -90,6 +90,7 @@ HEAVY = {
     "rich": {"views.summary", "views.terminal"},
     "pandas": {"jobs.handle", "views.frames"},
     "yaml": {"config"},
+    "pyarrow": {"batch", "views.carried"},
 }
 
 MODULES = {

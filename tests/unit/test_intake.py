@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchray.batch.fast_path import parse_simple_requests
-from batchray.batch.parse import MAX_REQUEST_BYTES, Batch, _validate, read_batch, read_body
+from batchray.batch.parse import Batch, _validate, read_batch, read_body
 from batchray.batch.rules import RequestRules
 from batchray.batch.source import BOM
+from batchray.batch.split import MAX_REQUEST_BYTES
 from batchray.batch.spool import RawRequest, Spool
 from batchray.batch.strict_json import MAX_DEPTH, strict_json
 from batchray.errors import BatchFormatError
@@ -96,7 +97,7 @@ class Pipe(io.RawIOBase):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("csv", "it looks like CSV; pandas converts it: read_csv(FILE).to_json("),
+        ("csv", "it looks like CSV; if it is, give --format csv"),
         ("cr-only", "end lines with LF, not with CR alone"),
         ("a-request-on-lines", "a request must be whole on its line"),
     ],

@@ -96,6 +96,7 @@ async def test_a_result_is_an_output_line(tmp_path: Path) -> None:
         "index",
         "custom_id",
         "metadata",
+        "row",
         "batch_item_id",
         "agent_id",
         "model",

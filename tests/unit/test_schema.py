@@ -708,7 +708,7 @@ def test_usage_and_timing_below_zero_are_refused() -> None:
 
 
 def test_a_result_line_has_the_documented_keys() -> None:
-    request = "index custom_id metadata batch_item_id agent_id model"
+    request = "index custom_id metadata row batch_item_id agent_id model"
     outcome = "status stop_reason input messages usage cost_usd error stdout stderr attempts timing"
     assert " ".join(Result.model_fields) == f"{request} {outcome}"
     assert {"prompt_tokens", "completion_tokens", "total_tokens", "step_count"} <= Usage.model_fields.keys()

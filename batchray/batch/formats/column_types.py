@@ -1,0 +1,241 @@
+"""Finds one schema for rows that come without one: rows of JSON, of CSV, of Python objects, frames in parts.
+
+All rows are read before the schema is known, so that a number in the first row and a text in the last are no surprise.
+Meanwhile they are in a temporary file.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import orjson
+
+from batchray.batch.formats.arrow import arrow, check_names
+from batchray.batch.formats.carried import JSON_FIELD, decode, encode, values_of
+from batchray.errors import BatchFormatError
+
+_EXACT = 2**53  # larger integers are not all exact as floats
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_BOOLEANS = ({"true", "false"}, {"True", "False"}, {"TRUE", "FALSE"})
+
+
+class Rows(NamedTuple):
+    """A part of a table: `batch` is an Arrow RecordBatch, whose first row is row `first` of the table.
+
+    `lines` are the lines of the file that the rows begin on; None for input without lines.
+    """
+
+    first: int
+    batch: Any
+    lines: Sequence[int] | None = None
+
+
+class UntypedTable:
+    """Takes parts of a table in any types, keeps them on disk, and gives them back in one schema."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  # closed with the table
+        self._kinds: dict[str, _Kind] = {}
+        self._n_rows = self._n_parts = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+
+    def add_objects(self, rows: Sequence[Mapping[str, Any]], lines: Sequence[int] | None = None) -> None:
+        """Add rows of Python values."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        self.add_values({name: [row.get(name) for row in rows] for name in names}, len(rows), lines)
+
+    def add_values(self, columns: Mapping[str, Any], n_rows: int, lines: Sequence[int] | None = None) -> None:
+        """Add `n_rows` rows, by column: lists of Python values, series of pandas, or arrays of Arrow."""
+        found = [self._column(str(name), values, lines) for name, values in columns.items()]
+        self._write([field for field, _ in found], [array for _, array in found], n_rows, lines)
+
+    def add_texts(self, columns: Mapping[str, Sequence[str | None]], lines: Sequence[int]) -> None:
+        """Add rows of texts, by column, whose types are found out."""
+        pa = arrow()
+        for name, values in columns.items():
+            self._kind(name).add_texts([value for value in values if value is not None])
+        arrays = [pa.array(values, pa.string()) for values in columns.values()]
+        self._write([pa.field(name, pa.string()) for name in columns], arrays, len(lines), lines)
+
+    def parts(self) -> Generator[Rows]:
+        """Yield all rows in their order, in one schema."""
+        pa = arrow()
+        schema, first = pa.schema([kind.field(name) for name, kind in self._kinds.items()]), 0
+        self._file.seek(0)
+        for _ in range(self._n_parts):
+            lines, n_rows, data = pickle.load(self._file)
+            batch = decode(data)
+            given = {field.name: (field, column) for field, column in zip(batch.schema, batch.columns, strict=True)}
+            arrays = [
+                kind.cast(*given[name]) if name in given else pa.nulls(n_rows, schema.field(name).type)
+                for name, kind in self._kinds.items()
+            ]
+            yield Rows(first, pa.RecordBatch.from_arrays(arrays, schema=schema), lines)
+            first += n_rows
+
+    def _write(self, fields: list[Any], arrays: list[Any], n_rows: int, lines: Sequence[int] | None) -> None:
+        pa = arrow()
+        check_names([field.name for field in fields])
+        batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+        pickle.dump((lines, n_rows, encode(batch)), self._file)
+        self._n_rows += n_rows
+        self._n_parts += 1
+
+    def _kind(self, name: str) -> _Kind:
+        return self._kinds.setdefault(name, _Kind())
+
+    def _column(self, name: str, values: Any, lines: Sequence[int] | None) -> tuple[Any, Any]:
+        """Return values as an Arrow array with its field; values of several types become texts of JSON."""
+        pa = arrow()
+        kind = self._kind(name)
+        if not kind.is_json:
+            array = _typed(values)
+            if array is not None:
+                kind.add(array)
+                return pa.field(name, array.type), array
+            kind.is_json = True
+        if isinstance(values, pa.Array):
+            values = values.to_pylist()
+        texts = [self._as_json(name, value, i, lines) for i, value in enumerate(values)]
+        return pa.field(name, pa.string(), metadata=JSON_FIELD), pa.array(texts, pa.string())
+
+    def _as_json(self, name: str, value: Any, position: int, lines: Sequence[int] | None) -> str | None:
+        try:
+            return as_json(value)
+        except TypeError:
+            reason = f"a value of type {type(value).__name__} among values of other types cannot be kept"
+            error = BatchFormatError(reason, path=f"column {name!r}")
+            raise error.at(row=self._n_rows + position) if lines is None else error.at(line=lines[position]) from None
+
+
+def as_json(value: Any) -> str | None:
+    """Return a value as a text of JSON; None for a missing value of a frame.  Raises TypeError."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _typed(values: Any) -> Any:
+    """Return values as an Arrow array; None if they have no type in common, or would not come back as they were."""
+    pa = arrow()
+    if isinstance(values, pa.Array):
+        return values
+    try:
+        array = pa.array(values, from_pandas=not isinstance(values, list))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, OverflowError):
+        return None
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    # A struct gives each row the keys of all rows.
+    is_exact = not pa.types.is_nested(array.type) or not isinstance(values, list) or array.to_pylist() == values
+    return array if is_exact else None
+
+
+class _Kind:
+    """The types of one column so far."""
+
+    def __init__(self) -> None:
+        self.type: Any = None
+        self.is_json = False
+        self._has_inexact = False
+        self._texts: set[str] = set()
+
+    def add(self, array: Any) -> None:
+        """Take note of an array of Arrow."""
+        pa = arrow()
+        kind = array.type
+        if self.is_json or pa.types.is_null(kind):
+            return
+        if pa.types.is_integer(kind) and array.null_count < len(array):
+            least, most = (bound.as_py() for bound in _bounds(array))
+            self._has_inexact = self._has_inexact or not -_EXACT <= least <= most <= _EXACT
+        if self.type is not None and not self.type.equals(kind):
+            kind = self._common(kind)
+        self.type, self.is_json = kind, kind is None
+
+    def add_texts(self, texts: Sequence[str]) -> None:
+        """Take note of what a column of texts could be."""
+        self.type = arrow().string()
+        if texts and "text" not in self._texts:
+            self._texts.add(_kind_of_texts(texts))
+
+    def _common(self, kind: Any) -> Any:
+        """Return the type that has all values so far and those of another type; None if there is none."""
+        pa = arrow()
+        numbers = [pa.types.is_integer(each) or pa.types.is_floating(each) for each in (self.type, kind)]
+        if all(numbers) and self._has_inexact and any(map(pa.types.is_floating, (self.type, kind))):
+            return None
+        try:
+            pair = [pa.schema([("x", each)]) for each in (self.type, kind)]
+            common = pa.unify_schemas(pair, promote_options="permissive").field(0).type
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            return None
+        return None if "struct<" in str(common) else common
+
+    def field(self, name: str) -> Any:
+        """Return the field of the schema."""
+        pa = arrow()
+        if self.is_json:
+            return pa.field(name, pa.string(), metadata=JSON_FIELD)
+        return pa.field(name, self._final if self.type is not None else pa.null())
+
+    @property
+    def _final(self) -> Any:
+        pa = arrow()
+        if not self._texts:
+            return self.type
+        if self._texts == {"integer"}:
+            return pa.int64()
+        if self._texts <= {"integer", "number"}:
+            return pa.float64()
+        is_boolean = len(self._texts) == 1 and self._texts < {"true", "True", "TRUE"}
+        return pa.bool_() if is_boolean else pa.string()
+
+    def cast(self, field: Any, array: Any) -> Any:
+        """Return an array that `add` was given in the type of the whole column."""
+        if not self.is_json:
+            return array.cast(self.field("").type)
+        if field.metadata == JSON_FIELD:
+            return array
+        return arrow().array([as_json(value) for value in values_of(array, field)], arrow().string())
+
+
+def _bounds(array: Any) -> Sequence[Any]:
+    import pyarrow.compute
+
+    found = pyarrow.compute.min_max(array)
+    return found["min"], found["max"]
+
+
+def _kind_of_texts(texts: Sequence[str]) -> str:
+    """Return what all of these texts are, if no text is lost by it: an integer, a number, a boolean, or a text."""
+    if all(map(_INTEGER.fullmatch, texts)):
+        return "integer"
+    for words in _BOOLEANS:
+        if words.issuperset(texts):
+            return min(words, key=len)
+    return "number" if all(map(_is_number, texts)) else "text"
+
+
+def _is_number(text: str) -> bool:
+    if _INTEGER.fullmatch(text):
+        return abs(int(text)) <= _EXACT
+    try:
+        return repr(float(text)) == text and text[-1].isdigit()
+    except ValueError:
+        return False

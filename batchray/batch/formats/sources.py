@@ -1,0 +1,172 @@
+"""Reads tables that have a schema: Parquet, Arrow, saved datasets, and objects of pandas, Ray, datasets and Arrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from batchray.batch.formats.arrow import PART_BYTES, PART_ROWS, arrow, check_names
+from batchray.batch.formats.column_types import Rows, UntypedTable
+from batchray.batch.places import Place
+from batchray.errors import BatchFormatError
+
+
+def table_of_object(source: Any, directory: Path) -> Generator[Rows] | None:
+    """Return the rows of a frame, a dataset or a table; None for an object that is no table.
+
+    Takes a pandas DataFrame, a Ray Dataset, a Hugging Face Dataset, a table or reader of pyarrow, and what has Arrow's
+    stream interface, such as a Polars DataFrame.  `directory` holds temporary files.
+    """
+    kind = f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}"
+    if kind == "pandas.DataFrame":
+        return _untyped(_frame_parts(source), directory)
+    if kind in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
+        raise BatchFormatError(f"a {type(source).__name__} has several splits; pass one, such as dataset['train']")
+    if hasattr(source, "iter_batches") and hasattr(source, "iter_rows"):  # a Ray Dataset
+        return _untyped(source.iter_batches(batch_size=PART_ROWS, batch_format="pyarrow"), directory)
+    if kind == "datasets.Dataset":
+        return _typed(source.with_format("arrow").iter(PART_ROWS))
+    if kind == "datasets.IterableDataset":
+        return _untyped(source.with_format("arrow").iter(PART_ROWS), directory)
+    if hasattr(source, "__arrow_c_stream__"):
+        return _typed(arrow().RecordBatchReader.from_stream(source))
+    return _typed([source]) if hasattr(source, "__arrow_c_array__") and hasattr(source, "to_pylist") else None
+
+
+def parquet_rows(file: Any) -> Generator[Rows]:
+    """Yield the rows of an open Parquet file."""
+    arrow()
+    import pyarrow.parquet
+
+    with readable("Parquet"):
+        parquet = pyarrow.parquet.ParquetFile(file)
+        yield from _typed(parquet.iter_batches(_rows_at_once(parquet.metadata), use_threads=False))
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Return how many rows of a Parquet file are read at once, so that large rows make small parts."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    return max(1, min(PART_ROWS, PART_BYTES // max(row_bytes, 1)))
+
+
+def arrow_rows(file: BinaryIO) -> Generator[Rows]:
+    """Yield the rows of an Arrow IPC file (Feather) or stream."""
+    pa = arrow()
+    with readable("Arrow"):
+        head = file.read(6)
+        file.seek(0)
+        if head == b"ARROW1":
+            reader = pa.ipc.open_file(file)
+            yield from _typed(reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            yield from _typed(pa.ipc.open_stream(file))
+
+
+def files_rows(files: Iterable[Place], read: Any) -> Generator[Rows]:
+    """Yield the rows of several files one after another, in the schema of the first."""
+    first, schema = 0, None
+    for place in files:
+        try:
+            with place.open() as file:
+                for rows in read(file):
+                    schema = schema or rows.batch.schema
+                    yield Rows(first, _in_schema(rows.batch, schema))
+                    first += rows.batch.num_rows
+        except BatchFormatError as error:
+            raise error.at(file=place.shown) from None
+
+
+def _in_schema(batch: Any, schema: Any) -> Any:
+    pa = arrow()
+    if batch.schema.equals(schema):
+        return batch
+    try:
+        return batch.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, KeyError, ValueError):
+        raise BatchFormatError("its columns are not those of the first file") from None
+
+
+def dataset_files(directory: Place) -> list[Place]:
+    """Return the files of a directory that `save_to_disk` of Hugging Face datasets wrote, or of Parquet files.
+
+    Raises BatchFormatError for another directory, and for one with several splits.
+    """
+    names = directory.names()
+    if "dataset_dict.json" in names:
+        splits = json.loads(directory.child("dataset_dict.json").read()).get("splits", [])
+        raise BatchFormatError(f"has several splits; name the directory of one: {', '.join(splits)}")
+    if "state.json" in names:
+        state = json.loads(directory.child("state.json").read())
+        return [directory.child(each["filename"]) for each in state["_data_files"]]
+    if files := sorted(name for name in names if name.endswith((".parquet", ".pq"))):
+        return [directory.child(name) for name in files]
+    raise BatchFormatError("is a directory without Parquet files, and not one that save_to_disk of datasets wrote")
+
+
+def _typed(batches: Iterable[Any]) -> Generator[Rows]:
+    """Yield parts of tables or batches that have one schema."""
+    first = 0
+    for batch in batches:
+        check_names(batch.schema.names)
+        for part in _parts(batch):
+            yield Rows(first, part)
+            first += part.num_rows
+
+
+def _untyped(tables: Iterable[Any], directory: Path) -> Generator[Rows]:
+    """Yield parts of tables whose schemas may differ, such as those of a Ray Dataset."""
+    with UntypedTable(directory) as untyped:
+        for table in tables:
+            if isinstance(table, _FramePart):
+                untyped.add_values(table.columns, table.n_rows)
+                continue
+            check_names(table.schema.names)
+            for part in _parts(table):
+                untyped.add_values(dict(zip(part.schema.names, part.columns, strict=True)), part.num_rows)
+        yield from untyped.parts()
+
+
+def _parts(table: Any) -> Iterator[Any]:
+    """Yield RecordBatches of at most PART_ROWS rows and about PART_BYTES."""
+    pa = arrow()
+    batches = table.to_batches() if isinstance(table, pa.Table) else [table]
+    for batch in batches:
+        row_bytes = batch.get_total_buffer_size() // max(batch.num_rows, 1) if batch.num_rows <= PART_ROWS else 1
+        row_bytes = batch.nbytes // batch.num_rows if batch.num_rows else row_bytes
+        n_rows = max(1, min(PART_ROWS, PART_BYTES // max(row_bytes, 1)))
+        for start in range(0, batch.num_rows, n_rows):
+            yield batch.slice(start, n_rows)
+
+
+class _FramePart:
+    """Some rows of a pandas DataFrame, by column."""
+
+    def __init__(self, frame: Any) -> None:
+        self.columns = {str(name): frame[name] for name in frame.columns}
+        self.n_rows = len(frame)
+
+
+def _frame_parts(frame: Any) -> Iterator[_FramePart]:
+    """Yield the rows of a DataFrame in parts; the levels of its index that have a name are columns too."""
+    check_names([str(name) for name in frame.columns])
+    named = [level for level, name in enumerate(frame.index.names) if name is not None]
+    for start in range(0, len(frame), PART_ROWS):
+        part = frame.iloc[start : start + PART_ROWS]
+        yield _FramePart(part.reset_index(level=named) if named else part)
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Raise BatchFormatError for a file that is not what it seems, or damaged."""
+    pa = arrow()
+    try:
+        yield
+    except BatchFormatError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BatchFormatError(f"cannot be read as {what}: {reason}") from None

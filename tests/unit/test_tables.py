@@ -1,0 +1,417 @@
+"""Tables as batches: every form of one table gives the same requests and carries the same rows."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import io
+import json
+import zoneinfo
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchray.batch.formats.carried import decode, encode, rows_of
+from batchray.batch.formats.options import InputOptions
+from batchray.batch.formats.recognize import Table, open_batch
+from batchray.batch.formats.text_rows import object_rows
+from batchray.batch.spool import RawRequest
+from batchray.errors import BatchFormatError
+
+AGENTS = {"a": "offline/rules", "b": "openai/gpt-9"}
+QUESTIONS = InputOptions(agent="a", input_column="question", id_column="id")
+N_ROWS = 1003
+TABLE = pa.table(
+    {
+        "id": pa.array(range(N_ROWS), pa.int64()),
+        "question": [f"What is\n{i}, \"and\" 'why'?" for i in range(N_ROWS)],
+        "score": [None if i % 5 == 0 else i / 7 for i in range(N_ROWS)],
+        "is_easy": [i % 2 == 0 for i in range(N_ROWS)],
+        "note": [f"ä{i}" if i % 3 == 0 else None for i in range(N_ROWS)],
+        "only late": [None] * 1001 + [3, None],
+        "code": [f"00{i}" for i in range(N_ROWS)],
+    }
+)
+
+
+def read(source: Any, options: InputOptions, directory: Path) -> tuple[list[RawRequest], list[dict[str, Any]]]:
+    """Return the requests of a table, and the rows that they carry."""
+    batch = open_batch(source, AGENTS, directory, options)
+    assert isinstance(batch, Table)
+    requests: list[RawRequest] = []
+    rows: list[dict[str, Any]] = []
+    for part in batch.parts:
+        assert part.first == len(requests)
+        assert len(part.requests) <= 1000
+        requests += part.requests
+        rows += rows_of(decode(part.data))
+    return requests, rows
+
+
+def refusal(source: Any, options: InputOptions, directory: Path) -> str:
+    with pytest.raises(BatchFormatError) as caught:
+        read(source, options, directory)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+class RayLike:
+    """The methods of a Ray Dataset that are used, without Ray: its parts may differ in the types of empty columns."""
+
+    def iter_rows(self) -> Iterator[Any]:
+        raise AssertionError("a Ray Dataset is read in batches")
+
+    def iter_batches(self, batch_size: int, batch_format: str) -> Iterator[pa.Table]:
+        assert (batch_size, batch_format) == (1000, "pyarrow")
+        yield TABLE.slice(0, 1000).set_column(5, "only late", pa.nulls(1000))
+        yield TABLE.slice(1000)
+
+
+def _parquet(path: Path) -> Path:
+    pyarrow.parquet.write_table(TABLE, path / "t.parquet", row_group_size=100)
+    return path / "t.parquet"
+
+
+def _arrow(path: Path) -> Path:
+    pyarrow.feather.write_feather(TABLE, path / "t.feather")
+    return path / "t.feather"
+
+
+def _arrow_stream() -> io.BytesIO:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, TABLE.schema) as writer:
+        writer.write_table(TABLE)
+    return io.BytesIO(sink.getvalue())
+
+
+def _csv(path: Path, separator: str = ",", name: str = "t.csv", encoding: str = "utf-8") -> Path:
+    frame().to_csv(path / name, index=False, sep=separator, encoding=encoding)
+    return path / name
+
+
+def _file(path: Path, name: str, content: bytes) -> Path:
+    (path / name).write_bytes(content)
+    return path / name
+
+
+def _saved_dataset(path: Path) -> Path:
+    """A directory as `Dataset.save_to_disk` writes it."""
+    with pa.OSFile(str(path / "data-00000-of-00002.arrow"), "wb") as sink, pa.ipc.new_stream(sink, TABLE.schema) as one:
+        one.write_table(TABLE.slice(0, 400))
+    with pa.OSFile(str(path / "data-00001-of-00002.arrow"), "wb") as sink, pa.ipc.new_stream(sink, TABLE.schema) as two:
+        two.write_table(TABLE.slice(400))
+    files = [{"filename": f"data-0000{i}-of-00002.arrow"} for i in range(2)]
+    (path / "state.json").write_text(json.dumps({"_data_files": files, "_fingerprint": "f", "_split": "train"}))
+    return path
+
+
+def _directory_of_parquet(path: Path) -> Path:
+    pyarrow.parquet.write_table(TABLE.slice(0, 500), path / "part-0.parquet")
+    pyarrow.parquet.write_table(TABLE.slice(500), path / "part-1.parquet")
+    (path / "_SUCCESS").write_text("")
+    return path
+
+
+def frame() -> pd.DataFrame:
+    made: pd.DataFrame = TABLE.to_pandas(integer_object_nulls=True)
+    return made
+
+
+def _lines() -> bytes:
+    return b"\n\n".join(json.dumps(row).encode() for row in TABLE.to_pylist())
+
+
+FORMS: dict[str, Callable[[Path], Any]] = {
+    "parquet": _parquet,
+    "parquet-gz": lambda path: _file(path, "t.parquet.gz", gzip.compress(_parquet(path).read_bytes())),
+    "parquet-without-suffix": lambda path: _file(path, "t", _parquet(path).read_bytes()),
+    "address-of-a-file": lambda path: _parquet(path).as_uri(),
+    "open-file": lambda path: _parquet(path).open("rb"),
+    "arrow-file": _arrow,
+    "arrow-stream": lambda _: _arrow_stream(),
+    "csv": _csv,
+    "csv-with-byte-order-mark": lambda path: _csv(path, encoding="utf-8-sig"),
+    "csv-in-utf-16": lambda path: _csv(path, encoding="utf-16"),
+    "csv-with-semicolons-gz": lambda path: _csv(path, ";", "t.csv.gz"),
+    "tsv": lambda path: _csv(path, "\t", "t.tsv"),
+    "jsonl": lambda path: _file(path, "t.jsonl", b"\xef\xbb\xbf" + _lines()),
+    "jsonl-zst": lambda path: _file(path, "t.jsonl.zst", pa.compress(_lines(), "zstd", asbytes=True)),
+    "json-array": lambda path: _file(path, "t.json", json.dumps(TABLE.to_pylist(), indent=1).encode()),
+    "saved-dataset": _saved_dataset,
+    "directory-of-parquet": _directory_of_parquet,
+    "pyarrow-table": lambda _: TABLE,
+    "pyarrow-batch": lambda _: TABLE.combine_chunks().to_batches()[0],
+    "pyarrow-reader": lambda _: TABLE.to_reader(),
+    "pandas": lambda _: frame(),
+    "pandas-with-an-index": lambda _: frame().set_index("id"),
+    "ray-dataset": lambda _: RayLike(),
+    "list-of-rows": lambda _: TABLE.to_pylist(),
+    "iterator-of-rows": lambda _: iter(TABLE.to_pylist()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_table_gives_the_same_requests_and_rows(form: str, tmp_path: Path) -> None:
+    source = FORMS[form](tmp_path)
+    requests, rows = read(source, QUESTIONS, tmp_path / "spool")
+    assert rows == TABLE.to_pylist()
+    assert [json.loads(request.body) for request in requests] == [
+        {"agent_id": "a", "custom_id": i, "input": row["question"]} for i, row in enumerate(rows)
+    ]
+    assert [request.custom_id for request in requests] == [str(i) for i in range(N_ROWS)]
+    if hasattr(source, "close") and not isinstance(source, pa.RecordBatchReader):
+        source.close()
+
+
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+TYPED: dict[str, tuple[Any, Any]] = {
+    "int8": (pa.int8(), -3),
+    "uint64": (pa.uint64(), 2**64 - 1),
+    "float32": (pa.float32(), 0.5),
+    "nan": (pa.float64(), float("inf")),
+    "decimal": (pa.decimal128(20, 4), Decimal("12.3400")),
+    "date": (pa.date32(), datetime.date(2026, 2, 28)),
+    "zoned": (pa.timestamp("us", "Europe/Berlin"), datetime.datetime(2026, 3, 1, 12, 30, tzinfo=BERLIN)),
+    "naive": (pa.timestamp("ms"), datetime.datetime(2026, 3, 1, 12, 30)),
+    "nanoseconds": (pa.timestamp("ns"), pd.Timestamp(1_800_000_000_000_000_123)),
+    "duration": (pa.duration("s"), datetime.timedelta(seconds=90)),
+    "time": (pa.time32("s"), datetime.time(12, 30)),
+    "binary": (pa.binary(), b"\x00\xff"),
+    "list": (pa.list_(pa.int16()), [1, None, 3]),
+    "struct": (pa.struct({"x": pa.int64(), "y": pa.list_(pa.string())}), {"x": 1, "y": ["z"]}),
+    "map": (pa.map_(pa.string(), pa.int32()), [("k", 1)]),
+    "category": (pa.dictionary(pa.int8(), pa.string()), "one"),
+    "large": (pa.large_string(), "text"),
+    "null": (pa.null(), None),
+    "bool": (pa.bool_(), True),
+}
+
+
+def typed_table() -> pa.Table:
+    return pa.table({name: pa.array([value, None], kind) for name, (kind, value) in TYPED.items()}).append_column(
+        "q", pa.array(["one", "two"])
+    )
+
+
+def test_a_row_is_carried_in_the_types_that_it_came_in(tmp_path: Path) -> None:
+    table = typed_table()
+    batch = open_batch(table, AGENTS, tmp_path, InputOptions(agent="a", input_column="q"))
+    assert isinstance(batch, Table)
+    [part] = batch.parts
+    stored = decode(part.data)
+    assert stored.schema.equals(table.schema, check_metadata=True)
+    assert pa.Table.from_batches([stored]).equals(table)
+    assert rows_of(stored)[0] == {**{name: value for name, (_, value) in TYPED.items()}, "q": "one"}
+    assert set(rows_of(stored)[1].values()) == {None, "two"}
+
+
+def test_a_part_holds_only_the_categories_that_occur_in_it() -> None:
+    words = pa.array([f"word {i}" for i in range(5000)]).dictionary_encode()
+    batch = pa.RecordBatch.from_arrays([words.slice(100, 3)], names=["word"])
+    assert len(decode(encode(batch)).column(0).dictionary) == 3
+    assert decode(encode(batch)).equals(batch) or rows_of(decode(encode(batch))) == batch.to_pylist()
+
+
+VALUES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5)
+NESTED = VALUES.filter(lambda value: not isinstance(value, int) or abs(value) < 2**53) | st.lists(
+    st.integers(0, 9) | st.text(max_size=2), max_size=3
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.dictionaries(st.sampled_from("xyz"), NESTED, max_size=3), min_size=1, max_size=8))
+def test_rows_of_any_json_come_back_as_they_were(rows: list[dict[str, Any]]) -> None:
+    directory = Path("/tmp")
+    found = [row for part in object_rows(rows, directory) for row in rows_of(part.batch)]
+    names = {name for row in rows for name in row}
+    assert found == [{name: row.get(name) for name in found[0]} for row in rows] if names else found == []
+    if names:
+        assert set(found[0]) == names
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ("1,-2,", [1, -2, None]),
+        ("1,2.5,1e-07", [1.0, 2.5, 1e-07]),
+        ("007,1,2", ["007", "1", "2"]),
+        ("1.50,2,3", ["1.50", "2", "3"]),
+        ("true,false,", [True, False, None]),
+        ("True,False,True", [True, False, True]),
+        ("true,False,x", ["true", "False", "x"]),
+        ("1234567890123456789012,1,2", ["1234567890123456789012", "1", "2"]),
+        ("nan,1,inf", ["nan", "1", "inf"]),
+        ("2026-01-01,1,2", ["2026-01-01", "1", "2"]),
+        (",,", [None, None, None]),
+    ],
+)
+def test_csv_has_types_only_if_no_text_is_lost(values: str, expected: list[Any], tmp_path: Path) -> None:
+    content = "q,v\n" + "".join(f"x,{value}\n" for value in values.split(","))
+    file = _file(tmp_path, "t.csv", content.encode())
+    _, rows = read(file, InputOptions(agent="a", input_column="q"), tmp_path)
+    assert [row["v"] for row in rows] == expected
+    assert [type(row["v"]) for row in rows] == [type(value) for value in expected]
+
+
+def asked(options: InputOptions, row: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Return the request of one row."""
+    [request], _ = read([row], options, directory)
+    return dict(json.loads(request.body))
+
+
+def test_a_prompt_is_a_template_of_columns(tmp_path: Path) -> None:
+    row = {"my question": "why?", "n": 3, "price": 2.5, "meta": {"lang": "de"}, "a.b": "dot"}
+    prompt = InputOptions(agent="a", prompt="{{{my question}}} {n:03d} {price:.2f} {meta[lang]!r} {a.b}")
+    assert asked(prompt, row, tmp_path)["input"] == "{why?} 003 2.50 'de' dot"
+
+
+def test_an_input_column_may_hold_messages_parts_or_numbers(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "hi", "name": None}]
+    column = InputOptions(agent="a", input_column="x")
+    without_null = [messages[0], {"role": "user", "content": "hi"}]
+    assert asked(column, {"x": messages}, tmp_path) == {"agent_id": "a", "messages": without_null}
+    assert asked(column, {"x": [{"type": "text", "text": "hi"}]}, tmp_path)["input"] == [{"type": "text", "text": "hi"}]
+    assert asked(column, {"x": 5}, tmp_path)["input"] == "5"
+
+
+def test_a_function_returns_an_input_or_a_whole_request(tmp_path: Path) -> None:
+    def of(function: Callable[[dict[str, Any]], Any], agent: str | None = "a") -> dict[str, Any]:
+        return asked(InputOptions(agent=agent, to_request=function), {"q": "hi", "n": 1}, tmp_path)
+
+    assert of(lambda row: f"{row['q']}{row['n']}") == {"agent_id": "a", "input": "hi1"}
+    assert of(lambda row: [{"role": "user", "content": row["q"]}])["messages"][0]["content"] == "hi"
+    assert of(lambda row: {"agent_id": "b", "input": row["q"], "max_steps": 2}, None)["agent_id"] == "b"
+    assert of(lambda row: {"input": row["q"], "custom_id": "c"}) == {"agent_id": "a", "input": "hi", "custom_id": "c"}
+
+
+def test_rows_that_are_requests_need_no_mapping(tmp_path: Path) -> None:
+    frame = pd.DataFrame([{"agent_id": "b", "input": "hi", "custom_id": 7, "label": "x"}])
+    [request], [row] = read(frame, InputOptions(), tmp_path)
+    assert json.loads(request.body) == {"agent_id": "b", "input": "hi", "custom_id": 7}
+    assert row["label"] == "x"
+    [request], _ = read(["hi", "there"][:1], InputOptions(agent="a"), tmp_path)
+    assert json.loads(request.body) == {"agent_id": "a", "input": "hi"}
+
+
+def test_a_single_agent_need_not_be_named(tmp_path: Path) -> None:
+    batch = open_batch(TABLE, {"only": None}, tmp_path, InputOptions(input_column="question"))
+    assert isinstance(batch, Table)
+    assert {request.agent_id for part in batch.parts for request in part.requests} == {"only"}
+
+
+BAD: dict[str, tuple[Any, InputOptions, str]] = {
+    "no mapping": (
+        TABLE,
+        InputOptions(agent="a"),
+        'which column is the input?  Say so with --input-column question (input_column="question"), or --prompt',
+    ),
+    "no agent": (TABLE, InputOptions(input_column="question"), "which agent answers the rows?"),
+    "unknown agent": (TABLE, InputOptions(agent="c"), "there is no agent 'c'; known: a, b"),
+    "misspelt column": (
+        TABLE,
+        InputOptions(agent="a", input_column="questoin"),
+        "input_column: there is no column 'questoin'; did you mean 'question'? the columns are: id, question, score",
+    ),
+    "misspelt id": (TABLE, InputOptions(agent="a", input_column="note", id_column="idd"), "did you mean 'id'?"),
+    "misspelt in a prompt": (
+        TABLE,
+        InputOptions(agent="a", prompt="{questio}"),
+        "prompt: there is no column 'questio'",
+    ),
+    "bad braces": (TABLE, InputOptions(agent="a", prompt="{question"), "prompt: expected '}' before end of string"),
+    "no braces": (TABLE, InputOptions(agent="a", prompt="$question"), "prompt names no column; write one in braces"),
+    "two inputs": (TABLE, InputOptions(agent="a", prompt="x", input_column="y"), "give only one of input_column and"),
+    "null input": (TABLE, InputOptions(agent="a", input_column="note"), "row 1: column 'note': is empty (null)"),
+    "null in a prompt": (TABLE, InputOptions(agent="a", prompt="{note}"), "row 1: column 'note': is empty (null)"),
+    "bad spec": (TABLE, InputOptions(agent="a", prompt="{question:d}"), "row 0: column 'question': cannot be written"),
+    "id of another type": (
+        TABLE,
+        InputOptions(agent="a", input_column="question", id_column="is_easy"),
+        "row 0: column 'is_easy': an id is a text or an integer, not bool",
+    ),
+    "struct as an input": (
+        [{"x": {"y": 1}}],
+        InputOptions(agent="a", input_column="x"),
+        "row 0: column 'x': an input is a text or a list of messages, not dict",
+    ),
+    "bad messages": (
+        [{"x": [{"role": "user", "content": "hi"}]}, {"x": [{"role": "robot", "content": "hi"}]}],
+        InputOptions(agent="a", input_column="x"),
+        "row 1: messages[0].role: Input should be",
+    ),
+    "function that raises": (
+        TABLE,
+        InputOptions(agent="a", to_request=lambda row: row["nope"]),
+        "row 0: <lambda> raised KeyError: 'nope'",
+    ),
+    "function that returns nothing": (
+        TABLE,
+        InputOptions(agent="a", to_request=lambda row: None),
+        "row 0: <lambda> returns a text, messages or a request, not NoneType",
+    ),
+    "row that is none": ([{"q": 1}, 5], InputOptions(agent="a", input_column="q"), "row 1: a row is a mapping"),
+    "values that fit nowhere": (
+        [{"q": "x", "v": 1}, {"q": "y", "v": {1, 2}}],
+        InputOptions(agent="a", input_column="q"),
+        "row 1: column 'v': a value of type set",
+    ),
+    "two columns of one name": (
+        pd.DataFrame([["a", "b"]], columns=["q", "q"]),
+        InputOptions(agent="a", input_column="q"),
+        "two columns are named 'q'",
+    ),
+    "no rows": (TABLE.slice(0, 0), QUESTIONS, "the batch is empty"),
+    "unknown format": (TABLE, InputOptions(format="xls"), "unknown format 'xls'; there are: jsonl, json"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_table_that_cannot_be_used_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
+    source, options, reason = BAD[name]
+    assert reason in refusal(source, options, tmp_path)
+
+
+FILES: dict[str, tuple[str, bytes, str]] = {
+    "csv row": ("t.csv", b'id,question\n1,"a\nb"\n2,c,d\n', "t.csv, line 4: has 3 cells, and the header 2"),
+    "csv input": ("t.csv", b'id,question\n\n1,"a\nb"\n2,\n', "t.csv, line 5: column 'question': is empty (null)"),
+    "csv quote": ("t.csv", b'id,question\n1,"a\n', "t.csv, line 2: not CSV: unexpected end of data"),
+    "csv latin-1": ("t.csv", b"id,question\n1,\xe4\n", "t.csv, line 2: not UTF-8: invalid continuation byte"),
+    "csv empty": ("t.csv", b"", "t.csv: the batch is empty"),
+    "csv header only": ("t.csv", b"id,question\n", "t.csv: the batch is empty"),
+    "csv nameless": ("t.csv", b"id,,question\n1,2,3\n", "t.csv, line 1: column 2 of the header has no name"),
+    "jsonl": ("t.jsonl", b'{"id":1,"question":"x"}\n\n{"id":2,"question":}\n', "t.jsonl, line 3: not JSON: "),
+    "jsonl list": ("t.jsonl", b'{"id":1,"question":"x"}\n[1]\n', "t.jsonl, line 2: a row is a JSON object, not list"),
+    "jsonl null": ("t.jsonl", b'{"id":1,"question":"x"}\n{"id":2}\n', "t.jsonl, line 2: column 'question': is empty"),
+    "json": ("t.json", b'[{"id":1,"question":"x"},{"id":2}]', "t.json, row 1: column 'question': is empty"),
+    "parquet": ("t.parquet", b"PAR1....PAR1", "t.parquet: cannot be read as Parquet: "),
+    "not parquet": ("t.parquet", b"id,question\n1,2\n", "t.parquet: cannot be read as Parquet: "),
+    "arrow": ("t.arrow", b"ARROW1\0\0....", "t.arrow: cannot be read as Arrow: "),
+    "zstd": ("t.csv.zst", pa.compress(b"id,question\n1,2\n" * 99, "zstd", asbytes=True)[:-9], "zst: the zstd data is"),
+    "gzip": ("t.csv.gz", gzip.compress(b"id,question\n1,2\n" * 99)[:-9], "t.csv.gz: the gzip data is cut off"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_line(name: str, tmp_path: Path) -> None:
+    file, content, reason = FILES[name]
+    error = refusal(_file(tmp_path, file, content), QUESTIONS, tmp_path / "spool")
+    assert error.startswith(str(tmp_path))
+    assert reason in error
+
+
+def test_a_directory_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    assert "without Parquet files" in refusal(tmp_path, QUESTIONS, tmp_path)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert "name the directory of one: train, test" in refusal(tmp_path, QUESTIONS, tmp_path)
+    assert "cannot be read: No such file" in refusal(tmp_path / "none.csv", QUESTIONS, tmp_path)
+    assert "is parquet, not csv" in refusal(_parquet(tmp_path), InputOptions(format="csv"), tmp_path)
