@@ -65,11 +65,21 @@ def _drain(stream: IO[str]) -> None:
 
 @contextmanager
 def live_server(
-    data_dir: Path, *options: str, agents: Path | None = QUICKSTART, executor: str = "local", **environment: str
+    data_dir: Path,
+    *options: str,
+    agents: Path | None = QUICKSTART,
+    executor: str = "local",
+    max_files: str | None = None,
+    **environment: str,
 ) -> Iterator[LiveServer]:
-    """Start a server, yield it when it listens, and end it.  `environment` is added to this process's own."""
+    """Start a server, yield it when it listens, and end it.
+
+    `max_files` is its limit of open files.  `environment` is added to this process's own.
+    """
     command = [sys.executable, "-m", "batchray", "serve", "--port", "0", "--data-dir", str(data_dir)]
     command += ["--executor", executor, *(("--agents", str(agents)) if agents else ()), *options]
+    if max_files is not None:
+        command = ["bash", "-c", f'ulimit -n {max_files} && exec "$0" "$@"', *command]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

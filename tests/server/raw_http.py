@@ -57,7 +57,9 @@ class Wire:
 
     def has_reply(self, timeout: float) -> bool:
         """Whether the server responds or closes within `timeout` seconds."""
-        return bool(select.select([self.socket], [], [], timeout)[0])
+        poll = select.poll()  # `select` knows descriptors below 1,024 only
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
 
     def is_closed(self) -> bool:
         """Wait until the server closes the connection; False if it sends something instead."""

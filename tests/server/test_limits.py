@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -18,7 +19,7 @@ BATCH = b'{"requests":[{"agent_id":"headline","input":"x"}]}'
 EMPTY = b'{"requests":[]}'
 CHUNKED = head(Transfer_Encoding="chunked")
 IDLE_S = 1.0
-MAX_CONNECTIONS = 8
+MAX_FILES = 224
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="module")
 def two_uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server that accepts two uploads at once, and few connections."""
+    """A server that accepts two uploads at once, and has few file descriptors."""
     data_dir = tmp_path_factory.mktemp("two-uploads") / "data"
-    with live_server(data_dir, BATCHRAY_MAX_UPLOADS="2", BATCHRAY_MAX_CONNECTIONS=str(MAX_CONNECTIONS)) as running:
+    with live_server(data_dir, max_files=str(MAX_FILES), BATCHRAY_MAX_UPLOADS="2") as running:
         yield running
 
 
@@ -197,28 +198,33 @@ def test_nothing_is_left_of_an_upload_whose_client_disconnects(
     assert ask(two_uploads, head("/v1/messages/batches", "GET")).body == []
 
 
+def max_connections(server: LiveServer) -> int:
+    """Return how many connections a server with few file descriptors allows, which it logs."""
+    lowered = re.search(r"max_connections is lowered from 4096 to (\d+)", server.log)
+    assert lowered
+    return int(lowered[1])
+
+
 def test_silent_connections_give_way_to_new_ones(two_uploads: LiveServer) -> None:
+    n_allowed = max_connections(two_uploads)
+    assert 8 <= n_allowed < MAX_FILES / 2
     with ExitStack() as stack:
-        silent = [stack.enter_context(wire(two_uploads)) for _ in range(5 * MAX_CONNECTIONS)]
+        silent = [stack.enter_context(wire(two_uploads)) for _ in range(2 * MAX_FILES)]
         assert ask(two_uploads, head("/readyz", "GET")).status == 200
-        assert all(connection.is_closed() for connection in silent[: 4 * MAX_CONNECTIONS])
+        assert all(connection.is_closed() for connection in silent[:-n_allowed])
         silent[-1].send(head("/livez", "GET"))
         assert silent[-1].reply().status == 200
+    assert "can be accepted" not in two_uploads.log
 
 
 def test_connections_beyond_the_limit_answer_health_checks_only(two_uploads: LiveServer) -> None:
     with ExitStack() as stack:
-        for _ in range(MAX_CONNECTIONS):  # requests whose bodies do not end
+        for _ in range(max_connections(two_uploads)):  # requests whose bodies do not end
             busy = stack.enter_context(wire(two_uploads))
             busy.send(head("/v1/agents/", Content_Length=2, Expect="100-continue"))
             assert busy.reply().status == 100
-        for path, status in (
-            ("/livez", 200),
-            ("/readyz", 200),
-            ("/v1/health/", 200),
-            ("/v1/models/", 503),
-            ("/x", 503),
-        ):
+        healthy = dict.fromkeys(("/livez", "/readyz", "/v1/health/"), 200)
+        for path, status in {**healthy, "/v1/models/": 503, "/nowhere": 503}.items():
             with wire(two_uploads) as connection:
                 connection.send(head(path, "GET"))
                 reply = connection.reply()
