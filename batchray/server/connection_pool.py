@@ -7,6 +7,7 @@ answer health checks only: a supervisor must not take a busy server for a dead o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 RESERVE = 32
@@ -32,6 +33,9 @@ class ConnectionPool(Generic[C]):
         self._silent, self._idle = dict[C, None](), dict[C, None]()
         self._busy, self._reserve = dict[C, None](), dict[C, None]()
 
+    def __iter__(self) -> Iterator[C]:
+        return iter([*self._silent, *self._idle, *self._busy, *self._reserve])
+
     @property
     def n_open(self) -> int:
         """How many connections are open."""
@@ -41,15 +45,24 @@ class ConnectionPool(Generic[C]):
     def _n_regular(self) -> int:
         return len(self._silent) + len(self._idle) + len(self._busy)
 
-    def add(self, connection: C) -> bool:
-        """Add a new connection, and drop another if there is no place; return whether it is in the reserve."""
+    def add(self, connection: C) -> None:
+        """Add a new connection, and drop another if there is no place."""
         if self._n_regular >= self._max_open and not (self._drop_first(self._silent) or self._drop_first(self._idle)):
             if len(self._reserve) >= self._n_reserve:
                 self._drop_first(self._reserve)
             self._reserve[connection] = None
-            return True
-        self._silent[connection] = None
-        return False
+        else:
+            self._silent[connection] = None
+
+    def is_in_reserve(self, connection: C) -> bool:
+        """Return whether a connection may only answer health checks."""
+        return connection in self._reserve
+
+    def replace(self, former: C, connection: C) -> None:
+        """Give the place of a silent connection, or its place in the reserve, to another."""
+        place = self._reserve if former in self._reserve else self._silent
+        del place[former]
+        place[connection] = None
 
     def begin_request(self, connection: C) -> None:
         """A request has arrived on a connection, which is kept from now on."""

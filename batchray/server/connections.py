@@ -42,7 +42,7 @@ class Connection(web.RequestHandler):
     )
 
     def __init__(
-        self, server: web.Server, pool: ConnectionPool[Connection], loop: asyncio.AbstractEventLoop, **options: Any
+        self, server: web.Server, pool: ConnectionPool[Any], loop: asyncio.AbstractEventLoop, **options: Any
     ) -> None:
         super().__init__(server, loop=loop, **options)
         self._pool = pool
@@ -50,7 +50,7 @@ class Connection(web.RequestHandler):
         self._lost: asyncio.Future[None] | None = None
         self._request: BaseRequest | None = None
         self._is_dropped = self._is_refused = False
-        self.is_reserve = pool.add(self)
+        self.is_reserve = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a request."""
@@ -113,6 +113,8 @@ class Connection(web.RequestHandler):
             self._is_refused = True
             _refused.log(type(exc).__name__)
             response = error_response(refusal_of(exc), trace_id)
+            if exc is not None:
+                exc.__traceback__ = None  # its frames would keep what was sent, and this connection
         else:
             if not isinstance(exc, ConnectionError):  # the client has gone
                 logger.error("a request failed (%s)", trace_id, exc_info=exc)
@@ -145,3 +147,4 @@ class Connection(web.RequestHandler):
             self.transport.write_eof()
             async with asyncio.timeout(LINGER_S):
                 await self._lost
+        self._lost = None

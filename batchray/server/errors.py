@@ -94,7 +94,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await _handle(request, handler)
     except HttpError as error:
-        failure = error
+        failure = error.with_traceback(None)  # its frames, which hold the body, would refer to it in turn
     except web.HTTPException as error:
         if error.status < 400:
             raise

@@ -25,9 +25,9 @@ from batchray.support.rare_log import RareLog
 logger = logging.getLogger(__name__)
 
 # The system keeps connections that wait to be accepted, up to this number or its own limit.
-_BACKLOG = 1024
+_BACKLOG = 4096
 # Connections accepted before other work gets its turn.
-_BATCH = 16
+_BATCH = 64
 # How long to wait after the system has refused to accept a connection.
 _RETRY_S = 0.2
 
@@ -69,10 +69,10 @@ async def listening(
 ) -> AsyncIterator[None]:
     """Listen inside the block on `sockets`.  `options` are those of aiohttp's RequestHandler."""
     loop = asyncio.get_running_loop()
-    pool = ConnectionPool[Connection](max_connections(settings))
+    pool = ConnectionPool[Guest | Connection](max_connections(settings))
     server.request_factory = noticed(server.request_factory)
     server.request_handler = guarded(server.request_handler)
-    listener = Listener(sockets, pool, lambda: Connection(server, pool, loop, **options))
+    listener = Listener(sockets, pool, lambda: Connection(server, pool, loop, **options), settings.upload_idle_s)
     listener.start()
     try:
         yield
@@ -80,17 +80,44 @@ async def listening(
         listener.close()
 
 
+class Guest:
+    """An accepted socket on which nothing has arrived yet.  It costs a tenth of a connection's time and memory."""
+
+    __slots__ = ("_expiry", "_loop", "socket")
+
+    def __init__(self, accepted: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self.socket, self._loop = accepted, loop
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def wait(self, idle_s: float, on_bytes: Callable[[Guest], None], on_silence: Callable[[Guest], None]) -> None:
+        """Call one of the two when something has arrived, or nothing for `idle_s` seconds."""
+        self._loop.add_reader(self.socket, on_bytes, self)
+        self._expiry = self._loop.call_later(idle_s, on_silence, self)
+
+    def release(self) -> socket.socket:
+        """Return the socket, which is not waited for any more."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._loop.remove_reader(self.socket)
+        return self.socket
+
+    def drop(self) -> None:
+        """Close the socket."""
+        self.release().close()
+
+
 class Listener:
-    """Accepts connections on listening sockets; `connect` makes the protocol of one."""
+    """Accepts connections on listening sockets; `connect` makes the protocol of one that has sent something."""
 
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        pool: ConnectionPool[Connection],
-        connect: Callable[[], asyncio.Protocol],
+        pool: ConnectionPool[Guest | Connection],
+        connect: Callable[[], Connection],
+        idle_s: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sockets, self._pool, self._connect = sockets, pool, connect
+        self._sockets, self._pool, self._connect, self._idle_s = sockets, pool, connect, idle_s
         self._starting = set[asyncio.Task[None]]()
         self._retries = dict[socket.socket, asyncio.TimerHandle]()
         self._refusals = RareLog(logger, logging.ERROR, "no connection can be accepted: %s")
@@ -103,17 +130,20 @@ class Listener:
             self._loop.add_reader(each, self._accept, each)
 
     def close(self) -> None:
-        """Stop listening; connections stay open."""
+        """Stop listening, and close connections on which nothing has arrived."""
         for retry in self._retries.values():
             retry.cancel()
         for each in self._sockets:
             self._loop.remove_reader(each)
             each.close()
+        for guest in self._pool:
+            if isinstance(guest, Guest):
+                self._end(guest)
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_BATCH):
             try:
-                connection, _ = listening.accept()
+                accepted, _ = listening.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionAbortedError:  # its client has gone
@@ -122,9 +152,10 @@ class Listener:
                 self._refusals.log(error.strerror)
                 self._pause(listening)
                 return
-            starting = self._loop.create_task(self._begin(connection))
-            self._starting.add(starting)
-            starting.add_done_callback(self._starting.discard)
+            accepted.setblocking(False)
+            guest = Guest(accepted, self._loop)
+            self._pool.add(guest)
+            guest.wait(self._idle_s, self._begin, self._end)
 
     def _pause(self, listening: socket.socket) -> None:
         """Stop accepting for a moment: the system has no descriptor left, and would report this again and again."""
@@ -134,9 +165,22 @@ class Listener:
             _RETRY_S, self._loop.add_reader, listening, self._accept, listening
         )
 
-    async def _begin(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
+    def _begin(self, guest: Guest) -> None:
+        """Read from a connection: its first bytes, or its end, have arrived."""
+        connection = self._connect()
+        connection.is_reserve = self._pool.is_in_reserve(guest)
+        self._pool.replace(guest, connection)
+        starting = self._loop.create_task(self._read(guest.release(), connection))
+        self._starting.add(starting)
+        starting.add_done_callback(self._starting.discard)
+
+    async def _read(self, accepted: socket.socket, connection: Connection) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._connect, connection)
+            await self._loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError:  # its client has gone
-            connection.close()
+            self._pool.remove(connection)
+            accepted.close()
+
+    def _end(self, guest: Guest) -> None:
+        self._pool.remove(guest)
+        guest.drop()

@@ -207,7 +207,11 @@ async def _pieces(
                 piece = await request.content.readany()
         except TimeoutError:
             raise HttpError(408, f"the sender was silent for {settings.upload_idle_s:g} s") from None
-        except web.RequestPayloadError:
+        except ConnectionError as error:
+            error.__traceback__ = None  # the request keeps the error, whose frames would keep the body
+            raise ConnectionResetError("the sender has disconnected") from None
+        except web.RequestPayloadError as error:
+            error.__traceback__ = None
             raise HttpError(400, "the body is not chunked as its Transfer-Encoding says") from None
         if not piece:
             return

@@ -1,7 +1,7 @@
 """A server with 1,024 file descriptors and 5,000 connections that ask nothing; then slow senders and aborted uploads.
 
 Limits: /livez and /readyz within 250 ms, also while the connections are opened; a log below 1 MB; after everything no
-upload, no connection and no process is left, and memory is within 20 MB of what it was.
+upload, no connection and no process is left, and a repetition takes less than 5 MB of memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tests.server.live import LiveServer, live_server
 from tests.server.raw_http import head, wire
 
 MAX_FILES, N_SILENT = 1024, 5000
-HOLD_S = 3.0
+# On loopback connections are opened faster than any server accepts; the system then drops every further one for 1 s.
+N_AT_ONCE, BURST_S, HOLD_S = 100, 0.02, 3.0
 N_SLOW, N_ABORTED = 15, 240
 PATHS = ("/livez", "/readyz")
 
@@ -36,18 +37,20 @@ def main() -> None:
         with live_server(data_dir, max_files=str(MAX_FILES), BATCHRAY_UPLOAD_IDLE_S="5") as server:
             process = psutil.Process(server.pid)
             n_open, probes = hold_silent(server.url)
-            n_files, n_bytes = process.num_fds(), process.memory_info().rss
-            send_badly(server)
-            until(lambda: is_clean(server), 60)
-            grown_mb = (process.memory_info().rss - n_bytes) / 2**20
+            n_files, n_bytes = process.num_fds(), list[int]()
+            for _ in range(2):  # the first time grows the allocator's own memory
+                send_badly(server)
+                until(lambda: is_clean(server), 60)
+                n_bytes.append(process.memory_info().rss)
+            grown_mb = (n_bytes[1] - n_bytes[0]) / 2**20
             slowest_ms, log_mb = max(probes) * 1000, len(server.log) / 2**20
     report(
         [
             f"{N_SILENT} silent connections, {MAX_FILES} descriptors: {n_open} open, then {n_files} files",
             f"{len(probes)} probes, slowest {slowest_ms:.0f} ms (limit 250 ms); log {log_mb:.3f} MB (limit 1 MB)",
-            f"{N_SLOW} slow senders, {N_ABORTED} aborted uploads: memory {grown_mb:+.1f} MB (limit +20 MB)",
+            f"{N_SLOW} slow senders, {N_ABORTED} aborted uploads: a repetition {grown_mb:+.1f} MB (limit +5 MB)",
         ],
-        is_held=slowest_ms <= 250 and log_mb < 1 and grown_mb <= 20 and 0 < n_open < MAX_FILES,
+        is_held=slowest_ms <= 250 and log_mb < 1 and grown_mb <= 5 and 0 < n_open < MAX_FILES,
     )
 
 
@@ -72,7 +75,11 @@ def hold_silent(url: str) -> tuple[int, list[float]]:
 def be_silent(url: str) -> None:
     """Open connections and send nothing; print how many of them are open after a while."""
     with ExitStack() as stack:
-        silent = [stack.enter_context(socket.create_connection(address_of(url))) for _ in range(N_SILENT)]
+        silent = list[socket.socket]()
+        while len(silent) < N_SILENT:
+            burst = [stack.enter_context(socket.create_connection(address_of(url))) for _ in range(N_AT_ONCE)]
+            silent += burst
+            time.sleep(BURST_S)
         time.sleep(HOLD_S)
         poll = select.poll()
         for each in silent:

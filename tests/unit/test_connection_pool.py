@@ -22,8 +22,14 @@ class Client:
 
 def full_pool(n_places: int, n_reserve: int = 2) -> tuple[ConnectionPool[Client], list[Client]]:
     pool, clients = ConnectionPool[Client](n_places, n_reserve), [Client() for _ in range(n_places)]
-    assert {pool.add(client) for client in clients} == {False}
+    for client in clients:
+        pool.add(client)
     return pool, clients
+
+
+def is_in_reserve_when_added(pool: ConnectionPool[Client], client: Client) -> bool:
+    pool.add(client)
+    return pool.is_in_reserve(client)
 
 
 def dropped(clients: list[Client]) -> list[int]:
@@ -32,7 +38,7 @@ def dropped(clients: list[Client]) -> list[int]:
 
 def test_a_new_connection_takes_the_place_of_the_one_that_was_silent_for_longest() -> None:
     pool, clients = full_pool(3)
-    assert not pool.add(Client())
+    assert not is_in_reserve_when_added(pool, Client())
     assert dropped(clients) == [0]
     assert pool.n_open == 3
 
@@ -44,7 +50,7 @@ def test_connections_that_were_silent_give_way_before_those_that_asked_something
         pool.end_request(client)
     for _ in range(2):
         newest = Client()
-        assert not pool.add(newest)
+        assert not is_in_reserve_when_added(pool, newest)
         pool.begin_request(newest)
     assert dropped(clients) == [0, 2]
 
@@ -54,22 +60,32 @@ def test_busy_connections_are_kept_and_new_ones_go_to_the_reserve() -> None:
     for client in clients:
         pool.begin_request(client)
     newest = [Client() for _ in range(3)]
-    assert [pool.add(client) for client in newest] == [True] * 3
+    assert [is_in_reserve_when_added(pool, client) for client in newest] == [True] * 3
     assert (dropped(clients), dropped(newest), pool.n_open) == ([], [0], 4)
     pool.remove(clients[0])
-    assert not pool.add(Client())
+    assert not is_in_reserve_when_added(pool, Client())
 
 
 def test_a_connection_of_the_reserve_never_becomes_a_regular_one() -> None:
     pool, [client] = full_pool(1)
     pool.begin_request(client)
     extra = Client()
-    assert pool.add(extra)
+    assert is_in_reserve_when_added(pool, extra)
     pool.begin_request(extra)
     pool.end_request(extra)
     pool.remove(client)
     assert not pool.make_room()
     assert not extra.is_dropped
+
+
+def test_a_connection_that_begins_to_send_keeps_the_place_that_it_had() -> None:
+    pool, [client] = full_pool(1)
+    pool.begin_request(client)
+    extra, sender = Client(), Client()
+    pool.add(extra)
+    pool.replace(extra, sender)
+    assert (pool.is_in_reserve(extra), pool.is_in_reserve(sender), pool.n_open) == (False, True, 2)
+    assert [*pool] == [client, sender]
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.lists(st.tuples(st.sampled_from("abre"), st.integers(0, 30))))
@@ -80,9 +96,9 @@ def test_no_history_exceeds_the_limit_or_drops_a_busy_connection(
     regular = set[int]()
     for what, number in history:
         if what == "a":
-            if not pool.add(client := Client()):
-                regular.add(len(clients))
-            clients.append(client)
+            clients.append(Client())
+            if not is_in_reserve_when_added(pool, clients[-1]):
+                regular.add(len(clients) - 1)
         elif clients:
             index = number % len(clients)
             {"b": pool.begin_request, "r": pool.remove, "e": pool.end_request}[what](clients[index])
