@@ -41,6 +41,7 @@ from batchray.server.routes.agents import AgentRoutes
 from batchray.server.routes.batches import BatchRoutes
 from batchray.server.routes.health import HealthRoutes
 from batchray.server.routes.messages import MessageRoutes
+from batchray.server.routes.models import ModelRoutes
 from batchray.server.routing import ROUTES, add_routes, prepare_response
 from batchray.server.scheduler import JobScheduler
 from batchray.server.single_runs import SingleRuns
@@ -240,6 +241,7 @@ def _application(
     routes = [
         *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler, streams).routes(),
         *AgentRoutes(settings, storage, lookup, catalog).routes(),
+        *ModelRoutes(catalog).routes(),
         *MessageRoutes(settings, storage.reader, lookup, runs, ClientWatch()).routes(),
         *health.routes(),
     ]

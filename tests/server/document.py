@@ -34,6 +34,8 @@ class Document:
     def problems(self, method: str, path: str, status: int, media_type: str, body: bytes) -> list[str]:
         """Return what in a response does not agree with the document."""
         operation = self.operation(method, path)
+        if operation is None:
+            return [f"{method} {path} is not described"]
         responses = operation.described["responses"]
         media_type = media_type.partition(";")[0]
         content = responses.get(str(status), {}).get("content", {}).get(media_type)
@@ -43,11 +45,18 @@ class Document:
             self.answered.add(operation.id)
         return [f"{operation.id} {status}: {problem}" for problem in self._problems(content, media_type, body)]
 
-    def operation(self, method: str, path: str) -> Operation:
-        """Return the operation that a request calls.  The most specific path wins, as in the server."""
+    def operation(self, method: str, path: str) -> Operation | None:
+        """Return the operation that a request calls, or None.  The most specific path wins, as in the server."""
         found = [each for each in self.operations if each.method == method.lower() and each.path.fullmatch(path)]
-        assert found, f"{method} {path} is not described"
-        return min(found, key=lambda each: each.path.pattern.count("[^/]"))
+        return min(found, key=lambda each: each.path.pattern.count("[^/]"), default=None)
+
+    def parameters(self, operation: Operation) -> dict[str, str]:
+        """Return the description of each parameter of an operation: of its query, and of the members of its body."""
+        queried = {each["name"]: each["schema"] for each in operation.described["parameters"] if each["in"] == "query"}
+        body = operation.described.get("requestBody", {"content": {"application/json": {"schema": {}}}})
+        schema = body["content"]["application/json"]["schema"]
+        model = self._components["schemas"].get(schema.get("$ref", "").rpartition("/")[2], schema)
+        return {name: each.get("description", "") for name, each in (queried | model.get("properties", {})).items()}
 
     def _problems(self, content: Mapping[str, Any], media_type: str, body: bytes) -> Iterator[str]:
         if media_type == "application/json":

@@ -10,6 +10,22 @@ import schemathesis
 
 
 @schemathesis.hook
+def before_load_schema(context: schemathesis.HookContext, raw_schema: dict[str, Any]) -> None:
+    """Describe each event of a stream as an object.
+
+    In OpenAPI 3.1 schemathesis reads a stream's schema as that of one event; generators of clients, as that of its
+    text.
+    """
+    for methods in raw_schema["paths"].values():
+        for operation in methods.values():
+            for response in operation["responses"].values():
+                if (stream := response["content"].get("text/event-stream")) is not None:
+                    names = {"enum": [*stream["x-events"]]}
+                    members = {"event": names, "id": {"type": "string"}, "data": {"type": "string"}}
+                    stream["schema"] = {"type": "object", "properties": members, "required": ["data"]}
+
+
+@schemathesis.hook
 def filter_case(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
     """Leave out bodies with a number beyond 64 bits.
 

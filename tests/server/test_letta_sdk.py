@@ -81,6 +81,10 @@ def test_health_and_models(letta: Letta) -> None:
     models = {model.handle: model for model in letta.models.list()}
     assert {"offline/rules", "offline/scripted"} <= models.keys()
     assert models["offline/rules"].context_window > 0
+    of_provider = letta.models.list(provider_name="offline", provider_type="openai", provider_category=["base", "byok"])
+    assert {model.handle for model in of_provider} == {handle for handle in models if "offline/" in str(handle)}
+    for others in ({"provider_name": "none"}, {"provider_type": "azure"}, {"provider_category": ["byok"]}):
+        assert letta.models.list(**others) == []
 
 
 def test_an_agent_is_created_retrieved_updated_and_deleted(letta: Letta) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from batchray.agents import Clients, build_agent
 from batchray.config import Agent, MemoryBlock, ServerSettings
 from batchray.errors import ConfigError, UnknownAgentError
-from batchray.schema import AgentState, CreateAgent, Model, UpdateAgent, new_id
+from batchray.schema import AgentState, CreateAgent, UpdateAgent, new_id
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup
@@ -123,15 +123,6 @@ class AgentRoutes:
                 "Delete the conversation of an agent",
                 errors=(404,),
             ),
-            Route(
-                "GET",
-                "/v1/models/",
-                self.models,
-                "list_models",
-                "List models",
-                response=list[Model],
-                tag="models",
-            ),
         ]
 
     async def create(self, request: web.Request, query: NoQuery) -> ResponseBody:
@@ -214,10 +205,6 @@ class AgentRoutes:
         await self._reader.call(self._agents.find, user_id, agent_id)
         await self._store.conversations.delete(user_id, agent_id)
         return await self._reader.call(self._states.agent, user_id, agent_id)
-
-    async def models(self, request: web.Request, query: NoQuery) -> ResponseBody:
-        """List the models that agents may use."""
-        return self._catalog.models()
 
     def _validated_spec(self, agent_id: str, given: dict[str, Any], blocks: Sequence[MemoryBlock]) -> dict[str, Any]:
         """Return the spec to store for an agent, after building it once.  Raises HttpError 400, 404 or 422."""
