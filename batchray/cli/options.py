@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchray.batch.formats.options import FORMATS
+
 if TYPE_CHECKING:
     from batchray.config import StoreSettings
 
@@ -78,6 +80,28 @@ _executor = (
     click.option("--ray-address", help="Existing Ray cluster.  Default: start one that listens on loopback only."),
     click.option("--executor", type=click.Choice(["ray", "local"]), help="Run on Ray, or in this process."),
 )
+
+
+_input = (
+    click.option("--agent", metavar="ID", help="Agent of every request of a table, or of a batch of another API."),
+    click.option("--input-column", metavar="NAME", help="Column of a table that is the input of each request."),
+    click.option("--prompt", metavar="TEMPLATE", help='The input as a template: "Answer: {question}".'),
+    click.option("--id-column", metavar="NAME", help="Column of a table that is the custom_id of each request."),
+    click.option(
+        "--format",
+        type=click.Choice(FORMATS),
+        help="Format of the input.  Default: what its name or its content tells.",
+    ),
+)
+INPUT_OPTIONS = ("agent", "input_column", "prompt", "id_column", "format")
+"""The parameters that `input_options` adds."""
+
+
+def input_options(command: Command) -> Command:
+    """Add the options that say how the rows or lines of the input become requests."""
+    for option in reversed(_input):
+        command = option(command)
+    return command
 
 
 def include_input_option(command: Command) -> Command:

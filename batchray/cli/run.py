@@ -14,11 +14,13 @@ from batchray.cli.exits import Terminated, complain, interruptible, leave
 from batchray.cli.job_names import find_id_to_start
 from batchray.cli.options import (
     DEFAULT_DATA_DIR,
+    INPUT_OPTIONS,
     Command,
     agents_options,
     env_file_options,
     executor_options,
     include_input_option,
+    input_options,
     log_level_option,
     store_options,
 )
@@ -65,25 +67,36 @@ def _run_options(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("requests", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True))
+@click.argument("requests")
+@input_options
 @_run_options
-def run(requests: Path, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+def run(requests: str, agents_files: tuple[Path, ...], output: Path | None, **options: Any) -> None:
     """Run the batch in REQUESTS and wait for it.
 
-    REQUESTS is a file of JSON Lines with one request per line, a JSON file with an array of requests or with a whole
-    {"requests": [...]} body, or - for standard input.  It may be compressed with gzip.
+    REQUESTS is a file, an address such as s3://bucket/file, or - for standard input: JSON Lines or JSON with requests,
+    or a table (Parquet, CSV, Arrow, rows of JSON) whose rows become requests.  It may be compressed with gzip or zstd.
 
-    Example: batchray run requests.jsonl --agents agents.yaml --output results.jsonl
+    \b
+    Examples:
+      batchray run requests.jsonl --agents agents.yaml --output results.jsonl
+      batchray run questions.parquet --agents agents.yaml --agent assistant --input-column question --id-column id
     """
+    from batchray.batch.formats.options import InputOptions
     from batchray.config import load_agents
     from batchray.jobs.start import submit_with
+
+    rows = InputOptions(**{name: options.pop(name) for name in INPUT_OPTIONS})
 
     if not agents_files:
         raise ConfigError("give the agents that the requests name: --agents FILE")
     kept = check_output(output, options["include_input"])
     # Not sys.stdin: after an interrupt a thread may still wait for it, and Python would wait for that thread at exit.
-    source = open(0, "rb", closefd=False) if str(requests) == "-" else requests  # noqa: SIM115
-    _watch(lambda settings: submit_with(settings, source, load_agents(agents_files), output=kept), output, options)
+    source = open(0, "rb", closefd=False) if requests == "-" else requests  # noqa: SIM115
+
+    def start(settings: Settings) -> Job:
+        return submit_with(settings, source, load_agents(agents_files), output=kept, options=rows)
+
+    _watch(start, output, options)
 
 
 @click.command()

@@ -96,7 +96,7 @@ def test_a_bad_agents_file_is_refused(name: str, run: Callable[..., Done], tmp_p
             local("requests.jsonl"),
             "agent 'a': 'nowhere_at_all:f' cannot be imported: ModuleNotFoundError",
         ),
-        (AGENTS, local("nowhere.jsonl"), "nowhere.jsonl cannot be read: No such file or directory"),
+        (AGENTS, local("nowhere.jsonl"), "nowhere.jsonl: cannot be read: No such file or directory"),
         (
             AGENTS,
             local("requests.jsonl", "--output", "nowhere/results.jsonl"),

@@ -390,6 +390,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "csv header only": ("t.csv", b"id,question\n", "t.csv: the batch is empty"),
     "csv nameless": ("t.csv", b"id,,question\n1,2,3\n", "t.csv, line 1: column 2 of the header has no name"),
     "jsonl": ("t.jsonl", b'{"id":1,"question":"x"}\n\n{"id":2,"question":}\n', "t.jsonl, line 3: not JSON: "),
+    "csv without a name": ("t", b"id,question\n1,2\n", "line 1: not JSON: unexpected character, expected a JSON value"),
     "jsonl list": ("t.jsonl", b'{"id":1,"question":"x"}\n[1]\n', "t.jsonl, line 2: a row is a JSON object, not list"),
     "jsonl null": ("t.jsonl", b'{"id":1,"question":"x"}\n{"id":2}\n', "t.jsonl, line 2: column 'question': is empty"),
     "json": ("t.json", b'[{"id":1,"question":"x"},{"id":2}]', "t.json, row 1: column 'question': is empty"),

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from batchray.batch.formats.arrow import PART_BYTES, PART_ROWS, check_names
 from batchray.batch.formats.column_types import Rows, UntypedTable
-from batchray.batch.source import BOM, readable
+from batchray.batch.source import BOM, readable, remedy
 from batchray.batch.split import MAX_REQUEST_BYTES
 from batchray.batch.strict_json import strict_json
 from batchray.errors import BatchFormatError
@@ -159,5 +159,7 @@ def _json_row(line: bytes, number: int, *, has_lines: bool) -> dict[str, Any]:
         if not isinstance(row, dict):
             raise BatchFormatError(f"a row is a JSON object, not {type(row).__name__}")
     except BatchFormatError as error:
-        raise error.at(line=number) if has_lines else error.at(row=number) from None
+        if not has_lines:
+            raise error.at(row=number) from None
+        raise BatchFormatError(error.reason + remedy(line, error.reason, number), number, path=error.path) from None
     return row
