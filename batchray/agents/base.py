@@ -30,6 +30,7 @@ from batchray.schema import (
     item_id,
     message_id,
     run_id,
+    step_id,
 )
 from batchray.support.captured_output import CapturedOutput
 from batchray.support.timeouts import PausedTimeout
@@ -184,9 +185,17 @@ class Run:
         """Add the usage of a model call."""
         self.usage += usage
 
+    @property
+    def _next_ordinal(self) -> int:
+        return len(self.request.input_messages) + len(self.messages)
+
+    def next_step_id(self) -> str:
+        """Return the id of a step that begins with the next message."""
+        return step_id(self.job_id, self.index, self._next_ordinal)
+
     def append(self, **fields: Any) -> Message:
         """Add a message to the run, with its id, run, item and date filled in."""
-        ordinal = len(self.request.input_messages) + len(self.messages)
+        ordinal = self._next_ordinal
         message = Message(
             id=message_id(self.job_id, self.index, ordinal),
             agent_id=self.request.agent_id,

@@ -7,7 +7,7 @@ from typing import Any
 
 from batchray.agents.base import Run
 from batchray.agents.user_code import call_for_text
-from batchray.schema import StopReason, TextContent, Usage, new_id
+from batchray.schema import StopReason, TextContent, Usage
 
 
 class FunctionAgent:
@@ -29,6 +29,6 @@ class FunctionAgent:
             role="assistant",
             content=[TextContent(text=text)],
             tool_returns=[returned] if returned else [],
-            step_id=new_id("step"),
+            step_id=run.next_step_id(),
         )
         return StopReason.END_TURN

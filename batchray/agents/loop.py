@@ -33,7 +33,6 @@ from batchray.schema import (
     ToolCall,
     ToolReturn,
     Usage,
-    new_id,
 )
 from batchray.support.captured_output import CapturedOutput
 
@@ -89,11 +88,11 @@ class ToolLoop:
         last = run.messages[-1]
         if not last.tool_calls:
             return None
-        return await self._run_tools(run, tools, last.tool_calls, last.step_id or new_id("step"))
+        return await self._run_tools(run, tools, last.tool_calls, last.step_id or run.next_step_id())
 
     async def _step(self, run: Run, tools: Toolbox) -> StopReason | None:
         """Call the model and run the tools that it asks for; return the stop reason if the run ends with this step."""
-        reply, step_id = await self._ask(run, tools), new_id("step")
+        reply, step_id = await self._ask(run, tools), run.next_step_id()
         waiting = [call for call in reply.tool_calls if call.name in tools.waiting]
         if waiting and not reply.is_cut:
             self._append_request(run, reply, waiting, step_id)
@@ -123,7 +122,7 @@ class ToolLoop:
         returns = await asyncio.gather(
             *(self._apply_answer(run, tools, step, call, answers.get(call.id)) for call in step.calls)
         )
-        return self._finish_step(run, tools, step.calls, returns, step.step_id or new_id("step"))
+        return self._finish_step(run, tools, step.calls, returns, step.step_id or run.next_step_id())
 
     def _check_answer(self, call: ToolCall, answer: ApprovalReturn | ToolReturn | None, tools: Toolbox) -> None:
         """Raise ApprovalError for an answer that cannot be used, before any tool of the step runs."""

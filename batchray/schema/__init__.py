@@ -4,7 +4,7 @@ Owns the JSON that clients send and receive (Letta's batch API), ids, statuses a
 every other package may import it.  Invariants:
 
 - Field names, their order and their defaults are those of Letta's server; recorded bodies of a real one test this.
-- Ids of items, runs and messages are derived from the job's id and the item's index (`ids`), so none is stored.
+- Ids of items, runs, steps and messages are derived from the job's id and the item's index (`ids`), so none is stored.
 - Unknown fields of requests are ignored, and those of agents are kept, as Letta does.
 
 Start reading at `requests` (input), `messages` (what is stored), `visible` (what a caller sees), `outcomes` (results).
@@ -48,16 +48,19 @@ from batchray.schema.ids import (
     MAX_MESSAGES_PER_ITEM,
     MAX_OTIDS_PER_MESSAGE,
     index_of,
+    is_id,
     is_job_id,
     is_message_id,
     is_of_job,
     item_id,
+    job_stem,
     message_id,
     new_id,
     new_job_id,
     ordinal_of,
     otid,
     run_id,
+    step_id,
 )
 from batchray.schema.jobs import TERMINAL_JOB_STATUSES, BatchJob, JobStatus, JobType, RequestCounts, StopReason
 from batchray.schema.letta_messages import (
@@ -100,6 +103,18 @@ from batchray.schema.requests import (
     ToolReturnCreate,
     ToolReturnPart,
 )
+from batchray.schema.runs import (
+    CompletionTokensDetails,
+    Feedback,
+    PromptTokensDetails,
+    ProviderTrace,
+    RequestConfig,
+    Run,
+    RunStatus,
+    RunUsage,
+    Step,
+    StepMetrics,
+)
 from batchray.schema.visible import letta_messages, of_types, visible_messages
 
 __all__ = [
@@ -123,6 +138,7 @@ __all__ = [
     "ClientSkill",
     "ClientTool",
     "CompactionStats",
+    "CompletionTokensDetails",
     "Content",
     "ContentPart",
     "CreateAgent",
@@ -132,6 +148,7 @@ __all__ = [
     "ErrorInfo",
     "ErrorMessage",
     "EventMessage",
+    "Feedback",
     "HiddenReasoningMessage",
     "ImageContent",
     "ImageSource",
@@ -153,14 +170,22 @@ __all__ = [
     "Model",
     "OmittedReasoningContent",
     "Ping",
+    "PromptTokensDetails",
+    "ProviderTrace",
     "ProviderWait",
     "ReasoningContent",
     "ReasoningMessage",
     "RedactedReasoningContent",
+    "RequestConfig",
     "RequestCounts",
     "RequestMessage",
     "Result",
+    "Run",
+    "RunStatus",
+    "RunUsage",
     "Source",
+    "Step",
+    "StepMetrics",
     "StopReason",
     "StopReasonMessage",
     "SummarizedReasoningContent",
@@ -186,10 +211,12 @@ __all__ = [
     "UsageStatistics",
     "UserMessage",
     "index_of",
+    "is_id",
     "is_job_id",
     "is_message_id",
     "is_of_job",
     "item_id",
+    "job_stem",
     "letta_messages",
     "message_id",
     "new_id",
@@ -199,5 +226,6 @@ __all__ = [
     "otid",
     "run_id",
     "status_of",
+    "step_id",
     "visible_messages",
 ]

@@ -42,6 +42,8 @@ from batchray.server.routes.batches import BatchRoutes
 from batchray.server.routes.health import HealthRoutes
 from batchray.server.routes.messages import MessageRoutes
 from batchray.server.routes.models import ModelRoutes
+from batchray.server.routes.runs import RunRoutes
+from batchray.server.routes.steps import StepRoutes
 from batchray.server.routing import ROUTES, add_routes, prepare_response
 from batchray.server.scheduler import JobScheduler
 from batchray.server.single_runs import SingleRuns
@@ -243,6 +245,8 @@ def _application(
         *AgentRoutes(settings, storage, lookup, catalog).routes(),
         *ModelRoutes(catalog).routes(),
         *MessageRoutes(settings, storage.reader, lookup, runs, ClientWatch()).routes(),
+        *RunRoutes(settings, storage.reader, runs).routes(),
+        *StepRoutes(settings, storage).routes(),
         *health.routes(),
     ]
     application = web.Application(

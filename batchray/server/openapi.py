@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 from pydantic.json_schema import JsonSchemaMode
 
-from batchray.schema.ids import JOB_ID_PATTERN
+from batchray.schema.ids import JOB_ID_PATTERN, RUN_ID_PATTERN, STEP_ID_PATTERN
 from batchray.server import schemas
 from batchray.server.bodies import EventsOf, LinesOf, PlainText
 from batchray.server.errors import ErrorBody
@@ -24,6 +24,9 @@ from batchray.server.schemas import Schema
 TAGS = {
     "batches": "Batches of requests to agents: Letta's batch API, and batchray's additions.",
     "agents": "Agents, and single requests to them.",
+    "runs": "Runs: the items of batches, and single requests.",
+    "steps": "Steps of runs: model calls with the tool calls that they asked for.",
+    "jobs": "Batches as Letta's jobs.",
     "models": "The models that agents may use.",
     "server": "The state of this server.",
 }
@@ -37,7 +40,12 @@ _INFO = {
 }
 _EVERY_ROUTE = (400, 500, 503)
 _KEY = "key"
-_PATH_SCHEMAS = {"batch_id": {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"}}
+_PATH_SCHEMAS = {
+    "batch_id": {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"},
+    "job_id": {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"},
+    "run_id": {"type": "string", "pattern": f"^{RUN_ID_PATTERN}$"},
+    "step_id": {"type": "string", "pattern": f"^{STEP_ID_PATTERN}$"},
+}
 _PATH_SCHEMA = {"type": "string", "minLength": 1}
 _ERROR_HEADERS = {
     401: ("WWW-Authenticate", "The scheme of the key: `Bearer`."),

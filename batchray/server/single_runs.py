@@ -140,6 +140,18 @@ class SingleRuns:
             raise HttpError(500, "the request ended without a result", NO_RETRY)
         return ended, result
 
+    async def item_result(self, record: JobRecord, index: int) -> tuple[JobRecord, StoredResult]:
+        """Wait for the result of an item of any job.  Cancelling the wait does not stop the item.
+
+        Raises UnknownJobError if the job is deleted, and HttpError 503 if this server stops.
+        """
+        while (result := await self._reader.items.result(record, index)) is None:
+            record = await self._reader.jobs.get(record.id)
+            if self._scheduler.is_draining:
+                raise stopping()
+            await asyncio.sleep(_POLL_S)
+        return record, result
+
     async def _end_of(self, record: JobRecord) -> JobRecord:
         """Wait for the end of a run, here or on another server."""
         while not record.is_ended:

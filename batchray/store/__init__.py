@@ -2,7 +2,7 @@
 
 `Store` is one `Database` with a repository for each kind of record: `store.jobs`, `store.items` (queries),
 `store.outcomes` (writes about items), `store.leases`, `store.conversations`, `store.callbacks`, `store.agents`,
-`store.blocks`, `store.integrity`, `store.retention`.  `AsyncStore` is the same for async code.
+`store.blocks`, `store.runs`, `store.integrity`, `store.retention`.  `AsyncStore` is the same for async code.
 
 Invariants that this package alone holds:
 
@@ -30,6 +30,7 @@ from batchray.store.records import (
     FailureKind,
     HistoryItem,
     ItemPage,
+    JobKind,
     JobRecord,
     LedJob,
     MemoryEdit,
@@ -40,11 +41,15 @@ from batchray.store.records import (
     NewOutcome,
     NewStep,
     PendingItem,
+    RunFilter,
+    RunPosition,
     SortOrder,
+    StepFeedback,
     StoredAgent,
     StoredBlock,
     StoredItem,
     StoredResult,
+    StoredRun,
     utc_now,
 )
 from batchray.store.retry import RetryingStore
@@ -62,6 +67,7 @@ __all__ = [
     "FailureKind",
     "HistoryItem",
     "ItemPage",
+    "JobKind",
     "JobRecord",
     "LedJob",
     "MemoryEdit",
@@ -73,12 +79,16 @@ __all__ = [
     "NewStep",
     "PendingItem",
     "RetryingStore",
+    "RunFilter",
+    "RunPosition",
     "SortOrder",
+    "StepFeedback",
     "Store",
     "StoredAgent",
     "StoredBlock",
     "StoredItem",
     "StoredResult",
+    "StoredRun",
     "ThreadedStore",
     "is_locked",
     "is_no_room",

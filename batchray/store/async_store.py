@@ -17,6 +17,7 @@ from batchray.store.jobs import Jobs
 from batchray.store.leases import Leases
 from batchray.store.outcomes import Outcomes
 from batchray.store.retention import Retention
+from batchray.store.runs import Runs
 from batchray.store.store import Store
 
 P = ParamSpec("P")
@@ -40,6 +41,7 @@ class AsyncStore:
         self.callbacks = AsyncCallbacks(self, store.callbacks)
         self.agents = AsyncAgents(self, store.agents)
         self.blocks = AsyncBlocks(self, store.blocks)
+        self.runs = AsyncRuns(self, store.runs)
         self.retention = AsyncRetention(self, store.retention)
 
     @property
@@ -189,6 +191,14 @@ class AsyncBlocks:
         self.delete = store.on(blocks.delete)
         self.attach = store.on(blocks.attach)
         self.detach = store.on(blocks.detach)
+
+
+class AsyncRuns:
+    """`Runs` for async code."""
+
+    def __init__(self, store: AsyncStore, runs: Runs) -> None:
+        self.get = store.on(runs.get)
+        self.set_feedback = store.on(runs.set_feedback)
 
 
 class AsyncRetention:

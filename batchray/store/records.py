@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -203,6 +203,63 @@ class StoredItem:
     queued_ns: int | None
     ttft_ns: int | None
     duration_ns: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRun:
+    """An item of any job as a run.  `status` None: it has no outcome yet.  `messages` is empty unless it was read."""
+
+    job: JobRecord
+    index: int
+    agent_id: str
+    custom_id: str | None
+    request: bytes
+    attempts: int
+    status: str | None
+    stop_reason: str | None
+    error: dict[str, str] | None
+    usage: dict[str, int]
+    ttft_ns: int | None
+    duration_ns: int | None
+    finished_at: str | None
+    messages: bytes
+
+    @property
+    def position(self) -> RunPosition:
+        """Its position among all runs of its user."""
+        return RunPosition(self.job.key, self.index)
+
+
+class RunPosition(NamedTuple):
+    """The position of a run: the key of its job, and its index there."""
+
+    job: int
+    item: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs are wanted; None is all.
+
+    `statuses` are those of outcomes, `created` for a run that has not begun, and `running`.  Times are ISO 8601 in UTC.
+    """
+
+    agent_ids: Collection[str] | None = None
+    statuses: Collection[str] | None = None
+    stop_reason: str | None = None
+    kinds: Collection[JobKind] | None = None
+    has_feedback: bool = False
+    """Only those with feedback on one of their steps."""
+    created_before: str | None = None
+    ended_after: str | None = None
+    """Those that had not ended at this time."""
+
+
+class StepFeedback(NamedTuple):
+    """The feedback of a person on a step."""
+
+    feedback: str | None
+    tags: Sequence[str]
 
 
 class FailureKind(NamedTuple):

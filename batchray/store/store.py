@@ -25,6 +25,7 @@ from batchray.store.leases import LEASE_S, Leases
 from batchray.store.outcomes import Outcomes
 from batchray.store.postgres import Postgres
 from batchray.store.retention import Retention
+from batchray.store.runs import Runs
 from batchray.store.sqlite import Sqlite
 
 DATABASE = "batchray.db"
@@ -49,6 +50,7 @@ class Store:
         self.callbacks = Callbacks(database, self.leases)
         self.agents = Agents(database)
         self.blocks = Blocks(database)
+        self.runs = Runs(database, self.jobs)
         self.integrity = Integrity(database, self.items)
         self.retention = Retention(database)
         self._lock = lock

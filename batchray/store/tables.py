@@ -241,6 +241,17 @@ agent_blocks = sa.Table(
     sa.Index("agents_of_a_block", "block_id", "seq"),
 )
 
+# The feedback of people on steps.  `tags` is a JSON array.
+step_feedback = sa.Table(
+    "step_feedback",
+    metadata,
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("idx", INTEGER, primary_key=True),
+    sa.Column("ordinal", INTEGER, primary_key=True),
+    sa.Column("feedback", TEXT),
+    sa.Column("tags", sa.LargeBinary, nullable=False),
+)
+
 
 def same_item(one: sa.Table, other: sa.Table) -> sa.ColumnElement[bool]:
     """Return the condition that joins two tables on the item."""

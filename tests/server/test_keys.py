@@ -91,6 +91,12 @@ ROUTES = [
     *[(method, "/v1/agents/calculator/messages") for method in ("POST", "GET")],
     ("PATCH", "/v1/agents/calculator/reset-messages"),
     ("POST", "/v1/agents/calculator/messages/stream"),
+    ("GET", "/v1/runs/"),
+    *[("GET", f"/v1/runs/run-{UNKNOWN}{rest}") for rest in ("", "/messages", "/usage", "/steps")],
+    ("POST", f"/v1/runs/run-{UNKNOWN}/stream"),
+    ("GET", "/v1/steps/"),
+    *[("GET", f"/v1/steps/step-{UNKNOWN}{rest}") for rest in ("", "/messages", "/metrics", "/trace")],
+    ("PATCH", f"/v1/steps/step-{UNKNOWN}/feedback"),
     ("GET", "/v1/models/"),
     ("GET", "/metrics"),
 ]
@@ -127,7 +133,12 @@ def test_every_route_of_the_openapi_document_was_tried(keyed: LiveServer) -> Non
         for method, operation in operations.items()
         if "security" in operation
     }
-    names = {f"job-{UNKNOWN}": "{batch_id}", "calculator": "{agent_id}"}
+    names = {
+        f"job-{UNKNOWN}": "{batch_id}",
+        f"run-{UNKNOWN}": "{run_id}",
+        f"step-{UNKNOWN}": "{step_id}",
+        "calculator": "{agent_id}",
+    }
     tried = {(method, _replaced(path, names)) for method, path in ROUTES}
     assert tried == closed
 
@@ -199,6 +210,23 @@ def test_another_users_items_and_messages_look_like_unknown_ones(
     for cursor in ("after", "before"):
         assert_looks_unknown(lambda item_id: bob.call("GET", f"{own_batch}/items?{cursor}={item_id}"), item["id"])  # noqa: B023
         assert_looks_unknown(lambda each: bob.call("GET", f"{own_batch}/messages?{cursor}={each}"), message["id"])  # noqa: B023
+
+
+def test_another_users_runs_and_steps_look_like_unknown_ones(
+    alice: User, bob: User, job_of_alice: dict[str, Any]
+) -> None:
+    [message, *_] = alice.call("GET", f"{BATCHES}/{job_of_alice['id']}/messages").body["messages"]
+    for kind, rests in (("run", ("", "/messages", "/usage", "/steps")), ("step", ("", "/messages", "/metrics"))):
+        own = message[f"{kind}_id"]
+        for rest in rests:
+            assert_looks_unknown(lambda each: bob.call("GET", f"/v1/{kind}s/{each}{rest}"), own)  # noqa: B023
+        for cursor in ("after", "before"):
+            assert_looks_unknown(lambda each: bob.call("GET", f"/v1/{kind}s/?{cursor}={each}"), own)  # noqa: B023
+        assert own in [each["id"] for each in alice.call("GET", f"/v1/{kind}s/").body]
+        assert own not in [each["id"] for each in bob.call("GET", f"/v1/{kind}s/").body]
+    assert_looks_unknown(lambda each: bob.call("POST", f"/v1/runs/{each}/stream", {}), message["run_id"])
+    said = {"feedback": "positive"}
+    assert_looks_unknown(lambda each: bob.call("PATCH", f"/v1/steps/{each}/feedback", said), message["step_id"])
 
 
 def test_another_users_agent_looks_like_an_unknown_one(alice: User, bob: User, agent_of_alice: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Set
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated, ClassVar
 
 import orjson
@@ -33,10 +33,11 @@ from batchray.server.idempotency import KEY_PATTERN, key_of
 from batchray.server.pagination import Cursor, Page, is_between, paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
 from batchray.server.run_stream import RUN_EVENTS, RunStream
+from batchray.server.run_views import RunDetails
 from batchray.server.single_runs import NewRun, SingleRuns
 from batchray.server.upload import read_json
-from batchray.server.views import letta_response, messages_of
-from batchray.store import JobRecord, ThreadedStore
+from batchray.server.views import letta_response
+from batchray.store import JobRecord, RunFilter, RunPosition, ThreadedStore
 
 _PATH = "/v1/agents/{agent_id}/messages"
 # The status and error type that Letta's server uses for each kind of model failure.
@@ -177,16 +178,13 @@ class MessageRoutes:
     ) -> Iterator[Message]:
         """Yield the messages of an agent's single runs between two cursors, in the order of the query."""
         step = 1 if query.order == "asc" else -1
-        last = after.seq - step if after else None
-        while found := self._reader.sync.jobs.find(
-            user_id=user_id, kind="run", agent_id=agent_id, order=query.order, after=last, limit=100
-        ):
-            for job in found:
-                result = self._reader.sync.items.result(job, 0)
-                for message in messages_of(job, result)[::step] if result else ():
-                    if is_between(Cursor(job.key, ordinal_of(message.id)), after, before, query.order):
-                        yield message
-            last = found[-1].key
+        wanted = RunFilter(agent_ids=(agent_id,), kinds=("run", "background"))
+        first = RunPosition(after.seq, -step) if after else None  # a single run is item 0 of its job
+        pages = self._reader.sync.runs.pages(user_id, wanted, query.order, first, limit=query.limit, with_messages=True)
+        for run in chain.from_iterable(pages):
+            for message in RunDetails.of(run).conversation()[::step] if run.status else ():
+                if is_between(Cursor(run.job.key, ordinal_of(message.id)), after, before, query.order):
+                    yield message
 
     def _cursor(self, user_id: str, message_id: str | None) -> Cursor | None:
         """Return the position of a message among all single runs.  Raises HttpError 400 for an unknown id."""
