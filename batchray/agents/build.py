@@ -105,6 +105,11 @@ def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
         raise ConfigError(f"agent {agent.id!r}: {error.reason}") from error.__cause__
 
 
+def protocol_of(bound: BoundAgent) -> str | None:
+    """Return the protocol in which an agent's model is asked; None for an agent without a model."""
+    return _routed(bound.agent, bound.provider, bound.access).protocol if bound.provider is not None else None
+
+
 def _routed(agent: Agent, provider: Provider, access: Access | None) -> Provider:
     """Return the provider with the protocol that the agent asks for or its model needs."""
     protocol: str = agent.protocol or provider.protocol
@@ -122,6 +127,6 @@ def check_agents_build(agents: AgentSet) -> None:
     clients = Clients()
     for bound in agents.agents.values():
         build_agent(bound, clients)
-        if bound.provider is not None and _routed(bound.agent, bound.provider, bound.access).protocol == "responses":
+        if protocol_of(bound) == "responses":
             for name in lost_fields(bound.agent.body):
                 logger.warning(_LOST, bound.agent.id, name)

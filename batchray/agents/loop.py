@@ -177,7 +177,7 @@ class ToolLoop:
             tools=tools.specs,
             body=self._agent.request_body,
             deadline=run.deadline,
-            thinking=run.request.thinking,
+            thinking=self._thinking(run),
             on_wasted_usage=run.add_usage,
             while_held=run.held,
         )
@@ -186,6 +186,10 @@ class ToolLoop:
             run.first_token_ns = reply.first_token_ns
         run.add_usage(reply.usage + Usage(step_count=1))
         return reply
+
+    def _thinking(self, run: Run) -> bool | None:
+        asked = run.request.thinking
+        return self._agent.enable_thinking if asked is None else asked
 
     def _system(self, run: Run) -> str | None:
         asked = run.request.override_system

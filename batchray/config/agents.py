@@ -31,6 +31,7 @@ _MODEL_OPTIONS = (
     "max_cost_usd",
     "prices",
     "protocol",
+    "enable_thinking",
 )
 
 
@@ -178,6 +179,8 @@ class Agent(Strict):
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     max_tokens: PositiveInt | None = None
+    enable_thinking: bool | None = None
+    """Switches the model's reasoning on or off, unless a request does.  None: as the model does by itself."""
     body: Mapping[str, Any] = Field(default_factory=dict)
     """More fields of the provider's request body."""
     script: tuple[Mapping[str, Any], ...] | None = None

@@ -65,6 +65,8 @@ def request_body(call: ModelCall, rules: ModelRules = NOTHING_KNOWN) -> dict[str
     if call.tools:
         body["tools"] = [*body.get("tools", ()), *_tools(call, {} if call.system else marked)]
         _mark_last(body["messages"], marked)
+    if not body.get("tools"):
+        body.pop("tool_choice", None)  # the API refuses it without tools
     return body
 
 

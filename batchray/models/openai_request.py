@@ -47,6 +47,8 @@ def request_body(call: ModelCall, reasoning: ReasoningBack | None = None, switch
             }
             for tool in call.tools
         ]
+    if not body.get("tools"):
+        body.pop("parallel_tool_calls", None)  # the API refuses it without tools
     return body
 
 

@@ -54,6 +54,8 @@ def request_body(call: ModelCall, *, keeps_reasoning: bool = True) -> Fields:
     body["input"] = [item for message in call.messages for item in _items(message, keeps_reasoning)]
     if call.tools:
         body["tools"] = [*(body.get("tools") or ()), *_tools(call)]
+    if not body.get("tools"):
+        body.pop("parallel_tool_calls", None)  # the API refuses it without tools
     return body
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping, Set
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from batchray.schema.base import OpenModel, UtcDatetime, any_given
+from batchray.schema.agent_settings import GivenLLMConfig, MaxTokens, ModelSettings, ResponseFormat, ToolRule
+from batchray.schema.base import OpenModel, UtcDatetime, WireModel, any_given
 from batchray.schema.jobs import StopReason
 from batchray.schema.letta_messages import LettaMessage, StopReasonMessage, UsageStatistics
 
@@ -176,26 +178,80 @@ class AgentState(OpenModel):
     hidden: bool | None = None
 
 
-class UpdateAgent(OpenModel):
+_NO_FILES = "folders, sources and files are not part of batchray"
+_NO_TEMPLATES = "templates are not part of batchray"
+_NO_SECRETS = "tools run with the operator's environment, and get no values from clients"
+_STATE = "it is what the agent's requests have made it"
+
+
+AgentType = Literal[
+    "letta_v1_agent",
+    "memgpt_agent",
+    "memgpt_v2_agent",
+    "react_agent",
+    "workflow_agent",
+    "split_thread_agent",
+    "sleeptime_agent",
+    "voice_convo_agent",
+    "voice_sleeptime_agent",
+]
+
+
+class UpdateAgent(WireModel):
     """The body of PATCH /v1/agents/{id}.  Fields that are absent or null are ignored."""
+
+    without_effect: ClassVar[Set[str]] = frozenset(
+        {
+            *("compaction_settings", "context_window_limit", "embedding", "embedding_config", "timezone"),
+            *("max_files_open", "per_file_view_window_char_limit"),
+        }
+    )
+    refused: ClassVar[Mapping[str, str]] = {
+        "identity_ids": "identities are not part of batchray",
+        "enable_sleeptime": "agents that work between the requests are not part of batchray",
+        **dict.fromkeys(("folder_ids", "source_ids"), _NO_FILES),
+        **dict.fromkeys(("template_id", "base_template_id"), _NO_TEMPLATES),
+        **dict.fromkeys(("secrets", "tool_exec_environment_variables"), _NO_SECRETS),
+        **dict.fromkeys(("message_ids", "last_run_completion", "last_run_duration_ms", "last_stop_reason"), _STATE),
+    }
 
     name: str | None = None
     system: str | None = None
     description: str | None = None
     model: Annotated[str, Field(min_length=1)] | None = None
-    model_settings: dict[str, Any] | None = None
-    llm_config: LLMConfig | None = None
+    model_settings: ModelSettings | None = None
+    llm_config: GivenLLMConfig | None = None
+    max_tokens: MaxTokens | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning: bool | None = None
     context_window_limit: int | None = None
+    compaction_settings: dict[str, Any] | None = None
     embedding: str | None = None
-    embedding_config: EmbeddingConfig | None = None
+    embedding_config: dict[str, Any] | None = None
     block_ids: list[str] | None = None
     tool_ids: list[str] | None = None
-    tool_rules: list[dict[str, Any]] | None = None
+    tool_rules: list[ToolRule] | None = None
     tags: list[str] | None = None
     metadata: dict[str, Any] | None = None
     secrets: dict[str, str] | None = None
+    tool_exec_environment_variables: dict[str, str] | None = None
     message_buffer_autoclear: bool | None = None
     timezone: str | None = None
+    hidden: bool | None = None
+    project_id: str | None = None
+    identity_ids: list[str] | None = None
+    folder_ids: list[str] | None = None
+    source_ids: list[str] | None = None
+    template_id: str | None = None
+    base_template_id: str | None = None
+    enable_sleeptime: bool | None = None
+    max_files_open: int | None = None
+    per_file_view_window_char_limit: int | None = None
+    message_ids: list[str] | None = None
+    last_run_completion: str | None = None
+    last_run_duration_ms: int | None = None
+    last_stop_reason: str | None = None
 
 
 class CreateAgent(UpdateAgent):
@@ -203,12 +259,35 @@ class CreateAgent(UpdateAgent):
 
     model_config = ConfigDict(json_schema_extra=any_given("model", "llm_config"))
 
-    agent_type: str = "letta_v1_agent"
+    without_effect: ClassVar[Set[str]] = UpdateAgent.without_effect | {
+        *("agent_type", "embedding_chunk_size", "include_base_tool_rules"),
+    }
+    refused: ClassVar[Mapping[str, str]] = {
+        **UpdateAgent.refused,
+        **dict.fromkeys(("from_template", "template", "memory_variables"), _NO_TEMPLATES),
+        "include_default_source": _NO_FILES,
+        "include_multi_agent_tools": "agents that send messages to each other are not part of batchray",
+        "initial_message_sequence": "a new agent has no messages; send them with its first request",
+        "max_reasoning_tokens": "give model_settings.thinking with budget_tokens",
+        "project": "give project_id",
+    }
+
+    # All agents are of the newest type, which has no base rules for tools.
+    agent_type: AgentType = "letta_v1_agent"
     memory_blocks: list[CreateBlock] | None = None
     tools: list[str] | None = None
-    include_base_tools: bool = True
+    include_base_tools: bool | None = None
     include_base_tool_rules: bool | None = None
+    include_default_source: bool = False
+    include_multi_agent_tools: bool = False
     initial_message_sequence: list[dict[str, Any]] | None = None
+    embedding_chunk_size: int | None = None
+    enable_reasoner: bool | None = None
+    max_reasoning_tokens: int | None = None
+    from_template: str | None = None
+    template: bool = False
+    memory_variables: dict[str, str] | None = None
+    project: str | None = None
 
 
 class LettaResponse(OpenModel):

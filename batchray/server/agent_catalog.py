@@ -6,19 +6,22 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from batchray.agents.build import protocol_of
 from batchray.agents.tools import FunctionTool as CallableTool
 from batchray.agents.tools import load_tools
 from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock, function_name
 from batchray.errors import ConfigError, UnknownAgentError
 from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, Tool
+from batchray.server.agent_options import options_of, settings_of_agent, shown_settings
 from batchray.server.block_shapes import derived_uuid, run_blocks, settings_block_id
 from batchray.server.errors import HttpError
 from batchray.store import StoredAgent, StoredBlock, ThreadedStore
 
 # Letta's clients require a number, and the configuration has none.
 _CONTEXT_WINDOW = 128_000
-# Letta's names of two tool rules: a call of the tool ends the run; a call waits for the caller's approval.
-_TERMINAL_RULE, _APPROVAL_RULE = "exit_loop", "requires_approval"
+# Letta's names of tool rules: a call of the tool ends the run; it waits for the caller's approval; the run continues
+# after it, as after a call of any tool here.
+_TERMINAL_RULE, _APPROVAL_RULE, _CONTINUE_RULE = "exit_loop", "requires_approval", "continue_loop"
 _OFFLINE = ("offline/rules", "offline/scripted")
 # Letta's strict clients accept a fixed list of endpoint types.
 _ENDPOINT_TYPES = {"openai": "openai", "responses": "openai", "anthropic": "anthropic", "offline": "openai"}
@@ -65,14 +68,16 @@ class AgentCatalog:
     def agent(self, agent_id: str, given: Mapping[str, Any], blocks: Sequence[MemoryBlock] = ()) -> Agent:
         """Return the agent that a client describes in Letta's fields, with these memory blocks.
 
-        Raises ValidationError, and HttpError 404 for an unknown model or tool.
+        `given` has all settings of the model under `settings`, see `agent_options`.
+        Raises ValidationError, ConfigError, and HttpError 404 for an unknown model or tool, 422 for a setting that the
+        provider does not have.
         """
-        handle, settings = _handle(given), given.get("model_settings") or {}
+        handle = _handle(given)
         if handle.partition("/")[0] not in self._configured.providers:
             known = ", ".join(model.handle or "" for model in self.models())
             raise HttpError(404, f"NOT_FOUND: Handle {handle} not found, must be one of [{known}]")
         wanted = [*(given.get("tools") or ()), *map(self._name_of, given.get("tool_ids") or ())]
-        return Agent.model_validate(
+        agent = Agent.model_validate(
             {
                 "id": agent_id,
                 "model": handle,
@@ -83,10 +88,13 @@ class AgentCatalog:
                 "requires_approval": _ruled(given, _APPROVAL_RULE),
                 "terminal_tools": _ruled(given, _TERMINAL_RULE),
                 "tools": [self._function_of(name) for name in dict.fromkeys(wanted)],
-                "temperature": settings.get("temperature"),
-                "max_tokens": settings.get("max_output_tokens"),
             }
         )
+        if not (settings := given.get("settings")):
+            return agent
+        bound = self._configured.bind(agent)
+        base_url = bound.access.base_url if bound.access else None
+        return agent.model_copy(update=options_of(settings, protocol_of(bound) or "offline", base_url))
 
     def models(self) -> list[Model]:
         """Return the models of the operator's agents, and the built-in offline ones."""
@@ -107,7 +115,9 @@ class AgentCatalog:
 
     def _state(self, agent: Agent, given: Mapping[str, Any], kept: KeptState) -> AgentState:
         model = self._model(agent.model or "offline/function")
-        shown = ("description", "metadata", "model_settings", "timezone")
+        shown = ("description", "metadata", "timezone", "hidden", "project_id")
+        settings = given["settings"] if "settings" in given else settings_of_agent(agent)
+        config = {name: value for name, value in settings.items() if name not in ("thinking", "enable_thinking")}
         return AgentState(
             id=agent.id,
             name=given.get("name") or agent.id,
@@ -119,9 +129,11 @@ class AgentCatalog:
                 context_window=given.get("context_window_limit") or _CONTEXT_WINDOW,
                 provider_name=model.provider_name,
                 handle=agent.model,
-                temperature=agent.temperature,
-                max_tokens=agent.max_tokens,
+                **config,
+                **({} if agent.enable_thinking is None else {"enable_reasoner": agent.enable_thinking}),
             ),
+            model_settings=shown_settings(settings, model.model_endpoint_type) if settings else None,
+            response_format=settings.get("response_format"),
             blocks=list(kept.blocks),
             memory=Memory(blocks=list(kept.blocks)),
             tools=[self._tool(name) for name in self._tool_names(agent)],
@@ -132,6 +144,7 @@ class AgentCatalog:
             tool_rules=[
                 *({"type": _TERMINAL_RULE, "tool_name": name} for name in agent.terminal_tools),
                 *({"type": _APPROVAL_RULE, "tool_name": name} for name in agent.requires_approval),
+                *({"type": _CONTINUE_RULE, "tool_name": name} for name in _ruled(given, _CONTINUE_RULE)),
             ],
             **_given(given, shown),
         )
@@ -235,7 +248,7 @@ def _writable(blocks: Sequence[MemoryBlock], given: Mapping[str, Any]) -> Sequen
 
 
 def _ruled(given: Mapping[str, Any], kind: str) -> list[str]:
-    """Return the tools that have a rule of this kind; rules of unsupported kinds are ignored."""
+    """Return the tools that have a rule of this kind."""
     rules = given.get("tool_rules") or ()
     return list(
         dict.fromkeys(str(rule["tool_name"]) for rule in rules if rule.get("type") == kind and "tool_name" in rule)
@@ -244,7 +257,12 @@ def _ruled(given: Mapping[str, Any], kind: str) -> list[str]:
 
 def _handle(given: Mapping[str, Any]) -> str:
     config = given.get("llm_config") or {}
-    handle = given.get("model") or config.get("handle") or config.get("model")
+    of_config, provider = config.get("handle") or config.get("model"), config.get("provider_name")
+    if of_config and provider and not config.get("handle"):
+        of_config = f"{provider}/{of_config}"
+    handle = given.get("model") or of_config
     if not handle:
         raise HttpError(400, "INVALID_ARGUMENT: Must specify either model or llm_config in request")
+    if of_config and of_config not in (handle, str(handle).partition("/")[2]):
+        raise HttpError(422, "model and llm_config name different models; give one of them")
     return str(handle)

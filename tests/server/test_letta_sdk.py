@@ -100,7 +100,6 @@ def test_an_agent_is_created_retrieved_updated_and_deleted(letta: Letta) -> None
         metadata={"team": 7},
         model_settings={"provider_type": "openai", "temperature": 0.5},
         include_base_tools=False,
-        secrets={"TOKEN": "not kept"},
     )
     assert (agent.name, agent.system, agent.description) == ("Anna's clerk", "Be brief.", "Counts and calculates.")
     assert (agent.model, agent.llm_config.handle, agent.llm_config.temperature) == (

@@ -185,6 +185,19 @@ async def test_the_system_prompt_of_a_request_replaces_that_of_its_agent(system:
     assert model.asked[0].system == system
 
 
+@pytest.mark.parametrize(
+    ("of_agent", "of_request", "thinking"),
+    [(None, {}, None), (True, {}, True), (False, {}, False), (True, {"enable_thinking": "false"}, False)],
+)
+async def test_a_request_decides_about_reasoning_before_its_agent(
+    of_agent: bool | None, of_request: dict[str, Any], thinking: bool | None
+) -> None:
+    model = Replies(ModelReply(reply_parts("la")))
+    agent = bound(model="offline/rules", enable_thinking=of_agent).agent
+    await ToolLoop(agent, model, {}).run(new_run(**of_request))
+    assert model.asked[0].thinking is thinking
+
+
 @pytest.mark.parametrize(("of_agent", "of_request", "steps"), [(3, None, 3), (3, 2, 2), (3, 50, 3)])
 async def test_a_run_ends_at_the_lower_of_two_step_limits(
     attempt_runner: AttemptRunner, of_agent: int, of_request: int | None, steps: int

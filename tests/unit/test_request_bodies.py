@@ -197,3 +197,11 @@ def test_a_part_in_the_wrong_message_is_refused_by_name(protocol: str, given: Me
     with pytest.raises(ModelAPIError, match=named) as raised:
         BODIES[protocol](ModelCall("m", [given]))
     assert raised.value.type == "unsupported_content"
+
+
+@pytest.mark.parametrize("protocol", BODIES)
+def test_what_is_said_of_tools_is_sent_only_with_tools(protocol: str) -> None:
+    name = "tool_choice" if protocol == "anthropic" else "parallel_tool_calls"
+    with_tools = ModelCall("m", [ASKED], tools=[ToolSpec("add", "Add.", {"type": "object"})], body={name: "x"})
+    assert BODIES[protocol](with_tools)[name] == "x"
+    assert name not in BODIES[protocol](ModelCall("m", [ASKED], body={name: "x"}))

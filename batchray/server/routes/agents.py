@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,28 +11,29 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from batchray.agents import Clients, build_agent
+from batchray.batch.rules import RequestRules
 from batchray.config import Agent, MemoryBlock, ServerSettings
 from batchray.errors import ConfigError, UnknownAgentError
 from batchray.schema import AgentState, CreateAgent, UpdateAgent, new_id
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup
+from batchray.server.agent_options import settings_of, settings_of_agent
 from batchray.server.agent_states import AgentStates
 from batchray.server.auth import user_of
 from batchray.server.block_shapes import new_block, new_run_block, run_blocks
 from batchray.server.errors import HttpError
 from batchray.server.pagination import Page, paged, slice_of
-from batchray.server.routing import NoQuery, ResponseBody, Route
+from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import read_json
 from batchray.store import StoredAgent
 
 _PATH = "/v1/agents/{agent_id}"
-# The fields of a client's agent that are stored: all that it uses or shows.  Not `secrets`: no code here reads them.
+# The fields of a client's agent that are stored: all that it uses or shows.  The model's settings are `settings`.
 _STORED_FIELDS = {
-    *("name", "description", "system", "tools", "tool_ids", "tags", "metadata", "timezone"),
-    *("model", "model_settings", "llm_config", "context_window_limit", "message_buffer_autoclear"),
-    *("include_base_tools", "tool_rules"),
+    *("name", "description", "system", "tools", "tool_ids", "tags", "metadata", "timezone", "hidden", "project_id"),
+    *("model", "llm_config", "context_window_limit", "message_buffer_autoclear", "include_base_tools", "tool_rules"),
 }
 # Two fields for the same property: setting the first one replaces the second.
 _REPLACES = {"tool_ids": "tools", "llm_config": "model", "model": "llm_config"}
@@ -83,6 +84,7 @@ class AgentRoutes:
                 "create_agent",
                 "Create an agent",
                 body=CreateAgent,
+                has_strict_body=True,
                 errors=body_errors,
             ),
             Route(
@@ -103,6 +105,7 @@ class AgentRoutes:
                 "update_agent",
                 "Update an agent",
                 body=UpdateAgent,
+                has_strict_body=True,
                 errors=(*body_errors, 403),
             ),
             Route(
@@ -127,15 +130,17 @@ class AgentRoutes:
 
     async def create(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Create an agent from a configured model and configured tools."""
-        given = await read_json(request, CreateAgent, self._settings)
+        rules = RequestRules((), accepts_unused=True)
+        given = await read_json(request, CreateAgent, self._settings, rules)
         agent_id, user_id = new_id("agent"), user_of(request)
         block_ids = given.block_ids or ()
         new_blocks = [new_block(block) for block in given.memory_blocks or ()]
         blocks = [new_run_block(block) for block in new_blocks]
         blocks += run_blocks(await self._reader.call(self._states.own_blocks, user_id, agent_id, block_ids))
-        spec = self._validated_spec(agent_id, {"name": agent_id, **_stored_fields(given)}, blocks)
+        fields = {"name": agent_id, **_stored_fields(given), "settings": _settings(given)}
+        spec = self._validated_spec(agent_id, fields, blocks)
         await self._store.agents.create(agent_id, user_id, spec, new_blocks, block_ids)
-        return await self._reader.call(self._states.agent, user_id, agent_id)
+        return with_warning(await self._reader.call(self._states.agent, user_id, agent_id), rules.unused)
 
     async def index(self, request: web.Request, query: AgentsQuery) -> ResponseBody:
         """List the operator's agents and the user's own."""
@@ -157,17 +162,13 @@ class AgentRoutes:
         """Update an agent; existing jobs keep the settings that it had before."""
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         self._refuse_configured(agent_id, "changed")
-        given = await read_json(request, UpdateAgent, self._settings)
-        changes = {name: value for name, value in _stored_fields(given).items() if value is not None}  # null: no change
-        replaced = {_REPLACES.get(name) for name in changes} - changes.keys()
-
-        def changed(before: StoredAgent) -> dict[str, Any]:
-            # An agent of an older version, whose default was another, stays as it is.
-            kept = {"message_buffer_autoclear": not Agent.model_validate(before.spec["agent"]).stateful}
-            given = {**kept, **before.spec["given"]}
-            return {**{name: value for name, value in given.items() if name not in replaced}, **changes}
-
-        return await self.change(user_id, agent_id, changed, given.block_ids)
+        rules = RequestRules((), accepts_unused=True)
+        given = await read_json(request, UpdateAgent, self._settings, rules)
+        changes, settings = _stored_fields(given), _settings(given)
+        state = await self.change(
+            user_id, agent_id, lambda before: updated(before.spec, changes, settings), given.block_ids
+        )
+        return with_warning(state, rules.unused)
 
     async def change(
         self,
@@ -221,6 +222,21 @@ class AgentRoutes:
     def _refuse_configured(self, agent_id: str, action: str) -> None:
         if agent_id in self._catalog.ids:
             raise HttpError(403, f"agent {agent_id} is configured by the operator and cannot be {action}")
+
+
+def updated(spec: Mapping[str, Any], changes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a stored agent after a change.  Null changes nothing."""
+    agent = Agent.model_validate(spec["agent"])
+    # An agent of an older version, whose default was another, stays as it is.
+    given = {"message_buffer_autoclear": not agent.stateful, "settings": settings_of_agent(agent), **spec["given"]}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    replaced = {_REPLACES.get(name) for name in changes} - changes.keys()
+    unchanged = {name: value for name, value in given.items() if name not in replaced}
+    return {**unchanged, **changes, "settings": {**given["settings"], **settings}}
+
+
+def _settings(given: UpdateAgent) -> dict[str, Any]:
+    return settings_of(given.model_dump(exclude_unset=True))
 
 
 def _stored_fields(given: UpdateAgent) -> dict[str, Any]:
