@@ -135,6 +135,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
             await jobs.idle_jobs.start()
             if settings.retention_days is not None:
                 jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
+            jobs.tasks.spawn(jobs.storage.bulk.return_memory())
             jobs.tasks.spawn(StalledReaders(settings.reader_idle_s).run(_server_of(runner)))
             async with listening(sockets, _server_of(runner), settings, _connection_options(settings)):
                 host, port = sockets[0].getsockname()[:2]
@@ -244,7 +245,7 @@ def _application(
         *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler, streams).routes(),
         *AgentRoutes(settings, storage, lookup, catalog).routes(),
         *ModelRoutes(catalog).routes(),
-        *MessageRoutes(settings, storage.reader, lookup, runs, ClientWatch()).routes(),
+        *MessageRoutes(settings, storage, lookup, runs, ClientWatch()).routes(),
         *RunRoutes(settings, storage.reader, runs).routes(),
         *StepRoutes(settings, storage).routes(),
         *health.routes(),

@@ -10,11 +10,14 @@ from typing import ParamSpec, TypeVar
 from batchray.config import ServerSettings
 from batchray.jobs.runtime import Runtime
 from batchray.store import AsyncStore, Store, ThreadedStore, lock
+from batchray.support.interpreter import return_free_memory
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _N_BULK_READS = 2
+# How long there are no large reads before the memory that they used is returned.
+_QUIET_S = 5.0
 
 
 class ServerStorage:
@@ -29,7 +32,7 @@ class ServerStorage:
         self._runtime = runtime
         self.store = AsyncStore(runtime.open_store(settings))
         self.reader = ThreadedStore(Store.open_for_reading(settings.data_dir, settings.url))
-        self.bulk, self.probe = _BulkReader(self.reader.sync), AsyncStore(self.reader.sync)
+        self.bulk, self.probe = BulkReader(self.reader.sync), AsyncStore(self.reader.sync)
         # Uploads are spooled to the data directory, and each server empties that at its start.  A store in the
         # directory locks it already; with a shared database the directory needs a lock of its own.
         self._lock = lock(settings.data_dir) if self.store.is_shared else None
@@ -42,14 +45,31 @@ class ServerStorage:
             os.close(self._lock)
 
 
-class _BulkReader(ThreadedStore):
+class BulkReader(ThreadedStore):
     """Runs `_N_BULK_READS` calls at once."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._free = asyncio.Semaphore(_N_BULK_READS)
+        self._n_calls = self._n_seen = self._n_returned = 0
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
         """Run a blocking function on a thread, as soon as fewer calls run."""
+        self._n_calls += 1
         async with self._free:
             return await super().call(method, *args, **keywords)
+
+    def has_become_quiet(self) -> bool:
+        """Return True once after each time of reads: if there was none since the last call."""
+        n_before, self._n_seen = self._n_seen, self._n_calls
+        if n_before != self._n_calls or self._n_returned == self._n_calls:
+            return False
+        self._n_returned = self._n_calls
+        return True
+
+    async def return_memory(self) -> None:
+        """After each time of reads, return to the system the memory that they used; for ever."""
+        while True:
+            await asyncio.sleep(_QUIET_S)
+            if self.has_become_quiet():
+                await asyncio.to_thread(return_free_memory)

@@ -135,6 +135,12 @@ class Items:
             row = connection.execute(_results_of(job).where(_outcomes.c.idx == index)).first()
         return _stored_result(*row) if row else None
 
+    def finish_position(self, job: JobRecord, index: int) -> int | None:
+        """Return the `seq` of an item's outcome, or None if it has none."""
+        query = sa.select(_outcomes.c.seq).where(_outcomes.c.job == job.key, _outcomes.c.idx == index)
+        with self._database.reading() as connection:
+            return connection.execute(query).scalar()
+
     def find(
         self,
         job: JobRecord,

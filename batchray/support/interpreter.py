@@ -1,9 +1,11 @@
-"""Settings of this process's Python interpreter for hundreds of concurrent requests."""
+"""Settings of this process's Python interpreter for hundreds of concurrent requests, and its free memory."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
+from contextlib import suppress
 
 # A thread waits Python's default of 5 ms for the interpreter while another thread computes.  Calls and results pass one
 # by one between our event loop and Ray's threads, and rows to SQLite: with hundreds at once the waits become seconds.
@@ -18,3 +20,9 @@ def tune_interpreter() -> None:
     sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
     if 0 < gc.get_threshold()[0] < _GC_THRESHOLDS[0]:  # 0 means that collection is off
         gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def return_free_memory() -> None:
+    """Return to the system the memory that the C library keeps for later allocations; only glibc can do that."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.polling import until
-from tests.server.http_client import BATCHES, cancel, create, ended
+from tests.server.http_client import BATCHES, call, cancel, create, ended
 from tests.server.live import LiveServer, live_server
 from tests.server.streaming import CutError, opened
 
@@ -103,6 +103,25 @@ def test_followers_at_several_places_of_a_job_get_all_of_it(server: LiveServer) 
     asyncio.run(follow_one_after_the_other())
     assert {follower.end for follower in followers} == {"completed", "complete"}
     assert all(sorted(follower.indices) == list(range(N_ITEMS)) for follower in followers)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_a_list_that_is_longer_than_a_part_is_sent_whole_in_parts(server: LiveServer, order: str) -> None:
+    script = json.dumps({"script": [{"text": "x" * 100_000}]})
+    job_id = create(server, [{"agent_id": "planner", "input": script}] * 4)["id"]
+    ended(server, job_id)
+
+    def listed(query: str) -> tuple[list[str], bool]:
+        answer = call(server, "GET", f"{BATCHES}/{job_id}/messages?order={order}&{query}")
+        return [message["id"] for message in answer.body["messages"]], "Content-Length" not in answer.headers
+
+    ids, is_in_parts = listed("limit=100")
+    assert (len(ids), is_in_parts) == (8, True)
+    assert [*listed("limit=1")[0], *listed(f"limit=1&after={ids[0]}")[0]] == ids[:2]
+    assert listed(f"limit=5&before={ids[7]}") == (ids[2:7], True)
+    assert listed(f"limit=1&before={ids[7]}")[0] == [ids[6]]
+    assert listed(f"before={ids[0]}") == ([], False)
+    assert listed(f"before={ids[6]}&after={ids[1]}") == (ids[2:6], True)
 
 
 @pytest.mark.parametrize("kind", ["results?follow=true", "events"])

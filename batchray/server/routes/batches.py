@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 
 from aiohttp import web
 
@@ -27,6 +26,7 @@ from batchray.server.batch_queries import ItemsQuery, MessagesQuery, ResultsQuer
 from batchray.server.bodies import EventsOf, LinesOf
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.idempotency import KEY_PATTERN, key_of
+from batchray.server.json_lists import between_cursors, json_list
 from batchray.server.pagination import Cursor, Page, is_between, paged
 from batchray.server.result_streams import ResultStreams
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
@@ -34,10 +34,12 @@ from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import Uploads
 from batchray.server.views import ItemView, MessagesPage, OutcomeView, batch_job, item_view, wanted_messages_of
-from batchray.store import JobRecord, StoredItem
+from batchray.store import JobRecord, SortOrder, StoredItem
 
 _BASE = "/v1/messages/batches"
 _ONE = _BASE + "/{batch_id}"
+# Requests and messages that are read at a time for a list.
+_PAGE_BYTES = 1024 * 1024
 _EVENT_ID_PATTERN = "[0-9]{1,18}"
 
 
@@ -52,7 +54,7 @@ class BatchRoutes:
         scheduler: JobScheduler,
         streams: ResultStreams,
     ) -> None:
-        self._store, self._reader = storage.store, storage.reader
+        self._store, self._reader, self._bulk = storage.store, storage.reader, storage.bulk
         self._uploads, self._acceptance, self._scheduler, self._streams = uploads, acceptance, scheduler, streams
 
     def routes(self) -> list[Route]:
@@ -200,43 +202,43 @@ class BatchRoutes:
                 limit=query.limit,
             )
 
-        return [item_view(job.id, item) for item in await self._reader.call(paged, query, page)]
+        found = await self._reader.call(paged, query, page)
+        return await json_list(request, self._reader, (item_view(job.id, item) for item in found))
 
     async def messages(self, request: web.Request, query: MessagesQuery) -> ResponseBody:
         """List the input and output messages of finished items, in the order in which the items finished."""
         job = await self._job(request)
 
-        def page(query: MessagesQuery) -> list[Message]:
-            after, before = self._cursor(job, query.after), self._cursor(job, query.before)
-            return list(islice(self._messages(job, query, after, before), query.limit))
-
-        return MessagesPage(messages=await self._reader.call(paged, query, page))
+        found = between_cursors(query, partial(self._cursor, job), partial(self._messages, job, query))
+        return await json_list(request, self._bulk, found, b'{"messages":[', b"]}")
 
     def _messages(
-        self, job: JobRecord, query: MessagesQuery, after: Cursor | None, before: Cursor | None
-    ) -> Iterator[Message]:
-        """Yield the messages between two cursors, in the order of the query."""
-        step = 1 if query.order == "asc" else -1
+        self, job: JobRecord, query: MessagesQuery, order: SortOrder, after: Cursor | None, before: Cursor | None
+    ) -> Iterator[tuple[Cursor, Message]]:
+        """Yield the messages between two cursors in an order, each with its own."""
+        step = 1 if order == "asc" else -1
         since, until = after and after.seq, before and before.seq
+        limits = {"limit": query.limit, "max_bytes": _PAGE_BYTES}
         while found := self._reader.sync.items.finished(
-            job, order=query.order, since=since, until=until, agent_id=query.agent_id, limit=query.limit
+            job, order=order, since=since, until=until, agent_id=query.agent_id, **limits
         ):
+            since = found[-1].seq + step
             for result in found:
                 for message in wanted_messages_of(job, result)[::step]:
-                    if is_between(Cursor(result.seq, ordinal_of(message.id)), after, before, query.order):
-                        yield message
-            since = found[-1].seq + step
+                    cursor = Cursor(result.seq, ordinal_of(message.id))
+                    if is_between(cursor, after, before, order):
+                        yield cursor, message
 
     def _cursor(self, job: JobRecord, message_id: str | None) -> Cursor | None:
         """Return the position of a message in a job.  Raises HttpError 400 for an unknown id."""
         if message_id is None:
             return None
-        result = None
+        seq = None
         if message_id.startswith("message-") and is_of_job(message_id, job.id):
-            result = self._reader.sync.items.result(job, index_of(message_id))
-        if result is None:
+            seq = self._reader.sync.items.finish_position(job, index_of(message_id))
+        if seq is None:
             raise HttpError(400, f"Message with id {message_id} not found")
-        return Cursor(result.seq, ordinal_of(message_id))
+        return Cursor(seq, ordinal_of(message_id))
 
     async def results(self, request: web.Request, query: ResultsQuery) -> ResponseBody:
         """Stream results as JSON Lines."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Annotated, ClassVar
 
 import orjson
@@ -30,16 +30,19 @@ from batchray.server.auth import user_of
 from batchray.server.clients import ClientWatch
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.idempotency import KEY_PATTERN, key_of
+from batchray.server.json_lists import between_cursors, json_list
 from batchray.server.pagination import Cursor, Page, is_between, paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
 from batchray.server.run_stream import RUN_EVENTS, RunStream
 from batchray.server.run_views import RunDetails
 from batchray.server.single_runs import NewRun, SingleRuns
+from batchray.server.storage import ServerStorage
 from batchray.server.upload import read_json
 from batchray.server.views import letta_response
-from batchray.store import JobRecord, RunFilter, RunPosition, ThreadedStore
+from batchray.store import JobRecord, RunFilter, RunPosition, SortOrder
 
 _PATH = "/v1/agents/{agent_id}/messages"
+_RUNS_AT_ONCE = 100
 # The status and error type that Letta's server uses for each kind of model failure.
 _LLM_ERRORS = {
     "authentication_error": (401, "llm_authentication"),
@@ -82,13 +85,13 @@ class MessageRoutes:
     def __init__(
         self,
         settings: ServerSettings,
-        reader: ThreadedStore,
+        storage: ServerStorage,
         agents: AgentLookup,
         runs: SingleRuns,
         clients: ClientWatch,
     ) -> None:
-        self._settings, self._reader, self._agents, self._runs = settings, reader, agents, runs
-        self._clients = clients
+        self._settings, self._agents, self._runs, self._clients = settings, agents, runs, clients
+        self._reader, self._bulk = storage.reader, storage.bulk
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -154,15 +157,15 @@ class MessageRoutes:
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         bound = await self._reader.call(self._agents.find, user_id, agent_id)
 
-        def page(query: Page) -> list[Message]:
-            if bound.agent.stateful:
-                return self._conversation(user_id, agent_id, query)
-            after, before = self._cursor(user_id, query.after), self._cursor(user_id, query.before)
-            return list(islice(self._run_messages(user_id, agent_id, query, after, before), query.limit))
-
-        messages = await self._reader.call(paged, query, page)
+        messages: Iterable[Message]
+        if bound.agent.stateful:
+            messages = await self._bulk.call(paged, query, partial(self._conversation, user_id, agent_id))
+        else:
+            read = partial(self._run_messages, user_id, agent_id)
+            messages = between_cursors(query, partial(self._cursor, user_id), read)
         is_newest_first = query.order == "desc"
-        return [part for message in messages for part in _letta_messages(message, is_newest_first)]
+        parts = (part for message in messages for part in _letta_messages(message, is_newest_first))
+        return await json_list(request, self._bulk, parts)
 
     def _conversation(self, user_id: str, agent_id: str, query: Page) -> list[Message]:
         history = self._reader.sync.conversations.history(user_id, agent_id)
@@ -174,17 +177,18 @@ class MessageRoutes:
         return [messages[each] for each, _ in page]
 
     def _run_messages(
-        self, user_id: str, agent_id: str, query: Page, after: Cursor | None, before: Cursor | None
-    ) -> Iterator[Message]:
-        """Yield the messages of an agent's single runs between two cursors, in the order of the query."""
-        step = 1 if query.order == "asc" else -1
+        self, user_id: str, agent_id: str, order: SortOrder, after: Cursor | None, before: Cursor | None
+    ) -> Iterator[tuple[Cursor, Message]]:
+        """Yield the messages of an agent's single runs between two cursors in an order, each with its own."""
+        step = 1 if order == "asc" else -1
         wanted = RunFilter(agent_ids=(agent_id,), kinds=("run", "background"))
         first = RunPosition(after.seq, -step) if after else None  # a single run is item 0 of its job
-        pages = self._reader.sync.runs.pages(user_id, wanted, query.order, first, limit=query.limit, with_messages=True)
+        pages = self._reader.sync.runs.pages(user_id, wanted, order, first, limit=_RUNS_AT_ONCE, with_messages=True)
         for run in chain.from_iterable(pages):
             for message in RunDetails.of(run).conversation()[::step] if run.status else ():
-                if is_between(Cursor(run.job.key, ordinal_of(message.id)), after, before, query.order):
-                    yield message
+                cursor = Cursor(run.job.key, ordinal_of(message.id))
+                if is_between(cursor, after, before, order):
+                    yield cursor, message
 
     def _cursor(self, user_id: str, message_id: str | None) -> Cursor | None:
         """Return the position of a message among all single runs.  Raises HttpError 400 for an unknown id."""
