@@ -106,7 +106,6 @@ BAD_BODIES = {
     "csv": (b"agent_id,input\na,hi\n", "line 1: not JSON: unexpected character"),
     "cr-only": (GOOD + b"\r" + GOOD + b"\r", "line 1: not JSON: unexpected content after document"),
     "zip": (b"PK\3\4...", "the input is a ZIP archive or an Excel workbook; write JSON Lines instead"),
-    "parquet": (b"PAR1...", "the input is Parquet, not text"),
     "utf-32": (GOOD.decode().encode("utf-32"), "the input is UTF-32; save it as UTF-8"),
     "cut-off-utf-16": (GOOD.decode().encode("utf-16")[:-1], "the input is damaged UTF-16: truncated data"),
     "cut-off-gzip": (gzip.compress(GOOD)[:-10], "the gzip data is cut off or damaged: "),

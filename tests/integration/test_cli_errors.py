@@ -68,7 +68,7 @@ def test_a_bad_line_is_refused(name: str, run: Callable[..., Done], tmp_path: Pa
     (tmp_path / "agents.yaml").write_text(AGENTS)
     (tmp_path / "requests.jsonl").write_bytes(GOOD + b"\n" + BAD_REQUESTS[name].request + b"\n" + GOOD + b"\n")
     sentence = refused(run(*local("requests.jsonl")), tmp_path)
-    assert sentence.startswith("line 2: ")
+    assert sentence.startswith("requests.jsonl, line 2: ")
     assert BAD_REQUESTS[name].reason in sentence
 
 
@@ -77,7 +77,9 @@ def test_a_bad_body_is_refused(name: str, run: Callable[..., Done], tmp_path: Pa
     body, reason = BAD_BODIES[name]
     (tmp_path / "agents.yaml").write_text(AGENTS)
     (tmp_path / "batch.json").write_bytes(body)
-    assert refused(run(*local("batch.json")), tmp_path).startswith(reason)
+    sentence = refused(run(*local("batch.json")), tmp_path)
+    assert sentence.startswith("batch.json")
+    assert sentence.removeprefix("batch.json").lstrip(":, ").startswith(reason)
 
 
 @pytest.mark.parametrize("name", BAD_AGENTS_FILES)

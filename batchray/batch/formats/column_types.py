@@ -6,6 +6,7 @@ Meanwhile they are in a temporary file.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import tempfile
@@ -125,8 +126,10 @@ class UntypedTable:
 
 def as_json(value: Any) -> str | None:
     """Return a value as a text of JSON; None for a missing value of a frame.  Raises TypeError."""
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, float) and math.isinf(value):
+        raise TypeError("JSON has no infinity")
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
 
 
