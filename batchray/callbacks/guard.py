@@ -33,8 +33,11 @@ _SPECIAL_V4 = tuple(
             "172.16.0.0/12",  # private
             "192.0.0.0/24",  # protocol assignments; metadata at 192.0.0.192 (Oracle)
             "192.0.2.0/24",  # documentation
+            "192.31.196.0/24",  # AS112: answers for private names, from the nearest network
+            "192.52.193.0/24",  # multicast relays (AMT)
             "192.88.99.0/24",  # 6to4 relays
             "192.168.0.0/16",  # private
+            "192.175.48.0/24",  # AS112
             "198.18.0.0/15",  # benchmarking
             "198.51.100.0/24",  # documentation
             "203.0.113.0/24",  # documentation
@@ -53,6 +56,7 @@ _SPECIAL_V6 = tuple(
             "2001::/23",  # protocol assignments: Teredo, benchmarking, ORCHID
             "2001:db8::/32",  # documentation
             "2002::/16",  # 6to4: holds an IPv4 address
+            "2620:4f:8000::/48",  # AS112
             "3fff::/20",  # documentation
         ),
     )
@@ -61,15 +65,19 @@ _SPECIAL_V6 = tuple(
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
+NO_ADDRESS = "the receiver has no public address, and none in an allowed network"
+"""Why a callback cannot be sent to a name that does not exist, or to an address that is not allowed."""
+
+
 class BlockedAddressError(OSError):
     """A connection to this address is not allowed.  An OSError, as aiohttp expects; never leaves this package.
 
-    The message does not contain the address: the sender of the batch reads it, and must not learn how names resolve
-    inside the cluster.
+    The sender of the batch reads the message, and must not learn which names the cluster has, nor how they resolve.  So
+    it does not contain the address, and is the same for a name that does not exist.
     """
 
     def __init__(self) -> None:
-        super().__init__("the receiver's address is not public, and not in an allowed network")
+        super().__init__(NO_ADDRESS)
 
 
 class AddressGuard:

@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from batchray.callbacks.base import CallbackResponse
-from batchray.callbacks.guard import AddressGuard, BlockedAddressError
+from batchray.callbacks.guard import NO_ADDRESS, AddressGuard, BlockedAddressError
 from batchray.support.backoff import retry_after_s
 
 MAX_RESPONSE_BYTES = 64 * 1024
@@ -89,7 +89,7 @@ class WebhookTransport:
             case TimeoutError():
                 return f"the receiver gave no answer within {self._limit_s:g} s"
             case aiohttp.ClientConnectorDNSError():
-                return "the receiver's name cannot be resolved"
+                return NO_ADDRESS
             case aiohttp.ClientSSLError():
                 return f"no secure connection to the receiver: {_ssl_reason(error)}"
             case aiohttp.ClientConnectorError(os_error=BlockedAddressError() as blocked):

@@ -20,26 +20,28 @@ def keys() -> None:
 
 @keys.command("add")
 @click.argument("name")
+@click.option("--operator", is_flag=True, help="The key may also read /metrics, which counts the jobs of all users.")
 @data_dir_options
-def keys_add(name: str, config: Path | None, data_dir: Path | None) -> None:
+def keys_add(name: str, operator: bool, config: Path | None, data_dir: Path | None) -> None:
     """Create a key for a new user and print it.
 
     Only a hash of the key is stored, so it cannot be shown again.
 
     Example: batchray keys add alice
     """
-    click.echo(_key_file(config, data_dir).add(name))
+    click.echo(_key_file(config, data_dir).add(name, is_operator=operator))
 
 
 @keys.command("list")
 @data_dir_options
 def keys_list(config: Path | None, data_dir: Path | None) -> None:
-    """List the keys: name, user, and when each was created.
+    """List the keys: name, user, when each was created, and which are operators'.
 
     Example: batchray keys list
     """
     for key in _key_file(config, data_dir).all():
-        click.echo(f"{key.name}  {key.user_id}  {key.created_at[:19].replace('T', ' ')}")
+        mark = "  operator" if key.is_operator else ""
+        click.echo(f"{key.name}  {key.user_id}  {key.created_at[:19].replace('T', ' ')}{mark}")
 
 
 @keys.command("remove")

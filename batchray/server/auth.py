@@ -13,7 +13,7 @@ from batchray.config import ServerSettings
 from batchray.errors import ConfigError
 from batchray.server.errors import HttpError, unavailable
 from batchray.server.keys import KeyFile
-from batchray.server.routing import route_of
+from batchray.server.routing import Route, route_of
 from batchray.store import DEFAULT_USER
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def authentication(keys: KeyFile, *, needs_key: bool) -> Middleware:
         route = route_of(request)
         if route is not None and not route.is_open:
             try:  # read for each request: a key that was added after the start takes effect at once
-                request[_USER] = _user_of_key(request, keys) if needs_key or keys.all() else _default_user(request)
+                has_keys = needs_key or bool(keys.all())
+                request[_USER] = _user_of_key(request, route, keys) if has_keys else _default_user(request)
             except ConfigError as error:
                 logger.error("no API key can be checked: %s", error)
                 raise unavailable(5, "API keys cannot be checked at the moment") from None
@@ -58,12 +59,14 @@ def check_exposure(settings: ServerSettings, keys: KeyFile) -> bool:
     return False
 
 
-def _user_of_key(request: web.Request, keys: KeyFile) -> str:
-    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    user_id = keys.user_of(key.strip()) if scheme.lower() == "bearer" else None
-    if user_id is None:
+def _user_of_key(request: web.Request, route: Route, keys: KeyFile) -> str:
+    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+    key = keys.find(text.strip()) if scheme.lower() == "bearer" else None
+    if key is None:
         raise HttpError(401, "Unauthorized", {"WWW-Authenticate": "Bearer"})
-    return user_id
+    if route.is_for_operator and not key.is_operator:
+        raise HttpError(403, "this is about all users; it needs an operator's key: batchray keys add NAME --operator")
+    return key.user_id
 
 
 def _default_user(request: web.Request) -> str:

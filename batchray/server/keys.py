@@ -9,8 +9,9 @@ import hashlib
 import hmac
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from batchray.errors import ConfigError
 from batchray.schema import new_id
@@ -23,12 +24,13 @@ _FILE = "keys.json"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A stored key: its name, its user, and its hash."""
+    """A stored key: its name, its user, and its hash.  An operator's key also reads what is about all users."""
 
     name: str
     user_id: str
     digest: str
     created_at: str
+    is_operator: bool = False
 
 
 class KeyFile:
@@ -53,20 +55,20 @@ class KeyFile:
             raise ConfigError(f"cannot be read: {error}", str(self._file)) from None
         return self._keys
 
-    def user_of(self, key: str) -> str | None:
-        """Return the user of a key, or None.  Compares with every key in constant time, so timing reveals nothing."""
+    def find(self, key: str) -> Key | None:
+        """Return a key as it is stored, or None.  Compares with every key in constant time: timing reveals nothing."""
         digest, found = _digest(key), None
         for each in self.all():
             if hmac.compare_digest(each.digest, digest):
-                found = each.user_id
+                found = each
         return found
 
-    def add(self, name: str) -> str:
+    def add(self, name: str, *, is_operator: bool = False) -> str:
         """Create a key for a new user and return it; it is shown only once.  Raises ConfigError for a name in use."""
         if any(each.name == name for each in self.all()):
             raise ConfigError(f"there is a key named {name!r} already")
         key = _PREFIX + secrets.token_urlsafe(32)
-        self._write((*self._keys, Key(name, new_id("user"), _digest(key), utc_now())))
+        self._write((*self._keys, Key(name, new_id("user"), _digest(key), utc_now(), is_operator)))
         return key
 
     def remove(self, name: str) -> None:
@@ -78,9 +80,17 @@ class KeyFile:
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([{name: getattr(key, name) for name in Key.__slots__} for key in keys], indent=1)
+        text = json.dumps([_stored(key) for key in keys], indent=1)
         with atomic_write(self._file, encoding="utf-8", permissions=0o600, has_many_writers=True) as file:
             file.write(text)
+
+
+def _stored(key: Key) -> dict[str, Any]:
+    """Return a key as it is stored.  A version before operators' keys can read the others."""
+    fields = asdict(key)
+    if not key.is_operator:
+        del fields["is_operator"]
+    return fields
 
 
 def _digest(key: str) -> str:

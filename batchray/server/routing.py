@@ -48,8 +48,8 @@ class Route:
     `response` is the type of the body of a 200: a model, `list[AgentState]`, any other type that pydantic writes, None
     for null; or of `bodies`: `PlainText`, `LinesOf` a type, `EventsOf` types.  If `streams` is set, the endpoint sends
     these events instead of the `response` when the body asks for that.  `errors` are the statuses in addition to those
-    of all routes (`openapi.failures`).  An open route needs no API key.
-    A health check is answered even if too many connections are open.
+    of all routes (`openapi.failures`).  An open route needs no API key, one for the operator that of an
+    operator.  A health check is answered even if too many connections are open.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -66,6 +66,7 @@ class Route:
     headers: Mapping[str, str] = field(default_factory=dict)
     is_open: bool = False
     is_health_check: bool = False
+    is_for_operator: bool = False
     tag: str = field(default="batches")
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

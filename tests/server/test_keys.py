@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -29,8 +30,8 @@ def batchray_keys(data_dir: Path, *arguments: str) -> str:
     return done.output.strip()
 
 
-def add_key(data_dir: Path, name: str) -> str:
-    return batchray_keys(data_dir, "add", name)
+def add_key(data_dir: Path, name: str, *options: str) -> str:
+    return batchray_keys(data_dir, "add", name, *options)
 
 
 class User(NamedTuple):
@@ -269,6 +270,22 @@ def test_a_job_names_its_user(alice: User, bob: User) -> None:
     users = [user.ended({"requests": [SUM]})["created_by_id"] for user in (alice, bob)]
     assert users[0].startswith("user-")
     assert users[0] != users[1]
+
+
+def test_metrics_of_all_users_are_for_operators(keyed: LiveServer, data_dir: Path, alice: User) -> None:
+    operator = User(keyed, add_key(data_dir, "operator", "--operator"))
+    for method in ("GET", "HEAD"):
+        assert (alice.call(method, "/metrics").status, operator.call(method, "/metrics").status) == (403, 200)
+    refused = alice.call("GET", "/metrics").body["detail"]
+    assert refused == "this is about all users; it needs an operator's key: batchray keys add NAME --operator"
+    assert operator.call("GET", BATCHES).body == []
+    marked = [line.split()[0] for line in batchray_keys(data_dir, "list").splitlines() if line.endswith(" operator")]
+    assert marked == ["operator"]
+
+
+def test_a_key_that_is_no_operators_can_be_read_by_earlier_versions(keyed: LiveServer, data_dir: Path) -> None:
+    stored = {key["name"]: key.keys() for key in json.loads((data_dir / "keys.json").read_text())}
+    assert stored["alice"] == {"name", "user_id", "digest", "created_at"}
 
 
 # -- adding and removing keys

@@ -42,7 +42,7 @@ from batchray.errors import ConfigError
 NOW = 1_800_000_000.0
 PATIENCE_S = 30.0
 SECRET, OLD_SECRET = (f"whsec_{base64.b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
-BLOCKED = "the receiver's address is not public, and not in an allowed network"
+BLOCKED = "the receiver has no public address, and none in an allowed network"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -596,7 +596,7 @@ async def test_a_private_address_is_refused_in_any_spelling(host: str) -> None:
     async with Receiver().serving() as receiver:
         answer = await sent(f"http://{host}:{receiver.port}/", guard=AddressGuard(make_socket=sockets))
     assert (sockets.n_made, receiver.n_connections) == (0, 0)
-    assert answer.error in (BLOCKED, "the callback URL cannot be used", "the receiver's name cannot be resolved")
+    assert answer.error in (BLOCKED, "the callback URL cannot be used")
 
 
 @pytest.mark.parametrize(
@@ -653,6 +653,12 @@ async def test_a_name_without_addresses_is_a_failed_attempt(outbox: MemoryOutbox
     assert (attempt.error or "").startswith("the attempt failed in an unexpected way")
 
 
+def test_anycast_addresses_of_the_network_itself_are_not_allowed() -> None:
+    hosts = ("192.31.196.1", "192.52.193.1", "192.175.48.6", "2620:4f:8000::6", "64:ff9b::192.175.48.6")
+    assert not any(map(AddressGuard().allows, hosts))
+    assert all(map(AddressGuard().allows, ("192.31.197.1", "192.52.192.1", "192.175.49.1", "2620:4f:8001::1")))
+
+
 def test_public_addresses_are_allowed() -> None:
     hosts = ("93.184.215.14", "1.1.1.1", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::1.1.1.1")
     assert all(map(AddressGuard().allows, hosts))
@@ -704,7 +710,7 @@ def test_text_that_is_no_address_is_not_allowed(text: str) -> None:
 
 
 def test_sockets_of_other_families_are_not_made() -> None:
-    with pytest.raises(OSError, match="not public"):
+    with pytest.raises(OSError, match="no public address"):
         AddressGuard(["0.0.0.0/0"]).open_socket((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80)))
 
 

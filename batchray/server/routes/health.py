@@ -56,7 +56,15 @@ class HealthRoutes:
             check("/v1/health/", self.health, "check_health", "Return the server's version"),
             check("/livez", self.livez, "check_livez", "Check that the process responds"),
             check("/readyz", self.readyz, "check_readyz", "Check that batches are accepted and run", errors=(503,)),
-            route("/metrics", self.metrics, "read_metrics", "Return Prometheus metrics", response=PlainText()),
+            route(
+                "/metrics",
+                self.metrics,
+                "read_metrics",
+                "Return Prometheus metrics",
+                response=PlainText(),
+                errors=(403,),
+                is_for_operator=True,
+            ),
         ]
 
     async def health(self, request: web.Request, query: NoQuery) -> ResponseBody:
