@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from batchray.config import Agent, Provider, Settings, load_agents
     from batchray.errors import BatchrayError
     from batchray.executors.ray.job_actor import RemoteJob, find_job
+    from batchray.experiments.comparison import compare
+    from batchray.experiments.cross import cross
+    from batchray.experiments.scoring import apply
+    from batchray.experiments.variants import variants
     from batchray.jobs.handle import Job
     from batchray.schema import AgentRequest, Result
     from batchray.schema.progress import Percentiles
@@ -47,10 +51,13 @@ __all__ = [
     "Result",
     "Settings",
     "ToolError",
+    "apply",
     "aresume",
     "aretry",
     "arun",
     "attach",
+    "compare",
+    "cross",
     "find_job",
     "is_cancelled",
     "jobs",
@@ -62,6 +69,7 @@ __all__ = [
     "submit",
     "submit_resume",
     "submit_retry",
+    "variants",
 ]
 
 _HOMES = {
@@ -82,6 +90,10 @@ _HOMES = {
     "batchray.config": ("Agent", "Provider", "Settings", "load_agents"),
     "batchray.errors": ("BatchrayError",),
     "batchray.executors.ray.job_actor": ("RemoteJob", "find_job"),
+    "batchray.experiments.comparison": ("compare",),
+    "batchray.experiments.cross": ("cross",),
+    "batchray.experiments.scoring": ("apply",),
+    "batchray.experiments.variants": ("variants",),
     "batchray.jobs.handle": ("Job",),
     "batchray.schema": ("AgentRequest", "Result"),
     "batchray.schema.progress": ("Percentiles",),

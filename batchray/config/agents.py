@@ -185,6 +185,8 @@ class Agent(Strict):
     """More fields of the provider's request body."""
     script: tuple[Mapping[str, Any], ...] | None = None
     """The replies of `offline/scripted`."""
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    """Words of the user's own, such as the name of its prompt; stored with a job, and shown to no model."""
 
     @field_validator("body")
     @classmethod

@@ -160,6 +160,10 @@ class Job:  # more than 20 methods, because it is the public API of a job
         """Return the kinds of failures so far, the most frequent first."""
         return self._store().items.failure_kinds(self._accepted)
 
+    def agents(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of the job's agents by id, as they were stored with it."""
+        return {name: kept["agent"] for name, kept in self._store().jobs.agent_snapshot(self.id).items()}
+
     def results(
         self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
     ) -> Iterator[Result]:

@@ -63,6 +63,12 @@ FLOORS = (
     "jobs.start",
     "jobs",
     "api",
+    "experiments.variants",
+    "experiments.cross",
+    "experiments.bootstrap",
+    "experiments.scoring",
+    "experiments.comparison",
+    "experiments",
     # the doors
     "server",
     "cli.exits",
@@ -88,7 +94,7 @@ HEAVY = {
     "psycopg": set(),
     "click": {"cli"},
     "rich": {"views.summary", "views.terminal"},
-    "pandas": {"jobs.handle", "views.frames"},
+    "pandas": {"experiments.comparison", "jobs.handle", "views.frames"},
     "yaml": {"config"},
     "pyarrow": {"batch", "views.carried"},
 }

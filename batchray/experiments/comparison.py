@@ -1,0 +1,244 @@
+"""Comparisons: outcomes and scores by agent, model or anything else, with intervals and paired differences."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from batchray.errors import UsageError
+from batchray.experiments.bootstrap import Interval, interval_of_mean
+from batchray.experiments.cross import REQUEST
+from batchray.experiments.scoring import SCORED, score_of
+from batchray.jobs.handle import Job
+from batchray.schema import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Key = Callable[[Result], Any]
+
+
+def compare(
+    job: Job | Sequence[Job],
+    by: str | Sequence[str] | Key = "agent_id",
+    *,
+    scores: Job | None = None,
+    baseline: Any = None,
+    failed_score: float | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return a frame with one row per group of outcomes.  Needs the extra `batchray[pandas]`.
+
+    `job` is a job, the job of its ratings (what `apply` returns), or several of them; `scores` are the ratings of
+    `job`.  `by` names what to group by, one name or several: `agent_id`, `model`, `job`, another field of a result, a
+    label or a field of the agents such as `temperature`, a key of the requests' metadata, or a column of their table;
+    or it is a function of a Result.
+
+    | column | meaning |
+    |---|---|
+    | `requests`, `success_rate` | outcomes in the group; the share of them that succeeded |
+    | `scored`, `score`, `score_low`, `score_high` | outcomes with a score; their mean, and the interval of the mean |
+    | `pairs` | requests that both this group and the baseline have |
+    | `success_difference`, `..._low`, `..._high` | success rate minus that of the baseline, over these pairs |
+    | `score_difference`, `..._low`, `..._high` | the same of the score, over pairs that both have scored |
+    | `prompt_tokens`, `completion_tokens`, `cost_usd` | sums |
+    | `p50_s`, `p95_s` | percentiles of the duration of the outcomes that succeeded |
+
+    A mean is taken over requests; the answers to one request, such as repeats, are averaged first, because they are
+    not independent.  Two outcomes belong to one request if `cross` made them from it, or if their input is equal.
+    `baseline` is a group, by default the first one.  `failed_score` is the score of an outcome that failed; by default
+    it has none.  Intervals have the given level and come from a bootstrap with `seed`; from 20,000 requests on, from
+    the normal distribution.  An outcome without cost makes the sum of its group missing.
+
+    Raises UsageError for a name that none of these has, and for an unknown baseline.
+    """
+    jobs, ratings = _split([job] if isinstance(job, Job) else list(job), scores)
+    rated = _scores(ratings)
+    groups: dict[Any, _Group] = defaultdict(_Group)
+    for each in jobs:
+        key_of = _key(by, each)
+        for result in each.results("index", wait=False, include_input=True):
+            groups[key_of(result)].add(result, rated.get((each.id, result.index)), failed_score)
+    if not groups:
+        raise UsageError(f"job {jobs[0].id} has no outcomes to compare")
+    reference = next(iter(groups)) if baseline is None else baseline
+    if reference not in groups:
+        known = ", ".join(repr(key) for key in list(groups)[:8])
+        raise UsageError(f"no group is {reference!r}, which is named as the baseline; groups: {known}")
+    rows = [_row(group, groups[reference], level, seed) for group in groups.values()]
+    return _frame(list(groups), rows, by)
+
+
+@dataclass
+class _Group:
+    """The outcomes of a group, kept as numbers; successes and scores by request."""
+
+    succeeded: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    scores: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    durations_s: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+    def add(self, result: Result, score: float | None, failed_score: float | None) -> None:
+        key, is_success = _request_key(result), result.status == "succeeded"
+        self.succeeded[key].append(float(is_success))
+        if is_success:
+            self.durations_s.append(result.timing.duration_ns / 1e9)
+        else:
+            score = failed_score
+        if score is not None:
+            self.scores[key].append(score)
+        self.prompt_tokens += result.usage.prompt_tokens
+        self.completion_tokens += result.usage.completion_tokens
+        known = self.cost_usd is not None and result.cost_usd is not None
+        self.cost_usd = (self.cost_usd or 0.0) + (result.cost_usd or 0.0) if known else None
+
+
+def _request_key(result: Result) -> str:
+    """Return what all answers to one request share."""
+    if (request := _given_with(result).get(REQUEST)) is not None:
+        return str(request)
+    return hashlib.blake2b(orjson.dumps(result.input), digest_size=16).hexdigest()
+
+
+def _given_with(result: Result) -> Mapping[str, Any]:
+    """Return the request's metadata, and the columns of its row."""
+    row = result.row or {}
+    of_row = row.get("metadata")
+    return {**row, **(of_row if isinstance(of_row, Mapping) else {}), **(result.metadata or {})}
+
+
+def _split(given: Sequence[Job], scores: Job | None) -> tuple[list[Job], list[Job]]:
+    """Return the jobs to compare, and those with ratings of them, which bring the jobs that they rate."""
+    jobs: dict[str, Job] = {}
+    ratings = [scores] if scores is not None else []
+    for each in given:
+        source_id = _rated_job(each)
+        if source_id is None:
+            jobs[each.id] = each
+        else:
+            ratings.append(each)
+            jobs.setdefault(source_id, Job(source_id, each.data_dir, url=each.url))
+    if not jobs:
+        raise UsageError("compare: there are no jobs")
+    return list(jobs.values()), ratings
+
+
+def _rated_job(job: Job) -> str | None:
+    """Return the id of the job whose outcomes this one rates; None if it is no job of ratings."""
+    first = next(job.results("index", wait=False), None)
+    scored = (first.metadata or {}).get(SCORED) if first is not None else None
+    return str(scored["job"]) if isinstance(scored, dict) else None
+
+
+def _scores(ratings: Sequence[Job]) -> dict[tuple[str, int], float]:
+    scores: dict[tuple[str, int], float] = {}
+    for job in ratings:
+        for rating in job.results("index", wait=False):
+            scored, score = (rating.metadata or {}).get(SCORED), score_of(rating)
+            if scored is not None and score is not None:
+                scores[scored["job"], scored["index"]] = score
+    return scores
+
+
+def _key(by: str | Sequence[str] | Key, job: Job) -> Key:
+    """Return a function from a result of the job to its group."""
+    if callable(by):
+        return by
+    if isinstance(by, str):
+        return _named(by, job)
+    keys = [_named(name, job) for name in by]
+    return lambda result: tuple(key(result) for key in keys)
+
+
+def _named(name: str, job: Job) -> Key:
+    if name == "job":
+        return lambda result: job.id
+    if name in ("agent_id", "model", "status", "stop_reason", "custom_id"):
+        return lambda result: None if (value := getattr(result, name)) is None else str(value)
+    of_agents = dict(_of_agents(name, job.agents()))
+
+    def value_of(result: Result) -> Any:
+        if result.agent_id in of_agents:
+            return of_agents[result.agent_id]
+        given = _given_with(result)
+        if name in given:
+            return _hashable(given[name])
+        known = ", ".join([*_labels(job.agents()), *given])
+        where = f"neither agent {result.agent_id!r} nor item {result.index} has it"
+        raise UsageError(f"cannot group by {name!r}: {where}" + (f"; they have: {known}" if known else ""))
+
+    return value_of
+
+
+def _of_agents(name: str, agents: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield the label or setting of this name of each agent that has it; None for one that leaves it to its default."""
+    settings = {agent_id: {**agent, **agent.get("labels", {})} for agent_id, agent in agents.items()}
+    if any(name in each for each in settings.values()):
+        for agent_id, each in settings.items():
+            yield agent_id, _hashable(each.get(name))
+
+
+def _labels(agents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for agent in agents.values() for name in (*agent.get("labels", {}), *agent)))
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, Hashable) else orjson.dumps(value, default=str).decode()
+
+
+def _row(group: _Group, baseline: _Group, level: float, seed: int) -> dict[str, Any]:
+    import numpy as np
+
+    means, reference = _means(group.scores), _means(baseline.scores)
+    success, success_reference = _means(group.succeeded), _means(baseline.succeeded)
+    score = interval_of_mean(np.array(list(means.values())), seed, level)
+    durations = np.array(group.durations_s or [float("nan")])
+    return {
+        "requests": sum(map(len, group.succeeded.values())),
+        "success_rate": interval_of_mean(np.array(list(success.values())), seed, level).mean,
+        "scored": sum(map(len, group.scores.values())),
+        **_columns("score", score),
+        "pairs": len(success.keys() & success_reference.keys()),
+        **_columns("success_difference", _difference(success, success_reference, level, seed)),
+        **_columns("score_difference", _difference(means, reference, level, seed)),
+        "prompt_tokens": group.prompt_tokens,
+        "completion_tokens": group.completion_tokens,
+        "cost_usd": group.cost_usd,
+        "p50_s": float(np.quantile(durations, 0.5)),
+        "p95_s": float(np.quantile(durations, 0.95)),
+    }
+
+
+def _means(by_request: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {key: sum(values) / len(values) for key, values in by_request.items()}
+
+
+def _difference(values: Mapping[str, float], reference: Mapping[str, float], level: float, seed: int) -> Interval:
+    import numpy as np
+
+    both = [key for key in values if key in reference]
+    return interval_of_mean(np.array([values[key] - reference[key] for key in both]), seed, level)
+
+
+def _columns(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _frame(keys: Sequence[Any], rows: Sequence[Mapping[str, Any]], by: str | Sequence[str] | Key) -> pd.DataFrame:
+    import pandas as pd
+
+    if callable(by) or isinstance(by, str):
+        index = pd.Index(keys, name=by if isinstance(by, str) else getattr(by, "__name__", None), tupleize_cols=False)
+    else:
+        index = pd.MultiIndex.from_tuples(keys, names=list(by))
+    frame = pd.DataFrame(list(rows), index=index)
+    integers = ("requests", "scored", "pairs", "prompt_tokens", "completion_tokens")
+    return frame.astype({name: "Int64" if name in integers else "Float64" for name in frame})
