@@ -96,6 +96,10 @@ class AgentCatalog:
         base_url = bound.access.base_url if bound.access else None
         return agent.model_copy(update=options_of(settings, protocol_of(bound) or "offline", base_url))
 
+    def is_stateful(self, agent_id: str) -> bool:
+        """Whether an operator's agent remembers."""
+        return self._configured.agents[agent_id].agent.stateful
+
     def models(self) -> list[Model]:
         """Return the models of the operator's agents, and the built-in offline ones."""
         handles = [bound.agent.model for bound in self._configured.agents.values() if bound.agent.model]

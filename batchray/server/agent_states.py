@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from batchray.config import Agent
-from batchray.errors import UnknownAgentError, UnknownBlockError
+from batchray.errors import UnknownAgentError
 from batchray.jobs.context import message_ids_of
 from batchray.schema import AgentState, Block
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup, KeptState
@@ -58,6 +58,12 @@ class AgentStates:
         keeps_memory = agent.stateful and agent.memory_blocks
         return shown_settings_blocks(agent, self._store.conversations.memory(user_id, agent_id) if keeps_memory else {})
 
+    def blocks_of(self, user_id: str, agent_id: str) -> list[Block]:
+        """Return the memory blocks of an agent.  Raises UnknownAgentError."""
+        if agent_id not in self._catalog.ids:
+            self.stored(user_id, agent_id)
+        return self.blocks(user_id, agent_id)
+
     def block(self, user_id: str, block_id: str) -> Block:
         """Return a block, of the user or of an operator's agent.  Raises UnknownBlockError."""
         if (place := self._catalog.settings_blocks.get(block_id)) is None:
@@ -77,9 +83,9 @@ class AgentStates:
         return [self.own_block(user_id, block_id) for block_id in block_ids]
 
     def block_of(self, user_id: str, agent_id: str, label: str) -> Block:
-        """Return the block of an agent that has this label.  Raises UnknownAgentError and UnknownBlockError."""
-        self._agents.find(user_id, agent_id)
-        found = next((block for block in self.blocks(user_id, agent_id) if block.label == label), None)
-        if found is None:
-            raise UnknownBlockError(label)
-        return found
+        """Return the block of an agent that has this label.  Raises UnknownAgentError, and HttpError 404."""
+        blocks = {block.label: block for block in self.blocks_of(user_id, agent_id)}
+        if label not in blocks:
+            known = ", ".join(str(each) for each in blocks) or "none"
+            raise HttpError(404, f"agent {agent_id!r} has no block of the label {label[:128]!r}; it has: {known}")
+        return blocks[label]

@@ -23,6 +23,7 @@ from batchray.jobs.retention import run_retention
 from batchray.jobs.runtime import Runtime
 from batchray.server.acceptance import BatchAcceptance
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup
+from batchray.server.agent_states import AgentStates
 from batchray.server.auth import authentication, check_exposure
 from batchray.server.background import BackgroundTasks
 from batchray.server.callback_outbox import StoredOutbox
@@ -39,6 +40,7 @@ from batchray.server.request_rules import only_health_checks
 from batchray.server.result_streams import ResultStreams
 from batchray.server.routes.agents import AgentRoutes
 from batchray.server.routes.batches import BatchRoutes
+from batchray.server.routes.blocks import BlockRoutes
 from batchray.server.routes.health import HealthRoutes
 from batchray.server.routes.messages import MessageRoutes
 from batchray.server.routes.models import ModelRoutes
@@ -245,6 +247,7 @@ def _application(
         *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler, streams).routes(),
         *AgentRoutes(settings, storage, lookup, catalog).routes(),
         *ModelRoutes(catalog).routes(),
+        *BlockRoutes(settings, storage, AgentStates(catalog, lookup, storage.reader), catalog).routes(),
         *MessageRoutes(settings, storage, lookup, runs, ClientWatch()).routes(),
         *RunRoutes(settings, storage.reader, runs).routes(),
         *StepRoutes(settings, storage).routes(),

@@ -24,6 +24,7 @@ from batchray.server.schemas import Schema
 TAGS = {
     "batches": "Batches of requests to agents: Letta's batch API, and batchray's additions.",
     "agents": "Agents, and single requests to them.",
+    "blocks": "Memory blocks of agents: texts that people and models read and edit.",
     "runs": "Runs: the items of batches, and single requests.",
     "steps": "Steps of runs: model calls with the tool calls that they asked for.",
     "jobs": "Batches as Letta's jobs.",

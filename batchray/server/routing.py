@@ -121,7 +121,8 @@ def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
         bare = route.path.rstrip("/")
         for path in (bare, f"{bare}/"):
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-                app.router.add_route(method, path, route.handle, name=None, expect_handler=_defer_continue)
+                pattern = path.replace("{block_label}", "{block_label:.+}")  # Letta's clients do not escape its slashes
+                app.router.add_route(method, pattern, route.handle, name=None, expect_handler=_defer_continue)
                 app[ROUTES][method, path] = route
 
 

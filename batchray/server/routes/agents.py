@@ -57,7 +57,7 @@ class AgentsQuery(Page):
 
 
 class Deleted(WireModel):
-    """Confirms that an agent was deleted."""
+    """Confirms that something was deleted."""
 
     message: str
 
