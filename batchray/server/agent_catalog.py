@@ -12,7 +12,7 @@ from batchray.agents.tools import load_tools
 from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock, function_name
 from batchray.errors import ConfigError, UnknownAgentError
 from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, Tool
-from batchray.server.agent_options import options_of, settings_of_agent, shown_settings
+from batchray.server.agent_options import handle_of, options_of, settings_of_agent, shown_settings
 from batchray.server.block_shapes import derived_uuid, run_blocks, settings_block_id
 from batchray.server.errors import HttpError
 from batchray.store import StoredAgent, StoredBlock, ThreadedStore
@@ -260,13 +260,7 @@ def _ruled(given: Mapping[str, Any], kind: str) -> list[str]:
 
 
 def _handle(given: Mapping[str, Any]) -> str:
-    config = given.get("llm_config") or {}
-    of_config, provider = config.get("handle") or config.get("model"), config.get("provider_name")
-    if of_config and provider and not config.get("handle"):
-        of_config = f"{provider}/{of_config}"
-    handle = given.get("model") or of_config
+    handle = given.get("model") or handle_of(given.get("llm_config") or {})
     if not handle:
         raise HttpError(400, "INVALID_ARGUMENT: Must specify either model or llm_config in request")
-    if of_config and of_config not in (handle, str(handle).partition("/")[2]):
-        raise HttpError(422, "model and llm_config name different models; give one of them")
     return str(handle)

@@ -6,8 +6,8 @@ any of them.  Settings here have one name each: that of the field of `Agent`, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from batchray.config import Agent
 from batchray.models.responses_fields import UNKNOWN
@@ -15,7 +15,7 @@ from batchray.models.thinking import thinking_switch
 from batchray.server.errors import HttpError
 
 _Place = tuple[str, ...]
-# Where a body gives each setting, the first place being the one that is shown in errors.
+# Where a body gives each setting: the first place that has one counts, and the first of all is shown in errors.
 _PLACES: Mapping[str, tuple[_Place, ...]] = {
     "temperature": (("model_settings", "temperature"), ("llm_config", "temperature")),
     "max_tokens": (("model_settings", "max_output_tokens"), ("max_tokens",), ("llm_config", "max_tokens")),
@@ -44,17 +44,22 @@ _OF_OPENAI = frozenset({"response_format", "parallel_tool_calls", "reasoning_eff
 _OF_ANTHROPIC = frozenset({"response_format", "parallel_tool_calls", "thinking", "effort"})
 
 
-def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a body gives, by name.  Raises HttpError 422 if it gives two values for one."""
-    found: dict[str, Any] = {}
+class GivenSettings(NamedTuple):
+    """The settings that a body gives, by name, and the paths in it that another one replaces."""
+
+    values: Mapping[str, Any]
+    replaced: Sequence[str]
+
+
+def settings_of(given: Mapping[str, Any]) -> GivenSettings:
+    """Return the settings that a body gives.  Of two values for one setting the first of `_PLACES` counts."""
+    values, replaced = dict[str, Any](), list[str]()
     for name, places in _PLACES.items():
-        values = [(place, value) for place in places if (value := _at(given, place)) is not None]
-        for place, value in values[1:]:
-            if value != values[0][1]:
-                raise HttpError(422, f"{'.'.join(values[0][0])} and {'.'.join(place)} differ; give one of them")
-        if values:
-            found[name] = values[0][1]
-    return found
+        found = [(place, value) for place in places if (value := _at(given, place)) is not None]
+        if found:
+            values[name] = found[0][1]
+            replaced += [".".join(place) for place, value in found[1:] if value != values[name]]
+    return GivenSettings(values, replaced)
 
 
 def options_of(settings: Mapping[str, Any], protocol: str, base_url: str | None) -> dict[str, Any]:
@@ -83,6 +88,17 @@ def shown_settings(settings: Mapping[str, Any], provider_type: str) -> dict[str,
             path = places[0][1:]
             shown[path[0]] = settings[name] if len(path) == 1 else {path[1]: settings[name]}
     return shown
+
+
+def handle_of(llm_config: Mapping[str, Any]) -> str | None:
+    """Return the handle "provider/model" that Letta's older form of a model gives, or its name alone."""
+    handle, name, provider = (llm_config.get(key) for key in ("handle", "model", "provider_name"))
+    return handle or (f"{provider}/{name}" if provider and name else name)
+
+
+def is_same_model(name: str, handle: str) -> bool:
+    """Return whether a handle, or a model's name alone, is that of `handle`."""
+    return name in (handle, handle.partition("/")[2])
 
 
 def _at(given: Mapping[str, Any], place: _Place) -> Any:

@@ -164,11 +164,6 @@ UNKNOWN_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a format": ({"response_format": {"type": "xml"}}, "response_format.type: "),
     "a format without its schema": ({"response_format": {"type": "json_schema"}}, "response_format: "),
-    "two values for one setting": (
-        {"max_tokens": 8, "model_settings": {"max_output_tokens": 9}},
-        "model_settings.max_output_tokens and max_tokens differ",
-    ),
-    "two models": ({"llm_config": {**CONFIG, "handle": "offline/scripted"}}, "model and llm_config name different"),
     "Google's settings": (
         {"model_settings": {"thinking_config": {"thinking_budget": 9}}},
         "model_settings.thinking_co",
@@ -181,6 +176,16 @@ UNKNOWN_VALUES: dict[str, tuple[dict[str, Any], str]] = {
 def test_an_unknown_value_is_refused_by_name(server: LiveServer, fields: dict[str, Any], detail: str) -> None:
     answer = make(server, **fields)
     assert (answer.status, answer.body["detail"][: len(detail)]) == (422, detail)
+
+
+def test_of_two_values_for_one_setting_the_other_is_named(server: LiveServer) -> None:
+    both = {"max_tokens": 8, "model_settings": {"max_output_tokens": 9}, "parallel_tool_calls": True}
+    config = {**CONFIG, "handle": "offline/scripted", "max_tokens": 9, "parallel_tool_calls": False}
+    answer = make(server, **both, llm_config=config)
+    assert (answer.body["llm_config"]["max_tokens"], answer.body["model"]) == (9, "offline/rules")
+    named = answer.headers["Warning"].partition("no effect here: ")[2].rstrip('"').split(", ")
+    of_config = ("context_window", "model", "model_endpoint_type", "parallel_tool_calls")
+    assert named == [*(f"llm_config.{name}" for name in of_config), "max_tokens"]
 
 
 def test_a_change_keeps_the_settings_that_it_does_not_name(server: LiveServer) -> None:

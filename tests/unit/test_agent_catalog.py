@@ -93,7 +93,7 @@ NAMES_OF_THE_MODEL = {"provider_type", "model", "handle", "provider_name"}
 def test_every_accepted_setting_changes_the_agent(model: Any, place: str) -> None:
     accepted = model.model_fields.keys() - model.refused.keys() - model.without_effect - NAMES_OF_THE_MODEL
     for name in accepted:
-        options = options_of(settings_of({place: {name: SETTINGS[name]}}), "offline", None)
+        options = options_of(settings_of({place: {name: SETTINGS[name]}}).values, "offline", None)
         agent = Agent.model_validate({"id": "a", "model": "offline/rules", **options})
         assert (agent.request_body, agent.enable_thinking) != ({}, None), name
 

@@ -18,7 +18,7 @@ from batchray.schema import AgentState, CreateAgent, UpdateAgent, new_id
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup
-from batchray.server.agent_options import settings_of, settings_of_agent
+from batchray.server.agent_options import handle_of, is_same_model, settings_of, settings_of_agent
 from batchray.server.agent_states import AgentStates
 from batchray.server.auth import user_of
 from batchray.server.block_shapes import new_block, new_run_block, run_blocks
@@ -137,10 +137,12 @@ class AgentRoutes:
         new_blocks = [new_block(block) for block in given.memory_blocks or ()]
         blocks = [new_run_block(block) for block in new_blocks]
         blocks += run_blocks(await self._reader.call(self._states.own_blocks, user_id, agent_id, block_ids))
-        fields = {"name": agent_id, **_stored_fields(given), "settings": _settings(given)}
+        settings = settings_of(given.model_dump(exclude_unset=True))
+        fields = {"name": agent_id, **_stored_fields(given), "settings": settings.values}
         spec = self._validated_spec(agent_id, fields, blocks)
         await self._store.agents.create(agent_id, user_id, spec, new_blocks, block_ids)
-        return with_warning(await self._reader.call(self._states.agent, user_id, agent_id), rules.unused)
+        state = await self._reader.call(self._states.agent, user_id, agent_id)
+        return with_warning(state, {*rules.unused, *settings.replaced, *_replaced_model(given)})
 
     async def index(self, request: web.Request, query: AgentsQuery) -> ResponseBody:
         """List the operator's agents and the user's own."""
@@ -164,11 +166,11 @@ class AgentRoutes:
         self._refuse_configured(agent_id, "changed")
         rules = RequestRules((), accepts_unused=True)
         given = await read_json(request, UpdateAgent, self._settings, rules)
-        changes, settings = _stored_fields(given), _settings(given)
+        changes, settings = _stored_fields(given), settings_of(given.model_dump(exclude_unset=True))
         state = await self.change(
-            user_id, agent_id, lambda before: updated(before.spec, changes, settings), given.block_ids
+            user_id, agent_id, lambda before: updated(before.spec, changes, settings.values), given.block_ids
         )
-        return with_warning(state, rules.unused)
+        return with_warning(state, {*rules.unused, *settings.replaced, *_replaced_model(given)})
 
     async def change(
         self,
@@ -235,8 +237,10 @@ def updated(spec: Mapping[str, Any], changes: Mapping[str, Any], settings: Mappi
     return {**unchanged, **changes, "settings": {**given["settings"], **settings}}
 
 
-def _settings(given: UpdateAgent) -> dict[str, Any]:
-    return settings_of(given.model_dump(exclude_unset=True))
+def _replaced_model(given: UpdateAgent) -> list[str]:
+    """Return the paths in a body of a model that its `model` replaces by another one."""
+    handle = handle_of(given.llm_config.model_dump()) if given.llm_config else None
+    return ["llm_config.model"] if handle and given.model and not is_same_model(handle, given.model) else []
 
 
 def _stored_fields(given: UpdateAgent) -> dict[str, Any]:
