@@ -20,9 +20,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # No deadline and no check for slow examples: a busy machine is not a defect.  `derandomize` makes every run use the
-# same examples, so that a failure can be repeated.
-settings.register_profile("batchray", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("batchray")
+# same examples, so that a failure can be repeated.  `.ci/run` tries more: --hypothesis-profile=full.
+_FULL = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("full", _FULL)
+settings.register_profile("default", _FULL, max_examples=25)
+settings.load_profile("default")
 
 
 def pytest_configure() -> None:

@@ -9,15 +9,19 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-_POLL_S = 0.02
+_FIRST_POLL_S, _LONGEST_POLL_S = 0.005, 0.1
 
 
 def until(look: Callable[[], Result | None], timeout_s: float = 60.0) -> Result:
-    """Call `look` until it returns something true, and return that."""
-    end = time.monotonic() + timeout_s
+    """Call `look` until it returns something true, and return that.
+
+    The pauses grow, so that a long wait takes little CPU from what it waits for.
+    """
+    end, pause_s = time.monotonic() + timeout_s, _FIRST_POLL_S
     while not (result := look()):
         assert time.monotonic() < end, f"the condition did not hold within {timeout_s:g} s"
-        time.sleep(_POLL_S)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, _LONGEST_POLL_S)
     return result
 
 

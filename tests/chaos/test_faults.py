@@ -19,6 +19,7 @@ from tests.chaos.supervised import check_no_process_is_left, start_server, with_
 from tests.polling import until
 from tests.provider_server import run_in_thread
 
+SHORT = pytest.mark.full  # tests/cluster and tests/server try the same claims by default
 FULL = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 GRACE_S = 5
 # Of each 100 remote calls of Ray, 10 are never sent, 15 lose their reply, and 10 fail on the way.
@@ -32,7 +33,7 @@ ALL_CALLS, SPAWNING_CALLS = {"*": FAULTS}, {"CoreWorkerService.grpc_client.PushT
 @pytest.mark.parametrize(
     ("n_requests", "deadly"),
     [
-        pytest.param(150, ("exit", "crash"), id="short"),
+        pytest.param(150, ("exit", "crash"), id="short", marks=SHORT),
         pytest.param(1000, ("exit", "crash", "kill", "allocate", "exit") * 2, id="full", marks=FULL),
     ],
 )
@@ -71,7 +72,9 @@ def test_requests_that_crash_their_worker_cost_no_other_request(
         assert mixed_s < 2 * clean_s
 
 
-@pytest.mark.parametrize("n_moments", [pytest.param(2, id="short"), pytest.param(20, id="full", marks=FULL)])
+@pytest.mark.parametrize(
+    "n_moments", [pytest.param(2, id="short", marks=SHORT), pytest.param(20, id="full", marks=FULL)]
+)
 def test_a_termination_at_any_moment_loses_nothing(n_moments: int, tmp_path: Path, report: Callable[..., None]) -> None:
     rng = random.Random(4)
     environment = {"BATCHRAY_SHUTDOWN_GRACE_S": str(GRACE_S)}
@@ -101,7 +104,7 @@ def test_a_termination_at_any_moment_loses_nothing(n_moments: int, tmp_path: Pat
 @pytest.mark.parametrize(
     ("n_requests", "faults"),
     [
-        pytest.param(200, SPAWNING_CALLS, id="short"),
+        pytest.param(200, SPAWNING_CALLS, id="short", marks=SHORT),
         pytest.param(5000, ALL_CALLS, id="full", marks=FULL),
     ],
 )

@@ -35,12 +35,12 @@ class Storm(NamedTuple):
     raylet: int
     gcs: int
     latency_s: float
+    n_in_flight: int
     is_full: bool
 
 
-SHORT = Storm(800, lane=2, job_actor=1, server=1, raylet=1, gcs=1, latency_s=0.8, is_full=False)
-FULL = Storm(50_000, lane=200, job_actor=60, server=40, raylet=10, gcs=10, latency_s=1.0, is_full=True)
-_IN_FLIGHT = 64
+SHORT = Storm(400, lane=1, job_actor=1, server=1, raylet=1, gcs=1, latency_s=0.8, n_in_flight=16, is_full=False)
+FULL = Storm(50_000, lane=200, job_actor=60, server=40, raylet=10, gcs=10, latency_s=1.0, n_in_flight=64, is_full=True)
 # Seconds from a kill until new outcomes are shown.
 LIMITS_S = {"lane": 5.0, "job_actor": 5.0, "server": 30.0, "raylet": 40.0, "gcs": 40.0}
 NAMES = {"lane": "ray::Lane", "job_actor": "ray::JobActor", "raylet": "raylet", "gcs": "gcs_server"}
@@ -60,7 +60,10 @@ def test_no_request_is_lost_whichever_process_is_killed(
     with (
         run_in_thread(latency_s=storm.latency_s, keeps_bodies=False) as provider,
         tempfile.TemporaryDirectory(prefix="br", ignore_cleanup_errors=True) as short,
-        with_client(start_server(tmp_path, provider.base_url, _IN_FLIGHT, "ray", RAY_TMPDIR=short)) as (server, client),
+        with_client(start_server(tmp_path, provider.base_url, storm.n_in_flight, "ray", RAY_TMPDIR=short)) as (
+            server,
+            client,
+        ),
     ):
         for part in range(5):
             client.create(questions(storm.n_requests // 5, f"part{part}"))
@@ -88,7 +91,7 @@ def kill_evenly(
         client.log_outcomes() if n % 10 == 1 else None
         killed_at = kill_one(kind, rng, server)
         # More than what was in flight, which other processes may still finish.
-        wanted = min(client.count_done() + _IN_FLIGHT, storm.n_requests)
+        wanted = min(client.count_done() + storm.n_in_flight, storm.n_requests)
         until(lambda wanted=wanted: client.n_done >= wanted, 120)  # type: ignore[misc]
         waits[kind].append(round(time.monotonic() - killed_at, 1))
     return waits

@@ -50,7 +50,7 @@ say("closed")
 
 @pytest.mark.parametrize(
     "every",
-    [pytest.param(8, id="short"), pytest.param(1, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(600)])],
+    [pytest.param(12, id="short"), pytest.param(1, id="full", marks=[pytest.mark.chaos, pytest.mark.timeout(600)])],
 )
 def test_a_kill_at_any_sync_keeps_what_was_acknowledged_and_leaves_no_partial_commit(
     every: int, tmp_path: Path, report: Callable[..., None]

@@ -15,7 +15,7 @@ def test_lanes_spread_over_nodes_and_a_lost_node_costs_only_its_attempts(ray_ses
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout.splitlines()[-1])
     assert report["status"] == "completed"
-    assert report["indices"] == list(range(600))
+    assert report["indices"] == list(range(300))
     assert report["nodes"] == 2
     assert report["attempts"] == 2
     assert report["nodes_left"] == 1

@@ -52,7 +52,9 @@ def test_a_cancel_ends_model_calls_and_then_the_job(slack: float, executor: str,
         job.cancel()
         record = job.wait(60)
         over = time.monotonic()
-        later = batchray.run([{"agent_id": "wait", "input": "4"}], all_agents()[-1:], progress=False, **options)
+        later = batchray.run(
+            [{"agent_id": "wait", "input": str(4 / slack)}], all_agents()[-1:], progress=False, **options
+        )
 
         assert record.status == "cancelled"
         assert over - canceled < OVER_S * slack

@@ -22,17 +22,23 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("how", CAUSES)
+PLACES = ("sync function", "async function", "sync tool", "async tool")
+CASES = [[(place, how) for place in PLACES] for how in CAUSES]
+"""Where a process dies, and how."""
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param([(PLACES[0], "kill"), (PLACES[1], "crash"), (PLACES[2], "exit"), (PLACES[3], "kill")], id="some"),
+        *(pytest.param(cases, id=how, marks=pytest.mark.full) for how, cases in zip(CAUSES, CASES, strict=True)),
+    ],
+)
 def test_a_request_that_crashes_its_worker_fails_after_three_attempts_and_costs_no_other(
-    how: str, options: dict[str, Any]
+    cases: list[tuple[str, str]], options: dict[str, Any]
 ) -> None:
     with run_in_thread() as server:
-        deadly = [
-            {"agent_id": "sync", "input": how},
-            {"agent_id": "async", "input": how},
-            {"agent_id": "tools", "input": f'[[tool:die {{"how": "{how}"}}]]'},
-            {"agent_id": "tools", "input": f'[[tool:die_async {{"how": "{how}"}}]]'},
-        ]
+        deadly = [deadly_request(*case) for case in cases]
         agent_list = [
             Agent(id="sync", run=dying.sync_agent),
             Agent(id="async", run=dying.async_agent),
@@ -45,7 +51,7 @@ def test_a_request_that_crashes_its_worker_fails_after_three_attempts_and_costs_
 
     results = list(job.results("index"))
     assert {str(result.status) for result in results[:60]} == {"succeeded"}
-    for result in results[60:]:
+    for result, (_, how) in zip(results[60:], cases, strict=True):
         assert result.error is not None
         assert result.error.type == "worker_died", result
         assert result.attempts == 3
@@ -53,11 +59,19 @@ def test_a_request_that_crashes_its_worker_fails_after_three_attempts_and_costs_
         assert "MiB of memory" in result.error.message
 
 
+def deadly_request(place: str, how: str) -> dict[str, Any]:
+    """Return a request that ends its process."""
+    if place.endswith("function"):
+        return {"agent_id": place.partition(" ")[0], "input": how}
+    tool = "die" if place == "sync tool" else "die_async"
+    return {"agent_id": "tools", "input": f'[[tool:{tool} {{"how": "{how}"}}]]'}
+
+
 def test_a_request_whose_code_crashes_on_import_fails_after_three_attempts(
     options: dict[str, Any],
 ) -> None:
     agent_list = [Agent(id="deadly", run="tests.cluster.deadly_import:answer"), Agent(id="ask", model="local/m")]
-    requests = [{"agent_id": agent_id, "input": "?"} for agent_id in ["ask"] * 20 + ["deadly"] * 4]
+    requests = [{"agent_id": agent_id, "input": "?"} for agent_id in ["ask"] * 20 + ["deadly"] * 2]
     with run_in_thread(latency_s=1) as server:
         local = {"protocol": "openai", "base_url": server.base_url}
         job = batchray.run(requests, agent_list, providers={"local": local}, **options)

@@ -14,7 +14,7 @@ from tests.provider_server import run_in_thread
 # Of each 100 calls that start a request: not sent, reply lost, failed on the way.  If the call of an isolated process
 # fails on the way, Ray ends the process, and the next attempt continues from its checkpoints.
 FAULTS = {"lane": (15, 15, 10), "process": (15, 25, 0)}
-N_REQUESTS = {"lane": 40, "process": 8}
+N_REQUESTS = {"lane": 24, "process": 5}
 
 
 @pytest.mark.parametrize("placement", FAULTS)

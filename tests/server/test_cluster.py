@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,30 +39,30 @@ def server(tmp_path: Path, waiting: Path) -> Iterator[LiveServer]:
 
 
 def process_of(server: LiveServer, name: str) -> psutil.Process:
-    [found] = [each for each in descendants(server.pid) if name_of(each) == name]
-    return found
+    """Wait until the server has exactly one process of this name, and return it."""
+
+    def found() -> psutil.Process | None:
+        processes = [each for each in descendants(server.pid) if name_of(each) == name]
+        return processes[0] if len(processes) == 1 else None
+
+    return until(found, 60)
 
 
 def batch(n: int, seconds: float) -> dict[str, Any]:
     return {"requests": [{"agent_id": "wait", "input": str(seconds)}] * n}
 
 
-@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
-def test_a_server_restarts_its_cluster_and_its_jobs_continue(name: str, server: LiveServer) -> None:
-    job = ask(server.url, BATCHES, batch(400, 0.2))
-    until(lambda: n_done(server, job["id"]) > 40, 60)
-
-    process_of(server, name).kill()
-    killed = time.monotonic()
-    until(lambda: status_of(server.url, "/readyz") == 503, 20)
-    noticed_s = time.monotonic() - killed
-    until(lambda: status_of(server.url, "/readyz") == 200, 60)
-    back_s = time.monotonic() - killed
+def test_a_server_restarts_its_cluster_and_its_jobs_continue(server: LiveServer) -> None:
+    job = ask(server.url, BATCHES, batch(300, 0.2))
+    for share, name in ((20, "gcs_server"), (120, "raylet")):
+        until(lambda share=share: n_done(server, job["id"]) > share, 60)  # type: ignore[misc]
+        process_of(server, name).kill()
+        until(lambda: status_of(server.url, "/readyz") == 503, 20)
+        until(lambda: status_of(server.url, "/readyz") == 200, 60)
     until(lambda: status(server, job["id"]) not in ("created", "running"), 100)
 
-    print(f"{name}: noticed after {noticed_s:.1f} s, back after {back_s:.1f} s")
     counts = ask(server.url, f"{BATCHES}/{job['id']}")["metadata"]["request_counts"]
-    assert (counts["succeeded"], counts["total"]) == (400, 400)
+    assert (counts["succeeded"], counts["total"]) == (300, 300)
     family = descendants(server.pid)
     assert server.stop() == 0
     until(lambda: not any(map(is_alive, family)), 90)

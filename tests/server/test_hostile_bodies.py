@@ -15,10 +15,11 @@ from tests.server import hostile
 from tests.server.live import LiveServer, live_server
 
 BATCHES, AGENTS = "/v1/messages/batches", "/v1/agents/"
-N, N_WARM = 10_000, 2_000
 N_CONNECTIONS = 4
-# The allocator may keep some freed memory; a leak of 1 kB per body would be twice as much.
+# The allocator may keep some freed memory; in the full form, a leak of 1 kB per body would be twice as much.
 MAX_GROWTH_BYTES = 4 * 1024 * 1024
+some = pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pytest.mark.full)])
+"""Passes `share`, the part of the bodies to send."""
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +83,14 @@ def holds_nothing(client: Client, server: LiveServer) -> bool:
     return client.send(BATCHES, b"", "GET") == (200, b"[]") and not [*(server.data_dir / "uploads").iterdir()]
 
 
-def test_hostile_batches_are_refused_and_leave_nothing(idle_server: LiveServer, client: Client) -> None:
-    bodies = hostile.bodies(1, hostile.BATCH, N)
+@some
+def test_hostile_batches_are_refused_and_leave_nothing(share: float, idle_server: LiveServer, client: Client) -> None:
+    bodies = hostile.bodies(1, hostile.BATCH, round(share * 10_000))
+    n_warm = len(bodies) // 5
     process, n_stored = psutil.Process(idle_server.pid), stored_bytes(idle_server.data_dir)
-    refuse_all(client, BATCHES, bodies[:N_WARM])
+    refuse_all(client, BATCHES, bodies[:n_warm])
     n_resident = process.memory_info().rss
-    refuse_all(client, BATCHES, bodies[N_WARM:])
+    refuse_all(client, BATCHES, bodies[n_warm:])
     assert process.memory_info().rss - n_resident < MAX_GROWTH_BYTES
     assert stored_bytes(idle_server.data_dir) - n_stored <= 8192
     assert holds_nothing(client, idle_server)
@@ -101,20 +104,23 @@ def test_a_hostile_batch_on_disk_is_refused_and_leaves_nothing(
     assert holds_nothing(client, idle_server)
 
 
-def test_hostile_agents_do_no_harm(client: Client) -> None:
-    send_all(client, AGENTS, hostile.bodies(2, hostile.AGENT, 1500))
+@some
+def test_hostile_agents_do_no_harm(share: float, client: Client) -> None:
+    send_all(client, AGENTS, hostile.bodies(2, hostile.AGENT, round(share * 1500)))
 
 
-def test_hostile_changes_of_an_agent_do_no_harm(client: Client) -> None:
+@some
+def test_hostile_changes_of_an_agent_do_no_harm(share: float, client: Client) -> None:
     made = json.loads(client.send(AGENTS, b'{"name": "n", "model": "offline/rules"}')[1])
-    send_all(client, AGENTS + made["id"], hostile.bodies(3, hostile.AGENT, 1500), "PATCH")
+    send_all(client, AGENTS + made["id"], hostile.bodies(3, hostile.AGENT, round(share * 1500)), "PATCH")
     assert client.send(AGENTS + made["id"], b"", "GET")[0] == 200
     assert client.send(AGENTS + made["id"], b"", "DELETE")[0] == 200
 
 
-def test_hostile_questions_do_no_harm(client: Client) -> None:
-    send_all(client, f"{AGENTS}clerk/messages", hostile.bodies(4, hostile.QUESTION, 1500))
-    send_all(client, f"{AGENTS}clerk/messages/stream", hostile.bodies(5, hostile.QUESTION, 500))
+@some
+def test_hostile_questions_do_no_harm(share: float, client: Client) -> None:
+    send_all(client, f"{AGENTS}clerk/messages", hostile.bodies(4, hostile.QUESTION, round(share * 1500)))
+    send_all(client, f"{AGENTS}clerk/messages/stream", hostile.bodies(5, hostile.QUESTION, round(share * 500)))
 
 
 def test_the_server_logged_no_traceback(idle_server: LiveServer) -> None:

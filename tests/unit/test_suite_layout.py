@@ -78,7 +78,11 @@ def test_the_commands_of_the_readme_select_folders_and_markers_that_exist(pytest
     marked = {
         word for command in commands if "-m" in command[3:] for word in command[command.index("-m", 3) + 1].split()
     }
-    assert marked - {"not", "and"} == {"timing", "chaos", "benchmark", "fuzz", "sdks", "servers", "cluster"} <= declared
+    assert (
+        marked - {"not", "and"}
+        == {"timing", "chaos", "full", "benchmark", "fuzz", "sdks", "servers", "cluster"}
+        <= declared
+    )
 
 
 def test_the_files_that_are_scheduled_first_exist() -> None:
