@@ -86,6 +86,17 @@ def _numbered(stream: BinaryIO, first: Sequence[bytes]) -> Generator[tuple[int, 
                 yield number, line.rstrip(b"\r\n")
 
 
+def _spellings(name: str) -> str:
+    """Return a pattern of all ways to write a key in JSON: each letter as it is, or escaped."""
+    return "".join(rf"(?:{letter}|\\u00(?i:{ord(letter):02x}))" for letter in name)
+
+
+_MEMBER = re.compile(rb'("(?:requests|callback_url)")\s*:')
+# Several times slower, and hardly ever needed.
+_ESCAPED_MEMBER = re.compile(rf'("(?:{_spellings("requests")}|{_spellings("callback_url")})")\s*:'.encode())
+_ESCAPED_LETTER = re.compile(rb"\\u00[567]")
+
+
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
     requests: list[msgspec.Raw]
     callback_url: str | None = None
@@ -103,7 +114,8 @@ def split_body(buffer: Buffer, *, accepts_array: bool) -> Document:
         raise _body_error(buffer, error) from None
     if isinstance(body, list):
         return Document(body)
-    names = re.findall(rb'"(requests|callback_url)"\s*:', buffer)
+    spelled = _ESCAPED_MEMBER if _ESCAPED_LETTER.search(buffer) else _MEMBER
+    names = [orjson.loads(name) for name in spelled.findall(buffer)]
     if len(names) > len(set(names)):  # a duplicate in the body, or a member of a request
         refuse_duplicate_members(buffer)
     callback_url = None if body.callback_url is None else read_callback_url(body.callback_url)
@@ -136,6 +148,9 @@ def _body_error(buffer: Buffer, error: Exception) -> BatchFormatError:
         if byte or isinstance(error, RecursionError)
         else None
     )
+    if isinstance(error, UnicodeDecodeError):  # the requests are not decoded yet
+        bad = f"byte 0x{error.object[error.start]:02x} in a key or in callback_url"
+        return BatchFormatError(f"not UTF-8: {bad}; encode it as UTF-8")
     if index is None:
         return BatchFormatError(f"neither JSON Lines nor a JSON batch: {error}")
     if isinstance(error, RecursionError):

@@ -63,13 +63,14 @@ def request_index_at(buffer: mmap.mmap | bytes | memoryview, position: int) -> i
 
 def refuse_duplicate_members(buffer: mmap.mmap | bytes | memoryview) -> None:
     """Raise BatchFormatError if a body has two top-level members of one name."""
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     last = b""
     for _, depth, token in _tokens(buffer):
         if depth == 1 and token == b":":
-            if last in seen:
-                raise BatchFormatError(f"duplicate key {orjson.loads(last)!r}")
-            seen.add(last)
+            key = orjson.loads(last)  # which may be spelled with escapes
+            if key in seen:
+                raise BatchFormatError(f"duplicate key {key!r}")
+            seen.add(key)
         last = token
 
 

@@ -18,6 +18,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from batchray.batch.rules import RequestRules
+from batchray.batch.source import BOM
 from batchray.batch.split import MAX_REQUEST_BYTES, format_error
 from batchray.batch.strict_json import strict_json
 from batchray.config import ServerSettings
@@ -172,6 +173,7 @@ async def read_json(
 
 def _parse(body: bytes, model: type[M], rules: RequestRules | None) -> M:
     try:
+        body = body.removeprefix(BOM)
         value = strict_json(body)
         if rules is not None and isinstance(value, dict):
             rules.check_keys(value, model)

@@ -127,6 +127,19 @@ def test_a_body_without_the_content_type_of_json_is_refused(server: LiveServer, 
     assert refusal(ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY))[0] == 415
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages/batches", BATCH),
+        ("/v1/agents/", b'{"model": "offline/rules"}'),
+        ("/v1/agents/headline/messages", b'{"input": "x"}'),
+    ],
+)
+def test_a_byte_order_mark_before_a_body_is_skipped(server: LiveServer, path: str, body: bytes) -> None:
+    marked = b"\xef\xbb\xbf" + body
+    assert ask(server, head(path, Content_Length=len(marked)), marked).status == 200
+
+
 @pytest.mark.parametrize("kind", ["application/json;charset=UTF-8", "Application/JSON"])
 def test_a_body_with_an_equivalent_content_type_is_read(server: LiveServer, kind: str) -> None:
     reply = ask(server, head(Content_Type=kind, Content_Length=len(EMPTY)), EMPTY)

@@ -123,6 +123,35 @@ def test_a_body_over_http_is_no_array() -> None:
         read_body(b"[%s]" % GOOD, AGENTS)
 
 
+ESCAPED = "".join(rf"\u{ord(letter):04X}" for letter in "requests")
+SPELLINGS = ("requests", r"\u0072equests", r"request\u0073", r"req\u0075ests", ESCAPED)
+
+
+@pytest.mark.parametrize("second", SPELLINGS)
+@pytest.mark.parametrize("first", SPELLINGS)
+def test_a_key_of_a_body_that_occurs_twice_is_refused_however_it_is_spelled(first: str, second: str) -> None:
+    twice = b'{"%b": [%b], "%b" : [%b]}' % (first.encode(), GOOD, second.encode(), GOOD)
+    with pytest.raises(BatchFormatError, match="duplicate key 'requests'"):
+        read_body(twice, AGENTS)
+
+
+def test_a_callback_url_that_occurs_twice_is_refused_however_it_is_spelled() -> None:
+    with pytest.raises(BatchFormatError, match="duplicate key 'callback_url'"):
+        read_body(rb'{"requests": [%b], "callback_url": null, "callback\u005furl": "http://h/"}' % GOOD, AGENTS)
+
+
+def test_a_key_that_is_spelled_with_escapes_is_the_same_key() -> None:
+    escaped = rb'{"callback\u005Furl": "http://h/", "\u0072equests": [%b]}' % with_value(rb'{"\u0072equests": 1}')
+    batch = read_body(escaped, AGENTS)
+    assert (len([*batch.requests]), batch.callback_url) == (1, "http://h/")
+
+
+@pytest.mark.parametrize("member", [b'"callback_url": "http://h/\xff"', b'"\xff": 1'])
+def test_a_body_that_is_not_utf_8_outside_of_its_requests_is_refused(member: bytes) -> None:
+    with pytest.raises(BatchFormatError, match="not UTF-8: byte 0xff in a key or in callback_url"):
+        read_body(b'{"requests": [%b], %b}' % (GOOD, member), AGENTS)
+
+
 LINES = [
     GOOD,
     b'  {"agent_id": "b", "custom_id": "c-1", "messages": [{"role": "user", "content": "\xc3\xa4"}]}  ',
