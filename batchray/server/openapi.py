@@ -39,7 +39,6 @@ _INFO = {
     "summary": "Runs large batches of LLM agent requests.",
     "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
 }
-_EVERY_ROUTE = (400, 500, 503)
 _KEY = "key"
 _PATH_SCHEMAS = {
     "batch_id": {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"},
@@ -101,15 +100,23 @@ def document(routes: Sequence[Route], *, needs_key: bool) -> dict[str, Any]:
 
 
 def failures(route: Route) -> list[int]:
-    """Return the statuses of the errors of a route.
+    """Return the statuses of the errors of a route: those that it names, and those of its kind.
 
-    Every route can get an unusable request (400), have a bug (500), and be unavailable (503), and refuses an invalid
-    query or body (422).  Those that are not open also refuse a key (401) or a foreign host name (421).
+    Every route can get an unusable request (400), have a bug (500), and be unavailable (503).  A route that is not open
+    also refuses a key (401) or a foreign host name (421); one with a query or body, an invalid one (422); one with a
+    body, a slow or large one, or one that is not JSON (408, 413, 415).  What changes something may find the disk full
+    (507).
     """
-    is_checked = route.body is not None or route.query.model_fields
-    return sorted(
-        {*_EVERY_ROUTE, *route.errors, *((422,) if is_checked else ()), *(() if route.is_open else (401, 421))}
-    )
+    statuses = {400, 500, 503, *route.errors}
+    if not route.is_open:
+        statuses |= {401, 421}
+    if route.query.model_fields:
+        statuses |= {422}
+    if route.body is not None:
+        statuses |= {408, 413, 415, 422}
+    if route.method != "GET":
+        statuses |= {507}
+    return sorted(statuses)
 
 
 def _schemas(routes: Sequence[Route]) -> tuple[Mapping[_Place, Schema], dict[str, Schema]]:

@@ -14,12 +14,16 @@ METHODS = ("get", "post", "patch", "delete", "put")
 
 
 class Operation(NamedTuple):
-    """One operation of a document: its id, how it is reached, and its description."""
+    """One operation of a document: its id, how it is reached (`path` has names in braces), and its description."""
 
     id: str
     method: str
-    path: re.Pattern[str]
+    path: str
     described: Mapping[str, Any]
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(self.path.rstrip("/"))) + "/?")
 
 
 class Document:
@@ -47,8 +51,8 @@ class Document:
 
     def operation(self, method: str, path: str) -> Operation | None:
         """Return the operation that a request calls, or None.  The most specific path wins, as in the server."""
-        found = [each for each in self.operations if each.method == method.lower() and each.path.fullmatch(path)]
-        return min(found, key=lambda each: each.path.pattern.count("[^/]"), default=None)
+        found = [each for each in self.operations if each.method == method.lower() and each.pattern.fullmatch(path)]
+        return min(found, key=lambda each: each.path.count("{"), default=None)
 
     def parameters(self, operation: Operation) -> dict[str, str]:
         """Return the description of each parameter of an operation: of its query, and of the members of its body."""
@@ -91,6 +95,5 @@ def events_in(stream: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _operations(document: Mapping[str, Any]) -> Iterator[Operation]:
     for path, methods in document["paths"].items():
-        pattern = re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path.rstrip("/"))) + "/?")
         for method in methods.keys() & set(METHODS):
-            yield Operation(methods[method]["operationId"], method, pattern, methods[method])
+            yield Operation(methods[method]["operationId"], method, path, methods[method])

@@ -198,4 +198,9 @@ def given(world: World, method: Method, *names: str) -> dict[str, Any]:
     replaced = {INSTEAD_OF.get(name) for name in names}
     values = {**OF_EVERY_METHOD, **OF_METHOD.get(str(method), {})}
     found = {name: values[name] for name in wanted if name not in replaced}
-    return {name: value(world) if callable(value) else value for name, value in found.items()}
+    return {name: value_for(world, value) for name, value in found.items()}
+
+
+def value_for(world: World, value: Value) -> Any:
+    """Return a value; one of a function is made now."""
+    return value(world) if callable(value) else value

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import openapi_spec_validator
 import pytest
 
 from batchray.server.keys import KeyFile
@@ -60,6 +61,12 @@ def create_objects(server: LiveServer, key: str) -> dict[str, str]:
         time.sleep(0.05)
         batch = ask(server.url, f"{BATCHES}/{batch['id']}", Authorization=authorization)
     return {"agent_id": agent_id, "batch_id": batch["id"]}
+
+
+@pytest.mark.fuzz
+def test_a_validator_accepts_the_document(server: LiveServer) -> None:
+    """The default run compares it with OpenAPI's own schema; this validator takes seconds."""
+    openapi_spec_validator.validate(ask(server.url, "/openapi.json"))
 
 
 @pytest.mark.fuzz

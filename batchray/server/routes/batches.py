@@ -74,7 +74,7 @@ class BatchRoutes:
                 body=CreateBatch,
                 has_strict_body=True,
                 response=BatchJob,
-                errors=(404, 408, 409, 413, 415, 422, 503, 507),
+                errors=(404, 409),
                 headers={"Idempotency-Key": KEY_PATTERN},
             ),
             Route("GET", _BASE, self.index, "list_batches", "List batches", Page, response=list[BatchJob]),

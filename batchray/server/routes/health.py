@@ -55,7 +55,7 @@ class HealthRoutes:
         return [
             check("/v1/health/", self.health, "check_health", "Return the server's version"),
             check("/livez", self.livez, "check_livez", "Check that the process responds"),
-            check("/readyz", self.readyz, "check_readyz", "Check that batches are accepted and run", errors=(503,)),
+            check("/readyz", self.readyz, "check_readyz", "Check that batches are accepted and run"),
             route(
                 "/metrics",
                 self.metrics,

@@ -95,7 +95,7 @@ class MessageRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        errors = (401, 402, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
+        errors = (401, 402, 404, 409, 429, 504)
         post = partial(
             Route,
             "POST",

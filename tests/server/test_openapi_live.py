@@ -1,0 +1,108 @@
+"""What the server answers is what its OpenAPI document says: for every operation, right or wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from letta_client import Letta
+
+from tests.server.document import Document, Operation
+from tests.server.http_client import ask
+from tests.server.live import LiveServer
+from tests.server.sdk_values import INPUT, MODEL, OF_EVERY_METHOD, Value, World, value_for
+
+BODIES: dict[str, Value] = {
+    "create_batch": lambda world: {"requests": [{"agent_id": world.agent_id, "input": INPUT}]},
+    "create_agent": {"name": "described", "model": MODEL},
+    "update_agent": {"description": "Changed."},
+    "send_agent_message": {"input": INPUT},
+    "stream_agent_message": {"input": INPUT},
+}
+"""A valid body for each operation that needs one."""
+
+IDS: dict[str, dict[str, Value]] = {
+    "cancel_batch": {"batch_id": World.new_batch},
+    "delete_agent": {"agent_id": World.new_agent},
+    "reset_agent_messages": {"agent_id": World.new_agent},
+    "update_agent": {"agent_id": World.new_agent},
+}
+"""Objects of their own for operations that change them."""
+
+UNKNOWN = {"batch_id": "job-00000000-0000-4000-8000-000000000000"}
+CONFLICTS = {"unpause_batch"}
+"""Operations that the objects of this test do not allow."""
+
+
+class Caller:
+    """Calls operations, and compares each response with the document."""
+
+    def __init__(self, server: LiveServer, world: World) -> None:
+        self.document = Document(ask(server.url, "/openapi.json"))
+        self._http, self._world = httpx.Client(base_url=server.url, verify=False), world
+
+    def call(self, operation: Operation, ids: dict[str, str] | None = None, **request: Any) -> httpx.Response:
+        """Send a request, about objects that exist unless there are other `ids`, and compare its response."""
+
+        def id_of(name: re.Match[str]) -> str:
+            known = {**OF_EVERY_METHOD, **IDS.get(operation.id, {}), **(ids or {})}
+            return str(value_for(self._world, known[name[1]]))
+
+        path = re.sub(r"{(\w+)}", id_of, operation.path)
+        response = self._http.request(operation.method, path, **request)
+        kind = response.headers["Content-Type"]
+        found = self.document.problems(operation.method, path, response.status_code, kind, response.content)
+        assert found == [], (operation.id, response.text[:1000])
+        return response
+
+    def valid(self, operation: Operation) -> dict[str, Any]:
+        """Return the valid body of an operation, as an argument of `call`."""
+        if "requestBody" not in operation.described:
+            return {}
+        return {"json": value_for(self._world, BODIES[operation.id])}
+
+    def close(self) -> None:
+        self._http.close()
+
+
+@pytest.fixture(scope="module")
+def caller(server: LiveServer) -> Iterator[Caller]:
+    with Letta(base_url=server.url, api_key="any") as letta:
+        caller = Caller(server, World(letta))
+        yield caller
+        caller.close()
+
+
+def test_every_operation_answers_as_described(caller: Caller) -> None:
+    for operation in caller.document.operations:
+        response = caller.call(operation, **caller.valid(operation))
+        assert response.status_code == (409 if operation.id in CONFLICTS else 200), (operation.id, response.text)
+
+
+def test_unknown_objects_are_refused_as_described(caller: Caller) -> None:
+    for operation in caller.document.operations:
+        for name in re.findall(r"{(\w+)}", operation.path):
+            for unknown in (UNKNOWN.get(name, "unknown"), "%00", "a" * 300):
+                response = caller.call(operation, {name: unknown}, **caller.valid(operation))
+                assert response.status_code in (400, 404), (operation.id, response.text)
+
+
+def test_unusable_bodies_are_refused_as_described(caller: Caller) -> None:
+    kind = {"Content-Type": "application/json"}
+    for operation in caller.document.operations:
+        if "requestBody" in operation.described:
+            for body in (b"", b"{", b"[]", b"\xff", b'{"' + b"a" * 99, b"1" * 99):
+                assert caller.call(operation, content=body, headers=kind).status_code in (400, 422), operation.id
+            text = {"Content-Type": "text/plain"}
+            assert caller.call(operation, content=b"{}", headers=text).status_code == 415, operation.id
+
+
+def test_unusable_queries_are_refused_as_described(caller: Caller) -> None:
+    for operation in caller.document.operations:
+        for parameter in operation.described["parameters"]:
+            if parameter["in"] == "query" and parameter["schema"].get("type") in ("integer", "boolean"):
+                response = caller.call(operation, params={parameter["name"]: "much"}, **caller.valid(operation))
+                assert response.status_code == 422, (operation.id, parameter["name"])
