@@ -164,7 +164,7 @@ def _operation(
     }
     if route.body is not None:
         content = {"application/json": {"schema": at[route.operation_id, "body"]}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": not route.is_body_optional, "content": content}
     if needs_key and not route.is_open:
         operation["security"] = [{_KEY: []}]
     return operation

@@ -41,9 +41,9 @@ class Route:
     `operation_id` is the name of the function in a generated client, such as `list_batches`: a verb and its object,
     unique.  `tag` is the name of its module there; `openapi.TAGS` describes the tags.
 
-    `query` is the model of the query, `body` that of the request body.  If `has_strict_body`, unknown keys are refused,
-    at every level; otherwise they are ignored, as Letta's server does.  `headers` are the request headers that the
-    endpoint reads, with the patterns of their values.
+    `query` is the model of the query, `body` that of the request body, which may be missing if `is_body_optional`.  If
+    `has_strict_body`, unknown keys are refused, at every level; otherwise they are ignored, as Letta's server does.
+    `headers` are the request headers that the endpoint reads, with the patterns of their values.
 
     `response` is the type of the body of a 200: a model, `list[AgentState]`, any other type that pydantic writes, None
     for null; or of `bodies`: `PlainText`, `LinesOf` a type, `EventsOf` types.  If `streams` is set, the endpoint sends
@@ -60,6 +60,7 @@ class Route:
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
     has_strict_body: bool = False
+    is_body_optional: bool = False
     response: Any = None
     streams: EventsOf | None = None
     errors: tuple[int, ...] = ()

@@ -112,9 +112,10 @@ class Calls:
         assert operation is not None, request
         return self._document.parameters(operation)
 
-    def warning(self) -> str:
-        """Return the warning in the last response: it names the parameters without an effect."""
-        return str(self._responses[-1].headers.get("Warning", ""))
+    def without_effect(self) -> set[str]:
+        """Return the parameters without an effect, as the warning in the last response names them."""
+        _, _, names = self._responses[-1].headers.get("Warning", "").strip('"').partition("no effect here: ")
+        return set(names.split(", "))
 
     def _check(self, method: Method, parsed: Any) -> None:
         assert self.problems() == [], self._responses[-1].text[:2000]

@@ -36,6 +36,8 @@ class World:
         letta.agents.messages.create(self.agent_id, input=INPUT)
         agent = letta.agents.retrieve(self.agent_id)
         self.tool_id, self.block_id = str(agent.tools[0].id), str(agent.blocks[0].id)
+        self.run_id = str(letta.batches.messages.list(self.batch_id).messages[0].run_id)
+        self.step_id = str(letta.runs.steps.list(self.run_id).items[0].id)
 
     def name(self) -> str:
         return f"made by a test {next(self._names)}"
@@ -69,6 +71,8 @@ OF_EVERY_METHOD: dict[str, Value] = {
     "agent_id": lambda world: world.agent_id,
     "batch_id": lambda world: world.batch_id,
     "tool_id": lambda world: world.tool_id,
+    "run_id": lambda world: world.run_id,
+    "step_id": lambda world: world.step_id,
     # of lists
     "limit": 1,
     "order": "asc",
@@ -101,12 +105,25 @@ OF_EVERY_METHOD: dict[str, Value] = {
     "background": True,
     "callback_url": "https://example.com/done",
     "add_default_initial_messages": True,
+    # of runs and steps
+    "active": True,
+    "agent_ids": lambda world: [world.agent_id],
+    "statuses": ["completed", "failed"],
+    "stop_reason": "end_turn",
+    "batch_size": 10,
+    "poll_interval": 0.1,
+    "starting_after": 0,
+    "start_date": "2026-01-02T03:04:05Z",
+    "end_date": "2096-01-02T03:04:05Z",
+    "feedback": "positive",
+    "has_feedback": True,
+    "trace_ids": ["trace-1"],
     # of models
     "provider_category": ["base"],
     "provider_name": "offline",
     "provider_type": "openai",
     # of agents
-    "agent_type": "letta_v1_agent",
+    "agent_type": "memgpt_agent",
     "base_template_id": "template-1",
     "block_ids": lambda world: [world.block_id],
     "compaction_settings": {"model": MODEL, "mode": "all"},
@@ -132,7 +149,7 @@ OF_EVERY_METHOD: dict[str, Value] = {
     "llm_config": {"model": "rules", "handle": MODEL, "model_endpoint_type": "openai", "context_window": 32_000},
     "max_files_open": 3,
     "max_reasoning_tokens": 100,
-    "max_tokens": 1000,
+    "max_tokens": 100,
     "memory_blocks": [{"label": "persona", "value": "A clerk.", "limit": 500, "description": "Who it is."}],
     "memory_variables": {"name": "Anna"},
     "message_buffer_autoclear": True,
@@ -176,6 +193,11 @@ OF_METHOD: dict[str, dict[str, Value]] = {
         ]
     },
     "batches.list": cursors(lambda world: world.batch_id),
+    "runs.list": cursors(lambda world: world.run_id),
+    "runs.messages.list": cursors(lambda world: world.letta.runs.messages.list(world.run_id).items[0].id),
+    "runs.steps.list": cursors(lambda world: world.step_id),
+    "steps.list": cursors(lambda world: world.step_id),
+    "steps.messages.list": cursors(lambda world: world.letta.steps.messages.list(world.step_id).items[0].id),
     "batches.messages.list": cursors(
         lambda world: world.letta.batches.messages.list(world.batch_id).messages[0].id,
     ),

@@ -19,7 +19,11 @@ from tests.server.live import LiveServer
 from tests.server.sdk_methods import Calls, Method, methods_of
 from tests.server.sdk_values import World, given
 
-RESOURCES = ("batches", "batches.messages", "agents", "agents.messages", "models")
+RESOURCES = (
+    *("batches", "batches.messages", "agents", "agents.messages", "models"),
+    *("runs", "runs.messages", "runs.steps", "runs.usage"),
+    *("steps", "steps.messages", "steps.metrics", "steps.trace", "steps.feedback"),
+)
 ABSENT = {
     *("agents.export_file", "agents.import_file", "agents.messages.compact"),
     *("agents.messages.create_async", "agents.messages.cancel"),
@@ -32,8 +36,8 @@ ALIASES = {"body_requires_approval": "requires_approval", "query_requires_approv
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 
 METHODS = [method for method in methods_of(*RESOURCES) if str(method) not in ABSENT]
-# Those of which every parameter is known.
-COMPLETE = [m for m in METHODS if m.resource.startswith(("batches", "models")) or m.name in ("stream", "delete")]
+UNFINISHED = {"agents.list", "agents.retrieve", "agents.messages.list", "agents.messages.reset"}
+"""Methods with parameters that are not read yet."""
 each_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
@@ -97,7 +101,7 @@ async def test_an_asynchronous_method_returns_the_same(method: Method, calls: Ca
         await calls.call_async(strict, method, "plain", given(world, method, *wanted(calls, method)))
 
 
-@pytest.mark.parametrize("method", COMPLETE, ids=str)
+@pytest.mark.parametrize("method", [each for each in METHODS if str(each) not in UNFINISHED], ids=str)
 def test_each_parameter_works_or_is_refused_by_its_name(
     method: Method, calls: Calls, loose: Letta, world: World
 ) -> None:
@@ -113,4 +117,4 @@ def test_each_parameter_works_or_is_refused_by_its_name(
             assert calls.problems() == []
         else:
             calls.call(loose, method, "plain", given(world, method, *few, name))
-            assert (name in calls.warning()) == ("no effect" in described[wire(name)]), name
+            assert (wire(name) in calls.without_effect()) == ("no effect" in described[wire(name)]), name

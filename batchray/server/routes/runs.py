@@ -70,8 +70,9 @@ class RunRoutes:
                 "Stream the messages of a run as server-sent events",
                 body=StreamRun,
                 has_strict_body=True,
+                is_body_optional=True,
                 response=RUN_EVENTS,
-                errors=(404, 408, 413, 415, 422),
+                errors=(404,),
                 tag="runs",
             ),
         ]

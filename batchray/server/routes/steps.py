@@ -74,7 +74,7 @@ class StepRoutes:
                 body=GiveFeedback,
                 has_strict_body=True,
                 response=Step,
-                errors=(404, 408, 413, 415, 422, 507),
+                errors=(404,),
                 tag="steps",
             ),
         ]
