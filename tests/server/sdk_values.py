@@ -34,8 +34,9 @@ class World:
         self.agent_id = self.new_agent()
         self.batch_id, self.later_batch_id = self._ended_batch(), self._ended_batch()
         letta.agents.messages.create(self.agent_id, input=INPUT)
-        agent = letta.agents.retrieve(self.agent_id)
-        self.tool_id, self.block_id = str(agent.tools[0].id), str(agent.blocks[0].id)
+        self.block_id = self.new_block()
+        letta.agents.blocks.attach(self.block_id, agent_id=self.agent_id)
+        self.tool_id = str(letta.agents.retrieve(self.agent_id).tools[0].id)
         self.run_id = str(letta.batches.messages.list(self.batch_id).messages[0].run_id)
         self.step_id = str(letta.runs.steps.list(self.run_id).items[0].id)
 
@@ -50,6 +51,14 @@ class World:
 
     def new_batch(self) -> str:
         return str(self.letta.batches.create(requests=[{"agent_id": self.agent_id, "input": INPUT}]).id)
+
+    def new_block(self) -> str:
+        return str(self.letta.blocks.create(label=self.name(), value="Anna.").id)
+
+    def attached_block(self) -> str:
+        block_id = self.new_block()
+        self.letta.agents.blocks.attach(block_id, agent_id=self.agent_id)
+        return block_id
 
     def _ended_batch(self) -> str:
         job = self.letta.batches.retrieve(self.new_batch())
@@ -70,6 +79,8 @@ def cursors(id_of: Callable[[World], str]) -> dict[str, Value]:
 OF_EVERY_METHOD: dict[str, Value] = {
     "agent_id": lambda world: world.agent_id,
     "batch_id": lambda world: world.batch_id,
+    "block_id": lambda world: world.block_id,
+    "block_label": "human",
     "tool_id": lambda world: world.tool_id,
     "run_id": lambda world: world.run_id,
     "step_id": lambda world: world.step_id,
@@ -118,6 +129,22 @@ OF_EVERY_METHOD: dict[str, Value] = {
     "feedback": "positive",
     "has_feedback": True,
     "trace_ids": ["trace-1"],
+    # of blocks
+    "connected_to_agents_count_eq": [1],
+    "connected_to_agents_count_gt": 0,
+    "connected_to_agents_count_lt": 9,
+    "deployment_id": "deployment-1",
+    "description_search": "Who",
+    "entity_id": "entity-1",
+    "is_template": True,
+    "label": World.name,
+    "label_search": "made",
+    "preserve_on_migration": True,
+    "read_only": True,
+    "template_name": "template",
+    "templates_only": True,
+    "value": "Anna lives in Rome.",
+    "value_search": "Anna",
     # of models
     "provider_category": ["base"],
     "provider_name": "offline",
@@ -179,12 +206,20 @@ OF_EVERY_METHOD: dict[str, Value] = {
 OF_METHOD: dict[str, dict[str, Value]] = {
     "agents.delete": {"agent_id": World.new_agent},
     "agents.list": cursors(lambda world: world.agent_id),
-    "agents.messages.create": {"background": True},
+    "agents.blocks.attach": {"block_id": World.new_block},
+    "agents.blocks.detach": {"block_id": World.attached_block},
+    "agents.blocks.list": cursors(lambda world: world.block_id),
+    "agents.blocks.update": {"agent_id": World.new_agent, "limit": 500},
     "agents.messages.list": cursors(
         lambda world: world.letta.agents.messages.list(world.agent_id).items[0].id,
     ),
     "agents.messages.reset": {"agent_id": World.new_agent},
     "agents.update": {"agent_id": World.new_agent},
+    "blocks.agents.list": cursors(lambda world: world.agent_id),
+    "blocks.create": {"limit": 500},
+    "blocks.delete": {"block_id": World.new_block},
+    "blocks.list": cursors(lambda world: world.block_id),
+    "blocks.update": {"block_id": World.new_block, "limit": 500},
     "batches.cancel": {"batch_id": World.new_batch},
     "batches.create": {
         "requests": lambda world: [

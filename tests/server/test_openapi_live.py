@@ -1,4 +1,4 @@
-"""What the server answers is what its OpenAPI document says: for every operation, right or wrong."""
+"""The responses of the server agree with its OpenAPI document, for every operation and for wrong requests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ BODIES: dict[str, Value] = {
     "create_batch": lambda world: {"requests": [{"agent_id": world.agent_id, "input": INPUT}]},
     "create_agent": {"name": "described", "model": MODEL},
     "update_agent": {"description": "Changed."},
+    "create_block": {"label": "described", "value": "Anna."},
+    "update_block": {"value": "Bert."},
+    "update_agent_block": {"value": "Bert."},
     "send_agent_message": {"input": INPUT},
     "stream_agent_message": {"input": INPUT},
     "stream_run": {},
@@ -29,6 +32,9 @@ BODIES: dict[str, Value] = {
 IDS: dict[str, dict[str, Value]] = {
     "cancel_batch": {"batch_id": World.new_batch},
     "delete_agent": {"agent_id": World.new_agent},
+    "delete_block": {"block_id": World.new_block},
+    "detach_agent_block": {"block_id": World.attached_block},
+    "attach_agent_block": {"block_id": World.new_block},
     "reset_agent_messages": {"agent_id": World.new_agent},
     "update_agent": {"agent_id": World.new_agent},
 }
