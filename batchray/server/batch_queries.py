@@ -30,10 +30,11 @@ class ResultsQuery(WireModel):
     """Query of a batch's results.
 
     With `follow` the stream stays open for new results until the job ends.  With `include_input` each result has the
-    input of its request.
+    input of its request.  `after` is the `batch_item_id` of a result: the stream continues after it.
     """
 
     order: Literal["finish", "index"] = "index"
     failed: bool = False
     follow: bool = False
     include_input: bool = False
+    after: str | None = None

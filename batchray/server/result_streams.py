@@ -74,15 +74,19 @@ class ResultStreams:
         """End all streams that follow a job, because the server exits."""
         self._feeds.cut()
 
-    async def results(self, request: web.Request, job: JobRecord, query: ResultsQuery) -> web.StreamResponse:
-        """Stream results as JSON Lines; with `follow`, until the job ends."""
+    async def results(
+        self, request: web.Request, job: JobRecord, query: ResultsQuery, position: ResultPosition = START
+    ) -> web.StreamResponse:
+        """Stream the results after a position as JSON Lines; with `follow`, until the job ends."""
         lines = JsonLines(request)
+        if request.method == "HEAD":
+            return await lines.end()
         source = await self._source(job, ResultForm("lines", query.order, query.failed, query.include_input))
         if not query.follow:
-            await self._send(lines, source, JobState.of(job), START, is_final=True)
+            await self._send(lines, source, JobState.of(job), position, is_final=True)
             return await lines.end()
         async with self._feeds.follow(job) as feed:
-            state, position = feed.state, START
+            state = feed.state
             while True:
                 is_last = state.record.is_ended
                 position = await self._send(lines, source, state, position, is_final=is_last)
@@ -93,6 +97,8 @@ class ResultStreams:
     async def events(self, request: web.Request, job: JobRecord, last_seq: int) -> web.StreamResponse:
         """Stream the outcomes after `last_seq`, the job as often as it changes, and its end."""
         events = Events(request)
+        if request.method == "HEAD":
+            return await events.end()
         source, position = await self._source(job, ResultForm("events", "finish")), ResultPosition(seq=last_seq)
         async with self._feeds.follow(job) as feed:
             state = feed.state

@@ -37,6 +37,11 @@ class ServerStorage:
         # directory locks it already; with a shared database the directory needs a lock of its own.
         self._lock = lock(settings.data_dir) if self.store.is_shared else None
 
+    def can_read_and_has_room(self) -> bool:
+        """Return whether the disk has space for new work.  Blocks; raises StoreError if the store cannot be read."""
+        self.reader.sync.callbacks.count()
+        return self.store.sync.has_room()
+
     def close(self) -> None:
         """Close the reader, release the store and unlock the data directory."""
         self.reader.sync.close()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +90,19 @@ def report(lines: list[str], *, is_held: bool) -> None:
     """Print a benchmark's lines; raises AssertionError if its limit is not held."""
     print("\n".join(lines), flush=True)
     assert is_held, lines[-1]
+
+
+def anonymous_mb(pid: int) -> float:
+    """Return the anonymous memory of a process and its children, in MB."""
+    total_kb = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with contextlib.suppress(OSError, IndexError):  # it has ended in between
+                total_kb += int(Path(f"/proc/{process.pid}/status").read_text().partition("RssAnon:")[2].split()[0])
+    return total_kb / 1024
+
+
+def when_input_ends(call: Callable[[], None]) -> None:
+    """Call when standard input ends."""
+    sys.stdin.read()
+    call()

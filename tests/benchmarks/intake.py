@@ -15,15 +15,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
-import psutil
 
 from batchray.schema import CreateBatch
-from tests.benchmarks.harness import report
+from tests.benchmarks.harness import anonymous_mb, report, when_input_ends
 from tests.server.live import LiveServer, live_server
 
 N, N_BYTES = 760_000, 256 * 1024 * 1024
@@ -140,7 +139,7 @@ class _Watch(threading.Thread):
     def __init__(self, server: LiveServer) -> None:
         super().__init__(daemon=True)
         self._server, self._is_over = server, threading.Event()
-        self._idle_mb = self._peak_mb = _anonymous_mb(server.pid)
+        self._idle_mb = self._peak_mb = anonymous_mb(server.pid)
         self.slowest_ms = 0.0
 
     @property
@@ -152,7 +151,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._is_over.wait(0.05):
-            self._peak_mb = max(self._peak_mb, _anonymous_mb(self._server.pid))
+            self._peak_mb = max(self._peak_mb, anonymous_mb(self._server.pid))
 
     def stop(self) -> None:
         self._is_over.set()
@@ -174,20 +173,10 @@ def _watched(server: LiveServer) -> Iterator[_Watch]:
             watch.slowest_ms = float(poller.communicate()[0])
 
 
-def _anonymous_mb(pid: int) -> float:
-    """Return the anonymous memory of a process and its children, in MB."""
-    total_kb = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            with contextlib.suppress(OSError, IndexError):  # it has ended in between
-                total_kb += int(Path(f"/proc/{process.pid}/status").read_text().partition("RssAnon:")[2].split()[0])
-    return total_kb / 1024
-
-
 def _poll_livez(url: str) -> None:
     """Poll every 50 ms until standard input ends, and print the slowest response in milliseconds."""
     is_over = threading.Event()
-    threading.Thread(target=_when_input_ends, args=(is_over.set,), daemon=True).start()
+    threading.Thread(target=when_input_ends, args=(is_over.set,), daemon=True).start()
     connection, slowest_s = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60), 0.0
     with contextlib.closing(connection):
         for n in itertools.count():
@@ -200,11 +189,6 @@ def _poll_livez(url: str) -> None:
             if is_over.wait(0.05):
                 break
     print(slowest_s * 1e3)
-
-
-def _when_input_ends(call: Callable[[], None]) -> None:
-    sys.stdin.read()
-    call()
 
 
 if __name__ == "__main__":

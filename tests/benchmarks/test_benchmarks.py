@@ -10,6 +10,19 @@ import pytest
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize("name", ["import_time", "cpu_per_request", "wide_window", "memory", "intake", "connections"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "import_time",
+        "cpu_per_request",
+        "wide_window",
+        "memory",
+        "intake",
+        "connections",
+        "readers",
+        "followers",
+        "restarts",
+    ],
+)
 def test_limit_is_held(name: str) -> None:
     subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=True)

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.server.http_client import BATCHES
+
 
 class CutError(Exception):
     """A response ended without its last chunk."""
@@ -69,3 +71,39 @@ async def opened(url: str, path: str, *, limit: int = 2**16, **headers: str) -> 
         writer.transport.abort()
         with suppress(ConnectionError):
             await writer.wait_closed()
+
+
+class Follower:
+    """Reads a job's results, or its events, and continues where a stream was cut.
+
+    `indices` are those of the results so far.
+    """
+
+    def __init__(self, job_id: str, kind: str) -> None:
+        self.job_id, self._kind = job_id, kind
+        self.indices = list[int]()
+        self.n_cuts = 0
+        self.end: str | None = None
+        self._last_id = "0"
+
+    async def follow(self, url: str) -> None:
+        """Follow until the stream ends or is cut."""
+        try:
+            await (self._events(url) if self._kind == "events" else self._results(url))
+        except CutError:
+            self.n_cuts += 1
+
+    async def _results(self, url: str) -> None:
+        indices = self.indices = []
+        async with opened(url, f"{BATCHES}/{self.job_id}/results?follow=true&order=finish") as stream:
+            async for line in stream.lines():
+                indices += [json.loads(line)["index"]]
+        self.end = "complete"
+
+    async def _events(self, url: str) -> None:
+        async with opened(url, f"{BATCHES}/{self.job_id}/events", Last_Event_ID=self._last_id) as stream:
+            async for event in stream.events():
+                if event["event"] == "outcome":
+                    self.indices.append(event["data"]["index"])
+                    self._last_id = event["id"]
+                self.end = event["data"]["status"] if event["event"] == "end" else self.end

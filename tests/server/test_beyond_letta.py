@@ -134,6 +134,19 @@ def test_results_are_json_lines_of_every_outcome(server: LiveServer, mixed: dict
     assert (first["custom_id"], first["status"], first["usage"]["step_count"]) == ("c0", "succeeded", 2)
 
 
+@pytest.mark.parametrize("order", ["index", "finish"])
+def test_results_continue_after_one(server: LiveServer, mixed: dict[str, Any], order: str) -> None:
+    path = f"{BATCHES}/{mixed['id']}/results?order={order}"
+    lines = call(server, "GET", path).body.splitlines()
+    for n in (1, 5, N_ITEMS):
+        last = json.loads(lines[n - 1])["batch_item_id"]
+        for follow in ("", "&follow=true"):
+            assert call(server, "GET", f"{path}&after={last}{follow}").body.splitlines() == lines[n:]
+    unknown = json.loads(lines[0])["batch_item_id"][:-12] + f"{N_ITEMS:07x}00000"
+    for wrong in (unknown, "batch_item-1", mixed["id"]):
+        assert call(server, "GET", f"{path}&after={wrong}").status == 400
+
+
 def test_results_of_failed_items_only(server: LiveServer, mixed: dict[str, Any]) -> None:
     answer = call(server, "GET", f"{BATCHES}/{mixed['id']}/results?failed=true")
     assert [json.loads(line)["index"] for line in answer.body.splitlines()] == [2, 5, 8, 11]

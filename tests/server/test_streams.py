@@ -13,46 +13,10 @@ import pytest
 from tests.polling import until
 from tests.server.http_client import BATCHES, call, cancel, create, ended
 from tests.server.live import LiveServer, live_server
-from tests.server.streaming import CutError, opened
+from tests.server.streaming import Follower, opened
 
 N_ITEMS = 120
 WAITING = {"agents": [{"id": "wait", "run": "tests.cluster.agents:wait"}]}
-
-
-class Follower:
-    """Reads a job's results, or its events, and continues where a stream was cut.
-
-    `indices` are those of the results so far.
-    """
-
-    def __init__(self, job_id: str, kind: str) -> None:
-        self._job_id, self._kind = job_id, kind
-        self.indices = list[int]()
-        self.n_cuts = 0
-        self.end: str | None = None
-        self._last_id = "0"
-
-    async def follow(self, url: str) -> None:
-        """Follow until the stream ends or is cut."""
-        try:
-            await (self._events(url) if self._kind == "events" else self._results(url))
-        except CutError:
-            self.n_cuts += 1
-
-    async def _results(self, url: str) -> None:
-        indices = self.indices = []
-        async with opened(url, f"{BATCHES}/{self._job_id}/results?follow=true&order=finish") as stream:
-            async for line in stream.lines():
-                indices += [json.loads(line)["index"]]
-        self.end = "complete"
-
-    async def _events(self, url: str) -> None:
-        async with opened(url, f"{BATCHES}/{self._job_id}/events", Last_Event_ID=self._last_id) as stream:
-            async for event in stream.events():
-                if event["event"] == "outcome":
-                    self.indices.append(event["data"]["index"])
-                    self._last_id = event["id"]
-                self.end = event["data"]["status"] if event["event"] == "end" else self.end
 
 
 async def follow_until_stopped(server: LiveServer, followers: list[Follower], is_time: Callable[[], bool]) -> None:

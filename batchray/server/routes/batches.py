@@ -35,6 +35,7 @@ from batchray.server.storage import ServerStorage
 from batchray.server.upload import Uploads
 from batchray.server.views import ItemView, MessagesPage, OutcomeView, batch_job, item_view, wanted_messages_of
 from batchray.store import JobRecord, SortOrder, StoredItem
+from batchray.views.result_pages import START, ResultPosition
 
 _BASE = "/v1/messages/batches"
 _ONE = _BASE + "/{batch_id}"
@@ -193,8 +194,8 @@ class BatchRoutes:
             return self._reader.sync.items.find(
                 job,
                 order=query.order,
-                after=_index_of(job, query.after),
-                before=_index_of(job, query.before),
+                after=None if query.after is None else _index_of(job, query.after),
+                before=None if query.before is None else _index_of(job, query.before),
                 status=query.status,
                 stop_reason=query.stop_reason,
                 agent_id=query.agent_id,
@@ -242,7 +243,17 @@ class BatchRoutes:
 
     async def results(self, request: web.Request, query: ResultsQuery) -> ResponseBody:
         """Stream results as JSON Lines."""
-        return await self._streams.results(request, await self._job(request), query)
+        job = await self._job(request)
+        after = START if query.after is None else await self._reader.call(self._position, job, query.after)
+        return await self._streams.results(request, job, query, after)
+
+    def _position(self, job: JobRecord, item_id: str) -> ResultPosition:
+        """Return the position of a result.  Raises HttpError 400 if the job has no result of this item."""
+        index = _index_of(job, item_id)
+        seq = self._reader.sync.items.finish_position(job, index)
+        if seq is None:
+            raise HttpError(400, f"Item with id {item_id} has no result yet")
+        return ResultPosition(index, seq)
 
     async def events(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Stream `progress` events (the job), `outcome` events (an item), and one final `end` event (the job).
@@ -269,9 +280,7 @@ class BatchRoutes:
             raise HttpError(400, f"Job with id {job_id} not found") from None
 
 
-def _index_of(job: JobRecord, item_id: str | None) -> int | None:
-    if item_id is None:
-        return None
+def _index_of(job: JobRecord, item_id: str) -> int:
     if not (item_id.startswith("batch_item-") and is_of_job(item_id, job.id)):
         raise HttpError(400, f"Item with id {item_id} not found")
     return index_of(item_id)

@@ -83,8 +83,7 @@ class HealthRoutes:
             raise unavailable(5, "the executor is not running")
         try:
             async with asyncio.timeout(2):
-                await self._storage.probe.callbacks.count()
-                has_room = await self._storage.probe.call(self._storage.store.sync.has_room)
+                has_room = await self._storage.probe.call(self._storage.can_read_and_has_room)
         except (StoreError, TimeoutError):
             raise unavailable(5, "the store does not respond") from None
         if not has_room:
