@@ -101,6 +101,11 @@ class Run:
         return has_answers(self.request)
 
     @property
+    def repeat(self) -> object:
+        """Which repeat of its request this is, as the request's metadata says; None if they do not."""
+        return (self.request.metadata or {}).get("repeat")
+
+    @property
     def conversation(self) -> list[Message]:
         """The history, the request's messages and the messages of this run, as models see them."""
         inputs = input_messages(self.job_id, self.index, self.request, self.now())

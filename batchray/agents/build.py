@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -18,6 +19,7 @@ from batchray.agents.tools import load_function, load_tools
 from batchray.config import Access, Agent, AgentSet, BoundAgent, Provider, endpoint_id
 from batchray.errors import ConfigError
 from batchray.models import CallTimeouts, ModelClient, ProviderGate, RetryPolicy, make_client
+from batchray.models.reply_cache import ReplyCache
 from batchray.models.responses_fields import lost_fields
 from batchray.models.routing import openai_protocol
 from batchray.schema import ProviderWait
@@ -100,7 +102,8 @@ def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
         if added := provider.request_body:
             agent = agent.model_copy(update={"body": {**added, **agent.body}})
         tools = load_tools(agent.tools, agent.tool_timeout_s, bound.import_paths)
-        return ToolLoop(agent, client, tools, memory_tools(agent.memory_blocks, agent.tool_timeout_s))
+        cache = ReplyCache(Path(bound.cache_dir)) if agent.cache and bound.cache_dir else None
+        return ToolLoop(agent, client, tools, memory_tools(agent.memory_blocks, agent.tool_timeout_s), cache)
     except ConfigError as error:
         raise ConfigError(f"agent {agent.id!r}: {error.reason}") from error.__cause__
 

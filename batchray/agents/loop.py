@@ -25,6 +25,7 @@ from batchray.agents.user_code import UserCodeError
 from batchray.config import Agent
 from batchray.errors import ApprovalError, NoToolCallError
 from batchray.models import ModelCall, ModelClient, ModelReply, cut_error
+from batchray.models.reply_cache import ReplyCache
 from batchray.schema import (
     ApprovalReturn,
     MessageToolReturn,
@@ -41,7 +42,7 @@ class ToolLoop:
     """An agent with a model, a system prompt, tools, and optionally memory.
 
     `memory_tools` come from `memory_tools(agent.memory_blocks)`.  Raises ConfigError if the agent's settings name a
-    tool that it does not have.
+    tool that it does not have.  `cache` has the replies of earlier calls; None asks the model always.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class ToolLoop:
         client: ModelClient,
         tools: Mapping[str, FunctionTool],
         memory_tools: Mapping[str, FunctionTool] | None = None,
+        cache: ReplyCache | None = None,
     ) -> None:
-        self._agent, self._client = agent, client
+        self._agent, self._client, self._cache = agent, client, cache
         self._memory_tools = memory_tools or {}
         self._toolbox = Toolbox.of(agent, {**tools, **self._memory_tools})
 
@@ -180,8 +182,11 @@ class ToolLoop:
             thinking=self._thinking(run),
             on_wasted_usage=run.add_usage,
             while_held=run.held,
+            cache=self._cache.for_call(run.repeat) if self._cache is not None else None,
         )
         reply = await self._client.ask(call)
+        if call.cache is not None and not reply.is_cut:
+            await call.cache.keep()
         if run.first_token_ns is None:
             run.first_token_ns = reply.first_token_ns
         run.add_usage(reply.usage + Usage(step_count=1))

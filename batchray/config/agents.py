@@ -31,6 +31,7 @@ _MODEL_OPTIONS = (
     "max_cost_usd",
     "prices",
     "protocol",
+    "cache",
     "enable_thinking",
 )
 
@@ -185,6 +186,8 @@ class Agent(Strict):
     """More fields of the provider's request body."""
     script: tuple[Mapping[str, Any], ...] | None = None
     """The replies of `offline/scripted`."""
+    cache: bool = False
+    """Whether a model call that is the same as an earlier one gets its reply, kept in files of the machine."""
     labels: Mapping[str, str] = Field(default_factory=dict)
     """Words of the user's own, such as the name of its prompt; stored with a job, and shown to no model."""
 

@@ -24,7 +24,7 @@ class BoundAgent:
 
     `key` and `access` are the provider's, with values of the environment.  Workers get them inside pickled bytes;
     neither a repr nor a snapshot shows them.
-    `import_paths` are the directories with its Python code.
+    `import_paths` are the directories with its Python code, `cache_dir` that with the replies of its `cache`.
     """
 
     agent: Agent
@@ -32,6 +32,7 @@ class BoundAgent:
     key: SecretStr | None = None
     import_paths: tuple[str, ...] = ()
     access: Access | None = None
+    cache_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def bind_agents(
         provider = _provider_of(agent, known, location) if agent.provider_name else None
         key = _key_of(agent, provider, environment, location)
         access = _access_of(agent, provider, environment, location, accesses)
-        bound[agent.id] = BoundAgent(agent, provider, key, tuple(import_paths), access)
+        bound[agent.id] = BoundAgent(
+            agent, provider, key, tuple(import_paths), access, _cache_dir_of(agent, environment)
+        )
     return AgentSet(bound, known, import_paths=tuple(import_paths))
 
 
@@ -187,7 +190,7 @@ def _bound_again(
     provider = restored_provider(name, kept["provider"], known) if kept["provider"] else None
     key = _key_of(agent, provider, environment, location)
     access = _access_of(agent, provider, environment, location, {})
-    return BoundAgent(agent, provider, key, tuple(kept["import_paths"]), access)
+    return BoundAgent(agent, provider, key, tuple(kept["import_paths"]), access, _cache_dir_of(agent, environment))
 
 
 def _access_of(
@@ -207,6 +210,16 @@ def _access_of(
         except ConfigError as error:
             raise ConfigError(f"agent {agent.id!r}: {error.reason}", location) from None
     return known[name]
+
+
+def _cache_dir_of(agent: Agent, environment: Mapping[str, str]) -> str | None:
+    """Return where the agent's replies are kept: `BATCHRAY_CACHE_DIR`, or `batchray` in the user's cache directory."""
+    if not agent.cache:
+        return None
+    if given := environment.get("BATCHRAY_CACHE_DIR"):
+        return str(Path(given).expanduser().resolve())
+    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return str(Path(base).expanduser() / "batchray")
 
 
 def _key_of(agent: Agent, provider: Provider | None, environment: Mapping[str, str], location: str) -> SecretStr | None:

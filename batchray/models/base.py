@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from batchray.schema import (
     Message,
@@ -17,6 +17,9 @@ from batchray.schema import (
     ToolCall,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from batchray.models.reply_cache import CallCache
 
 ReplyPart = (
     TextContent | ReasoningContent | RedactedReasoningContent | OmittedReasoningContent | SummarizedReasoningContent
@@ -47,6 +50,7 @@ class ModelCall:
     or off if the provider has such a switch; None leaves it as `body` sets it.
     `on_wasted_usage` receives the usage of attempts that led to no reply, if the provider reported it.
     `while_held` is entered while the call waits for a provider that takes none; the deadline moves by that time.
+    `cache` has replies of earlier calls; None makes every call.
     """
 
     model: str
@@ -58,6 +62,7 @@ class ModelCall:
     thinking: bool | None = None
     on_wasted_usage: Callable[[Usage], None] = discard_usage
     while_held: Callable[[], AbstractContextManager[object]] = nullcontext
+    cache: CallCache | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from batchray.models.gate import ProviderGate
 from batchray.models.http import MAX_REPLY_BYTES, HttpTransport
 from batchray.models.partial_reply import PartialReply
 from batchray.models.provider_errors import TransientError
+from batchray.models.reply_cache import Chunks, KeptChunks, RecordedChunks
 from batchray.models.retry import CallTimeouts, RetryPolicy
 from batchray.models.sse import EventParser
 
@@ -85,43 +86,54 @@ class HttpClient:
 
     async def _post(self, path: str, body: Mapping[str, Any], new: Callable[[HttpTransport], A], call: ModelCall) -> A:
         """Return the complete reply to `body`, retrying transient failures; `new` creates a reply for each attempt."""
+        encoded, cache = _encode(body), call.cache
+        key = cache.key(self._transport.identity(path), encoded) if cache is not None else b""
+        if cache is not None and (kept := await cache.find(key)) is not None:
+            answer = new(self._transport)
+            with contextlib.suppress(TransientError, InvalidResponseError, ModelAPIError):  # asks the model instead
+                await self._read(KeptChunks(kept), "", answer)
+                answer.check()
+                return answer
 
         async def read(response: aiohttp.ClientResponse) -> A:
             answer = new(self._transport)
+            content = response.content if cache is None else RecordedChunks(response.content)
             try:
-                await self._read(response, answer)
+                await self._read(content, response.content_type, answer)
                 answer.check()
             except BaseException:  # the tokens received so far are charged, however the attempt ended
                 report_wasted_usage(answer, call)
                 raise
+            if cache is not None and isinstance(content, RecordedChunks):
+                cache.add(key, content.body)
             return answer
 
-        return await self._transport.post(path, _encode(body), read, call.deadline, call.while_held)
+        return await self._transport.post(path, encoded, read, call.deadline, call.while_held)
 
-    async def _read(self, response: aiohttp.ClientResponse, answer: PartialReply) -> None:
+    async def _read(self, content: Chunks, content_type: str, answer: PartialReply) -> None:
         """Read a stream or a body.  Its first character tells which, because servers and gateways mislabel both."""
-        content, start = response.content, b""
+        start = b""
         while not start.strip(_BLANKS) and (chunk := await content.readany()):
             start += chunk
             self._check_size(len(start))
         first = start.lstrip(_BLANKS)[:1]
-        is_labelled = response.content_type == "text/event-stream" and first not in (b"", b"<")
+        is_labelled = content_type == "text/event-stream" and first not in (b"", b"<")
         if first in _JSON_STARTS:
             answer.add_body(await self._read_body(content, start))
         elif first in _EVENT_STARTS or is_labelled:
             await self._read_stream(content, answer, start)
         else:
-            raise await self._other_body(response, start)
+            raise await self._other_body(content, content_type, start)
 
-    async def _other_body(self, response: aiohttp.ClientResponse, start: bytes) -> TransientError:
+    async def _other_body(self, content: Chunks, content_type: str, start: bytes) -> TransientError:
         """Return the error for neither events nor JSON: a gateway's page, or nothing, while a server starts or ends."""
-        text = (await self._read_body(response.content, start))[:_MAX_QUOTED_BYTES].decode(errors="replace").strip()
+        text = (await self._read_body(content, start))[:_MAX_QUOTED_BYTES].decode(errors="replace").strip()
         if not text:
             return TransientError("empty_response", "the answer is empty")
-        detail = f"the answer is {response.content_type}, not an event stream or JSON; check base_url; it begins with"
+        detail = f"the answer is {content_type}, not an event stream or JSON; check base_url; it begins with"
         return TransientError("wrong_content_type", f"{detail} {text}")
 
-    async def _read_stream(self, content: aiohttp.StreamReader, answer: PartialReply, start: bytes) -> None:
+    async def _read_stream(self, content: Chunks, answer: PartialReply, start: bytes) -> None:
         parser, n_bytes, chunk = EventParser(), 0, start
         while chunk:
             n_bytes += len(chunk)
@@ -137,7 +149,7 @@ class HttpClient:
             for event in parser.end():
                 answer.add(event)
 
-    async def _read_body(self, content: aiohttp.StreamReader, start: bytes) -> bytes:
+    async def _read_body(self, content: Chunks, start: bytes) -> bytes:
         body = bytearray(start)
         while chunk := await content.readany():
             body += chunk
@@ -163,7 +175,7 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         raise ModelAPIError("unsupported_content", f"the call cannot be written as JSON: {error}") from None
 
 
-async def _read_to_end(content: aiohttp.StreamReader) -> None:
+async def _read_to_end(content: Chunks) -> None:
     """Read and discard the bytes after a complete reply, so that its connection can be reused."""
     if content.at_eof():
         return

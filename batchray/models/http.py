@@ -102,6 +102,10 @@ class HttpTransport:
         finally:
             self._scopes.discard(scope)
 
+    def identity(self, path: str) -> str:
+        """Return what tells calls to `path` from those to other providers.  It may hold a key, so it is not shown."""
+        return f"{self.name} {self._connection.url(path)}"
+
     async def get_json(self, path: str, limit_s: float) -> Any:
         """Return the JSON that `path` answers within `limit_s` seconds, or None: no call may depend on it."""
         try:

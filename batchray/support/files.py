@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,28 +16,37 @@ _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
 
 @contextmanager
 def atomic_write(
-    path: Path, *, encoding: str | None = None, permissions: int = 0o666, has_many_writers: bool = False
+    path: Path,
+    *,
+    encoding: str | None = None,
+    permissions: int = 0o666,
+    has_many_writers: bool = False,
+    is_synced: bool = True,
 ) -> Iterator[IO[Any]]:
     """Open a temporary file in the same directory; it replaces `path` when the block ends.
 
-    The content and the new name are on disk when the block has ended.  If the block raises, `path` stays as it was and
-    the temporary file is removed.  The file is opened for text if `encoding` is given, else for bytes.
-    `permissions` are those of a new file, before the umask.  With `has_many_writers` the name of the temporary file
-    has the process id, which keeps writers apart; without, the next write replaces what a killed process left.
-    Raises OSError.
+    The content and the new name are on disk when the block has ended, unless `is_synced` is False.  If the block
+    raises, `path` stays as it was and the temporary file is removed.  The file is opened for text if `encoding` is
+    given, else for bytes.  `permissions` are those of a new file, before the umask.  With `has_many_writers` the name
+    of the temporary file has the ids of process and thread, which keeps writers apart; without, the next write replaces
+    what a killed process left.  Raises OSError.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part" if has_many_writers else f"{path.name}.part")
+    temporary = path.with_name(
+        f"{path.name}{f'.{os.getpid()}.{threading.get_ident()}' if has_many_writers else ''}.part"
+    )
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, permissions)
     try:
         with open(descriptor, "w" if encoding else "wb", encoding=encoding) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if is_synced:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if is_synced:
+        sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -198,6 +198,7 @@ def test_the_rows_of_a_table_are_crossed(options: dict[str, Any]) -> None:
     assert (first.input, first.custom_id) == ("one", "0/fn[run=echo]/0")
     assert first.row is not None
     assert first.row["expected"] == "one"
+    assert first.metadata == {"request": "0", "repeat": 0}
     ratings = batchray.apply(job, is_expected, **options)
     compared = batchray.compare(ratings, by=["run", "level"])
     assert compared["score"].to_dict() == {

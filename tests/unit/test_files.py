@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_file_has_the_given_permissions_even_while_it_is_written(tmp_path: Pat
 
 @pytest.mark.parametrize("has_many_writers", [False, True])
 def test_what_a_crashed_writer_left_behind_is_overwritten(tmp_path: Path, has_many_writers: bool) -> None:
-    left = f"state.{os.getpid()}.part" if has_many_writers else "state.part"
+    left = f"state.{os.getpid()}.{threading.get_ident()}.part" if has_many_writers else "state.part"
     (tmp_path / left).write_text("left behind by a crash, and longer")
     with atomic_write(tmp_path / "state", has_many_writers=has_many_writers) as file:
         file.write(b"new")

@@ -99,7 +99,7 @@ class _Rows:
         """The columns whose values are needed as Python values."""
         if self._options.to_request is not None:
             return list(self._columns)
-        used = [self._options.input_column, self._id_column, self._agent_column]
+        used = [self._options.input_column, self._id_column, self._agent_column, "metadata"]
         names = [*self._fields, *(self._prompt.columns if self._prompt else ()), *filter(None, used)]
         return list(dict.fromkeys(name for name in names if name in self._columns))
 
@@ -129,6 +129,8 @@ class _Rows:
     def _request(self, row: dict[str, Any]) -> RawRequest:
         agent_id = self._agent if self._agent_column is None else row.get(self._agent_column)
         fields = {} if agent_id is None else {"agent_id": agent_id}
+        if isinstance(metadata := row.get("metadata"), Mapping):
+            fields["metadata"] = _without_nulls(metadata)
         if self._id_column is not None and (custom_id := _custom_id(row[self._id_column], self._id_column)) is not None:
             fields["custom_id"] = custom_id
         given = self._make(row)

@@ -1,0 +1,143 @@
+"""Replies of models kept on disk, for calls that are made again exactly as before.
+
+A file has the bytes that the provider sent, which the protocol's own parser reads again.  Its name is a digest of the
+provider's address, the whole body of the call, and the number of the repeat: a request that is repeated on purpose gets
+a reply for each repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from batchray.support.files import atomic_write
+from batchray.support.rare_log import RareLog
+
+logger = logging.getLogger(__name__)
+
+_DIGEST_BYTES = 20
+
+
+class Chunks(Protocol):
+    """The bytes of a reply as they come: a response's content, or a kept reply."""
+
+    async def readany(self) -> bytes:
+        """Return the next bytes; none at the end."""
+        ...
+
+    def at_eof(self) -> bool:
+        """Whether all bytes have been read."""
+        ...
+
+
+class KeptChunks:
+    """A kept reply, in one piece."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def readany(self) -> bytes:
+        """Return the reply, then nothing."""
+        body, self._body = self._body, b""
+        return body
+
+    def at_eof(self) -> bool:
+        """Whether the reply has been read."""
+        return not self._body
+
+
+class RecordedChunks:
+    """The content of a response; what was read from it is in `body`."""
+
+    def __init__(self, content: Chunks) -> None:
+        self._content, self._read = content, bytearray()
+
+    @property
+    def body(self) -> bytes:
+        """The bytes so far."""
+        return bytes(self._read)
+
+    async def readany(self) -> bytes:
+        """Return the next bytes; none at the end."""
+        chunk = await self._content.readany()
+        self._read += chunk
+        return chunk
+
+    def at_eof(self) -> bool:
+        """Whether all bytes have been read."""
+        return self._content.at_eof()
+
+
+class ReplyCache:
+    """Replies in files of one directory, which many processes may share, also on a network file system.
+
+    A file that cannot be read, or whose content is damaged, counts as absent; one that cannot be written is a warning.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._unwritable = RareLog(logger, logging.WARNING, "replies are not cached: %s")
+
+    def for_call(self, repeat: object) -> CallCache:
+        """Return the cache as one call sees it."""
+        return CallCache(self, repeat)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the reply with this key."""
+        try:
+            content = self._path(key).read_bytes()
+        except OSError:
+            return None
+        digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        return body if digest == _digest(body) else None
+
+    def put(self, key: bytes, body: bytes) -> None:
+        """Keep a reply.  It is not synced to disk: after a power cut the call is made again."""
+        path = self._path(key)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with atomic_write(path, permissions=0o600, has_many_writers=True, is_synced=False) as file:
+                file.write(_digest(body) + body)
+        except OSError as error:
+            self._unwritable.log(error)
+
+    def _path(self, key: bytes) -> Path:
+        name = key.hex()
+        return self._directory / name[:2] / name[2:]
+
+
+class CallCache:
+    """Finds the replies of one call, which may be several HTTP requests, and keeps them once the call is accepted.
+
+    A reply that turns out to be unusable is not kept, so that a retry asks the model.
+    """
+
+    def __init__(self, cache: ReplyCache, repeat: object) -> None:
+        self._cache, self._repeat = cache, repeat
+        self._new: list[tuple[bytes, bytes]] = []
+
+    def key(self, provider: str, body: bytes) -> bytes:
+        """Return the key of a request; `provider` is its identity, with the address."""
+        parts = (provider.encode(), str(self._repeat).encode(), body)
+        return _digest(b"".join(len(part).to_bytes(8, "big") + part for part in parts))
+
+    async def find(self, key: bytes) -> bytes | None:
+        """Return the reply of an earlier call."""
+        return await asyncio.to_thread(self._cache.get, key)
+
+    def add(self, key: bytes, body: bytes) -> None:
+        """Take a complete reply, for `keep`."""
+        self._new.append((key, body))
+
+    async def keep(self) -> None:
+        """Keep the replies of this call."""
+        for key, body in self._new:
+            await asyncio.to_thread(self._cache.put, key, body)
+        self._new.clear()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
