@@ -218,10 +218,10 @@ def _query_parameters(route: Route, models: dict[str, Schema]) -> list[Schema]:
     """Return the parameters of a query; adds the models in them."""
     schema = route.query.model_json_schema(ref_template=schemas.REF, schema_generator=schemas.Untitled)
     models |= schema.get("$defs", {})
-    return [
-        {"name": name, "in": "query", "required": False, "schema": schemas.without_null(field)}
-        for name, field in schema.get("properties", {}).items()
-    ]
+    fields = {name: schemas.without_null(field) for name, field in schema.get("properties", {}).items()}
+    for field in fields.values():
+        schemas.describe_default(field)
+    return [{"name": name, "in": "query", "required": False, "schema": field} for name, field in fields.items()]
 
 
 def _header_parameters(route: Route) -> list[Schema]:

@@ -55,17 +55,22 @@ def forbid_unknown(schema: Any, models: Mapping[str, Schema]) -> None:
 
 
 def describe_defaults(models: Mapping[str, Schema], are_read: set[str]) -> None:
-    """Remove the defaults; in the models that clients send, say in words what an absent member means.
+    """Remove the defaults of members; in the models that clients send, say them in words."""
+    for name, model in models.items():
+        for member in model.get("properties", {}).values():
+            describe_default(member, is_read=name in are_read)
+
+
+def describe_default(member: Schema, *, is_read: bool = True) -> None:
+    """Remove the default of a member or parameter; if the server reads it, say the default in words.
 
     Generated clients send a `default`, or require the member.  Here an absent member is often not the same as one that
     is set to its default: the agent's own setting holds.
     """
-    for name, model in models.items():
-        for member in model.get("properties", {}).values():
-            default = member.pop("default", None)
-            if name in are_read and default is not None and "const" not in member:
-                said = member.get("description", "")
-                member["description"] = f"{said}  Default: `{json.dumps(default)}`.".strip()
+    default = member.pop("default", None)
+    if is_read and default is not None and "const" not in member:
+        said = member.get("description", "")
+        member["description"] = f"{said}  Default: `{json.dumps(default)}`.".strip()
 
 
 def require_members(models: Mapping[str, Schema], are_read: set[str]) -> None:
@@ -79,7 +84,7 @@ def require_members(models: Mapping[str, Schema], are_read: set[str]) -> None:
 
 def without_null(schema: Schema) -> Schema:
     """Return a schema without null, which a query string cannot express."""
-    rest = {key: value for key, value in schema.items() if key != "anyOf" and (key, value) != ("default", None)}
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     return {**rest, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})}
 
