@@ -21,10 +21,20 @@ _PREFIX = "whsec_"
 _MIN_KEY_BYTES = 24  # the specification's minimum
 
 
-def payload_of(job_id: str, status: str, completed_at: datetime, metadata: Mapping[str, Any] | None) -> bytes:
-    """Return the body of a job's callback, with Letta's keys; `completed_at`, an aware time, is written with `Z`."""
+def payload_of(
+    job_id: str,
+    status: str,
+    completed_at: datetime,
+    metadata: Mapping[str, Any] | None,
+    run_id: str | None = None,
+) -> bytes:
+    """Return the body of a job's callback, with Letta's keys; `completed_at`, an aware time, is written with `Z`.
+
+    `run_id` is that of a single request.
+    """
     payload = {
         "job_id": job_id,
+        **({"run_id": run_id} if run_id is not None else {}),
         "status": status,
         "completed_at": completed_at.astimezone(UTC),
         "metadata": dict(metadata) if metadata is not None else None,

@@ -39,6 +39,14 @@ async def prune(store: AsyncStore, days: float) -> None:
         await asyncio.sleep(_PAUSE_S)
 
 
+async def purge(store: AsyncStore, key: int | None = None) -> None:
+    """Delete the rows of a job that was forgotten, or of all such jobs."""
+    has_more = True
+    while has_more:
+        has_more = await store.retention.purge(key)
+        await asyncio.sleep(_PAUSE_S)
+
+
 async def _step(store: AsyncStore, ended_before: str) -> bool:
     try:
         return await store.retention.prune(ended_before)

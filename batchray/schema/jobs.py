@@ -27,7 +27,7 @@ TERMINAL_JOB_STATUSES = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobSta
 
 
 class JobType(StrEnum):
-    """The kind of a job; batchray's are all `batch`."""
+    """The kind of a job: `run` is a single request to one agent.  batchray has no `job`."""
 
     JOB = "job"
     RUN = "run"

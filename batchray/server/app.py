@@ -29,6 +29,7 @@ from batchray.server.background import BackgroundTasks
 from batchray.server.callback_outbox import StoredOutbox
 from batchray.server.clients import ClientWatch
 from batchray.server.connections import LINGER_S
+from batchray.server.deletion import JobDeletion
 from batchray.server.errors import errors_as_json
 from batchray.server.executor_supervisor import supervise
 from batchray.server.idle_jobs import IdleJobs
@@ -39,9 +40,11 @@ from batchray.server.refusals import MAX_HEADERS, MAX_LINE_BYTES
 from batchray.server.request_rules import only_health_checks
 from batchray.server.result_streams import ResultStreams
 from batchray.server.routes.agents import AgentRoutes
+from batchray.server.routes.background_runs import BackgroundRunRoutes
 from batchray.server.routes.batches import BatchRoutes
 from batchray.server.routes.blocks import BlockRoutes
 from batchray.server.routes.health import HealthRoutes
+from batchray.server.routes.jobs import JobRoutes
 from batchray.server.routes.messages import MessageRoutes
 from batchray.server.routes.models import ModelRoutes
 from batchray.server.routes.runs import RunRoutes
@@ -102,6 +105,7 @@ class _Jobs:
     storage: ServerStorage
     scheduler: JobScheduler
     idle_jobs: IdleJobs
+    deletion: JobDeletion
     sender: CallbackSender
     tasks: BackgroundTasks
 
@@ -135,6 +139,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
         ):
             # Before clients can create jobs, which the first adoption would take for jobs of another server.
             await jobs.idle_jobs.start()
+            jobs.deletion.start()
             if settings.retention_days is not None:
                 jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
             jobs.tasks.spawn(jobs.storage.bulk.return_memory())
@@ -164,7 +169,8 @@ async def _open_jobs(
             delays_s=settings.callback_delays_s if settings.callback_delays_s is not None else DELAYS_S,
         )
         scheduler = JobScheduler(settings, runtime, storage, tasks, on_job_end=sender.wake, providers=providers)
-        yield _Jobs(storage, scheduler, IdleJobs(settings, storage, scheduler, tasks), sender, tasks)
+        idle_jobs = IdleJobs(settings, storage, scheduler, tasks)
+        yield _Jobs(storage, scheduler, idle_jobs, JobDeletion(storage, scheduler, tasks), sender, tasks)
 
 
 @asynccontextmanager
@@ -249,7 +255,9 @@ def _application(
         *ModelRoutes(catalog).routes(),
         *BlockRoutes(settings, storage, AgentStates(catalog, lookup, storage.reader), catalog).routes(),
         *MessageRoutes(settings, storage, lookup, runs, ClientWatch()).routes(),
+        *BackgroundRunRoutes(settings, storage, lookup, runs, scheduler).routes(),
         *RunRoutes(settings, storage.reader, runs).routes(),
+        *JobRoutes(storage, scheduler, jobs.deletion).routes(),
         *StepRoutes(settings, storage).routes(),
         *health.routes(),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from batchray.callbacks import Delivery, DeliveryAttempt, payload_of
+from batchray.schema import run_id
 from batchray.server.storage import ServerStorage
 from batchray.server.views import batch_job
 from batchray.store import DueCallback, ThreadedStore
@@ -47,6 +48,7 @@ def _delivery(due: DueCallback) -> Delivery:
     assert job.completed_at is not None, "a callback is due once its job has ended"
     assert job.callback_url is not None, "a job without a callback URL has no callback"
     completed_at = datetime.fromisoformat(job.completed_at)
-    payload = payload_of(job.id, job.status, completed_at, batch_job(job).metadata)
+    own_run = run_id(job.id, 0) if job.is_single else None
+    payload = payload_of(job.id, job.status, completed_at, batch_job(job).metadata, own_run)
     webhook_id = f"{job.id}-{int(completed_at.timestamp())}{completed_at:%f}"  # in microseconds, as a job may end twice
     return Delivery(job.id, job.completed_at, webhook_id, job.callback_url, payload, due.n_attempts)

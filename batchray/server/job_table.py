@@ -142,6 +142,11 @@ class JobTable:
         """Return how many requests of all jobs are in flight.  Thread-safe."""
         return sum(entry.job.in_flight for entry in list(self._entries.values()) if entry.job is not None)
 
+    @property
+    def n_single_runs(self) -> int:
+        """How many single runs have an entry."""
+        return sum(entry.skips_queue for entry in self._entries.values())
+
     def first_queued(self) -> str | None:
         """Return the queued job that starts next.
 

@@ -22,6 +22,8 @@ from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
 from batchray.store import JobRecord, NewItem, NewJob, StoredResult
 
+_MAX_BACKGROUND = 2000
+"""How many single runs there may be at once for another one to start in the background."""
 _POLL_S = 0.25
 """How often the store is asked for the end of a run that this process does not run now."""
 
@@ -73,11 +75,12 @@ class SingleRuns:
     async def start(self, run: NewRun) -> JobRecord:
         """Start a request and return its job; with a key that came before, return the job of that request.
 
-        Raises UnknownAgentError, HttpError 503 if it cannot be run now, and 422 if the key came with another body.
+        Raises HttpError 503 if it cannot be run now, and 422 if the key came with another body.
         """
         if self._scheduler.is_draining:
             raise stopping()
-        await self._reader.call(self._agents.find, run.user_id, run.agent_id)
+        if run.in_background and self._scheduler.table.n_single_runs >= _MAX_BACKGROUND:
+            raise unavailable(5, "too many requests run in the background; try again in a moment")
         if run.key is None:
             return await self._start(run)
         lock = self._starting.setdefault((run.user_id, run.key), asyncio.Lock())

@@ -15,6 +15,7 @@ from batchray.schema import (
     ErrorInfo,
     ItemStatus,
     JobStatus,
+    JobType,
     LettaMessage,
     LettaResponse,
     Message,
@@ -69,7 +70,10 @@ class MessagesPage(WireModel):
 def batch_job(record: JobRecord) -> BatchJob:
     """Return a job as Letta's BatchJob, with all 18 fields; its metadata says why it has paused itself."""
     counts = RequestCounts(total=record.total, pending=record.total - record.done, **record.counts)
-    metadata: dict[str, Any] = {"job_type": "batch_messages", "request_counts": counts.model_dump()}
+    kind = "send_message" if record.is_single else "batch_messages"
+    metadata: dict[str, Any] = {"job_type": kind, "request_counts": counts.model_dump()}
+    if record.is_single:
+        metadata["run_id"] = run_id(record.id, 0)
     if record.paused_because is not None:
         metadata["paused_because"] = record.paused_because
     if record.unused_fields is not None:
@@ -77,6 +81,7 @@ def batch_job(record: JobRecord) -> BatchJob:
     return BatchJob(
         id=record.id,
         status=JobStatus(record.status),
+        job_type=JobType.RUN if record.is_single else JobType.BATCH,
         created_at=parse_time(record.created_at),
         updated_at=parse_time(record.updated_at),
         created_by_id=record.user_id,
@@ -84,7 +89,7 @@ def batch_job(record: JobRecord) -> BatchJob:
         completed_at=parse_time(record.completed_at),
         stop_reason=StopReason(record.stop_reason) if record.stop_reason else None,
         metadata=metadata,
-        background=False,
+        background=record.kind == "background",
         agent_id=record.agent_id,
         callback_url=record.callback_url,
         callback_sent_at=parse_time(record.callback_sent_at),

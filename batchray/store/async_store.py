@@ -206,4 +206,6 @@ class AsyncRetention:
 
     def __init__(self, store: AsyncStore, retention: Retention) -> None:
         self.prune = store.on(retention.prune)
+        self.forget = store.on(retention.forget)
+        self.purge = store.on(retention.purge)
         self.shrink = store.on(retention.shrink)

@@ -285,12 +285,17 @@ class Jobs:
         after: int | None = None,
         before: int | None = None,
         limit: int | None = None,
+        is_active: bool = False,
     ) -> list[JobRecord]:
-        """Return jobs in the order of their creation.  `after` and `before` are keys, in that order too."""
+        """Return jobs in the order of their creation.  `after` and `before` are keys, in that order too.
+
+        If `is_active`, only those that have not ended.
+        """
         query = sa.select(*_COLUMNS).where(jobs.c.kind != DELETED).limit(limit)
         query = query.order_by(jobs.c.job if order == "asc" else jobs.c.job.desc())
         for column, wanted in ((jobs.c.user_id, user_id), (jobs.c.kind, kind), (jobs.c.agent_id, agent_id)):
             query = query if wanted is None else query.where(column == wanted)
+        query = query.where(jobs.c.completed_at.is_(None)) if is_active else query
         query = between(query, jobs.c.job, order, after, before)
         with self._database.reading() as connection:
             return [job_record(row) for row in connection.execute(query).mappings()]

@@ -60,6 +60,9 @@ class World:
         self.letta.agents.blocks.attach(block_id, agent_id=self.agent_id)
         return block_id
 
+    def new_run(self) -> list[str]:
+        return [str(self.letta.agents.messages.create_async(self.agent_id, input=INPUT).id)]
+
     def _ended_batch(self) -> str:
         job = self.letta.batches.retrieve(self.new_batch())
         while job.completed_at is None:
@@ -119,6 +122,7 @@ OF_EVERY_METHOD: dict[str, Value] = {
     # of runs and steps
     "active": True,
     "agent_ids": lambda world: [world.agent_id],
+    "run_ids": World.new_run,
     "statuses": ["completed", "failed"],
     "stop_reason": "end_turn",
     "batch_size": 10,
@@ -240,6 +244,7 @@ OF_METHOD: dict[str, dict[str, Value]] = {
 
 _ASKING = dict.fromkeys(("create", "create_async", "stream"), ("input",))
 NEEDED: dict[str, tuple[str, ...]] = {
+    "agents.messages.cancel": ("run_ids",),
     "agents.create": ("model", "tools"),
     **{f"agents.messages.{name}": names for name, names in _ASKING.items()},
 }

@@ -92,7 +92,13 @@ ROUTES = [
     *[(method, "/v1/agents/calculator/messages") for method in ("POST", "GET")],
     ("PATCH", "/v1/agents/calculator/reset-messages"),
     ("POST", "/v1/agents/calculator/messages/stream"),
+    *[("POST", f"/v1/agents/calculator/messages/{name}") for name in ("async", "cancel")],
+    ("DELETE", f"{BATCHES}/job-{UNKNOWN}"),
+    ("GET", "/v1/jobs/"),
+    *[(method, f"/v1/jobs/job-{UNKNOWN}") for method in ("GET", "DELETE")],
+    ("PATCH", f"/v1/jobs/job-{UNKNOWN}/cancel"),
     ("GET", "/v1/runs/"),
+    ("DELETE", f"/v1/runs/run-{UNKNOWN}"),
     *[("GET", f"/v1/runs/run-{UNKNOWN}{rest}") for rest in ("", "/messages", "/usage", "/steps")],
     ("POST", f"/v1/runs/run-{UNKNOWN}/stream"),
     ("GET", "/v1/steps/"),
@@ -135,6 +141,7 @@ def test_every_route_of_the_openapi_document_was_tried(keyed: LiveServer) -> Non
         if "security" in operation
     }
     names = {
+        f"jobs/job-{UNKNOWN}": "jobs/{job_id}",
         f"job-{UNKNOWN}": "{batch_id}",
         f"run-{UNKNOWN}": "{run_id}",
         f"step-{UNKNOWN}": "{step_id}",
@@ -195,6 +202,7 @@ def test_another_users_job_looks_like_an_unknown_one(bob: User, job_of_alice: di
         ("PATCH", "/cancel"),
         ("POST", "/retry"),
         ("POST", "/unpause"),
+        ("DELETE", ""),
     ]:
         assert_looks_unknown(lambda job_id: bob.call(method, f"{BATCHES}/{job_id}{rest}"), job_of_alice["id"])  # noqa: B023
     for cursor in ("after", "before"):
@@ -226,6 +234,9 @@ def test_another_users_runs_and_steps_look_like_unknown_ones(
         assert own in [each["id"] for each in alice.call("GET", f"/v1/{kind}s/").body]
         assert own not in [each["id"] for each in bob.call("GET", f"/v1/{kind}s/").body]
     assert_looks_unknown(lambda each: bob.call("POST", f"/v1/runs/{each}/stream", {}), message["run_id"])
+    for method, rest in (("GET", ""), ("PATCH", "/cancel"), ("DELETE", "")):
+        assert_looks_unknown(lambda each: bob.call(method, f"/v1/jobs/{each}{rest}"), job_of_alice["id"])  # noqa: B023
+    assert_looks_unknown(lambda each: bob.call("DELETE", f"/v1/runs/{each}"), message["run_id"])
     said = {"feedback": "positive"}
     assert_looks_unknown(lambda each: bob.call("PATCH", f"/v1/steps/{each}/feedback", said), message["step_id"])
 

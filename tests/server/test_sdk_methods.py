@@ -25,10 +25,7 @@ RESOURCES = (
     *("runs", "runs.messages", "runs.steps", "runs.usage"),
     *("steps", "steps.messages", "steps.metrics", "steps.trace", "steps.feedback"),
 )
-ABSENT = {
-    *("agents.export_file", "agents.import_file", "agents.messages.compact"),
-    *("agents.messages.create_async", "agents.messages.cancel"),
-}
+ABSENT = {"agents.export_file", "agents.import_file", "agents.messages.compact"}
 """Methods whose routes batchray does not have."""
 
 ALIASES = {"body_requires_approval": "requires_approval", "query_requires_approval": "requires_approval"}

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
-from typing import Annotated, ClassVar
 
-import orjson
 from aiohttp import web
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from batchray.batch.rules import RequestRules
 from batchray.config import ServerSettings
 from batchray.jobs import context
 from batchray.schema import (
     LettaMessage,
-    LettaRequest,
     LettaResponse,
     Message,
-    RequestMessage,
     is_message_id,
     letta_messages,
     ordinal_of,
 )
 from batchray.server.agent_catalog import AgentLookup
+from batchray.server.asks import AskAgent, AskReader
 from batchray.server.auth import user_of
 from batchray.server.clients import ClientWatch
 from batchray.server.errors import NO_RETRY, HttpError
-from batchray.server.idempotency import KEY_PATTERN, key_of
+from batchray.server.idempotency import KEY_PATTERN
 from batchray.server.json_lists import between_cursors, json_list
 from batchray.server.pagination import Cursor, Page, is_between, paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
@@ -37,9 +33,8 @@ from batchray.server.run_stream import RUN_EVENTS, RunStream
 from batchray.server.run_views import RunDetails
 from batchray.server.single_runs import NewRun, SingleRuns
 from batchray.server.storage import ServerStorage
-from batchray.server.upload import read_json
 from batchray.server.views import letta_response
-from batchray.store import JobRecord, RunFilter, RunPosition, SortOrder
+from batchray.store import RunFilter, RunPosition, SortOrder
 
 _PATH = "/v1/agents/{agent_id}/messages"
 _RUNS_AT_ONCE = 100
@@ -67,18 +62,6 @@ _APPROVAL_ERRORS = frozenset(
 )
 
 
-class AskAgent(LettaRequest):
-    """The body of POST /v1/agents/{id}/messages: a request, and how its response is delivered."""
-
-    without_effect: ClassVar[Set[str]] = LettaRequest.without_effect | {"stream_tokens", "background"}
-
-    messages: Annotated[list[RequestMessage], Field(min_length=1)] | None = None
-    streaming: bool = False
-    stream_tokens: bool = False
-    include_pings: bool = True
-    background: bool = False
-
-
 class MessageRoutes:
     """The endpoints of an agent's messages."""
 
@@ -90,8 +73,9 @@ class MessageRoutes:
         runs: SingleRuns,
         clients: ClientWatch,
     ) -> None:
-        self._settings, self._agents, self._runs, self._clients = settings, agents, runs, clients
+        self._agents, self._runs, self._clients = agents, runs, clients
         self._reader, self._bulk = storage.reader, storage.bulk
+        self._asks = AskReader(settings, storage.reader, agents)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -136,18 +120,18 @@ class MessageRoutes:
 
     async def ask(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Run one request immediately, on the same executor as batches."""
-        given, unused = await self._read(request)
+        given, run = await self._asks.read(request, AskAgent)
         if given.streaming:
-            return await self._stream(request, given, unused)
-        job, _ = await self._start(request, given, unused)
+            return await self._stream(request, given, run)
+        job = await self._runs.start(run)
         record, result = await self._clients.while_connected(request, self._runs.result_of(job))
         if result.error is not None:
             raise _failure(result.error)
-        return with_warning(letta_response(record, result), unused)
+        return with_warning(letta_response(record, result), run.unused)
 
     async def stream(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Run one request immediately, and stream its response."""
-        return await self._stream(request, *await self._read(request))
+        return await self._stream(request, *await self._asks.read(request, AskAgent))
 
     async def index(self, request: web.Request, query: Page) -> ResponseBody:
         """List an agent's messages, input included: the conversation of a stateful agent, or the single runs of others.
@@ -201,29 +185,11 @@ class MessageRoutes:
             raise HttpError(400, f"Message with id {message_id} not found")
         return Cursor(job.key, ordinal_of(message_id))
 
-    async def _read(self, request: web.Request) -> tuple[AskAgent, Set[str]]:
-        """Return the body, and the names of fields in it that have no effect."""
-        await self._reader.call(self._agents.find, user_of(request), request.match_info["agent_id"])
-        rules = RequestRules((), accepts_unused=True)
-        return await read_json(request, AskAgent, self._settings, rules), rules.unused
-
-    async def _start(self, request: web.Request, given: AskAgent, unused: Set[str]) -> tuple[JobRecord, bytes]:
-        """Start the run of a request; return its job and the request's JSON."""
-        body = _body(request, given)
-        agent_id = request.match_info["agent_id"]
-        new = NewRun(user_of(request), agent_id, body, key_of(request), unused=unused)
-        return await self._runs.start(new), body
-
-    async def _stream(self, request: web.Request, given: AskAgent, unused: Set[str]) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, given: AskAgent, run: NewRun) -> web.StreamResponse:
         """Stream the agent's output as its steps are checkpointed, and pings while there is nothing new."""
-        job, body = await self._start(request, given, unused)
-        stream = RunStream(self._reader, job, 0, body, pings=given.include_pings)
-        return await stream.send(request, asyncio.create_task(self._runs.result_of(job)), unused)
-
-
-def _body(request: web.Request, given: AskAgent) -> bytes:
-    fields = given.model_dump(mode="json", exclude_unset=True, include=set(LettaRequest.model_fields))
-    return orjson.dumps({**fields, "agent_id": request.match_info["agent_id"]})
+        job = await self._runs.start(run)
+        stream = RunStream(self._reader, job, 0, run.request, pings=given.include_pings)
+        return await stream.send(request, asyncio.create_task(self._runs.result_of(job)), run.unused)
 
 
 def _letta_messages(message: Message, is_newest_first: bool) -> list[BaseModel]:

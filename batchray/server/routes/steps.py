@@ -69,7 +69,7 @@ class StepRoutes:
                 "PATCH",
                 f"{_ONE}/feedback",
                 self.feedback,
-                "give_step_feedback",
+                "update_step_feedback",
                 "Say whether a step was good",
                 body=GiveFeedback,
                 has_strict_body=True,
