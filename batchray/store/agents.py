@@ -37,7 +37,7 @@ class Agents:
         now = utc_now()
         values = {"id": agent_id, "user_id": user_id, "created_at": now, "updated_at": now}
         with self._database.transaction() as connection:
-            connection.execute(sa.insert(agents).values(**values, spec=orjson.dumps(spec)))
+            connection.execute(sa.insert(agents).values(**values, **_spec_values(agent_id, spec)))
             created = create_blocks(connection, user_id, agent_id, new_blocks)
             attach_blocks(connection, user_id, agent_id, [*created, *block_ids])
         return StoredAgent(**values, spec=dict(spec))
@@ -50,7 +50,7 @@ class Agents:
         here = (agents.c.id == before.id, agents.c.user_id == before.user_id, agents.c.updated_at == before.updated_at)
         statement = sa.update(agents).where(*here)
         with self._database.transaction() as connection:
-            changed = connection.execute(statement.values(spec=orjson.dumps(spec), updated_at=utc_now()))
+            changed = connection.execute(statement.values(**_spec_values(before.id, spec), updated_at=utc_now()))
             if changed.rowcount and block_ids is not None:
                 replace_blocks(connection, before.user_id, before.id, block_ids)
         return changed.rowcount > 0
@@ -79,11 +79,17 @@ class Agents:
             row = connection.execute(sa.select(*_COLUMNS).where(agents.c.id == agent_id)).first()
         return _stored_agent(*row) if row else None
 
-    def ids(self, user_id: str) -> list[str]:
-        """Return the ids of a user's agents, oldest first."""
+    def ids(self, user_id: str, name: str | None = None) -> list[str]:
+        """Return the ids of a user's agents, oldest first; only of those with this name, unless it is None."""
         query = sa.select(agents.c.id).where(agents.c.user_id == user_id).order_by(agents.c.agent)
+        if name is not None:
+            query = query.where(agents.c.name == name)
         with self._database.reading() as connection:
             return list(connection.execute(query).scalars())
+
+
+def _spec_values(agent_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {"spec": orjson.dumps(spec), "name": spec.get("given", {}).get("name") or agent_id}
 
 
 def _stored_agent(agent_id: str, user_id: str, created_at: str, updated_at: str, spec: bytes) -> StoredAgent:

@@ -63,14 +63,21 @@ def _to_version_4(connection: sa.Connection) -> None:
 
 
 def _to_version_5(connection: sa.Connection) -> None:
-    """Move the memory blocks of agents made over HTTP out of their settings, so that several agents can share them."""
+    """Move the memory blocks of agents made over HTTP out of their settings, so that several agents can share them.
+
+    The agents' names become a column, by which they are found.
+    """
     columns = [sa.column("id"), sa.column("user_id"), sa.column("created_at"), sa.column("spec", sa.LargeBinary)]
-    agents = sa.table("agents", *columns)
+    agents = sa.table("agents", *columns, sa.column("name"))
     if "agents" not in sa.inspect(connection).get_table_names():
         return
+    connection.exec_driver_sql("ALTER TABLE agents ADD COLUMN name VARCHAR")
+    connection.exec_driver_sql("CREATE INDEX agents_by_name ON agents (user_id, name)")
     blocks, agent_blocks = _blocks_of_version_5(connection)
     for agent in connection.execute(sa.select(agents).order_by(agents.c.id)).all():
         spec = orjson.loads(agent.spec)
+        here = agents.c.id == agent.id
+        connection.execute(sa.update(agents).where(here).values(name=spec["given"].get("name") or agent.id))
         given = spec["given"].pop("memory_blocks", None)
         if not spec["agent"].pop("memory_blocks", None) and not given:
             continue
@@ -78,7 +85,6 @@ def _to_version_5(connection: sa.Connection) -> None:
             row = _block_of_version_5(connection, agent, position, block)
             connection.execute(sa.insert(blocks).values(**row))
             connection.execute(sa.insert(agent_blocks).values(agent_id=agent.id, block_id=row["id"]))
-        here = agents.c.id == agent.id
         connection.execute(sa.update(agents).where(here).values(spec=orjson.dumps(spec)))
 
 

@@ -151,7 +151,9 @@ agents = sa.Table(
     sa.Column("created_at", TEXT, nullable=False),
     sa.Column("updated_at", TEXT, nullable=False),
     sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Column("name", TEXT),  # that of the spec, to search for
     sa.Index("agents_of_a_user", "user_id", "agent"),
+    sa.Index("agents_by_name", "user_id", "name"),
 )
 
 

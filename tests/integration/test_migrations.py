@@ -247,12 +247,19 @@ def test_a_database_from_before_leases_and_conversations_is_migrated(tmp_path: P
         assert store.jobs.start(old.job_id("unfinished")).epoch == 1
 
 
+def drop_names(connection: sqlite3.Connection) -> None:
+    """Remove the names of agents, which versions before 5 did not have."""
+    connection.execute("DROP INDEX agents_by_name")
+    connection.execute("ALTER TABLE agents DROP COLUMN name")
+
+
 def test_a_database_of_version_3_gets_the_reason_of_a_pause(tmp_path: Path) -> None:
     old = old_sqlite("sqlite_2", tmp_path)
     old.open().close()
     with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:  # what version 3 did not have
         connection.execute("ALTER TABLE jobs DROP COLUMN paused_because")
         connection.execute("ALTER TABLE jobs DROP COLUMN unused_fields")
+        drop_names(connection)
         connection.execute("PRAGMA user_version = 3")
         connection.commit()
     with old.open() as store:
@@ -270,6 +277,7 @@ def test_a_database_of_version_4_gets_its_agents_blocks_as_they_were_edited(tmp_
     with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:  # as version 4 wrote it
         connection.execute("DROP TABLE blocks")
         connection.execute("DROP TABLE agent_blocks")
+        drop_names(connection)
         row = ("agent-1", "user-1", "2026-01-01", "2026-01-02", spec.encode())
         connection.execute("INSERT INTO agents (id, user_id, created_at, updated_at, spec) VALUES (?, ?, ?, ?, ?)", row)
         memory = [("user-1", "agent-1", "human", b"Ada"), ("user-2", "agent-1", "human", b"another's")]
@@ -280,6 +288,7 @@ def test_a_database_of_version_4_gets_its_agents_blocks_as_they_were_edited(tmp_
         stored = store.agents.find("agent-1", "user-1")
         assert stored is not None
         assert stored.spec == {"given": {"name": "a"}, "agent": {"id": "a"}}
+        assert store.agents.ids("user-1", "a") == ["agent-1"]
         human_block, pets_block = store.blocks.of_agent("agent-1")
         assert (human_block.label, human_block.value, human_block.limit) == ("human", "Ada", 50)
         assert (pets_block.label, pets_block.value, pets_block.limit) == ("pets", "cat", 20_000)

@@ -151,7 +151,11 @@ class AgentRoutes:
         def page(query: AgentsQuery) -> list[AgentState]:
             ids = [*self._catalog.ids, *self._reader.sync.agents.ids(user_id)]
             ids = ids if query.order == "asc" else ids[::-1]
-            found = self._states.agents(user_id, ids[slice_of(ids, query, "Agent with ID")])
+            wanted = ids[slice_of(ids, query, "Agent with ID")]
+            if query.name is not None:
+                named = {query.name, *self._reader.sync.agents.ids(user_id, query.name)}  # an operator's id is its name
+                wanted = [agent_id for agent_id in wanted if agent_id in named]
+            found = self._states.agents(user_id, wanted)
             return list(islice(filter(query.matches, found), query.limit))
 
         return await self._reader.call(paged, query, page)
