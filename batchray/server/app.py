@@ -142,7 +142,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
             jobs.deletion.start()
             if settings.retention_days is not None:
                 jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
-            jobs.tasks.spawn(jobs.storage.bulk.return_memory())
+            jobs.tasks.spawn(jobs.storage.bulk.return_memory(streams.forget_pages))
             jobs.tasks.spawn(StalledReaders(settings.reader_idle_s).run(_server_of(runner)))
             async with listening(sockets, _server_of(runner), settings, _connection_options(settings)):
                 host, port = sockets[0].getsockname()[:2]

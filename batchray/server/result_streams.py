@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal, NamedTuple
 
 import orjson
@@ -20,6 +21,8 @@ from batchray.views.results import ResultViews
 _PAGE_RESULTS, _PAGE_BYTES = 500, 256 * 1024
 # How soon a follower notices that its reader has left, while the job does not change.
 _TICK_S = 1.0
+# How many followers are written to before the server looks for other requests.
+_N_TURNS = 8
 
 
 class ResultForm(NamedTuple):
@@ -69,16 +72,21 @@ class ResultStreams:
     def __init__(self, storage: ServerStorage) -> None:
         self._reader, self._bulk = storage.reader, storage.bulk
         self._feeds, self._pages = JobFeeds(storage.reader), SharedPages()
+        self._turns = asyncio.Semaphore(_N_TURNS)
 
     def cut(self) -> None:
         """End all streams that follow a job, because the server exits."""
         self._feeds.cut()
 
+    def forget_pages(self) -> None:
+        """Forget the pages that no reader has in use."""
+        self._pages.forget()
+
     async def results(
         self, request: web.Request, job: JobRecord, query: ResultsQuery, position: ResultPosition = START
     ) -> web.StreamResponse:
         """Stream the results after a position as JSON Lines; with `follow`, until the job ends."""
-        lines = JsonLines(request)
+        lines = JsonLines(request, self._turns)
         if request.method == "HEAD":
             return await lines.end()
         source = await self._source(job, ResultForm("lines", query.order, query.failed, query.include_input))
@@ -96,7 +104,7 @@ class ResultStreams:
 
     async def events(self, request: web.Request, job: JobRecord, last_seq: int) -> web.StreamResponse:
         """Stream the outcomes after `last_seq`, the job as often as it changes, and its end."""
-        events = Events(request)
+        events = Events(request, turns=self._turns)
         if request.method == "HEAD":
             return await events.end()
         source, position = await self._source(job, ResultForm("events", "finish")), ResultPosition(seq=last_seq)

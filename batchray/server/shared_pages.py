@@ -47,6 +47,11 @@ class SharedPages:
         self._keep(key, page)
         return page
 
+    def forget(self) -> None:
+        """Forget the pages that no reader has in use."""
+        self._recent.clear()
+        self._n_recent_bytes = 0
+
     def _keep(self, key: Hashable, page: Page) -> None:
         if len(page.text) > self._recent_bytes:
             return

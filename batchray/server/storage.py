@@ -72,9 +72,10 @@ class BulkReader(ThreadedStore):
         self._n_returned = self._n_calls
         return True
 
-    async def return_memory(self) -> None:
-        """After each time of reads, return to the system the memory that they used; for ever."""
+    async def return_memory(self, forget: Callable[[], None]) -> None:
+        """After each time of reads, `forget` what is kept of them and return their memory to the system; for ever."""
         while True:
             await asyncio.sleep(_QUIET_S)
             if self.has_become_quiet():
+                forget()
                 await asyncio.to_thread(return_free_memory)

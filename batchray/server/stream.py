@@ -34,11 +34,14 @@ class StreamedResponse:
     """A response whose length is not known when it begins.
 
     The status is sent with the first write, so that an error before it still gets its own status.  Everything that
-    writes raises ReaderLeftError if the reader has disconnected.
+    writes raises ReaderLeftError if the reader has disconnected.  `turns` is shared by responses that would otherwise
+    all write at the same moment, and make other requests wait.
     """
 
-    def __init__(self, request: web.Request, headers: Mapping[str, str]) -> None:
-        self._request = request
+    def __init__(
+        self, request: web.Request, headers: Mapping[str, str], turns: asyncio.Semaphore | None = None
+    ) -> None:
+        self._request, self._turns = request, turns or asyncio.Semaphore()
         self._response = web.StreamResponse(headers=headers)
         self._loop = asyncio.get_running_loop()
         self._held: Page | None = None
@@ -97,8 +100,9 @@ class StreamedResponse:
         await self.begin()
         transport = self._request.transport
         if transport is not None and not transport.get_write_buffer_size():
-            await self._response.write(data)
-            await asyncio.sleep(0)  # the write did not wait: let other readers have their turn
+            async with self._turns:
+                await self._response.write(data)
+                await asyncio.sleep(0)  # the write did not wait
             return
         releasing = self._loop.call_later(_HOLD_S, self._release_page)
         try:
@@ -118,9 +122,9 @@ class StreamedResponse:
 class JsonLines(StreamedResponse):
     """A response of JSON objects, one a line."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, turns: asyncio.Semaphore | None = None) -> None:
         media_type = "text/plain; charset=utf-8" if _wants_text(request) else "application/jsonl"
-        super().__init__(request, {"Content-Type": media_type})
+        super().__init__(request, {"Content-Type": media_type}, turns)
 
 
 def _wants_text(request: web.Request) -> bool:
@@ -134,9 +138,15 @@ def _wants_text(request: web.Request) -> bool:
 class Events(StreamedResponse):
     """A response of server-sent events.  Source: WHATWG HTML, 9.2 "Server-sent events"."""
 
-    def __init__(self, request: web.Request, headers: Mapping[str, str] | None = None, ping_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        request: web.Request,
+        headers: Mapping[str, str] | None = None,
+        ping_s: float = 15.0,
+        turns: asyncio.Semaphore | None = None,
+    ) -> None:
         own = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(request, {**own, **(headers or {})})
+        super().__init__(request, {**own, **(headers or {})}, turns)
         self._ping_s, self._sent_at = ping_s, self._loop.time()
 
     async def send(self, name: str, data: bytes, event_id: str = "") -> None:

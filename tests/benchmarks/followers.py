@@ -18,7 +18,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 from tests.benchmarks.harness import report, when_input_ends
-from tests.server.http_client import BATCHES, create
+from tests.server.http_client import BATCHES, call, create
 from tests.server.live import LiveServer, live_server
 from tests.server.streaming import opened
 
@@ -77,6 +77,8 @@ def main() -> None:
         agents = Path(directory) / "agents.json"
         agents.write_text(json.dumps(AGENTS))
         with live_server(Path(directory) / "data", "--max-in-flight", "200", agents=agents) as server:
+            first = create(server, [{"agent_id": "wait", "input": "0"}])["id"]  # the first job imports code
+            assert call(server, "GET", f"{BATCHES}/{first}/events").status == 200
             for kind, mark in (("results?follow=true", b'{"index":'), ("events", b"event: outcome")):
                 job_id = create(server, [{"agent_id": "wait", "input": str(ITEM_S)}] * N_ITEMS)["id"]
                 started = time.monotonic()

@@ -164,6 +164,10 @@ async def test_a_page_that_a_reader_has_is_not_made_again_and_others_are_forgott
     assert await get("held", 1000) is held
     assert await get("c") == await get("a")
     assert made == ["held", "a", "b", "c", "a"]
+    shared.forget()
+    assert await get("held", 1000) is held
+    await get("a")
+    assert made[5:] == ["a"]
 
 
 async def test_a_page_that_could_not_be_made_is_made_for_the_next_reader() -> None:

@@ -18,6 +18,7 @@ from batchray.schema.base import WireModel
 from batchray.server.bodies import PlainText
 from batchray.server.errors import unavailable
 from batchray.server.job_table import JobTable
+from batchray.server.recent_check import RecentCheck
 from batchray.server.routing import VERSION, NoQuery, ResponseBody, Route, route_of
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
@@ -39,6 +40,7 @@ class HealthRoutes:
         self, storage: ServerStorage, scheduler: JobScheduler, uploads: Uploads, is_alive: Callable[[], bool]
     ) -> None:
         self._storage, self._scheduler, self._is_alive = storage, scheduler, is_alive
+        self._storage_check = RecentCheck(self._check_storage)
         self._registry = CollectorRegistry()
         self._registry.register(_StateCollector(storage.reader.sync, scheduler.table, uploads))
         self._n_requests = Counter(
@@ -81,6 +83,11 @@ class HealthRoutes:
             raise unavailable(10, "the server is stopping")
         if not self._is_alive():
             raise unavailable(5, "the executor is not running")
+        await self._storage_check.passed()
+        return HealthView()
+
+    async def _check_storage(self) -> None:
+        """Raise HttpError 503 if the store does not respond, or if the disk is full."""
         try:
             async with asyncio.timeout(2):
                 has_room = await self._storage.probe.call(self._storage.can_read_and_has_room)
@@ -88,7 +95,6 @@ class HealthRoutes:
             raise unavailable(5, "the store does not respond") from None
         if not has_room:
             raise unavailable(30, "the disk is full")
-        return HealthView()
 
     async def metrics(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return the metrics in Prometheus' text format."""
