@@ -178,6 +178,7 @@ class ToolLoop:
             system=self._system(run),
             tools=tools.specs,
             body=self._agent.request_body,
+            settings=run.request.settings.given if run.request.settings is not None else {},
             deadline=run.deadline,
             thinking=self._thinking(run),
             on_wasted_usage=run.add_usage,

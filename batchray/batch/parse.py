@@ -83,9 +83,19 @@ def read_body(buffer: Buffer, agents: Iterable[str]) -> Batch:
 
 def parse_request(raw: bytes | memoryview, rules: RequestRules) -> RawRequest:
     """Validate one request's JSON.  Raises BatchFormatError without a position; the caller adds it."""
+    _check_size(raw)
+    body = bytes(raw)
+    if rules.convert is not None:
+        body = orjson.dumps(rules.convert(strict_json(body)))
+    return _parsed(body, rules)
+
+
+def _check_size(raw: bytes | memoryview) -> None:
     if len(raw) > MAX_REQUEST_BYTES:
         raise BatchFormatError(f"a request of more than {MAX_REQUEST_BYTES >> 20} MiB")
-    body = bytes(raw)
+
+
+def _parsed(body: bytes, rules: RequestRules) -> RawRequest:
     if ids := parse_simple_requests([body], rules.agents):
         return RawRequest(*ids[0], body)
     return _validate(strict_json(body), body, rules)
@@ -104,7 +114,8 @@ def _from_lines(lines: Lines, rules: RequestRules) -> Iterator[RawRequest]:
 def _from_raw_requests(slices: Sequence[msgspec.Raw], rules: RequestRules) -> Iterator[RawRequest]:
     for start in range(0, len(slices), _GROUP):
         group = slices[start : start + _GROUP]
-        ids = parse_simple_requests(group, rules.agents) if sum(map(len, group)) <= _GROUP_BYTES else None
+        is_small = rules.convert is None and sum(map(len, group)) <= _GROUP_BYTES
+        ids = parse_simple_requests(group, rules.agents) if is_small else None
         if ids is not None:
             yield from (RawRequest(*head, bytes(raw)) for head, raw in zip(ids, group, strict=True))
         else:
@@ -134,18 +145,21 @@ def _from_objects(requests: Iterable[Any], rules: RequestRules) -> Iterator[RawR
 
 
 def object_request(request: Any, rules: RequestRules) -> RawRequest:
-    """Validate one request given as a mapping or an AgentRequest."""
+    """Validate one request given as a mapping or an AgentRequest, or one entry of another API's batch."""
     if isinstance(request, BaseModel):
         value = request.model_dump(mode="json", exclude_unset=True)
     elif isinstance(request, Mapping):
         value = dict(request)
     else:
         raise BatchFormatError(f"a request is a mapping or an AgentRequest, not {type(request).__name__}")
+    if rules.convert is not None:
+        value = rules.convert(value)
     try:
         body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError as error:
         raise BatchFormatError(f"cannot be written as JSON: {error}") from None
-    return parse_request(body, rules)  # the validated bytes are the stored bytes
+    _check_size(body)
+    return _parsed(body, rules)  # the validated bytes are the stored bytes
 
 
 def _validate(value: Any, body: bytes, rules: RequestRules) -> RawRequest:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -19,12 +19,26 @@ _FOREIGN = {
 }
 
 
+class KnownAgent(NamedTuple):
+    """An agent that requests may name: its model as "provider/model", and the protocol of its provider, if any."""
+
+    model: str | None = None
+    protocol: str | None = None
+
+    def has_model(self, name: str) -> bool:
+        """Whether this is its model, with the provider or without."""
+        return self.model is not None and name in (self.model, self.model.partition("/")[2])
+
+
 class RequestRules:
     """Checks agents and keys.
 
     A key that is unknown, or that its model refuses, is always refused.  A field of Letta's API that has no effect is
-    refused too, unless `accepts_unused`: then its name is collected in `unused`.
+    refused too, unless `accepts_unused`: then its name is collected in `unused`.  `convert` makes a request of an entry
+    of another API's batch; None for requests of our own.
     """
+
+    convert: Callable[[Any], dict[str, Any]] | None = None
 
     def __init__(self, agents: Iterable[str], *, accepts_unused: bool = False) -> None:
         self.agents = frozenset(agents)

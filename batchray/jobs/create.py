@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from batchray.agents.build import protocol_of
 from batchray.batch.custom_ids import CustomIds
 from batchray.batch.formats.options import NO_OPTIONS, InputOptions
 from batchray.batch.formats.recognize import ObjectInput, Table, open_batch
 from batchray.batch.parse import Batch
 from batchray.batch.places import is_local
+from batchray.batch.rules import KnownAgent
 from batchray.batch.spool import RawRequest, Spool
 from batchray.config import AgentSet
 from batchray.schema import AgentRequest, new_job_id
@@ -113,7 +115,7 @@ class Intake:
 
 def _taken_in(requests: Any, agents: AgentSet, directory: Path, options: InputOptions) -> Intake:
     """Open a batch, and read and check one that can be read only once, or only slowly."""
-    batch = open_batch(requests, _models(agents), directory, options)
+    batch = open_batch(requests, _known(agents), directory, options)
     if isinstance(batch, Batch):
         is_at_hand = isinstance(requests, list | tuple) or (isinstance(requests, str | Path) and is_local(requests))
         kept = batch if is_at_hand else _spooled(batch.requests, directory)
@@ -148,8 +150,8 @@ def _closing_on_error(spool: Spool) -> Iterator[None]:
         raise
 
 
-def _models(agents: AgentSet) -> dict[str, str | None]:
-    return {agent_id: bound.agent.model for agent_id, bound in agents.agents.items()}
+def _known(agents: AgentSet) -> dict[str, KnownAgent]:
+    return {agent_id: KnownAgent(bound.agent.model, protocol_of(bound)) for agent_id, bound in agents.agents.items()}
 
 
 def _create(store: Store, new: NewJob, intake: Intake) -> None:
@@ -164,7 +166,7 @@ async def collect(
     requests: AsyncIterable[Any], directory: Path, agents: AgentSet, options: InputOptions = NO_OPTIONS
 ) -> Intake:
     """Read and check an async iterable of requests or rows, on the event loop that it belongs to."""
-    given = ObjectInput(_models(agents), directory, options)
+    given = ObjectInput(_known(agents), directory, options)
     with given:
         async for request in requests:
             given.add(request)

@@ -268,12 +268,9 @@ class Job:  # more than 20 methods, because it is the public API of a job
         return self.record()
 
     def _views(self, include_input: bool) -> ResultViews:
-        snapshot = self._store().jobs.agent_snapshot(self.id)
-        return ResultViews(self._accepted, snapshot, include_input=include_input, rows=self._rows())
-
-    def _rows(self) -> CarriedRows:
-        """Return the rows of the table that the job was made of."""
-        return CarriedRows(lambda index: self._store().items.carried_columns(self._accepted, index))
+        store, job = self._store(), self._accepted
+        rows = CarriedRows(functools.partial(store.items.carried_columns, job))
+        return ResultViews(job, store.jobs.agent_snapshot(self.id), include_input=include_input, rows=rows)
 
     def _store(self) -> Store:
         """Return the reader of the store.  It is opened on first use, and closed with this object or at exit."""

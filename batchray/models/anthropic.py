@@ -15,7 +15,8 @@ from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.anthropic_models import KnownModels
 from batchray.models.anthropic_reply import PartialMessage
 from batchray.models.anthropic_request import Block, request_body
-from batchray.models.base import ModelCall, ModelReply
+from batchray.models.anthropic_settings import anthropic_settings
+from batchray.models.base import ModelCall, ModelReply, with_settings
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.conversation import used_ids
 from batchray.models.endings import check_not_empty
@@ -64,6 +65,7 @@ class AnthropicClient(HttpClient):
         Parameters that the model refuses are left out or changed, with a warning.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
+        call = with_settings(call, anthropic_settings)
         while True:
             wait_s = min(_MODEL_INFO_S, call.deadline - self._transport.clock())
             rules = await self._models.rules_for(call.model, call.body, call.thinking, wait_s)

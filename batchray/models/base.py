@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from batchray.schema import (
@@ -45,7 +45,8 @@ class ModelCall:
     """One request to a model: the conversation so far, and the tools that the model may call.
 
     `model` is the provider's name for the model, without the provider.  `body` holds further fields of the provider's
-    request body (`temperature`, `max_tokens`, `tool_choice`, ...) from the agent's file.  `deadline` is in seconds of
+    request body (`temperature`, `max_tokens`, `tool_choice`, ...) from the agent's file; `settings` are the request's
+    own, in chat completions' spelling, which win.  `deadline` is in seconds of
     `time.monotonic()`; neither the call nor a retry continues after it.  `thinking` switches the model's reasoning on
     or off if the provider has such a switch; None leaves it as `body` sets it.
     `on_wasted_usage` receives the usage of attempts that led to no reply, if the provider reported it.
@@ -58,11 +59,23 @@ class ModelCall:
     system: str | None = None
     tools: Sequence[ToolSpec] = ()
     body: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     deadline: float = float("inf")
     thinking: bool | None = None
     on_wasted_usage: Callable[[Usage], None] = discard_usage
     while_held: Callable[[], AbstractContextManager[object]] = nullcontext
     cache: CallCache | None = None
+
+
+def with_settings(
+    call: ModelCall, spelled: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: settings
+) -> ModelCall:
+    """Return the call with its settings among the fields of its body, as `spelled` writes them for a protocol."""
+    if not call.settings:
+        return call
+    limits = ("max_completion_tokens", "max_output_tokens") if "max_tokens" in call.settings else ()
+    kept = {name: value for name, value in call.body.items() if name not in limits}
+    return replace(call, body={**kept, **spelled(call.settings)}, settings={})
 
 
 @dataclass(frozen=True, slots=True)

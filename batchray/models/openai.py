@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Unpack
 
 from batchray.errors import InvalidResponseError, ModelAPIError
-from batchray.models.base import ModelCall, ModelReply
+from batchray.models.base import ModelCall, ModelReply, with_settings
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.openai_reply import PartialCompletion
 from batchray.models.openai_request import request_body
@@ -61,6 +61,7 @@ class OpenAIClient(HttpClient):
         Fields that the model refuses are left out, see `RefusedFields` and `ReasoningBack`.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
+        call = with_settings(call)
         try:
             answer = await self._send(call)
         except ModelAPIError as error:

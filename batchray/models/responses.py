@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from batchray.errors import InvalidResponseError, ModelAPIError
 from batchray.models.arguments import object_to_send
-from batchray.models.base import ModelCall, ModelReply
+from batchray.models.base import ModelCall, ModelReply, with_settings
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.conversation import used_ids
 from batchray.models.openai import new_tool_call_id
@@ -60,6 +60,7 @@ class ResponsesClient(HttpClient):
         Fields that the model refuses are left out, see `RefusedFields`, and so is reasoning that it cannot decrypt.
         Raises ModelAPIError, InvalidResponseError or DeadlineExceededError.
         """
+        call = with_settings(call)
         try:
             return await self._ask(call, keeps_reasoning=True)
         except ModelAPIError as error:

@@ -30,6 +30,7 @@ from batchray.schema.construction import ConstructedModel
 from batchray.schema.content import Content, ImageContent, TextContent, tag_by_shape
 from batchray.schema.ids import MAX_INPUT_MESSAGES
 from batchray.schema.keys import did_you_mean, unused_keys
+from batchray.schema.request_settings import RequestSettings
 from batchray.schema.validation_text import path_text, request_problem
 
 
@@ -262,12 +263,13 @@ class AgentRequest(LettaRequest, ConstructedModel):
     """One entry of a batch: Letta's `requests[]` with a `custom_id` and `metadata` of the caller.
 
     Both are returned with the result; no model sees them.  `custom_id` is a text or an integer.  `agent_id` is any id
-    of 1 to 256 characters, such as Letta's `agent-<uuid4>`.
+    of 1 to 256 characters, such as Letta's `agent-<uuid4>`.  `settings` are those of the model for this request.
     """
 
     agent_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     custom_id: str | int | None = None
     metadata: dict[str, Any] | None = None
+    settings: RequestSettings | None = None
 
     @classmethod
     def check_arguments(cls, arguments: Mapping[str, Any]) -> None:

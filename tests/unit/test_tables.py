@@ -24,10 +24,11 @@ from batchray.batch.formats.carried import decode, encode, rows_of
 from batchray.batch.formats.options import InputOptions
 from batchray.batch.formats.recognize import Table, open_batch
 from batchray.batch.formats.text_rows import object_rows
+from batchray.batch.rules import KnownAgent
 from batchray.batch.spool import RawRequest
 from batchray.errors import BatchFormatError
 
-AGENTS = {"a": "offline/rules", "b": "openai/gpt-9"}
+AGENTS = {"a": KnownAgent("offline/rules", "offline"), "b": KnownAgent("openai/gpt-9", "openai")}
 QUESTIONS = InputOptions(agent="a", input_column="question", id_column="id")
 N_ROWS = 1003
 TABLE = pa.table(
@@ -305,7 +306,7 @@ def test_rows_that_are_requests_need_no_mapping(tmp_path: Path) -> None:
 
 
 def test_a_single_agent_need_not_be_named(tmp_path: Path) -> None:
-    batch = open_batch(TABLE, {"only": None}, tmp_path, InputOptions(input_column="question"))
+    batch = open_batch(TABLE, {"only": KnownAgent()}, tmp_path, InputOptions(input_column="question"))
     assert isinstance(batch, Table)
     assert {request.agent_id for part in batch.parts for request in part.requests} == {"only"}
 

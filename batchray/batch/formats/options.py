@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,7 +41,7 @@ class InputOptions:
         """The names of the options that are given."""
         return {each.name for each in fields(self) if getattr(self, each.name) is not None}
 
-    def check(self, agents: Mapping[str, str | None]) -> None:
+    def check(self, agents: Collection[str]) -> None:
         """Raise BatchFormatError for options that cannot be used together, or an unknown agent or format."""
         if self.format is not None and self.format not in FORMATS:
             raise BatchFormatError(f"unknown format {self.format!r}; there are: {', '.join(FORMATS)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -11,17 +12,20 @@ from io import IOBase, TextIOBase
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar, cast
 
+import orjson
+
 from batchray.batch.formats.arrow import PART_ROWS
 from batchray.batch.formats.column_types import Rows, UntypedTable
 from batchray.batch.formats.options import NO_OPTIONS, TABLES, InputOptions
+from batchray.batch.formats.provider_batches import ENTRIES, Entries, provider_batch
 from batchray.batch.formats.row_requests import TablePart, table_parts
 from batchray.batch.formats.sources import arrow_rows, dataset_files, files_rows, parquet_rows, table_of_object
 from batchray.batch.formats.text_rows import add_objects, csv_rows, json_rows, object_rows
 from batchray.batch.parse import Batch, batch_of, object_request
 from batchray.batch.places import Place, place_of
-from batchray.batch.rules import RequestRules
+from batchray.batch.rules import KnownAgent, RequestRules
 from batchray.batch.source import first_bytes, is_packed, open_stream, readable, unpacked
-from batchray.batch.split import Lines, split_stream
+from batchray.batch.split import Document, Lines, split_stream
 from batchray.batch.spool import Spool
 from batchray.errors import BatchFormatError, EmptyBatchError
 
@@ -55,29 +59,42 @@ class _Input(NamedTuple):
     """The options and rules for reading an input."""
 
     options: InputOptions
+    agents: Mapping[str, KnownAgent]
     rules: RequestRules
     directory: Path
 
     def table(self, rows: Generator[Rows]) -> Table:
         return Table(table_parts(rows, self.options, self.rules))
 
+    def recognize(self, first: Any) -> None:
+        """Take note of the batch of another API whose first entry this is, or which the caller says it is."""
+        options, agents = self.options, self.agents
+        if options.format in ENTRIES:
+            converter: Entries | None = ENTRIES[options.format](agents, options.agent, self.rules.unused)
+        elif options.format in (None, "json") and not options.maps_rows:
+            converter = provider_batch(first, agents, options.agent, self.rules.unused)
+        else:
+            converter = None
+        self.rules.convert = None if converter is None else converter.request
+
     @property
     def has_rows(self) -> bool:
         """Whether objects of our own format are rows of a table: the caller says how they become requests."""
-        return self.options.maps_rows or self.options.agent is not None
+        is_mapped = self.options.maps_rows or self.options.agent is not None
+        return is_mapped and self.rules.convert is None
 
 
 def open_batch(
-    source: Any, agents: Mapping[str, str | None], directory: Path, options: InputOptions = NO_OPTIONS
+    source: Any, agents: Mapping[str, KnownAgent], directory: Path, options: InputOptions = NO_OPTIONS
 ) -> Batch | Table:
     """Return the batch in `source`, in the format that it has; requests are validated during iteration.
 
     `source` is a path or an address, an open binary file, a table or a frame, or an iterable of requests or rows.
-    `agents` are the ids that requests may name, with their models.  `directory` holds temporary files.
+    `agents` are those that requests may name, by id.  `directory` holds temporary files.
     Raises BatchFormatError, here or during iteration, with the file and the line or row.
     """
     options.check(agents)
-    given = _Input(options, RequestRules(agents), directory)
+    given = _Input(options, agents, RequestRules(agents), directory)
     if isinstance(source, str | Path):
         place = place_of(source)
         try:
@@ -92,19 +109,23 @@ def open_batch(
         return given.table(rows)
     if options.format in TABLES:
         raise BatchFormatError(f"format {options.format!r} is that of a file, not of a {type(source).__name__}")
-    if given.has_rows and isinstance(source, Iterable) and not isinstance(source, Mapping | bytes):
-        return given.table(object_rows(source, directory))
-    return batch_of(source, given.rules)
+    if not isinstance(source, Iterable) or isinstance(source, Mapping | bytes | bytearray | memoryview):
+        return batch_of(source, given.rules)  # it is refused with the reason
+    objects = iter(source)
+    first = list(itertools.islice(objects, 1))
+    given.recognize(first[0] if first else None)
+    objects = itertools.chain(first, objects)
+    return given.table(object_rows(objects, directory)) if given.has_rows else batch_of(objects, given.rules)
 
 
 class ObjectInput:
     """Takes the requests or rows of a batch one at a time, and gives them back checked."""
 
-    def __init__(self, agents: Mapping[str, str | None], directory: Path, options: InputOptions = NO_OPTIONS) -> None:
+    def __init__(self, agents: Mapping[str, KnownAgent], directory: Path, options: InputOptions = NO_OPTIONS) -> None:
         options.check(agents)
-        self._given = _Input(options, RequestRules(agents), directory)
-        self._table = UntypedTable(directory) if self._given.has_rows else None
-        self._spool = Spool(directory)
+        self._given = _Input(options, agents, RequestRules(agents), directory)
+        self._table: UntypedTable | None = None
+        self._directory, self._spool = directory, Spool(directory)
         self._rows: list[Any] = []
         self._n_rows = 0
 
@@ -118,6 +139,9 @@ class ObjectInput:
 
     def add(self, each: Any) -> None:
         """Take a request or a row.  Raises BatchFormatError."""
+        if not self._n_rows:
+            self._given.recognize(each)
+            self._table = UntypedTable(self._directory) if self._given.has_rows else None
         self._n_rows += 1
         if self._table is None:
             try:
@@ -181,12 +205,21 @@ def _read(stream: BinaryIO, kind: str | None, given: _Input) -> Batch | Table:
     if kind in ("csv", "tsv"):
         return given.table(csv_rows(text, "\t" if kind == "tsv" else None, given.directory))
     found = split_stream(text, is_lines=kind == "jsonl", is_document=kind == "json" and given.options.format == "json")
+    given.recognize(_first_object(found))
     if not given.has_rows:
         return batch_of(found, given.rules)
     if isinstance(found, Lines):
         return given.table(json_rows(found.numbered, given.directory))
     numbered = ((index, bytes(raw)) for index, raw in enumerate(found.requests))
     return given.table(json_rows(numbered, given.directory, has_lines=False))
+
+
+def _first_object(found: Lines | Document) -> Any:
+    first = found.first if isinstance(found, Lines) else bytes(found.requests[0]) if found.requests else b""
+    try:
+        return orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _seekable(stream: BinaryIO, directory: Path) -> BinaryIO:
