@@ -231,7 +231,7 @@ def test_an_unknown_job_is_404(server: LiveServer, method: str, rest: str) -> No
     [
         ("PUT", BATCHES, {"GET", "HEAD", "POST"}),
         ("DELETE", BATCHES, {"GET", "HEAD", "POST"}),
-        ("POST", f"{BATCHES}/{UNKNOWN_JOB}", {"GET", "HEAD"}),
+        ("POST", f"{BATCHES}/{UNKNOWN_JOB}", {"GET", "HEAD", "DELETE"}),
         ("POST", f"{BATCHES}/{UNKNOWN_JOB}/cancel", {"PATCH"}),
         ("GET", f"{BATCHES}/{UNKNOWN_JOB}/retry", {"POST"}),
         ("PUT", "/v1/agents/", {"GET", "HEAD", "POST"}),
@@ -280,7 +280,7 @@ def test_head_has_the_status_and_headers_of_get(server: LiveServer, job_ids: lis
         assert head.headers[name] == get.headers[name]
 
 
-@pytest.mark.parametrize("path", ["results", "events"])
+@pytest.mark.parametrize("path", ["results", "results?follow=true", "events"])
 def test_head_of_a_stream_returns_its_headers_at_once(server: LiveServer, path: str) -> None:
     never = {"agent_id": "planner", "input": json.dumps({"script": [{"text": "too late", "delay_s": 300}]})}
     running = create(server, [never])["id"]
