@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from batchray.agents.build import protocol_of
-from batchray.agents.tools import FunctionTool as CallableTool
-from batchray.agents.tools import load_tools
-from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock, function_name
-from batchray.errors import ConfigError, UnknownAgentError
-from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, Tool
+from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock
+from batchray.errors import UnknownAgentError
+from batchray.schema import AgentState, Block, LLMConfig, Memory, Model
 from batchray.server.agent_options import handle_of, options_of, settings_of_agent, shown_settings
-from batchray.server.block_shapes import derived_uuid, run_blocks, settings_block_id
+from batchray.server.block_shapes import run_blocks, settings_block_id
 from batchray.server.errors import HttpError
+from batchray.server.tool_catalog import ToolCatalog
 from batchray.store import StoredAgent, StoredBlock, ThreadedStore
 
 # Letta's clients require a number, and the configuration has none.
@@ -46,17 +45,7 @@ class AgentCatalog:
 
     def __init__(self, configured: AgentSet) -> None:
         self._configured = configured
-        names = [*configured.tools]
-        for bound in configured.agents.values():
-            names += [name for tool in bound.agent.tools if (name := function_name(tool)) and name not in names]
-        self._tools: dict[str, CallableTool] = {}
-        self._functions: dict[str, str] = {}
-        for name in names:
-            # The timeout does not matter: each agent sets its own, and only names and schemas are read here.
-            [tool] = load_tools([name], 1.0, configured.import_paths).values()
-            if tool.name in self._tools:
-                raise ConfigError(f"two tools are named {tool.name!r}: {self._functions[tool.name]} and {name}")
-            self._tools[tool.name], self._functions[tool.name] = tool, name
+        self.tools = ToolCatalog(configured)
         self.ids = tuple(configured.agents)
         self.settings_blocks = {
             settings_block_id(bound.agent.id, position): SettingsBlock(bound.agent.id, block)
@@ -76,7 +65,6 @@ class AgentCatalog:
         if handle.partition("/")[0] not in self._configured.providers:
             known = ", ".join(model.handle or "" for model in self.models())
             raise HttpError(404, f"NOT_FOUND: Handle {handle} not found, must be one of [{known}]")
-        wanted = [*(given.get("tools") or ()), *map(self._name_of, given.get("tool_ids") or ())]
         agent = Agent.model_validate(
             {
                 "id": agent_id,
@@ -87,7 +75,7 @@ class AgentCatalog:
                 "stateful": not given.get("message_buffer_autoclear"),
                 "requires_approval": _ruled(given, _APPROVAL_RULE),
                 "terminal_tools": _ruled(given, _TERMINAL_RULE),
-                "tools": [self._function_of(name) for name in dict.fromkeys(wanted)],
+                "tools": self.tools.functions(self.tools.wanted(given)),
             }
         )
         if not (settings := given.get("settings")):
@@ -140,7 +128,7 @@ class AgentCatalog:
             response_format=settings.get("response_format"),
             blocks=list(kept.blocks),
             memory=Memory(blocks=list(kept.blocks)),
-            tools=[self._tool(name) for name in self._tool_names(agent)],
+            tools=[self.tools.shown(name) for name in self.tools.names_of(agent, given)],
             sources=[],
             tags=list(given.get("tags") or ()),
             message_ids=list(kept.message_ids),
@@ -168,36 +156,6 @@ class AgentCatalog:
             provider_name=provider_name,
             display_name=name,
         )
-
-    def _tool(self, name: str) -> Tool:
-        spec = self._tools[name].spec
-        schema = {"name": name, "description": spec.description, "parameters": dict(spec.parameters)}
-        return Tool(
-            id=tool_id(name),
-            name=name,
-            description=spec.description,
-            tool_type="custom",
-            source_type="python",
-            json_schema=schema,
-            tags=[],
-        )
-
-    def _tool_names(self, agent: Agent) -> list[str]:
-        by_function = {function: name for name, function in self._functions.items()}
-        functions = map(function_name, agent.tools)
-        return [by_function[function] for function in functions if function in by_function]
-
-    def _function_of(self, name: str) -> str:
-        if name not in self._functions:
-            known = ", ".join(self._functions) or "none"
-            raise HttpError(404, f"NOT_FOUND: Tool {name} not found; the operator has configured: {known}")
-        return self._functions[name]
-
-    def _name_of(self, wanted_id: str) -> str:
-        for name in self._functions:
-            if tool_id(name) == wanted_id:
-                return name
-        raise HttpError(404, f"NOT_FOUND: Tool with id {wanted_id} not found")
 
 
 class AgentLookup:
@@ -229,15 +187,14 @@ class AgentLookup:
             raise UnknownAgentError(f"Agent with ID {min(missing)} not found")
         return known.snapshot(agent_ids)
 
+    def snapshot_of(self, bound: BoundAgent) -> dict[str, Any]:
+        """Return the settings of one agent, whatever is stored under its id."""
+        return replace(self.configured, agents={bound.agent.id: bound}).snapshot({bound.agent.id})
+
     def _bind(self, stored: StoredAgent, blocks: Sequence[StoredBlock]) -> BoundAgent:
         memory_blocks = _writable(run_blocks(blocks), stored.spec["given"])
         agent = Agent.model_validate({**stored.spec["agent"], "memory_blocks": memory_blocks})
         return self.configured.bind(agent)
-
-
-def tool_id(name: str) -> str:
-    """Return a tool's id, derived from its name, so that all servers agree on it."""
-    return f"tool-{derived_uuid(name)}"
 
 
 def _given(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

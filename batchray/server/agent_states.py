@@ -19,6 +19,8 @@ class AgentStates:
 
     def __init__(self, catalog: AgentCatalog, agents: AgentLookup, reader: ThreadedStore) -> None:
         self._catalog, self._agents, self._store = catalog, agents, reader.sync
+        self.read = reader.call
+        """Runs a method on a thread."""
 
     def agent(self, user_id: str, agent_id: str) -> AgentState:
         """Return an agent.  Raises UnknownAgentError."""
@@ -49,6 +51,13 @@ class AgentStates:
         if stored is None:
             raise UnknownAgentError(f"Agent with ID {agent_id} not found")
         return stored
+
+    def has_tool(self, user_id: str, agent_id: str, name: str) -> bool:
+        """Return whether an agent's model may call a tool.  Raises UnknownAgentError."""
+        agent = self._agents.find(user_id, agent_id).agent
+        if self._catalog.tools.is_of_memory(name):
+            return any(not block.read_only for block in agent.memory_blocks)
+        return name in self._catalog.tools.names_of(agent, {})
 
     def blocks(self, user_id: str, agent_id: str) -> list[Block]:
         """Return the memory blocks of an agent that exists, in their order in the prompt."""

@@ -49,6 +49,7 @@ from batchray.server.routes.messages import MessageRoutes
 from batchray.server.routes.models import ModelRoutes
 from batchray.server.routes.runs import RunRoutes
 from batchray.server.routes.steps import StepRoutes
+from batchray.server.routes.tools import ToolRoutes
 from batchray.server.routing import ROUTES, add_routes, prepare_response
 from batchray.server.scheduler import JobScheduler
 from batchray.server.single_runs import SingleRuns
@@ -247,14 +248,16 @@ def _application(
     """Build the aiohttp application: all routes, with the parts that they use."""
     storage, scheduler = jobs.storage, jobs.scheduler
     lookup = AgentLookup(agents, storage.reader)
-    runs = SingleRuns(settings, runtime, storage, lookup, scheduler)
+    runs, clients = SingleRuns(settings, runtime, storage, lookup, scheduler), ClientWatch()
+    agent_routes, states = AgentRoutes(settings, storage, lookup, catalog), AgentStates(catalog, lookup, storage.reader)
     health = HealthRoutes(storage, scheduler, uploads, lambda: runtime.is_ready(settings))
     routes = [
         *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler, streams).routes(),
-        *AgentRoutes(settings, storage, lookup, catalog).routes(),
+        *agent_routes.routes(),
         *ModelRoutes(catalog).routes(),
-        *BlockRoutes(settings, storage, AgentStates(catalog, lookup, storage.reader), catalog).routes(),
-        *MessageRoutes(settings, storage, lookup, runs, ClientWatch()).routes(),
+        *BlockRoutes(settings, storage, states, catalog).routes(),
+        *ToolRoutes(settings, states, lookup, catalog.tools, agent_routes.change, runs, clients).routes(),
+        *MessageRoutes(settings, storage, lookup, runs, clients).routes(),
         *BackgroundRunRoutes(settings, storage, lookup, runs, scheduler).routes(),
         *RunRoutes(settings, storage.reader, runs).routes(),
         *JobRoutes(storage, scheduler, jobs.deletion).routes(),

@@ -26,6 +26,7 @@ from batchray.errors import (
 )
 from batchray.schema import new_id
 from batchray.schema.base import MAY_BE_ABSENT, WireModel
+from batchray.server.absent import absence_of
 from batchray.server.stream import StreamCutError, cut_off
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
             raise
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         failure = HttpError(error.status, error.reason, allow)
+        if error.status in (404, 405) and (absence := absence_of(request.path)) is not None:
+            failure = HttpError(404, absence)
     except (UsageError, StoreError) as error:
         failure = _http_error(error)
     except ConnectionError:  # the client has disconnected, or was disconnected; aiohttp would log it as an error

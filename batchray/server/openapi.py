@@ -28,6 +28,7 @@ TAGS = {
     "runs": "Runs: the items of batches, and single requests.",
     "steps": "Steps of runs: model calls with the tool calls that they asked for.",
     "jobs": "Batches as Letta's jobs.",
+    "tools": "Tools: those that the operator has configured, and those of memory.",
     "models": "The models that agents may use.",
     "server": "The state of this server.",
 }

@@ -52,7 +52,7 @@ class Route:
     operator.  A health check is answered even if too many connections are open.
     """
 
-    method: Literal["GET", "POST", "PATCH", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     endpoint: Endpoint
     operation_id: str

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from batchray.config import ServerSettings
+from batchray.config import BoundAgent, ServerSettings
 from batchray.errors import BatchrayError, ClusterError, KeyInUseError, StoreError, UnknownJobError
 from batchray.jobs.control import ControlRequest
 from batchray.jobs.local_run import LocalRun
@@ -33,7 +33,7 @@ class NewRun:
     """A request to one agent, as it is started.
 
     `request` is its JSON.  No client waits for a run `in_background`; its end may be sent to a `callback_url`.
-    `unused` are names of fields that have no effect.
+    `unused` are names of fields that have no effect.  `agent` answers it instead of the stored agent.
     """
 
     user_id: str
@@ -43,6 +43,7 @@ class NewRun:
     in_background: bool = False
     callback_url: str | None = None
     unused: Set[str] = frozenset()
+    agent: BoundAgent | None = None
 
     @property
     def digest(self) -> str | None:
@@ -93,9 +94,10 @@ class SingleRuns:
             await self._runtime.ensure_executor(self._settings)
         except ClusterError as error:
             raise unavailable(5, f"nothing can be run now: {error}") from None
+        agent = run.agent
         new = NewJob(
             new_job_id(),
-            self._agents.snapshot,
+            self._agents.snapshot if agent is None else lambda ids: self._agents.snapshot_of(agent),
             callback_url=run.callback_url,
             kind="background" if run.in_background else "run",
             user_id=run.user_id,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from letta_client.types import agent_create_params, agent_update_params
 
-from batchray.server.agent_catalog import tool_id
+from batchray.server.tool_catalog import tool_id
 from tests.provider_server import run_in_thread
 from tests.server.http_client import Response, call
 from tests.server.live import LiveServer, live_server

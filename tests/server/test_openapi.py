@@ -22,7 +22,10 @@ from tests.server.document import Document
 from tests.server.http_client import BATCHES, ask, call
 from tests.server.live import LiveServer
 
-VERBS = "attach|cancel|check|create|delete|detach|give|list|read|reset|retrieve|retry|send|stream|unpause|update"
+VERBS = (
+    "attach|cancel|check|create|delete|detach|give|list|read|reset|retrieve|retry|run|search|send|stream"
+    "|unpause|update|upsert"
+)
 
 
 @pytest.fixture(scope="module")
