@@ -88,6 +88,7 @@ class SubmitOptions(RowOptions, ResumeOptions, total=False):
     """What `run` and `submit` take besides the requests and their agents."""
 
     callback_url: str | None
+    reuse: Job | str | None
 
 
 def _short_errors(function: Callable[P, T]) -> Callable[P, T]:
@@ -151,19 +152,31 @@ def submit(requests: Requests, agents: AgentsLike, **options: Unpack[SubmitOptio
     Of a table, `agent` answers each row; `input_column` is the input, or `prompt`, a template such as
     "Answer: {question}", or what the function `to_request` returns for a row: the input, or a whole request.
     `id_column` is the `custom_id`.  All columns come back as `row` of the results.  `format` is needed if a file's name
-    and content do not tell it.  The other options are fields of `Settings`.
+    and content do not tell it.
+
+    `reuse` is an earlier job of the same data directory or database.  Its outcomes that succeeded are taken over for
+    requests that are equal, to agents that are equal, their code included; only the others run.  What a stateful agent
+    answered is never taken over.  The other options are fields of `Settings`.
 
     Raises BatchFormatError or ConfigError if any of the input cannot be used; nothing has run then.
     """
     rows, settings = _split(options)
     bound = _agent_set(agents, options.get("providers"))
-    return submit_with(load_settings(**settings), requests, bound, options.get("callback_url"), options=rows)
+    reuse = options.get("reuse")
+    return submit_with(
+        load_settings(**settings),
+        requests,
+        bound,
+        options.get("callback_url"),
+        options=rows,
+        reuse=reuse.id if isinstance(reuse, Job) else reuse,
+    )
 
 
 def _split(options: SubmitOptions) -> tuple[InputOptions, dict[str, Any]]:
     """Return the options about rows, and those that are settings."""
     rows: dict[str, Any] = {name: value for name, value in options.items() if name in RowOptions.__annotations__}
-    others = ("providers", "callback_url", *rows)
+    others = ("providers", "callback_url", "reuse", *rows)
     return InputOptions(**rows), {name: value for name, value in options.items() if name not in others}
 
 

@@ -20,6 +20,7 @@ from batchray.batch.places import is_local
 from batchray.batch.rules import KnownAgent
 from batchray.batch.spool import RawRequest, Spool
 from batchray.config import AgentSet
+from batchray.jobs.reuse import Reuse, with_code
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import CarriedColumns, NewItem, NewJob, Store
 from batchray.support.threads import DaemonThread
@@ -45,12 +46,15 @@ async def create_job(
     run_options: Mapping[str, Any] | None = None,
     check: Callable[[AgentSet], None] = lambda used: None,
     options: InputOptions = NO_OPTIONS,
+    reuse: str | None = None,
 ) -> str:
     """Read, check and store a batch; return its job's id.  Raises BatchFormatError and StoreError.
 
     `run_options` are what a resume of the job takes over.  `check` gets the agents that the batch uses; nothing is
-    stored if it raises.  `options` say how the input becomes requests.
+    stored if it raises.  `options` say how the input becomes requests.  `reuse` is the id of a job whose outcomes of
+    equal requests to equal agents are taken over.
     """
+    reused = await asyncio.to_thread(Reuse.of, store, reuse, agents) if reuse is not None else None
     if isinstance(requests, AsyncIterable):
         requests = await collect(requests, store.data_dir, agents, options)
     if not isinstance(requests, Intake):
@@ -67,10 +71,10 @@ async def create_job(
     def snapshot(agent_ids: Set[str]) -> Mapping[str, Any]:
         used = agents.only(agent_ids)
         check(used)
-        return used.snapshot()
+        return with_code(used, used.snapshot())
 
     new = NewJob(new_job_id(), snapshot, callback_url, run_options=run_options, unused_fields=requests.unused_fields)
-    await store.database.call(_create, store, new, requests)
+    await store.database.call(_create, store, new, requests, reused)
     return new.id
 
 
@@ -154,11 +158,13 @@ def _known(agents: AgentSet) -> dict[str, KnownAgent]:
     return {agent_id: KnownAgent(bound.agent.model, protocol_of(bound)) for agent_id, bound in agents.agents.items()}
 
 
-def _create(store: Store, new: NewJob, intake: Intake) -> None:
+def _create(store: Store, new: NewJob, intake: Intake, reuse: Reuse | None) -> None:
+    new = replace(new, callback_url=new.callback_url or intake.callback_url)
+    items = intake.items()
+    if reuse is not None:
+        new, items = replace(new, taken_over=reuse.taken_over), reuse.watch(items)
     with contextlib.closing(intake):
-        store.jobs.create(
-            replace(new, callback_url=new.callback_url or intake.callback_url), intake.items(), intake.carried()
-        )
+        store.jobs.create(new, items, intake.carried())
     intake.warn()
 
 

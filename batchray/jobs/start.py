@@ -38,6 +38,7 @@ def submit_with(
     callback_url: str | None = None,
     output: Output | None = None,
     options: InputOptions = NO_OPTIONS,
+    reuse: str | None = None,
 ) -> Job:
     """Accept a batch with these settings; otherwise as `submit`.  A resume takes over `output`, the results' file."""
     check_agents_build(bound)
@@ -58,7 +59,7 @@ def submit_with(
                 executor.check(agents)  # what no node can run is refused before the batch is accepted
 
         kept = run_options(chosen, output)
-        job_id = runtime.wait(create_job(store, requests, bound, callback_url, kept, check, options))
+        job_id = runtime.wait(create_job(store, requests, bound, callback_url, kept, check, options, reuse))
         return _started(job_id, used[0], store, chosen)
     except BaseException:
         runtime.release_store(store)

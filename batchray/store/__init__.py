@@ -50,6 +50,8 @@ from batchray.store.records import (
     StoredItem,
     StoredResult,
     StoredRun,
+    SucceededRequest,
+    TakenOver,
     utc_now,
 )
 from batchray.store.retry import RetryingStore
@@ -89,6 +91,8 @@ __all__ = [
     "StoredItem",
     "StoredResult",
     "StoredRun",
+    "SucceededRequest",
+    "TakenOver",
     "ThreadedStore",
     "is_locked",
     "is_no_room",

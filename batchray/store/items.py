@@ -19,6 +19,7 @@ from batchray.store.records import (
     SortOrder,
     StoredItem,
     StoredResult,
+    SucceededRequest,
 )
 from batchray.store.tables import DELETED, same_item
 from batchray.store.tables import attempts as _attempts
@@ -62,6 +63,17 @@ class Items:
         query = sa.select(_checkpoints.c.checkpoint).where(_checkpoints.c.job == job.key, _checkpoints.c.idx == index)
         with self._database.reading() as connection:
             return list(connection.execute(query.order_by(_checkpoints.c.seq)).scalars())
+
+    def succeeded_requests(self, job: JobRecord, after: int, limit: int = CHUNK) -> list[SucceededRequest]:
+        """Return the next requests that have succeeded, in index order: at most `limit`, and about 8 MiB of them."""
+        query = (
+            sa.select(_items.c.idx, _items.c.agent_id, _items.c.request)
+            .join(_outcomes, same_item(_items, _outcomes))
+            .where(_items.c.job == job.key, _items.c.idx > after, _outcomes.c.status == "succeeded")
+            .order_by(_items.c.idx)
+            .limit(limit)
+        )
+        return self._database.page(query, SucceededRequest, sa.func.length(_items.c.request))
 
     def results(
         self,

@@ -38,6 +38,7 @@ from batchray.store.tables import (
     reopenings,
     run_options,
 )
+from batchray.store.taken_over import take_over
 from batchray.support.failpoints import failpoint
 
 # Without the agents' settings, which may be long.
@@ -79,6 +80,8 @@ class Jobs:
             values = {"total": total, "agents": orjson.dumps(new.snapshot(agent_ids))}
             values["unused_fields"] = ",".join(sorted(new.unused_fields())) or None
             connection.execute(sa.update(jobs).where(jobs.c.job == job).values(values))
+            if (taken := new.taken_over()) is not None:
+                take_over(connection, job, taken)
             failpoint("before-commit")
         failpoint("after-commit")
         return total

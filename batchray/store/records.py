@@ -31,7 +31,7 @@ class NewJob:
     one agent, `agent_id`: `run` if a client waits for it, `background` if none does.  `idempotency_key` is unique for a
     user; `body_digest` is that of its body.
     `run_options` are what a resume of the job takes over, as JSON-able data.  `unused_fields` returns, once all items
-    have been read, the names of fields in them that have no effect.
+    have been read, the names of fields in them that have no effect; `taken_over`, the outcomes that they have already.
     """
 
     id: str
@@ -44,6 +44,7 @@ class NewJob:
     body_digest: str | None = None
     run_options: Mapping[str, Any] | None = None
     unused_fields: Callable[[], Iterable[str]] = tuple
+    taken_over: Callable[[], TakenOver | None] = lambda: None
 
 
 class NewItem(NamedTuple):
@@ -71,6 +72,23 @@ class CarriedColumns(NamedTuple):
     first: int
     n_rows: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SucceededRequest:
+    """A request whose item has succeeded."""
+
+    index: int
+    agent_id: str
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """Outcomes that a new job takes over from `source`: pairs of an index of the new job and one of `source`."""
+
+    source: JobRecord
+    pairs: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)

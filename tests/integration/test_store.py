@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from batchray.errors import JobEndedError, JobNotEndedError, StoreError, StoreLockedError, UnknownJobError
 from batchray.schema import new_job_id
 from batchray.schema.progress import STATUSES, Progress
-from batchray.store import NewAttempt, NewItem, NewJob, Store, is_locked, run_all, running_jobs
+from batchray.store import NewAttempt, NewItem, NewJob, Store, TakenOver, is_locked, run_all, running_jobs
 from tests.builders.records import AGENTS, agents_of, begin, check_integrity, items, new_job, outcome
 
 
@@ -69,6 +69,28 @@ def test_what_the_items_raise_undoes_the_job(store: Store) -> None:
     with pytest.raises(UnknownJobError, match=job_id):
         store.jobs.get(job_id)
     assert new_job(store).total == 3
+
+
+def test_a_new_job_takes_over_outcomes_that_succeeded(store: Store) -> None:
+    source = new_job(store, 1200)
+    done = [*range(5, 1100), 0]
+    store.outcomes.write(source, [NewAttempt(index, 1) for index in done])
+    kept = [outcome(index, messages=b"[%d]" % index) for index in done[:-1]]
+    store.outcomes.write(source, outcomes=[*kept, outcome(0, status="errored")])
+    pairs = [(n, index) for n, index in enumerate([1099, 0, *range(5, 900)])]
+    taking = NewJob(new_job_id(), agents_of, taken_over=lambda: TakenOver(source, pairs))
+    store.jobs.create(taking, items(1000))
+    job = store.jobs.get(taking.id)
+    assert (job.counts["succeeded"], job.done, job.status) == (len(pairs) - 1, len(pairs) - 1, "created")
+    first, second = store.items.results(job, limit=2)
+    assert (first.index, first.messages, first.attempts) == (0, b"[1099]", 1)
+    assert (second.index, second.messages) == (2, b"[5]")
+    assert store.items.unfinished(job, after=-1, limit=1)[0].index == 1  # the source's item 0 has not succeeded
+    led = store.jobs.start(job.id)
+    begin(store, led, 1)
+    store.outcomes.write(led, outcomes=[outcome(1)])
+    assert store.items.results(led, after_seq=len(pairs))[0].index == 1
+    assert [each.index for each in store.items.succeeded_requests(source, 4, 2)] == [5, 6]
 
 
 class Recorded(NamedTuple):

@@ -43,7 +43,7 @@ def test_the_typed_options_are_the_fields_of_the_settings() -> None:
     assert Literal["ray", "local"] in typing.get_args(hints["executor"])
     assert set(typing.get_type_hints(api.ResumeOptions)) == {*hints, "providers"}
     rows = {each.name for each in fields(InputOptions)}
-    assert set(typing.get_type_hints(api.SubmitOptions)) == {*hints, *rows, "providers", "callback_url"}
+    assert set(typing.get_type_hints(api.SubmitOptions)) == {*hints, *rows, "providers", "callback_url", "reuse"}
 
 
 @pytest.mark.parametrize("name", ["run", "arun", "submit", "resume", "aresume", "submit_resume", "retry", "aretry"])
@@ -257,6 +257,7 @@ def test_a_handle_shows_only_what_a_user_needs() -> None:
             "waits",
             "newest_failure",
             "failures",
+            "agents",
             "results",
             "aresults",
             "to_pandas",

@@ -58,6 +58,7 @@ FLOORS = (
     "jobs.local_run",
     "jobs.states",
     "jobs.handle",
+    "jobs.reuse",
     "jobs.create",
     "jobs.runtime",
     "jobs.start",

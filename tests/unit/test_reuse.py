@@ -1,0 +1,194 @@
+"""Outcomes that a new job takes over from an earlier one: only of equal requests to equal agents."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchray
+from batchray import Agent, AgentRequest
+from batchray.agents.code_digest import code_digest
+from batchray.config import bind_agents
+from batchray.errors import ConfigError
+from batchray.schema import new_job_id
+
+calls: list[str] = []
+
+
+def answer(request: AgentRequest) -> str:
+    calls.append(str(request.input))
+    if request.input == "fails":
+        raise ValueError("fails")
+    return f"{request.input}!"
+
+
+def other_answer(request: AgentRequest) -> str:
+    calls.append(str(request.input))
+    return f"{request.input}?"
+
+
+def double(number: int) -> int:
+    """Return twice the number."""
+    return 2 * number
+
+
+@pytest.fixture(autouse=True)
+def no_calls() -> None:
+    calls.clear()
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    return {"data_dir": tmp_path / "data", "executor": "local", "progress": False}
+
+
+def requests(*texts: str, agent_id: str = "a", **fields: Any) -> list[dict[str, Any]]:
+    return [{"agent_id": agent_id, "input": text, **fields} for text in texts]
+
+
+FUNCTION = Agent(id="a", run=answer)
+MODEL = Agent(id="a", model="offline/rules", prices={"input": 1, "output": 1})
+
+
+def test_only_what_is_new_or_failed_runs(options: dict[str, Any]) -> None:
+    first = batchray.run(requests("x", "fails", "y"), [FUNCTION], **options)
+    calls.clear()
+    second = batchray.run(requests("new", "y", "fails", "x"), [FUNCTION], reuse=first, **options)
+    assert sorted(calls) == ["fails", "new"]
+    assert second.counts == {"succeeded": 3, "errored": 1, "canceled": 0, "expired": 0}
+    results = list(second.results("index"))
+    assert [result.text for result in results] == ["new!", "y!", "", "x!"]
+    before = {result.index: result for result in first.results()}
+    assert results[3].timing == before[0].timing
+    assert [result.index for result in second.results("finish")][:2] == [1, 3]
+
+
+def test_a_job_whose_outcomes_are_all_known_runs_nothing(options: dict[str, Any]) -> None:
+    first = batchray.run(requests("x", "y"), [MODEL], **options)
+    second = batchray.run(requests("x", "y", custom_id="c", metadata={"n": 1}), [MODEL], reuse=first.id, **options)
+    assert second.status == "completed"
+    assert second.record().prompt_tokens == first.record().prompt_tokens > 0
+    assert [(each.text, each.custom_id) for each in second.results("index")] == [
+        (each.text, "c") for each in first.results("index")
+    ]
+    started = {each.timing.duration_ns for each in second.results()}
+    assert started == {each.timing.duration_ns for each in first.results()}
+
+
+def test_repeats_take_over_one_outcome_each(options: dict[str, Any]) -> None:
+    first = batchray.run(requests("x", "x"), [FUNCTION], **options)
+    calls.clear()
+    second = batchray.run(requests("x", "x", "x"), [FUNCTION], reuse=first, **options)
+    assert calls == ["x"]
+    taken = [each.timing.duration_ns for each in second.results("index")][:2]
+    assert taken == [each.timing.duration_ns for each in first.results("index")]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"system": "Be brief."},
+        {"temperature": 0.5},
+        {"model": "offline/scripted", "script": [{"text": "x"}]},
+        {"max_steps": 3},
+        {"tools": [double]},
+    ],
+)
+def test_another_agent_answers_anew(changed: dict[str, Any], options: dict[str, Any]) -> None:
+    first = batchray.run(requests("x"), [MODEL], **options)
+    agent = Agent(**{**MODEL.model_dump(exclude_unset=True), **changed})
+    second = batchray.run(requests("x"), [agent], reuse=first, **options)
+    assert _durations(second) != _durations(first)
+
+
+def _durations(job: batchray.Job) -> list[int]:
+    return [each.timing.duration_ns for each in job.results("index")]
+
+
+def test_labels_and_ids_make_no_difference(options: dict[str, Any]) -> None:
+    first = batchray.run(requests("x"), [FUNCTION], **options)
+    calls.clear()  # a variable that the function uses
+    [variant] = batchray.variants(FUNCTION, run=[answer])
+    second = batchray.run(requests("x", agent_id=variant.id), [variant], reuse=first, **options)
+    assert _durations(second) == _durations(first)
+
+
+def test_a_function_that_was_redefined_runs(options: dict[str, Any]) -> None:
+    first = batchray.run(requests("x"), [FUNCTION], **options)
+    second = batchray.run(requests("x"), [Agent(id="a", run=other_answer)], reuse=first, **options)
+    assert next(second.results()).text == "x?"
+
+
+def test_a_function_sees_the_names_of_a_request(options: dict[str, Any]) -> None:
+    first = batchray.run(requests("x", custom_id="1"), [FUNCTION], **options)
+    calls.clear()
+    batchray.run(requests("x", custom_id="2"), [FUNCTION], reuse=first, **options)
+    assert calls == ["x"]
+
+
+def test_a_stateful_agent_is_asked_again(options: dict[str, Any]) -> None:
+    agent = Agent(id="a", model="offline/rules", stateful=True)
+    first = batchray.run(requests("x"), [agent], **options)
+    second = batchray.run(requests("x"), [agent], reuse=first, **options)
+    assert _durations(second) != _durations(first)
+
+
+def test_an_unknown_job_is_told(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"reuse: .* within one data directory or database"):
+        batchray.run(requests("x"), [FUNCTION], reuse=new_job_id(), **options)
+    assert calls == []
+
+
+def _digest(function: Callable[..., Any]) -> str | None:
+    return code_digest(bind_agents([Agent(id="a", run=function)], {}, {}).agents["a"])
+
+
+def _defined(source: str, **names: Any) -> Callable[..., Any]:
+    scope: dict[str, Any] = {"__name__": "cell", **names}
+    exec(compile(source, f"<cell {len(source)}>", "exec"), scope)  # as a notebook does
+    return scope["f"]  # type: ignore[no-any-return]
+
+
+CELL = """\
+def g(x):
+    return x + STEP
+
+def f(request, y=1):
+    def inner():
+        return g(y)
+    return inner()
+"""
+
+
+def test_a_cell_that_is_run_again_defines_the_same_function() -> None:
+    assert _digest(_defined(CELL, STEP=1)) == _digest(_defined("# a comment\n" + CELL, STEP=1))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        _defined(CELL, STEP=2),
+        _defined(CELL.replace("y=1", "y=2"), STEP=1),
+        _defined(CELL.replace("x + STEP", "x - STEP"), STEP=1),
+        _defined(CELL.replace("return g(y)", "return g(y + 1)"), STEP=1),
+    ],
+)
+def test_a_change_in_what_a_function_uses_is_a_change(changed: Callable[..., Any]) -> None:
+    assert _digest(changed) != _digest(_defined(CELL, STEP=1))
+
+
+def test_closures_recursion_and_classes_have_digests() -> None:
+    def adds(n: int) -> Callable[[AgentRequest], str]:
+        return lambda request: f"{request.input}{n}"
+
+    assert _digest(adds(1)) == _digest(adds(1)) != _digest(adds(2))
+    recursive = "def f(n):\n    return f(n - 1) if n else {}\n"
+    assert _digest(_defined(recursive.format(1))) != _digest(_defined(recursive.format(2)))
+    with_class = "class C:\n    def m(self):\n        return {}\n\ndef f(request):\n    return C().m()\n"
+    assert _digest(_defined(with_class.format(1))) == _digest(_defined(with_class.format(1)))
+    assert _digest(_defined(with_class.format(1))) != _digest(_defined(with_class.format(2)))
+    assert _digest(functools.partial(answer)) is None
