@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
         "readers",
         "followers",
         "restarts",
+        "askers",
     ],
 )
 def test_limit_is_held(name: str) -> None:

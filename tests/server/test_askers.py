@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchray.store import JobRecord, Store
 from tests.polling import until
 from tests.provider_server import ProviderServer, run_in_thread
+from tests.server.askers import ASK, ENDLESS, answering_server, leave_after_the_first_call, runs_of
 from tests.server.http_client import Response, call
-from tests.server.live import LiveServer, live_server
-from tests.server.raw_http import head, wire
+from tests.server.live import LiveServer
 from tests.timing import timed
-
-ASK = "/v1/agents/asked/messages"
-ENDLESS = '[[latency:0.3]] [[steps:99]] [[tool:calculate {"expression": "1 + 1"}]]'
-
-
-@contextmanager
-def answering_server(
-    directory: Path, provider: ProviderServer, *options: str, executor: str = "local"
-) -> Iterator[LiveServer]:
-    """Start a server whose agent `asked` is answered by the provider."""
-    (directory / "tools.py").write_text(
-        'def calculate(expression: str) -> str:\n    """Calculate."""\n    return "2"\n'
-    )
-    described = {
-        "providers": {"local": {"protocol": "openai", "base_url": provider.base_url}},
-        "agents": [{"id": "asked", "model": "local/m", "tools": ["tools:calculate"], "max_steps": 99}],
-    }
-    file = directory / "agents.json"
-    file.write_text(json.dumps(described))
-    with live_server(directory / "data", *options, agents=file, executor=executor) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -54,30 +28,9 @@ def asked(provider: ProviderServer, tmp_path_factory: pytest.TempPathFactory) ->
         yield server
 
 
-def runs_of(server: LiveServer) -> list[JobRecord]:
-    store = Store.open_for_reading(server.data_dir)
-    try:
-        return store.jobs.find(kind="run")
-    finally:
-        store.close()
-
-
 def ask(server: LiveServer, text: str, key: str | None = None, **fields: Any) -> Response:
     headers = {"Idempotency-Key": key} if key else {}
     return call(server, "POST", ASK, {"input": text, **fields}, headers=headers)
-
-
-def leave_after_the_first_call(
-    server: LiveServer, provider: ProviderServer, bodies: list[dict[str, Any]], **headers: str
-) -> float:
-    """Send requests, close their connections when each has called its model, and return when."""
-    n_before = provider.n_calls
-    with ExitStack() as connections:
-        for body in bodies:
-            data = json.dumps(body).encode()
-            connections.enter_context(wire(server)).send(head(ASK, Content_Length=len(data), **headers), data)
-        until(lambda: provider.n_calls >= n_before + len(bodies))
-    return time.monotonic()
 
 
 @timed
@@ -137,11 +90,15 @@ def test_a_key_is_refused_with_another_body_or_if_it_is_unusable(asked: LiveServ
 
 
 # The last one, because it kills the server of the others: a start takes seconds.
-def test_a_run_with_a_key_continues_after_a_crash_of_the_server(asked: LiveServer, provider: ProviderServer) -> None:
+def test_runs_with_a_key_or_in_the_background_continue_after_a_crash(
+    asked: LiveServer, provider: ProviderServer
+) -> None:
     question, n_before = "[[latency:0.5 x1]] crashed", len(runs_of(asked))
     leave_after_the_first_call(asked, provider, [{"input": question}], Idempotency_Key="kept")
     leave_after_the_first_call(asked, provider, [{"input": "[[stall]] lost"}])
+    started = call(asked, "POST", f"{ASK}/async", {"input": "[[latency:0.5 x1]] in the background"}).body
     asked.kill()
     with answering_server(asked.data_dir.parent, provider) as server:
         assert ask(server, question, "kept").status == 200
         assert [run.status for run in runs_of(server)[n_before:]] == ["completed", "cancelled"]
+        until(lambda: call(server, "GET", f"/v1/runs/{started['id']}").body["status"] == "completed")
