@@ -94,6 +94,10 @@ class RunMemory:
         return f'<block label="{block.label}">\n{described}{size}\n<value>\n{value}\n</value>\n</block>'
 
 
+MEMORY_TOOLS = frozenset({RunMemory.memory_insert.__name__, RunMemory.memory_replace.__name__})
+"""The names of the tools that `memory_tools` returns."""
+
+
 def memory_tools(blocks: Sequence[MemoryBlock], timeout_s: float) -> dict[str, FunctionTool]:
     """Return the tools that edit memory blocks, not yet bound to a run; none if all blocks are read-only."""
     if all(block.read_only for block in blocks):

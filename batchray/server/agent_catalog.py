@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from batchray.agents.build import protocol_of
-from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock
+from batchray.agents.memory import MEMORY_TOOLS
+from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock, function_name
 from batchray.errors import UnknownAgentError
 from batchray.schema import AgentState, Block, LLMConfig, Memory, Model
 from batchray.server.agent_options import handle_of, options_of, settings_of_agent, shown_settings
@@ -194,7 +195,23 @@ class AgentLookup:
     def _bind(self, stored: StoredAgent, blocks: Sequence[StoredBlock]) -> BoundAgent:
         memory_blocks = _writable(run_blocks(blocks), stored.spec["given"])
         agent = Agent.model_validate({**stored.spec["agent"], "memory_blocks": memory_blocks})
-        return self.configured.bind(agent)
+        return self.configured.bind(without_idle_rules(agent))
+
+
+def without_idle_rules(agent: Agent) -> Agent:
+    """Return an agent without rules for memory tools, if it has no block that a model can edit now.
+
+    An agent whose rules name a tool that it does not have cannot be built.  The rules stay stored, and hold again with
+    the next such block.
+    """
+    own = {(function_name(tool) or "").replace(":", ".").rpartition(".")[2] for tool in agent.tools}
+    if any(not block.read_only for block in agent.memory_blocks):
+        return agent
+    idle = MEMORY_TOOLS - own
+    rules = ("requires_approval", "terminal_tools")
+    return agent.model_copy(
+        update={rule: tuple(name for name in getattr(agent, rule) if name not in idle) for rule in rules}
+    )
 
 
 def _given(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

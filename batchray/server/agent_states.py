@@ -89,7 +89,7 @@ class AgentStates:
         """Return the blocks of these ids; None means those of the agent.  Raises as `own_block` does."""
         if block_ids is None:
             return self._store.blocks.of_agent(agent_id)
-        return [self.own_block(user_id, block_id) for block_id in block_ids]
+        return [self.own_block(user_id, block_id) for block_id in dict.fromkeys(block_ids)]
 
     def block_of(self, user_id: str, agent_id: str, label: str) -> Block:
         """Return the block of an agent that has this label.  Raises UnknownAgentError, and HttpError 404."""

@@ -109,6 +109,8 @@ def test_a_changed_block_keeps_what_was_not_changed_and_its_limit_holds(letta: L
     for fields in ({"value": "1234567"}, {"limit": 5}, {"limit": 0}, {"label": "\n"}, {"limit": 10**7}, {"tags": [7]}):
         assert refusal(lambda fields=fields: letta.blocks.update(made.id, **fields))[0] == 422  # type: ignore[misc]
     assert refusal(lambda: letta.blocks.create(label="", value="x"))[0] == 422
+    unknown = refusal(lambda: letta.blocks.create(label="a", value="x", extra_body={"labels": "x"}))
+    assert unknown == (422, "labels: unknown key")
     assert letta.blocks.retrieve(made.id) == changed
 
 

@@ -81,6 +81,7 @@ def bob(keyed: LiveServer, keys: tuple[str, str]) -> User:
     return User(keyed, keys[1])
 
 
+MEMORY = "/v1/agents/calculator/core-memory/blocks"
 ROUTES = [
     ("POST", BATCHES),
     ("GET", BATCHES),
@@ -104,6 +105,18 @@ ROUTES = [
     ("GET", "/v1/steps/"),
     *[("GET", f"/v1/steps/step-{UNKNOWN}{rest}") for rest in ("", "/messages", "/metrics", "/trace")],
     ("PATCH", f"/v1/steps/step-{UNKNOWN}/feedback"),
+    *[(method, "/v1/blocks/") for method in ("POST", "GET")],
+    *[(method, "/v1/blocks/block-1") for method in ("GET", "PATCH", "DELETE")],
+    ("GET", "/v1/blocks/block-1/agents"),
+    ("GET", f"{MEMORY}"),
+    *[(method, f"{MEMORY}/human") for method in ("GET", "PATCH")],
+    *[("PATCH", f"{MEMORY}/{action}/block-1") for action in ("attach", "detach")],
+    *[(method, "/v1/tools/") for method in ("GET", "POST", "PUT")],
+    *[(method, "/v1/tools/tool-1") for method in ("GET", "PATCH", "DELETE")],
+    ("POST", "/v1/tools/search"),
+    ("GET", "/v1/agents/calculator/tools"),
+    *[("PATCH", f"/v1/agents/calculator/tools/{action}/tool-1") for action in ("attach", "detach", "approval")],
+    ("POST", "/v1/agents/calculator/tools/calculate/run"),
     ("GET", "/v1/models/"),
     ("GET", "/metrics"),
 ]
@@ -146,6 +159,11 @@ def test_every_route_of_the_openapi_document_was_tried(keyed: LiveServer) -> Non
         f"run-{UNKNOWN}": "{run_id}",
         f"step-{UNKNOWN}": "{step_id}",
         "calculator": "{agent_id}",
+        "block-1": "{block_id}",
+        "blocks/human": "blocks/{block_label}",
+        "approval/tool-1": "approval/{tool_name}",
+        "tool-1": "{tool_id}",
+        "/calculate/run": "/{tool_name}/run",
     }
     tried = {(method, _replaced(path, names)) for method, path in ROUTES}
     assert tried == closed
@@ -375,3 +393,34 @@ def test_no_log_contains_a_key_a_header_or_a_text(tmp_path: Path) -> None:
     assert "MARK" not in running.log
     assert key not in running.log
     assert "Traceback" not in running.log
+
+
+def test_blocks_and_the_agents_that_have_them_belong_to_one_user(alice: User, bob: User) -> None:
+    block = alice.call("POST", "/v1/blocks/", {"label": "human", "value": "of Alice"}).body
+    theirs = alice.call("POST", "/v1/agents/", {"model": "offline/rules", "block_ids": [block["id"]]}).body["id"]
+    mine = bob.call("POST", "/v1/agents/", {"model": "offline/rules", "tools": ["calculate"]}).body["id"]
+    tool_id = bob.call("GET", f"/v1/agents/{mine}/tools").body[0]["id"]
+    of_block, of_theirs = f"/v1/blocks/{block['id']}", f"/v1/agents/{theirs}"
+    requests = [
+        *((method, of_block, None) for method in ("GET", "DELETE")),
+        ("PATCH", of_block, {"value": "of Bob"}),
+        ("GET", f"{of_block}/agents", None),
+        ("PATCH", f"/v1/agents/{mine}/core-memory/blocks/attach/{block['id']}", None),
+        ("PATCH", f"/v1/agents/{mine}", {"block_ids": [block["id"]]}),
+        ("POST", "/v1/agents/", {"model": "offline/rules", "block_ids": [block["id"]]}),
+        ("GET", f"{of_theirs}/core-memory/blocks", None),
+        ("GET", f"{of_theirs}/core-memory/blocks/human", None),
+        ("PATCH", f"{of_theirs}/core-memory/blocks/human", {"value": "of Bob"}),
+        ("PATCH", f"{of_theirs}/core-memory/blocks/detach/{block['id']}", None),
+        ("GET", f"{of_theirs}/tools", None),
+        *(("PATCH", f"{of_theirs}/tools/{action}/{tool_id}", None) for action in ("attach", "detach")),
+        ("PATCH", f"{of_theirs}/tools/approval/calculate", {"requires_approval": True}),
+        ("POST", f"{of_theirs}/tools/calculate/run", {"args": {"expression": "1"}}),
+    ]
+    for method, path, body in requests:
+        answer = bob.call(method, path, body)
+        assert (answer.status, "Alice" in str(answer.body)) == (404, False), (method, path, answer)
+    assert block["id"] not in str(bob.call("GET", "/v1/blocks/").body)
+    assert bob.call("GET", f"/v1/blocks/?after={block['id']}").status == 400
+    assert alice.call("GET", of_block).body == block
+    assert [each["id"] for each in alice.call("GET", f"{of_block}/agents").body] == [theirs]

@@ -108,6 +108,16 @@ def test_tools_that_cannot_be_changed_are_refused_with_the_reason(server: LiveSe
     assert attached is not None
     assert [tool.name for tool in attached.tools] == ["memory_insert"]
     letta.agents.tools.update_approval("memory_insert", agent_id=agent.id, body_requires_approval=True)
+    [block] = letta.agents.retrieve(agent.id).blocks
+    assert block.id is not None
+    letta.agents.blocks.detach(block.id, agent_id=agent.id)
+    letta.agents.update(agent.id, name="without memory")  # its rule is idle now
+    done = letta.agents.messages.create(agent.id, input=json.dumps({"script": [{"text": "done"}]}))
+    assert done.stop_reason.stop_reason == "end_turn"
+    letta.agents.blocks.attach(block.id, agent_id=agent.id)
+    noting = {"tool_calls": [{"name": "memory_insert", "arguments": {"label": "human", "new_str": "x"}}]}
+    asked = letta.agents.messages.create(agent.id, input=json.dumps({"script": [noting]}))
+    assert asked.stop_reason.stop_reason == "requires_approval"
     reason = "agent calculator is configured by the operator and cannot be changed"
     assert refusal(lambda: letta.agents.tools.attach(insert, agent_id="calculator")) == (403, reason)
     assert refusal(lambda: letta.agents.tools.detach(id_of(letta, "calculate"), agent_id="calculator")) == (403, reason)

@@ -172,6 +172,10 @@ async def test_memory_is_restored_from_checkpoints(attempt_runner: AttemptRunner
     for n_saved in range(len(saved) + 1):
         _, again = await run_from(attempt_runner, saved[:n_saved], agent)
         assert again.memory == whole.memory, n_saved
+        assert again.memory_bases == whole.memory_bases == {"facts": ""}, n_saved
+    older = [orjson.dumps({**orjson.loads(each), "memory_bases": None}) for each in saved]  # which had no bases
+    _, again = await run_from(attempt_runner, older[:2], agent)
+    assert (again.memory, again.memory_bases) == (whole.memory, {"facts": ""})
 
 
 def test_checkpoints_are_saved_only_for_agents_with_several_steps() -> None:

@@ -17,7 +17,7 @@ from batchray.errors import ConfigError, UnknownAgentError
 from batchray.schema import AgentState, CreateAgent, UpdateAgent, new_id
 from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
-from batchray.server.agent_catalog import AgentCatalog, AgentLookup
+from batchray.server.agent_catalog import AgentCatalog, AgentLookup, without_idle_rules
 from batchray.server.agent_options import handle_of, is_same_model, settings_of, settings_of_agent
 from batchray.server.agent_states import AgentStates
 from batchray.server.auth import user_of
@@ -217,7 +217,7 @@ class AgentRoutes:
         """Return the spec to store for an agent, after building it once.  Raises HttpError 400, 404 or 422."""
         try:
             agent = self._catalog.agent(agent_id, given, blocks)
-            build_agent(self._agents.configured.bind(agent), Clients())
+            build_agent(self._agents.configured.bind(without_idle_rules(agent)), Clients())
         except ValidationError as error:
             raise HttpError(422, first_problem(error, Agent)) from None
         except ConfigError as error:

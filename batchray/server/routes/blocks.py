@@ -7,6 +7,7 @@ from functools import partial
 
 from aiohttp import web
 
+from batchray.batch.rules import RequestRules
 from batchray.config import ServerSettings
 from batchray.schema import AgentState, Block, CreateBlock, UpdateBlock
 from batchray.server.agent_catalog import AgentCatalog, SettingsBlock
@@ -103,7 +104,7 @@ class BlockRoutes:
 
     async def create(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Create a block that no agent has yet."""
-        given = await read_json(request, CreateBlock, self._settings)
+        given = await read_json(request, CreateBlock, self._settings, RequestRules(()))
         return shown_block(await self._store.blocks.create(user_of(request), new_block(given)))
 
     async def index(self, request: web.Request, query: BlocksQuery) -> ResponseBody:
@@ -182,7 +183,7 @@ class BlockRoutes:
 
     async def _update(self, request: web.Request, block_id: str) -> Block:
         user_id = user_of(request)
-        given = await read_json(request, UpdateBlock, self._settings)
+        given = await read_json(request, UpdateBlock, self._settings, RequestRules(()))
         if (place := self._catalog.settings_blocks.get(block_id)) is not None:
             await self._edit_memory(user_id, place, given)
             return await self._reader.call(self._states.block, user_id, block_id)

@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 from pydantic import Field
 
+from batchray.batch.rules import RequestRules
 from batchray.config import ServerSettings
 from batchray.schema import AgentState, Tool
 from batchray.schema.base import OpenModel, WireModel
@@ -193,7 +194,7 @@ class ToolRoutes:
 
     async def search(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Find tools that have words of a query in their name or description; without a query, all."""
-        given = await read_json(request, SearchTools, self._settings)
+        given = await read_json(request, SearchTools, self._settings, RequestRules(()))
         words = (given.query or "").lower().split()
         scores: list[tuple[int, Tool]] = []
         for tool in self._tools.all():
@@ -243,7 +244,7 @@ class ToolRoutes:
         name = request.match_info["tool_name"]
         is_required = query.requires_approval
         if request.can_read_body:
-            is_required = (await read_json(request, SetApproval, self._settings)).requires_approval
+            is_required = (await read_json(request, SetApproval, self._settings, RequestRules(()))).requires_approval
         if is_required is None:
             raise HttpError(422, "requires_approval is missing; give it in the body")
         await self._states.read(self._check_tool, user_of(request), request.match_info["agent_id"], name)
@@ -258,7 +259,7 @@ class ToolRoutes:
     async def run(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Call a tool of an agent as its runs do: on the same executor, with the same limits."""
         user_id, agent_id, name = user_of(request), request.match_info["agent_id"], request.match_info["tool_name"]
-        given = await read_json(request, CallTool, self._settings)
+        given = await read_json(request, CallTool, self._settings, RequestRules(()))
         await self._states.read(self._check_tool, user_id, agent_id, name)
         bound = await self._states.read(tool_agent, self._agents, user_id, agent_id, name, given.args)
         body = orjson.dumps({"agent_id": agent_id, "input": f"A client calls the tool {name}."})
