@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from batchray.schema import Run, RunStatus, Step, index_of, is_id, job_stem, ordinal_of
+from batchray.schema import Run, RunStatus, Step, index_of, is_id, job_stem, ordinal_of, run_id
 from batchray.schema.letta_messages import LettaMessageBase
 from batchray.server.errors import HttpError
 from batchray.server.pagination import Page, paged, slice_of
@@ -108,7 +108,7 @@ class RunReader:
             expected = f"Expected format: '{kind}-<uuid4>'"
             raise HttpError(400, f"INVALID_ARGUMENT: Invalid {kind} ID format: {derived_id}. {expected}")
         run = self._store.runs.get(user_id, job_stem(derived_id), index_of(derived_id))
-        if run is None:
+        if run is None or (kind == "run" and run_id(run.job.id, run.index) != derived_id):
             raise HttpError(404, f"{kind.capitalize()} with id {derived_id} not found")
         return run
 

@@ -248,6 +248,15 @@ def test_a_step_has_metrics_and_no_trace(letta: Letta, agent: AgentState) -> Non
     assert letta.steps.trace.retrieve(step.id) is None
 
 
+def test_an_id_that_differs_in_its_last_digits_is_unknown(letta: Letta, agent: AgentState) -> None:
+    run_id = run_id_of(letta.agents.messages.create(agent.id, input=GREETING))
+    [step] = letta.runs.steps.list(run_id)
+    with pytest.raises(letta_client.NotFoundError):
+        letta.runs.retrieve(f"{run_id[:-1]}1")
+    with pytest.raises(letta_client.NotFoundError):
+        letta.steps.retrieve(f"{step.id[:-1]}1")
+
+
 @pytest.mark.parametrize("kind", ["run", "step"])
 def test_unknown_and_malformed_ids_are_refused(letta: Letta, kind: str) -> None:
     retrieve = letta.runs.retrieve if kind == "run" else letta.steps.retrieve
