@@ -94,7 +94,9 @@ class RemotePlace(Place):
     @classmethod
     def at(cls, address: str) -> RemotePlace:
         """Return the place of an address.  Raises BatchFormatError."""
-        shown = without_secrets(address)
+        shown, parts = without_secrets(address), urlsplit(address)
+        if not parts.netloc.strip("@") and not parts.path.strip("/"):
+            raise BatchFormatError("the address names no file", file=address)
         with _readable(shown):
             system, path = _system_of(address, shown)
         return cls(system, path, shown)
@@ -167,6 +169,8 @@ def _readable(shown: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise BatchFormatError("there is no such file", file=shown) from None
-    except (OSError, ValueError) as error:
+    except BatchFormatError:
+        raise
+    except Exception as error:  # noqa: BLE001  # file systems of fsspec raise errors of many packages
         reason = " ".join(str(error).split())[:300]
         raise BatchFormatError(f"cannot be read: {reason}", file=shown) from None

@@ -123,6 +123,28 @@ def _directory_of_parquet(path: Path) -> Path:
     return path
 
 
+def _dataset() -> Any:
+    import datasets
+
+    return datasets.Dataset(TABLE)
+
+
+def _saved_by_datasets(path: Path) -> Path:
+    import datasets
+
+    datasets.disable_progress_bars()
+    _dataset().save_to_disk(path / "saved", num_shards=2)
+    return path / "saved"
+
+
+def _in_memory(file: Path, name: str) -> str:
+    """Return the address of a copy of a file in the memory of fsspec."""
+    import fsspec
+
+    fsspec.filesystem("memory").pipe(f"/{name}", file.read_bytes())
+    return f"memory://{name}"
+
+
 def frame() -> pd.DataFrame:
     made: pd.DataFrame = TABLE.to_pandas(integer_object_nulls=True)
     return made
@@ -155,6 +177,11 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "pyarrow-reader": lambda _: TABLE.to_reader(),
     "pandas": lambda _: frame(),
     "pandas-with-an-index": lambda _: frame().set_index("id"),
+    "hugging-face-dataset": lambda _: _dataset(),
+    "hugging-face-dataset-saved": lambda path: _saved_by_datasets(path),
+    "hugging-face-iterable-dataset": lambda _: _dataset().to_iterable_dataset(),
+    "fsspec-address": lambda path: _in_memory(_parquet(path), "tables/t.parquet"),
+    "fsspec-directory": lambda path: _in_memory(_parquet(path), "many/t.parquet").rpartition("/")[0],
     "ray-dataset": lambda _: RayLike(),
     "list-of-rows": lambda _: TABLE.to_pylist(),
     "iterator-of-rows": lambda _: iter(TABLE.to_pylist()),
@@ -410,6 +437,29 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_line(name: str,
     error = refusal(_file(tmp_path, file, content), QUESTIONS, tmp_path / "spool")
     assert error.startswith(str(tmp_path))
     assert reason in error
+
+
+def test_a_dataset_of_several_splits_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    both = datasets.DatasetDict(train=_dataset(), test=_dataset())
+    assert "pass one, such as dataset['train']" in refusal(both, QUESTIONS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("memory://nowhere.csv", "memory://nowhere.csv: there is no such file"),
+        ("weird://user:secret@host/t.csv?key=secret", "weird://host/t.csv: cannot be read: Protocol not known: weird"),
+        ("gs://", "gs://: the address names no file"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_refused_without_its_secrets(
+    address: str, reason: str, tmp_path: Path
+) -> None:
+    error = refusal(address, QUESTIONS, tmp_path)
+    assert error.startswith(reason)
+    assert "secret" not in error
 
 
 def test_a_directory_that_is_no_table_is_refused(tmp_path: Path) -> None:
