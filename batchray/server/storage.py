@@ -11,6 +11,7 @@ from batchray.config import ServerSettings
 from batchray.jobs.runtime import Runtime
 from batchray.store import AsyncStore, Store, ThreadedStore, lock
 from batchray.support.interpreter import return_free_memory
+from batchray.support.threads import DaemonThread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class ServerStorage:
 
     def close(self) -> None:
         """Close the reader, release the store and unlock the data directory."""
+        self.bulk.close()
         self.reader.sync.close()
         self._runtime.release_store(self.store.sync)
         if self._lock is not None:
@@ -51,10 +53,11 @@ class ServerStorage:
 
 
 class BulkReader(ThreadedStore):
-    """Runs `_N_BULK_READS` calls at once."""
+    """Runs `_N_BULK_READS` calls at once, on threads of its own: the C library keeps some memory for each thread."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
+        self._idle = [DaemonThread(f"batchray-bulk-{number}") for number in range(_N_BULK_READS)]
         self._free = asyncio.Semaphore(_N_BULK_READS)
         self._n_calls = self._n_seen = self._n_returned = 0
 
@@ -62,7 +65,16 @@ class BulkReader(ThreadedStore):
         """Run a blocking function on a thread, as soon as fewer calls run."""
         self._n_calls += 1
         async with self._free:
-            return await super().call(method, *args, **keywords)
+            thread = self._idle.pop()
+            try:
+                return await asyncio.get_running_loop().run_in_executor(thread, lambda: method(*args, **keywords))
+            finally:
+                self._idle.append(thread)
+
+    def close(self) -> None:
+        """End the idle threads; those that read end with the process."""
+        for thread in self._idle:
+            thread.shutdown(wait=False)
 
     def has_become_quiet(self) -> bool:
         """Return True once after each time of reads: if there was none since the last call."""

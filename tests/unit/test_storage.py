@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from batchray.support.interpreter import return_free_memory
 
 
 @pytest.fixture
-def bulk(tmp_path: Path) -> BulkReader:
+def bulk(tmp_path: Path) -> Iterator[BulkReader]:
     Store.open(tmp_path).close()
-    return BulkReader(Store.open_for_reading(tmp_path))
+    reader = BulkReader(Store.open_for_reading(tmp_path))
+    yield reader
+    reader.close()
 
 
 async def test_two_large_reads_run_at_once(bulk: BulkReader) -> None:
