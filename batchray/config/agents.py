@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from batchray.config.base import PositiveFloat, PositiveInt, Strict
 from batchray.config.reaching import Auth, CaFile, Headers, Proxy, Query, check_address
-from batchray.schema import Usage
+from batchray.schema import BlockLabel, Usage
 
 # Fields of the provider's request body that are options of an agent, outside of `body`.
 _BODY_FIELDS = ("temperature", "max_tokens")
@@ -95,8 +95,7 @@ class Provider(Strict):
 class MemoryBlock(Strict):
     """A labelled text that the agent's model sees with every request and can edit."""
 
-    label: Annotated[str, Field(pattern=r"^\w[\w ./-]{0,127}$")]
-    """The block's name, which the model sees."""
+    label: BlockLabel
     value: str = ""
     limit: PositiveInt = 20_000
     """In characters; a block that grows without limit would displace the conversation."""

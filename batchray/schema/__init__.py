@@ -13,6 +13,7 @@ Start reading at `requests` (input), `messages` (what is stored), `visible` (wha
 from batchray.schema.agents import (
     AgentState,
     Block,
+    BlockLabel,
     CreateAgent,
     CreateBlock,
     EmbeddingConfig,
@@ -134,6 +135,7 @@ __all__ = [
     "Base64Image",
     "BatchJob",
     "Block",
+    "BlockLabel",
     "CallbackUrl",
     "ClientSkill",
     "ClientTool",

@@ -51,6 +51,10 @@ class Model(OpenModel):
     display_name: str | None = None
 
 
+BlockLabel = Annotated[str, Field(pattern=r"^\w[\w ./-]{0,127}$")]
+"""The name of a memory block, which the model sees."""
+
+
 class BlockFields(OpenModel):
     """The fields of a memory block that have no meaning here, except the description; they are kept and shown."""
 
@@ -70,9 +74,9 @@ class BlockFields(OpenModel):
 class UpdateBlock(BlockFields):
     """The body of PATCH /v1/blocks/{id}.  Fields that are absent or null are left as they are."""
 
-    label: str | None = None
+    label: BlockLabel | None = None
     value: str | None = None
-    limit: int | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
     read_only: bool | None = None
     is_template: bool | None = None
 
@@ -80,7 +84,7 @@ class UpdateBlock(BlockFields):
 class CreateBlock(UpdateBlock):
     """A new memory block."""
 
-    label: str
+    label: BlockLabel
     value: str
 
 

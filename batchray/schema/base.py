@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _NOTHING: Mapping[str, JsonDict] = {
     "null": {},
     "boolean": {"enum": [False]},
+    "integer": {"enum": [0]},
     "array": {"maxItems": 0},
     "object": {"maxProperties": 0},
 }

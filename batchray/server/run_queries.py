@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
 from batchray.schema import Feedback, RunStatus, StopReason
 from batchray.schema.base import UtcDatetime
 from batchray.server.pagination import Page
@@ -38,6 +42,16 @@ class OldestFirst(Page):
     order: SortOrder = "asc"
 
 
+def _not_a_number(value: object) -> object:
+    """Refuse a number, which pydantic takes for seconds, or for milliseconds if it is large."""
+    if isinstance(value, str) and value.lstrip("+-").replace(".", "", 1).isdecimal():
+        raise ValueError("give a time as ISO 8601 has it, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+QueryTime = Annotated[UtcDatetime, BeforeValidator(_not_a_number)]
+
+
 class StepsQuery(Page):
     """Query of a user's steps.
 
@@ -46,11 +60,11 @@ class StepsQuery(Page):
     """
 
     agent_id: str | None = None
-    end_date: UtcDatetime | None = None
+    end_date: QueryTime | None = None
     feedback: Feedback | None = None
     has_feedback: bool | None = None
     model: str | None = None
     project_id: str | None = None
-    start_date: UtcDatetime | None = None
+    start_date: QueryTime | None = None
     tags: tuple[str, ...] = ()
     trace_ids: tuple[str, ...] = ()

@@ -67,6 +67,7 @@ from batchray.schema import (
     ToolReturnContent,
     ToolReturnCreate,
     ToolReturnMessage,
+    UpdateBlock,
     UrlImage,
     Usage,
     index_of,
@@ -146,6 +147,8 @@ def models(model: type[BaseModel]) -> st.SearchStrategy[Any]:
         return st.builds(lambda one, rest: model(**one, **rest), either, some_of(fields, optional))
     if issubclass(model, CreateBatch):
         fields["callback_url"] = CALLBACK_URLS
+    if issubclass(model, UpdateBlock):
+        fields |= {"label": st.from_regex(r"\A[a-z][a-z0-9 ./-]{0,9}\Z"), "limit": st.integers(1, 2**53)}
     return some_of(fields, optional).map(lambda given: model(**given))
 
 
