@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jsonschema_rs
 
-METHODS = ("get", "post", "patch", "delete", "put")
+METHODS = ("get", "post", "put", "patch", "delete")
 
 
 class Operation(NamedTuple):
@@ -95,5 +95,5 @@ def events_in(stream: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _operations(document: Mapping[str, Any]) -> Iterator[Operation]:
     for path, methods in document["paths"].items():
-        for method in methods.keys() & set(METHODS):
+        for method in (each for each in METHODS if each in methods):
             yield Operation(methods[method]["operationId"], method, path, methods[method])

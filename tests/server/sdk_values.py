@@ -63,6 +63,9 @@ class World:
     def new_run(self) -> list[str]:
         return [str(self.letta.agents.messages.create_async(self.agent_id, input=INPUT).id)]
 
+    def ended_run(self) -> str:
+        return str(self.letta.agents.messages.create(self.agent_id, input=INPUT).messages[0].run_id)
+
     def _ended_batch(self) -> str:
         job = self.letta.batches.retrieve(self.new_batch())
         while job.completed_at is None:
@@ -84,7 +87,9 @@ OF_EVERY_METHOD: dict[str, Value] = {
     "batch_id": lambda world: world.batch_id,
     "block_id": lambda world: world.block_id,
     "block_label": "human",
+    "job_id": lambda world: world.batch_id,
     "tool_id": lambda world: world.tool_id,
+    "tool_name": "calculate",
     "run_id": lambda world: world.run_id,
     "step_id": lambda world: world.step_id,
     # of lists
@@ -133,6 +138,17 @@ OF_EVERY_METHOD: dict[str, Value] = {
     "feedback": "positive",
     "has_feedback": True,
     "trace_ids": ["trace-1"],
+    # of tools
+    "args": {"expression": "1 + 2"},
+    "body_requires_approval": True,
+    "query_requires_approval": True,
+    "names": ["calculate"],
+    "tool_types": ["custom"],
+    "exclude_tool_types": ["letta_core"],
+    "return_only_letta_tools": True,
+    "search": "calc",
+    "query": "calculate",
+    "search_mode": "fts",
     # of blocks
     "connected_to_agents_count_eq": [1],
     "connected_to_agents_count_gt": 0,
@@ -218,6 +234,11 @@ OF_METHOD: dict[str, dict[str, Value]] = {
         lambda world: world.letta.agents.messages.list(world.agent_id).items[0].id,
     ),
     "agents.messages.reset": {"agent_id": World.new_agent},
+    "agents.tools.attach": {"agent_id": World.new_agent},
+    "agents.tools.detach": {"agent_id": World.new_agent},
+    "agents.tools.list": cursors(lambda world: world.tool_id),
+    "agents.tools.update_approval": {"agent_id": World.new_agent},
+    "tools.list": cursors(lambda world: world.tool_id),
     "agents.update": {"agent_id": World.new_agent},
     "blocks.agents.list": cursors(lambda world: world.agent_id),
     "blocks.create": {"limit": 500},

@@ -23,7 +23,7 @@ from tests.server.http_client import BATCHES, ask, call
 from tests.server.live import LiveServer
 
 VERBS = (
-    "attach|cancel|check|create|delete|detach|give|list|read|reset|retrieve|retry|run|search|send|stream"
+    "attach|cancel|check|create|delete|detach|list|read|reset|retrieve|retry|run|search|send|stream"
     "|unpause|update|upsert"
 )
 

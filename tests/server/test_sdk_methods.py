@@ -21,12 +21,16 @@ from tests.server.sdk_values import World, given
 
 RESOURCES = (
     *("batches", "batches.messages", "agents", "agents.messages", "models"),
-    *("blocks", "blocks.agents", "agents.blocks"),
+    *("blocks", "blocks.agents", "agents.blocks", "tools", "agents.tools"),
     *("runs", "runs.messages", "runs.steps", "runs.usage"),
     *("steps", "steps.messages", "steps.metrics", "steps.trace", "steps.feedback"),
 )
-ABSENT = {"agents.export_file", "agents.import_file", "agents.messages.compact"}
-"""Methods whose routes batchray does not have."""
+ABSENT = {
+    *("agents.export_file", "agents.import_file", "agents.messages.compact"),
+    *("tools.add", "tools.create", "tools.create_from_function", "tools.upsert", "tools.upsert_from_function"),
+    *("tools.update", "tools.delete"),
+}
+"""Methods that batchray does not have, or refuses: the operator configures the tools."""
 
 ALIASES = {"body_requires_approval": "requires_approval", "query_requires_approval": "requires_approval"}
 """The names of parameters in requests, if the SDK has other ones."""
