@@ -46,6 +46,17 @@ def test_a_callback_says_how_the_job_ended_and_is_signed(caller: LiveServer) -> 
     assert (job["callback_status_code"], job["callback_error"]) == (200, None)
 
 
+def test_the_callback_of_a_run_in_the_background_names_the_run(caller: LiveServer) -> None:
+    with receiver() as hook:
+        request = {"input": "What is 6 * 7?", "callback_url": hook.url}
+        run_id = call(caller, "POST", "/v1/agents/calculator/messages/async", request).body["id"]
+        until(lambda: call(caller, "GET", f"/v1/runs/{run_id}").body["callback_sent_at"])
+    payload, run = json.loads(hook.received[0].body), call(caller, "GET", f"/v1/runs/{run_id}").body
+    assert (payload["run_id"], payload["job_id"]) == (run_id, run["metadata"]["job_id"])
+    assert (payload["status"], payload["completed_at"][:19]) == ("completed", run["completed_at"][:19])
+    assert (run["callback_url"], run["callback_status_code"]) == (hook.url, 200)
+
+
 def test_a_canceled_job_sends_its_callback(caller: LiveServer) -> None:
     with receiver() as hook:
         job_id = create(caller, [{"agent_id": "slow", "input": "x"}] * 50, callback_url=hook.url)["id"]
