@@ -67,7 +67,14 @@ def edit(block: StoredBlock, edited: str, base: str | None = None) -> MemoryEdit
     return MemoryEdit(block.label, block.value if base is None else base, edited, 60, block.id)
 
 
-def record(store: Store, *edits: MemoryEdit, status: str = "succeeded", user_id: str = DEFAULT_USER) -> None:
+def record(
+    store: Store,
+    *edits: MemoryEdit,
+    status: str = "succeeded",
+    user_id: str = DEFAULT_USER,
+    agent_id: str = "ann",
+    is_stateful: bool = False,
+) -> None:
     """Record one request for each edit, all together, as runs that saw the blocks' values of before."""
     job_id = new_job_id()
     items = [NewItem("ann", None, b'{"agent_id": "ann", "input": "x"}') for _ in edits]
@@ -84,7 +91,7 @@ def record(store: Store, *edits: MemoryEdit, status: str = "succeeded", user_id:
             ttft_ns=None,
             duration_ns=1,
             messages=b"[]",
-            conversation_update=ConversationUpdate("ann", edits=[each]),
+            conversation_update=ConversationUpdate(agent_id, is_stateful, edits=[each]),
         )
         for index, each in enumerate(edits)
     ]
@@ -104,6 +111,26 @@ def test_edits_of_several_runs_are_merged_also_within_one_commit(store: Store) -
     record(store, edit(shared, "one"), edit(other, "y"), edit(shared, "two"))
     record(store, edit(shared, "three"))
     assert (value(store, shared), value(store, other)) == ("one\ntwo\nthree", "y")
+
+
+def test_a_job_of_an_older_version_edits_the_block_that_has_its_label(store: Store) -> None:
+    shared = block(store, "Ada", "human", "ann")
+    change(store, shared, value="Ada\nlikes tea")
+    edits = [MemoryEdit(label, "Ada", "Ada\nis 36", 60) for label in ("human", "other")]
+    record(store, *edits, is_stateful=True)
+    assert value(store, shared) == "Ada\nlikes tea\nis 36"
+    assert store.conversations.memory(DEFAULT_USER, "ann") == {"human": value(store, shared), "other": "Ada\nis 36"}
+
+
+def test_edits_of_a_settings_block_are_merged_within_its_limit(store: Store) -> None:
+    store.conversations.edit_memory(DEFAULT_USER, "clerk", "human", "unknown\nlikes tea")
+    edit = MemoryEdit("human", "unknown", "unknown\nis 36", 24)
+    record(store, edit, agent_id="clerk", is_stateful=True)
+    assert store.conversations.memory(DEFAULT_USER, "clerk") == {"human": "unknown\nlikes tea\nis 36"}
+    record(store, edit._replace(value="unknown\nis 37"), agent_id="clerk", is_stateful=True)
+    record(store, edit, agent_id="clerk")
+    assert store.conversations.memory(DEFAULT_USER, "clerk") == {"human": "unknown\nlikes tea\nis 36"}
+    assert store.conversations.memory("user-2", "clerk") == {}
 
 
 @pytest.mark.parametrize("changes", [{"read_only": True}, {"value": "x" * 55, "limit": 58}])
