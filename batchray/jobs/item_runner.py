@@ -41,7 +41,7 @@ class ItemRunner:
         agent = self._job.agents.agents[item.agent_id].agent
         if agent.keeps_steps:
             outcome = await self._replacing_steps(item, outcome)
-        outcome = with_conversation_update(outcome, agent, item)
+        outcome = replace(with_conversation_update(outcome, agent, item), agent_id=agent.id)
         if outcome.shared_failure is not None:
             self._hold(item.agent_id, outcome, **outcome.shared_failure)
             return ()

@@ -10,12 +10,13 @@ from batchray.agents.build import protocol_of
 from batchray.agents.memory import MEMORY_TOOLS
 from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock, function_name
 from batchray.errors import UnknownAgentError
-from batchray.schema import AgentState, Block, LLMConfig, Memory, Model
+from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, StopReason
 from batchray.server.agent_options import handle_of, options_of, settings_of_agent, shown_settings
 from batchray.server.block_shapes import run_blocks, settings_block_id
 from batchray.server.errors import HttpError
 from batchray.server.tool_catalog import ToolCatalog
-from batchray.store import StoredAgent, StoredBlock, ThreadedStore
+from batchray.store import LastRun, StoredAgent, StoredBlock, ThreadedStore
+from batchray.views.results import parse_time
 
 # Letta's clients require a number, and the configuration has none.
 _CONTEXT_WINDOW = 128_000
@@ -32,6 +33,7 @@ class KeptState(NamedTuple):
 
     blocks: Sequence[Block] = ()
     message_ids: Sequence[str] = ()
+    last_run: LastRun | None = None
 
 
 class SettingsBlock(NamedTuple):
@@ -134,6 +136,9 @@ class AgentCatalog:
             tags=list(given.get("tags") or ()),
             message_ids=list(kept.message_ids),
             message_buffer_autoclear=not agent.stateful,
+            last_run_completion=parse_time(kept.last_run.finished_at) if kept.last_run else None,
+            last_run_duration_ms=kept.last_run.duration_ns // 1_000_000 if kept.last_run else None,
+            last_stop_reason=StopReason(kept.last_run.stop_reason) if kept.last_run else None,
             tool_rules=[
                 *({"type": _TERMINAL_RULE, "tool_name": name} for name in agent.terminal_tools),
                 *({"type": _APPROVAL_RULE, "tool_name": name} for name in agent.requires_approval),

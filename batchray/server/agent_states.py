@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from batchray.config import Agent
 from batchray.errors import UnknownAgentError
@@ -11,7 +12,19 @@ from batchray.schema import AgentState, Block
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup, KeptState
 from batchray.server.block_shapes import shown_block, shown_settings_blocks
 from batchray.server.errors import HttpError
-from batchray.store import StoredAgent, StoredBlock, ThreadedStore
+from batchray.store import LastRun, StoredAgent, StoredBlock, ThreadedStore
+
+
+class ListedAgent(NamedTuple):
+    """The parts of an agent by which lists are filtered and sorted."""
+
+    id: str
+    name: str
+    tags: tuple[str, ...] = ()
+    project_id: str | None = None
+    created_by_id: str | None = None
+    is_hidden: bool = False
+    last_run: LastRun | None = None
 
 
 class AgentStates:
@@ -32,10 +45,36 @@ class AgentStates:
 
     def _kept(self, user_id: str, agent: Agent) -> KeptState:
         blocks = self.blocks(user_id, agent.id)
-        if not agent.stateful:
-            return KeptState(blocks)
-        history = self._store.conversations.history(user_id, agent.id)
-        return KeptState(blocks, [each for prior in history for each in message_ids_of(prior)])
+        last_run = self._store.agents.last_runs(user_id, agent.id).get(agent.id)
+        history = self._store.conversations.history(user_id, agent.id) if agent.stateful else ()
+        return KeptState(blocks, [each for prior in history for each in message_ids_of(prior)], last_run)
+
+    def listed(self, user_id: str, name: str | None = None) -> list[ListedAgent]:
+        """Return all agents that a user may ask, as far as lists need them: the operator's, then their own.
+
+        If `name` is given, the settings of the user's agents with other names are not read; these count as hidden.
+        """
+        last = self._store.agents.last_runs(user_id)
+
+        def view(agent_id: str, spec: Mapping[str, Any]) -> ListedAgent:
+            given = spec["given"]
+            return ListedAgent(
+                agent_id,
+                given.get("name") or agent_id,
+                tuple(given.get("tags") or ()),
+                given.get("project_id"),
+                user_id,
+                bool(given.get("hidden")),
+                last.get(agent_id),
+            )
+
+        of_operator = [ListedAgent(each, each, last_run=last.get(each)) for each in self._catalog.ids]
+        own = self._store.agents.views(user_id, view, name)
+        if name is not None:
+            named = {agent.id: agent for agent in own}
+            ids = self._store.agents.ids(user_id)
+            own = [named.get(each) or ListedAgent(each, "", is_hidden=True, last_run=last.get(each)) for each in ids]
+        return [*of_operator, *own]
 
     def agents(self, user_id: str, ids: Iterable[str]) -> Iterator[AgentState]:
         """Yield the agents of these ids that exist."""

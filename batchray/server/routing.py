@@ -12,6 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from batchray.schema.base import WireModel
+from batchray.schema.keys import did_you_mean
 from batchray.schema.validation_text import first_problem
 from batchray.server.bodies import EventsOf
 from batchray.server.errors import SERVER_NAME, HttpError
@@ -41,9 +42,10 @@ class Route:
     `operation_id` is the name of the function in a generated client, such as `list_batches`: a verb and its object,
     unique.  `tag` is the name of its module there; `openapi.TAGS` describes the tags.
 
-    `query` is the model of the query, `body` that of the request body, which may be missing if `is_body_optional`.  If
-    `has_strict_body`, unknown keys are refused, at every level; otherwise they are ignored, as Letta's server does.
-    `headers` are the request headers that the endpoint reads, with the patterns of their values.
+    `query` is the model of the query; unknown parameters are refused, except of open routes.  `body` is that of the
+    request body, which may be missing if `is_body_optional`.  If `has_strict_body`, unknown keys are refused, at every
+    level; otherwise they are ignored, as Letta's server does.  `headers` are the request headers that the endpoint
+    reads, with the patterns of their values.
 
     `response` is the type of the body of a 200: a model, `list[AgentState]`, any other type that pydantic writes, None
     for null; or of `bodies`: `PlainText`, `LinesOf` a type, `EventsOf` types.  If `streams` is set, the endpoint sends
@@ -72,6 +74,7 @@ class Route:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Validate the query, call the endpoint, and encode what it returns as JSON."""
+        self._check_names(request)
         try:
             query = self.query.model_validate({name: self._parameter(request, name) for name in request.query})
         except ValidationError as error:
@@ -83,6 +86,18 @@ class Route:
         if isinstance(body, web.StreamResponse):
             return body
         return web.Response(body=encode(body), content_type="application/json")
+
+    def _check_names(self, request: web.Request) -> None:
+        """Raise HttpError 422 for a parameter that is unknown or refused; those of open routes are not looked at."""
+        if self.is_open or not request.query:
+            return
+        refused: Mapping[str, str] = getattr(self.query, "refused", {})
+        for name, value in request.query.items():
+            if name not in self.query.model_fields:
+                quoted = repr(name[:60])
+                raise HttpError(422, f"query: unknown parameter {quoted}{did_you_mean(name[:60], self.query)}")
+            if name in refused and value.lower() not in ("", "false", "0"):
+                raise HttpError(422, f"query: {name}: {refused[name]}")
 
     def _parameter(self, request: web.Request, name: str) -> str | list[str]:
         field = self.query.model_fields.get(name)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import orjson
 import sqlalchemy as sa
 
 from batchray.store.blocks import attach_blocks, create_blocks, detach_all, replace_blocks
 from batchray.store.database import Database
-from batchray.store.records import NewBlock, StoredAgent, utc_now
-from batchray.store.tables import agents
+from batchray.store.records import LastRun, NewBlock, StoredAgent, utc_now
+from batchray.store.tables import agent_runs, agents
 
+T = TypeVar("T")
+
+_PAGE = 500
 _COLUMNS = (agents.c.id, agents.c.user_id, agents.c.created_at, agents.c.updated_at, agents.c.spec)
 
 
@@ -64,6 +67,8 @@ class Agents:
             deleted = connection.execute(sa.delete(agents).where(agents.c.id == agent_id, agents.c.user_id == user_id))
             if deleted.rowcount:
                 detach_all(connection, user_id, agent_id)
+                here = (agent_runs.c.user_id == user_id, agent_runs.c.agent_id == agent_id)
+                connection.execute(sa.delete(agent_runs).where(*here))
         return deleted.rowcount > 0
 
     def find(self, agent_id: str, user_id: str) -> StoredAgent | None:
@@ -86,6 +91,23 @@ class Agents:
             query = query.where(agents.c.name == name)
         with self._database.reading() as connection:
             return list(connection.execute(query).scalars())
+
+    def views(self, user_id: str, view: Callable[[str, Mapping[str, Any]], T], name: str | None = None) -> list[T]:
+        """Return `view` of the id and the spec of each of a user's agents, oldest first; `name` as in `ids`."""
+        query = sa.select(agents.c.id, agents.c.spec).where(agents.c.user_id == user_id).order_by(agents.c.agent)
+        if name is not None:
+            query = query.where(agents.c.name == name)
+        with self._database.reading() as connection:
+            return [view(row.id, orjson.loads(row.spec)) for row in connection.execute(query).yield_per(_PAGE)]
+
+    def last_runs(self, user_id: str, agent_id: str | None = None) -> dict[str, LastRun]:
+        """Return the last runs of a user's agents, or of one agent, by its id; those that never ran are left out."""
+        query = sa.select(agent_runs).where(agent_runs.c.user_id == user_id)
+        if agent_id is not None:
+            query = query.where(agent_runs.c.agent_id == agent_id)
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+        return {row.agent_id: LastRun(row.finished_at, row.stop_reason, row.duration_ns) for row in rows}
 
 
 def _spec_values(agent_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _block_of_version_5(
 
 
 def _blocks_of_version_5(connection: sa.Connection) -> tuple[sa.Table, sa.Table]:
-    """Create the tables of blocks, in the form of version 5."""
+    """Create the tables of blocks, and of the agents' last runs, in the form of version 5."""
     tables = sa.MetaData()
     texts = ("id", "user_id", "created_at", "updated_at", "label")
     blocks = sa.Table(
@@ -129,6 +129,13 @@ def _blocks_of_version_5(connection: sa.Connection) -> tuple[sa.Table, sa.Table]
         *(sa.Column(name, TEXT, nullable=False) for name in ("agent_id", "block_id")),
         sa.Index("blocks_of_an_agent", "agent_id", "block_id", unique=True),
         sa.Index("agents_of_a_block", "block_id", "seq"),
+    )
+    sa.Table(
+        "agent_runs",
+        tables,
+        *(sa.Column(name, TEXT, primary_key=True) for name in ("user_id", "agent_id")),
+        *(sa.Column(name, TEXT, nullable=False) for name in ("finished_at", "stop_reason")),
+        sa.Column("duration_ns", INTEGER, nullable=False),
     )
     tables.create_all(connection)
     return blocks, agent_blocks

@@ -16,6 +16,7 @@ from batchray.store.conversations import apply_conversation_updates, release_cla
 from batchray.store.database import Chunked, Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.records import JobRecord, LedJob, NewAttempt, NewOutcome, NewStep, utc_now
+from batchray.store.tables import agent_runs as _agent_runs
 from batchray.store.tables import attempts as _attempts
 from batchray.store.tables import checkpoints as _checkpoints
 from batchray.store.tables import items as _items
@@ -215,6 +216,7 @@ class Outcomes:
         ]
         connection.execute(sa.insert(_outcomes), rows)
         apply_conversation_updates(connection, job, taken)
+        self._keep_last_runs(connection, job, taken, now)
         for chunk in chunks(outcome.index for outcome in taken if outcome.has_steps):
             connection.execute(
                 sa.delete(_checkpoints).where(_checkpoints.c.job == job.key, _checkpoints.c.idx.in_(chunk))
@@ -225,6 +227,24 @@ class Outcomes:
         values: dict[str, Any] = {name: _jobs.c[name] + n for name, n in added.items() if n}
         values["last_seq"] = seq + len(taken)
         connection.execute(sa.update(_jobs).where(_jobs.c.job == job.key).values(updated_at=now, **values))
+
+    def _keep_last_runs(self, connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome], now: str) -> None:
+        last = {outcome.agent_id: outcome for outcome in taken if outcome.agent_id is not None}
+        if not last:
+            return
+        rows = [
+            {
+                "user_id": job.user_id,
+                "agent_id": agent_id,
+                "finished_at": now,
+                "stop_reason": last[agent_id].stop_reason,
+                "duration_ns": last[agent_id].duration_ns,
+            }
+            for agent_id in sorted(last)  # in one order, so that two jobs never wait for each other
+        ]
+        statement = self._database.backend.insert(_agent_runs)
+        changed = {name: statement.excluded[name] for name in ("finished_at", "stop_reason", "duration_ns")}
+        connection.execute(statement.on_conflict_do_update(index_elements=["user_id", "agent_id"], set_=changed), rows)
 
 
 def _without_outcome(job: JobRecord, after: int) -> sa.Select[Any]:

@@ -181,6 +181,7 @@ class ConversationState(NamedTuple):
 class NewOutcome(OutcomeData):
     """The outcome of an item's current attempt, to be recorded.
 
+    `agent_id` is the agent that ran, or None if this is not to be kept as its last run.
     `conversation_update` is None if no later request depends on it.  `has_steps`: its checkpoints may be stored.
     `shared_failure` is the `provider` and the `kind` of a failure that all requests of the provider meet.
     """
@@ -188,6 +189,7 @@ class NewOutcome(OutcomeData):
     index: int
     attempt: int
     queued_ns: int
+    agent_id: str | None = None
     conversation_update: ConversationUpdate | None = None
     has_steps: bool = False
     shared_failure: Mapping[str, str] | None = None
@@ -410,6 +412,14 @@ class StoredAgent:
     created_at: str
     updated_at: str
     spec: dict[str, Any]
+
+
+class LastRun(NamedTuple):
+    """The last run of an agent that has an outcome."""
+
+    finished_at: str
+    stop_reason: str
+    duration_ns: int
 
 
 def utc_now() -> str:

@@ -255,6 +255,18 @@ step_feedback = sa.Table(
 )
 
 
+# The last run of each agent for a user.
+agent_runs = sa.Table(
+    "agent_runs",
+    metadata,
+    sa.Column("user_id", TEXT, primary_key=True),
+    sa.Column("agent_id", TEXT, primary_key=True),
+    sa.Column("finished_at", TEXT, nullable=False),
+    sa.Column("stop_reason", TEXT, nullable=False),
+    sa.Column("duration_ns", INTEGER, nullable=False),
+)
+
+
 def same_item(one: sa.Table, other: sa.Table) -> sa.ColumnElement[bool]:
     """Return the condition that joins two tables on the item."""
     return sa.and_(one.c.job == other.c.job, one.c.idx == other.c.idx)

@@ -174,6 +174,54 @@ def test_an_agent_made_over_http_remembers_and_its_state_says_so(server: LiveSer
     assert ids_of(server, agent["id"]) == state(server, agent["id"])["message_ids"] == []
 
 
+def test_an_agent_shows_its_last_run_and_lists_are_ordered_by_it(server: LiveServer) -> None:
+    first, second, never = (made(server, tags=["ran"])["id"] for _ in range(3))
+    assert state(server, never)["last_run_completion"] is None
+    run(server, *({"agent_id": each, "input": script({"text": "x"})} for each in (first, second)))
+    failing = {"agent_id": first, "input": script({"fail": {"type": "api_error"}})}
+    run(server, failing)
+    shown = state(server, first)
+    assert (shown["last_stop_reason"], shown["last_run_duration_ms"] >= 0) == ("llm_api_error", True)
+    assert shown["last_run_completion"] > state(server, second)["last_run_completion"]
+
+    def listed(query: str) -> list[str]:
+        answer = call(server, "GET", f"/v1/agents/?tags=ran&{query}")
+        assert answer.status == 200, answer
+        return [agent["id"] for agent in answer.body]
+
+    assert listed("order_by=last_run_completion") == [first, second, never]
+    assert listed(f"order_by=last_run_completion&limit=1&before={never}") == [second]
+    assert listed("sort_by=last_run_completion&order=asc") == [never, second, first]
+    assert listed("last_stop_reason=llm_api_error") == [first]
+    assert listed("identity_id=identity-1") == []
+    for agent_id in (first, second, never):
+        call(server, "DELETE", f"/v1/agents/{agent_id}")
+
+
+def test_an_unknown_or_refused_parameter_of_a_list_is_named(server: LiveServer) -> None:
+    for path, name in (
+        ("/v1/agents/", "tag"),
+        ("/v1/messages/batches", "agent_id"),
+        ("/v1/agents/calculator", "x"),
+        ("/v1/agents/calculator/messages", "include_err"),
+    ):
+        answer = call(server, "GET", f"{path}?{name}=true")
+        assert (answer.status, name in answer.body["detail"]) == (422, True), answer
+    assert "did you mean 'tags'" in call(server, "GET", "/v1/agents/?tag=x").body["detail"]
+    assert call(server, "GET", "/livez?probe=1").status == 200
+
+
+def test_the_messages_of_an_agent_are_filtered_by_type(server: LiveServer) -> None:
+    agent_id = made(server)["id"]
+    run(server, *({"agent_id": agent_id, "input": script({"text": f"answer {i}"})} for i in range(3)))
+    path = f"/v1/agents/{agent_id}/messages?include_return_message_types=assistant_message&limit=2"
+    newest = call(server, "GET", path).body
+    assert [each["content"] for each in newest] == ["answer 2", "answer 1"]
+    older = call(server, "GET", f"{path}&after={newest[-1]['id']}").body
+    assert [each["content"] for each in older] == ["answer 0"]
+    assert call(server, "GET", f"/v1/agents/{agent_id}/messages?conversation_id=other").body == []
+
+
 def test_an_agent_whose_buffer_is_cleared_starts_every_request_afresh(server: LiveServer) -> None:
     agent = made(server, message_buffer_autoclear=True)
     asked = {"agent_id": agent["id"], "input": script({"text": "answer"})}

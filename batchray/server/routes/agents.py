@@ -19,11 +19,12 @@ from batchray.schema.base import WireModel
 from batchray.schema.validation_text import first_problem
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup, without_idle_rules
 from batchray.server.agent_options import handle_of, is_same_model, settings_of, settings_of_agent
+from batchray.server.agent_queries import AgentQuery, AgentsQuery
 from batchray.server.agent_states import AgentStates
 from batchray.server.auth import user_of
 from batchray.server.block_shapes import new_block, new_run_block, run_blocks
 from batchray.server.errors import HttpError
-from batchray.server.pagination import Page, paged, slice_of
+from batchray.server.pagination import paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import read_json
@@ -37,23 +38,6 @@ _STORED_FIELDS = {
 }
 # Two fields for the same property: setting the first one replaces the second.
 _REPLACES = {"tool_ids": "tools", "llm_config": "model", "model": "llm_config"}
-
-
-class AgentsQuery(Page):
-    """Query of agents: a page, filtered by name, by a text in the name, and by any or all of some tags."""
-
-    name: str | None = None
-    query_text: str | None = None
-    tags: tuple[str, ...] = ()
-    match_all_tags: bool = False
-
-    def matches(self, agent: AgentState) -> bool:
-        """Return whether an agent passes the filters."""
-        has_tags = (
-            set(self.tags) <= set(agent.tags) if self.match_all_tags else not set(self.tags).isdisjoint(agent.tags)
-        )
-        has_name = self.name in (None, agent.name) and (self.query_text or "").lower() in agent.name.lower()
-        return has_name and (has_tags or not self.tags)
 
 
 class Deleted(WireModel):
@@ -97,7 +81,7 @@ class AgentRoutes:
                 response=list[AgentState],
                 tag="agents",
             ),
-            route("GET", _PATH, self.retrieve, "retrieve_agent", "Retrieve an agent", errors=(404,)),
+            route("GET", _PATH, self.retrieve, "retrieve_agent", "Retrieve an agent", AgentQuery, errors=(404,)),
             route(
                 "PATCH",
                 _PATH,
@@ -149,18 +133,15 @@ class AgentRoutes:
         user_id = user_of(request)
 
         def page(query: AgentsQuery) -> list[AgentState]:
-            ids = [*self._catalog.ids, *self._reader.sync.agents.ids(user_id)]
-            ids = ids if query.order == "asc" else ids[::-1]
-            wanted = ids[slice_of(ids, query, "Agent with ID")]
-            if query.name is not None:
-                named = {query.name, *self._reader.sync.agents.ids(user_id, query.name)}  # an operator's id is its name
-                wanted = [agent_id for agent_id in wanted if agent_id in named]
-            found = self._states.agents(user_id, wanted)
-            return list(islice(filter(query.matches, found), query.limit))
+            listed = self._states.listed(user_id, query.name)
+            matching = {agent.id for agent in listed if query.matches(agent)}
+            ids = query.sort(listed)
+            wanted = (each for each in ids[slice_of(ids, query, "Agent with ID")] if each in matching)
+            return list(islice(self._states.agents(user_id, wanted), query.limit))
 
-        return await self._reader.call(paged, query, page)
+        return await self._reader.call(paged, query.with_order(), page)
 
-    async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
+    async def retrieve(self, request: web.Request, query: AgentQuery) -> ResponseBody:
         """Return an agent."""
         return await self._reader.call(self._states.agent, user_of(request), request.match_info["agent_id"])
 

@@ -11,6 +11,7 @@ from batchray.batch.rules import RequestRules
 from batchray.config import ServerSettings
 from batchray.schema import AgentState, Block, CreateBlock, UpdateBlock
 from batchray.server.agent_catalog import AgentCatalog, SettingsBlock
+from batchray.server.agent_queries import AgentsOfBlockQuery
 from batchray.server.agent_states import AgentStates
 from batchray.server.auth import user_of
 from batchray.server.block_queries import BlocksQuery
@@ -69,7 +70,7 @@ class BlockRoutes:
                 self.agents,
                 "list_block_agents",
                 "List the agents that have a memory block",
-                Page,
+                AgentsOfBlockQuery,
                 response=list[AgentState],
                 errors=(404,),
             ),
@@ -128,11 +129,11 @@ class BlockRoutes:
         await self._store.blocks.delete(block_id, user_of(request))
         return Deleted(message=f"Block id={block_id} successfully deleted")
 
-    async def agents(self, request: web.Request, query: Page) -> ResponseBody:
+    async def agents(self, request: web.Request, query: AgentsOfBlockQuery) -> ResponseBody:
         """List the agents that have a block."""
         user_id, block_id = user_of(request), request.match_info["block_id"]
 
-        def page(query: Page) -> list[AgentState]:
+        def page(query: AgentsOfBlockQuery) -> list[AgentState]:
             self._states.block(user_id, block_id)
             place = self._catalog.settings_blocks.get(block_id)
             ids = [place.agent_id] if place else self._reader.sync.blocks.agents_of(block_id)

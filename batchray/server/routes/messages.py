@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 
 from aiohttp import web
-from pydantic import BaseModel
 
 from batchray.config import ServerSettings
 from batchray.jobs import context
@@ -17,24 +16,24 @@ from batchray.schema import (
     LettaResponse,
     Message,
     is_message_id,
-    letta_messages,
     ordinal_of,
 )
 from batchray.server.agent_catalog import AgentLookup
+from batchray.server.agent_queries import AgentMessagesQuery
 from batchray.server.asks import AskAgent, AskReader
 from batchray.server.auth import user_of
 from batchray.server.clients import ClientWatch
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.idempotency import KEY_PATTERN
 from batchray.server.json_lists import between_cursors, json_list
-from batchray.server.pagination import Cursor, Page, is_between, paged, slice_of
+from batchray.server.pagination import Cursor, is_between, paged, slice_of
 from batchray.server.routing import NoQuery, ResponseBody, Route, with_warning
 from batchray.server.run_stream import RUN_EVENTS, RunStream
 from batchray.server.run_views import RunDetails
 from batchray.server.single_runs import NewRun, SingleRuns
 from batchray.server.storage import ServerStorage
 from batchray.server.views import letta_response
-from batchray.store import RunFilter, RunPosition, SortOrder
+from batchray.store import HistoryItem, RunFilter, RunPosition, SortOrder
 
 _PATH = "/v1/agents/{agent_id}/messages"
 _RUNS_AT_ONCE = 100
@@ -111,7 +110,7 @@ class MessageRoutes:
                 self.index,
                 "list_agent_messages",
                 "List an agent's messages",
-                Page,
+                AgentMessagesQuery,
                 response=list[LettaMessage],
                 errors=(404,),
                 tag="agents",
@@ -133,7 +132,7 @@ class MessageRoutes:
         """Run one request immediately, and stream its response."""
         return await self._stream(request, *await self._asks.read(request, AskAgent))
 
-    async def index(self, request: web.Request, query: Page) -> ResponseBody:
+    async def index(self, request: web.Request, query: AgentMessagesQuery) -> ResponseBody:
         """List an agent's messages, input included: the conversation of a stateful agent, or the single runs of others.
 
         Messages of batches are not listed for agents that are not stateful.
@@ -145,23 +144,36 @@ class MessageRoutes:
         if bound.agent.stateful:
             messages = await self._bulk.call(paged, query, partial(self._conversation, user_id, agent_id))
         else:
-            read = partial(self._run_messages, user_id, agent_id)
+            read = partial(self._run_messages, user_id, agent_id, query)
             messages = between_cursors(query, partial(self._cursor, user_id), read)
-        is_newest_first = query.order == "desc"
-        parts = (part for message in messages for part in _letta_messages(message, is_newest_first))
+        parts = (part for message in messages for part in query.parts(message))
         return await json_list(request, self._bulk, parts)
 
-    def _conversation(self, user_id: str, agent_id: str, query: Page) -> list[Message]:
+    def _conversation(self, user_id: str, agent_id: str, query: AgentMessagesQuery) -> list[Message]:
         history = self._reader.sync.conversations.history(user_id, agent_id)
         ids = [(each, prior) for prior in history for each in context.message_ids_of(prior)]
+        if query.is_filtered:
+            return self._filtered(history, query)
         ids = ids if query.order == "asc" else ids[::-1]
         page = ids[slice_of([each for each, _ in ids], query, "Message with id")][: query.limit]
         priors = {(prior.job_id, prior.index): prior for _, prior in page}
         messages = {message.id: message for prior in priors.values() for message in context.messages_of(prior)}
         return [messages[each] for each, _ in page]
 
+    def _filtered(self, history: Sequence[HistoryItem], query: AgentMessagesQuery) -> list[Message]:
+        messages = [message for prior in history for message in context.messages_of(prior)]
+        messages = messages if query.order == "asc" else messages[::-1]
+        page = messages[slice_of([message.id for message in messages], query, "Message with id")]
+        return list(islice(filter(query.matches, page), query.limit))
+
     def _run_messages(
-        self, user_id: str, agent_id: str, order: SortOrder, after: Cursor | None, before: Cursor | None
+        self,
+        user_id: str,
+        agent_id: str,
+        query: AgentMessagesQuery,
+        order: SortOrder,
+        after: Cursor | None,
+        before: Cursor | None,
     ) -> Iterator[tuple[Cursor, Message]]:
         """Yield the messages of an agent's single runs between two cursors in an order, each with its own."""
         step = 1 if order == "asc" else -1
@@ -171,7 +183,7 @@ class MessageRoutes:
         for run in chain.from_iterable(pages):
             for message in RunDetails.of(run).conversation()[::step] if run.status else ():
                 cursor = Cursor(run.job.key, ordinal_of(message.id))
-                if is_between(cursor, after, before, order):
+                if is_between(cursor, after, before, order) and (not query.is_filtered or query.matches(message)):
                     yield cursor, message
 
     def _cursor(self, user_id: str, message_id: str | None) -> Cursor | None:
@@ -190,11 +202,6 @@ class MessageRoutes:
         job = await self._runs.start(run)
         stream = RunStream(self._reader, job, 0, run.request, pings=given.include_pings)
         return await stream.send(request, asyncio.create_task(self._runs.result_of(job)), run.unused)
-
-
-def _letta_messages(message: Message, is_newest_first: bool) -> list[BaseModel]:
-    parts: list[LettaMessage] = letta_messages(message)
-    return [*(parts[::-1] if is_newest_first else parts)]
 
 
 def _failure(error: Mapping[str, str]) -> HttpError:
