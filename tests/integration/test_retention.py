@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
+from batchray.cli.main import cli
 from batchray.errors import UnknownJobError
 from batchray.jobs.retention import prune
 from batchray.schema.progress import Progress
@@ -146,21 +148,27 @@ async def test_the_space_of_deleted_jobs_is_returned_to_the_file_system(tmp_path
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_the_command_line_keeps_checks_saves_and_deletes_in_both_databases(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = {"BATCHRAY_DATABASE_URL": request.getfixturevalue("database").new_url()} if kind == "postgres" else {}
     (tmp_path / "agents.yaml").write_text(AGENTS)
     done = command(tmp_path, *local("-", "--quiet"), given=GOOD + b"\n" + GOOD + b"\n", **url)
     assert done.status == 0, done.err
     job_id = done.out.strip()
-    assert command(tmp_path, "status", **url).out.startswith(f"{job_id}  completed    2 of 2 done")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        called = CliRunner().invoke(cli, arguments, env=url)
+        return called.exit_code, called.output
+
+    assert call("status")[1].startswith(f"{job_id}  completed    2 of 2 done")
     assert len(command(tmp_path, "results", job_id, **url).out.splitlines()) == 2
-    assert command(tmp_path, "db", "check", **url) == (0, "1 jobs, 2 items, 2 outcomes\n", "")
-    assert command(tmp_path, "db", "export", "--output", "o.jsonl", **url).status == 0
+    assert call("db", "check") == (0, "1 jobs, 2 items, 2 outcomes\n")
+    assert call("db", "export", "--output", "o.jsonl")[0] == 0
     assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 2
-    assert command(tmp_path, "db", "prune", **url) == (0, "1 jobs are left\n", "")
-    assert command(tmp_path, "db", "prune", "--days", "0", "--yes", **url) == (0, "0 jobs are left\n", "")
-    assert command(tmp_path, "results", job_id, **url).status == 2
+    assert call("db", "prune") == (0, "1 jobs are left\n")
+    assert call("db", "prune", "--days", "0", "--yes") == (0, "0 jobs are left\n")
+    assert isinstance(CliRunner().invoke(cli, ["results", job_id], env=url).exception, UnknownJobError)
 
 
 async def test_space_that_an_earlier_server_did_not_return_is_returned_later(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_terminated_server_leaves_its_jobs_to_the_next_one(
     rng = random.Random(3)
     options, environment = ("--max-in-flight", "8", "--lanes", "1"), {"BATCHRAY_SHUTDOWN_GRACE_S": str(GRACE_S)}
     job_ids: list[str] = []
-    for _ in range(3 if executor == "local" else 1):
+    for _ in range(2 if executor == "local" else 1):
         with live_server(tmp_path / "data", *options, agents=waiting, executor=executor, **environment) as server:
             job_ids.append(ask(server.url, BATCHES, batch(40, 0.2))["id"])
             before = [n_done(server, job_id) for job_id in job_ids]
@@ -195,7 +195,15 @@ def test_a_watcher_of_a_batch_does_not_delay_the_exit(slack: float, tmp_path: Pa
     assert (status, ended_s < 1 + 5 * slack) == (0, True), server.log
 
 
-@pytest.mark.parametrize(("executor", "n_moments"), [("local", 3), pytest.param("ray", 2, marks=pytest.mark.cluster)])
+@pytest.mark.parametrize(
+    ("executor", "n_moments"),
+    [
+        ("local", 2),
+        pytest.param("ray", 1, marks=pytest.mark.cluster),
+        pytest.param("local", 6, marks=pytest.mark.full),
+        pytest.param("ray", 4, marks=[pytest.mark.cluster, pytest.mark.full]),
+    ],
+)
 def test_a_server_that_is_terminated_while_it_starts_ends_with_status_0(
     executor: str, n_moments: int, tmp_path: Path, waiting: Path
 ) -> None:
