@@ -94,6 +94,15 @@ class Guest:
         self._loop.add_reader(self.socket, on_bytes, self)
         self._expiry = self._loop.call_later(idle_s, on_silence, self)
 
+    def has_bytes(self) -> bool:
+        """Return whether something has arrived, not the end of the connection alone."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:  # woken for nothing: the connection waits for more
+            return True
+        except OSError:  # its client has gone
+            return False
+
     def release(self) -> socket.socket:
         """Return the socket, which is not waited for any more."""
         if self._expiry is not None:
@@ -167,6 +176,9 @@ class Listener:
 
     def _begin(self, guest: Guest) -> None:
         """Read from a connection: its first bytes, or its end, have arrived."""
+        if not guest.has_bytes():
+            self._end(guest)
+            return
         connection = self._connect()
         connection.is_reserve = self._pool.is_in_reserve(guest)
         self._pool.replace(guest, connection)
