@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Literal, NamedTuple
 
 import orjson
@@ -14,6 +15,7 @@ from batchray.server.shared_pages import Page, SharedPages
 from batchray.server.storage import ServerStorage
 from batchray.server.stream import Events, JsonLines, StreamedResponse, event
 from batchray.store import JobRecord, Store, StoredResult
+from batchray.views.carried import CarriedRows
 from batchray.views.result_pages import START, ResultCursor, ResultOrder, ResultPosition
 from batchray.views.results import ResultViews
 
@@ -39,7 +41,9 @@ class PageSource:
 
     def __init__(self, store: Store, job: JobRecord, form: ResultForm) -> None:
         self._items, self.job, self.form = store.items, job, form
-        self._views = ResultViews(job, store.jobs.agent_snapshot(job.id), include_input=form.include_input)
+        rows = CarriedRows(functools.partial(store.items.carried_columns, job))
+        agents = store.jobs.agent_snapshot(job.id)
+        self._views = ResultViews(job, agents, include_input=form.include_input, rows=rows)
 
     def page(self, after: ResultPosition, *, is_final: bool) -> Page:
         """Return the page after a position."""

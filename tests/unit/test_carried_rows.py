@@ -17,8 +17,10 @@ from batchray import Agent
 from batchray.batch.formats import arrow
 from batchray.cli.main import cli
 from batchray.errors import BatchFormatError
+from batchray.server.result_streams import PageSource, ResultForm
 from batchray.store import CarriedColumns, Store
 from batchray.views.carried import CarriedRows
+from batchray.views.result_pages import START
 
 AGENT = Agent(id="a", model="offline/rules")
 TABLE = pa.table(
@@ -133,3 +135,11 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, opti
         batchray.run(file, [AGENT], input_column="q", **options)
     with pytest.raises(BatchFormatError, match="s3:// addresses are read with pyarrow"):
         batchray.run("s3://bucket/t.csv", [AGENT], input_column="q", **options)
+
+
+def test_a_server_streams_the_rows_too(options: Any) -> None:
+    job = batchray.run(TABLE, [AGENT], input_column="q", **options)
+    with Store.open_for_reading(options["data_dir"]) as store:
+        source = PageSource(store, store.jobs.get(job.id), ResultForm("lines", "index"))
+        lines = source.page(START, is_final=True).text.splitlines()
+    assert [json.loads(line)["row"]["q"] for line in lines] == TABLE["q"].to_pylist()
