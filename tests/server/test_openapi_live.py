@@ -24,6 +24,7 @@ BODIES: dict[str, Value] = {
     "update_agent_block": {"value": "Bert."},
     "send_agent_message": {"input": INPUT},
     "stream_agent_message": {"input": INPUT},
+    "reset_agent_messages": {"add_default_initial_messages": False},
     "send_agent_message_async": {"input": INPUT},
     "cancel_agent_runs": lambda world: {"run_ids": world.new_run()},
     "stream_run": {},

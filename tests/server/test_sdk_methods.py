@@ -38,7 +38,7 @@ ALIASES = {"body_requires_approval": "requires_approval", "query_requires_approv
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 
 METHODS = [method for method in methods_of(*RESOURCES) if str(method) not in ABSENT]
-UNFINISHED = {"agents.list", "agents.retrieve", "blocks.agents.list", "agents.messages.list", "agents.messages.reset"}
+UNFINISHED = {"agents.list", "agents.retrieve", "blocks.agents.list", "agents.messages.list"}
 """Methods with parameters that are not read yet."""
 each_method = pytest.mark.parametrize("method", METHODS, ids=str)
 

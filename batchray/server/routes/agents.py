@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -44,6 +44,17 @@ class Deleted(WireModel):
     """Confirms that something was deleted."""
 
     message: str
+
+
+class ResetMessages(WireModel):
+    """The body of PATCH /v1/agents/{id}/reset-messages.
+
+    No messages are added, because the system prompt goes with every request.
+    """
+
+    without_effect: ClassVar[Set[str]] = frozenset({"add_default_initial_messages"})
+
+    add_default_initial_messages: bool = False
 
 
 class AgentRoutes:
@@ -108,6 +119,9 @@ class AgentRoutes:
                 self.reset,
                 "reset_agent_messages",
                 "Delete the conversation of an agent",
+                body=ResetMessages,
+                has_strict_body=True,
+                is_body_optional=True,
                 errors=(404,),
             ),
         ]
@@ -191,8 +205,11 @@ class AgentRoutes:
         """Delete the conversation and the pending tool calls of a stateful agent; its memory blocks stay."""
         user_id, agent_id = user_of(request), request.match_info["agent_id"]
         await self._reader.call(self._agents.find, user_id, agent_id)
+        rules = RequestRules((), accepts_unused=True)
+        if request.can_read_body:
+            await read_json(request, ResetMessages, self._settings, rules)
         await self._store.conversations.delete(user_id, agent_id)
-        return await self._reader.call(self._states.agent, user_id, agent_id)
+        return with_warning(await self._reader.call(self._states.agent, user_id, agent_id), rules.unused)
 
     def _validated_spec(self, agent_id: str, given: dict[str, Any], blocks: Sequence[MemoryBlock]) -> dict[str, Any]:
         """Return the spec to store for an agent, after building it once.  Raises HttpError 400, 404 or 422."""
