@@ -137,6 +137,11 @@ def test_the_newest_python_sdk_reaches_batches_by_its_low_level_calls(server: Li
     sdk = place_of("LETTA_NEWEST_SDK", "letta_client")
     seen = told_by(sys.executable, str(SCRIPTS / "newest.py"), server.url, mode, PYTHONPATH=sdk)
     assert tuple(map(int, seen["version"].split("."))) > (1, 7, 0)
+    assert (seen["run"]["status"], seen["run"]["background"]) == ("completed", True)
+    assert seen["run_events"] == [*SHOWN, "stop_reason", "usage_statistics"]
+    assert seen["run_said"] == ["user_message", *SHOWN]
+    assert (seen["run_steps"], seen["runs_of_job"]) == (["success"] * 2, ["completed"] * 3)
+    assert seen["deleted"]["id"] == seen["job"]["id"]
     assert seen["health"] == {"version": __version__, "status": "ok"}
     assert "offline/rules" in seen["models"]
     assert seen["tagged"] == [seen["retrieved"]] == [seen["agent_id"]]
@@ -146,5 +151,5 @@ def test_the_newest_python_sdk_reaches_batches_by_its_low_level_calls(server: Li
     assert seen["canceled"] is None
     assert [message["message_type"] for message in seen["answer"]["messages"]] == SHOWN
     assert [kind for kind in seen["streamed"] if kind != "ping"] == [*SHOWN, "stop_reason", "usage_statistics"]
-    assert seen["said"] == ["user_message", *SHOWN] * 2
+    assert seen["said"] == ["user_message", *SHOWN] * 5  # the agent remembers the batch's three items too
     assert seen["refused"]["detail"] == "Empty list of batch_requests passed in!"

@@ -51,8 +51,24 @@ def main(base_url: str, is_strict: bool) -> dict[str, Any]:
             client.post(BATCHES, cast_to=object, body={"requests": []})
         except letta_client.BadRequestError as error:
             seen["refused"] = error.body
+        seen |= around_a_run(client, agent.id, job["id"])
         client.agents.delete(agent.id)
     return seen
+
+
+def around_a_run(client: Letta, agent_id: str, job_id: str) -> dict[str, Any]:
+    """Start a run in the background, read what it and the batch have left, and delete the batch."""
+    started = client.agents.messages.create_async(agent_id, input="What is 4 * 5?")
+    events = [event.message_type for event in client.runs.messages.stream(started.id)]
+    [newest, oldest] = client.runs.steps.list(started.id)
+    return {
+        "run": client.runs.retrieve(started.id).model_dump(mode="json"),
+        "run_events": events,
+        "run_said": [message.message_type for message in client.runs.messages.list(started.id)],
+        "run_steps": [client.steps.retrieve(step.id).status for step in (oldest, newest)],
+        "runs_of_job": [run.status for run in client.runs.list(agent_id=agent_id, order="asc", limit=2)][:3],
+        "deleted": client.delete(f"/v1/jobs/{job_id}", cast_to=object),
+    }
 
 
 if __name__ == "__main__":
