@@ -246,7 +246,9 @@ def test_an_unsupported_method_is_405_and_names_the_supported_ones(
     assert {*re.split(r",\s*", answer.headers["Allow"])} == allowed
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/messages", "/v1/nothing", f"{BATCHES}/{UNKNOWN_JOB}/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/agents/calculator/nothing", "/v1/nothing", f"{BATCHES}/{UNKNOWN_JOB}/nothing"]
+)
 def test_an_unknown_path_is_404(server: LiveServer, path: str) -> None:
     answer = call(server, "GET", path)
     assert (answer.status, answer.body["detail"]) == (404, "Not Found")
