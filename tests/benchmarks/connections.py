@@ -1,7 +1,7 @@
 """A server with 1,024 file descriptors and 5,000 connections that ask nothing; then slow senders and aborted uploads.
 
 Limits: /livez and /readyz within 250 ms, also while the connections are opened; a log below 1 MB; after everything no
-upload, no connection and no process is left, and four repetitions take less than half the memory of their bodies.
+upload, no connection and no process is left, and eight repetitions take less than half the memory of their bodies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_FILES, N_SILENT = 1024, 5000
 # On loopback connections are opened faster than any server accepts; the system then drops every further one for 1 s.
 N_AT_ONCE, BURST_S, HOLD_S = 100, 0.02, 3.0
 N_SLOW, N_ABORTED = 15, 240
-N_REPETITIONS, STEP_BYTES = 4, 1000
+N_REPETITIONS, STEP_BYTES = 8, 1000
 MAX_GROWN_MB = N_REPETITIONS * sum(range(N_ABORTED)) * STEP_BYTES / 2**20 / 2
 PATHS = ("/livez", "/readyz")
 
