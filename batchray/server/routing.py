@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,7 +13,6 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from batchray.schema.base import WireModel
-from batchray.schema.keys import did_you_mean
 from batchray.schema.validation_text import first_problem
 from batchray.server.bodies import EventsOf
 from batchray.server.errors import SERVER_NAME, HttpError
@@ -42,7 +42,7 @@ class Route:
     `operation_id` is the name of the function in a generated client, such as `list_batches`: a verb and its object,
     unique.  `tag` is the name of its module there; `openapi.TAGS` describes the tags.
 
-    `query` is the model of the query; unknown parameters are refused, except of open routes.  `body` is that of the
+    `query` is the model of the query; a Warning header names unknown parameters.  `body` is that of the
     request body, which may be missing if `is_body_optional`.  If `has_strict_body`, unknown keys are refused, at every
     level; otherwise they are ignored, as Letta's server does.  `headers` are the request headers that the endpoint
     reads, with the patterns of their values.
@@ -88,16 +88,16 @@ class Route:
         return web.Response(body=encode(body), content_type="application/json")
 
     def _check_names(self, request: web.Request) -> None:
-        """Raise HttpError 422 for a parameter that is unknown or refused; those of open routes are not looked at."""
-        if self.is_open or not request.query:
-            return
+        """Note the unknown parameters for a warning, as Letta's server ignores them.
+
+        Raises HttpError 422 for a parameter that is refused.
+        """
         refused: Mapping[str, str] = getattr(self.query, "refused", {})
         for name, value in request.query.items():
-            if name not in self.query.model_fields:
-                quoted = repr(name[:60])
-                raise HttpError(422, f"query: unknown parameter {quoted}{did_you_mean(name[:60], self.query)}")
             if name in refused and value.lower() not in ("", "false", "0"):
                 raise HttpError(422, f"query: {name}: {refused[name]}")
+        if unknown := [name for name in dict.fromkeys(request.query) if name not in self.query.model_fields]:
+            request[_UNKNOWN] = unknown
 
     def _parameter(self, request: web.Request, name: str) -> str | list[str]:
         field = self.query.model_fields.get(name)
@@ -133,6 +133,7 @@ def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
 
     What can be read with GET has HEAD as well.
     """
+    app.on_response_prepare.append(_warn_of_unknown)
     for route in routes:
         bare = route.path.rstrip("/")
         for path in (bare, f"{bare}/"):
@@ -149,9 +150,17 @@ async def prepare_response(request: web.Request, response: web.StreamResponse) -
         raise _HeadersOnly(response.headers)
 
 
+async def _warn_of_unknown(request: web.Request, response: web.StreamResponse) -> None:
+    names = (re.sub(r"[^\w.\[\]-]", "?", name[:60], flags=re.ASCII) for name in request.get(_UNKNOWN, ())[:10])
+    for header, value in warning_of([*names]).items():
+        response.headers.add(header, value)
+
+
 async def _defer_continue(request: web.Request) -> None:
     """Do not send 100 Continue yet: `upload` sends it once the headers are validated."""
 
+
+_UNKNOWN = "unknown_parameters"
 
 ROUTES: web.AppKey[dict[tuple[str, str], Route]] = web.AppKey("routes", dict)
 """All routes of an application, by method and path."""
