@@ -98,5 +98,6 @@ def test_a_stream_of_a_job_without_results_begins_at_once(server: LiveServer, ki
             return stream.status
 
     assert asyncio.run(status()) == 200
+    assert call(server, "HEAD", f"{BATCHES}/{job_id}/{kind}").status == 200  # and it ends
     cancel(server, job_id)
     ended(server, job_id)
