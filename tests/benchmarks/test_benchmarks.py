@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
         "followers",
         "restarts",
         "askers",
+        "tables",
     ],
 )
 def test_limit_is_held(name: str) -> None:
