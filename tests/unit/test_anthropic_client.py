@@ -553,20 +553,3 @@ def test_a_key_that_http_cannot_carry_is_refused_without_showing_it() -> None:
     with pytest.raises(ConfigError) as raised:
         AnthropicClient(api_key=f"{KEY}\r\nX: y", name="local")
     assert KEY not in str(raised.value)
-
-
-async def test_anthropics_sdk_reads_the_test_servers_replies(server: ProviderServer) -> None:
-    anthropic: Any = pytest.importorskip("anthropic")
-    user = {"role": "user", "content": '[[reasoning:let me see]][[redacted:QUJD]][[tool:add {"a": 1}]]'}
-    asked: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [user]}
-    async with anthropic.AsyncAnthropic(base_url=server.root_url, api_key=KEY, max_retries=0) as client:
-        whole = await client.messages.create(**asked)
-        async with client.messages.stream(**asked) as stream:
-            streamed = await stream.get_final_message()
-        with pytest.raises(anthropic.RateLimitError, match="slow down"):
-            await client.messages.create(
-                **{**asked, "messages": [{"role": "user", "content": "[[429:message=slow down]]"}]}
-            )
-    assert [block.type for block in whole.content] == ["thinking", "redacted_thinking", "tool_use"]
-    assert [block.to_dict() for block in streamed.content] == [block.to_dict() for block in whole.content]
-    assert (streamed.stop_reason, streamed.usage.output_tokens) == ("tool_use", whole.usage.output_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 import pickle
@@ -15,7 +14,6 @@ from typing import Any
 
 import aiohttp
 import aiohttp.web
-import openai
 import orjson
 import pytest
 
@@ -29,7 +27,6 @@ from batchray.errors import (
 from batchray.models import CallTimeouts, RetryPolicy, ToolSpec, make_client
 from batchray.models.openai import OpenAIClient
 from batchray.models.openai_request import request_body
-from batchray.models.refused_fields import ENCRYPTED
 from batchray.schema import (
     Base64Image,
     ImageContent,
@@ -668,49 +665,3 @@ async def test_the_ledger_can_be_read_over_http(client: OpenAIClient, server: Pr
         async with session.delete(address) as response:
             assert response.status == 200
     assert (ledger["n_calls"], ledger["calls"][0]["text"], server.calls) == (1, "one", [])
-
-
-async def test_openais_sdk_reads_the_test_servers_replies(server: ProviderServer) -> None:
-    async with openai.AsyncOpenAI(base_url=server.base_url, api_key=KEY, max_retries=0) as client:
-        ask = client.chat.completions.create
-        user: Any = {"role": "user", "content": '[[tool:add {"a": 1}]]'}
-        whole = await ask(model="m", messages=[user])
-        stream = await ask(model="m", messages=[user], stream=True, stream_options={"include_usage": True})
-        chunks = [chunk async for chunk in stream]
-        with pytest.raises(openai.RateLimitError, match="slow down"):
-            await ask(model="m", messages=[{"role": "user", "content": "[[429:message=slow down]]"}])
-    assert whole.choices[0].finish_reason == "tool_calls"
-    pieces = [call for chunk in chunks for choice in chunk.choices for call in choice.delta.tool_calls or ()]
-    assert "".join(piece.function.arguments or "" for piece in pieces if piece.function) == '{"a": 1}'
-    assert chunks[-1].usage is not None
-    assert whole.usage is not None
-    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 5
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "hi",
-        "[[reasoning:let me see]][[say:it is so]]",
-        '[[reasoning:hm]][[tool:add {"a": 1}]][[tool:add {"a": 2}]][[interleaved]]',
-        "[[search]]",
-        "[[refuse:I will not]]",
-        "[[finish:length]]",
-        "[[failed:server_error]]",
-        "[[error:server_error]]",
-    ],
-)
-async def test_openais_sdk_reads_the_test_servers_responses(server: ProviderServer, text: str) -> None:
-    settings: dict[str, Any] = {"max_retries": 0, "_strict_response_validation": True}
-    async with openai.AsyncOpenAI(base_url=server.base_url, api_key=KEY, **settings) as client:
-        ask: Any = functools.partial(client.responses.create, model="m", input=text, store=False, include=[ENCRYPTED])
-        events = [event async for event in await ask(stream=True)]
-        whole = None if "error" in text else await ask()
-    numbers = [event.sequence_number for event in events]
-    assert numbers == sorted(set(numbers))
-    if whole is None:
-        assert events[-1].type in ("response.failed", "error")
-        return
-    [ended] = [event.response for event in events if event.type in ("response.completed", "response.incomplete")]
-    assert (ended.status, ended.output) == (whole.status, whole.output)
-    assert whole.output_text == "".join(event.delta for event in events if event.type == "response.output_text.delta")

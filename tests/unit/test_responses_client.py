@@ -327,7 +327,8 @@ SCHEMA = {"name": "port", "strict": True, "schema": {"type": "object"}}
             {"include": ["reasoning.encrypted_content", "message.output_text.logprobs"], "top_logprobs": 2},
         ),
         ({"include": []}, {"include": None}),
-        ({"store": True, "service_tier": "flex", "parallel_tool_calls": False, "metadata": {"a": "b"}},) * 2,
+        ({"store": True, "service_tier": "flex", "metadata": {"a": "b"}},) * 2,
+        ({"parallel_tool_calls": False}, {}),  # the call has no tools
         ({"seed": 7, "stop": ["x"], "n": 1, "logit_bias": None}, {}),
     ],
 )
