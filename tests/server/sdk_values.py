@@ -31,7 +31,7 @@ class World:
     def __init__(self, letta: Letta) -> None:
         self.letta = letta
         self._names = itertools.count()
-        self.agent_id = self.new_agent()
+        self.agent_id, self.changed_id = self.new_agent(), self.new_agent()
         self.batch_id, self.later_batch_id = self._ended_batch(), self._ended_batch()
         letta.agents.messages.create(self.agent_id, input=INPUT)
         self.block_id = self.new_block()
@@ -233,18 +233,18 @@ OF_METHOD: dict[str, dict[str, Value]] = {
     "agents.messages.list": cursors(
         lambda world: world.letta.agents.messages.list(world.agent_id).items[0].id,
     ),
-    "agents.messages.reset": {"agent_id": World.new_agent},
-    "agents.tools.attach": {"agent_id": World.new_agent},
+    "agents.messages.reset": {"agent_id": lambda world: world.changed_id},
+    "agents.tools.attach": {"agent_id": lambda world: world.changed_id},
     "agents.tools.detach": {"agent_id": World.new_agent},
     "agents.tools.list": cursors(lambda world: world.tool_id),
-    "agents.tools.update_approval": {"agent_id": World.new_agent},
+    "agents.tools.update_approval": {"agent_id": lambda world: world.changed_id},
     "tools.list": cursors(lambda world: world.tool_id),
-    "agents.update": {"agent_id": World.new_agent},
+    "agents.update": {"agent_id": lambda world: world.changed_id},
     "blocks.agents.list": cursors(lambda world: world.agent_id),
     "blocks.create": {"limit": 500},
     "blocks.delete": {"block_id": World.new_block},
     "blocks.list": cursors(lambda world: world.block_id),
-    "blocks.update": {"block_id": World.new_block, "limit": 500},
+    "blocks.update": {"limit": 500},
     "batches.cancel": {"batch_id": World.new_batch},
     "batches.create": {
         "requests": lambda world: [
