@@ -1,4 +1,4 @@
-"""Where the input of a batch is: a local path, or an address such as s3://bucket/file that a file system opens."""
+"""Places of files: a local path, or an address such as s3://bucket/file that a file system opens."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RemotePlace(Place):
     """A path in a file system of pyarrow, which may be one of fsspec."""
 
     def __init__(self, system: Any, path: str, shown: str) -> None:
-        self._system, self._path = system, path
+        self.system, self.path = system, path
         self.name, self.shown = PurePosixPath(path).name, shown
 
     @classmethod
@@ -106,23 +106,23 @@ class RemotePlace(Place):
         from pyarrow.fs import FileType
 
         with _readable(self.shown):
-            return bool(self._system.get_file_info(self._path).type == FileType.Directory)
+            return bool(self.system.get_file_info(self.path).type == FileType.Directory)
 
     def open(self) -> BinaryIO:
         """Open the file for reading, at any position.  Raises BatchFormatError."""
         with _readable(self.shown):
-            return cast(BinaryIO, self._system.open_input_file(self._path))
+            return cast(BinaryIO, self.system.open_input_file(self.path))
 
     def names(self) -> list[str]:
         """Return the names in a directory."""
         from pyarrow.fs import FileSelector
 
         with _readable(self.shown):
-            return sorted(each.base_name for each in self._system.get_file_info(FileSelector(self._path)))
+            return sorted(each.base_name for each in self.system.get_file_info(FileSelector(self.path)))
 
     def child(self, name: str) -> Place:
         """Return the place of a name in a directory."""
-        return RemotePlace(self._system, f"{self._path.rstrip('/')}/{name}", f"{self.shown.rstrip('/')}/{name}")
+        return RemotePlace(self.system, f"{self.path.rstrip('/')}/{name}", f"{self.shown.rstrip('/')}/{name}")
 
 
 def without_secrets(address: str) -> str:

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
 import logging
-import threading
 import time
 import warnings
-import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchray.errors import ConfigError, JobEndedError, JobInterruptedError, JobPausedError, StoreError
 from batchray.jobs.control import ControlRequest, leave_request
 from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.local_run import LocalRun
+from batchray.jobs.reader import POLL_S, JobReader
 from batchray.jobs.states import PAUSED, state_of
-from batchray.schema import Result
 from batchray.schema.progress import TIMINGS, Percentiles, Progress
-from batchray.store import FailureKind, JobRecord, Store, run_all, running_jobs
-from batchray.views.carried import CarriedRows
-from batchray.views.frames import to_frame
-from batchray.views.result_pages import AfterOptions, ResultCursor, ResultOrder, result_pages
-from batchray.views.results import ResultViews
-
-if TYPE_CHECKING:
-    import pandas as pd
+from batchray.store import JobRecord, Store, run_all, running_jobs
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.25
 
-
-class Job:  # more than 20 methods, because it is the public API of a job
+class Job(JobReader):  # more than 20 methods, because it is the public API of a job
     """A job that runs in this process or another one, or has ended.
 
     It holds no results: all that it returns comes from the store, or from the run in this process.
@@ -50,10 +38,8 @@ class Job:  # more than 20 methods, because it is the public API of a job
         local_run: LocalRun | None = None,
         seen: str | None = None,
     ) -> None:
-        self.id, self.data_dir, self.url, self._seen = job_id, data_dir, url, seen
-        self._local = local_run
-        self._reader: Store | None = None
-        self._reader_lock = threading.Lock()
+        super().__init__(job_id, data_dir, url)
+        self._local, self._seen = local_run, seen
 
     def __repr__(self) -> str:
         if self._seen is not None:
@@ -67,10 +53,6 @@ class Job:  # more than 20 methods, because it is the public API of a job
         advice, old = _DEPRECATED[name]
         warnings.warn(f"Job.{name} is deprecated; {advice}", DeprecationWarning, stacklevel=2)
         return old(self)
-
-    def record(self) -> JobRecord:
-        """Return the job as the store has it now."""
-        return self._store().jobs.get(self.id)
 
     @property
     def status(self) -> str:
@@ -156,56 +138,6 @@ class Job:  # more than 20 methods, because it is the public API of a job
         timings = self.progress.timings
         return {name: timings[name].percentiles() for name in TIMINGS}
 
-    def failures(self) -> list[FailureKind]:
-        """Return the kinds of failures so far, the most frequent first."""
-        return self._store().items.failure_kinds(self._accepted)
-
-    def agents(self) -> dict[str, dict[str, Any]]:
-        """Return the settings of the job's agents by id, as they were stored with it."""
-        return {name: kept["agent"] for name, kept in self._store().jobs.agent_snapshot(self.id).items()}
-
-    def results(
-        self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
-    ) -> Iterator[Result]:
-        """Yield results, while the job runs too.
-
-        They come in finish order, or in index order, in which each waits for those before it.  With `wait=False` it
-        yields the results of this moment, with `failed=True` only those that did not succeed.  With
-        `include_input=True` each has the input of its request.
-        """
-        views = self._views(include_input)
-        cursor = ResultCursor(order)
-        while True:
-            is_final = not wait or self.is_done
-            while page := cursor.take(self._read_page(cursor.after), is_final=is_final):
-                for stored in page:
-                    if not failed or stored.status != "succeeded":
-                        yield views.result(stored)
-            if is_final:
-                return
-            time.sleep(_POLL_S)
-
-    async def aresults(
-        self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
-    ) -> AsyncIterator[Result]:
-        """Yield results in async code; otherwise as `results`."""
-
-        async def read(after: AfterOptions) -> list[Any]:
-            return await asyncio.to_thread(self._read_page, after)
-
-        async def is_final() -> bool:
-            return not wait or await asyncio.to_thread(lambda: self.is_done)
-
-        views = await asyncio.to_thread(self._views, include_input)
-        async for page in result_pages(read, is_final, order, _POLL_S):
-            for stored in page:
-                if not failed or stored.status != "succeeded":
-                    yield views.result(stored)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return the results as a frame, one row per item in index order.  Needs the extra `batchray[pandas]`."""
-        return to_frame(self.results("index", include_input=True))
-
     def wait(self, timeout: float | None = None) -> JobRecord:
         """Wait for the job's end and return it.
 
@@ -217,7 +149,7 @@ class Job:  # more than 20 methods, because it is the public API of a job
         until = self._deadline(timeout)
         while (record := self._record_if_ended()) is None:
             self._check_deadline(until, timeout)
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         return record
 
     async def wait_async(self, timeout: float | None = None) -> JobRecord:
@@ -233,7 +165,7 @@ class Job:  # more than 20 methods, because it is the public API of a job
         until = self._deadline(timeout)
         while (record := await asyncio.to_thread(self._record_if_ended)) is None:
             self._check_deadline(until, timeout)
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
         return record
 
     def cancel(self) -> None:
@@ -261,28 +193,6 @@ class Job:  # more than 20 methods, because it is the public API of a job
         """
         if self._local is not None:
             concurrent.futures.wait([self._local.interrupt()], timeout)
-
-    @functools.cached_property
-    def _accepted(self) -> JobRecord:
-        """The job's record, for the fields that never change."""
-        return self.record()
-
-    def _views(self, include_input: bool) -> ResultViews:
-        store, job = self._store(), self._accepted
-        rows = CarriedRows(functools.partial(store.items.carried_columns, job))
-        return ResultViews(job, store.jobs.agent_snapshot(self.id), include_input=include_input, rows=rows)
-
-    def _store(self) -> Store:
-        """Return the reader of the store.  It is opened on first use, and closed with this object or at exit."""
-        with self._reader_lock:
-            if self._reader is None:
-                # Without a pool: a program may keep a handle for each of thousands of jobs.
-                self._reader = Store.open_for_reading(self.data_dir, self.url, is_pooled=False)
-                weakref.finalize(self, self._reader.close)
-            return self._reader
-
-    def _read_page(self, after: AfterOptions) -> list[Any]:
-        return self._store().items.results(self._accepted, **after)
 
     def _is_running(self) -> bool:
         """Return whether a process runs the job."""

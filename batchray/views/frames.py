@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from batchray.schema import ApprovalRequestMessage, Result, ToolCallMessage
+from batchray.views.carried import CarriedRows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def to_frame(results: Iterable[Result]) -> pd.DataFrame:
+def to_frame(results: Iterable[Result], rows: CarriedRows | None = None) -> pd.DataFrame:
     """Return a frame with one row per item, indexed by its position in the batch.  Durations are in seconds.
 
-    The columns and their types are the same for every job, one without results included.
+    The columns and their types are the same for every job, one without results included.  Those of `rows`, the table
+    that the job was made of, come first.
     """
     import pandas as pd
 
@@ -27,9 +29,24 @@ def to_frame(results: Iterable[Result]) -> pd.DataFrame:
         for name, (_, value_of) in COLUMNS.items():
             columns[name].append(value_of(result))
     index = pd.Index(indexes, dtype="int64", name="index")
-    return pd.DataFrame(
-        {name: pd.Series(columns[name], index=index, dtype=dtype) for name, (dtype, _) in COLUMNS.items()}, index=index
-    )
+    made = {name: pd.Series(columns[name], index=index, dtype=dtype) for name, (dtype, _) in COLUMNS.items()}
+    if rows is None or rows.schema is None:
+        return pd.DataFrame(made, index=index)
+    carried: pd.DataFrame = rows.take(indexes).to_pandas()
+    carried.index = index
+    names = own_names(list(COLUMNS), list(carried.columns))
+    return pd.concat([carried, pd.DataFrame(made, index=index).rename(columns=names)], axis="columns")
+
+
+def own_names(names: Sequence[str], carried: Collection[str]) -> dict[str, str]:
+    """Return the names of our columns in a table that has `carried` ones: `result_text` if there is a `text`."""
+    found = {}
+    for name in names:
+        own = name
+        while own in carried:
+            own = f"result_{own}"
+        found[name] = own
+    return found
 
 
 def _input(result: Result) -> str | None:

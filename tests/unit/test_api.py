@@ -248,7 +248,7 @@ async def test_the_end_is_waited_for_only_as_long_as_asked(options: dict[str, An
 
 
 def test_a_handle_shows_only_what_a_user_needs() -> None:
-    public = {name for name in vars(batchray.Job) if not name.startswith("_")}
+    public = {name for name in dir(batchray.Job) if not name.startswith("_")}
     assert public == {
         *("record", "status", "counts", "is_done", "is_started", "in_flight", "progress", "progress_now", "timing"),
         *(
@@ -261,6 +261,9 @@ def test_a_handle_shows_only_what_a_user_needs() -> None:
             "results",
             "aresults",
             "to_pandas",
+            "to_arrow",
+            "to_parquet",
+            "to_dataset",
             "wait",
             "wait_async",
         ),

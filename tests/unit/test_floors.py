@@ -57,6 +57,7 @@ FLOORS = (
     "jobs.driver",
     "jobs.local_run",
     "jobs.states",
+    "jobs.reader",
     "jobs.handle",
     "jobs.reuse",
     "jobs.create",
@@ -89,15 +90,23 @@ PURE = ("support", "batch", "config", "jobs.slots", "jobs.window", "jobs.attempt
 
 # Which modules may import what is heavy.
 HEAVY = {
-    "ray": {"executors.ray"},
+    "ray": {"executors.ray", "jobs.reader"},
     "aiohttp": {"callbacks.transport", "models.client", "models.connection", "models.http", "server"},
     "sqlalchemy": {"store"},
     "psycopg": set(),
     "click": {"cli"},
     "rich": {"views.summary", "views.terminal"},
-    "pandas": {"experiments.comparison", "jobs.handle", "views.frames"},
+    "pandas": {"experiments.comparison", "jobs.reader", "views.frames"},
     "yaml": {"config"},
-    "pyarrow": {"batch", "views.carried"},
+    "pyarrow": {
+        "batch",
+        "executors.ray",
+        "jobs.reader",
+        "views.export_places",
+        "views.carried",
+        "views.exports",
+        "views.result_tables",
+    },
 }
 
 MODULES = {

@@ -1,0 +1,157 @@
+"""The part of a job's handle that reads: its record, its results, and their tables."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchray.schema import Result
+from batchray.store import FailureKind, JobRecord, Store
+from batchray.views.carried import CarriedRows
+from batchray.views.exports import Export, write_parquet
+from batchray.views.frames import to_frame
+from batchray.views.result_pages import AfterOptions, ResultCursor, ResultOrder, result_pages
+from batchray.views.result_tables import ResultTables
+from batchray.views.results import ResultViews
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    import ray.data
+
+POLL_S = 0.25
+"""How often the store is asked for what another process writes."""
+
+
+class JobReader(ABC):
+    """Reads a job from the store.  It holds no results."""
+
+    def __init__(self, job_id: str, data_dir: Path, url: str | None) -> None:
+        self.id, self.data_dir, self.url = job_id, data_dir, url
+        self._reader: Store | None = None
+        self._reader_lock = threading.Lock()
+
+    def record(self) -> JobRecord:
+        """Return the job as the store has it now."""
+        return self._store().jobs.get(self.id)
+
+    @property
+    @abstractmethod
+    def is_done(self) -> bool:
+        """Whether no more results will come."""
+
+    def failures(self) -> list[FailureKind]:
+        """Return the kinds of failures so far, the most frequent first."""
+        return self._store().items.failure_kinds(self._accepted)
+
+    def agents(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of the job's agents by id, as they were stored with it."""
+        return {name: kept["agent"] for name, kept in self._store().jobs.agent_snapshot(self.id).items()}
+
+    def results(
+        self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
+    ) -> Iterator[Result]:
+        """Yield results, while the job runs too.
+
+        They come in finish order, or in index order, in which each waits for those before it.  With `wait=False` it
+        yields the results of this moment, with `failed=True` only those that did not succeed.  With
+        `include_input=True` each has the input of its request.
+        """
+        views = self._views(include_input)
+        cursor = ResultCursor(order)
+        while True:
+            is_final = not wait or self.is_done
+            while page := cursor.take(self._read_page(cursor.after), is_final=is_final):
+                for stored in page:
+                    if not failed or stored.status != "succeeded":
+                        yield views.result(stored)
+            if is_final:
+                return
+            time.sleep(POLL_S)
+
+    async def aresults(
+        self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
+    ) -> AsyncIterator[Result]:
+        """Yield results in async code; otherwise as `results`."""
+
+        async def read(after: AfterOptions) -> list[Any]:
+            return await asyncio.to_thread(self._read_page, after)
+
+        async def is_final() -> bool:
+            return not wait or await asyncio.to_thread(lambda: self.is_done)
+
+        views = await asyncio.to_thread(self._views, include_input)
+        async for page in result_pages(read, is_final, order, POLL_S):
+            for stored in page:
+                if not failed or stored.status != "succeeded":
+                    yield views.result(stored)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the results as a frame, one row per item in index order.  Needs the extra `batchray[pandas]`.
+
+        The columns of the table that the job was made of come first.  A column of results whose name one of them has is
+        named `result_...`.
+        """
+        return to_frame(self.results("index", include_input=True), self._rows())
+
+    def to_arrow(self) -> pa.Table:
+        """Return the results as a table in index order, with the columns of `to_pandas`.  Needs `batchray[data]`.
+
+        `index` is a column; messages, tool calls and metadata are JSON.  The types are the same for every job, and the
+        columns of the job's own table have the types in which they came.
+        """
+        return self._tables().table()
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the results as Parquet, with the columns of `to_arrow`.  Needs `batchray[data]`.
+
+        A path or an address (s3://...) that ends in .parquet becomes one file, which replaces what is there.  Any other
+        becomes a directory of parts with a manifest, in bounded memory: a call that was interrupted, or that was made
+        while the job ran, is continued by the next one.  A part is there whole or not at all, and never changes.
+
+        Raises ConfigError if the place cannot be written to, or holds something else.
+        """
+        write_parquet(path, self._tables(), Export.of(self._store(), self.record()))
+
+    def to_dataset(self) -> ray.data.Dataset:
+        """Return the results as a Ray Dataset, with the columns of `to_arrow`.  Connects to Ray if needed."""
+        from batchray.executors.ray.datasets import dataset_of
+
+        tables = self._tables()
+        return dataset_of(tables.tables(), tables.schema)
+
+    @functools.cached_property
+    def _accepted(self) -> JobRecord:
+        """The job's record, for the fields that never change."""
+        return self.record()
+
+    def _views(self, include_input: bool) -> ResultViews:
+        snapshot = self._store().jobs.agent_snapshot(self.id)
+        return ResultViews(self._accepted, snapshot, include_input=include_input, rows=self._rows())
+
+    def _rows(self) -> CarriedRows:
+        return CarriedRows(functools.partial(self._store().items.carried_columns, self._accepted))
+
+    def _tables(self) -> ResultTables:
+        snapshot = self._store().jobs.agent_snapshot(self.id)
+        views = ResultViews(self._accepted, snapshot, include_input=True)
+        return ResultTables(views, self._rows(), self._read_page)
+
+    def _store(self) -> Store:
+        """Return the reader of the store.  It is opened on first use, and closed with this object or at exit."""
+        with self._reader_lock:
+            if self._reader is None:
+                # Without a pool: a program may keep a handle for each of thousands of jobs.
+                self._reader = Store.open_for_reading(self.data_dir, self.url, is_pooled=False)
+                weakref.finalize(self, self._reader.close)
+            return self._reader
+
+    def _read_page(self, after: AfterOptions) -> list[Any]:
+        return self._store().items.results(self._accepted, **after)

@@ -1,0 +1,93 @@
+"""Results as Arrow tables: one explicit schema, in blocks of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from batchray.schema import Result
+from batchray.store import StoredResult
+from batchray.views.carried import CarriedRows
+from batchray.views.frames import COLUMNS, own_names
+from batchray.views.result_pages import START, AfterOptions, ResultCursor, ResultOrder, ResultPosition
+from batchray.views.results import ResultViews
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BLOCK_ROWS = 20_000
+_BLOCK_BYTES = 16 * 1024 * 1024
+"""About the size of a block: large enough for a row group of Parquet, small for the memory of the process."""
+
+
+class ResultTables:
+    """Builds tables of the results that `read` returns.
+
+    The columns are those of `rows`, the table that the job was made of, in the types in which they came; then `index`
+    and the columns of `frames.COLUMNS`, with JSON for what is neither a text nor a number.
+    """
+
+    def __init__(
+        self, views: ResultViews, rows: CarriedRows, read: Callable[[AfterOptions], Sequence[StoredResult]]
+    ) -> None:
+        import pyarrow as pa
+
+        self._views, self._rows, self._read = views, rows, read
+        types = {"string": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), object: pa.string()}
+        self._values = [value_of if kind is not object else _as_json(value_of) for kind, value_of in COLUMNS.values()]
+        carried = rows.schema
+        fields = [("index", pa.int64()), *((name, types[kind]) for name, (kind, _) in COLUMNS.items())]
+        names = own_names([name for name, _ in fields], carried.names if carried is not None else ())
+        own = pa.schema([pa.field(names[name], kind) for name, kind in fields])
+        self._own, self._has_rows = own, carried is not None
+        self.schema: pa.Schema = pa.schema([*(carried or ()), *own])
+
+    def table(self) -> pa.Table:
+        """Return all results of this moment in index order."""
+        import pyarrow as pa
+
+        return pa.concat_tables([self.schema.empty_table(), *self.tables()])
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield all results of this moment in index order, in blocks."""
+        return (table for table, _ in self.after(START, "index"))
+
+    def after(self, position: ResultPosition, order: ResultOrder) -> Iterator[tuple[pa.Table, ResultPosition]]:
+        """Yield the results after a position, in blocks, each with the position at its end."""
+        cursor = ResultCursor(order, position)
+        block: list[StoredResult] = []
+        n_bytes = 0
+        while page := cursor.take(self._read(cursor.after), is_final=True):
+            block.extend(page)
+            n_bytes += sum(len(each.request) + len(each.messages) for each in page)
+            if len(block) >= _BLOCK_ROWS or n_bytes >= _BLOCK_BYTES:
+                yield self._block(block), cursor.position
+                block, n_bytes = [], 0
+        if block:
+            yield self._block(block), cursor.position
+
+    def _block(self, stored: Sequence[StoredResult]) -> pa.Table:
+        import pyarrow as pa
+
+        columns: list[list[Any]] = [[] for _ in self._own]
+        for each in stored:
+            result = self._views.result(each)
+            columns[0].append(result.index)
+            for column, value_of in zip(columns[1:], self._values, strict=True):
+                column.append(value_of(result))
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._own, strict=True)]
+        own = pa.Table.from_arrays(arrays, schema=self._own)
+        if not self._has_rows:
+            return own
+        carried = self._rows.take([each.index for each in stored])
+        return pa.Table.from_arrays([*carried.columns, *own.columns], schema=self.schema)
+
+
+def _as_json(value_of: Callable[[Result], Any]) -> Callable[[Result], str | None]:
+    def json_of(result: Result) -> str | None:
+        value = value_of(result)
+        return None if value is None else orjson.dumps(value).decode()
+
+    return json_of
