@@ -23,7 +23,17 @@ from hypothesis import strategies as st
 from batchray.errors import JobEndedError, JobNotEndedError, StoreError, StoreLockedError, UnknownJobError
 from batchray.schema import new_job_id
 from batchray.schema.progress import STATUSES, Progress
-from batchray.store import NewAttempt, NewItem, NewJob, Store, TakenOver, is_locked, run_all, running_jobs
+from batchray.store import (
+    CarriedColumns,
+    NewAttempt,
+    NewItem,
+    NewJob,
+    Store,
+    TakenOver,
+    is_locked,
+    run_all,
+    running_jobs,
+)
 from tests.builders.records import AGENTS, agents_of, begin, check_integrity, items, new_job, outcome
 
 
@@ -55,6 +65,17 @@ def test_a_job_is_read_back_as_it_was_created(store: Store) -> None:
         (2, "a", b"0000000002", 0, 0),
     ]
     assert [each.id for each in store.jobs.find()] == [job_id]
+
+
+def test_the_rows_of_a_job_are_found_by_the_index_of_an_item(store: Store) -> None:
+    parts = [CarriedColumns(0, 2, b"\0first"), CarriedColumns(2, 1, b"second")]
+    for carried in ([], parts):
+        job_id = new_job_id()
+        store.jobs.create(NewJob(job_id, agents_of), items(3), carried)
+    job = store.jobs.get(job_id)
+    assert [store.items.carried_columns(job, index) for index in range(3)] == [parts[0], parts[0], parts[1]]
+    other = next(each for each in store.jobs.find() if each.id != job_id)
+    assert store.items.carried_columns(other, 0) is None
 
 
 def test_what_the_items_raise_undoes_the_job(store: Store) -> None:
@@ -345,7 +366,7 @@ import sys, time
 from pathlib import Path
 from batchray.errors import BatchrayError
 from batchray.schema.progress import Progress
-from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, Store
+from batchray.store import CarriedColumns, NewAttempt, NewItem, NewJob, NewOutcome, Store
 
 def say(*words):
     print(*words, flush=True)

@@ -333,6 +333,9 @@ def test_rows_that_are_requests_need_no_mapping(tmp_path: Path) -> None:
 
 
 def test_a_single_agent_need_not_be_named(tmp_path: Path) -> None:
+    texts = open_batch(["x", "y"], {"only": KnownAgent()}, tmp_path)
+    assert isinstance(texts, Table)
+    assert [request.body for part in texts.parts for request in part.requests][1] == b'{"input":"y","agent_id":"only"}'
     batch = open_batch(TABLE, {"only": KnownAgent()}, tmp_path, InputOptions(input_column="question"))
     assert isinstance(batch, Table)
     assert {request.agent_id for part in batch.parts for request in part.requests} == {"only"}
@@ -393,6 +396,16 @@ BAD: dict[str, tuple[Any, InputOptions, str]] = {
         [{"q": "x", "v": 1}, {"q": "y", "v": {1, 2}}],
         InputOptions(agent="a", input_column="q"),
         "row 1: column 'v': a value of type set",
+    ),
+    "half a surrogate pair": (
+        [{"q": "x"}, {"q": "\ud800"}],
+        InputOptions(agent="a", input_column="q"),
+        "row 1: column 'q': a value of type str with half of a surrogate pair cannot be kept",
+    ),
+    "texts": (
+        ["x", "y"],
+        InputOptions(),
+        "which agent answers the rows?  Name it (--agent ID, agent=); there are: a, b",
     ),
     "two columns of one name": (
         pd.DataFrame([["a", "b"]], columns=["q", "q"]),

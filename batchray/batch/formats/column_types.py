@@ -119,7 +119,9 @@ class UntypedTable:
         try:
             return as_json(value)
         except TypeError:
-            reason = f"a value of type {type(value).__name__} among values of other types cannot be kept"
+            is_text = isinstance(value, str)
+            what = "with half of a surrogate pair" if is_text else "among values of other types"
+            reason = f"a value of type {type(value).__name__} {what} cannot be kept"
             error = BatchFormatError(reason, path=f"column {name!r}")
             raise error.at(row=self._n_rows + position) if lines is None else error.at(line=lines[position]) from None
 
@@ -140,7 +142,14 @@ def _typed(values: Any) -> Any:
         return values
     try:
         array = pa.array(values, from_pandas=not isinstance(values, list))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, OverflowError):
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+        TypeError,
+        OverflowError,
+        UnicodeEncodeError,
+    ):
         return None
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()

@@ -115,7 +115,8 @@ def open_batch(
     first = list(itertools.islice(objects, 1))
     given.recognize(first[0] if first else None)
     objects = itertools.chain(first, objects)
-    return given.table(object_rows(objects, directory)) if given.has_rows else batch_of(objects, given.rules)
+    is_table = given.has_rows or (bool(first) and isinstance(first[0], str))
+    return given.table(object_rows(objects, directory)) if is_table else batch_of(objects, given.rules)
 
 
 class ObjectInput:
