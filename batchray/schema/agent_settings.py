@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from batchray.schema.base import WireModel
 
@@ -43,8 +44,17 @@ _NO_PARSER = "tool calls are parsed by the provider"
 _NO_GOOGLE = "batchray has no protocol of Google's"
 
 
+_WITH_SCHEMA: JsonDict = {
+    "properties": {"type": {"const": "json_schema"}, "json_schema": {"not": {"type": "null"}}},
+    "required": ["json_schema"],
+}
+_WITHOUT_SCHEMA: JsonDict = {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": {"type": "null"}}}
+
+
 class ResponseFormat(WireModel):
     """The format of a model's answers: any text, any JSON object, or JSON of a schema."""
+
+    model_config = ConfigDict(json_schema_extra={"allOf": [{"oneOf": [_WITH_SCHEMA, _WITHOUT_SCHEMA]}]})
 
     type: Literal["text", "json_schema", "json_object"]
     json_schema: dict[str, Any] | None = None

@@ -61,7 +61,7 @@ class Route:
     summary: str
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
-    has_strict_body: bool = False
+    has_strict_body: bool = True
     is_body_optional: bool = False
     response: Any = None
     streams: EventsOf | None = None

@@ -51,7 +51,7 @@ def forbid_unknown(schema: Any, models: Mapping[str, Schema]) -> None:
     for each in (schema, *map(models.__getitem__, names_in(schema, models))):
         for level in _levels(each):
             if level.get("type") == "object" and "properties" in level:
-                level.setdefault("additionalProperties", False)
+                level["additionalProperties"] = False
 
 
 def describe_defaults(models: Mapping[str, Schema], are_read: set[str]) -> None:
