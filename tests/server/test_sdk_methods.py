@@ -38,9 +38,6 @@ ALIASES = {"body_requires_approval": "requires_approval", "query_requires_approv
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 
 METHODS = [method for method in methods_of(*RESOURCES) if str(method) not in ABSENT]
-UNFINISHED = {"agents.list", "agents.retrieve", "agents.messages.list"}
-"""Methods with parameters that are not read yet."""
-
 LIKE_CREATE = {"agents.messages.stream", "agents.messages.create_async"}
 """Methods whose parameters are those of `agents.messages.create`, on the same way."""
 
@@ -112,7 +109,6 @@ async def test_an_asynchronous_method_returns_the_same(method: Method, calls: Ca
     [
         pytest.param(each, id=str(each), marks=[pytest.mark.full] if str(each) in LIKE_CREATE else [])
         for each in METHODS
-        if str(each) not in UNFINISHED
     ],
 )
 def test_each_parameter_works_or_is_refused_by_its_name(
