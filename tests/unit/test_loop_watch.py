@@ -179,15 +179,23 @@ def test_an_agent_is_logged_once_and_shown_while_it_blocks(caplog: pytest.LogCap
 
 async def test_the_local_executor_shows_which_request_of_an_agent_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[dict[str, object]] = []
+    told = threading.Event()
 
     async def answer(request: AgentRequest) -> str:
-        while not shown:
-            shown.extend(executor.blocking.of("job-1"))
+        assert told.wait(60)  # it stands still: a loop that computes is not blamed while the machine is busy
+        shown.extend(executor.blocking.of("job-1"))
         return "done"
 
     monkeypatch.setattr(loop_watch, "_AFTER_S", 0.01)
     monkeypatch.setattr(loop_watch, "_EVERY_S", 0.005)
     executor = LocalExecutor()
+    put = executor.blocking.put
+
+    def put_and_tell(job_id: str, blocked: Sequence[Blocked]) -> None:
+        put(job_id, blocked)
+        told.set()
+
+    monkeypatch.setattr(executor.blocking, "put", put_and_tell)
     spec = AttemptSpec(bound(run=answer), "job-1", 3, 1, b'{"agent_id": "a", "input": "?"}', 60)
 
     async def save(checkpoints: object) -> None:
