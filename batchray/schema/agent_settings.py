@@ -44,8 +44,13 @@ _NO_PARSER = "tool calls are parsed by the provider"
 _NO_GOOGLE = "batchray has no protocol of Google's"
 
 
+_HAS_SCHEMA: JsonDict = {
+    "not": {"type": "null"},
+    "properties": {"schema": {"type": "object"}},
+    "required": ["schema"],
+}
 _WITH_SCHEMA: JsonDict = {
-    "properties": {"type": {"const": "json_schema"}, "json_schema": {"not": {"type": "null"}}},
+    "properties": {"type": {"const": "json_schema"}, "json_schema": _HAS_SCHEMA},
     "required": ["json_schema"],
 }
 _WITHOUT_SCHEMA: JsonDict = {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": {"type": "null"}}}

@@ -40,14 +40,14 @@ def filter_case(context: schemathesis.HookContext, case: schemathesis.Case[Any])
 
 @schemathesis.hook
 def map_case(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
-    """Replace a valid idempotency key by one that is unique to the body.
+    """Replace a valid idempotency key by one that is unique to the request.
 
     A key that is reused with another body is refused, and a schema cannot express that.
     """
     headers: Any = case.headers or {}
     key = headers.get("Idempotency-Key")
     if isinstance(key, str) and re.fullmatch("[ -~]{1,255}", key):
-        headers["Idempotency-Key"] = hashlib.sha256(repr(case.body).encode()).hexdigest()
+        headers["Idempotency-Key"] = hashlib.sha256(repr((case.formatted_path, case.body)).encode()).hexdigest()
     return case
 
 
