@@ -20,7 +20,6 @@ from batchray.config import (
     Agent,
     AgentSet,
     Provider,
-    Settings,
     bind_agents,
     load_agents,
     load_settings,
@@ -321,11 +320,13 @@ def _watch(job: Job, is_shown: bool) -> Job:
 
 def _say_how_to_resume(job: Job) -> None:
     """Print what an interrupt left, to standard error as the progress is."""
+    from batchray.views.next_steps import Place, in_python
+
     record = job.record()
     if not record.is_ended:
-        place = f", data_dir={str(job.data_dir)!r}" if job.data_dir != Settings.model_fields["data_dir"].default else ""
+        call = in_python("resume", record.id, Place(job.data_dir, job.url), job.agents().values())
         left = f"job {record.id}: interrupted with {record.done:,} of {record.total:,} done; all of them are kept"
-        print(f"{left}\nto continue: batchray.resume({record.id!r}{place})", file=sys.stderr)  # noqa: T201
+        print(f"{left}\nto continue: {call}", file=sys.stderr)  # noqa: T201
 
 
 async def _watch_async(job: Job, is_shown: bool) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import math
 import os
 import sys
@@ -14,7 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from batchray.schema.progress import Progress
-from batchray.views.summary import clock, in_short
+from batchray.views.notebook_bar import notebook_bar
+from batchray.views.plain_text import in_short
+from batchray.views.summary import clock
 from batchray.views.terminal import LiveLines, bar
 
 _TICK_S = 0.2
@@ -176,10 +177,16 @@ def _is_notebook() -> bool:
 
 def _screen() -> AbstractContextManager[Callable[[View], None]]:
     if _is_notebook():
-        return _notebook()
+        return _in_notebook()
     # A dumb terminal cannot move its cursor.
     is_capable = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
     return _terminal() if is_capable else _lines()
+
+
+@contextmanager
+def _in_notebook() -> Iterator[Callable[[View], None]]:
+    with notebook_bar() as draw:
+        yield lambda view: draw(view.done / view.total if view.total else 0.0, [view.line(), *view.notes()])
 
 
 @contextmanager
@@ -193,21 +200,6 @@ def _terminal() -> Iterator[Callable[[View], None]]:
             live.draw([shown + view.line(), *view.notes()])
 
         yield draw
-
-
-@contextmanager
-def _notebook() -> Iterator[Callable[[View], None]]:
-    from IPython import display
-
-    show: Any = display  # IPython is untyped
-    handle = show.display(show.HTML("starting"), display_id=True)
-
-    def draw(view: View) -> None:
-        progress = f'<progress max="{view.total}" value="{view.done}" style="width:20em"></progress>'
-        lines = "<br>".join(html.escape(line) for line in (view.line(), *view.notes()))
-        handle.update(show.HTML(f"{progress} {lines}"))
-
-    yield draw
 
 
 @contextmanager

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchray.schema.progress import Percentiles
 from batchray.store import FailureKind, JobRecord
+from batchray.views.plain_text import in_short
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 _N_FAILURES = 8
-_MAX_ERROR_CHARS = 72
 _TIMING_NOTE = """\
 p50, p95: half of the requests, 95 % of them, took at most this long (at most 4.4 % too high)
 before its start: since the batch was accepted, including the start of Ray
@@ -90,12 +89,6 @@ def _failures_table(failures: Sequence[FailureKind]) -> Table:
     if len(failures) > _N_FAILURES:
         table.add_row(f"... {len(failures) - _N_FAILURES} more kinds", "", "")
     return table
-
-
-def in_short(message: str, max_chars: int = _MAX_ERROR_CHARS) -> str:
-    """Return the start of a message as one line without control characters."""
-    printable = "".join(char if char.isprintable() else " " for char in message)
-    return textwrap.shorten(printable, max_chars, placeholder=" ...")
 
 
 def _timing_table(timing: dict[str, Percentiles]) -> Table:
