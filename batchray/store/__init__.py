@@ -17,6 +17,16 @@ Start reading in `store.py`, then `outcomes.py` (the group commit) and `leases.p
 
 from __future__ import annotations
 
+from batchray.store.agent_records import (
+    ConversationState,
+    ConversationUpdate,
+    HistoryItem,
+    LastRun,
+    MemoryEdit,
+    NewBlock,
+    StoredAgent,
+    StoredBlock,
+)
 from batchray.store.async_store import AsyncStore, ThreadedStore
 from batchray.store.callbacks import DueCallback
 from batchray.store.database import Chunked, run_all
@@ -25,18 +35,12 @@ from batchray.store.disk_reserve import is_no_room
 from batchray.store.records import (
     DEFAULT_USER,
     CarriedColumns,
-    ConversationState,
-    ConversationUpdate,
     FailureKind,
-    HistoryItem,
     ItemPage,
     JobKind,
     JobRecord,
-    LastRun,
     LedJob,
-    MemoryEdit,
     NewAttempt,
-    NewBlock,
     NewItem,
     NewJob,
     NewOutcome,
@@ -46,8 +50,6 @@ from batchray.store.records import (
     RunPosition,
     SortOrder,
     StepFeedback,
-    StoredAgent,
-    StoredBlock,
     StoredItem,
     StoredResult,
     StoredRun,

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import orjson
 import sqlalchemy as sa
 
+from batchray.store.agent_records import LastRun, NewBlock, StoredAgent
 from batchray.store.blocks import attach_blocks, create_blocks, detach_all, replace_blocks
 from batchray.store.database import Database
-from batchray.store.records import LastRun, NewBlock, StoredAgent, utc_now
+from batchray.store.records import utc_now
 from batchray.store.tables import agent_runs, agents
 
 T = TypeVar("T")

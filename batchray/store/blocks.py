@@ -10,10 +10,11 @@ import sqlalchemy as sa
 
 from batchray.errors import BlockConflictError, UnknownAgentError, UnknownBlockError
 from batchray.schema import new_id
+from batchray.store.agent_records import NewBlock, StoredBlock
 from batchray.store.database import CHUNK, Database, chunks
 from batchray.store.memory import BLOCK_COLUMNS, load_blocks, stored_block
 from batchray.store.queries import between
-from batchray.store.records import NewBlock, SortOrder, StoredBlock, utc_now
+from batchray.store.records import SortOrder, utc_now
 from batchray.store.tables import agent_blocks, agents, blocks
 
 MAX_BLOCKS = 100

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from batchray.errors import ApprovalError
 from batchray.schema import index_of, is_message_id
 from batchray.schema.approvals import check_all_answered
+from batchray.store.agent_records import ConversationState, ConversationUpdate, HistoryItem
 from batchray.store.database import Database
 from batchray.store.leases import Leases
 from batchray.store.memory import apply_memory_edits, load_blocks, load_memory, set_memory
 from batchray.store.queries import starts_with
-from batchray.store.records import ConversationState, ConversationUpdate, HistoryItem, JobRecord, LedJob, NewOutcome
+from batchray.store.records import JobRecord, LedJob, NewOutcome
 from batchray.store.tables import (
     DELETED,
     conversations,

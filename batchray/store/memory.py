@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
+from batchray.store.agent_records import ConversationUpdate, MemoryEdit, StoredBlock
 from batchray.store.database import chunks
-from batchray.store.records import ConversationUpdate, JobRecord, MemoryEdit, StoredBlock, utc_now
+from batchray.store.records import JobRecord, utc_now
 from batchray.store.tables import agent_blocks, blocks, memory_blocks
 from batchray.support.text_merge import merge_texts
 

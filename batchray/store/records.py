@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from batchray.schema.outcomes import OutcomeData
 from batchray.schema.progress import STATUSES, Progress
+from batchray.store.agent_records import ConversationUpdate
 
 DEFAULT_USER = "user-00000000-0000-4000-8000-000000000000"
 """The user of jobs created without an API key: Letta's default user."""
@@ -125,56 +125,6 @@ class NewStep:
     attempt: int
     seq: int
     checkpoint: bytes
-
-
-class MemoryEdit(NamedTuple):
-    """A memory block that a run has edited: the value that it found there, and the one that it left.
-
-    `block_id` names a stored block; None is a block of the agent's settings, with the `limit` that they give it.
-    """
-
-    label: str
-    base: str
-    value: str
-    limit: int
-    block_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationUpdate:
-    """The effect of an outcome on later requests to its agent; ignored if the outcome did not succeed.
-
-    `pending` are the ids of the tool calls that wait for the caller, and `memory` is what the request that answers them
-    continues with: edited memory blocks, by label.  `edits` are those of this run.
-    """
-
-    agent_id: str
-    is_stateful: bool = False
-    pending: Sequence[str] = ()
-    memory: Mapping[str, str] = field(default_factory=dict)
-    edits: Sequence[MemoryEdit] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryItem:
-    """An earlier item of a conversation."""
-
-    job_id: str
-    created_at: str
-    index: int
-    request: bytes
-    messages: bytes
-
-
-class ConversationState(NamedTuple):
-    """The state that an item continues from: its conversation, oldest item first, and memory by label.
-
-    `blocks` are the stored ones among its agent's blocks, by id, without those that were deleted.
-    """
-
-    history: Sequence[HistoryItem]
-    memory: Mapping[str, str]
-    blocks: Mapping[str, StoredBlock] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,56 +320,6 @@ def job_record(row: Mapping[Any, Any]) -> JobRecord:
         progress=Progress.from_dict(orjson.loads(progress)) if progress else None,
         **{name: row[name] for name in row if name not in other},
     )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredBlock:
-    """A memory block made over HTTP.  `spec` holds its other fields, as plain data in the format of the server."""
-
-    id: str
-    user_id: str
-    created_at: str
-    updated_at: str
-    label: str
-    value: str
-    spec: dict[str, Any]
-
-    @property
-    def limit(self) -> int:
-        """How many characters it may have."""
-        return int(self.spec["limit"])
-
-    @property
-    def is_read_only(self) -> bool:
-        """Whether no model may edit it."""
-        return bool(self.spec.get("read_only"))
-
-
-class NewBlock(NamedTuple):
-    """A memory block as it is created; see `StoredBlock`."""
-
-    label: str
-    value: str
-    spec: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredAgent:
-    """An agent made over HTTP.  `spec` is plain data, in the format of the server."""
-
-    id: str
-    user_id: str
-    created_at: str
-    updated_at: str
-    spec: dict[str, Any]
-
-
-class LastRun(NamedTuple):
-    """The last run of an agent that has an outcome."""
-
-    finished_at: str
-    stop_reason: str
-    duration_ns: int
 
 
 def utc_now() -> str:

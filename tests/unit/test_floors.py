@@ -178,6 +178,10 @@ def test_what_is_heavy_is_imported_only_where_it_is_needed(package: str) -> None
     } <= HEAVY[package]
 
 
+def test_no_module_is_longer_than_one_can_read_at_a_sitting() -> None:
+    assert {module for module, file in MODULES.items() if len(file.read_text().splitlines()) > 350} == set()
+
+
 def test_every_public_name_is_there_and_the_list_is_sorted() -> None:
     assert batchray.__all__ == sorted(batchray.__all__, key=lambda name: (not name[0].isupper(), name))
     homes = [name for names in batchray._HOMES.values() for name in names]
