@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from weakref import WeakValueDictionary
 
 from batchray.config import AgentSet, Provider, ServerSettings
-from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, StoreUnavailableError
+from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, StoreUnavailableError, UnknownJobError
 from batchray.jobs.control import ControlRequest, reopen_job
 from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.local_run import LocalRun
@@ -198,6 +198,8 @@ class JobScheduler:
                 await self._launch(job_id, entry)
             except ConfigError as error:  # the key or the code of an agent is missing
                 logger.error("job %s cannot continue: %s", job_id, error)
+            except UnknownJobError:  # deleted through another server
+                logger.info("job %s was deleted before it started", job_id)
             except Exception as error:  # noqa: BLE001  # any other failure may pass, and no job may be forgotten
                 logger.error("job %s could not be started and will be tried again: %s", job_id, error)
                 self._restart_later(job_id, entry)

@@ -273,9 +273,11 @@ class Jobs:
             return list(connection.execute(query.order_by(jobs.c.job.desc()).limit(limit)).scalars())
 
     def agent_snapshot(self, job_id: str) -> dict[str, Any]:
-        """Return the settings of a job's agents, as they were when it was created."""
+        """Return the settings of a job's agents, as they were when it was created.  Raises UnknownJobError."""
         with self._database.reading() as connection:
-            kept = connection.execute(sa.select(jobs.c.agents).where(jobs.c.id == job_id)).scalar_one()
+            kept = connection.execute(sa.select(jobs.c.agents).where(jobs.c.id == job_id)).scalar()
+        if kept is None:
+            raise UnknownJobError(job_id, self._database.backend.name)
         return orjson.loads(kept)  # type: ignore[no-any-return]
 
     def find(

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
+from batchray.errors import UnknownJobError
 from batchray.store.database import Database
 from batchray.store.jobs import Jobs
 from batchray.store.queries import between
@@ -111,7 +112,10 @@ class Runs:
         """Whether a large batch, which is a group of its own, has a wanted agent: its items have no index of agents."""
         if len(group) > 1 or group[0].is_single or wanted.agent_ids is None:
             return True
-        return not self._jobs.agent_snapshot(group[0].id).keys().isdisjoint(wanted.agent_ids)
+        try:
+            return not self._jobs.agent_snapshot(group[0].id).keys().isdisjoint(wanted.agent_ids)
+        except UnknownJobError:  # deleted a moment ago
+            return False
 
     def feedback(self, runs: Sequence[StoredRun]) -> dict[tuple[RunPosition, int], StepFeedback]:
         """Return the feedback on the steps of runs, by run and ordinal."""

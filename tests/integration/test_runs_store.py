@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchray.jobs.idle import cancel_idle_job
 from batchray.schema import index_of, job_stem, new_job_id, run_id
 from batchray.store import (
     JobKind,
@@ -22,6 +23,7 @@ from batchray.store import (
     StepFeedback,
     Store,
     StoredRun,
+    run_all,
 )
 from tests.builders.records import begin, outcome
 from tests.postgres import Database
@@ -151,3 +153,16 @@ def test_large_requests_make_short_pages(tmp_path: Path) -> None:
         pages = [len(page) for page in store.runs.pages(job.user_id, RunFilter(), "desc", limit=100)]
     assert sum(pages) == 7
     assert max(pages) <= 3
+
+
+def test_a_batch_that_is_deleted_while_runs_are_listed_is_left_out(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "data") as store:
+        for _ in range(2):
+            new = NewJob(new_job_id(), lambda ids: {each: {} for each in ids})
+            store.jobs.create(new, [NewItem("a", None, b'{"input": "x"}')] * 2)
+        kept, deleted = store.jobs.find()
+        pages = store.runs.pages(kept.user_id, RunFilter(agent_ids=("a",)), "asc", limit=2)
+        assert [run.job.id for run in next(pages)] == [kept.id] * 2
+        run_all(cancel_idle_job(store, deleted.id))
+        assert store.retention.forget(store.jobs.get(deleted.id))
+        assert list(pages) == []

@@ -14,6 +14,7 @@ import pytest
 from batchray.config import Agent, AgentSet, Provider, Settings, bind_agents, load_server_settings
 from batchray.errors import ClusterError, ConfigError, StoreError
 from batchray.jobs.control import ControlRequest
+from batchray.jobs.idle import cancel_idle_job
 from batchray.schema import new_job_id
 from batchray.server.background import BackgroundTasks
 from batchray.server.errors import HttpError
@@ -21,7 +22,7 @@ from batchray.server.idle_jobs import IdleJobs
 from batchray.server.job_table import JobState
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
-from batchray.store import JobRecord, NewItem, NewJob, Store
+from batchray.store import JobRecord, NewItem, NewJob, Store, run_all
 from tests.polling import run_pending_tasks, wait_until
 
 
@@ -248,6 +249,19 @@ async def test_a_job_that_could_not_be_started_is_restarted_unless_an_agent_is_u
     await wait_until(lambda: server.state(job_id) is JobState.RESTARTING)
     server.runtime.error = None
     await wait_until(lambda: server.started_ids() == [job_id])
+
+
+async def test_a_job_that_was_deleted_through_another_server_is_not_started_again_and_again(server: Server) -> None:
+    await server.enqueue_running()
+    job_id = server.new_job()
+    server.scheduler.enqueue(job_id)
+    store = server.storage.store.sync
+    run_all(cancel_idle_job(store, job_id))
+    assert store.retention.forget(server.record(job_id))
+    server.runtime.started[0].finish()
+    await wait_until(lambda: server.state(job_id) is JobState.STARTING)
+    await wait_until(lambda: server.state(job_id) is not JobState.STARTING)
+    assert job_id not in server.scheduler.table
 
 
 async def test_a_cancel_before_the_restart_prevents_it(server: Server) -> None:
