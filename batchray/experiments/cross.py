@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from batchray.config import Agent
+from batchray.config import Agent, AgentSet
 from batchray.errors import UsageError
 from batchray.schema import AgentRequest
 
@@ -37,7 +37,7 @@ class CrossedRequests(Iterable[dict[str, Any]]):
 
 def cross(
     requests: Iterable[str | Mapping[str, Any] | AgentRequest] | Any,
-    agents: Iterable[Agent | Mapping[str, Any] | str] | Agent | str,
+    agents: Iterable[Agent | Mapping[str, Any] | str] | AgentSet | Agent | str,
     repeats: int = 1,
 ) -> CrossedRequests:
     """Return each request for each agent, `repeats` times, as the requests of one batch.
@@ -46,16 +46,18 @@ def cross(
     also be the rows of a table (a pandas, Polars or pyarrow one, a Hugging Face Dataset, or mappings), if `run` is told
     how a row becomes a request: `run(cross(frame, agents), agents, prompt="Answer: {question}")`.
 
-    Agents are agents or their ids.  All answers to one request stand together in the batch, so that agents are compared
-    under the same load.  The metadata of each has `request`, the custom_id or else the position of the request that it
-    repeats, and `repeat`; its custom_id is `request/agent_id/repeat`.
+    Agents are agents or their ids, or all of an agents file (`load_agents`).  All answers to one request stand together
+    in the batch, so that agents are compared under the same load.  The metadata of each has `request`, the custom_id or
+    else the position of the request that it repeats, and `repeat`; its custom_id is `request/agent_id/repeat`.
 
     Raises UsageError for arguments that cannot be crossed, BatchFormatError when it is read for a request that is none.
     """
     requests = _rows_of(requests)
     if isinstance(requests, str | bytes | Path | Mapping) or not isinstance(requests, Iterable):
         raise UsageError(f"cross: requests is a list of requests, not a {type(requests).__name__}")
-    if isinstance(agents, str | Agent | Mapping):
+    if isinstance(agents, AgentSet):
+        agents = list(agents.agents)
+    elif isinstance(agents, str | Agent | Mapping):
         agents = [agents]
     agent_ids = [_agent_id(agent) for agent in agents]
     if twice := next((each for each in agent_ids if agent_ids.count(each) > 1), None):

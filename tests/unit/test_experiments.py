@@ -305,3 +305,9 @@ def test_an_interval_is_that_of_the_normal_distribution_for_many_values() -> Non
     few, many = interval_of_mean(values[:19_999], 0), interval_of_mean(values, 0)
     assert few.high - few.low == pytest.approx(2 * 1.96 * 2 / 19_999**0.5, rel=0.1)
     assert many.high - many.low == pytest.approx(2 * 1.96 * 2 / 25_000**0.5, rel=0.02)
+
+
+def test_requests_are_crossed_with_all_agents_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "agents.yaml").write_text("agents: [{id: a, model: offline/rules}, {id: b, model: offline/rules}]")
+    crossed = batchray.cross(["one"], batchray.load_agents([tmp_path / "agents.yaml"]))
+    assert [request["agent_id"] for request in crossed] == ["a", "b"]
