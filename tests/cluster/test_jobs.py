@@ -214,6 +214,16 @@ def test_an_async_generator_and_a_ray_dataset_are_batches(options: dict[str, Any
     assert sorted(result.text for result in job.results()) == [f"echo {i}" for i in range(7)]
 
 
+def test_the_rows_of_a_ray_dataset_come_back_in_one(options: dict[str, Any]) -> None:
+    rows = ray.data.from_items([{"question": f"text {n}", "level": n} for n in range(5)])
+    job = batchray.run(rows, [ECHO], agent="echo", input_column="question", **options)
+    made = sorted(job.to_dataset().take_all(), key=lambda row: row["index"])
+    assert [(row["question"], row["level"], row["text"]) for row in made] == [
+        (f"text {n}", n, f"echo text {n}") for n in range(5)
+    ]
+    assert all(row["input"] == row["question"] for row in made)
+
+
 async def test_arun_and_run_work_inside_a_running_loop(options: dict[str, Any]) -> None:
     assert batchray.run(list(echoes(3)), [ECHO], **options).counts["succeeded"] == 3
     options.pop("progress")
