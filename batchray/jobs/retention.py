@@ -1,4 +1,4 @@
-"""Delete ended jobs after their retention period, in the background of a server."""
+"""Delete ended jobs after their retention period, and expired files, in the background of a server."""
 
 from __future__ import annotations
 
@@ -45,6 +45,24 @@ async def purge(store: AsyncStore, key: int | None = None) -> None:
     while has_more:
         has_more = await store.retention.purge(key)
         await asyncio.sleep(_PAUSE_S)
+
+
+async def run_file_retention(store: AsyncStore) -> None:
+    """Delete the files that have expired, every ten minutes, until cancelled."""
+    while True:
+        await purge_files(store)
+        await asyncio.sleep(_INTERVAL_S)
+
+
+async def purge_files(store: AsyncStore) -> None:
+    """Delete the files that were forgotten or have expired."""
+    try:
+        has_more = True
+        while has_more:
+            has_more = await store.files.purge()
+            await asyncio.sleep(_PAUSE_S)
+    except StoreError as error:  # a full disk or a locked database; the files are unknown already
+        logger.warning("deleted files cannot be removed at the moment: %s", error)
 
 
 async def _step(store: AsyncStore, ended_before: str) -> bool:

@@ -8,7 +8,7 @@ _OF_AGENT = "agents/[^/]+/"
 _ABSENT = {
     "archival memory is": rf"archives|passages|{_OF_AGENT}(archival-memory|archives)",
     "identities are": rf"identities|{_OF_AGENT}identities",
-    "folders and files are": rf"folders|sources|files|{_OF_AGENT}(folders|sources|files)",
+    "folders and files are": rf"folders|sources|{_OF_AGENT}(folders|sources|files)",
     "groups of agents are": rf"groups|{_OF_AGENT}groups",
     "templates are": "templates",
     "conversations besides that of each agent are": "conversations",

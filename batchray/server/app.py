@@ -19,7 +19,7 @@ from aiohttp import web
 from batchray.agents.build import check_agents_build
 from batchray.callbacks import DELAYS_S, CallbackSender, make_sender
 from batchray.config import AgentSet, Provider, ServerSettings
-from batchray.jobs.retention import run_retention
+from batchray.jobs.retention import run_file_retention, run_retention
 from batchray.jobs.runtime import Runtime
 from batchray.server.acceptance import BatchAcceptance
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup
@@ -43,6 +43,7 @@ from batchray.server.routes.agents import AgentRoutes
 from batchray.server.routes.background_runs import BackgroundRunRoutes
 from batchray.server.routes.batches import BatchRoutes
 from batchray.server.routes.blocks import BlockRoutes
+from batchray.server.routes.files import FileRoutes
 from batchray.server.routes.health import HealthRoutes
 from batchray.server.routes.jobs import JobRoutes
 from batchray.server.routes.messages import MessageRoutes
@@ -143,6 +144,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
             jobs.deletion.start()
             if settings.retention_days is not None:
                 jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
+            jobs.tasks.spawn(run_file_retention(jobs.storage.store))
             jobs.tasks.spawn(jobs.storage.bulk.return_memory(streams.forget_pages))
             jobs.tasks.spawn(StalledReaders(settings.reader_idle_s).run(_server_of(runner)))
             async with listening(sockets, _server_of(runner), settings, _connection_options(settings)):
@@ -262,6 +264,7 @@ def _application(
         *RunRoutes(settings, storage.reader, runs).routes(),
         *JobRoutes(storage, scheduler, jobs.deletion).routes(),
         *StepRoutes(settings, storage).routes(),
+        *FileRoutes(storage, uploads, scheduler, jobs.tasks).routes(),
         *health.routes(),
     ]
     application = web.Application(

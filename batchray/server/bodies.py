@@ -38,4 +38,11 @@ class EventsOf:
     media_types = ("text/event-stream",)
 
 
-Body = PlainText | LinesOf | EventsOf
+@dataclass(frozen=True)
+class FileContent:
+    """The content of a file, whatever it is."""
+
+    media_types = ("application/octet-stream",)
+
+
+Body = FileContent | PlainText | LinesOf | EventsOf

@@ -1,4 +1,4 @@
-"""Error responses.  All have one shape: `{"detail": ..., "trace_id": ...}`."""
+"""Error responses: `{"detail": ..., "trace_id": ...}`; on the routes of OpenAI's API, in its shape."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from batchray.errors import (
 from batchray.schema import new_id
 from batchray.schema.base import MAY_BE_ABSENT, WireModel
 from batchray.server.absent import absence_of
+from batchray.server.openai_errors import is_of_openai, openai_error, openai_status
 from batchray.server.stream import StreamCutError, cut_off
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception:  # a bug; its text may hold the client's data, so the response does not show it
         logger.exception("%s %s failed (%s)", request.method, request.path, trace_id)
         failure = HttpError(500, "An unknown error occurred", NO_RETRY)
-    return error_response(failure, trace_id)
+    return error_response(failure, trace_id, request.path)
 
 
 async def _handle(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -156,10 +157,15 @@ def _http_error(error: UsageError | StoreError) -> HttpError:
             return HttpError(400, str(error))
 
 
-def error_response(error: HttpError, trace_id: str) -> web.Response:
-    """Return the response for an error."""
-    body = ErrorBody(detail=error.detail, trace_id=trace_id, **error.more).model_dump_json(exclude_none=True).encode()
-    response = web.Response(body=body, status=error.status, content_type="application/json", headers=error.headers)
+def error_response(error: HttpError, trace_id: str, path: str = "") -> web.Response:
+    """Return the response for an error of a request to a path."""
+    status, headers = error.status, error.headers
+    body: WireModel = ErrorBody(detail=error.detail, trace_id=trace_id, **error.more)
+    if is_of_openai(path):
+        status, headers = openai_status(status), {**headers, "x-request-id": trace_id}
+        body = openai_error(status, error.detail, error.more)
+    encoded = body.model_dump_json(exclude_none=isinstance(body, ErrorBody)).encode()
+    response = web.Response(body=encoded, status=status, content_type="application/json", headers=headers)
     response.headers["Server"] = SERVER_NAME
     if error.status in (408, 413) or isinstance(error, AmbiguousRequestError):  # the rest is not read
         response.force_close()

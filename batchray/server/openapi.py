@@ -16,8 +16,9 @@ from pydantic.json_schema import JsonSchemaMode
 
 from batchray.schema.ids import JOB_ID_PATTERN, RUN_ID_PATTERN, STEP_ID_PATTERN
 from batchray.server import schemas
-from batchray.server.bodies import EventsOf, LinesOf, PlainText
+from batchray.server.bodies import EventsOf, FileContent, LinesOf, PlainText
 from batchray.server.errors import ErrorBody
+from batchray.server.openai_errors import openai_status
 from batchray.server.routing import VERSION, NoQuery, ResponseBody, Route, encode
 from batchray.server.schemas import Schema
 
@@ -30,6 +31,8 @@ TAGS = {
     "jobs": "Batches as Letta's jobs.",
     "tools": "Tools: those that the operator has configured, and those of memory.",
     "models": "The models that agents may use.",
+    "files": "Files of OpenAI's API: the requests of a batch, or its results.",
+    "openai": "Batches as OpenAI's batch API has them.",
     "server": "The state of this server.",
 }
 """Each tag of a route, and what its routes are about."""
@@ -115,6 +118,8 @@ def failures(route: Route) -> list[int]:
         statuses |= {422}
     if route.body is not None:
         statuses |= {408, 413, 415, 422}
+    if route.error_body is not None:
+        statuses = {*map(openai_status, statuses)}
     if route.method != "GET":
         statuses |= {507}
     return sorted(statuses)
@@ -140,6 +145,8 @@ def _parts(route: Route) -> Iterator[tuple[str, JsonSchemaMode, Any]]:
     """Yield the types of a route: the part that has it, whether that is read or written, and the type."""
     if route.body is not None:
         yield "body", "validation", route.body
+    if route.error_body is not None:
+        yield "error", "serialization", route.error_body
     for part, body in (("response", route.response), ("streams", route.streams)):
         match body:
             case EventsOf():
@@ -147,7 +154,7 @@ def _parts(route: Route) -> Iterator[tuple[str, JsonSchemaMode, Any]]:
                     yield f"{part}.{name}", "serialization", kind
             case LinesOf():
                 yield part, "serialization", body.line
-            case PlainText():
+            case PlainText() | FileContent():
                 pass
             case _:
                 yield part, "serialization", body
@@ -161,10 +168,10 @@ def _operation(
         "summary": route.summary,
         "tags": [route.tag],
         "parameters": parameters,
-        "responses": {"200": _success(route, at), **{str(status): _failure(status, at) for status in failures(route)}},
+        "responses": {"200": _success(route, at), **{str(each): _failure(each, route, at) for each in failures(route)}},
     }
     if route.body is not None:
-        content = {"application/json": {"schema": at[route.operation_id, "body"]}}
+        content = {route.body_type: {"schema": at[route.operation_id, "body"]}}
         operation["requestBody"] = {"required": not route.is_body_optional, "content": content}
     if needs_key and not route.is_open:
         operation["security"] = [{_KEY: []}]
@@ -176,9 +183,9 @@ def _success(route: Route, at: Mapping[_Place, Schema]) -> dict[str, Any]:
     return {"description": "OK", "content": content, **(_header(*_WARNING) if route.body is not None else {})}
 
 
-def _failure(status: int, at: Mapping[_Place, Schema]) -> dict[str, Any]:
+def _failure(status: int, route: Route, at: Mapping[_Place, Schema]) -> dict[str, Any]:
     headers = _header(*_ERROR_HEADERS[status]) if status in _ERROR_HEADERS else {}
-    content = {"application/json": {"schema": at[_ERROR]}}
+    content = {"application/json": {"schema": at[(route.operation_id, "error") if route.error_body else _ERROR]}}
     return {"description": HTTPStatus(status).phrase, "content": content, **headers}
 
 
@@ -203,6 +210,8 @@ def _content(route: Route, part: str, at: Mapping[_Place, Schema]) -> dict[str, 
             media = {"schema": {**_TEXT, "description": text}, "x-line": at[route.operation_id, part]}
         case PlainText():
             media = {"schema": _TEXT}
+        case FileContent():
+            media = {"schema": {**_TEXT, "format": "binary"}}
         case _:
             return {"application/json": {"schema": at[route.operation_id, part]}}
     return dict.fromkeys(body.media_types, media)

@@ -52,7 +52,7 @@ def guarded(handle: RequestHandler) -> RequestHandler:
             if "Expect" in request.headers:
                 _check_expectation(request)
         except HttpError as error:
-            return error_response(error, new_id("trace"))
+            return error_response(error, new_id("trace"), request.path)
         return await handle(request)
 
     return guard

@@ -43,15 +43,16 @@ class Route:
     unique.  `tag` is the name of its module there; `openapi.TAGS` describes the tags.
 
     `query` is the model of the query; a Warning header names unknown parameters.  `body` is that of the
-    request body, which may be missing if `is_body_optional`.  If `has_strict_body`, unknown keys are refused, at every
-    level; otherwise they are ignored, as Letta's server does.  `headers` are the request headers that the endpoint
-    reads, with the patterns of their values.
+    request body, which may be missing if `is_body_optional`; `body_type` is its media type.  If `has_strict_body`,
+    unknown keys are refused, at every level; otherwise they are ignored, as Letta's server does.  `headers` are the
+    request headers that the endpoint reads, with the patterns of their values.
 
     `response` is the type of the body of a 200: a model, `list[AgentState]`, any other type that pydantic writes, None
-    for null; or of `bodies`: `PlainText`, `LinesOf` a type, `EventsOf` types.  If `streams` is set, the endpoint sends
-    these events instead of the `response` when the body asks for that.  `errors` are the statuses in addition to those
-    of all routes (`openapi.failures`).  An open route needs no API key, one for the operator that of an
-    operator.  A health check is answered even if too many connections are open.
+    for null; or of `bodies`: `PlainText`, `FileContent`, `LinesOf` a type, `EventsOf` types.  If `streams` is set, the
+    endpoint sends these events instead of the `response` when the body asks for that.  `errors` are the statuses in
+    addition to those of all routes (`openapi.failures`); `error_body` is the type of their bodies, or None for
+    `ErrorBody`.  An open route needs no API key, one for the operator that of an operator.  A health check is answered
+    even if too many connections are open.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -61,11 +62,13 @@ class Route:
     summary: str
     query: type[BaseModel] = NoQuery
     body: type[BaseModel] | None = None
+    body_type: str = "application/json"
     has_strict_body: bool = True
     is_body_optional: bool = False
     response: Any = None
     streams: EventsOf | None = None
     errors: tuple[int, ...] = ()
+    error_body: type[BaseModel] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     is_open: bool = False
     is_health_check: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import mmap
 import tempfile
 import threading
 import time
@@ -25,13 +26,17 @@ from batchray.config import ServerSettings
 from batchray.errors import BatchFormatError, StoreFullError
 from batchray.server.body_checker import Checker
 from batchray.server.errors import HttpError, unavailable
+from batchray.server.forms import Buffer, Form, boundary_of, read_form
 from batchray.store import is_no_room
 from batchray.support.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
-"""The largest body of a batch, exactly: Letta's documented 256 MB."""
+"""The largest body of a batch, and the largest file of one, exactly: Letta's documented 256 MB."""
+
+_FORM_BYTES = 64 * 1024
+"""How much a form may have besides its file."""
 
 _IN_MEMORY_BYTES = 1024 * 1024
 _MAX_SMALL = 128
@@ -41,13 +46,14 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A complete body: in `data` if it is small, otherwise in a file that `checker` reads.
+    """A complete body: in `data` if it is small, otherwise in a `file`, which a `checker` reads if it is a batch.
 
     `digest` is the SHA-256 of the body, or None if the caller needs none.
     """
 
     digest: str | None
     data: bytes
+    file: Path | None
     checker: Checker | None
 
 
@@ -65,12 +71,25 @@ class Uploads:
     async def receive(self, request: web.Request, *, needs_digest: bool) -> AsyncIterator[Body]:
         """Yield a request's complete body.  Raises HttpError 408, 413, 415 or 503, and StoreFullError."""
         check_type(request)
-        _check_length(request, MAX_BODY_BYTES)
         spool = _Spool(self._directory, hashlib.sha256() if needs_digest else None)
+        async with self._receive(request, spool, MAX_BODY_BYTES) as body:
+            yield body
+
+    @asynccontextmanager
+    async def receive_form(self, request: web.Request) -> AsyncIterator[tuple[Form, Buffer]]:
+        """Yield a form with at most one large file, and the body that it is in; errors as in `receive`."""
+        boundary, spool = boundary_of(request), _Spool(self._directory, None, is_batch=False)
+        async with self._receive(request, spool, MAX_BODY_BYTES + _FORM_BYTES) as body:
+            with _opened(body) as buffer:
+                yield await asyncio.to_thread(read_form, buffer, boundary), buffer
+
+    @asynccontextmanager
+    async def _receive(self, request: web.Request, spool: _Spool, max_bytes: int) -> AsyncIterator[Body]:
+        _check_length(request, max_bytes)
         with self._upload_slot(is_small=0 <= (request.content_length or -1) <= _IN_MEMORY_BYTES):
             try:
                 failpoint("before-spool")
-                body = await self._read(request, spool)
+                body = await self._read(request, spool, max_bytes)
                 failpoint("after-spool")
                 yield body
             finally:
@@ -89,9 +108,9 @@ class Uploads:
             self._n_small -= is_small
             self.n_open -= not is_small
 
-    async def _read(self, request: web.Request, spool: _Spool) -> Body:
+    async def _read(self, request: web.Request, spool: _Spool, max_bytes: int) -> Body:
         pieces, n_pending = list[bytes](), 0
-        async for piece in _pieces(request, MAX_BODY_BYTES, self._settings, self._clock):
+        async for piece in _pieces(request, max_bytes, self._settings, self._clock):
             pieces.append(piece)
             n_pending += len(piece)
             if n_pending >= _IN_MEMORY_BYTES:
@@ -101,14 +120,14 @@ class Uploads:
 
 
 class _Spool:
-    """A body that is being received.  Once it is large: a temporary file and the process that will check it.
+    """A body that is being received.  Once it is large: a temporary file, and the process that will check a batch.
 
     Its methods block, so they run on threads.  Cancelling a task does not stop its thread, so `close` may be called
     while `write` is still running; a lock orders the two.
     """
 
-    def __init__(self, directory: Path, digest: hashlib._Hash | None) -> None:
-        self._directory, self._digest = directory, digest
+    def __init__(self, directory: Path, digest: hashlib._Hash | None, *, is_batch: bool = True) -> None:
+        self._directory, self._digest, self._is_batch = directory, digest, is_batch
         self._file: IO[bytes] | None = None
         self._checker: Checker | None = None
         self._lock, self._is_closed = threading.Lock(), False
@@ -126,7 +145,8 @@ class _Spool:
             data = b"".join(self._update_digest(pieces))
         else:
             self.write(pieces)
-        return Body(self._digest.hexdigest() if self._digest else None, data, self._checker)
+        file = None if self._file is None else Path(self._file.name)
+        return Body(self._digest.hexdigest() if self._digest else None, data, file, self._checker)
 
     def close(self) -> None:
         """Remove the file and kill its checker."""
@@ -142,7 +162,7 @@ class _Spool:
         try:
             if self._file is None:
                 self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="upload-")  # noqa: SIM115
-                self._checker = Checker(Path(self._file.name))
+                self._checker = Checker(Path(self._file.name)) if self._is_batch else None
             self._file.writelines(self._update_digest(pieces))
             self._file.flush()
         except OSError as error:
@@ -156,6 +176,16 @@ class _Spool:
             for piece in pieces:
                 self._digest.update(piece)
         return pieces
+
+
+@contextmanager
+def _opened(body: Body) -> Iterator[Buffer]:
+    """Yield what a body holds; a file as a mapping of it."""
+    if body.file is None:
+        yield body.data
+        return
+    with body.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
 
 
 async def read_json(

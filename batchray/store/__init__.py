@@ -2,7 +2,8 @@
 
 `Store` is one `Database` with a repository for each kind of record: `store.jobs`, `store.items` (queries),
 `store.outcomes` (writes about items), `store.leases`, `store.conversations`, `store.callbacks`, `store.agents`,
-`store.blocks`, `store.runs`, `store.integrity`, `store.retention`.  `AsyncStore` is the same for async code.
+`store.blocks`, `store.files`, `store.runs`, `store.integrity`, `store.retention`.  `AsyncStore` is the same for async
+code.
 
 Invariants that this package alone holds:
 
@@ -32,6 +33,7 @@ from batchray.store.callbacks import DueCallback
 from batchray.store.database import Chunked, run_all
 from batchray.store.directory import is_locked, lock, running_jobs
 from batchray.store.disk_reserve import is_no_room
+from batchray.store.files import NewFile, StoredFile
 from batchray.store.records import (
     DEFAULT_USER,
     CarriedColumns,
@@ -79,6 +81,7 @@ __all__ = [
     "MemoryEdit",
     "NewAttempt",
     "NewBlock",
+    "NewFile",
     "NewItem",
     "NewJob",
     "NewOutcome",
@@ -92,6 +95,7 @@ __all__ = [
     "Store",
     "StoredAgent",
     "StoredBlock",
+    "StoredFile",
     "StoredItem",
     "StoredResult",
     "StoredRun",

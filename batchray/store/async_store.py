@@ -12,6 +12,7 @@ from batchray.store.blocks import Blocks
 from batchray.store.callbacks import Callbacks
 from batchray.store.conversations import Conversations
 from batchray.store.database import Chunked, run_all
+from batchray.store.files import Files
 from batchray.store.items import Items
 from batchray.store.jobs import Jobs
 from batchray.store.leases import Leases
@@ -41,6 +42,7 @@ class AsyncStore:
         self.callbacks = AsyncCallbacks(self, store.callbacks)
         self.agents = AsyncAgents(self, store.agents)
         self.blocks = AsyncBlocks(self, store.blocks)
+        self.files = AsyncFiles(self, store.files)
         self.runs = AsyncRuns(self, store.runs)
         self.retention = AsyncRetention(self, store.retention)
 
@@ -191,6 +193,19 @@ class AsyncBlocks:
         self.delete = store.on(blocks.delete)
         self.attach = store.on(blocks.attach)
         self.detach = store.on(blocks.detach)
+
+
+class AsyncFiles:
+    """`Files` for async code."""
+
+    def __init__(self, store: AsyncStore, files: Files) -> None:
+        self.create = store.on(files.create)
+        self.find = store.on(files.find)
+        self.find_by_idempotency_key = store.on(files.find_by_idempotency_key)
+        self.listed = store.on(files.listed)
+        self.part = store.on(files.part)
+        self.forget = store.on(files.forget)
+        self.purge = store.on(files.purge)
 
 
 class AsyncRuns:

@@ -17,6 +17,7 @@ from batchray.store.conversations import Conversations
 from batchray.store.database import Database
 from batchray.store.directory import lock, running_jobs, write_holder
 from batchray.store.disk_reserve import Reserve, is_no_room
+from batchray.store.files import Files
 from batchray.store.filesystem import network_fs
 from batchray.store.integrity import Integrity
 from batchray.store.items import Items
@@ -50,6 +51,7 @@ class Store:
         self.callbacks = Callbacks(database, self.leases)
         self.agents = Agents(database)
         self.blocks = Blocks(database)
+        self.files = Files(database)
         self.runs = Runs(database, self.jobs)
         self.integrity = Integrity(database, self.items)
         self.retention = Retention(database)

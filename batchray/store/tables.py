@@ -1,4 +1,4 @@
-"""The tables: jobs, items, attempts and outcomes; callbacks, leases, agents, blocks and the state that agents keep."""
+"""The tables: jobs, items, attempts, outcomes; callbacks, leases, agents, blocks, the state that agents keep, files."""
 
 from __future__ import annotations
 
@@ -264,6 +264,34 @@ agent_runs = sa.Table(
     sa.Column("finished_at", TEXT, nullable=False),
     sa.Column("stop_reason", TEXT, nullable=False),
     sa.Column("duration_ns", INTEGER, nullable=False),
+)
+
+# Files that clients have uploaded.  One whose `user_id` is empty is being deleted.
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("file", INTEGER, primary_key=True),
+    sa.Column("id", TEXT, nullable=False, unique=True),
+    sa.Column("user_id", TEXT, nullable=False),
+    sa.Column("created_at", TEXT, nullable=False),
+    sa.Column("expires_at", TEXT),
+    sa.Column("purpose", TEXT, nullable=False),
+    sa.Column("filename", TEXT, nullable=False),
+    sa.Column("n_bytes", INTEGER, nullable=False),
+    sa.Column("idempotency_key", TEXT),
+    sa.Column("digest", TEXT),
+    sa.Index("files_of_a_user", "user_id", "file"),
+    # NULLs are all different: files without a key do not conflict.
+    sa.Index("files_by_idempotency_key", "user_id", "idempotency_key", unique=True),
+)
+
+# The contents of files, in parts that follow each other.
+file_parts = sa.Table(
+    "file_parts",
+    metadata,
+    sa.Column("file", INTEGER, primary_key=True),
+    sa.Column("part", INTEGER, primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
 )
 
 

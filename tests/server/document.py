@@ -58,7 +58,8 @@ class Document:
         """Return the description of each parameter of an operation: of its query, and of the members of its body."""
         queried = {each["name"]: each["schema"] for each in operation.described["parameters"] if each["in"] == "query"}
         body = operation.described.get("requestBody", {"content": {"application/json": {"schema": {}}}})
-        schema = body["content"]["application/json"]["schema"]
+        [media] = body["content"].values()
+        schema = media["schema"]
         model = self._components["schemas"].get(schema.get("$ref", "").rpartition("/")[2], schema)
         return {name: each.get("description", "") for name, each in (queried | model.get("properties", {})).items()}
 

@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 from letta_client import Letta
 
 from tests.server.sdk_methods import Method
 
 MODEL = "offline/rules"
 INPUT = "What is 2 + 3?"
+FILE = b'{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "calculator", ' + (
+    b'"messages": [{"role": "user", "content": "What is 2 + 3?"}]}}'
+)
 MESSAGE = {
     "role": "user",
     "content": [{"type": "text", "text": INPUT}],
@@ -60,6 +64,10 @@ class World:
         self.letta.agents.blocks.attach(block_id, agent_id=self.agent_id)
         return block_id
 
+    def new_file(self) -> str:
+        url, file = str(self.letta.base_url.join("/v1/files")), {"file": ("batch.jsonl", FILE)}
+        return str(httpx.post(url, files=file, data={"purpose": "batch"}, verify=False).json()["id"])
+
     def new_run(self) -> list[str]:
         return [str(self.letta.agents.messages.create_async(self.agent_id, input=INPUT).id)]
 
@@ -87,6 +95,7 @@ OF_EVERY_METHOD: dict[str, Value] = {
     "batch_id": lambda world: world.batch_id,
     "block_id": lambda world: world.block_id,
     "block_label": "human",
+    "file_id": World.new_file,
     "job_id": lambda world: world.batch_id,
     "tool_id": lambda world: world.tool_id,
     "tool_name": "calculate",

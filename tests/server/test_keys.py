@@ -118,6 +118,9 @@ ROUTES = [
     *[("PATCH", f"/v1/agents/calculator/tools/{action}/tool-1") for action in ("attach", "detach", "approval")],
     ("POST", "/v1/agents/calculator/tools/calculate/run"),
     ("GET", "/v1/models/"),
+    *[(method, "/v1/files") for method in ("POST", "GET")],
+    *[(method, "/v1/files/file-1") for method in ("GET", "DELETE")],
+    ("GET", "/v1/files/file-1/content"),
     ("GET", "/metrics"),
 ]
 
@@ -136,7 +139,8 @@ def test_without_a_key_every_route_is_401(keyed: LiveServer, keys: tuple[str, st
     ]
     for header in wrong:
         answer = call(keyed, method, path, headers={"Authorization": header} if header else {})
-        assert (answer.status, answer.body["detail"]) == (401, "Unauthorized")
+        said = answer.body.get("detail") or answer.body["error"]["message"]
+        assert (answer.status, said) == (401, "Unauthorized")
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
@@ -160,6 +164,7 @@ def test_every_route_of_the_openapi_document_was_tried(keyed: LiveServer) -> Non
         f"step-{UNKNOWN}": "{step_id}",
         "calculator": "{agent_id}",
         "block-1": "{block_id}",
+        "file-1": "{file_id}",
         "blocks/human": "blocks/{block_label}",
         "approval/tool-1": "approval/{tool_name}",
         "tool-1": "{tool_id}",

@@ -13,7 +13,7 @@ from letta_client import Letta
 from tests.server.document import Document, Operation
 from tests.server.http_client import ask
 from tests.server.live import LiveServer
-from tests.server.sdk_values import INPUT, MODEL, OF_EVERY_METHOD, Value, World, value_for
+from tests.server.sdk_values import FILE, INPUT, MODEL, OF_EVERY_METHOD, Value, World, value_for
 
 BODIES: dict[str, Value] = {
     "create_batch": lambda world: {"requests": [{"agent_id": world.agent_id, "input": INPUT}]},
@@ -46,6 +46,7 @@ IDS: dict[str, dict[str, Value]] = {
     "delete_run": {"run_id": World.ended_run},
     "delete_agent": {"agent_id": World.new_agent},
     "delete_block": {"block_id": World.new_block},
+    "delete_file": {"file_id": World.new_file},
     "detach_agent_block": {"block_id": World.attached_block},
     "attach_agent_block": {"block_id": World.new_block},
     "reset_agent_messages": {"agent_id": World.new_agent},
@@ -62,6 +63,10 @@ UNKNOWN = {
 }
 REFUSED = {"unpause_batch": 409, **dict.fromkeys(("create_tool", "upsert_tool", "update_tool", "delete_tool"), 403)}
 """The statuses of operations that the objects of this test, or any objects, do not allow."""
+
+
+def is_form(operation: Operation) -> bool:
+    return "multipart/form-data" in operation.described["requestBody"]["content"]
 
 
 class Caller:
@@ -89,6 +94,8 @@ class Caller:
         """Return the valid body of an operation, as an argument of `call`."""
         if "requestBody" not in operation.described:
             return {}
+        if is_form(operation):
+            return {"files": {"file": ("batch.jsonl", FILE)}, "data": {"purpose": "batch"}}
         return {"json": value_for(self._world, BODIES[operation.id])}
 
     def close(self) -> None:
@@ -119,9 +126,9 @@ def test_unknown_objects_are_refused_as_described(caller: Caller) -> None:
 
 
 def test_unusable_bodies_are_refused_as_described(caller: Caller) -> None:
-    kind = {"Content-Type": "application/json"}
     for operation in caller.document.operations:
         if "requestBody" in operation.described:
+            kind = {"Content-Type": "multipart/form-data; boundary=-" if is_form(operation) else "application/json"}
             if not operation.described["requestBody"]["required"]:
                 assert caller.call(operation).status_code == 200
             for body in (b"{", b"[]", b"\xff", b'{"' + b"a" * 99, b"1" * 99):
@@ -135,4 +142,5 @@ def test_unusable_queries_are_refused_as_described(caller: Caller) -> None:
         for parameter in operation.described["parameters"]:
             if parameter["in"] == "query" and parameter["schema"].get("type") in ("integer", "boolean"):
                 response = caller.call(operation, params={parameter["name"]: "much"}, **caller.valid(operation))
-                assert response.status_code == 422, (operation.id, parameter["name"])
+                wanted = 422 if "422" in operation.described["responses"] else 400
+                assert response.status_code == wanted, (operation.id, parameter["name"])
