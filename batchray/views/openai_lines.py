@@ -6,36 +6,17 @@ object"; the Batch guide for the lines of requests that have expired.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from batchray.schema import (
-    ApprovalRequestMessage,
-    AssistantMessage,
-    ErrorInfo,
-    ItemStatus,
-    LettaToolCall,
-    Result,
-    StopReason,
-)
-from batchray.schema.letta_messages import LettaMessageBase
+from batchray.schema import ErrorInfo, ItemStatus, Result, StopReason
+from batchray.views.answers import Answer, answer_of, status_of_failure
 
 CHAT_COMPLETIONS, RESPONSES = OPENAI_ENDPOINTS = ("/v1/chat/completions", "/v1/responses")
 """The endpoints of requests; each has an object of its own as the body of its lines."""
 
-_TIMEOUTS = frozenset({"timeout", "deadline_exceeded"})
-# The HTTP statuses that OpenAI answers with for the types of errors; those that are not here are 500.
-_STATUSES = {
-    **dict.fromkeys(("bad_request", "refused", "refusal", "unsupported_content", "context_length_exceeded"), 400),
-    **dict.fromkeys(("insufficient_quota", "rate_limited"), 429),
-    "authentication_error": 401,
-    "permission_denied": 403,
-    "not_found": 404,
-    "conflict": 409,
-    "request_too_large": 413,
-}
 _ENDED = {
     ItemStatus.EXPIRED: (
         "batch_expired",
@@ -59,19 +40,18 @@ def openai_line(result: Result, endpoint: str = CHAT_COMPLETIONS, created_at: in
     """
     digits = result.batch_item_id.removeprefix("batch_item-")
     custom_id = result.batch_item_id if result.custom_id is None else str(result.custom_id)
-    error = result.error or ErrorInfo(type=str(result.stop_reason), message="The request failed.")
     if result.status in _ENDED:
         return _line(digits, custom_id, error=_ENDED[result.status])
     if result.status is ItemStatus.SUCCEEDED:
-        date = next(
-            (int(each.date.timestamp()) for each in result.messages[::-1] if isinstance(each, LettaMessageBase)),
-            created_at,
-        )
+        answer = answer_of(result)
         body_of = _response if endpoint == RESPONSES else _chat_completion
-        return _line(digits, custom_id, body=body_of(result, digits.replace("-", ""), date))
-    if error.type in _TIMEOUTS:
+        body = body_of(
+            result, answer, digits.replace("-", ""), created_at if answer.created is None else answer.created
+        )
+        return _line(digits, custom_id, body=body)
+    error = result.error or ErrorInfo(type=str(result.stop_reason), message="The request failed.")
+    if (status := status_of_failure(result)) == 504:
         return _line(digits, custom_id, error=("request_timeout", error.message))
-    status = 400 if result.stop_reason is StopReason.INVALID_TOOL_CALL else _STATUSES.get(error.type, 500)
     return _line(digits, custom_id, status, error_body(status, error.type, error.message))
 
 
@@ -104,19 +84,8 @@ def _line(
     )
 
 
-def _answer(result: Result) -> tuple[str, Sequence[LettaToolCall]]:
-    """Return the text of the answer, and the tool calls that wait for the caller."""
-    last = result.messages[-1] if result.messages else None
-    if result.stop_reason is not StopReason.REQUIRES_APPROVAL or not isinstance(last, ApprovalRequestMessage):
-        return result.text, ()
-    said = [each for each in result.messages if isinstance(each, AssistantMessage) and each.id == last.id]
-    texts = [each.content if isinstance(each.content, str) else "".join(p.text for p in each.content) for each in said]
-    calls = last.tool_calls if isinstance(last.tool_calls, list) else [last.tool_call]
-    return "".join(texts), calls
-
-
-def _chat_completion(result: Result, digits: str, created: int) -> dict[str, Any]:
-    text, calls = _answer(result)
+def _chat_completion(result: Result, answer: Answer, digits: str, created: int) -> dict[str, Any]:
+    text, calls = answer.text, answer.calls
     message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
     if calls:
         message["tool_calls"] = [
@@ -144,7 +113,7 @@ def _chat_completion(result: Result, digits: str, created: int) -> dict[str, Any
     }
 
 
-def _response(result: Result, digits: str, created: int) -> dict[str, Any]:
+def _response(result: Result, answer: Answer, digits: str, created: int) -> dict[str, Any]:
     is_cut = result.stop_reason is StopReason.MAX_STEPS
     usage = result.usage
     return {
@@ -158,7 +127,7 @@ def _response(result: Result, digits: str, created: int) -> dict[str, Any]:
         "instructions": None,
         "max_output_tokens": None,
         "model": result.model or result.agent_id,
-        "output": _output(result, digits),
+        "output": _output(answer, digits),
         "parallel_tool_calls": True,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
@@ -182,8 +151,8 @@ def _response(result: Result, digits: str, created: int) -> dict[str, Any]:
     }
 
 
-def _output(result: Result, digits: str) -> list[dict[str, Any]]:
-    text, calls = _answer(result)
+def _output(answer: Answer, digits: str) -> list[dict[str, Any]]:
+    text, calls = answer.text, answer.calls
     items: list[dict[str, Any]] = []
     if text or not calls:
         part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -1,82 +1,21 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import pytest
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
-from pydantic import BaseModel
 
-from batchray.schema import (
-    ApprovalRequestMessage,
-    AssistantMessage,
-    ErrorInfo,
-    ItemStatus,
-    LettaToolCall,
-    Result,
-    StopReason,
-    Timing,
-    ToolCallMessage,
-    Usage,
-)
+from batchray.schema import ItemStatus, Result, StopReason
 from batchray.views.openai_lines import CHAT_COMPLETIONS, RESPONSES, is_in_error_file, openai_failure, openai_line
-
-ITEM = "batch_item-1b4e28ba-2fa1-4d3b-a3f5-000000700000"
-WHEN = datetime(2026, 1, 2, tzinfo=UTC)
-USAGE = Usage(prompt_tokens=7, completion_tokens=5, total_tokens=12, cached_input_tokens=3, reasoning_tokens=2)
-CALL = LettaToolCall(name="look", arguments='{"at":"sky"}', tool_call_id="call-1")
-
-
-def result(**given: Any) -> Result:
-    kept: dict[str, Any] = {
-        "index": 7,
-        "custom_id": "c-7",
-        "batch_item_id": ITEM,
-        "agent_id": "a",
-        "model": "offline/rules",
-        "status": ItemStatus.SUCCEEDED,
-        "stop_reason": StopReason.END_TURN,
-        "messages": [],
-        "usage": USAGE,
-        "attempts": 1,
-        "timing": Timing(queued_ns=1, duration_ns=2),
-    }
-    return Result(**(kept | given))
-
-
-def failed(type: str, stop_reason: StopReason = StopReason.LLM_API_ERROR) -> Result:
-    error = ErrorInfo(type=type, message="it says why")
-    return result(status=ItemStatus.ERRORED, stop_reason=stop_reason, error=error)
-
-
-def said(text: str, id: str = "message-2") -> AssistantMessage:
-    return AssistantMessage(id=id, date=WHEN, content=text)
-
-
-def waiting(text: str) -> Result:
-    """Return the result of an agent that asked for a tool of the caller after it had run one of its own."""
-    own = ToolCallMessage(id="message-1", date=WHEN, tool_call=CALL, tool_calls=[CALL])
-    other = CALL.model_copy(update={"tool_call_id": "call-2"})
-    asked = ApprovalRequestMessage(id="message-2", date=WHEN, tool_call=CALL, tool_calls=[CALL, other])
-    messages = [said("before", "message-1"), own, *([said(text)] if text else []), asked]
-    return result(stop_reason=StopReason.REQUIRES_APPROVAL, messages=messages)
+from tests.builders.results import ITEM, WHEN, extras, failed, result, said, waiting
 
 
 def line_of(given: Result, endpoint: str = CHAT_COMPLETIONS) -> dict[str, Any]:
     line: dict[str, Any] = orjson.loads(openai_line(given, endpoint, 1_700_000_000))
     assert list(line) == ["id", "custom_id", "response", "error"]
     return line
-
-
-def extras(value: Any) -> list[str]:
-    """Return the fields of a model, and of those in it, that its type does not have."""
-    if isinstance(value, list):
-        return [name for each in value for name in extras(each)]
-    if not isinstance(value, BaseModel):
-        return []
-    return [*(value.model_extra or {}), *(name for _, each in value for name in extras(each))]
 
 
 def completion_of(given: Result) -> ChatCompletion:
@@ -103,7 +42,7 @@ def test_the_line_of_a_success_has_a_response_of_status_200() -> None:
 
 
 def test_its_body_is_a_chat_completion() -> None:
-    completion = completion_of(result(messages=[said("one", "message-1"), said("It is 8.")]))
+    completion = completion_of(result(messages=[said("one", 1), said("It is 8.")]))
     [choice] = completion.choices
     assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == ("It is 8.", None, "stop")
     assert (completion.model, completion.created) == ("offline/rules", int(WHEN.timestamp()))
