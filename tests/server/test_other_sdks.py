@@ -114,7 +114,8 @@ def test_npm_sends_a_message_to_an_agent(node: dict[str, Any]) -> None:
     assert node["answer"]["messages"][-1]["content"] == "4 * 5 = 20"
     kinds = [event["message_type"] for event in node["streamed"]]
     assert [kind for kind in kinds if kind != "ping"] == [*SHOWN, "stop_reason", "usage_statistics"]
-    assert [message["message_type"] for message in node["said"]] == ["user_message", *SHOWN] * 2
+    # The agent remembers the batch's four items too.
+    assert [message["message_type"] for message in node["said"]] == ["user_message", *SHOWN] * 6
 
 
 def test_npm_raises_its_own_errors(node: dict[str, Any]) -> None:
