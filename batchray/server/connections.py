@@ -15,6 +15,7 @@ from batchray.schema import new_id
 from batchray.server.connection_pool import ConnectionPool
 from batchray.server.errors import NO_RETRY, HttpError, error_response
 from batchray.server.refusals import refusal_of
+from batchray.server.upload import WAITS_FOR_CONTINUE
 from batchray.support.rare_log import RareLog
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ class Connection(web.RequestHandler):
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send the rest of a response."""
-        if self.is_reserve or request.content.exception() is not None:
+        is_unread = request.get(WAITS_FOR_CONTINUE, False)  # so the client may never send its body
+        if is_unread or self.is_reserve or request.content.exception() is not None:
             resp.force_close()
         ended = await super().finish_response(request, resp, start_time)
         self._request = None

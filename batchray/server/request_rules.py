@@ -8,15 +8,18 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.typedefs import Handler
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from batchray.schema import new_id
 from batchray.server.connections import Connection
 from batchray.server.errors import AmbiguousRequestError, HttpError, error_response, unavailable
 from batchray.server.refusals import VERSION_SENTENCE
 from batchray.server.routing import route_of
+from batchray.server.upload import WAITS_FOR_CONTINUE
 
 _SPOKEN = (HttpVersion10, HttpVersion11)
 _HAS_FOREIGN_VERSION = web.RequestKey("has_foreign_version", bool)
+_EXPECTATIONS = web.RequestKey("expectations", frozenset)
 
 RequestFactory = Callable[..., web.BaseRequest]
 """aiohttp's: takes the message, its payload, the connection, the writer and the task."""
@@ -25,13 +28,21 @@ RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 def noticed(make_request: RequestFactory) -> RequestFactory:
-    """Return a factory of requests that tells each one to its connection, and has all answered in HTTP/1.0 or 1.1."""
+    """Return a factory of requests that tells each one to its connection, and has all answered in HTTP/1.0 or 1.1.
+
+    It hides the header `Expect`: aiohttp would ask for the body of a request that has no route.
+    """
 
     def make(message: RawRequestMessage, payload: Any, connection: Connection, *rest: Any) -> web.BaseRequest:
         is_unknown = message.method == "UNKNOWN"  # aiohttp's request in place of one that cannot be parsed
         is_spoken = message.version in _SPOKEN and not is_unknown
         own = message if is_spoken else message._replace(version=HttpVersion11)
+        expectations = _expectations_in(message) if "Expect" in message.headers else None
+        if expectations is not None:
+            own = own._replace(headers=_without_expect(message))
         request = make_request(own, payload, connection, *rest)
+        if expectations is not None:
+            request[_EXPECTATIONS] = expectations
         if not is_spoken and not is_unknown:
             request[_HAS_FOREIGN_VERSION] = True
         connection.begin_request(request)
@@ -49,8 +60,8 @@ def guarded(handle: RequestHandler) -> RequestHandler:
                 raise AmbiguousRequestError(400, VERSION_SENTENCE)
             if "Transfer-Encoding" in request.headers:
                 _check_transfer_encoding(request)
-            if "Expect" in request.headers:
-                _check_expectation(request)
+            if _EXPECTATIONS in request:
+                _check_expectations(request)
         except HttpError as error:
             return error_response(error, new_id("trace"), request.path)
         return await handle(request)
@@ -78,8 +89,24 @@ def _check_transfer_encoding(request: web.BaseRequest) -> None:
         )
 
 
-def _check_expectation(request: web.BaseRequest) -> None:
-    """Raise HttpError 417 for an expectation other than 100-continue.  HTTP/1.0 has none.  RFC 9110, 10.1.1."""
-    expected = {value.lower() for value in request.headers.getall("Expect")}
-    if request.version >= HttpVersion11 and expected != {"100-continue"}:
+def _expectations_in(message: RawRequestMessage) -> frozenset[str]:
+    return frozenset(value.lower() for value in message.headers.getall("Expect"))
+
+
+def _without_expect(message: RawRequestMessage) -> CIMultiDictProxy[str]:
+    headers = CIMultiDict(message.headers)
+    headers.popall("Expect")
+    return CIMultiDictProxy(headers)
+
+
+def _check_expectations(request: web.BaseRequest) -> None:
+    """Note that a client waits for 100 Continue.  Raises HttpError 417 for another expectation.
+
+    In HTTP/1.0 there are none.  RFC 9110, 10.1.1.
+    """
+    if request.version < HttpVersion11:
+        return
+    if request[_EXPECTATIONS] != {"100-continue"}:
         raise HttpError(417, "the only expectation that can be met is 100-continue")
+    if not request.content.is_eof():
+        request[WAITS_FOR_CONTINUE] = True

@@ -142,7 +142,7 @@ def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
         for path in (bare, f"{bare}/"):
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 pattern = path.replace("{block_label}", "{block_label:.+}")  # Letta's clients do not escape its slashes
-                app.router.add_route(method, pattern, route.handle, name=None, expect_handler=_defer_continue)
+                app.router.add_route(method, pattern, route.handle, name=None)
                 app[ROUTES][method, path] = route
 
 
@@ -157,10 +157,6 @@ async def _warn_of_unknown(request: web.Request, response: web.StreamResponse) -
     names = (re.sub(r"[^\w.\[\]-]", "?", name[:60], flags=re.ASCII) for name in request.get(_UNKNOWN, ())[:10])
     for header, value in warning_of([*names]).items():
         response.headers.add(header, value)
-
-
-async def _defer_continue(request: web.Request) -> None:
-    """Do not send 100 Continue yet: `upload` sends it once the headers are validated."""
 
 
 _UNKNOWN = "unknown_parameters"

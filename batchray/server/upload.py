@@ -38,6 +38,9 @@ MAX_BODY_BYTES = 256 * 1024 * 1024
 _FORM_BYTES = 64 * 1024
 """How much a form may have besides its file."""
 
+WAITS_FOR_CONTINUE = web.RequestKey("waits_for_continue", bool)
+"""Whether the client waits for 100 Continue before it sends the body, as curl does before a large one."""
+
 _IN_MEMORY_BYTES = 1024 * 1024
 _MAX_SMALL = 128
 
@@ -216,7 +219,8 @@ def _parse(body: bytes, model: type[M], rules: RequestRules | None) -> M:
 
 def check_type(request: web.Request) -> None:
     """Raise HttpError 415 if the body is not plain JSON in UTF-8."""
-    if request.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
+    encodings = ",".join(request.headers.getall("Content-Encoding", ()))
+    if encodings.lower() not in ("identity", ""):
         raise HttpError(415, "only the Content-Encoding identity is supported; send uncompressed JSON")
     if request.content_type != "application/json" or (request.charset or "utf-8").lower() != "utf-8":
         raise HttpError(415, "the body must have Content-Type application/json and be in UTF-8")
@@ -256,8 +260,9 @@ async def _pieces(
 
 
 def _send_continue(request: web.Request) -> None:
-    """Send 100 Continue to a client that waits for it, as curl does before a large body."""
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+    """Send 100 Continue to a client that waits for it."""
+    if request.get(WAITS_FOR_CONTINUE, False) and request.transport is not None:
+        request[WAITS_FOR_CONTINUE] = False
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 

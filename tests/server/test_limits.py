@@ -96,12 +96,37 @@ def test_a_client_that_expects_100_continue_need_not_send_a_body_that_is_refused
         assert refusal(connection.reply())[0] == 400
 
 
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"path": "/nowhere"}, 404),
+        ({"path": "/livez"}, 405),
+        ({"path": "/v1/agents/", "Content_Type": "text/plain"}, 415),
+        ({"path": "/v1/agents/", "Host": "other.example"}, 421),
+    ],
+)
+def test_a_body_that_is_refused_is_not_asked_for(server: LiveServer, fields: dict[str, str], status: int) -> None:
+    reply = ask(server, head(**fields, Content_Length=2, Expect="100-continue"))
+    assert refusal(reply)[0] == status
+    assert reply.headers["connection"] == "close"  # a client that does not send its body has to open another
+
+
+def test_http_1_0_has_no_100_continue(server: LiveServer) -> None:
+    with wire(server) as connection:
+        connection.send(head(version="1.0", Content_Length=len(EMPTY), Expect="100-continue"))
+        assert not connection.has_reply(0)
+        connection.send(EMPTY)
+        assert refusal(connection.reply())[0] == 400
+
+
 # -- types
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity", "nonsense"])
 def test_an_encoded_body_is_refused(server: LiveServer, encoding: str) -> None:
     assert refusal(ask(server, head(Content_Encoding=encoding, Content_Length=len(EMPTY)), EMPTY))[0] == 415
+    twice = f"identity\r\nContent-Encoding: {encoding}"
+    assert refusal(ask(server, head(Content_Encoding=twice, Content_Length=len(EMPTY)), EMPTY))[0] == 415
 
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
