@@ -16,7 +16,7 @@ from batchray.agents import AttemptReport
 from batchray.agents.approvals import has_answers, read_answers
 from batchray.agents.base import input_messages
 from batchray.config import Agent, StoredMemoryBlock
-from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id, message_id
+from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
 from batchray.store import (
     ConversationUpdate,
     HistoryItem,
@@ -87,14 +87,6 @@ def with_conversation_update(outcome: NewOutcome, agent: Agent, item: PendingIte
 def messages_of(prior: HistoryItem) -> list[Message]:
     """Return an item's input and output messages."""
     return [*_inputs(prior), *_MESSAGES.validate_json(prior.messages)]
-
-
-def message_ids_of(prior: HistoryItem) -> list[str]:
-    """Return the ids of the messages that `messages_of` returns, at a fraction of its cost."""
-    request = orjson.loads(prior.request)
-    n_inputs = 1 if request.get("input") is not None else len(request.get("messages") or ())
-    inputs = [message_id(prior.job_id, prior.index, ordinal) for ordinal in range(n_inputs)]
-    return [*inputs, *(message["id"] for message in orjson.loads(prior.messages))]
 
 
 def _present_blocks(agent: Agent, stored: Mapping[str, StoredBlock]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from batchray.config import Agent
 from batchray.errors import UnknownAgentError
-from batchray.jobs.context import message_ids_of
 from batchray.schema import AgentState, Block
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup, KeptState
 from batchray.server.block_shapes import shown_block, shown_settings_blocks
@@ -46,8 +45,8 @@ class AgentStates:
     def _kept(self, user_id: str, agent: Agent) -> KeptState:
         blocks = self.blocks(user_id, agent.id)
         last_run = self._store.agents.last_runs(user_id, agent.id).get(agent.id)
-        history = self._store.conversations.history(user_id, agent.id) if agent.stateful else ()
-        return KeptState(blocks, [each for prior in history for each in message_ids_of(prior)], last_run)
+        places = self._store.conversations.places(user_id, agent.id) if agent.stateful else ()
+        return KeptState(blocks, [each for place in places for each in place.message_ids], last_run)
 
     def listed(self, user_id: str, name: str | None = None) -> list[ListedAgent]:
         """Return all agents that a user may ask, as far as lists need them: the operator's, then their own.

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from batchray.schema import message_id
+
 
 class MemoryEdit(NamedTuple):
     """A memory block that a run has edited: the value that it found there, and the one that it left.
@@ -45,6 +47,24 @@ class HistoryItem:
     index: int
     request: bytes
     messages: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPlace:
+    """An earlier item of a conversation without its messages, of which it has `n_messages`, those of its input first.
+
+    `key` is the primary key of its job.
+    """
+
+    key: int
+    job_id: str
+    index: int
+    n_messages: int
+
+    @property
+    def message_ids(self) -> list[str]:
+        """The ids of its messages."""
+        return [message_id(self.job_id, self.index, ordinal) for ordinal in range(self.n_messages)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,17 @@ across crashes and restarts.  It is released only if that item does not succeed:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 
 from batchray.errors import ApprovalError
-from batchray.schema import index_of, is_message_id
+from batchray.schema import index_of, is_message_id, ordinal_of
 from batchray.schema.approvals import check_all_answered
-from batchray.store.agent_records import ConversationState, ConversationUpdate, HistoryItem
-from batchray.store.database import Database
+from batchray.store.agent_records import ConversationState, ConversationUpdate, HistoryItem, HistoryPlace
+from batchray.store.database import Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.memory import apply_memory_edits, load_blocks, load_memory, set_memory
 from batchray.store.queries import starts_with
@@ -74,10 +74,27 @@ class Conversations:
             history = _history_before_approval(connection, approval.job, approval.idx)
             return ConversationState(history, orjson.loads(approval.memory), found)
 
+    def places(self, user_id: str, agent_id: str) -> list[HistoryPlace]:
+        """Return the items of a stateful agent's conversation, oldest first, without reading their messages."""
+        with self._database.reading() as connection:
+            return _places(connection, user_id, agent_id)
+
     def history(self, user_id: str, agent_id: str) -> list[HistoryItem]:
         """Return the items of a stateful agent's conversation, oldest first."""
         with self._database.reading() as connection:
             return _conversation(connection, user_id, agent_id)
+
+    def items_at(self, places: Iterable[HistoryPlace]) -> list[HistoryItem]:
+        """Return items of conversations with their messages, in the order given; those deleted are left out."""
+        places = list(places)
+        found: dict[tuple[str, int], HistoryItem] = {}
+        with self._database.reading() as connection:
+            for chunk in chunks(places):
+                keys = [(place.key, place.index) for place in chunk]
+                query = _history_query().where(sa.tuple_(outcomes.c.job, outcomes.c.idx).in_(keys))
+                items = (HistoryItem(*row) for row in connection.execute(query))
+                found.update(((item.job_id, item.index), item) for item in items)
+        return [found[key] for place in places if (key := (place.job_id, place.index)) in found]
 
     def memory(self, user_id: str, agent_id: str) -> dict[str, str]:
         """Return a stateful agent's edited memory blocks, by label."""
@@ -108,7 +125,7 @@ def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken:
             _release(connection, job, [outcome.index])
             continue
         if outcome.conversation_update.is_stateful:
-            _append_to_conversation(connection, job, outcome.index, outcome.conversation_update.agent_id)
+            _append_to_conversation(connection, job, outcome, outcome.conversation_update.agent_id)
         if outcome.conversation_update.pending:
             _add_pending_approval(connection, job, outcome.index, outcome.conversation_update)
 
@@ -124,9 +141,15 @@ def _release(connection: sa.Connection, job: JobRecord, indices: Any) -> None:
     connection.execute(sa.update(pending_approvals).where(claims).values(claimed_job=None, claimed_idx=None))
 
 
-def _append_to_conversation(connection: sa.Connection, job: JobRecord, index: int, agent_id: str) -> None:
-    row = {"user_id": job.user_id, "agent_id": agent_id, "job": job.key, "idx": index}
-    connection.execute(sa.insert(conversations).values(**row))
+def _append_to_conversation(connection: sa.Connection, job: JobRecord, outcome: NewOutcome, agent_id: str) -> None:
+    place = {"user_id": job.user_id, "agent_id": agent_id, "job": job.key, "idx": outcome.index}
+    connection.execute(sa.insert(conversations).values(**place, n_messages=_n_messages(outcome.messages)))
+
+
+def _n_messages(outputs: bytes) -> int | None:
+    """Return how many messages an item has, those of its input included; None if it has no output that tells."""
+    messages = orjson.loads(outputs)
+    return ordinal_of(messages[-1]["id"]) + 1 if messages else None
 
 
 def _add_pending_approval(
@@ -243,6 +266,28 @@ def _history_before_approval(connection: sa.Connection, job: int, index: int) ->
         before = connection.execute(sa.select(pending_approvals.c.job, pending_approvals.c.idx).where(claimed)).first()
         place = (before.job, before.idx) if before else None
     return history[::-1]
+
+
+def _places(connection: sa.Connection, user_id: str, agent_id: str) -> list[HistoryPlace]:
+    columns = (jobs.c.job, jobs.c.id, conversations.c.idx, conversations.c.n_messages)
+    query = sa.select(*columns).join(jobs, jobs.c.job == conversations.c.job).where(jobs.c.kind != DELETED)
+    query = query.where(conversations.c.user_id == user_id, conversations.c.agent_id == agent_id)
+    places = []
+    for key, job_id, index, n_messages in connection.execute(query.order_by(conversations.c.seq)).all():
+        n_present = _count_messages(connection, key, index) if n_messages is None else n_messages
+        places.append(HistoryPlace(key, job_id, index, n_present))
+    return places
+
+
+def _count_messages(connection: sa.Connection, job: int, index: int) -> int:
+    """Return how many messages an item has of which the conversation does not say it."""
+    query = _history_query().where(outcomes.c.job == job, outcomes.c.idx == index)
+    if (row := connection.execute(query).first()) is None:
+        return 0
+    item = HistoryItem(*row)
+    request = orjson.loads(item.request)
+    n_inputs = 1 if request.get("input") is not None else len(request.get("messages") or ())
+    return n_inputs + len(orjson.loads(item.messages))
 
 
 def _conversation(connection: sa.Connection, user_id: str, agent_id: str) -> list[HistoryItem]:

@@ -65,8 +65,10 @@ def _to_version_4(connection: sa.Connection) -> None:
 def _to_version_5(connection: sa.Connection) -> None:
     """Move the memory blocks of agents made over HTTP out of their settings, so that several agents can share them.
 
-    The agents' names become a column, by which they are found.
+    The agents' names become a column, by which they are found, and so do the numbers of messages of conversations.
     """
+    if "conversations" in sa.inspect(connection).get_table_names():
+        connection.exec_driver_sql("ALTER TABLE conversations ADD COLUMN n_messages BIGINT")
     columns = [sa.column("id"), sa.column("user_id"), sa.column("created_at"), sa.column("spec", sa.LargeBinary)]
     agents = sa.table("agents", *columns, sa.column("name"))
     if "agents" not in sa.inspect(connection).get_table_names():

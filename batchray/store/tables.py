@@ -203,6 +203,7 @@ conversations = sa.Table(
     sa.Column("agent_id", TEXT, nullable=False),
     sa.Column("job", INTEGER, nullable=False),
     sa.Column("idx", INTEGER, nullable=False),
+    sa.Column("n_messages", INTEGER),  # NULL in rows of version 4
     sa.Index("conversation_in_order", "user_id", "agent_id", "seq"),
     sa.Index("conversations_of_a_job", "job", "idx"),
 )

@@ -25,6 +25,7 @@ import batchray
 from batchray import Agent
 from batchray.cli.main import cli
 from batchray.errors import StoreError
+from batchray.jobs.context import messages_of
 from batchray.schema.progress import Progress
 from batchray.store import DEFAULT_USER, Store
 from batchray.store.directory import lock
@@ -233,6 +234,10 @@ def test_a_conversation_continues(old: OldDatabase) -> None:
     job = batchray.run([request], agents(), progress=False, **old.options)
     with old.open() as store:
         history = store.conversations.history(DEFAULT_USER, "friend")
+        places = store.conversations.places(DEFAULT_USER, "friend")
+    assert [each for place in places for each in place.message_ids] == [
+        message.id for prior in history for message in messages_of(prior)
+    ]
     assert [each.job_id for each in history[:-1]] == [each["job_id"] for each in old.answers["conversation"]]
     assert history[-1].job_id == job.id
 
@@ -248,9 +253,10 @@ def test_a_database_from_before_leases_and_conversations_is_migrated(tmp_path: P
 
 
 def drop_names(connection: sqlite3.Connection) -> None:
-    """Remove the names of agents, which versions before 5 did not have."""
+    """Remove the names of agents and the sizes of conversations, which versions before 5 did not have."""
     connection.execute("DROP INDEX agents_by_name")
     connection.execute("ALTER TABLE agents DROP COLUMN name")
+    connection.execute("ALTER TABLE conversations DROP COLUMN n_messages")
 
 
 def test_a_database_of_version_3_gets_the_reason_of_a_pause(tmp_path: Path) -> None:

@@ -33,10 +33,11 @@ from batchray.server.run_views import RunDetails
 from batchray.server.single_runs import NewRun, SingleRuns
 from batchray.server.storage import ServerStorage
 from batchray.server.views import letta_response
-from batchray.store import HistoryItem, RunFilter, RunPosition, SortOrder
+from batchray.store import HistoryPlace, RunFilter, RunPosition, SortOrder
 
 _PATH = "/v1/agents/{agent_id}/messages"
 _RUNS_AT_ONCE = 100
+_MESSAGES_AT_ONCE = 32
 # The status and error type that Letta's server uses for each kind of model failure.
 _LLM_ERRORS = {
     "authentication_error": (401, "llm_authentication"),
@@ -150,21 +151,19 @@ class MessageRoutes:
         return await json_list(request, self._bulk, parts)
 
     def _conversation(self, user_id: str, agent_id: str, query: AgentMessagesQuery) -> list[Message]:
-        history = self._reader.sync.conversations.history(user_id, agent_id)
-        ids = [(each, prior) for prior in history for each in context.message_ids_of(prior)]
-        if query.is_filtered:
-            return self._filtered(history, query)
+        places = self._reader.sync.conversations.places(user_id, agent_id)
+        ids = [(each, place) for place in places for each in place.message_ids]
         ids = ids if query.order == "asc" else ids[::-1]
-        page = ids[slice_of([each for each, _ in ids], query, "Message with id")][: query.limit]
-        priors = {(prior.job_id, prior.index): prior for _, prior in page}
-        messages = {message.id: message for prior in priors.values() for message in context.messages_of(prior)}
-        return [messages[each] for each, _ in page]
+        found = self._messages_at(ids[slice_of([each for each, _ in ids], query, "Message with id")])
+        return list(islice(filter(query.matches, found) if query.is_filtered else found, query.limit))
 
-    def _filtered(self, history: Sequence[HistoryItem], query: AgentMessagesQuery) -> list[Message]:
-        messages = [message for prior in history for message in context.messages_of(prior)]
-        messages = messages if query.order == "asc" else messages[::-1]
-        page = messages[slice_of([message.id for message in messages], query, "Message with id")]
-        return list(islice(filter(query.matches, page), query.limit))
+    def _messages_at(self, ids: Sequence[tuple[str, HistoryPlace]]) -> Iterator[Message]:
+        """Yield messages of a conversation by their ids and places, reading a few items at a time."""
+        for start in range(0, len(ids), _MESSAGES_AT_ONCE):
+            part = ids[start : start + _MESSAGES_AT_ONCE]
+            priors = self._reader.sync.conversations.items_at(dict.fromkeys(place for _, place in part))
+            messages = {message.id: message for prior in priors for message in context.messages_of(prior)}
+            yield from (messages[each] for each, _ in part if each in messages)
 
     def _run_messages(
         self,
