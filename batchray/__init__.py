@@ -95,9 +95,10 @@ _HOMES = {
     "batchray.experiments.scoring": ("apply",),
     "batchray.experiments.variants": ("variants",),
     "batchray.jobs.handle": ("Job",),
-    "batchray.schema": ("AgentRequest", "Result"),
+    "batchray.schema": ("AgentRequest",),
     "batchray.schema.progress": ("Percentiles",),
     "batchray.store": ("JobRecord",),
+    "batchray.views.results": ("Result",),  # with its view in notebooks
 }
 _DEPRECATED = {"text_of": "batchray.views.results"}
 """Names of 0.1.0 that warn when they are used."""

@@ -10,6 +10,7 @@
     │   ├── UnknownBlockError       no memory block with that id
     │   ├── BlockConflictError      an agent cannot have that memory block as well
     │   ├── AmbiguousJobError       several jobs have ids with that beginning
+    │   ├── UnknownItemError        the job has no such item, or no outcome of it yet
     │   ├── JobEndedError           a job that has ended cannot be started or steered
     │   ├── JobNotEndedError        a job that has not ended cannot be retried
     │   ├── StoreLockedError        another process writes to this data directory
@@ -131,6 +132,17 @@ class UnknownJobError(UsageError):
     def __str__(self) -> str:
         where = f" in {self.data_dir}" if self.data_dir else ""
         return f"no job {self.job_id!r}{where}; `batchray status` lists the jobs of a data directory"
+
+
+class UnknownItemError(UsageError):
+    """The job has no such item, or no outcome of it yet."""
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(job_id, reason)
+        self.job_id, self.reason = job_id, reason
+
+    def __str__(self) -> str:
+        return f"job {self.job_id}: {self.reason}"
 
 
 class AmbiguousJobError(UsageError):

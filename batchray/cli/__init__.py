@@ -1,4 +1,4 @@
-"""The command line: `batchray run | resume | retry | status | results | cancel | pause | unpause | serve | keys | db`.
+"""The command line: run, resume, retry, status, results, show, cancel, pause, unpause, serve, keys and db.
 
 Owns arguments, what is printed, output files, and exit statuses.  Everything else is in the Python API and the server,
 which the commands call.  Invariants:

@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchray.errors import UnknownItemError, UsageError
 from batchray.schema import Result
 from batchray.store import FailureKind, JobRecord, Store
 from batchray.views.carried import CarriedRows
 from batchray.views.exports import Export, write_parquet
 from batchray.views.frames import to_frame
+from batchray.views.plain_text import in_short
 from batchray.views.result_pages import AfterOptions, ResultCursor, ResultOrder, result_pages
 from batchray.views.result_tables import ResultTables
 from batchray.views.results import ResultViews
@@ -92,6 +94,26 @@ class JobReader(ABC):
             for stored in page:
                 if not failed or stored.status != "succeeded":
                     yield views.result(stored)
+
+    def result(self, index: int | None = None, *, custom_id: str | int | None = None) -> Result:
+        """Return the result of one item with its input, found by its index or its `custom_id` (the first that has it).
+
+        Raises UnknownItemError if the job has no such item, or if it has no outcome yet.
+        """
+        if (index is None) == (custom_id is None):
+            raise UsageError("result: give an index or a custom_id")
+        store, job = self._store(), self._accepted
+        known = f"it has {job.total:,} items, with the indices 0 to {job.total - 1}"
+        if index is None:
+            named = store.items.find(job, custom_id=str(custom_id), limit=1)
+            if not named:
+                raise UnknownItemError(self.id, f"no item has the custom_id {in_short(str(custom_id))!r}; {known}")
+            index = named[0].index
+        if not 0 <= index < job.total:
+            raise UnknownItemError(self.id, f"there is no item {index}; {known}")
+        if (stored := store.items.result(job, index)) is None:
+            raise UnknownItemError(self.id, f"item {index} has no outcome yet")
+        return self._views(include_input=True).result(stored)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the results as a frame, one row per item in index order.  Needs the extra `batchray[pandas]`.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, field_serializer
 
@@ -52,6 +52,7 @@ def status_of(stop_reason: StopReason) -> ItemStatus:
 
 
 _MAX_TALLY = 2**53
+_REPR_CHARS = 80
 
 Tally = Annotated[int, Field(ge=0, le=_MAX_TALLY)]
 """A number of tokens or steps that every JSON reader and the store can represent."""
@@ -132,9 +133,24 @@ class Result(WireModel):
     attempts: NonNegativeInt
     timing: Timing
 
+    to_html: ClassVar[Callable[[Result], str] | None] = None
+    """How a notebook shows a result.  `batchray.views.results` sets it, because views are above the wire types."""
+
     @field_serializer("row", when_used="json-unless-none")
     def _row_as_json(self, row: dict[str, Any]) -> dict[str, Any]:
         return {name: json_value(value) for name, value in row.items()}
+
+    def __repr__(self) -> str:
+        """Return the request, its end and the start of the answer: messages may have megabytes."""
+        told = {"index": self.index, "custom_id": self.custom_id, "agent_id": self.agent_id, "status": str(self.status)}
+        end = self.text if self.error is None else f"{self.error.type}: {self.error.message}"
+        told["text" if self.error is None else "error"] = end
+        return f"Result({', '.join(f'{name}={_short_repr(value)}' for name, value in told.items())})"
+
+    def _repr_html_(self) -> str | None:
+        """Return the conversation as HTML, for notebooks; None, and so the repr, if no view is loaded."""
+        to_html = type(self).to_html
+        return None if to_html is None else to_html(self)
 
     @property
     def text(self) -> str:
@@ -144,3 +160,8 @@ class Result(WireModel):
                 content = message.content
                 return content if isinstance(content, str) else "".join(part.text for part in content)
         return ""
+
+
+def _short_repr(value: Any) -> str:
+    is_long = isinstance(value, str) and len(value) > _REPR_CHARS
+    return repr(value[:_REPR_CHARS] + "...") if is_long else repr(value)

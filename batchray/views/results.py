@@ -26,8 +26,10 @@ from batchray.schema import (
 )
 from batchray.store import JobRecord, StoredResult
 from batchray.views.carried import CarriedRows
+from batchray.views.trajectory_html import result_html
 
 _MESSAGES = TypeAdapter(list[Message])
+Result.to_html = result_html
 
 
 class ResultViews:

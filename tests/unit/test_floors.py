@@ -81,6 +81,7 @@ FLOORS = (
     "cli.keys",
     "cli.serve",
     "cli.jobs",
+    "cli.show",
     "cli.run",
     "cli.main",
     "cli",
@@ -95,7 +96,7 @@ HEAVY = {
     "sqlalchemy": {"store"},
     "psycopg": set(),
     "click": {"cli"},
-    "rich": {"views.summary", "views.terminal"},
+    "rich": {"cli.show", "views.summary", "views.terminal", "views.trajectory_text"},
     "pandas": {"experiments.comparison", "jobs.reader", "views.frames"},
     "yaml": {"config"},
     "pyarrow": {

@@ -1,0 +1,59 @@
+"""The commands that show a job to a person: batchray show | report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from batchray.cli.job_names import find_jobs
+from batchray.cli.options import store_options, store_settings
+from batchray.cli.output import print_summary
+
+if TYPE_CHECKING:
+    from batchray.jobs.handle import Job
+    from batchray.schema import Result
+
+_MAX_DIGITS = 19
+
+
+@click.command()
+@click.argument("name", metavar="JOB")
+@click.argument("item", metavar="[INDEX|CUSTOM_ID]", required=False)
+@click.option("--full", "is_full", is_flag=True, help="Print long texts and conversations whole.")
+@store_options
+def show(
+    name: str,
+    item: str | None,
+    is_full: bool,
+    config: Path | None,
+    data_dir: Path | None,
+    database_url: str | None,
+) -> None:
+    """Show what one request of a JOB said and did: its conversation, tool calls, error, usage and timing.
+
+    The request is named by its index, which counts from 0, or by its custom_id.  Without one the job is shown.
+
+    \b
+    Examples:
+      batchray show last 17
+      batchray show last question-4 --full
+    """
+    from rich.console import Console
+
+    from batchray.views.trajectory_text import print_trajectory
+
+    settings = store_settings(config, data_dir, database_url)
+    [job] = find_jobs(settings, [name])
+    if item is None:
+        print_summary(job.record(), job.status, settings)
+    else:
+        print_trajectory(_result(job, item), Console(highlight=False), is_full=is_full)
+
+
+def _result(job: Job, item: str) -> Result:
+    """Return the result of an item: a number is its index, or a custom_id if the job has no such index."""
+    is_number = item.isascii() and item.isdigit() and len(item) <= _MAX_DIGITS
+    is_index = is_number and int(item) < job.record().total
+    return job.result(int(item)) if is_index else job.result(custom_id=item)
