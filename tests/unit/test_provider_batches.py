@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +324,48 @@ def test_a_custom_id_that_repeats_another_is_told(tmp_path: Path, caplog: pytest
 def test_settings_are_given_only_if_they_are_set() -> None:
     assert RequestSettings(temperature=0.0, stop=None).given == {"temperature": 0.0}
     assert LOST["anthropic"] | LOST["responses"] <= RequestSettings.model_fields.keys()
+
+
+ODD_VALUES = (None, True, 5, "x", [], [1], {}, {"a": 1})
+WHOLE_CHAT = chat(
+    messages=[
+        {"role": "user", "content": [{"type": "text", "text": "t"}, IMAGE]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "r"},
+    ],
+    tools=[TOOL],
+    response_format=SCHEMA,
+)
+WHOLE_RESPONSES = responses(
+    input=[{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}]}],
+    text={"format": {"type": "json_schema", "name": "x", "schema": {}}, "verbosity": "low"},
+    reasoning={"effort": "low"},
+)
+WHOLE_MESSAGE = message(
+    messages=[{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "u"}}]}],
+    tools=[{"name": "f", "input_schema": {"type": "object"}}],
+    tool_choice={"type": "tool", "name": "f"},
+    thinking={"type": "enabled"},
+    metadata={"user_id": "u"},
+    output_config={"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+)
+
+
+def with_odd_values(value: Any, odd: Any) -> Iterator[Any]:
+    """Yield copies of a value, with an odd one in each place inside."""
+    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in places:
+        for changed in (odd, *with_odd_values(inner, odd)):
+            yield {**value, key: changed} if isinstance(value, dict) else [*value[:key], changed, *value[key + 1 :]]
+
+
+@pytest.mark.parametrize("entry", [WHOLE_CHAT, WHOLE_RESPONSES, WHOLE_MESSAGE], ids=["chat", "responses", "anthropic"])
+def test_a_value_of_another_type_is_refused_with_its_line(entry: dict[str, Any]) -> None:
+    refused = 0
+    for changed in (changed for odd in ODD_VALUES for changed in with_odd_values(entry, odd)):
+        try:
+            read([changed])
+        except BatchFormatError as error:
+            assert "requests[0]" in str(error)  # noqa: PT017  # the rest are accepted
+            refused += 1
+    assert refused > 100

@@ -41,6 +41,18 @@ def unknown_keys(messages: Any) -> set[str]:
     return {f"messages.{name}" for name in lost}
 
 
+def optional_object(given: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
+    """Return the object in a field that may be absent or null.  Raises BatchFormatError if it is anything else."""
+    return {} if given.get(name) is None else _object(given[name], f"{path}.{name}")
+
+
+def optional_list(given: Mapping[str, Any], name: str, path: str) -> list[Any]:
+    """Return the list in a field that may be absent or null.  Raises BatchFormatError if it is anything else."""
+    if given.get(name) is not None and not isinstance(given[name], list):
+        raise _refused(f"{path}.{name}", "is no list")
+    return given.get(name) or []
+
+
 def openai_message(message: Any, path: str) -> dict[str, Any]:
     """Return a message of chat completions.  Raises BatchFormatError with the path of what has no counterpart."""
     given = _object(message, path)
@@ -51,7 +63,9 @@ def openai_message(message: Any, path: str) -> dict[str, Any]:
     if role is None:
         raise _refused(f"{path}.role", f"{given.get('role')!r} is not one of system, developer, user, assistant, tool")
     content = _content(given.get("content"), f"{path}.content", _openai_part)
-    calls = [_openai_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(given.get("tool_calls") or ())]
+    calls = [
+        _openai_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(optional_list(given, "tool_calls", path))
+    ]
     if calls:
         texts = [{"type": "text", "text": content}] if isinstance(content, str) and content else content
         content = [*(texts or ()), *calls]
@@ -145,7 +159,7 @@ def _anthropic_block(block: Mapping[str, Any], path: str) -> Part:
         case "image":
             source = _object(block.get("source"), f"{path}.source")
             kinds = {"url": ("type", "url"), "base64": ("type", "media_type", "data")}
-            if source.get("type") not in kinds:
+            if not isinstance(source.get("type"), str) or source["type"] not in kinds:
                 raise _refused(f"{path}.source.type", f"{source.get('type')!r} has no counterpart here")
             return {"type": "image", "source": {name: source.get(name) for name in kinds[source["type"]]}}
         case "tool_use":

@@ -14,6 +14,8 @@ from batchray.batch.formats.chat_messages import (
     anthropic_message,
     asks_for_something,
     openai_message,
+    optional_list,
+    optional_object,
     responses_messages,
     unknown_keys,
 )
@@ -93,10 +95,11 @@ class Entries(ABC):
         self._unused |= {name for name in given.keys() - _SETTINGS if asks_for_something(given[name])}
         return {"settings": kept} if kept else {}
 
-    def tools(self, given: Any, path: str) -> dict[str, Any]:
-        """Return the tools of an entry, whose calls wait for its author."""
-        tools = [_client_tool(tool, f"{path}[{i}]") for i, tool in enumerate(given or ())]
-        functions = [tool.get("function", tool) for tool in given or ()]
+    def tools(self, body: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Return the tools in the body of an entry, whose calls wait for its author."""
+        given = optional_list(body, "tools", path)
+        tools = [_client_tool(tool, f"{path}.tools[{i}]") for i, tool in enumerate(given)]
+        functions = [tool.get("function") or tool for tool in given]
         self._unused |= {f"tools.{name}" for each in functions for name in each.keys() - _TOOL if each[name]}
         return {"client_tools": tools} if tools else {}
 
@@ -129,7 +132,7 @@ class OpenAIEntries(Entries):
         return {
             "agent_id": agent_id,
             "messages": messages,
-            **self.tools(body.get("tools"), "body.tools"),
+            **self.tools(body, "body"),
             **({"metadata": body["metadata"]} if body.get("metadata") else {}),
             **self.settings(agent_id, {**rest, **({"max_tokens": limit} if limit is not None else {})}),
         }
@@ -143,14 +146,16 @@ class OpenAIEntries(Entries):
         """Return the messages of a body of Responses; put its settings into chat completions' spelling."""
         instructions = rest.pop("instructions", None)
         system = [{"role": "system", "content": instructions}] if instructions else []
-        text = rest.pop("text", None) or {}
-        if form := text.get("format"):
+        text, reasoning = (optional_object(body, name, "body") for name in ("text", "reasoning"))
+        rest.pop("text", None)
+        rest.pop("reasoning", None)
+        if form := optional_object(text, "format", "body.text"):
             inner = {name: value for name, value in form.items() if name != "type"}
             kind = form.get("type")
             rest["response_format"] = {"type": kind, "json_schema": inner} if kind == "json_schema" else form
         if verbosity := text.get("verbosity"):
             rest["verbosity"] = verbosity
-        if effort := (rest.pop("reasoning", None) or {}).get("effort"):
+        if effort := reasoning.get("effort"):
             rest["reasoning_effort"] = effort
         return [*system, *responses_messages(body.get("input"), "body.input")]
 
@@ -175,7 +180,7 @@ class AnthropicEntries(Entries):
         return {
             "agent_id": agent_id,
             "messages": [*system, *given],
-            **self.tools(params.get("tools"), "params.tools"),
+            **self.tools(params, "params"),
             **_thinking(rest),
             **self.settings(agent_id, _chat_settings(rest, params.get("metadata"))),
         }
@@ -189,7 +194,8 @@ def _system_of(system: Any) -> list[dict[str, Any]]:
 
 def _thinking(rest: dict[str, Any]) -> dict[str, Any]:
     """Take the switch of the reasoning out of Anthropic's fields."""
-    kind = (rest.pop("thinking", None) or {}).get("type")
+    kind = optional_object(rest, "thinking", "params").get("type")
+    rest.pop("thinking", None)
     return {} if kind is None else {"enable_thinking": "false" if kind == "disabled" else "true"}
 
 
@@ -199,8 +205,11 @@ def _chat_settings(rest: dict[str, Any], metadata: Any) -> dict[str, Any]:
         rest["stop"] = stop
     if isinstance(metadata, dict) and metadata.get("user_id") is not None:
         rest["user"] = metadata["user_id"]
-    config = rest.pop("output_config", None) or {}
-    if (form := config.get("format")) is not None:
+    config = optional_object(rest, "output_config", "params")
+    rest.pop("output_config", None)
+    if form := optional_object(config, "format", "params.output_config"):
+        if "schema" not in form:
+            raise BatchFormatError("is missing", path="params.output_config.format.schema")
         rest["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": form["schema"]}}
     if config.get("effort") is not None:
         rest["reasoning_effort"] = config["effort"]
@@ -222,7 +231,7 @@ def _client_tool(tool: Any, path: str) -> dict[str, Any]:
         raise BatchFormatError(
             f"{str(tool.get('type'))[:40]!r} is a tool of the provider; give it to the agent", path=path
         )
-    given = tool.get("function", tool)
+    given = optional_object(tool, "function", path) or tool
     parameters = given.get("parameters", given.get("input_schema"))
     return {"name": given.get("name"), "description": given.get("description"), "parameters": parameters}
 
