@@ -326,7 +326,7 @@ def test_settings_are_given_only_if_they_are_set() -> None:
     assert LOST["anthropic"] | LOST["responses"] <= RequestSettings.model_fields.keys()
 
 
-ODD_VALUES = (None, True, 5, "x", [], [1], {}, {"a": 1})
+ODD_VALUES: tuple[Any, ...] = (None, True, 5, "x", [], [1], {}, {"a": 1})
 WHOLE_CHAT = chat(
     messages=[
         {"role": "user", "content": [{"type": "text", "text": "t"}, IMAGE]},

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import enum
 import functools
+import pathlib
+import re
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pydantic
 import pytest
 
 import batchray
@@ -149,7 +157,7 @@ def _digest(function: Callable[..., Any]) -> str | None:
 
 def _defined(source: str, **names: Any) -> Callable[..., Any]:
     scope: dict[str, Any] = {"__name__": "cell", **names}
-    exec(compile(source, f"<cell {len(source)}>", "exec"), scope)  # as a notebook does
+    exec(compile(source, f"<cell {len(source)}>", "exec", dont_inherit=True), scope)  # as a notebook does
     return scope["f"]  # type: ignore[no-any-return]
 
 
@@ -192,3 +200,63 @@ def test_closures_recursion_and_classes_have_digests() -> None:
     assert _digest(_defined(with_class.format(1))) == _digest(_defined(with_class.format(1)))
     assert _digest(_defined(with_class.format(1))) != _digest(_defined(with_class.format(2)))
     assert _digest(functools.partial(answer)) is None
+
+
+# The parts of a cell in whose place 1 becomes 2: what its function uses besides functions and simple values.
+USED = {
+    "a cached function": "@functools.cache\ndef g():\n    return {}",
+    "a partial": "g = functools.partial(print, {})",
+    "an object's state": "class C:\n    def __init__(self, n):\n        self.n = n\ng = C({})",
+    "an object with slots": "class C:\n    __slots__ = 'n'\n    def __init__(self, n):\n        self.n = n\ng = C({})",
+    "an object's code": "class C:\n    def m(self):\n        return {}\ng = C()",
+    "a bound method": "class C:\n    def m(self):\n        return {}\ng = C().m",
+    "a static method": "class g:\n    @staticmethod\n    def m():\n        return {}",
+    "a property": "class g:\n    @property\n    def p(self):\n        return {}",
+    "a list of a class": "class g:\n    items = [{}]",
+    "a base class": "class B:\n    def m(self):\n        return {}\nclass g(B):\n    pass",
+    "a default of a dataclass": "@dataclasses.dataclass\nclass g:\n    n: int = {}",
+    "a factory": "@dataclasses.dataclass\nclass g:\n    n: int = dataclasses.field(default_factory=lambda: {})",
+    "a default of a model": "class g(pydantic.BaseModel):\n    n: int = {}",
+    "a model": "class M(pydantic.BaseModel):\n    n: int\ng = M(n={})",
+    "a pattern": "g = re.compile('{}')",
+    "a template": "g = string.Template('{}')",
+    "a path": "g = pathlib.Path('{}')",
+    "a date": "g = datetime.date(2020, 1, {})",
+    "an array": "g = numpy.array([{}])",
+    "a member of an enumeration": "g = enum.Enum('E', {{'A': {}}}, module=__name__).A",
+    "a list in itself": "g = [{}]\ng.append(g)",
+}
+DECORATED = "def f(request):\n    return {}\nf = timed(f)"
+
+
+def _with_used(source: str, number: int) -> Callable[..., Any]:
+    modules = (dataclasses, datetime, enum, functools, numpy, pathlib, pydantic, re, string)
+    text = source.format(number) + "\n\ndef f(request):\n    return g\n"
+    return _defined(text, **{module.__name__: module for module in modules})
+
+
+@pytest.mark.parametrize("used", USED.values(), ids=USED)
+def test_what_a_function_uses_is_compared_by_its_content(used: str) -> None:
+    assert _digest(_with_used(used, 1)) == _digest(_with_used(used, 1)) != _digest(_with_used(used, 2))
+
+
+def test_a_decorator_of_another_module_hides_no_change() -> None:
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda request: function(request)
+
+    one, again, two = (_digest(_defined(DECORATED.format(n), timed=timed)) for n in (1, 1, 2))
+    assert one == again != two
+
+
+def test_a_client_may_change_while_it_is_used() -> None:
+    class Client:
+        """An object of another module, without a definition of what is equal."""
+
+    first, second = Client(), Client()
+    first.__dict__["calls"] = 5
+    same = {_digest(_defined("def f(request):\n    return client", client=each)) for each in (first, second)}
+    assert len(same) == 1
+    nested: list[Any] = [Client()]
+    for _ in range(5000):
+        nested = [nested]
+    assert _digest(_defined("def f(request):\n    return deep", deep=nested)) is None
