@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -73,27 +73,31 @@ class SingleRuns:
         self._store, self._reader = storage.store, storage.reader
         self._starting: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
-    async def start(self, run: NewRun) -> JobRecord:
+    async def start(self, run: NewRun, has_left: Callable[[], bool] = lambda: False) -> JobRecord:
         """Start a request and return its job; with a key that came before, return the job of that request.
 
-        Raises HttpError 503 if it cannot be run now, and 422 if the key came with another body.
+        `has_left` says whether its client has left: a start may take long, for example while Ray restarts.
+        Raises HttpError 503 if it cannot be run now, and 422 if the key came with another body; ConnectionResetError if
+        the client of a request without a key has left before it could start.
         """
         if self._scheduler.is_draining:
             raise stopping()
         if run.in_background and self._scheduler.table.n_single_runs >= _MAX_BACKGROUND:
             raise unavailable(5, "too many requests run in the background; try again in a moment")
         if run.key is None:
-            return await self._start(run)
+            return await self._start(run, has_left)
         lock = self._starting.setdefault((run.user_id, run.key), asyncio.Lock())
         async with lock:
             return await known_job(self._reader, run.user_id, run.key, run.digest) or await self._start(run)
 
-    async def _start(self, run: NewRun) -> JobRecord:
+    async def _start(self, run: NewRun, has_left: Callable[[], bool] = lambda: False) -> JobRecord:
         try:
             # Before the job is stored: one that waits for its executor would look abandoned to other servers.
             await self._runtime.ensure_executor(self._settings)
         except ClusterError as error:
             raise unavailable(5, f"nothing can be run now: {error}") from None
+        if has_left():
+            raise ConnectionResetError("the client has left")
         agent = run.agent
         new = NewJob(
             new_job_id(),
@@ -110,6 +114,10 @@ class SingleRuns:
             await self._store.jobs.create(new, [NewItem(run.agent_id, None, run.request)])
         except KeyInUseError:  # another server has started it at the same time
             raise unavailable(1, "a request with this Idempotency-Key is being started") from None
+        if has_left():
+            with suppress(StoreError):
+                await self._scheduler.cancel_stopped(new.id)
+            raise ConnectionResetError("the client has left")
         await self._launch(new.id, outlives_client=run.in_background or run.key is not None)
         return await self._reader.jobs.get(new.id)
 

@@ -16,11 +16,13 @@ from batchray.errors import ClusterError, ConfigError, StoreError
 from batchray.jobs.control import ControlRequest
 from batchray.jobs.idle import cancel_idle_job
 from batchray.schema import new_job_id
+from batchray.server.agent_catalog import AgentLookup
 from batchray.server.background import BackgroundTasks
 from batchray.server.errors import HttpError
 from batchray.server.idle_jobs import IdleJobs
 from batchray.server.job_table import JobState
 from batchray.server.scheduler import JobScheduler
+from batchray.server.single_runs import NewRun, SingleRuns
 from batchray.server.storage import ServerStorage
 from batchray.store import JobRecord, NewItem, NewJob, Store, run_all
 from tests.polling import run_pending_tasks, wait_until
@@ -72,6 +74,9 @@ class ScriptedRuntime:
         pass
 
     def share_window(self, size: int) -> None:
+        pass
+
+    async def ensure_executor(self, settings: Settings) -> None:
         pass
 
     def start(self, job_id: str, agents: AgentSet, *_: object) -> ScriptedJob:
@@ -259,8 +264,7 @@ async def test_a_job_that_was_deleted_through_another_server_is_not_started_agai
     run_all(cancel_idle_job(store, job_id))
     assert store.retention.forget(server.record(job_id))
     server.runtime.started[0].finish()
-    await wait_until(lambda: server.state(job_id) is JobState.STARTING)
-    await wait_until(lambda: server.state(job_id) is not JobState.STARTING)
+    await wait_until(lambda: server.state(job_id) not in (JobState.QUEUED, JobState.STARTING))
     assert job_id not in server.scheduler.table
 
 
@@ -326,3 +330,16 @@ async def test_a_draining_server_starts_and_restarts_nothing(server: Server) -> 
     server.scheduler.enqueue(queued)
     await run_pending_tasks()
     assert server.started_ids() == [job_id]
+
+
+@pytest.mark.parametrize("answers", [[True], [False, True]], ids=["before it is stored", "while it is stored"])
+async def test_a_request_whose_client_leaves_while_it_starts_is_not_run(server: Server, answers: list[bool]) -> None:
+    lookup = AgentLookup(AgentSet(), server.storage.reader)
+    runs = SingleRuns(server.settings, cast(Any, server.runtime), server.storage, lookup, server.scheduler)
+    agent = bind_agents([Agent(id="a", model="offline/rules")]).agents["a"]
+    with pytest.raises(ConnectionResetError):
+        await runs.start(NewRun("user", "a", b"{}", agent=agent), iter(answers).__next__)
+    assert server.runtime.started == []
+    assert await server.storage.reader.jobs.unended() == []
+    kept = await runs.start(NewRun("user", "a", b"{}", "key", agent=agent), lambda: True)
+    assert server.started_ids() == [kept.id]

@@ -22,7 +22,7 @@ from batchray.server.agent_catalog import AgentLookup
 from batchray.server.agent_queries import AgentMessagesQuery
 from batchray.server.asks import AskAgent, AskReader
 from batchray.server.auth import user_of
-from batchray.server.clients import ClientWatch
+from batchray.server.clients import ClientWatch, has_left
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.idempotency import KEY_PATTERN
 from batchray.server.json_lists import between_cursors, json_list
@@ -123,7 +123,7 @@ class MessageRoutes:
         given, run = await self._asks.read(request, AskAgent)
         if given.streaming:
             return await self._stream(request, given, run)
-        job = await self._runs.start(run)
+        job = await self._runs.start(run, partial(has_left, request))
         record, result = await self._clients.while_connected(request, self._runs.result_of(job))
         if result.error is not None:
             raise _failure(result.error)
@@ -198,7 +198,7 @@ class MessageRoutes:
 
     async def _stream(self, request: web.Request, given: AskAgent, run: NewRun) -> web.StreamResponse:
         """Stream the agent's output as its steps are checkpointed, and pings while there is nothing new."""
-        job = await self._runs.start(run)
+        job = await self._runs.start(run, partial(has_left, request))
         stream = RunStream(self._reader, job, 0, run.request, pings=given.include_pings)
         return await stream.send(request, asyncio.create_task(self._runs.result_of(job)), run.unused)
 

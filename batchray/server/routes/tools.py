@@ -17,7 +17,7 @@ from batchray.schema.base import OpenModel, WireModel
 from batchray.server.agent_catalog import AgentLookup
 from batchray.server.agent_states import AgentStates
 from batchray.server.auth import user_of
-from batchray.server.clients import ClientWatch
+from batchray.server.clients import ClientWatch, has_left
 from batchray.server.errors import HttpError
 from batchray.server.pagination import Page, paged, slice_of
 from batchray.server.routes.agents import updated
@@ -263,7 +263,7 @@ class ToolRoutes:
         await self._states.read(self._check_tool, user_id, agent_id, name)
         bound = await self._states.read(tool_agent, self._agents, user_id, agent_id, name, given.args)
         body = orjson.dumps({"agent_id": agent_id, "input": f"A client calls the tool {name}."})
-        job = await self._runs.start(NewRun(user_id, agent_id, body, agent=bound))
+        job = await self._runs.start(NewRun(user_id, agent_id, body, agent=bound), partial(has_left, request))
         _, result = await self._clients.while_connected(request, self._runs.result_of(job))
         state = await self._states.read(self._states.agent, user_id, agent_id)
         return execution_result(result, state)
