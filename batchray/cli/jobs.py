@@ -1,4 +1,4 @@
-"""The commands that read and steer jobs: batchray status | results | cancel | pause | unpause."""
+"""The commands that read and steer jobs: batchray status | results | export | cancel | pause | unpause."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ import click
 from batchray.cli.exits import complain, leave
 from batchray.cli.job_names import find_ids, find_jobs, place_of
 from batchray.cli.options import Command, include_input_option, store_options, store_settings
-from batchray.cli.output import Shown, as_dict, as_line, check_output, print_summary, write_results
+from batchray.cli.output import (
+    Shown,
+    as_dict,
+    as_line,
+    check_output,
+    export_results,
+    print_summary,
+    write_results,
+)
 from batchray.errors import BatchrayError, UsageError
+from batchray.views.export_formats import EXPORT_FORMATS, OPENAI_ENDPOINTS
 
 if TYPE_CHECKING:
     from batchray.jobs.handle import Job
@@ -74,6 +83,46 @@ def results(
     jobs = find_jobs(store_settings(config, data_dir, database_url), names)
     check_output(output)
     write_results(jobs, output or Path("-"), Shown(failed, include_input))
+
+
+@click.command()
+@click.argument("name", metavar="JOB")
+@click.option("--format", "format_name", type=click.Choice(EXPORT_FORMATS), help="Default: by the name of the output.")
+@click.option("--output", default="-", metavar="PATH", help="File, directory or address (s3://...).  Default: `-`.")
+@click.option(
+    "--endpoint",
+    type=click.Choice(OPENAI_ENDPOINTS),
+    default=OPENAI_ENDPOINTS[0],
+    help="The endpoint whose objects the lines of --format openai have.",
+)
+@store_options
+def export(
+    name: str,
+    format_name: str | None,
+    output: str,
+    endpoint: str,
+    config: Path | None,
+    data_dir: Path | None,
+    database_url: str | None,
+) -> None:
+    """Write the outcomes of a job in the format of another program.
+
+    \b
+    parquet    one file, or a directory of parts that the next export continues
+    csv        the same columns, with JSON for nested ones
+    jsonl      a line for each outcome, with its input
+    openai     OpenAI's batch output file; the errors are in x.errors.jsonl for x.jsonl
+    anthropic  Anthropic's batch results
+    sft        chat messages with tools of the requests that succeeded, to fine-tune a model
+    atif       Harbor's trajectories: lines, or one file each in a directory
+
+    They come in the order of the batch; of a running job, those recorded so far.  A file appears whole or not at all; a
+    name that ends in .gz or .zst is compressed.
+
+    Example: batchray export last --output results.parquet
+    """
+    [job] = find_jobs(store_settings(config, data_dir, database_url), [name])
+    export_results(job, output, format_name, endpoint)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The command line: run, resume, retry, status, results, show, cancel, pause, unpause, serve, keys and db.
+"""The command line: run, resume, retry, status, results, show, export, cancel, pause, unpause, serve, keys and db.
 
 Exit status: 0 all items succeeded, 1 an item did not succeed or the job could not continue, 2 unusable input (nothing
 was run), 130 interrupted, 143 terminated.
@@ -15,7 +15,7 @@ import click
 
 from batchray.cli.db import db
 from batchray.cli.exits import Terminated, complain, leave, raise_terminated
-from batchray.cli.jobs import cancel, pause, results, status, unpause
+from batchray.cli.jobs import cancel, export, pause, results, status, unpause
 from batchray.cli.keys import keys
 from batchray.cli.options import log_level_option
 from batchray.cli.run import resume, retry, run
@@ -79,5 +79,5 @@ def cli() -> None:
     """
 
 
-for _command in (run, resume, retry, status, results, show, cancel, pause, unpause, serve, keys, db):
+for _command in (run, resume, retry, status, results, show, export, cancel, pause, unpause, serve, keys, db):
     cli.add_command(_command)

@@ -12,8 +12,9 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from batchray.errors import BatchrayError, ConfigError
+from batchray.errors import BatchrayError, ConfigError, UsageError
 from batchray.support.files import atomic_write
+from batchray.views.export_formats import EXPORT_FORMATS
 
 if TYPE_CHECKING:
     from batchray.config import StoreSettings
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 # Suffixes of formats that the output is not written in, and the remedy.
 _OTHER_FORMATS = {
-    ".csv": "job.to_pandas().to_csv(...) in Python writes CSV",
+    ".csv": "`batchray export JOB --output FILE.csv` writes CSV",
     ".tsv": "job.to_pandas().to_csv(..., sep='\\t') in Python writes TSV",
     ".xlsx": "job.to_pandas().to_excel(...) in Python writes a workbook",
-    ".parquet": "job.to_pandas().to_parquet(...) in Python writes Parquet",
+    ".parquet": "`batchray export JOB --output FILE.parquet` writes Parquet",
     ".json": "that is one object a line, not one JSON document",
-    ".gz": "gzip FILE compresses them",
+    ".gz": "`batchray export JOB --output FILE.jsonl.gz` compresses them",
+    ".zst": "`batchray export JOB --output FILE.jsonl.zst` compresses them",
 }
 _STANDARD_STREAMS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 
@@ -119,6 +121,23 @@ def _lines(jobs: Sequence[Job], shown: Shown) -> Iterator[str]:
         beginning = f'{{"job_id":"{job.id}",' if len(jobs) > 1 else "{"
         for result in job.results("index", wait=False, **shown._asdict()):
             yield beginning + result.model_dump_json().removeprefix("{")
+
+
+def export_results(job: Job, output: str, format_name: str | None, endpoint: str) -> None:
+    """Write an export; `-` and the like are standard output.  Raises UsageError and ConfigError."""
+    if (descriptor := stream_of(Path(output))) is None:
+        job.export(output, format_name, endpoint=endpoint)
+        return
+    if format_name is None:
+        raise UsageError(f"name the --format of standard output: {', '.join(EXPORT_FORMATS)}")
+    sys.stdout.flush()
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            job.export(file, format_name, endpoint=endpoint)
+    except BrokenPipeError:  # the reader of the output has closed it
+        raise
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", output) from None
 
 
 def print_summary(record: JobRecord, state: str, settings: StoreSettings) -> None:

@@ -16,8 +16,11 @@ from batchray.errors import UnknownItemError, UsageError
 from batchray.schema import Result
 from batchray.store import FailureKind, JobRecord, Store
 from batchray.views.carried import CarriedRows
+from batchray.views.csv_export import write_csv
+from batchray.views.export_formats import OPENAI_ENDPOINTS, Target, export_format
 from batchray.views.exports import Export, write_parquet
 from batchray.views.frames import to_frame
+from batchray.views.line_exports import ExportSource, write_lines
 from batchray.views.plain_text import in_short
 from batchray.views.result_pages import AfterOptions, ResultCursor, ResultOrder, result_pages
 from batchray.views.result_tables import ResultTables
@@ -141,6 +144,35 @@ class JobReader(ABC):
         Raises ConfigError if the place cannot be written to, or holds something else.
         """
         write_parquet(path, self._tables(), Export.of(self._store(), self.record()))
+
+    def export(self, target: Target, format: str | None = None, *, endpoint: str = OPENAI_ENDPOINTS[0]) -> None:
+        """Write the results of this moment to a file, in index order; it appears whole or not at all.
+
+        `target` is a path, an address (s3://...) or an open binary file; a name that ends in .gz or .zst is compressed.
+        Without a `format` its name tells that:
+
+        - `parquet`: as `to_parquet`.
+        - `csv`: the columns of `to_arrow`, with JSON for nested ones.
+        - `jsonl`: a line for each result, with its input.
+        - `openai`: the output file of OpenAI's Batch API, and the error file, `x.errors.jsonl` for `x.jsonl`.
+          `endpoint` is the one whose objects the lines have.
+        - `anthropic`: the results file of Anthropic's Message Batches.
+        - `sft`: chat messages with tools of the requests that succeeded, to fine-tune a model.
+        - `atif`: trajectories in Harbor's format, one a line; or in a directory, which has a name without a suffix, one
+          a file, as Harbor's own tools read them.
+
+        Raises UsageError for a format that is unknown or that the name does not tell, and ConfigError if the place
+        cannot be written to, or a tool that `sft` describes cannot be imported.
+        """
+        name = export_format(target, format)
+        if name == "parquet":
+            self.to_parquet(str(target))
+        elif name == "csv":
+            write_csv(target, self._tables())
+        else:
+            agents = self._store().jobs.agent_snapshot(self.id)
+            source = ExportSource(self._accepted, agents, self._rows(), self._read_page)
+            write_lines(target, name, source, endpoint)
 
     def to_dataset(self) -> ray.data.Dataset:
         """Return the results as a Ray Dataset, with the columns of `to_arrow`.  Connects to Ray if needed."""

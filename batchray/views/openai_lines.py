@@ -13,10 +13,9 @@ import orjson
 
 from batchray.schema import ErrorInfo, ItemStatus, Result, StopReason
 from batchray.views.answers import Answer, answer_of, status_of_failure
+from batchray.views.export_formats import OPENAI_ENDPOINTS
 
-CHAT_COMPLETIONS, RESPONSES = OPENAI_ENDPOINTS = ("/v1/chat/completions", "/v1/responses")
-"""The endpoints of requests; each has an object of its own as the body of its lines."""
-
+CHAT_COMPLETIONS, RESPONSES = OPENAI_ENDPOINTS
 _ENDED = {
     ItemStatus.EXPIRED: (
         "batch_expired",

@@ -16,12 +16,14 @@ from batchray.schema import (
     AgentRequest,
     ErrorInfo,
     ItemStatus,
+    LettaMessage,
     Message,
     Result,
     StopReason,
     Timing,
     Usage,
     item_id,
+    letta_messages,
     visible_messages,
 )
 from batchray.store import JobRecord, StoredResult
@@ -36,8 +38,8 @@ class ResultViews:
     """Shows the outcomes of a job as lines of the output.
 
     `agents` is the job's snapshot of its agents, which has their models and prices; without it neither is shown for a
-    request that called no model.  With `include_input` each result has the input of its request.  `rows` are those of
-    the table that the job was made of.
+    request that called no model.  With `include_input` each result has the input of its request, with `every_message`
+    also the messages that it did not ask for.  `rows` are those of the table that the job was made of.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class ResultViews:
         agents: Mapping[str, Any] = MappingProxyType({}),
         *,
         include_input: bool = False,
+        every_message: bool = False,
         rows: CarriedRows | None = None,
     ) -> None:
         self._job, self._include_input, self._rows = job, include_input, rows
+        self._every_message = every_message
         settings = {agent_id: kept["agent"] for agent_id, kept in agents.items()}
         self._models: dict[str, str | None] = {agent_id: each.get("model") for agent_id, each in settings.items()}
         self._prices = {
@@ -72,7 +76,7 @@ class ResultViews:
             status=ItemStatus(stored.status),
             stop_reason=StopReason(stored.stop_reason),
             input=_input_of(stored.request) if self._include_input else None,
-            messages=visible_messages(messages, request),
+            messages=self._visible(messages, request),
             usage=usage,
             cost_usd=self._cost_usd(stored.agent_id, usage),
             error=ErrorInfo(**stored.error) if stored.error else None,
@@ -80,6 +84,11 @@ class ResultViews:
             attempts=stored.attempts,
             timing=Timing(queued_ns=stored.queued_ns, ttft_ns=stored.ttft_ns, duration_ns=stored.duration_ns),
         )
+
+    def _visible(self, messages: Sequence[Message], request: AgentRequest) -> list[LettaMessage]:
+        if self._every_message:
+            return [view for message in messages for view in letta_messages(message)]
+        return visible_messages(messages, request)
 
     def _cost_usd(self, agent_id: str, usage: Usage) -> float | None:
         prices = self._prices.get(agent_id)

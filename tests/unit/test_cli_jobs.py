@@ -92,7 +92,7 @@ def test_a_beginning_that_several_jobs_share_is_refused_with_their_ids(data: Pat
 
 
 @pytest.mark.parametrize("name", ["job-9", "nothing", "LAST", "job-%", "\u00e9", FIRST[:-1] + "9"])
-@pytest.mark.parametrize("command", ["status", "results", "cancel", "pause", "unpause", "resume", "retry"])
+@pytest.mark.parametrize("command", ["status", "results", "export", "cancel", "pause", "unpause", "resume", "retry"])
 def test_an_unknown_job_is_refused_and_nothing_is_done(command: str, name: str, data: Path) -> None:
     sentence = refused(UnknownJobError, command, name, "--data-dir", str(data))
     assert sentence == f"no job {name!r} in {data}; `batchray status` lists the jobs of a data directory"
@@ -205,11 +205,34 @@ def printed(data: Path, *names: str) -> list[str]:
     return output.read_text().splitlines()
 
 
+def test_an_export_has_the_results_of_a_job_in_another_format(data: Path, tmp_path: Path) -> None:
+    call("cancel", FIRST, "--data-dir", str(data))
+    output = tmp_path / "out.jsonl"
+    arguments = ("export", FIRST, "--format", "openai", "--output", str(output), "--data-dir", str(data))
+    assert call(*arguments).exit_code == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    assert (output.read_text(), [line["error"]["code"] for line in lines]) == ("", ["batch_cancelled"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "name the --format of standard output: parquet, jsonl"),
+        (("--output", "x"), "the name 'x' does not tell the format; name it: parquet, jsonl"),
+        (("--format", "parquet"), "Parquet is written to a file or a directory, not to an open file; name one"),
+        (("--output", "no/x.csv"), "no/x.csv: cannot be written: No such file or directory"),
+    ],
+)
+def test_an_export_that_cannot_be_written_says_why(arguments: tuple[str, ...], reason: str, data: Path) -> None:
+    assert refused(UsageError, "export", FIRST, *arguments, "--data-dir", str(data)).startswith(reason)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("status", "last"),
         ("results", FIRST, "--output", "results.jsonl"),
+        ("export", FIRST, "--output", "out.csv"),
         ("cancel", FIRST),
         ("db", "check"),
         ("db", "export", "--output", "all.jsonl"),
@@ -238,7 +261,7 @@ def test_a_variable_overrides_the_config_and_an_option_both(
     assert shown("last", "--config", config, "--data-dir", str(data)) == [THIRD]
 
 
-@pytest.mark.parametrize("command", ["status", "results", "cancel", "pause", "unpause"])
+@pytest.mark.parametrize("command", ["status", "results", "export", "cancel", "pause", "unpause"])
 def test_a_config_that_cannot_be_read_is_refused(command: str) -> None:
     assert "nowhere.yaml: cannot be read" in refused(ConfigError, command, "last", "--config", "nowhere.yaml")
 

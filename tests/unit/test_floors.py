@@ -105,6 +105,7 @@ HEAVY = {
         "jobs.reader",
         "views.export_places",
         "views.carried",
+        "views.csv_export",
         "views.exports",
         "views.result_tables",
     },

@@ -70,9 +70,9 @@ def test_the_names_of_streams(name: str, descriptor: int | None) -> None:
 @pytest.mark.parametrize(
     ("name", "notice"),
     [
-        ("x.csv", "will hold JSON Lines; job.to_pandas().to_csv(...) in Python writes CSV"),
+        ("x.csv", "will hold JSON Lines; `batchray export JOB --output FILE.csv` writes CSV"),
         ("X.JSON", "will hold JSON Lines; that is one object a line, not one JSON document"),
-        ("x.jsonl.gz", "will hold JSON Lines; gzip FILE compresses them"),
+        ("x.jsonl.gz", "will hold JSON Lines; `batchray export JOB --output FILE.jsonl.gz` compresses them"),
         ("x.jsonl", ""),
         ("x", ""),
     ],
