@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from batchray.schema.base import WireModel
+from batchray.schema.base import WHOLE, Integer, WireModel
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 Verbosity = Literal["low", "medium", "high"]
@@ -36,7 +36,7 @@ ProviderType = Literal[
     "chatgpt_oauth",
 ]
 Temperature = Annotated[float, Field(ge=0)]
-MaxTokens = Annotated[int, Field(ge=1)]
+MaxTokens = Annotated[int, Field(ge=1), WHOLE]
 
 _NO_TOKENS = "tokens and their probabilities are not returned"
 _NO_STRICT = "the schemas of tools are not sent as strict"
@@ -130,7 +130,7 @@ class GivenLLMConfig(WireModel):
 
     model: Annotated[str, Field(min_length=1)]
     model_endpoint_type: str
-    context_window: int
+    context_window: Integer
     model_endpoint: str | None = None
     model_wrapper: str | None = None
     provider_name: str | None = None
@@ -149,11 +149,11 @@ class GivenLLMConfig(WireModel):
     effort: Effort | None = None
     verbosity: Verbosity | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    max_reasoning_tokens: int | None = None
+    max_reasoning_tokens: Integer | None = None
     strict: bool = False
     tool_call_parser: str | None = None
     return_logprobs: bool = False
-    top_logprobs: int | None = None
+    top_logprobs: Integer | None = None
     return_token_ids: bool = False
 
 
@@ -178,4 +178,4 @@ class ToolRule(WireModel):
     child_output_mapping: dict[str, str] | None = None
     default_child: str | None = None
     require_output_mapping: bool = False
-    max_count_limit: int | None = None
+    max_count_limit: Integer | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from batchray.schema.agent_settings import GivenLLMConfig, MaxTokens, ModelSettings, ResponseFormat, ToolRule
-from batchray.schema.base import OpenModel, UtcDatetime, WireModel, any_given
+from batchray.schema.base import WHOLE, Integer, OpenModel, UtcDatetime, WireModel, any_given
 from batchray.schema.jobs import StopReason
 from batchray.schema.letta_messages import LettaMessage, StopReasonMessage, UsageStatistics
 
@@ -76,7 +76,7 @@ class UpdateBlock(BlockFields):
 
     label: BlockLabel | None = None
     value: str | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[int, Field(ge=1), WHOLE] | None = None
     read_only: bool | None = None
     is_template: bool | None = None
 
@@ -229,7 +229,7 @@ class UpdateAgent(WireModel):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning: bool | None = None
-    context_window_limit: int | None = None
+    context_window_limit: Integer | None = None
     compaction_settings: dict[str, Any] | None = None
     embedding: str | None = None
     embedding_config: dict[str, Any] | None = None
@@ -250,11 +250,11 @@ class UpdateAgent(WireModel):
     template_id: str | None = None
     base_template_id: str | None = None
     enable_sleeptime: bool | None = None
-    max_files_open: int | None = None
-    per_file_view_window_char_limit: int | None = None
+    max_files_open: Integer | None = None
+    per_file_view_window_char_limit: Integer | None = None
     message_ids: list[str] | None = None
     last_run_completion: str | None = None
-    last_run_duration_ms: int | None = None
+    last_run_duration_ms: Integer | None = None
     last_stop_reason: str | None = None
 
 
@@ -285,9 +285,9 @@ class CreateAgent(UpdateAgent):
     include_default_source: bool = False
     include_multi_agent_tools: bool = False
     initial_message_sequence: list[dict[str, Any]] | None = None
-    embedding_chunk_size: int | None = None
+    embedding_chunk_size: Integer | None = None
     enable_reasoner: bool | None = None
-    max_reasoning_tokens: int | None = None
+    max_reasoning_tokens: Integer | None = None
     from_template: str | None = None
     template: bool = False
     memory_variables: dict[str, str] | None = None

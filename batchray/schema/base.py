@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, PlainSerializer
 from pydantic.config import JsonDict
 
 if TYPE_CHECKING:
@@ -91,6 +91,18 @@ def any_present(*names: str) -> JsonDict:
 
 def _given(name: str) -> JsonDict:
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+def _whole(value: object) -> object:
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
+    return int(value) if is_whole else value  # type: ignore[call-overload]
+
+
+WHOLE = BeforeValidator(_whole)
+"""Takes 3.0 for the integer 3, as JSON Schema does: JSON has one type of numbers."""
+
+Integer = Annotated[int, WHOLE]
+"""An integer in a caller's input."""
 
 
 def _as_utc(value: datetime) -> datetime:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Tag
 
-from batchray.schema.base import WireModel, any_present
+from batchray.schema.base import Integer, WireModel, any_present
 
 
 class UrlImage(WireModel):
@@ -143,7 +143,7 @@ class OmittedReasoningContent(WireModel):
 class SummaryPart(WireModel):
     """One paragraph of summarised reasoning."""
 
-    index: int
+    index: Integer
     text: str
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from batchray.schema.base import WireModel
+from batchray.schema.base import Integer, WireModel
 
 LOST: Mapping[str, frozenset[str]] = {
     "anthropic": frozenset(
@@ -27,9 +27,9 @@ class RequestSettings(WireModel):
 
     temperature: float | None = None
     top_p: float | None = None
-    max_tokens: int | None = None
+    max_tokens: Integer | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -42,7 +42,7 @@ class RequestSettings(WireModel):
     user: str | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None

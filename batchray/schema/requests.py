@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from batchray.errors import BatchFormatError
-from batchray.schema.base import WireModel, any_present, one_given
+from batchray.schema.base import Integer, WireModel, any_present, one_given
 from batchray.schema.construction import ConstructedModel
 from batchray.schema.content import Content, ImageContent, TextContent, tag_by_shape
 from batchray.schema.ids import MAX_INPUT_MESSAGES
@@ -211,7 +211,7 @@ class LettaRequest(WireModel):
 
     messages: Annotated[list[RequestMessage], Field(max_length=MAX_INPUT_MESSAGES)] | None = None
     input: Content | None = None
-    max_steps: int | None = None
+    max_steps: Integer | None = None
     include_return_message_types: list[MessageType] | None = None
     use_assistant_message: bool = True
     assistant_message_tool_name: str = "send_message"
@@ -222,7 +222,7 @@ class LettaRequest(WireModel):
     override_model: str | None = None
     include_compaction_messages: bool = False
     return_logprobs: bool = False
-    top_logprobs: int | None = None
+    top_logprobs: Integer | None = None
     return_token_ids: bool = False
     override_system: str | None = Field(default=None, validation_alias=AliasChoices("override_system", "system"))
 
@@ -267,7 +267,7 @@ class AgentRequest(LettaRequest, ConstructedModel):
     """
 
     agent_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    custom_id: str | int | None = None
+    custom_id: str | Integer | None = None
     metadata: dict[str, Any] | None = None
     settings: RequestSettings | None = None
 

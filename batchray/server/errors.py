@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 SERVER_NAME = "batchray"
 """The header `Server` of every response; aiohttp's has the versions of Python and aiohttp."""
 
+_MAX_DETAIL_CHARS = 2000
+
 # The status, in the metrics, of a response that has no reader any more.  Source: nginx.
 _CLIENT_LEFT = 499
 
@@ -159,14 +161,22 @@ def _http_error(error: UsageError | StoreError) -> HttpError:
 
 def error_response(error: HttpError, trace_id: str, path: str = "") -> web.Response:
     """Return the response for an error of a request to a path."""
-    status, headers = error.status, error.headers
-    body: WireModel = ErrorBody(detail=error.detail, trace_id=trace_id, **error.more)
+    status, headers, detail = error.status, error.headers, _shortened(error.detail)
+    body: WireModel = ErrorBody(detail=detail, trace_id=trace_id, **error.more)
     if is_of_openai(path):
         status, headers = openai_status(status), {**headers, "x-request-id": trace_id}
-        body = openai_error(status, error.detail, error.more)
+        body = openai_error(status, detail, error.more)
     encoded = body.model_dump_json(exclude_none=isinstance(body, ErrorBody)).encode()
     response = web.Response(body=encoded, status=status, content_type="application/json", headers=headers)
     response.headers["Server"] = SERVER_NAME
     if error.status in (408, 413) or isinstance(error, AmbiguousRequestError):  # the rest is not read
         response.force_close()
     return response
+
+
+def _shortened(detail: str) -> str:
+    """Return a sentence without its middle if it is long: it may name something of the request, of any length."""
+    if len(detail) <= _MAX_DETAIL_CHARS:
+        return detail
+    half = _MAX_DETAIL_CHARS // 2
+    return f"{detail[:half]} ... {detail[-half:]}"

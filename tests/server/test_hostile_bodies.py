@@ -104,6 +104,22 @@ def test_a_hostile_batch_on_disk_is_refused_and_leaves_nothing(
     assert holds_nothing(client, idle_server)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"%(long)b":1,"%(long)b":2}',
+        b'{"model":"%(long)b"}',
+        b'{"model":"offline/rules","tools":["%(long)b"]}',
+        b'{"model":"offline/rules","block_ids":["%(long)b"]}',
+        b'{"model":"offline/rules","%(long)b":1}',
+    ],
+)
+def test_an_error_does_not_send_all_that_it_was_sent(client: Client, body: bytes) -> None:
+    status, answer = client.send(AGENTS, body % {b"long": b"k" * 100_000})
+    assert is_refusal(status, answer)
+    assert len(answer) < 2500
+
+
 @some
 def test_hostile_agents_do_no_harm(share: float, client: Client) -> None:
     send_all(client, AGENTS, hostile.bodies(2, hostile.AGENT, round(share * 1500)))

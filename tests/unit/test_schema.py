@@ -37,6 +37,7 @@ from batchray.schema import (
     BatchJob,
     Block,
     ContentPart,
+    CreateAgent,
     CreateBatch,
     ErrorMessage,
     ImageContent,
@@ -67,6 +68,7 @@ from batchray.schema import (
     ToolReturnContent,
     ToolReturnCreate,
     ToolReturnMessage,
+    UpdateAgent,
     UpdateBlock,
     UrlImage,
     Usage,
@@ -85,6 +87,8 @@ from batchray.schema import (
     status_of,
     visible_messages,
 )
+from batchray.server.routes.runs import StreamRun
+from batchray.server.routes.tools import SearchTools
 
 NOW = datetime(2026, 11, 23, 19, 21, 47, 123456, tzinfo=UTC)
 JOB_ID = "job-e585b03b-3457-46fc-acfa-24351a867b9c"
@@ -837,3 +841,26 @@ def test_a_request_has_no_more_messages_than_there_are_ids_for_with_those_of_its
     assert len(asked(MAX_INPUT_MESSAGES).input_messages) == MAX_INPUT_MESSAGES
     with pytest.raises(ValidationError, match=f"at most {MAX_INPUT_MESSAGES} items"):
         asked(MAX_INPUT_MESSAGES + 1)
+
+
+def reachable(annotation: Any) -> set[type[BaseModel]]:
+    """Return the models in an annotation, and those in their fields."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}.union(*(reachable(field.annotation) for field in annotation.model_fields.values()))
+    return set[type[BaseModel]]().union(*map(reachable, typing.get_args(annotation)))
+
+
+@pytest.mark.parametrize("body", [AgentRequest, CreateAgent, UpdateAgent, UpdateBlock, SearchTools, StreamRun])
+def test_an_integer_of_a_body_may_be_written_as_a_number_with_a_point(body: type[BaseModel]) -> None:
+    n_integers = 0
+    for model in reachable(body):
+        for name, field in model.model_fields.items():
+            adapter = TypeAdapter[Any](field.rebuild_annotation())
+            kinds = adapter.json_schema().get("anyOf", [adapter.json_schema()])
+            if any(kind.get("type") == "integer" for kind in kinds):
+                assert adapter.validate_json("7.0", strict=True) == 7, (model, name)
+                for bad in ("7.5", "true", "1e300"):
+                    with pytest.raises(ValidationError):
+                        adapter.validate_json(bad, strict=True)
+                n_integers += 1
+    assert n_integers

@@ -12,7 +12,7 @@ from aiohttp import web
 from batchray.batch.rules import RequestRules
 from batchray.config import ServerSettings
 from batchray.schema import LettaMessage, Run, RunUsage, Step
-from batchray.schema.base import WireModel
+from batchray.schema.base import Integer, WireModel
 from batchray.server.auth import user_of
 from batchray.server.pagination import Page
 from batchray.server.routing import NoQuery, ResponseBody, Route
@@ -33,10 +33,10 @@ class StreamRun(WireModel):
 
     without_effect: ClassVar[Set[str]] = frozenset({"batch_size", "poll_interval"})
 
-    batch_size: int | None = None
+    batch_size: Integer | None = None
     include_pings: bool | None = True
     poll_interval: float | None = None
-    starting_after: int = 0
+    starting_after: Integer = 0
 
 
 class RunRoutes:

@@ -13,7 +13,7 @@ from pydantic import Field
 from batchray.batch.rules import RequestRules
 from batchray.config import ServerSettings
 from batchray.schema import AgentState, Tool
-from batchray.schema.base import OpenModel, WireModel
+from batchray.schema.base import WHOLE, OpenModel, WireModel
 from batchray.server.agent_catalog import AgentLookup
 from batchray.server.agent_states import AgentStates
 from batchray.server.auth import user_of
@@ -73,7 +73,7 @@ class SearchTools(OpenModel):
     search_mode: Literal["fts", "hybrid"] = "hybrid"
     tool_types: list[str] | None = None
     tags: list[str] | None = None
-    limit: Annotated[int, Field(ge=1, le=100)] = 50
+    limit: Annotated[int, Field(ge=1, le=100), WHOLE] = 50
 
 
 class ToolSearchResult(WireModel):
