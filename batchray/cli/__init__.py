@@ -1,4 +1,4 @@
-"""The command line: run, resume, retry, status, results, show, cancel, pause, unpause, serve, keys and db.
+"""The command line: commands that run, show, export and steer jobs, serve them, and keep keys and the database.
 
 Owns arguments, what is printed, output files, and exit statuses.  Everything else is in the Python API and the server,
 which the commands call.  Invariants:

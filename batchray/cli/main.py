@@ -1,4 +1,4 @@
-"""The command line: run, resume, retry, status, results, show, export, cancel, pause, unpause, serve, keys and db.
+"""The command line: commands that run, show, export and steer jobs, serve them, and keep keys and the database.
 
 Exit status: 0 all items succeeded, 1 an item did not succeed or the job could not continue, 2 unusable input (nothing
 was run), 130 interrupted, 143 terminated.
@@ -20,7 +20,7 @@ from batchray.cli.keys import keys
 from batchray.cli.options import log_level_option
 from batchray.cli.run import resume, retry, run
 from batchray.cli.serve import serve
-from batchray.cli.show import show
+from batchray.cli.show import report, show
 from batchray.errors import BatchrayError, UsageError
 
 
@@ -79,5 +79,5 @@ def cli() -> None:
     """
 
 
-for _command in (run, resume, retry, status, results, show, export, cancel, pause, unpause, serve, keys, db):
+for _command in (run, resume, retry, status, results, show, report, export, cancel, pause, unpause, serve, keys, db):
     cli.add_command(_command)

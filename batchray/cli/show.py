@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ import click
 
 from batchray.cli.job_names import find_jobs
 from batchray.cli.options import store_options, store_settings
-from batchray.cli.output import print_summary
 
 if TYPE_CHECKING:
     from batchray.jobs.handle import Job
@@ -42,14 +42,44 @@ def show(
     """
     from rich.console import Console
 
+    from batchray.views.report_text import print_report
     from batchray.views.trajectory_text import print_trajectory
 
-    settings = store_settings(config, data_dir, database_url)
-    [job] = find_jobs(settings, [name])
+    [job] = find_jobs(store_settings(config, data_dir, database_url), [name])
+    console = Console(highlight=False)
     if item is None:
-        print_summary(job.record(), job.status, settings)
+        print_report(job.brief_report(), console)
     else:
-        print_trajectory(_result(job, item), Console(highlight=False), is_full=is_full)
+        print_trajectory(_result(job, item), console, is_full=is_full)
+
+
+@click.command()
+@click.argument("name", metavar="JOB")
+@click.option("--json", "form", flag_value="json", help="Print one JSON object.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
+@store_options
+def report(name: str, form: str | None, config: Path | None, data_dir: Path | None, database_url: str | None) -> None:
+    """Report on a JOB: outcomes, failures by message, slowest requests, tokens, cost, and what to do next.
+
+    Of a running job it has the outcomes so far.
+
+    \b
+    Examples:
+      batchray report last
+      batchray report last --markdown > report.md
+    """
+    from rich.console import Console
+
+    from batchray.views.report_text import print_report
+
+    [job] = find_jobs(store_settings(config, data_dir, database_url), [name])
+    made = job.report()
+    if form == "json":
+        click.echo(json.dumps(made.to_dict()))
+    elif form == "markdown":
+        click.echo(made.to_markdown(), nl=False)
+    else:
+        print_report(made, Console(highlight=False))
 
 
 def _result(job: Job, item: str) -> Result:

@@ -19,8 +19,14 @@ from batchray.jobs.reader import POLL_S, JobReader
 from batchray.jobs.states import PAUSED, state_of
 from batchray.schema.progress import TIMINGS, Percentiles, Progress
 from batchray.store import JobRecord, Store, run_all, running_jobs
+from batchray.views.next_steps import Place
+from batchray.views.report import Report, brief_report, whole_report
+from batchray.views.report_html import report_html, unreadable_html
 
 logger = logging.getLogger(__name__)
+
+_N_NEWEST = 5_000
+"""Of so many newest outcomes a notebook shows the failures."""
 
 
 class Job(JobReader):  # more than 20 methods, because it is the public API of a job
@@ -137,6 +143,34 @@ class Job(JobReader):  # more than 20 methods, because it is the public API of a
         """Percentiles in seconds of `queued`, `ttft` and `duration`, from a histogram: at most 4.4 % too high."""
         timings = self.progress.timings
         return {name: timings[name].percentiles() for name in TIMINGS}
+
+    def report(self) -> Report:
+        """Return counts, failures by message, slowest requests, tokens, cost and next steps; reads every outcome once.
+
+        `print` shows it as text, a notebook as HTML; `to_dict` and `to_markdown` return it otherwise.
+        """
+        record, store = self.record(), self._store()
+        snapshot = store.jobs.agent_snapshot(self.id)
+        return whole_report(record, self.status, self._place, snapshot, store.figures.pages(record))
+
+    def brief_report(self) -> Report:
+        """Return the report without what takes long: it costs the same however large the job is."""
+        record, store = self.record(), self._store()
+        snapshot, has_failed = store.jobs.agent_snapshot(self.id), record.done > record.counts["succeeded"]
+        failures = store.figures.newest_failures(record, _N_NEWEST) if has_failed else ()
+        progress = self._local.progress if self._local is not None else None
+        return brief_report(record, self.status, self._place, snapshot, failures, progress or record.progress)
+
+    def _repr_html_(self) -> str:
+        """Return the job's state for a notebook; a sentence if it cannot be read."""
+        try:
+            return report_html(self.brief_report())
+        except Exception as error:  # noqa: BLE001  # a notebook would show a traceback instead of the job
+            return unreadable_html(f"job {self.id}", error)
+
+    @property
+    def _place(self) -> Place:
+        return Place(self.data_dir, self.url)
 
     def wait(self, timeout: float | None = None) -> JobRecord:
         """Wait for the job's end and return it.

@@ -17,6 +17,7 @@ from batchray.store.conversations import Conversations
 from batchray.store.database import Database
 from batchray.store.directory import lock, running_jobs, write_holder
 from batchray.store.disk_reserve import Reserve, is_no_room
+from batchray.store.figures import Figures
 from batchray.store.files import Files
 from batchray.store.filesystem import network_fs
 from batchray.store.integrity import Integrity
@@ -46,6 +47,7 @@ class Store:
         self.leases = Leases(database, f"leader-{uuid.uuid4()}", lease_s)
         self.jobs = Jobs(database, self.leases)
         self.items = Items(database)
+        self.figures = Figures(database)
         self.outcomes = Outcomes(database, self.leases)
         self.conversations = Conversations(database, self.leases)
         self.callbacks = Callbacks(database, self.leases)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _N_FAILURES = 8
-_TIMING_NOTE = """\
+TIMING_NOTE = """\
 p50, p95: half of the requests, 95 % of them, took at most this long (at most 4.4 % too high)
 before its start: since the batch was accepted, including the start of Ray
 """
@@ -53,7 +53,7 @@ def summary(
     if failures:
         console.print(_failures_table(failures))
     console.print(_timing_table(timing))
-    console.print(_TIMING_NOTE, style="dim", highlight=False)
+    console.print(TIMING_NOTE, style="dim", highlight=False)
     console.print(f"tokens: {record.prompt_tokens:,} in, {record.completion_tokens:,} out", highlight=False)
     if record.total_duration_ns is not None:
         took = duration(record.total_duration_ns / 1e9)
@@ -61,14 +61,14 @@ def summary(
 
 
 def _outcomes_table(record: JobRecord, state: str) -> Table:
-    table = _table(f"{record.total:,} requests: job {state}", "outcome", "requests", "share")
+    shown = table(f"{record.total:,} requests: job {state}", "outcome", "requests", "share")
     for status, count in record.counts.items():
         if count or status in ("succeeded", "errored"):
-            table.add_row(status, f"{count:,}", share(count, record.total))
+            shown.add_row(status, f"{count:,}", share(count, record.total))
     if record.done < record.total:
         left = record.total - record.done
-        table.add_row("not done", f"{left:,}", share(left, record.total))
-    return table
+        shown.add_row("not done", f"{left:,}", share(left, record.total))
+    return shown
 
 
 def share(count: int, total: int) -> str:
@@ -81,25 +81,26 @@ def share(count: int, total: int) -> str:
 def _failures_table(failures: Sequence[FailureKind]) -> Table:
     from rich.text import Text
 
-    table = _table("failures", "stop reason", "requests")
-    table.add_column("error")
+    shown = table("failures", "stop reason", "requests")
+    shown.add_column("error")
     for kind in failures[:_N_FAILURES]:
         # Text, since rich would read the brackets of a plain string as markup.
-        table.add_row(kind.stop_reason, f"{kind.n_items:,}", Text(in_short(f"{kind.type}: {kind.example}")))
+        shown.add_row(kind.stop_reason, f"{kind.n_items:,}", Text(in_short(f"{kind.type}: {kind.example}")))
     if len(failures) > _N_FAILURES:
-        table.add_row(f"... {len(failures) - _N_FAILURES} more kinds", "", "")
-    return table
+        shown.add_row(f"... {len(failures) - _N_FAILURES} more kinds", "", "")
+    return shown
 
 
 def _timing_table(timing: dict[str, Percentiles]) -> Table:
-    table = _table("time of a request", "", "p50", "p95", "max")
+    shown = table("time of a request", "", "p50", "p95", "max")
     meanings = {"queued": "before its start", "ttft": "start to first token", "duration": "start to end"}
     for name, meaning in meanings.items():
-        table.add_row(meaning, *(duration(value) for value in (timing[name].p50, timing[name].p95, timing[name].max)))
-    return table
+        shown.add_row(meaning, *(duration(value) for value in (timing[name].p50, timing[name].p95, timing[name].max)))
+    return shown
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def table(title: str, first: str, *others: str) -> Table:
+    """Return an empty table; the columns after the first are numbers, set to the right."""
     from rich import box
     from rich.table import Table
 

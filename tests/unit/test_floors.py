@@ -96,7 +96,7 @@ HEAVY = {
     "sqlalchemy": {"store"},
     "psycopg": set(),
     "click": {"cli"},
-    "rich": {"cli.show", "views.summary", "views.terminal", "views.trajectory_text"},
+    "rich": {"cli.show", "views.report_text", "views.summary", "views.terminal", "views.trajectory_text"},
     "pandas": {"experiments.comparison", "jobs.reader", "views.frames"},
     "yaml": {"config"},
     "pyarrow": {

@@ -221,7 +221,7 @@ def test_show_prints_the_conversation_of_an_item(item: str, job: Job) -> None:
 def test_show_without_an_item_shows_the_job(job: Job) -> None:
     done = CliRunner().invoke(cli, ["show", job.id, "--data-dir", str(job.data_dir)])
     assert done.exit_code == 0, done
-    assert "2 requests: job completed" in done.output
+    assert f"job {job.id}: completed, 2 of 2 done" in done.output
 
 
 @pytest.mark.parametrize("item", ["7", "9" * 5000, "-1", "r9", HOSTILE])

@@ -1,0 +1,305 @@
+"""A job's report: outcomes, kinds of failures, slowest requests, tokens, cost, and what to do next."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import orjson
+
+from batchray.config import Prices
+from batchray.schema import Usage
+from batchray.schema.progress import TIMINGS, Percentiles, Progress
+from batchray.store import JobRecord, OutcomeFigures
+from batchray.views.next_steps import Place, in_python, on_command_line
+
+_N_SLOWEST = 10
+_N_EXACT, _N_SIMILAR = 20, 500
+_MAX_MESSAGE_CHARS = 500
+# Numbers and ids in messages, except status codes, which say what has failed.
+_NUMBERS = re.compile(
+    r"0x[0-9a-fA-F]+|[0-9a-f]{8}-[0-9a-f-]{27}|(?<![\d.])(?<!status )(?<!code )(?<!code: )(?<!HTTP )\d+(?:\.\d+)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Requests that failed with the same message, or with messages that differ in numbers only.
+
+    `message` is that of the first of them, whose `index` and `custom_id` are given.
+    """
+
+    n_items: int
+    stop_reason: str
+    type: str
+    message: str
+    index: int
+    custom_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SlowRequest:
+    """One of the requests that took longest, in seconds."""
+
+    index: int
+    custom_id: str | None
+    agent_id: str
+    status: str
+    duration_s: float
+    ttft_s: float | None
+
+
+class NextStep(NamedTuple):
+    """Something to do: why, as a command, and in Python, where the job's handle is `job`."""
+
+    why: str
+    command: str
+    call: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A job at one moment.  Durations are in seconds.
+
+    `failures` are the most frequent first; `n_other_failures` are in none of them.  `cost_usd` is None without prices;
+    `n_without_cost` outcomes with model calls are not in it.  A brief report has the newest failures only, and neither
+    `slowest` nor `cost_usd`.
+    """
+
+    job_id: str
+    status: str
+    paused_because: str | None
+    total: int
+    counts: Mapping[str, int]
+    created_at: str
+    started_at: str | None
+    completed_at: str | None
+    duration_s: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    timing: Mapping[str, Percentiles]
+    failures: Sequence[FailureGroup]
+    n_other_failures: int
+    slowest: Sequence[SlowRequest]
+    cost_usd: float | None
+    n_without_cost: int
+    next_steps: Sequence[NextStep]
+    is_brief: bool = False
+
+    @property
+    def done(self) -> int:
+        """Items that have an outcome."""
+        return sum(self.counts.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; a percentile that was not measured is None."""
+        timing = {
+            name: {key: value if value == value else None for key, value in each._asdict().items()}
+            for name, each in self.timing.items()
+        }
+        lists: dict[str, list[Any]] = {
+            name: [asdict(each) for each in getattr(self, name)] for name in ("failures", "slowest")
+        }
+        lists["next_steps"] = [each._asdict() for each in self.next_steps]
+        fields = {name: value for name, value in vars(self).items() if name != "is_brief"}
+        return {**fields, "counts": dict(self.counts), "done": self.done, "timing": timing, **lists}
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown."""
+        from batchray.views.report_text import markdown
+
+        return markdown(self)
+
+    def __str__(self) -> str:
+        """Return the report as it is printed in a terminal of 100 columns."""
+        from batchray.views.report_text import as_text
+
+        return as_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Report of job {self.job_id}: {self.status}, {self.done:,} of {self.total:,} done>"
+
+    def _repr_html_(self) -> str:
+        from batchray.views.report_html import report_html
+
+        return report_html(self)
+
+
+def whole_report(
+    record: JobRecord,
+    status: str,
+    place: Place,
+    snapshot: Mapping[str, Any],
+    pages: Iterable[Sequence[OutcomeFigures]],
+) -> Report:
+    """Return the report of all outcomes, which are read once, page by page."""
+    reading = _Reading({agent_id: kept["agent"].get("prices") for agent_id, kept in snapshot.items()})
+    reading.progress.total = record.total
+    for page in pages:
+        for figures in page:
+            reading.add(figures)
+    return _report(record, status, place, snapshot, reading, is_brief=False)
+
+
+def brief_report(
+    record: JobRecord,
+    status: str,
+    place: Place,
+    snapshot: Mapping[str, Any],
+    failures: Sequence[OutcomeFigures],
+    progress: Progress | None,
+) -> Report:
+    """Return a report of the job's record and some failures, which costs the same however large the job is."""
+    reading = _Reading({}, progress or Progress(total=record.total))
+    for figures in failures:
+        reading.failures.add(figures)
+    return _report(record, status, place, snapshot, reading, is_brief=True)
+
+
+@dataclass
+class _Failures:
+    """Failures by their messages while these are few, and by their messages without numbers otherwise."""
+
+    exact: dict[tuple[str, str, str], FailureGroup] | None = field(default_factory=dict)
+    similar: dict[tuple[str, str, str], FailureGroup] = field(default_factory=dict)
+    n_other: int = 0
+
+    def add(self, figures: OutcomeFigures) -> None:
+        error = orjson.loads(figures.error or b"{}")
+        kind, message = str(error.get("type")), str(error.get("message"))[:_MAX_MESSAGE_CHARS]
+        group = FailureGroup(0, figures.stop_reason, kind, message, figures.index, figures.custom_id)
+        if self.exact is not None:
+            key = (figures.stop_reason, kind, message)
+            self.exact[key] = _one_more(self.exact.get(key, group))
+            if len(self.exact) > _N_EXACT:
+                self.exact = None
+        key = (figures.stop_reason, kind, _NUMBERS.sub("N", message))
+        if key in self.similar or len(self.similar) < _N_SIMILAR:
+            self.similar[key] = _one_more(self.similar.get(key, group))
+        else:
+            self.n_other += 1
+
+    def groups(self) -> tuple[list[FailureGroup], int]:
+        """Return the most frequent groups, and the number of failures in none of them."""
+        found = self.similar if self.exact is None else self.exact
+        ordered = sorted(found.values(), key=lambda group: (-group.n_items, group.index))
+        n_left_out = sum(group.n_items for group in ordered[_N_EXACT:])
+        return ordered[:_N_EXACT], n_left_out + (self.n_other if self.exact is None else 0)
+
+
+def _one_more(group: FailureGroup) -> FailureGroup:
+    return replace(group, n_items=group.n_items + 1)
+
+
+class _Reading:
+    """Sums up outcomes one by one; its size does not grow with their number."""
+
+    def __init__(self, prices: Mapping[str, Any], progress: Progress | None = None) -> None:
+        self.progress, self.failures = progress or Progress(), _Failures()
+        self._prices = {agent_id: Prices.model_validate(each) for agent_id, each in prices.items() if each}
+        self._usage: dict[str, Counter[str]] = {agent_id: Counter() for agent_id in self._prices}
+        self._slowest: list[tuple[int, int, SlowRequest]] = []
+        self.n_without_cost = 0
+
+    def add(self, figures: OutcomeFigures) -> None:
+        usage = orjson.loads(figures.usage)
+        # An item that ended with its job, without an answer, has no durations.
+        measured = {f"{name}_ns": getattr(figures, f"{name}_ns") for name in TIMINGS} if figures.duration_ns else {}
+        self.progress.record(figures.status, measured, usage)
+        if figures.error is not None:
+            self.failures.add(figures)
+        self._add_usage(figures.agent_id, usage)
+        if len(self._slowest) < _N_SLOWEST or figures.duration_ns > self._slowest[0][0]:
+            self._add_slow(figures)
+
+    def _add_usage(self, agent_id: str, usage: Mapping[str, int]) -> None:
+        if agent_id in self._usage and usage.get("total_tokens"):
+            self._usage[agent_id].update(usage)
+        elif usage.get("step_count"):
+            self.n_without_cost += 1
+
+    def _add_slow(self, figures: OutcomeFigures) -> None:
+        if not figures.duration_ns:
+            return
+        ttft_s = None if figures.ttft_ns is None else figures.ttft_ns / 1e9
+        head = (figures.index, figures.custom_id, figures.agent_id, figures.status)
+        slow = SlowRequest(*head, figures.duration_ns / 1e9, ttft_s)
+        add = heapq.heappush if len(self._slowest) < _N_SLOWEST else heapq.heappushpop
+        add(self._slowest, (figures.duration_ns, -figures.index, slow))
+
+    @property
+    def slowest(self) -> list[SlowRequest]:
+        return [slow for _, _, slow in sorted(self._slowest, reverse=True)]
+
+    @property
+    def cost_usd(self) -> float | None:
+        if not self._prices:
+            return None
+        return math.fsum(prices.cost_usd(_usage(self._usage[name])) for name, prices in self._prices.items())
+
+
+def _usage(sums: Mapping[str, Any]) -> Usage:
+    return Usage.model_construct(**sums)  # not checked: sums may be larger than what one request can have
+
+
+def _report(
+    record: JobRecord, status: str, place: Place, snapshot: Mapping[str, Any], reading: _Reading, *, is_brief: bool
+) -> Report:
+    failures, n_other = reading.failures.groups()
+    counts = record.counts if is_brief else reading.progress.counts
+    agents = [kept["agent"] for kept in snapshot.values()]
+    return Report(
+        job_id=record.id,
+        status=status,
+        paused_because=record.paused_because,
+        total=record.total,
+        counts=counts,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        completed_at=record.completed_at,
+        duration_s=None if record.total_duration_ns is None else record.total_duration_ns / 1e9,
+        prompt_tokens=record.prompt_tokens if is_brief else reading.progress.prompt_tokens,
+        completion_tokens=record.completion_tokens if is_brief else reading.progress.completion_tokens,
+        timing={name: reading.progress.timings[name].percentiles() for name in TIMINGS},
+        failures=failures,
+        n_other_failures=n_other,
+        slowest=reading.slowest,
+        cost_usd=reading.cost_usd,
+        n_without_cost=0 if is_brief else reading.n_without_cost,
+        next_steps=_next_steps(record, status, place, agents, failures),
+        is_brief=is_brief,
+    )
+
+
+def _next_steps(
+    record: JobRecord,
+    status: str,
+    place: Place,
+    agents: Sequence[Mapping[str, Any]],
+    failures: Sequence[FailureGroup],
+) -> list[NextStep]:
+    def step(why: str, words: str, call: str, *more: str) -> NextStep:
+        return NextStep(why, on_command_line(words, record.id, place, *more), call)
+
+    steps = []
+    if status == "interrupted" or record.paused_because is not None:
+        steps.append(step("continue", "resume", in_python("resume", record.id, place, agents)))
+    elif status == "paused":
+        steps.append(step("continue", "unpause", "job.unpause()"))
+    if failures:
+        example = str(failures[0].index)
+        steps.append(step("read a failure of the most frequent kind", "show", f"job.result({example})", example))
+        steps.append(step("list all failures", "results", "job.results(failed=True)", "--failed"))
+    if record.is_ended and record.counts["succeeded"] < record.total:
+        retry = in_python("retry", record.id, place, agents)
+        steps.append(step("run what did not succeed again", "retry", retry))
+    if not steps and record.is_ended:
+        steps.append(step("write the results", "results", "job.to_pandas()", "--output", "results.jsonl"))
+    if not record.is_ended and status in ("created", "running"):
+        steps.append(step("see the progress", "status", "job.progress"))
+    return steps
