@@ -77,7 +77,7 @@ class AgentCatalog:
                 # Letta's default: the buffer of messages is not cleared, so the agent remembers.
                 "stateful": not given.get("message_buffer_autoclear"),
                 "requires_approval": _ruled(given, _APPROVAL_RULE),
-                "terminal_tools": _ruled(given, _TERMINAL_RULE),
+                "terminal_tools": [name for name in _ruled(given, _TERMINAL_RULE) if not self.tools.is_needless(name)],
                 "tools": self.tools.functions(self.tools.wanted(given)),
             }
         )
@@ -86,6 +86,12 @@ class AgentCatalog:
         bound = self._configured.bind(agent)
         base_url = bound.access.base_url if bound.access else None
         return agent.model_copy(update=options_of(settings, protocol_of(bound) or "offline", base_url))
+
+    def without_effect(self, given: Mapping[str, Any]) -> list[str]:
+        """Return the paths in a body of Letta's base tools that agents here do not need."""
+        names = [f"tools.{name}" for name in given.get("tools") or () if self.tools.is_needless(name)]
+        ruled = [*_ruled(given, _TERMINAL_RULE), *_ruled(given, _CONTINUE_RULE)]
+        return [*names, *(f"tool_rules.{name}" for name in ruled if self.tools.is_needless(name))]
 
     def is_stateful(self, agent_id: str) -> bool:
         """Whether an operator's agent remembers."""

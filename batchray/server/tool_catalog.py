@@ -16,6 +16,15 @@ from batchray.server.errors import HttpError
 # The timeout does not matter: each agent sets its own, and only names and schemas are read here.
 _TIMEOUT_S = 1.0
 
+# Letta's base tools that examples give each agent, and that agents here do not need: they answer in text, have their
+# whole conversation before them, and edit blocks with `memory_insert` and `memory_replace`.
+_NEEDLESS = frozenset(
+    {
+        *("send_message", "conversation_search", "core_memory_append", "core_memory_replace"),
+        *("memory", "memory_apply_patch", "memory_finish_edits", "memory_rethink"),
+    }
+)
+
 
 class ToolCatalog:
     """Tools by name and id.
@@ -64,9 +73,17 @@ class ToolCatalog:
         """Whether a tool edits memory blocks."""
         return name in self._memory
 
+    def is_needless(self, name: str) -> bool:
+        """Whether a tool is one of Letta's that agents here do not need; the operator may have one of that name."""
+        return name in _NEEDLESS and name not in self._tools
+
     def wanted(self, given: Mapping[str, Any]) -> list[str]:
-        """Return the names of the tools that a client gives an agent.  Raises HttpError 404 for an unknown one."""
-        names = [*(given.get("tools") or ()), *map(self.name_of, given.get("tool_ids") or ())]
+        """Return the names of the tools that a client gives an agent, without those that it does not need.
+
+        Raises HttpError 404 for an unknown one.
+        """
+        given_names = [name for name in given.get("tools") or () if not self.is_needless(name)]
+        names = [*given_names, *map(self.name_of, given.get("tool_ids") or ())]
         for name in names:
             if name not in self._tools and name not in self._memory:
                 known = ", ".join([*self._tools]) or "none"

@@ -230,3 +230,22 @@ def test_settings_reach_the_provider_in_its_own_words(tmp_path: Path) -> None:
             }
             for handle, fields in refused.items():
                 assert call(server, "POST", AGENTS, {"model": handle, **fields}).status == 422
+
+
+def test_lettas_base_tools_that_an_agent_does_not_need_are_named_in_a_warning(server: LiveServer) -> None:
+    body = {
+        "model": "offline/rules",
+        "memory_blocks": [{"label": "human", "value": "Her name is Ada."}],
+        "tools": ["send_message", "calculate", "core_memory_replace", "memory_replace"],
+        "tool_rules": [{"type": "exit_loop", "tool_name": "send_message"}],
+    }
+    answer = call(server, "POST", AGENTS, body)
+    warning = "tool_rules.send_message, tools.core_memory_replace, tools.send_message"
+    assert (answer.status, answer.headers["Warning"]) == (200, f'299 batchray "no effect here: {warning}"')
+    assert [tool["name"] for tool in answer.body["tools"]] == ["calculate", "memory_replace"]
+    asked = call(server, "POST", f"{AGENTS}{answer.body['id']}/messages", {"input": "What is 4 * 5?"})
+    assert asked.body["messages"][-1]["content"] == "4 * 5 = 20"
+    for unknown in ({"tools": ["archival_memory_search"]}, {"tools": ["web_search"]}):
+        assert call(server, "POST", AGENTS, body | unknown).status == 404
+    approved = {"tool_rules": [{"type": "requires_approval", "tool_name": "send_message"}]}
+    assert call(server, "POST", AGENTS, body | approved).status == 400

@@ -140,7 +140,8 @@ class AgentRoutes:
         spec = self._validated_spec(agent_id, fields, blocks)
         await self._store.agents.create(agent_id, user_id, spec, new_blocks, block_ids)
         state = await self._reader.call(self._states.agent, user_id, agent_id)
-        return with_warning(state, {*rules.unused, *settings.replaced, *_replaced_model(given)})
+        needless = self._catalog.without_effect(fields)
+        return with_warning(state, {*rules.unused, *settings.replaced, *_replaced_model(given), *needless})
 
     async def index(self, request: web.Request, query: AgentsQuery) -> ResponseBody:
         """List the operator's agents and the user's own."""
@@ -169,7 +170,8 @@ class AgentRoutes:
         state = await self.change(
             user_id, agent_id, lambda before: updated(before.spec, changes, settings.values), given.block_ids
         )
-        return with_warning(state, {*rules.unused, *settings.replaced, *_replaced_model(given)})
+        needless = self._catalog.without_effect(changes)
+        return with_warning(state, {*rules.unused, *settings.replaced, *_replaced_model(given), *needless})
 
     async def change(
         self,
