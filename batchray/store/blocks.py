@@ -63,20 +63,32 @@ class Blocks:
         Raises UnknownBlockError, BlockConflictError if an agent that has the block has another one of its new label,
         and what `change` raises.
         """
+        locks_agents = False  # only a new label needs that, and nothing else changes then which agents have the block
+        while (changed := self._change(block_id, user_id, change, locks_agents=locks_agents)) is None:
+            locks_agents = True
+        return changed
+
+    def _change(
+        self, block_id: str, user_id: str, change: Callable[[StoredBlock], NewBlock], *, locks_agents: bool
+    ) -> StoredBlock | None:
+        """Do what `change` does; None if the label changes and an agent that has the block is not locked."""
         with self._database.transaction() as connection:
-            before = _found(load_blocks(connection, user_id, [block_id], is_locked=True), block_id)
+            owners = _agents_of(connection, block_id) if locks_agents else []
+            before = _locked(connection, user_id, block_id, owners)
             new = change(before)
+            if new.label != before.label and not set(owners).issuperset(_agents_of(connection, block_id)):
+                return None
             values = {"label": new.label, "value": new.value.encode(), "spec": orjson.dumps(new.spec)}
             connection.execute(sa.update(blocks).where(blocks.c.id == block_id).values(**values, updated_at=utc_now()))
             if new.label != before.label:
-                for agent_id in _lock_agents(connection, user_id, _agents_of(connection, block_id)):
+                for agent_id in owners:
                     _check_labels(connection, agent_id)
             return load_blocks(connection, user_id, [block_id])[block_id]
 
     def delete(self, block_id: str, user_id: str) -> None:
         """Delete a block, and detach it from all agents.  Raises UnknownBlockError."""
         with self._database.transaction() as connection:
-            _found(load_blocks(connection, user_id, [block_id], is_locked=True), block_id)
+            _locked(connection, user_id, block_id, _agents_of(connection, block_id))
             connection.execute(sa.delete(agent_blocks).where(agent_blocks.c.block_id == block_id))
             connection.execute(sa.delete(blocks).where(blocks.c.id == block_id))
 
@@ -199,6 +211,12 @@ def _found(blocks_by_id: dict[str, StoredBlock], block_id: str) -> StoredBlock:
     if block_id not in blocks_by_id:
         raise UnknownBlockError(block_id)
     return blocks_by_id[block_id]
+
+
+def _locked(connection: sa.Connection, user_id: str, block_id: str, owners: Collection[str]) -> StoredBlock:
+    """Lock agents, then a block, and return the block: in the other order, an attach could deadlock with this."""
+    _lock_agents(connection, user_id, owners)
+    return _found(load_blocks(connection, user_id, [block_id], is_locked=True), block_id)
 
 
 def _ids_of(connection: sa.Connection, agent_id: str) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from batchray.config import Agent, StoredMemoryBlock, bind_agents, load_settings
 from batchray.errors import BlockConflictError, UnknownAgentError, UnknownBlockError
@@ -26,7 +28,10 @@ from batchray.store import (
     Store,
     StoredBlock,
 )
+from batchray.store.tables import agents, blocks
 from tests.builders.agents import calls
+from tests.polling import until
+from tests.postgres import Database
 
 SPEC = {"limit": 60, "description": "Who it is about."}
 NAMES = ("ann", "bob")
@@ -219,6 +224,23 @@ def test_blocks_are_listed_in_both_orders_between_two_of_them(store: Store) -> N
     assert [(each.block, each.n_agents) for each in listed] == [(each, n % 3) for n, each in enumerate(made)]
     newest = [each.block for each in store.blocks.listed(DEFAULT_USER, "desc", after=places[3], before=places[0])]
     assert newest == made[2:0:-1]
+
+
+@pytest.mark.parametrize("does", ["rename", "delete"])
+def test_a_block_and_its_agents_are_locked_in_one_order(tmp_path: Path, database: Database, does: str) -> None:
+    url = database.new_url()
+    with Store.open(tmp_path / "data", url) as store, ThreadPoolExecutor() as pool:
+        store.agents.create("ann", DEFAULT_USER, {})
+        shared = block(store, "Ada", "human", "ann")
+        with store.database.transaction() as attaching:  # it locks the agent, and then the block
+            attaching.execute(sa.select(agents.c.id).with_for_update())
+            if does == "rename":
+                other = pool.submit(change, store, shared, label="person")
+            else:
+                other = pool.submit(store.blocks.delete, shared.id, DEFAULT_USER)  # type: ignore[arg-type]
+            until(lambda: attaching.execute(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar())
+            attaching.execute(sa.select(blocks.c.id).with_for_update(nowait=True))
+        other.result()
 
 
 async def test_a_run_reads_and_writes_the_stored_blocks_and_a_person_edits_them_meanwhile(store: Store) -> None:
