@@ -5,6 +5,7 @@
     │   ├── BatchFormatError        the batch cannot be read: line or index, and the reason
     │   │   ├── EmptyBatchError     the batch has no requests
     │   │   └── UnknownAgentError   a request names an agent that does not exist
+    │   ├── RefusedLinesError       the file of an OpenAI batch cannot be run
     │   ├── ConfigError             settings, agents or providers cannot be used: file, place, reason
     │   ├── UnknownJobError         no job with that id in this data directory
     │   ├── UnknownBlockError       no memory block with that id
@@ -38,7 +39,7 @@ All of them survive pickling: each passes every argument to `Exception` position
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 
 class BatchrayError(Exception):
@@ -94,6 +95,22 @@ class EmptyBatchError(BatchFormatError):
 
 class UnknownAgentError(BatchFormatError):
     """A request names an agent that does not exist."""
+
+
+class RefusedLinesError(UsageError):
+    """The file of an OpenAI batch cannot be run.
+
+    `problems`, at least one, have a `code`, a `message`, the `line`, which counts from 1 and is None for the whole
+    file, and a `param`.
+    """
+
+    def __init__(self, problems: tuple[dict[str, Any], ...]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        first = self.problems[0]
+        return str(first["message"] if first["line"] is None else f"line {first['line']}: {first['message']}")
 
 
 class UnknownBlockError(UsageError):

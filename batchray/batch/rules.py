@@ -20,14 +20,15 @@ _FOREIGN = {
 
 
 class KnownAgent(NamedTuple):
-    """An agent that requests may name: its model as "provider/model", and the protocol of its provider, if any."""
+    """An agent that requests may name: its model as "provider/model", its provider's protocol, and its own name."""
 
     model: str | None = None
     protocol: str | None = None
+    name: str | None = None
 
     def has_model(self, name: str) -> bool:
-        """Whether this is its model, with the provider or without."""
-        return self.model is not None and name in (self.model, self.model.partition("/")[2])
+        """Whether this is its model, with the provider or without, or its own name."""
+        return name == self.name or (self.model is not None and name in (self.model, self.model.partition("/")[2]))
 
 
 class RequestRules:

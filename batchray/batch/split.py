@@ -86,6 +86,11 @@ def _numbered(stream: BinaryIO, first: Sequence[bytes]) -> Generator[tuple[int, 
                 yield number, line.rstrip(b"\r\n")
 
 
+def numbered_lines(stream: BinaryIO) -> Generator[tuple[int, bytes]]:
+    """Yield the lines of a stream of UTF-8 that are not blank, with their numbers, which count from 1."""
+    return _numbered(stream, ())
+
+
 def _spellings(name: str) -> str:
     """Return a pattern of all ways to write a key in JSON: each letter as it is, or escaped."""
     return "".join(rf"(?:{letter}|\\u00(?i:{ord(letter):02x}))" for letter in name)

@@ -116,7 +116,7 @@ def _window(
     }
     return Window(
         settings.max_in_flight,
-        wanted=lambda item: wanted[item.agent_id],
+        wanted=lambda item: wanted.get(item.agent_id, ()),
         slots=slots,
         weight=lambda item: len(item.request) + _ITEM_BYTES,
         max_waiting=_MAX_WAITING_BYTES,

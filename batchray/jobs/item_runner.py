@@ -36,6 +36,8 @@ class ItemRunner:
         answer of the provider also records those that were held before.  Raises ClusterError, or StoreError, if the job
         cannot continue.
         """
+        if item.agent_id not in self._job.agents.agents:
+            return await self.record([await self._without_agent(item)])
         started_at = time.monotonic()
         outcome = await self._run_attempts(item)
         agent = self._job.agents.agents[item.agent_id].agent
@@ -52,6 +54,14 @@ class ItemRunner:
             if self._job.paused_because is None and (held := self._job.held.end_rows(gate.provider, started_at)):
                 recorded += await self.record(held)
         return recorded
+
+    async def _without_agent(self, item: PendingItem) -> NewOutcome:
+        """Return the outcome of an item whose agent does not exist; a line of an OpenAI batch may name one."""
+        attempt = NewAttempt(item.index, item.attempt + 1, item.blamed_crashes, item.collateral_crashes)
+        await self._committer.begin(attempt)
+        flight = Flight(item.index, item.agent_id, attempt.attempt, time.monotonic_ns(), limit_s=0.0)
+        message = f"The model {item.agent_id[:60]!r} does not exist: no agent has this id, name or model."
+        return self._failed(flight, RequestError("agent_not_found", message))
 
     async def record(self, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
         """Record outcomes and return those that the store accepted."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from batchray.batch.parse import read_body
@@ -16,7 +17,7 @@ from batchray.server.idempotency import known_job
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import Body
-from batchray.store import ItemPage, JobRecord, NewItem, NewJob
+from batchray.store import ItemPage, JobRecord, NewItem, NewJob, Store
 
 T = TypeVar("T")
 
@@ -30,41 +31,50 @@ class BatchAcceptance:
         self._keys_in_use: set[tuple[str, str]] = set()
 
     async def accept(self, user_id: str, body: Body, key: str | None) -> JobRecord:
-        """Store a batch and queue its job.  The job is durable when this returns.
+        """Store a batch and queue its job; errors as in `accept_with`, and BatchFormatError."""
+        agent_ids = await self._agents.ids(user_id)
+        return await self.accept_with(user_id, key, body.digest, partial(self._create, body=body, agent_ids=agent_ids))
 
-        If the user has used the idempotency key before, returns the job of that request.  Raises BatchFormatError, and
-        HttpError 409 while a batch with the same key is being accepted, 422 if the key came with another body before,
-        503 while the server is stopping.
+    async def accept_with(
+        self, user_id: str, key: str | None, digest: str | None, create: Callable[[Store, NewJob], None]
+    ) -> JobRecord:
+        """Call `create`, which stores a job, and queue that.  The job is durable when this returns.
+
+        If the user has used the idempotency key before, returns the job of that request.  Raises what `create` raises,
+        and HttpError 409 while a batch with the same key is being accepted, 422 if the key came with another body
+        before, 503 while the server is stopping.
         """
         if self._scheduler.is_draining:
             raise stopping()
         with self._reserve_key(user_id, key):
-            if (known := await known_job(self._reader, user_id, key, body.digest)) is not None:
+            if (known := await known_job(self._reader, user_id, key, digest)) is not None:
                 return known
             job_id = new_job_id()
-            new = NewJob(job_id, self._agents.snapshot, user_id=user_id, idempotency_key=key, body_digest=body.digest)
-            agent_ids = await self._agents.ids(user_id)
+            new = NewJob(job_id, self._agents.snapshot, user_id=user_id, idempotency_key=key, body_digest=digest)
             try:
-                await self._store.call(self._create, new, body, agent_ids)
+                await self._store.call(create, self._store.sync, new)
             except KeyInUseError:  # another server accepted it at the same time
                 raise unavailable(1, "a batch with this Idempotency-Key is being accepted") from None
-        self._scheduler.enqueue(job_id)
-        return await self._reader.jobs.get(job_id)
+        job = await self._reader.jobs.get(job_id)
+        if not job.is_ended:
+            self._scheduler.enqueue(job_id)
+            job = await self._reader.jobs.get(job_id)
+        return job
 
-    def _create(self, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
+    def _create(self, store: Store, new: NewJob, body: Body, agent_ids: Set[str]) -> None:
         """Store the batch of a body.  A small body is checked before it is stored, a large one at the same time."""
-        jobs = self._store.sync.jobs
+        jobs = store.jobs
         if body.checker is None:
             small = read_body(body.data, agent_ids)
             items = [NewItem(*request) for request in small.requests]
             jobs.create(replace(new, callback_url=small.callback_url, unused_fields=lambda: small.unused), items)
         else:
             with body.checker.check(agent_ids) as large:
-                pages = (ItemPage(*page) for page in self._until_drain(large.pages))
+                pages = (ItemPage(*page) for page in self.until_drain(large.pages))
                 complete = replace(new, callback_url=large.callback_url, unused_fields=lambda: large.unused)
                 jobs.create_paged(complete, pages)
 
-    def _until_drain(self, pages: Iterable[T]) -> Iterator[T]:
+    def until_drain(self, pages: Iterable[T]) -> Iterator[T]:
         """Yield the pages.  Raises HttpError 503 when the server stops, so that nothing of the batch is stored."""
         for page in pages:
             if self._scheduler.is_draining:

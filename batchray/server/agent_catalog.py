@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from batchray.agents.build import protocol_of
 from batchray.agents.memory import MEMORY_TOOLS
+from batchray.batch.rules import KnownAgent
 from batchray.config import Agent, AgentSet, BoundAgent, MemoryBlock, function_name
 from batchray.errors import UnknownAgentError
 from batchray.schema import AgentState, Block, LLMConfig, Memory, Model, StopReason
@@ -179,6 +180,17 @@ class AgentLookup:
     async def ids(self, user_id: str) -> set[str]:
         """Return the ids of the agents that a user may ask."""
         return {*self.configured.agents, *await self._reader.agents.ids(user_id)}
+
+    def known(self, user_id: str) -> dict[str, KnownAgent]:
+        """Return the agents that a user may ask, with their models and protocols.  Blocks."""
+        configured = self.configured.agents.items()
+        agents = {agent_id: KnownAgent(bound.agent.model, protocol_of(bound)) for agent_id, bound in configured}
+        return agents | dict(self._reader.sync.agents.views(user_id, self._known))
+
+    def _known(self, agent_id: str, spec: Mapping[str, Any]) -> tuple[str, KnownAgent]:
+        model = str(spec["agent"].get("model") or "")
+        provider = self.configured.providers.get(model.partition("/")[0])
+        return agent_id, KnownAgent(model or None, provider.protocol if provider else None, spec["given"].get("name"))
 
     def find(self, user_id: str, agent_id: str) -> BoundAgent:
         """Return an agent that a user may ask.  Blocks.  Raises UnknownAgentError."""

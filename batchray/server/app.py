@@ -35,6 +35,7 @@ from batchray.server.executor_supervisor import supervise
 from batchray.server.idle_jobs import IdleJobs
 from batchray.server.keys import KeyFile
 from batchray.server.listener import bound, listening
+from batchray.server.openai_acceptance import OpenAIAcceptance
 from batchray.server.openapi import openapi_route
 from batchray.server.refusals import MAX_HEADERS, MAX_LINE_BYTES
 from batchray.server.request_rules import only_health_checks
@@ -48,6 +49,7 @@ from batchray.server.routes.health import HealthRoutes
 from batchray.server.routes.jobs import JobRoutes
 from batchray.server.routes.messages import MessageRoutes
 from batchray.server.routes.models import ModelRoutes
+from batchray.server.routes.openai_batches import OpenAIBatchRoutes
 from batchray.server.routes.runs import RunRoutes
 from batchray.server.routes.steps import StepRoutes
 from batchray.server.routes.tools import ToolRoutes
@@ -252,9 +254,10 @@ def _application(
     lookup = AgentLookup(agents, storage.reader)
     runs, clients = SingleRuns(settings, runtime, storage, lookup, scheduler), ClientWatch()
     agent_routes, states = AgentRoutes(settings, storage, lookup, catalog), AgentStates(catalog, lookup, storage.reader)
+    accepts = BatchAcceptance(storage, lookup, scheduler)
     health = HealthRoutes(storage, scheduler, uploads, lambda: runtime.is_ready(settings))
     routes = [
-        *BatchRoutes(storage, uploads, BatchAcceptance(storage, lookup, scheduler), scheduler, streams).routes(),
+        *BatchRoutes(storage, uploads, accepts, scheduler, streams).routes(),
         *agent_routes.routes(),
         *ModelRoutes(catalog).routes(),
         *BlockRoutes(settings, storage, states, catalog).routes(),
@@ -264,7 +267,8 @@ def _application(
         *RunRoutes(settings, storage.reader, runs).routes(),
         *JobRoutes(storage, scheduler, jobs.deletion).routes(),
         *StepRoutes(settings, storage).routes(),
-        *FileRoutes(storage, uploads, scheduler, jobs.tasks).routes(),
+        *FileRoutes(storage, uploads, scheduler, jobs.tasks, streams).routes(),
+        *OpenAIBatchRoutes(settings, storage, OpenAIAcceptance(storage, lookup, uploads, accepts), scheduler).routes(),
         *health.routes(),
     ]
     application = web.Application(

@@ -1,7 +1,7 @@
 """Checks a large body in a subprocess: `python -m batchray.server.body_checker FILE`.
 
 The parser holds the GIL while it reads a whole body.  In a subprocess it blocks no other client, and its memory is
-returned at its exit.  Standard input is a JSON array of the known agents' ids.  Standard output is a series of pickles:
+returned at its exit.  Standard input is JSON, see `Checker.check`.  Standard output is a series of pickles:
 the callback URL, then pages of requests, then the error, or None and the names of unused fields.
 """
 
@@ -13,16 +13,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import orjson
 
-from batchray.batch.parse import read_body
+from batchray.batch.formats.openai_files import OpenAIFile
+from batchray.batch.parse import Batch, read_body
+from batchray.batch.rules import KnownAgent
 from batchray.batch.spool import RawRequest
-from batchray.errors import BatchFormatError, StoreError
+from batchray.errors import BatchFormatError, RefusedLinesError, StoreError
 
 _PAGE, _PAGE_BYTES = 1000, 1024 * 1024
 # Room for several pages: with the default of 64 KiB, checking and storing would wait for each other at each page.
@@ -50,10 +52,11 @@ class Checker:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pipesize=_PIPE_BYTES)
 
     @contextmanager
-    def check(self, agents: Iterable[str]) -> Iterator[CheckedBatch]:
+    def check(self, given: Iterable[str] | Mapping[str, Any]) -> Iterator[CheckedBatch]:
         """Yield the batch in the file, which must be complete.  The body is checked while its pages are iterated.
 
-        Raises BatchFormatError as `read_body` does, and StoreError if the process dies.
+        `given` are the ids of the known agents; for a file of OpenAI's API, its `endpoint` and the known `agents`.
+        Raises BatchFormatError as `read_body` does, RefusedLinesError for a file, and StoreError if the process dies.
         """
         timeout = threading.Timer(_TIMEOUT_S, self._process.kill)
         timeout.start()
@@ -62,7 +65,7 @@ class Checker:
             assert self._process.stdin is not None
             assert output is not None
             with suppress(BrokenPipeError), self._process.stdin as input:  # a dead process is noticed at the first read
-                input.write(orjson.dumps(list(agents)))
+                input.write(orjson.dumps(given if isinstance(given, Mapping) else list(given)))
             callback_url = _next(output)
             unused = set[str]()
             yield CheckedBatch(_read_pages(output, unused), callback_url, unused)
@@ -86,7 +89,7 @@ def _next(source: IO[bytes]) -> Any:
         message = pickle.load(source)
     except (EOFError, pickle.UnpicklingError):
         raise StoreError("the process that checks a body was killed") from None
-    if isinstance(message, BatchFormatError):
+    if isinstance(message, BatchFormatError | RefusedLinesError):
         raise message
     return message
 
@@ -95,25 +98,33 @@ def main(file: Path) -> None:
     """Check the body in a file, and write its contents to standard output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the server, which ends this process
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when the server stops reading
-    agent_ids = sys.stdin.buffer.read()
-    if not agent_ids:  # the body did not arrive completely, or the server has died
+    given = sys.stdin.buffer.read()
+    if not given:  # the body did not arrive completely, or the server has died
         return
-    known = orjson.loads(agent_ids)
     out = sys.stdout.buffer
     end: list[Any]
     try:
-        with file.open("rb") as body:
-            # Not closed explicitly: a raised error still references slices of it.
-            batch = read_body(mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ), known)
+        batch = _batch_in(file, orjson.loads(given))
         pickle.dump(batch.callback_url, out)
         for page in _pages(batch.requests):
             pickle.dump(tuple(zip(*page, strict=True)), out, pickle.HIGHEST_PROTOCOL)
         end = [None, set(batch.unused)]
-    except BatchFormatError as error:
+    except (BatchFormatError, RefusedLinesError) as error:
         end = [error]
     for message in end:
         pickle.dump(message, out)
     out.flush()
+
+
+def _batch_in(file: Path, given: Any) -> Batch:
+    """Return the batch in a body, or in a file of OpenAI's API."""
+    if isinstance(given, list):
+        with file.open("rb") as body:
+            # Not closed explicitly: a raised error still references slices of it.
+            return read_body(mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ), given)
+    agents = {agent_id: KnownAgent(*each) for agent_id, each in given["agents"].items()}
+    lines = OpenAIFile(file.open("rb"), given["endpoint"], agents)
+    return Batch(lines.requests(), unused=lines.unused)
 
 
 def _pages(requests: Iterator[RawRequest]) -> Iterator[list[RawRequest]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 import orjson
@@ -16,6 +18,7 @@ from batchray.server.storage import ServerStorage
 from batchray.server.stream import Events, JsonLines, StreamedResponse, event
 from batchray.store import JobRecord, Store, StoredResult
 from batchray.views.carried import CarriedRows
+from batchray.views.openai_lines import openai_line
 from batchray.views.result_pages import START, ResultCursor, ResultOrder, ResultPosition
 from batchray.views.results import ResultViews
 
@@ -30,10 +33,12 @@ _N_TURNS = 8
 class ResultForm(NamedTuple):
     """How results are shown: what readers must have in common to share pages."""
 
-    kind: Literal["lines", "events"]
+    kind: Literal["lines", "events", "openai"]
     order: ResultOrder
     failed: bool = False
     include_input: bool = False
+    endpoint: str = ""
+    """Of a file of an OpenAI batch: its endpoint.  If `failed`, it is the error file, otherwise the output file."""
 
 
 class PageSource:
@@ -41,6 +46,7 @@ class PageSource:
 
     def __init__(self, store: Store, job: JobRecord, form: ResultForm) -> None:
         self._items, self.job, self.form = store.items, job, form
+        self._created_at = int(datetime.fromisoformat(job.created_at).timestamp())
         rows = CarriedRows(functools.partial(store.items.carried_columns, job))
         agents = store.jobs.agent_snapshot(job.id)
         self._views = ResultViews(job, agents, include_input=form.include_input, rows=rows)
@@ -63,7 +69,11 @@ class PageSource:
         """Return a result as it is sent; empty if it is left out."""
         if self.form.failed and stored.status == "succeeded":
             return b""
+        if self.form.kind == "openai" and self.form.failed == (stored.status == "succeeded"):
+            return b""
         result = self._views.result(stored)
+        if self.form.kind == "openai":
+            return openai_line(result, self.form.endpoint, self._created_at) + b"\n"
         if self.form.kind == "lines":
             return result.model_dump_json().encode() + b"\n"
         shown = result.model_dump(mode="json", exclude={"input", "messages"})
@@ -121,6 +131,23 @@ class ResultStreams:
                     return await events.end()
                 await events.send("progress", state.text)
                 state = await _next(feed, state, events)
+
+    async def openai_file(
+        self, request: web.Request, job: JobRecord, form: ResultForm, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """Stream the output or the error file of an ended OpenAI batch."""
+        response = StreamedResponse(request, headers, self._turns)
+        if request.method != "HEAD":
+            source = await self._source(job, form)
+            await self._send(response, source, JobState.of(job), START, is_final=True)
+        return await response.end()
+
+    async def size(self, job: JobRecord, form: ResultForm) -> int:
+        """Return how many bytes such a file has."""
+        source, position, n_bytes = await self._source(job, form), START, 0
+        while (page := await self._bulk.call(source.page, position, is_final=True)).n_results:
+            position, n_bytes = page.position, n_bytes + len(page.text)
+        return n_bytes
 
     async def _source(self, job: JobRecord, form: ResultForm) -> PageSource:
         return await self._reader.call(PageSource, self._reader.sync, job, form)

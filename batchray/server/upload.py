@@ -27,7 +27,7 @@ from batchray.errors import BatchFormatError, StoreFullError
 from batchray.server.body_checker import Checker
 from batchray.server.errors import HttpError, unavailable
 from batchray.server.forms import Buffer, Form, boundary_of, read_form
-from batchray.store import is_no_room
+from batchray.store import StoredFile, is_no_room
 from batchray.support.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,16 @@ class Uploads:
         async with self._receive(request, spool, MAX_BODY_BYTES + _FORM_BYTES) as body:
             with _opened(body) as buffer:
                 yield await asyncio.to_thread(read_form, buffer, boundary), buffer
+
+    @asynccontextmanager
+    async def copy(self, file: StoredFile, content: Iterator[bytes]) -> AsyncIterator[Body]:
+        """Yield the content of a stored file as the body of a batch.  Raises StoreFullError, and HttpError 503."""
+        spool, is_small = _Spool(self._directory, None), file.n_bytes <= _IN_MEMORY_BYTES
+        with self._upload_slot(is_small=is_small):
+            try:
+                yield await asyncio.to_thread(spool.fill, content, is_small=is_small)
+            finally:
+                await asyncio.to_thread(spool.close)
 
     @asynccontextmanager
     async def _receive(self, request: web.Request, spool: _Spool, max_bytes: int) -> AsyncIterator[Body]:
@@ -150,6 +160,14 @@ class _Spool:
             self.write(pieces)
         file = None if self._file is None else Path(self._file.name)
         return Body(self._digest.hexdigest() if self._digest else None, data, file, self._checker)
+
+    def fill(self, content: Iterator[bytes], *, is_small: bool) -> Body:
+        """Add all of some content and return the body."""
+        if is_small:
+            return self.end(list(content))
+        for piece in content:
+            self.write([piece])
+        return self.end([])
 
     def close(self) -> None:
         """Remove the file and kill its checker."""

@@ -16,6 +16,7 @@ from batchray.store.files import Files
 from batchray.store.items import Items
 from batchray.store.jobs import Jobs
 from batchray.store.leases import Leases
+from batchray.store.openai_batches import OpenAIBatches
 from batchray.store.outcomes import Outcomes
 from batchray.store.retention import Retention
 from batchray.store.runs import Runs
@@ -43,6 +44,7 @@ class AsyncStore:
         self.agents = AsyncAgents(self, store.agents)
         self.blocks = AsyncBlocks(self, store.blocks)
         self.files = AsyncFiles(self, store.files)
+        self.openai_batches = AsyncOpenAIBatches(self, store.openai_batches)
         self.runs = AsyncRuns(self, store.runs)
         self.retention = AsyncRetention(self, store.retention)
 
@@ -206,6 +208,15 @@ class AsyncFiles:
         self.part = store.on(files.part)
         self.forget = store.on(files.forget)
         self.purge = store.on(files.purge)
+
+
+class AsyncOpenAIBatches:
+    """`OpenAIBatches` for async code."""
+
+    def __init__(self, store: AsyncStore, batches: OpenAIBatches) -> None:
+        self.spec = store.on(batches.spec)
+        self.specs = store.on(batches.specs)
+        self.change = store.on(batches.change)
 
 
 class AsyncRuns:

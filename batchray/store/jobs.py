@@ -34,6 +34,7 @@ from batchray.store.tables import (
     checkpoints,
     jobs,
     leases,
+    openai_batches,
     outcomes,
     reopenings,
     run_options,
@@ -79,7 +80,11 @@ class Jobs:
                 connection.execute(sa.insert(carried_columns).values((job, *part)))
             values = {"total": total, "agents": orjson.dumps(new.snapshot(agent_ids))}
             values["unused_fields"] = ",".join(sorted(new.unused_fields())) or None
+            if new.has_failed:
+                values |= {"status": "failed", "stop_reason": "error", "completed_at": now, "total_duration_ns": 0}
             connection.execute(sa.update(jobs).where(jobs.c.job == job).values(values))
+            if (spec := new.openai_batch()) is not None:
+                connection.execute(sa.insert(openai_batches).values(job=job, spec=orjson.dumps(spec)))
             if (taken := new.taken_over()) is not None:
                 take_over(connection, job, taken)
             failpoint("before-commit")

@@ -31,7 +31,8 @@ class NewJob:
     one agent, `agent_id`: `run` if a client waits for it, `background` if none does.  `idempotency_key` is unique for a
     user; `body_digest` is that of its body.
     `run_options` are what a resume of the job takes over, as JSON-able data.  `unused_fields` returns, once all items
-    have been read, the names of fields in them that have no effect; `taken_over`, the outcomes that they have already.
+    have been read, the names of fields in them that have no effect; `taken_over`, the outcomes that they have already,
+    and `openai_batch`, what only OpenAI's API has of a batch.  One that `has_failed` ends without an item.
     """
 
     id: str
@@ -45,6 +46,8 @@ class NewJob:
     run_options: Mapping[str, Any] | None = None
     unused_fields: Callable[[], Iterable[str]] = tuple
     taken_over: Callable[[], TakenOver | None] = lambda: None
+    openai_batch: Callable[[], Mapping[str, Any] | None] = lambda: None
+    has_failed: bool = False
 
 
 class NewItem(NamedTuple):

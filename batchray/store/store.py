@@ -24,6 +24,7 @@ from batchray.store.integrity import Integrity
 from batchray.store.items import Items
 from batchray.store.jobs import Jobs
 from batchray.store.leases import LEASE_S, Leases
+from batchray.store.openai_batches import OpenAIBatches
 from batchray.store.outcomes import Outcomes
 from batchray.store.postgres import Postgres
 from batchray.store.retention import Retention
@@ -54,6 +55,7 @@ class Store:
         self.agents = Agents(database)
         self.blocks = Blocks(database)
         self.files = Files(database)
+        self.openai_batches = OpenAIBatches(database)
         self.runs = Runs(database, self.jobs)
         self.integrity = Integrity(database, self.items)
         self.retention = Retention(database)

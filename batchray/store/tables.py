@@ -286,6 +286,14 @@ files = sa.Table(
     sa.Index("files_by_idempotency_key", "user_id", "idempotency_key", unique=True),
 )
 
+# The jobs that are batches of OpenAI's API, with what only that API has.
+openai_batches = sa.Table(
+    "openai_batches",
+    metadata,
+    sa.Column("job", INTEGER, primary_key=True),
+    sa.Column("spec", sa.LargeBinary, nullable=False),
+)
+
 # The contents of files, in parts that follow each other.
 file_parts = sa.Table(
     "file_parts",

@@ -22,7 +22,7 @@ _STATUSES = {
     **dict.fromkeys(("timeout", "deadline_exceeded"), 504),
     "authentication_error": 401,
     "permission_denied": 403,
-    "not_found": 404,
+    **dict.fromkeys(("not_found", "agent_not_found"), 404),
     "conflict": 409,
     "request_too_large": 413,
 }

@@ -16,6 +16,9 @@ from batchray.views.answers import Answer, answer_of, status_of_failure
 from batchray.views.export_formats import OPENAI_ENDPOINTS
 
 CHAT_COMPLETIONS, RESPONSES = OPENAI_ENDPOINTS
+
+# The codes of OpenAI's API for types of errors that have another name here.
+_CODES = {"agent_not_found": "model_not_found"}
 _ENDED = {
     ItemStatus.EXPIRED: (
         "batch_expired",
@@ -51,7 +54,7 @@ def openai_line(result: Result, endpoint: str = CHAT_COMPLETIONS, created_at: in
     error = result.error or ErrorInfo(type=str(result.stop_reason), message="The request failed.")
     if (status := status_of_failure(result)) == 504:
         return _line(digits, custom_id, error=("request_timeout", error.message))
-    return _line(digits, custom_id, status, error_body(status, error.type, error.message))
+    return _line(digits, custom_id, status, error_body(status, _CODES.get(error.type, error.type), error.message))
 
 
 def openai_failure(batch_item_id: str, custom_id: str, status: int, code: str, message: str) -> bytes:

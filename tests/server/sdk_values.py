@@ -68,6 +68,16 @@ class World:
         url, file = str(self.letta.base_url.join("/v1/files")), {"file": ("batch.jsonl", FILE)}
         return str(httpx.post(url, files=file, data={"purpose": "batch"}, verify=False).json()["id"])
 
+    def openai_batch(self) -> str:
+        return f"batch_{self.batch_id.removeprefix('job-').replace('-', '')}"
+
+    def cancelled_openai_batch(self) -> str:
+        """Return a batch that may be cancelled at any time, because it is."""
+        request: Any = {"agent_id": "endless", "input": INPUT}
+        job_id = str(self.letta.batches.create(requests=[request]).id)
+        self.letta.batches.cancel(job_id)
+        return f"batch_{job_id.removeprefix('job-').replace('-', '')}"
+
     def new_run(self) -> list[str]:
         return [str(self.letta.agents.messages.create_async(self.agent_id, input=INPUT).id)]
 
@@ -96,6 +106,7 @@ OF_EVERY_METHOD: dict[str, Value] = {
     "block_id": lambda world: world.block_id,
     "block_label": "human",
     "file_id": World.new_file,
+    "openai_batch_id": World.openai_batch,
     "job_id": lambda world: world.batch_id,
     "tool_id": lambda world: world.tool_id,
     "tool_name": "calculate",

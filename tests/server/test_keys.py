@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import letta_client
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 from batchray.cli.main import cli
 from tests.server.http_client import BATCHES, Response, call
 from tests.server.live import QUICKSTART, ROOT, LiveServer, live_server
+from tests.server.sdk_values import FILE
 
 SUM = {"agent_id": "calculator", "input": "What is 2 + 3?"}
 UNKNOWN = "1b4e28ba-2fa1-4d3b-a3f5-ef19c0ffee00"
@@ -121,6 +123,9 @@ ROUTES = [
     *[(method, "/v1/files") for method in ("POST", "GET")],
     *[(method, "/v1/files/file-1") for method in ("GET", "DELETE")],
     ("GET", "/v1/files/file-1/content"),
+    *[(method, "/v1/batches") for method in ("POST", "GET")],
+    ("GET", "/v1/batches/batch_1"),
+    ("POST", "/v1/batches/batch_1/cancel"),
     ("GET", "/metrics"),
 ]
 
@@ -165,6 +170,7 @@ def test_every_route_of_the_openapi_document_was_tried(keyed: LiveServer) -> Non
         "calculator": "{agent_id}",
         "block-1": "{block_id}",
         "file-1": "{file_id}",
+        "batch_1": "{openai_batch_id}",
         "blocks/human": "blocks/{block_label}",
         "approval/tool-1": "approval/{tool_name}",
         "tool-1": "{tool_id}",
@@ -262,6 +268,38 @@ def test_another_users_runs_and_steps_look_like_unknown_ones(
     assert_looks_unknown(lambda each: bob.call("DELETE", f"/v1/runs/{each}"), message["run_id"])
     said = {"feedback": "positive"}
     assert_looks_unknown(lambda each: bob.call("PATCH", f"/v1/steps/{each}/feedback", said), message["step_id"])
+
+
+def test_another_users_files_and_openai_batches_look_like_unknown_ones(
+    alice: User, bob: User, job_of_alice: dict[str, Any]
+) -> None:
+    def file_of(user: User) -> Any:
+        url, headers = f"{user.server.url}/v1", {"Authorization": f"Bearer {user.key}"}
+        form = {"files": {"file": ("a.jsonl", FILE)}, "data": {"purpose": "batch"}}
+        return httpx.post(f"{url}/files", headers=headers, **form).json()["id"]  # type: ignore[arg-type]
+
+    digits = job_of_alice["id"].removeprefix("job-").replace("-", "")
+    theirs, results = file_of(alice), f"file-output-{digits}"
+    paths = [
+        *((method, f"/v1/files/{each}{rest}") for each in (theirs, results) for method, rest in _OF_A_FILE),
+        ("GET", f"/v1/batches/batch_{digits}"),
+        ("POST", f"/v1/batches/batch_{digits}/cancel"),
+        ("GET", f"/v1/files?after={theirs}"),
+        ("GET", f"/v1/batches?after=batch_{digits}"),
+    ]
+    for method, path in paths:
+        refused = bob.call(method, path)
+        message = refused.body["error"]["message"]
+        assert refused.status == (400 if "?" in path else 404)
+        assert message.startswith(("No such File object", "No batch found")), path
+    assert alice.call("GET", f"/v1/files/{results}").body["purpose"] == "batch_output"
+    assert theirs in [file["id"] for file in alice.call("GET", "/v1/files").body["data"]]
+    assert theirs not in [file["id"] for file in bob.call("GET", "/v1/files").body["data"]]
+    asked = {"input_file_id": theirs, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    assert "Cannot find file" in str(bob.call("POST", "/v1/batches", asked).body["errors"])
+
+
+_OF_A_FILE = (("GET", ""), ("GET", "/content"), ("DELETE", ""))
 
 
 def test_another_users_agent_looks_like_an_unknown_one(alice: User, bob: User, agent_of_alice: str) -> None:

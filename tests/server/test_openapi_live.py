@@ -16,6 +16,11 @@ from tests.server.live import LiveServer
 from tests.server.sdk_values import FILE, INPUT, MODEL, OF_EVERY_METHOD, Value, World, value_for
 
 BODIES: dict[str, Value] = {
+    "create_openai_batch": lambda world: {
+        "input_file_id": world.new_file(),
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    },
     "create_batch": lambda world: {"requests": [{"agent_id": world.agent_id, "input": INPUT}]},
     "create_agent": {"name": "described", "model": MODEL},
     "update_agent": {"description": "Changed."},
@@ -40,6 +45,7 @@ IDS: dict[str, dict[str, Value]] = {
     "detach_agent_tool": {"agent_id": World.new_agent},
     "update_agent_tool_approval": {"agent_id": World.new_agent},
     "cancel_batch": {"batch_id": World.new_batch},
+    "cancel_openai_batch": {"openai_batch_id": World.cancelled_openai_batch},
     "cancel_job": {"job_id": World.new_batch},
     "delete_batch": {"batch_id": World.new_batch},
     "delete_job": {"job_id": World.new_batch},

@@ -34,6 +34,7 @@ def subclasses(kind: type[BatchrayError]) -> Iterator[type[BatchrayError]]:
 def one_of_each() -> Iterator[BatchrayError]:
     """Every error of the tree, with all its arguments given, and then with the required ones only."""
     values = {"str": "a 'word'\n", "bool": False, "float": 1.5, "int | None": 7}
+    values["tuple[dict[str, Any], ...]"] = ({"code": "invalid_url", "message": "bad", "line": 3, "param": "url"},)
     for kind in subclasses(BatchrayError):
         if kind.__init__ is Exception.__init__:
             yield kind("a reason")

@@ -21,6 +21,8 @@ from batchray.server.file_uploads import FileUpload, read_upload, refused
 from batchray.server.idempotency import KEY_PATTERN, key_of
 from batchray.server.openai_errors import OpenAIErrorBody
 from batchray.server.openai_views import file_view
+from batchray.server.result_files import ResultFiles
+from batchray.server.result_streams import ResultStreams
 from batchray.server.routing import NoQuery, ResponseBody, Route
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
@@ -46,10 +48,16 @@ class FileRoutes:
     """The endpoints of files."""
 
     def __init__(
-        self, storage: ServerStorage, uploads: Uploads, scheduler: JobScheduler, tasks: BackgroundTasks
+        self,
+        storage: ServerStorage,
+        uploads: Uploads,
+        scheduler: JobScheduler,
+        tasks: BackgroundTasks,
+        streams: ResultStreams,
     ) -> None:
         self._store, self._reader, self._bulk = storage.store, storage.reader, storage.bulk
         self._uploads, self._scheduler, self._tasks = uploads, scheduler, tasks
+        self._results = ResultFiles(storage, streams)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -115,10 +123,14 @@ class FileRoutes:
 
     async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return one file."""
+        if (results := await self._results.find(request)) is not None:
+            return await self._results.view(results)
         return file_view(await self._file(request))
 
     async def content(self, request: web.Request, query: NoQuery) -> ResponseBody:
-        """Stream the content of a file."""
+        """Stream the content of a file; that of a batch's results is made of them."""
+        if (results := await self._results.find(request)) is not None:
+            return await self._results.content(request, results, _CONTENT)
         file = await self._file(request)
         response = StreamedResponse(request, {**_CONTENT, "Content-Length": str(file.n_bytes)})
         if request.method == "HEAD":
@@ -132,7 +144,9 @@ class FileRoutes:
         return await response.end()
 
     async def delete(self, request: web.Request, query: NoQuery) -> ResponseBody:
-        """Delete a file; batches that were made of it stay."""
+        """Delete a file; a batch that was made of it stays, and so do the results in a file of them."""
+        if (results := await self._results.find(request)) is not None:
+            return await self._results.delete(results)
         file = await self._file(request)
         if not await self._store.files.forget(file.id, file.user_id):
             raise _unknown(file.id)
