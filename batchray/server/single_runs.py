@@ -113,6 +113,8 @@ class SingleRuns:
         try:
             await self._store.jobs.create(new, [NewItem(run.agent_id, None, run.request)])
         except KeyInUseError:  # another server has started it at the same time
+            if (known := await known_job(self._reader, run.user_id, run.key, run.digest)) is not None:
+                return known
             raise unavailable(1, "a request with this Idempotency-Key is being started") from None
         if has_left():
             with suppress(StoreError):

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,6 +64,7 @@ class ScriptedRuntime:
         self.started: list[ScriptedJob] = []
         self.agents: list[AgentSet] = []
         self.error: Exception | None = None
+        self.on_ensure_executor: Callable[[], object] = lambda: None
         self._store: Store | None = None
 
     def open_store(self, settings: Settings) -> Store:
@@ -77,7 +79,7 @@ class ScriptedRuntime:
         pass
 
     async def ensure_executor(self, settings: Settings) -> None:
-        pass
+        self.on_ensure_executor()
 
     def start(self, job_id: str, agents: AgentSet, *_: object) -> ScriptedJob:
         if self.error is not None:
@@ -332,14 +334,32 @@ async def test_a_draining_server_starts_and_restarts_nothing(server: Server) -> 
     assert server.started_ids() == [job_id]
 
 
+BOUND = bind_agents([Agent(id="a", model="offline/rules")]).agents["a"]
+
+
+def single_runs(server: Server) -> SingleRuns:
+    lookup = AgentLookup(AgentSet(), server.storage.reader)
+    return SingleRuns(server.settings, cast(Any, server.runtime), server.storage, lookup, server.scheduler)
+
+
 @pytest.mark.parametrize("answers", [[True], [False, True]], ids=["before it is stored", "while it is stored"])
 async def test_a_request_whose_client_leaves_while_it_starts_is_not_run(server: Server, answers: list[bool]) -> None:
-    lookup = AgentLookup(AgentSet(), server.storage.reader)
-    runs = SingleRuns(server.settings, cast(Any, server.runtime), server.storage, lookup, server.scheduler)
-    agent = bind_agents([Agent(id="a", model="offline/rules")]).agents["a"]
+    runs = single_runs(server)
     with pytest.raises(ConnectionResetError):
-        await runs.start(NewRun("user", "a", b"{}", agent=agent), iter(answers).__next__)
+        await runs.start(NewRun("user", "a", b"{}", agent=BOUND), iter(answers).__next__)
     assert server.runtime.started == []
     assert await server.storage.reader.jobs.unended() == []
-    kept = await runs.start(NewRun("user", "a", b"{}", "key", agent=agent), lambda: True)
+    kept = await runs.start(NewRun("user", "a", b"{}", "key", agent=BOUND), lambda: True)
     assert server.started_ids() == [kept.id]
+
+
+async def test_a_request_that_another_server_starts_at_the_same_time_is_one_run(server: Server) -> None:
+    run = NewRun("user", "a", b"{}", "key")
+
+    def start_elsewhere() -> None:
+        new = NewJob(new_job_id(), AgentSet().snapshot, user_id="user", idempotency_key="key", body_digest=run.digest)
+        server.storage.store.sync.jobs.create(new, [NewItem("a", None, b"{}")])
+
+    server.runtime.on_ensure_executor = start_elsewhere
+    started = await single_runs(server).start(replace(run, agent=BOUND))
+    assert [started.id] == [job.id for job in await server.storage.reader.jobs.unended()]
