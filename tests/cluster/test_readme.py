@@ -137,7 +137,7 @@ def test_the_routes_and_their_parameters_are_those_of_the_server(server: LiveSer
     text = _read("batchray/server/README.md")
     with urllib.request.urlopen(f"{server.url}/openapi.json") as response:
         paths: dict[str, dict[str, Any]] = json.load(response)["paths"]
-    described = set(re.findall(r"`((?:GET|POST|PATCH|DELETE) /[^`]*)`", text))
+    described = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE) /[^`]*)`", text))
     assert described == {f"{method.upper()} {path}" for path in paths for method in paths[path]} | {"GET /openapi.json"}
     parameters = {each["name"] for path in paths.values() for route in path.values() for each in route["parameters"]}
     words = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`\n]+)`", text))))
