@@ -17,9 +17,9 @@ from batchray.views.results import ResultViews
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BLOCK_ROWS = 20_000
-_BLOCK_BYTES = 16 * 1024 * 1024
-"""About the size of a block: large enough for a row group of Parquet, small for the memory of the process."""
+_BLOCK_ROWS = 2_000
+_BLOCK_BYTES = 2 * 1024 * 1024
+"""About the size of a block, which becomes a row group of Parquet.  As Python values it needs many times the memory."""
 
 
 class ResultTables:

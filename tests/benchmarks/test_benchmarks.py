@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
         "restarts",
         "askers",
         "tables",
+        "exports",
     ],
 )
 def test_limit_is_held(name: str) -> None:

@@ -80,7 +80,7 @@ def test_the_commands_of_the_readme_select_folders_and_markers_that_exist(pytest
     }
     assert (
         marked - {"not", "and"}
-        == {"timing", "chaos", "full", "benchmark", "fuzz", "sdks", "servers", "cluster"}
+        == {"timing", "chaos", "formats", "full", "benchmark", "fuzz", "sdks", "servers", "cluster"}
         <= declared
     )
 
