@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import orjson
 
 from batchray.errors import UsageError
 from batchray.experiments.bootstrap import Interval, interval_of_mean
-from batchray.experiments.cross import REQUEST
+from batchray.experiments.cross import REPEAT, REQUEST
 from batchray.experiments.scoring import SCORED, score_of
 from batchray.jobs.handle import Job
 from batchray.schema import Result
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Key = Callable[[Result], Any]
+_Agents = Mapping[str, Mapping[str, Any]]
+"""The settings of agents by id."""
 
 
 def compare(
@@ -61,8 +63,9 @@ def compare(
     jobs, ratings = _split([job] if isinstance(job, Job) else list(job), scores)
     rated = _scores(ratings)
     groups: dict[Any, _Group] = defaultdict(_Group)
+    agents = {each.id: each.agents() for each in jobs}
     for each in jobs:
-        key_of = _key(by, each)
+        key_of = _key(by, each, agents)
         for result in each.results("index", wait=False, include_input=True):
             groups[key_of(result)].add(result, rated.get((each.id, result.index)), failed_score)
     if not groups:
@@ -102,9 +105,10 @@ class _Group:
 
 
 def _request_key(result: Result) -> str:
-    """Return what all answers to one request share."""
-    if (request := _given_with(result).get(REQUEST)) is not None:
-        return str(request)
+    """Return what all answers to one request share.  Columns of a table may have the names that `cross` uses."""
+    metadata = result.metadata or {}
+    if REQUEST in metadata and REPEAT in metadata:
+        return str(metadata[REQUEST])
     return hashlib.blake2b(orjson.dumps(result.input), digest_size=16).hexdigest()
 
 
@@ -148,50 +152,52 @@ def _scores(ratings: Sequence[Job]) -> dict[tuple[str, int], float]:
     return scores
 
 
-def _key(by: str | Sequence[str] | Key, job: Job) -> Key:
-    """Return a function from a result of the job to its group."""
+def _key(by: str | Sequence[str] | Key, job: Job, agents: Mapping[str, _Agents]) -> Key:
+    """Return a function from a result of the job to its group; `agents` are those of all jobs, by the job's id."""
     if callable(by):
-        return by
+        return lambda result: _hashable(by(result))
     if isinstance(by, str):
-        return _named(by, job)
-    keys = [_named(name, job) for name in by]
+        return _named(by, job, agents)
+    if not by:
+        raise UsageError("compare: `by` names nothing to group by")
+    keys = [_named(name, job, agents) for name in by]
     return lambda result: tuple(key(result) for key in keys)
 
 
-def _named(name: str, job: Job) -> Key:
+def _named(name: str, job: Job, agents: Mapping[str, _Agents]) -> Key:
     if name == "job":
         return lambda result: job.id
     if name in ("agent_id", "model", "status", "stop_reason", "custom_id"):
         return lambda result: None if (value := getattr(result, name)) is None else str(value)
-    of_agents = dict(_of_agents(name, job.agents()))
+    settings = {of_job: _settings(each) for of_job, each in agents.items()}
+    is_of_agents = any(name in each for of_job in settings.values() for each in of_job.values())
+    own = settings[job.id]
 
     def value_of(result: Result) -> Any:
-        if result.agent_id in of_agents:
-            return of_agents[result.agent_id]
+        if is_of_agents and result.agent_id in own:  # None for an agent that leaves it to its default
+            return _hashable(own[result.agent_id].get(name))
         given = _given_with(result)
         if name in given:
             return _hashable(given[name])
-        known = ", ".join([*_labels(job.agents()), *given])
+        known = ", ".join(dict.fromkeys([*(key for agent in own.values() for key in agent), *given]))
         where = f"neither agent {result.agent_id!r} nor item {result.index} has it"
         raise UsageError(f"cannot group by {name!r}: {where}" + (f"; they have: {known}" if known else ""))
 
     return value_of
 
 
-def _of_agents(name: str, agents: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield the label or setting of this name of each agent that has it; None for one that leaves it to its default."""
-    settings = {agent_id: {**agent, **agent.get("labels", {})} for agent_id, agent in agents.items()}
-    if any(name in each for each in settings.values()):
-        for agent_id, each in settings.items():
-            yield agent_id, _hashable(each.get(name))
-
-
-def _labels(agents: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for agent in agents.values() for name in (*agent.get("labels", {}), *agent)))
+def _settings(agents: _Agents) -> dict[str, dict[str, Any]]:
+    """Return the labels and the settings of each agent; a label wins."""
+    labels = {agent_id: agent.get("labels", {}) for agent_id, agent in agents.items()}
+    return {agent_id: {**labels[agent_id], **agent, **labels[agent_id]} for agent_id, agent in agents.items()}
 
 
 def _hashable(value: Any) -> Any:
-    return value if isinstance(value, Hashable) else orjson.dumps(value, default=str).decode()
+    try:
+        hash(value)
+    except TypeError:
+        return orjson.dumps(value, default=str).decode()
+    return value
 
 
 def _row(group: _Group, baseline: _Group, level: float, seed: int) -> dict[str, Any]:

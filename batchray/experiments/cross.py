@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from batchray.batch.formats.sources import with_index
 from batchray.config import Agent, AgentSet
 from batchray.errors import UsageError
 from batchray.schema import AgentRequest
@@ -72,11 +73,17 @@ def cross(
 def _rows_of(requests: Any) -> Any:
     """Return the rows of a frame or a table as mappings; anything else as it is."""
     if hasattr(requests, "iloc"):  # pandas
-        return requests.to_dict("records")
+        return _frame_rows(requests)
     for to_rows in ("to_dicts", "to_pylist", "take_all"):  # Polars, pyarrow, Ray
         if hasattr(requests, to_rows):
             return getattr(requests, to_rows)()
     return requests
+
+
+def _frame_rows(frame: Any) -> list[Any]:
+    """Return the rows of a DataFrame, or the values of a Series, with None for what is missing."""
+    known = frame.astype(object).where(frame.notna(), None)
+    return known.tolist() if frame.ndim == 1 else with_index(known).to_dict("records")  # type: ignore[no-any-return]
 
 
 def _agent_id(agent: Agent | Mapping[str, Any] | str) -> str:
@@ -102,6 +109,9 @@ def _as_mapping(request: Any, position: int) -> Mapping[str, Any]:
 
 def _crossed(request: Mapping[str, Any], position: int, agent_id: str, repeat: int) -> dict[str, Any]:
     metadata = request.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        kind = type(metadata).__name__
+        raise UsageError(f"cross: the metadata of requests[{position}] is a mapping, not {kind}; rename the column")
     if taken := {REQUEST, REPEAT} & metadata.keys():
         raise UsageError(f"cross: requests[{position}] has {min(taken)!r} in its metadata, which cross sets; rename it")
     key = str(position if request.get("custom_id") is None else request["custom_id"])

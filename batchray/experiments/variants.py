@@ -38,14 +38,15 @@ def _labelled(name: str, choices: Collection[Any]) -> dict[str, Any]:
     if isinstance(choices, str | bytes) or not isinstance(choices, Collection):
         kind = type(choices).__name__
         raise ConfigError(f"variants: {name} is a list of values, or a mapping of labels to values, not {kind}")
+    if hasattr(choices, "tolist"):  # an array of numpy, a series of pandas
+        choices = choices.tolist()
     if not choices:
         raise ConfigError(f"variants: {name} has no values; leave it out or give at least one")
-    if isinstance(choices, Mapping):
-        return {str(label): value for label, value in choices.items()}
-    labels = [_label(position, value) for position, value in enumerate(choices, 1)]
+    is_named = isinstance(choices, Mapping)
+    labels = [str(each) if is_named else _label(position, each) for position, each in enumerate(choices, 1)]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise ConfigError(f"variants: {name} has {twice!r} twice; a mapping of labels to values tells them apart")
-    return dict(zip(labels, choices, strict=True))
+    return dict(zip(labels, choices.values() if isinstance(choices, Mapping) else choices, strict=True))
 
 
 def _label(position: int, value: Any) -> str:

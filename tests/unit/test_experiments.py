@@ -311,3 +311,50 @@ def test_requests_are_crossed_with_all_agents_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "agents.yaml").write_text("agents: [{id: a, model: offline/rules}, {id: b, model: offline/rules}]")
     crossed = batchray.cross(["one"], batchray.load_agents([tmp_path / "agents.yaml"]))
     assert [request["agent_id"] for request in crossed] == ["a", "b"]
+
+
+def test_columns_named_as_the_keys_of_cross_pair_nothing(options: dict[str, Any]) -> None:
+    rows = [{"q": q, "agent_id": a, "request": "chat", "metadata": "m"} for a in ("a", "b") for q in ("x", "y", "z")]
+    job = batchray.run(
+        rows, [Agent(id=name, model="offline/rules") for name in ("a", "b")], input_column="q", **options
+    )
+    assert list(batchray.compare(job)["pairs"]) == [3, 3]
+    with pytest.raises(UsageError, match="metadata of requests\\[0\\] is a mapping, not str"):
+        list(batchray.cross(rows, ["a"]))
+
+
+def test_a_setting_of_one_job_groups_the_agents_of_another(options: dict[str, Any]) -> None:
+    plain = batchray.run([{"agent_id": "a", "input": "x"}], [Agent(id="a", model="offline/rules")], **options)
+    warm = Agent(id="b", model="offline/rules", temperature=0.5)
+    other = batchray.run([{"agent_id": "b", "input": "x"}], [warm], **options)
+    frame = batchray.compare([other, plain], by="temperature")
+    assert list(frame["pairs"]) == [1, 1]
+    assert frame.index[0] == 0.5
+    assert batchray.compare(plain, by=lambda result: [result.agent_id]).index[0] == '["a"]'
+    with pytest.raises(UsageError, match="nothing to group by"):
+        batchray.compare(plain, by=[])
+
+
+def test_missing_values_of_a_crossed_frame_are_none() -> None:
+    frame = pd.DataFrame(
+        {
+            "id": [1, 2],
+            "f": [0.5, float("nan")],
+            "t": pd.Series([pd.Timestamp("2026-01-01"), pd.NaT]),
+            "i": pd.array([1, None], "Int64"),
+        }
+    ).set_index("id")
+    rows = [{name: row[name] for name in ("id", "f", "t", "i")} for row in batchray.cross(frame, ["a"])]
+    assert rows[0] == {"id": 1, "f": 0.5, "t": pd.Timestamp("2026-01-01"), "i": 1}
+    assert rows[1] == {"id": 2, "f": None, "t": None, "i": None}
+    assert [row["input"] for row in batchray.cross(pd.Series(["x", "y"]), ["a"])] == ["x", "y"]
+
+
+def test_values_may_be_an_array_and_labels_differ_as_texts() -> None:
+    agents = batchray.variants(
+        Agent(id="a", model="offline/rules"), temperature=np.linspace(0, 1, 3), max_steps=np.array([2])
+    )
+    assert [(each.temperature, each.max_steps) for each in agents] == [(0.0, 2), (0.5, 2), (1.0, 2)]
+    assert agents[1].id == "a[temperature=0.5, max_steps=2]"
+    with pytest.raises(ConfigError, match="system has '1' twice"):
+        batchray.variants(Agent(id="a", model="offline/rules"), system={1: "x", "1": "y"})

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
@@ -290,6 +291,50 @@ def test_csv_has_types_only_if_no_text_is_lost(values: str, expected: list[Any],
     _, rows = read(file, InputOptions(agent="a", input_column="q"), tmp_path)
     assert [row["v"] for row in rows] == expected
     assert [type(row["v"]) for row in rows] == [type(value) for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, "a", pd.NA, pd.NaT, None], [1, "a", None, None, None]),
+        ([pd.Timestamp(2026, 1, 1), "a"], ["2026-01-01T00:00:00", "a"]),
+        ([datetime.date(2026, 1, 1), datetime.datetime(2026, 1, 1, 5)], ["2026-01-01", "2026-01-01T05:00:00"]),
+        (
+            [datetime.datetime(2026, 1, 1), datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)],
+            ["2026-01-01T00:00:00", "2026-01-01T00:00:00+00:00"],
+        ),
+        ([np.array([1.5, 2.5]), np.array([1.5])], [[1.5, 2.5], [1.5]]),
+        ([{}, {}], [{}, {}]),
+    ],
+)
+def test_values_of_python_come_back_unchanged(values: list[Any], expected: list[Any], tmp_path: Path) -> None:
+    rows = [{"q": "x", "v": value} for value in values]
+    for source in (rows, pd.DataFrame({"q": "x", "v": pd.Series(values, dtype=object)})):
+        batch = open_batch(source, AGENTS, tmp_path, InputOptions(agent="a", input_column="q"))
+        assert isinstance(batch, Table)
+        carried = [decode(part.data) for part in batch.parts]
+        assert [row["v"] for part in carried for row in rows_of(part)] == expected
+
+
+def test_texts_among_bytes_are_told(tmp_path: Path) -> None:
+    rows = [{"q": "x", "v": "text"}, {"q": "x", "v": b"bytes"}]
+    error = refusal(rows, InputOptions(agent="a", input_column="q"), tmp_path)
+    assert error.startswith("row 1: column 'v': a value of type bytes among values of other types")
+
+
+def test_a_column_that_is_the_index_too_is_one_column(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": [7], "question": ["x"]}).set_index("id", drop=False)
+    requests, rows = read(frame, QUESTIONS, tmp_path)
+    assert json.loads(requests[0].body)["custom_id"] == 7
+    assert rows == [{"id": 7, "question": "x"}]
+    texts, _ = read(pd.Series(["one", "two"]), InputOptions(agent="a"), tmp_path)
+    assert [json.loads(each.body)["input"] for each in texts] == ["one", "two"]
+
+
+def test_csv_may_begin_with_blank_lines_and_quote_its_header(tmp_path: Path) -> None:
+    file = _file(tmp_path, "t.csv", b'\n \n"question, in, words";n\nx;1\n')
+    _, rows = read(file, InputOptions(agent="a", input_column="question, in, words"), tmp_path)
+    assert rows == [{"question, in, words": "x", "n": 1}]
 
 
 def asked(options: InputOptions, row: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Meanwhile they are in a temporary file.
 
 from __future__ import annotations
 
+import datetime
 import math
 import pickle
 import re
@@ -20,6 +21,7 @@ from batchray.batch.formats.arrow import arrow, check_names
 from batchray.batch.formats.carried import JSON_FIELD, decode, encode, values_of
 from batchray.errors import BatchFormatError
 
+_MISSING = ("NAType", "NaTType")
 _EXACT = 2**53  # larger integers are not all exact as floats
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _BOOLEANS = ({"true", "false"}, {"True", "False"}, {"TRUE", "FALSE"})
@@ -128,11 +130,26 @@ class UntypedTable:
 
 def as_json(value: Any) -> str | None:
     """Return a value as a text of JSON; None for a missing value of a frame.  Raises TypeError."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if _is_missing(value):
         return None
     if isinstance(value, float) and math.isinf(value):
         raise TypeError("JSON has no infinity")
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    return orjson.dumps(value, default=_json_of, option=options).decode()
+
+
+def _json_of(value: Any) -> Any:
+    """Return a value of a subclass or of pandas as one that JSON has.  Raises TypeError."""
+    if _is_missing(value):
+        return None
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    raise TypeError
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, or what frames have for it: NaN, NA or NaT."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in _MISSING
 
 
 def _typed(values: Any) -> Any:
@@ -142,20 +159,39 @@ def _typed(values: Any) -> Any:
         return values
     try:
         array = pa.array(values, from_pandas=not isinstance(values, list))
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowTypeError,
-        pa.ArrowNotImplementedError,
-        TypeError,
-        OverflowError,
-        UnicodeEncodeError,
-    ):
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return None
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
-    # A struct gives each row the keys of all rows.
-    is_exact = not pa.types.is_nested(array.type) or not isinstance(values, list) or array.to_pylist() == values
-    return array if is_exact else None
+    is_list = isinstance(values, list)
+    if (is_list or str(values.dtype) == "object") and not _has_one_type(array.type, values):
+        return None
+    return array if not is_list or _is_exact(array, values) else None
+
+
+def _has_one_type(kind: Any, values: Any) -> bool:
+    """Whether Arrow made its type of values of one: no text became bytes, no time a date, no local time one of UTC."""
+    if not _is_kind(kind, "binary", "large_binary", "date32", "timestamp"):
+        return True
+    return len({(type(each), getattr(each, "tzinfo", None) is None) for each in values if not _is_missing(each)}) <= 1
+
+
+def _is_exact(array: Any, values: list[Any]) -> bool:
+    """Whether the values of an array are those that it was made of."""
+    pa = arrow()
+    kind = array.type
+    if "struct<>" in str(kind):  # Parquet has no type for it
+        return False
+    if not pa.types.is_nested(kind):
+        return True
+    try:  # a struct gives each row the keys of all rows
+        return bool(array.to_pylist() == values)
+    except ValueError:  # arrays of numpy, which have no single answer
+        return not pa.types.is_struct(kind)
+
+
+def _is_kind(kind: Any, *names: str) -> bool:
+    return any(getattr(arrow().types, f"is_{name}")(kind) for name in names)
 
 
 class _Kind:

@@ -32,7 +32,7 @@ def table_of_object(source: Any, directory: Path) -> Generator[Rows] | None:
     if kind == "datasets.IterableDataset":
         return _untyped(source.with_format("arrow").iter(PART_ROWS), directory)
     if hasattr(source, "__arrow_c_stream__"):
-        return _typed(arrow().RecordBatchReader.from_stream(source))
+        return None if kind.endswith(".Series") else _typed(arrow().RecordBatchReader.from_stream(source))
     return _typed([source]) if hasattr(source, "__arrow_c_array__") and hasattr(source, "to_pylist") else None
 
 
@@ -153,10 +153,17 @@ class _FramePart:
 def _frame_parts(frame: Any) -> Iterator[_FramePart]:
     """Yield the rows of a DataFrame in parts; the levels of its index that have a name are columns too."""
     check_names([str(name) for name in frame.columns])
-    named = [level for level, name in enumerate(frame.index.names) if name is not None]
     for start in range(0, len(frame), PART_ROWS):
-        part = frame.iloc[start : start + PART_ROWS]
-        yield _FramePart(part.reset_index(level=named) if named else part)
+        yield _FramePart(with_index(frame.iloc[start : start + PART_ROWS]))
+
+
+def with_index(frame: Any) -> Any:
+    """Return a DataFrame with the named levels of its index as columns.
+
+    A level with the name of a column is left out: `set_index(..., drop=False)` makes such copies.
+    """
+    levels = [level for level, name in enumerate(frame.index.names) if name is not None and name not in frame.columns]
+    return frame.reset_index(level=levels) if levels else frame
 
 
 @contextmanager

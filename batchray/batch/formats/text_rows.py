@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from batchray.batch.source import BOM, readable, remedy
 from batchray.batch.split import MAX_REQUEST_BYTES
 from batchray.batch.strict_json import strict_json
 from batchray.errors import BatchFormatError
+
+_QUOTED = re.compile(r'"[^"]*"')
 
 
 def csv_rows(stream: BinaryIO, delimiter: str | None, directory: Path) -> Generator[Rows]:
@@ -34,14 +37,22 @@ def csv_rows(stream: BinaryIO, delimiter: str | None, directory: Path) -> Genera
 
 def _add_csv(table: UntypedTable, stream: BinaryIO, delimiter: str | None) -> None:
     texts = _text_lines(stream)
-    first = next(texts, "")
-    delimiter = delimiter or max(",;\t", key=first.count)
-    reader = csv.reader(itertools.chain([first], texts), delimiter=delimiter, strict=True)
-    header = [name.strip() for name in _next_line(reader) or []]
+    start = list(_to_header(texts))
+    delimiter = delimiter or max(",;\t", key=_QUOTED.sub("", start[-1] if start else "").count)
+    reader = csv.reader(itertools.chain(start, texts), delimiter=delimiter, strict=True)
+    header = next((names for _ in start if any(names := [name.strip() for name in _next_line(reader) or []])), [])
     _check_header(header)
     for lines, rows in _csv_parts(reader, header):
         columns = zip(header, zip(*rows, strict=True), strict=True)
         table.add_texts({name: [cell or None for cell in cells] for name, cells in columns}, lines)
+
+
+def _to_header(lines: Iterator[str]) -> Iterator[str]:
+    """Yield the lines up to the first that is not blank."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
 
 
 def _text_lines(stream: BinaryIO) -> Iterator[str]:
