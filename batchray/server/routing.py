@@ -93,7 +93,7 @@ class Route:
     def _check_names(self, request: web.Request) -> None:
         """Note the unknown parameters for a warning, as Letta's server ignores them.
 
-        Raises HttpError 422 for a parameter that is refused.
+        Raises HttpError 422 for a parameter that is refused, or of which one of two values would be lost.
         """
         refused: Mapping[str, str] = getattr(self.query, "refused", {})
         for name, value in request.query.items():
@@ -103,9 +103,12 @@ class Route:
             request[_UNKNOWN] = unknown
 
     def _parameter(self, request: web.Request, name: str) -> str | list[str]:
-        field = self.query.model_fields.get(name)
-        is_repeated = field is not None and get_origin(field.annotation) is tuple
-        return request.query.getall(name) if is_repeated else request.query[name]
+        field, values = self.query.model_fields.get(name), request.query.getall(name)
+        if field is not None and get_origin(field.annotation) is tuple:
+            return values
+        if field is not None and len(values) > 1:
+            raise HttpError(422, f"query: {name}: it takes one value, and has {len(values)}")
+        return values[0]
 
 
 def encode(body: Any) -> bytes:

@@ -357,7 +357,8 @@ def test_an_unknown_cursor_is_400_and_named(
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=-1", "limit=abc", "limit=1001", "order=up", "order_by=colour", "limit="]
+    "query",
+    ["limit=0", "limit=-1", "limit=abc", "limit=1001", "order=up", "order_by=colour", "limit=", "limit=1&limit=2"],
 )
 @pytest.mark.parametrize("path", [BATCHES, "/v1/agents/", "/v1/agents/calculator/messages"])
 def test_an_invalid_query_is_422_and_names_the_parameter(server: LiveServer, path: str, query: str) -> None:
