@@ -9,6 +9,8 @@ executor never counts or repeats attempts, because the store does.
 Start reading at `base.Executor`, then `ray/executor.py`.
 """
 
+import warnings
+
 from batchray.executors.base import AttemptSpec, ControlChannel, Executor, ManagedExecutor
 from batchray.executors.blocking import BlockingBoard
 from batchray.executors.local import LocalExecutor
@@ -24,3 +26,7 @@ __all__ = [
     "ProviderBoard",
     "ProviderState",
 ]
+
+# In a notebook, the tqdm that ray imports would say that ipywidgets is missing, which nothing here uses.  Ray is
+# imported on another thread; a filter that is added there may be lost to a `catch_warnings` of the main thread.
+warnings.filterwarnings("ignore", "IProgress not found")
