@@ -37,6 +37,8 @@ def compare(
 ) -> pd.DataFrame:
     """Return a frame with one row per group of outcomes.  Needs the extra `batchray[pandas]`.
 
+    A notebook shows it as a table for people, each mean with its interval.
+
     `job` is a job, the job of its ratings (what `apply` returns), or several of them; `scores` are the ratings of
     `job`.  `by` names what to group by, one name or several: `agent_id`, `model`, `job`, another field of a result, a
     label or a field of the agents such as `temperature`, a key of the requests' metadata, or a column of their table;
@@ -241,10 +243,12 @@ def _columns(name: str, interval: Interval) -> dict[str, float]:
 def _frame(keys: Sequence[Any], rows: Sequence[Mapping[str, Any]], by: str | Sequence[str] | Key) -> pd.DataFrame:
     import pandas as pd
 
+    from batchray.experiments.comparison_frame import Comparison
+
     if callable(by) or isinstance(by, str):
         index = pd.Index(keys, name=by if isinstance(by, str) else getattr(by, "__name__", None), tupleize_cols=False)
     else:
         index = pd.MultiIndex.from_tuples(keys, names=list(by))
     frame = pd.DataFrame(list(rows), index=index)
     integers = ("requests", "scored", "pairs", "prompt_tokens", "completion_tokens")
-    return frame.astype({name: "Int64" if name in integers else "Float64" for name in frame})
+    return Comparison(frame.astype({name: "Int64" if name in integers else "Float64" for name in frame}))

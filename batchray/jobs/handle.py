@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchray.errors import ConfigError, JobEndedError, JobInterruptedError, JobPausedError, StoreError
 from batchray.jobs.control import ControlRequest, leave_request
@@ -22,6 +22,9 @@ from batchray.store import JobRecord, Store, run_all, running_jobs
 from batchray.views.next_steps import Place
 from batchray.views.report import Report, brief_report, whole_report
 from batchray.views.report_html import report_html, unreadable_html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +155,21 @@ class Job(JobReader):  # more than 20 methods, because it is the public API of a
         record, store = self.record(), self._store()
         snapshot = store.jobs.agent_snapshot(self.id)
         return whole_report(record, self.status, self._place, snapshot, store.figures.pages(record))
+
+    def plot(self) -> Figure:
+        """Return a figure of throughput, outcomes, durations and tokens so far.  Needs the extra `batchray[plot]`.
+
+        It is matplotlib's, made without pyplot: `savefig` writes it, and a notebook shows it.  Raises ConfigError if
+        matplotlib is not installed.
+        """
+        try:
+            from batchray.views.plots import job_figure
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("matplotlib"):
+                raise
+            raise ConfigError("plots need matplotlib: pip install 'batchray[plot]'") from None
+        record = self.record()
+        return job_figure(record, self.status, self._store().figures.pages(record))
 
     def brief_report(self) -> Report:
         """Return the report without what takes long: it costs the same however large the job is."""

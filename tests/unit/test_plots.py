@@ -1,0 +1,140 @@
+"""The picture of a job, and the table of a comparison."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import batchray
+from batchray import Agent, AgentRequest, Job
+from batchray.errors import ConfigError
+from batchray.experiments.comparison_frame import Comparison
+from batchray.schema import new_job_id
+from batchray.store import NewItem, NewJob, OutcomeFigures, Store
+from batchray.views.plots import _Timeline, job_figure
+
+TITLES = [
+    "outcomes per second",
+    "outcomes",
+    "start to end of a request",
+    "start to first token",
+    "tokens of a request",
+]
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Job:
+    """Return a job that nothing has run."""
+    with Store.open(tmp_path / "data") as store:
+        job_id = new_job_id()
+        store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", None, b"{}")] * 4)
+    return batchray.attach(job_id, tmp_path / "data")
+
+
+def ended(n: int, start: datetime) -> Iterator[list[OutcomeFigures]]:
+    for index in range(n):
+        usage = b'{"prompt_tokens":%d,"completion_tokens":%d}' % (100 + index, index % 7)
+        finished_at = (start + timedelta(seconds=index)).isoformat(timespec="microseconds")
+        status = "errored" if index % 10 == 0 else "succeeded"
+        yield [OutcomeFigures(index, "a", None, status, "x", None, usage, 1, 10**6, 10**7 * (index + 1), finished_at)]
+
+
+def texts(figure: Any) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_a_figure_of_a_job_without_outcomes_says_so(waiting: Job) -> None:
+    figure = waiting.plot()
+    assert [axes.get_title("left") for axes in figure.axes] == TITLES
+    assert texts(figure) == ["no outcomes yet", "4", "not measured", "not measured", "no tokens"]
+
+
+@pytest.mark.parametrize("n", [1, 1500])
+def test_a_figure_shows_counts_and_percentiles(n: int, waiting: Job) -> None:
+    record = waiting.record()
+    figure = job_figure(record, "running", ended(n, datetime.fromisoformat(record.created_at)))
+    assert "not measured" not in texts(figure)
+    legend = figure.axes[2].get_legend()
+    assert legend is not None
+    assert [text.get_text().split()[0] for text in legend.get_texts()] == ["p50", "p95"]
+    assert n > 1 or figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_figure_chooses_no_backend(waiting: Job) -> None:
+    def chosen() -> tuple[Any, bool]:
+        return dict.__getitem__(mpl.rcParams, "backend"), "matplotlib.pyplot" in sys.modules
+
+    before = chosen()
+    waiting.plot()
+    assert chosen() == before
+
+
+def test_without_matplotlib_the_error_says_what_to_install(waiting: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "batchray.views.plots")
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    with pytest.raises(ConfigError, match=r"pip install 'batchray\[plot\]'"):
+        waiting.plot()
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10**7), st.booleans()), max_size=50))
+def test_a_timeline_of_any_length_keeps_every_outcome_in_few_bins(outcomes: list[tuple[float, bool]]) -> None:
+    timeline = _Timeline(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+    for elapsed, is_success in outcomes:
+        timeline.add(timeline.start_s + elapsed, is_success)
+    good, bad, width_s = timeline.shown()
+    assert sum(good) == sum(is_success for _, is_success in outcomes)
+    assert sum(good) + sum(bad) == len(outcomes)
+    assert len(good) == len(bad) <= 64
+    assert all(elapsed <= len(good) * width_s + 1e-6 for elapsed, _ in outcomes)
+
+
+def echo(request: AgentRequest) -> str:
+    if "refused" in str(request.input):
+        raise ValueError("refused")
+    return str(request.input)
+
+
+def shout(request: AgentRequest) -> str:
+    return str(request.input).upper()
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> pd.DataFrame:
+    agents = batchray.variants(Agent(id="fn", run=echo), run={"<script>\x1b": echo, "shout": shout})
+    requests = batchray.cross(["one", "two", "refused"], agents)
+    job = batchray.run(requests, agents, executor="local", progress=False, data_dir=tmp_path / "data")
+    return batchray.compare(job, by="run")
+
+
+def test_a_comparison_shows_what_was_measured(comparison: pd.DataFrame) -> None:
+    shown = comparison._repr_html_()  # type: ignore[operator]
+    assert "&lt;script&gt;" in shown
+    assert "<script>" not in shown
+    assert "\x1b" not in shown
+    assert "+33.3%" in shown
+    assert "score" not in shown  # nothing was scored
+
+
+def test_a_comparison_is_a_frame_and_parts_of_it_are_plain_ones(comparison: pd.DataFrame) -> None:
+    assert isinstance(comparison, Comparison)
+    assert type(comparison[["requests"]]) is pd.DataFrame
+    assert type(comparison.sort_values("success_rate")) is pd.DataFrame
+    copy = pickle.loads(pickle.dumps(comparison))
+    pd.testing.assert_frame_equal(copy, comparison)
+
+
+def test_a_comparison_of_many_groups_is_cut(comparison: pd.DataFrame) -> None:
+    many = Comparison(pd.concat([pd.DataFrame(comparison)] * 500))
+    shown = many._repr_html_()
+    assert "950 more groups" in shown
+    assert len(shown) < 150_000
