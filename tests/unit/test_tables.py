@@ -316,6 +316,14 @@ def test_values_of_python_come_back_unchanged(values: list[Any], expected: list[
         assert [row["v"] for part in carried for row in rows_of(part)] == expected
 
 
+def test_a_time_that_python_has_no_value_for_is_a_text(tmp_path: Path) -> None:
+    times = pa.array([300_000_000_000_000_000, None, 0], pa.timestamp("us"))
+    table = pa.table({"q": ["x", "y", "z"], "t": times, "d": pa.array([5_000_000, None, 0], pa.date32())})
+    _, rows = read(table, InputOptions(agent="a", input_column="q"), tmp_path)
+    assert [row["t"] for row in rows] == ["11476-08-15 05:20:00.000000", None, datetime.datetime(1970, 1, 1)]
+    assert [row["d"] for row in rows] == ["15659-07-15", None, datetime.date(1970, 1, 1)]
+
+
 def test_texts_among_bytes_are_told(tmp_path: Path) -> None:
     rows = [{"q": "x", "v": "text"}, {"q": "x", "v": b"bytes"}]
     error = refusal(rows, InputOptions(agent="a", input_column="q"), tmp_path)

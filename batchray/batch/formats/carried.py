@@ -57,8 +57,18 @@ def values_of(column: Any, field: Any) -> Sequence[Any]:
         return [None if text is None else orjson.loads(text) for text in column.to_pylist()]
     try:
         return column.to_pylist()  # type: ignore[no-any-return]
+    except OverflowError:  # times outside the years 1 to 9999
+        return [_value_or_text(value) for value in column]
     except ValueError:  # nanoseconds, which only pandas has a type for
         return _in_microseconds(column).to_pylist()  # type: ignore[no-any-return]
+
+
+def _value_or_text(value: Any) -> Any:
+    """Return a value of Arrow, as text if Python has none for it."""
+    try:
+        return value.as_py()
+    except OverflowError:
+        return value.cast(arrow().string()).as_py()
 
 
 def _in_microseconds(column: Any) -> Any:
