@@ -230,9 +230,10 @@ def _parse(body: bytes, model: type[M], rules: RequestRules | None) -> M:
             rules.check_keys(value, model)
         return model.model_validate_json(body, strict=True)
     except BatchFormatError as error:
-        raise HttpError(422, str(error)) from None
+        raise HttpError(422, str(error), more={"param": error.path or None}) from None
     except ValidationError as error:
-        raise HttpError(422, str(format_error(error))) from None
+        problem = format_error(error)
+        raise HttpError(422, str(problem), more={"param": problem.path or None}) from None
 
 
 def check_type(request: web.Request) -> None:

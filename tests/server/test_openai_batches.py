@@ -82,6 +82,9 @@ def test_a_batch_runs_from_upload_to_deletion(client: openai.OpenAI, server: Liv
     assert None not in (batch.completed_at, batch.in_progress_at, batch.finalizing_at)
     assert batch.expires_at == batch.created_at + 86_400
     output_id = str(batch.output_file_id)
+    listed = [file.id for file in client.files.list(purpose="batch_output", limit=1)]  # over pages
+    assert listed[:2] == [output_id, batch.error_file_id]
+    assert listed[::-1] == [file.id for file in client.files.list(purpose="batch_output", order="asc", limit=1)]
     output = client.files.retrieve(output_id)
     assert output.bytes == len(client.files.content(output_id).read())
     assert (output.purpose, output.filename) == ("batch_output", f"{batch.id}_output.jsonl")
@@ -168,6 +171,9 @@ def test_errors_raise_the_classes_of_openai_s_client(client: openai.OpenAI) -> N
         asked: dict[str, Any] = {"input_file_id": "file-1", "endpoint": CHAT, "completion_window": "24h", **fields}
         return lambda: client.batches.create(**asked)
 
+    with pytest.raises(openai.BadRequestError) as refused:
+        creating(endpoint="/v1/embeddings")()
+    assert refused.value.param == "endpoint"
     for ask, kind, said in (
         (lambda: client.batches.retrieve("batch_missing"), openai.NotFoundError, "No batch found with id"),
         (lambda: client.batches.cancel("batch_missing"), openai.NotFoundError, "No batch found with id"),

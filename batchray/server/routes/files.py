@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -106,20 +107,17 @@ class FileRoutes:
                 raise unavailable(1, "a file with this Idempotency-Key is being stored") from None
 
     async def index(self, request: web.Request, query: FilesQuery) -> ResponseBody:
-        """List a user's files."""
+        """List a user's uploads; those of `batch_output` are the files of results."""
         user_id, after = user_of(request), None
+        if query.purpose == "batch_output":
+            results = await self._results.listed(user_id, query.order, query.limit + 1, query.after)
+            return _page(results, query.limit)
         if query.after is not None:
             if (last := await self._reader.files.find(query.after, user_id)) is None:
                 raise refused(f"No such File object: {query.after[:60]}", "after")
             after = last.file
         found = await self._reader.files.listed(user_id, query.order, query.limit + 1, after, query.purpose)
-        data = [file_view(file) for file in found[: query.limit]]
-        return OpenAIFileList(
-            data=data,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-            has_more=len(found) > query.limit,
-        )
+        return _page([file_view(file) for file in found], query.limit)
 
     async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return one file."""
@@ -169,6 +167,17 @@ class FileRoutes:
         if file is None:
             raise _unknown(file_id)
         return file
+
+
+def _page(found: Sequence[OpenAIFile], limit: int) -> OpenAIFileList:
+    """Return a page of at most `limit` files; `found` has one more if there are more."""
+    data = list(found[:limit])
+    return OpenAIFileList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(found) > limit,
+    )
 
 
 def _unknown(file_id: str) -> HttpError:
