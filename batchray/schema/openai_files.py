@@ -9,19 +9,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from batchray.schema.base import WireModel
+from batchray.schema.base import WHOLE, WireModel
 
-ExpirySeconds = Annotated[int, Field(ge=3600, le=2_592_000)]
+ExpirySeconds = Annotated[int, Field(ge=3600, le=2_592_000), WHOLE]
 """After how many seconds a file expires: from an hour to 30 days."""
 
 
 class CreateFile(WireModel):
-    """The form of an upload."""
+    """The form of an upload.  A field may be absent, but not null, which a form cannot say."""
 
     file: bytes
     purpose: Literal["batch"]
-    expires_after_anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
-    expires_after_seconds: ExpirySeconds | None = Field(None, alias="expires_after[seconds]")
+    expires_after_anchor: Literal["created_at"] = Field("created_at", alias="expires_after[anchor]")
+    expires_after_seconds: ExpirySeconds = Field(2_592_000, alias="expires_after[seconds]")
 
 
 class OpenAIFile(WireModel):

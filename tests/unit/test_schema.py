@@ -87,6 +87,7 @@ from batchray.schema import (
     status_of,
     visible_messages,
 )
+from batchray.schema.openai_files import CreateFile, ExpirySeconds
 from batchray.server.routes.runs import StreamRun
 from batchray.server.routes.tools import SearchTools
 
@@ -864,3 +865,8 @@ def test_an_integer_of_a_body_may_be_written_as_a_number_with_a_point(body: type
                         adapter.validate_json(bad, strict=True)
                 n_integers += 1
     assert n_integers
+
+
+def test_the_expiry_of_a_file_is_never_null_in_a_form_and_any_whole_number_in_json() -> None:
+    assert "null" not in str(CreateFile.model_json_schema())
+    assert TypeAdapter(ExpirySeconds).validate_json("3600.0", strict=True) == 3600
