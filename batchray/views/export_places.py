@@ -41,8 +41,12 @@ def writing(place: Place, *, is_synced: bool = True) -> Iterator[Any]:
         case RemotePlace():
             is_store = place.system.type_name in _OBJECT_STORES
             path = place.path if is_store else f"{place.path}.part"
-            with place.system.open_output_stream(path) as file:
-                yield file
+            try:
+                with place.system.open_output_stream(path) as file:
+                    yield file
+            except BaseException:  # the stream was closed with what had been written, which looks whole in a store
+                place.system.delete_file(path)
+                raise
             if not is_store:
                 place.system.move(path, place.path)
 

@@ -17,8 +17,10 @@ import pytest
 
 import batchray
 from batchray import Agent, AgentRequest
+from batchray.batch.places import place_of
 from batchray.errors import ConfigError
 from batchray.views import exports, result_tables
+from batchray.views.export_places import writing
 from batchray.views.exports import MANIFEST
 
 
@@ -226,3 +228,11 @@ def test_an_address_of_a_file_system_is_written_to(job: batchray.Job, memory: An
     with memory.open("/bucket/out.parquet") as file:
         assert pq.read_table(file).equals(expected)
     assert not [name for name in memory.find("/bucket") if name.endswith(".part")]
+
+
+def test_an_export_that_fails_leaves_no_half_file_at_an_address(memory: Any) -> None:
+    place = place_of("memory://bucket/out.parquet")
+    with pytest.raises(ValueError, match="broken"), writing(place) as file:  # noqa: PT012  # the block is what fails
+        file.write(b"half")
+        raise ValueError("broken")
+    assert not memory.find("/bucket")
