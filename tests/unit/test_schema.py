@@ -868,5 +868,5 @@ def test_an_integer_of_a_body_may_be_written_as_a_number_with_a_point(body: type
 
 
 def test_the_expiry_of_a_file_is_never_null_in_a_form_and_any_whole_number_in_json() -> None:
-    assert "null" not in str(CreateFile.model_json_schema())
+    assert all("anyOf" not in field for field in CreateFile.model_json_schema()["properties"].values())
     assert TypeAdapter(ExpirySeconds).validate_json("3600.0", strict=True) == 3600
