@@ -63,6 +63,8 @@ def write_parquet(path: str | Path, tables: ResultTables, export: Export) -> Non
             _Directory(place, tables, export).write()
     except BatchFormatError as error:
         raise ConfigError(error.reason, error.file or str(path)) from None
+    except NotImplementedError as error:  # pyarrow's, with the type
+        raise ConfigError(f"Parquet cannot hold a column; to_arrow can: {error}", str(path)) from None
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror or error}", str(path)) from None
 

@@ -236,3 +236,12 @@ def test_an_export_that_fails_leaves_no_half_file_at_an_address(memory: Any) -> 
         file.write(b"half")
         raise ValueError("broken")
     assert not memory.find("/bucket")
+
+
+def test_a_column_that_parquet_cannot_hold_is_told(options: dict[str, Any], tmp_path: Path) -> None:
+    table = pa.table({"q": ["x"], "empty": pa.array([{}], pa.struct([]))})
+    job = batchray.run(table, [AGENT], input_column="q", **options)
+    with pytest.raises(ConfigError, match=r"Parquet cannot hold a column; to_arrow can: .*'empty'"):
+        job.to_parquet(tmp_path / "out.parquet")
+    assert not list(tmp_path.glob("out*"))
+    assert job.to_arrow()["empty"].to_pylist() == [{}]
