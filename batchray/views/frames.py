@@ -12,6 +12,7 @@ from batchray.views.carried import CarriedRows
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 
 def to_frame(results: Iterable[Result], rows: CarriedRows | None = None) -> pd.DataFrame:
@@ -32,10 +33,20 @@ def to_frame(results: Iterable[Result], rows: CarriedRows | None = None) -> pd.D
     made = {name: pd.Series(columns[name], index=index, dtype=dtype) for name, (dtype, _) in COLUMNS.items()}
     if rows is None or rows.schema is None:
         return pd.DataFrame(made, index=index)
-    carried: pd.DataFrame = rows.take(indexes).to_pandas()
+    carried: pd.DataFrame = _in_units_of_pandas(rows.take(indexes)).to_pandas()
     carried.index = index
     names = own_names(list(COLUMNS), list(carried.columns))
     return pd.concat([carried, pd.DataFrame(made, index=index).rename(columns=names)], axis="columns")
+
+
+def _in_units_of_pandas(table: pa.Table) -> pa.Table:
+    """Return a table with times of day in microseconds: pandas has Python's, which know no nanoseconds."""
+    import pyarrow as pa
+
+    for number, field in enumerate(table.schema):
+        if pa.types.is_time64(field.type):
+            table = table.set_column(number, field.name, table.column(number).cast(pa.time64("us"), safe=False))
+    return table
 
 
 def own_names(names: Sequence[str], carried: Collection[str]) -> dict[str, str]:

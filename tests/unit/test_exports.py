@@ -104,6 +104,13 @@ def test_a_frame_has_the_columns_of_the_table_too(job: batchray.Job) -> None:
     )
 
 
+def test_a_frame_has_times_of_day_in_the_units_of_pandas(options: dict[str, Any]) -> None:
+    table = pa.table({"question": ["x"], "at": pa.array([1_001], pa.time64("ns"))})
+    job = batchray.run(table, [AGENT], input_column="question", **options)
+    assert job.to_pandas()["at"].tolist() == [datetime.time(0, 0, 0, 1)]
+    assert job.to_arrow()["at"].type == pa.time64("ns")
+
+
 def test_one_file_or_a_directory_of_parts(
     job: batchray.Job, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ HEAVY = {
         "executors.ray",
         "jobs.reader",
         "views.export_places",
+        "views.frames",
         "views.carried",
         "views.csv_export",
         "views.exports",

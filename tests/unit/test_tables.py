@@ -534,3 +534,9 @@ def test_a_directory_that_is_no_table_is_refused(tmp_path: Path) -> None:
     assert "name the directory of one: train, test" in refusal(tmp_path, QUESTIONS, tmp_path)
     assert "cannot be read: No such file" in refusal(tmp_path / "none.csv", QUESTIONS, tmp_path)
     assert "is parquet, not csv" in refusal(_parquet(tmp_path), InputOptions(format="csv"), tmp_path)
+
+
+def test_a_carried_text_that_is_not_utf8_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    table = pa.table({"question": ["x", "y"], "note": pa.array([b"ok", b"\xff"]).view(pa.string())})
+    with pytest.raises(BatchFormatError, match=r"column 'note': cannot be read: Invalid UTF8"):
+        read(table, InputOptions(agent="a", input_column="question"), tmp_path)

@@ -36,10 +36,21 @@ def table_parts(rows: Generator[Rows], options: InputOptions, rules: RequestRule
     with closing(rows):
         for part in rows:
             made = made or _Rows(part.batch.schema.names, options, rules)
+            _check_values(part)
             if part.batch.num_rows:
                 yield TablePart(made.requests(part), part.first, encode(part.batch))
     if made is None:
         raise EmptyBatchError("the batch is empty")
+
+
+def _check_values(part: Rows) -> None:
+    """Raise BatchFormatError for a column whose values its type cannot have, which would end the reading of results."""
+    for name, column in zip(part.batch.schema.names, part.batch.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except ValueError as error:  # pyarrow's own, which is one
+            reason = " ".join(str(error).split())[:200]
+            raise BatchFormatError(f"cannot be read: {reason}", row=part.first, path=f"column {name!r}") from None
 
 
 class _Rows:
