@@ -90,7 +90,7 @@ def test_a_block_runs(block: Block, tmp_path: Path, provider: ProviderServer, re
         environment["OPENAI_BASE_URL"] = provider.base_url  # stands in for OpenAI's
         if "import ray" not in text:
             environment["BATCHRAY_EXECUTOR"] = "local"
-        if "letta_client" in text:
+        if "letta_client" in text or "from openai import" in text:
             text = re.sub(r"http://localhost:\d+", request.getfixturevalue("server").url, text)
         if block.language == "python":
             (directory / "example.py").write_text(text)
