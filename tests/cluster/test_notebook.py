@@ -140,7 +140,7 @@ def kernel_of(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     async def kernel_of(notebook: Any) -> AsyncIterator[Interrupting]:
         (tmp_path / "work").mkdir()
         resources = {"metadata": {"path": str(tmp_path / "work")}}
-        client = Interrupting(notebook, timeout=150, kernel_name="python3", resources=resources)
+        client = Interrupting(notebook, timeout=600, kernel_name="python3", resources=resources)
         async with client.async_setup_kernel():
             yield client
 
@@ -220,7 +220,7 @@ async def test_the_experiment_runs_twice_in_a_kernel(kernel_of: Any) -> None:
             assert sum("image/png" in output["data"] for output in pictures) == 2
 
 
-@pytest.mark.parametrize("n_rows", [1_000, pytest.param(20_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("n_rows", [1_000, pytest.param(20_000, marks=[pytest.mark.full, pytest.mark.timeout(900)])])
 async def test_the_large_batch_runs_twice_in_a_kernel(
     kernel_of: Any, monkeypatch: pytest.MonkeyPatch, n_rows: int
 ) -> None:
