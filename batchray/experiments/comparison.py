@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from batchray.experiments.cross import REPEAT, REQUEST
 from batchray.experiments.scoring import SCORED, score_of
 from batchray.jobs.handle import Job
 from batchray.schema import Result
+from batchray.views.extras import needing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +64,8 @@ def compare(
 
     Raises UsageError for a name that none of these has, and for an unknown baseline.
     """
+    with needing("pandas", "pandas"):
+        importlib.import_module("pandas")
     jobs, ratings = _split([job] if isinstance(job, Job) else list(job), scores)
     rated = _scores(ratings)
     groups: dict[Any, _Group] = defaultdict(_Group)

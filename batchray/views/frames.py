@@ -9,6 +9,7 @@ import orjson
 
 from batchray.schema import ApprovalRequestMessage, Result, ToolCallMessage
 from batchray.views.carried import CarriedRows
+from batchray.views.extras import needing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,8 @@ def to_frame(results: Iterable[Result], rows: CarriedRows | None = None) -> pd.D
     The columns and their types are the same for every job, one without results included.  Those of `rows`, the table
     that the job was made of, come first.
     """
-    import pandas as pd
+    with needing("pandas", "pandas"):
+        import pandas as pd
 
     indexes: list[int] = []
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}

@@ -10,6 +10,7 @@ import orjson
 from batchray.schema import Result
 from batchray.store import StoredResult
 from batchray.views.carried import CarriedRows
+from batchray.views.extras import needing
 from batchray.views.frames import COLUMNS, own_names
 from batchray.views.result_pages import START, AfterOptions, ResultCursor, ResultOrder, ResultPosition
 from batchray.views.results import ResultViews
@@ -32,7 +33,8 @@ class ResultTables:
     def __init__(
         self, views: ResultViews, rows: CarriedRows, read: Callable[[AfterOptions], Sequence[StoredResult]]
     ) -> None:
-        import pyarrow as pa
+        with needing("pyarrow", "data"):
+            import pyarrow as pa
 
         self._views, self._rows, self._read = views, rows, read
         types = {"string": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), object: pa.string()}

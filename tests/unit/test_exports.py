@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
@@ -109,6 +110,19 @@ def test_a_frame_has_times_of_day_in_the_units_of_pandas(options: dict[str, Any]
     job = batchray.run(table, [AGENT], input_column="question", **options)
     assert job.to_pandas()["at"].tolist() == [datetime.time(0, 0, 0, 1)]
     assert job.to_arrow()["at"].type == pa.time64("ns")
+
+
+def test_a_missing_package_is_told_with_the_extra_that_installs_it(
+    job: batchray.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for export in (job.to_arrow, lambda: job.export(tmp_path / "x.csv"), lambda: job.to_parquet(tmp_path / "x")):
+        with pytest.raises(ConfigError, match=r"needs pyarrow, which is not installed: pip install 'batchray\[data\]'"):
+            export()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for show in (job.to_pandas, lambda: batchray.compare(job)):
+        with pytest.raises(ConfigError, match=r"needs pandas, which is not .*: pip install 'batchray\[pandas\]'"):
+            show()
 
 
 def test_one_file_or_a_directory_of_parts(
