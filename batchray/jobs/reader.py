@@ -29,7 +29,8 @@ from batchray.views.results import ResultViews
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-    import ray.data
+
+    from batchray.executors.ray.datasets import Dataset
 
 POLL_S = 0.25
 """How often the store is asked for what another process writes."""
@@ -174,7 +175,7 @@ class JobReader(ABC):
             source = ExportSource(self._accepted, agents, self._rows(), self._read_page)
             write_lines(target, name, source, endpoint)
 
-    def to_dataset(self) -> ray.data.Dataset:
+    def to_dataset(self) -> Dataset:
         """Return the results as a Ray Dataset, with the columns of `to_arrow`.  Connects to Ray if needed."""
         from batchray.executors.ray.datasets import dataset_of
 

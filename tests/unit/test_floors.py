@@ -92,7 +92,7 @@ PURE = ("support", "batch", "config", "jobs.slots", "jobs.window", "jobs.attempt
 
 # Which modules may import what is heavy.
 HEAVY = {
-    "ray": {"executors.ray", "jobs.reader"},
+    "ray": {"executors.ray"},
     "aiohttp": {"callbacks.transport", "models.client", "models.connection", "models.http", "server"},
     "sqlalchemy": {"store"},
     "psycopg": set(),

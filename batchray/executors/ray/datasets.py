@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.data
+from ray.data import Dataset as Dataset
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def dataset_of(tables: Iterable[pa.Table], schema: pa.Schema) -> ray.data.Dataset:
+def dataset_of(tables: Iterable[pa.Table], schema: pa.Schema) -> Dataset:
     """Return a dataset of tables, each in the object store as soon as it is made.
 
     Without a connection to Ray this process starts a cluster or joins that of RAY_ADDRESS, as Ray Data does.
