@@ -9,14 +9,13 @@ from functools import partial
 
 from aiohttp import web
 
-from batchray.errors import StoreFullError, UnknownJobError
+from batchray.errors import StoreFullError
 from batchray.schema import (
     BatchJob,
     CreateBatch,
     Message,
     Result,
     index_of,
-    is_job_id,
     is_of_job,
     ordinal_of,
 )
@@ -26,6 +25,7 @@ from batchray.server.batch_queries import ItemsQuery, MessagesQuery, ResultsQuer
 from batchray.server.bodies import EventsOf, LinesOf
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.idempotency import KEY_PATTERN, key_of
+from batchray.server.job_queries import JobQueries
 from batchray.server.json_lists import between_cursors, json_list
 from batchray.server.pagination import Cursor, Page, is_between, paged
 from batchray.server.result_streams import ResultStreams
@@ -56,6 +56,7 @@ class BatchRoutes:
         streams: ResultStreams,
     ) -> None:
         self._store, self._reader, self._bulk = storage.store, storage.reader, storage.bulk
+        self._jobs = JobQueries(storage.reader)
         self._uploads, self._acceptance, self._scheduler, self._streams = uploads, acceptance, scheduler, streams
 
     def routes(self) -> list[Route]:
@@ -155,40 +156,32 @@ class BatchRoutes:
 
     async def index(self, request: web.Request, query: Page) -> ResponseBody:
         """List a user's batches, of every status."""
-        user_id = user_of(request)
-
-        def page(query: Page) -> list[JobRecord]:
-            after, before = self._key_of(user_id, query.after), self._key_of(user_id, query.before)
-            return self._reader.sync.jobs.find(
-                user_id=user_id, kind="batch", order=query.order, after=after, before=before, limit=query.limit
-            )
-
-        return [batch_job(record) for record in await self._reader.call(paged, query, page)]
+        return [batch_job(record) for record in await self._jobs.batches(user_of(request), query)]
 
     async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return the job of a batch."""
-        return batch_job(await self._job(request))
+        return batch_job(await self._jobs.of_path(request))
 
     async def cancel(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Cancel a batch; the response is null, as in Letta."""
-        await self._scheduler.cancel(await self._job(request))
+        await self._scheduler.cancel(await self._jobs.of_path(request))
         return None
 
     async def retry(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Run again the items of an ended batch that did not succeed."""
-        record = await self._job(request)
+        record = await self._jobs.of_path(request)
         await self._scheduler.retry(record)
         return batch_job(await self._reader.jobs.get(record.id))
 
     async def unpause(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Continue a batch that has paused itself, or that was paused."""
-        record = await self._job(request)
+        record = await self._jobs.of_path(request)
         await self._scheduler.unpause(record)
         return batch_job(await self._reader.jobs.get(record.id))
 
     async def items(self, request: web.Request, query: ItemsQuery) -> ResponseBody:
         """List the items of a batch."""
-        job = await self._job(request)
+        job = await self._jobs.of_path(request)
 
         def page(query: ItemsQuery) -> list[StoredItem]:
             return self._reader.sync.items.find(
@@ -208,7 +201,7 @@ class BatchRoutes:
 
     async def messages(self, request: web.Request, query: MessagesQuery) -> ResponseBody:
         """List the input and output messages of finished items, in the order in which the items finished."""
-        job = await self._job(request)
+        job = await self._jobs.of_path(request)
 
         found = between_cursors(query, partial(self._cursor, job), partial(self._messages, job, query))
         return await json_list(request, self._bulk, found, b'{"messages":[', b"]}")
@@ -243,7 +236,7 @@ class BatchRoutes:
 
     async def results(self, request: web.Request, query: ResultsQuery) -> ResponseBody:
         """Stream results as JSON Lines."""
-        job = await self._job(request)
+        job = await self._jobs.of_path(request)
         after = START if query.after is None else await self._reader.call(self._position, job, query.after)
         return await self._streams.results(request, job, query, after)
 
@@ -261,23 +254,8 @@ class BatchRoutes:
         The id of an outcome event is its position in finish order.  A client that reconnects with it as
         `Last-Event-ID` misses none.  A stream without an `end` was cut; the job continues.
         """
-        job = await self._job(request)
+        job = await self._jobs.of_path(request)
         return await self._streams.events(request, job, _last_event(request))
-
-    async def _job(self, request: web.Request) -> JobRecord:
-        """Return the job of the path's `batch_id`.  Raises HttpError 400 for a malformed id, and UnknownJobError."""
-        job_id = request.match_info["batch_id"]
-        if not is_job_id(job_id):
-            raise HttpError(400, f"INVALID_ARGUMENT: Invalid job ID format: {job_id}. Expected format: 'job-<uuid4>'")
-        return await self._reader.jobs.get(job_id, user_of(request))
-
-    def _key_of(self, user_id: str, job_id: str | None) -> int | None:
-        if job_id is None:
-            return None
-        try:
-            return self._reader.sync.jobs.get(job_id, user_id).key
-        except UnknownJobError:
-            raise HttpError(400, f"Job with id {job_id} not found") from None
 
 
 def _index_of(job: JobRecord, item_id: str) -> int:

@@ -6,19 +6,17 @@ from functools import partial
 
 from aiohttp import web
 
-from batchray.errors import UnknownJobError
-from batchray.schema import BatchJob, is_job_id
+from batchray.schema import BatchJob
 from batchray.server.auth import user_of
 from batchray.server.deletion import JobDeletion
 from batchray.server.errors import NO_RETRY, HttpError
-from batchray.server.pagination import paged
+from batchray.server.job_queries import JobQueries
 from batchray.server.routing import NoQuery, ResponseBody, Route
 from batchray.server.run_queries import JobsQuery
 from batchray.server.run_reader import RunReader
 from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
 from batchray.server.views import batch_job
-from batchray.store import JobRecord
 
 _BASE = "/v1/jobs/"
 _ONE = "/v1/jobs/{job_id}"
@@ -31,7 +29,7 @@ class JobRoutes:
 
     def __init__(self, storage: ServerStorage, scheduler: JobScheduler, deletion: JobDeletion) -> None:
         self._reader, self._scheduler, self._deletion = storage.reader, scheduler, deletion
-        self._runs = RunReader(storage.reader.sync)
+        self._jobs, self._runs = JobQueries(storage.reader), RunReader(storage.reader.sync)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -60,34 +58,21 @@ class JobRoutes:
         user_id = user_of(request)
         if query.ascending is not None:
             query = query.model_copy(update={"order": "asc" if query.ascending else "desc"})
-
-        def page(query: JobsQuery) -> list[JobRecord]:
-            after, before = self._key_of(user_id, query.after), self._key_of(user_id, query.before)
-            return self._reader.sync.jobs.find(
-                user_id=user_id,
-                kind="batch",
-                order=query.order,
-                after=after,
-                before=before,
-                limit=query.limit,
-                is_active=query.active,
-            )
-
-        return [batch_job(record) for record in await self._reader.call(paged, query, page)]
+        return [batch_job(record) for record in await self._jobs.batches(user_id, query, query.active)]
 
     async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return a job: a batch, or the job of a single run."""
-        return batch_job(await self._job(request))
+        return batch_job(await self._jobs.of_path(request))
 
     async def cancel(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Cancel a job; it may still be running in the response."""
-        record = await self._job(request)
+        record = await self._jobs.of_path(request)
         await self._scheduler.cancel(record)
         return batch_job(await self._reader.jobs.get(record.id))
 
     async def delete(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Delete a job with its items, results and messages, and return it; one that runs is cancelled first."""
-        return batch_job(await self._deletion.delete(await self._job(request)))
+        return batch_job(await self._deletion.delete(await self._jobs.of_path(request)))
 
     async def delete_run(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Delete a single run; one that has not ended is cancelled first.  Runs of a batch are deleted with it."""
@@ -97,18 +82,3 @@ class JobRoutes:
             raise HttpError(409, f"run {run_id} belongs to batch {job.id}; delete that", NO_RETRY)
         await self._deletion.delete(job)
         return None
-
-    async def _job(self, request: web.Request) -> JobRecord:
-        """Return the job of the path.  Raises HttpError 400 for a malformed id, and UnknownJobError."""
-        job_id = request.match_info.get("job_id") or request.match_info["batch_id"]
-        if not is_job_id(job_id):
-            raise HttpError(400, f"INVALID_ARGUMENT: Invalid job ID format: {job_id}. Expected format: 'job-<uuid4>'")
-        return await self._reader.jobs.get(job_id, user_of(request))
-
-    def _key_of(self, user_id: str, job_id: str | None) -> int | None:
-        if job_id is None:
-            return None
-        try:
-            return self._reader.sync.jobs.get(job_id, user_id).key
-        except UnknownJobError:
-            raise HttpError(400, f"Job with id {job_id} not found") from None
