@@ -93,8 +93,9 @@ class Database:
         with self.transaction() as connection:
             self.backend.prepare(connection)
             version = self._check_version(connection)
-            migrate(connection, version)
-            metadata.create_all(connection)
+            if version < SCHEMA_VERSION:
+                migrate(connection, version)
+                metadata.create_all(connection)
             self.backend.set_version(connection, SCHEMA_VERSION)
 
     def check_version(self, *, accepts_older: bool = False) -> None:

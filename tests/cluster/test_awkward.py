@@ -19,7 +19,7 @@ from tests.cluster import agents
 from tests.cluster.agents import ECHO, block_the_loop, echoes
 
 
-@pytest.mark.parametrize("placement", ["lane", "process"])
+@pytest.mark.parametrize("placement", ["lane", pytest.param("process", marks=pytest.mark.full)])
 def test_code_that_blocks_its_event_loop_ends_at_its_deadline_and_the_next_job_is_complete(
     placement: str, options: dict[str, Any]
 ) -> None:

@@ -31,7 +31,7 @@ async def doze(seconds: float) -> str:
 
 
 @timed
-@pytest.mark.parametrize("executor", ["ray", "local"])
+@pytest.mark.parametrize("executor", ["ray", pytest.param("local", marks=pytest.mark.full)])
 def test_a_cancel_ends_model_calls_and_then_the_job(slack: float, executor: str, options: dict[str, Any]) -> None:
     options |= {"executor": executor}
     options.pop("progress")
@@ -74,7 +74,7 @@ def check_that_a_second_cancel_is_refused_and_changes_nothing(job: Job) -> None:
 
 
 @timed
-@pytest.mark.parametrize("placement", ["lane", "process"])
+@pytest.mark.parametrize("placement", ["lane", pytest.param("process", marks=pytest.mark.full)])
 def test_a_request_that_blocks_its_event_loop_is_stopped_too(
     slack: float, placement: str, options: dict[str, Any]
 ) -> None:

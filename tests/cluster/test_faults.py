@@ -39,7 +39,7 @@ BAD = (
 """Agent, input, and stop reason and error type of each bad request."""
 
 
-@pytest.mark.parametrize("placement", ["process", "lane"])
+@pytest.mark.parametrize("placement", ["lane", pytest.param("process", marks=pytest.mark.full)])
 @pytest.mark.parametrize(("n_requests", "n_in_flight"), [(300, 16), pytest.param(2000, 128, marks=pytest.mark.full)])
 def test_five_bad_requests_cost_no_other_request(
     n_requests: int, n_in_flight: int, placement: str, options: dict[str, Any]
@@ -289,7 +289,7 @@ def check_that_a_resume_cancels(directory: Path, job_id: str) -> None:
 
 
 @timed
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.full)])
 def test_a_dead_cluster_ends_the_run_with_an_error_that_names_the_resume_command(
     slack: float, name: str, ray_session: None, tmp_path: Path
 ) -> None:

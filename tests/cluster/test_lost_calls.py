@@ -17,7 +17,7 @@ FAULTS = {"lane": (15, 15, 10), "process": (15, 25, 0)}
 N_REQUESTS = {"lane": 24, "process": 5}
 
 
-@pytest.mark.parametrize("placement", FAULTS)
+@pytest.mark.parametrize("placement", ["lane", pytest.param("process", marks=pytest.mark.full)])
 def test_a_run_whose_remote_call_is_lost_is_not_run_twice(placement: str, ray_session: None, tmp_path: Path) -> None:
     n_requests = N_REQUESTS[placement]
     ledgers = [tmp_path / f"ledger-{index}" for index in range(n_requests)]

@@ -22,6 +22,7 @@ from tests.provider_server import run_in_thread
 from tests.sqlite_lock import locked
 
 PLACES = {"lane": "ray::Lane", "process": "ray::job-"}  # an isolated process is named after its request
+ON_EACH_PLACE = pytest.mark.parametrize("place", ["lane", pytest.param("process", marks=pytest.mark.full)])
 
 
 def kill(place: str) -> None:
@@ -36,7 +37,7 @@ def the_result(job: Job) -> Result:
     return result
 
 
-@pytest.mark.parametrize("place", PLACES)
+@ON_EACH_PLACE
 def test_a_crash_during_a_model_call_repeats_that_call_and_no_tool(
     place: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -57,7 +58,7 @@ def test_a_crash_during_a_model_call_repeats_that_call_and_no_tool(
     assert kinds == ["tool_call_message", "tool_return_message"] * N_STEPS + ["assistant_message"]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@ON_EACH_PLACE
 def test_a_crash_while_a_tool_runs_repeats_no_model_call(place: Any, options: dict[str, Any], tmp_path: Path) -> None:
     ledger, gate = tmp_path / "ledger", tmp_path / "gate"
     with run_in_thread() as server:
@@ -149,7 +150,7 @@ def _quiet(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "progress"}
 
 
-@pytest.mark.parametrize("place", PLACES)
+@ON_EACH_PLACE
 def test_a_store_that_is_locked_for_longer_than_a_deadline_costs_no_request(
     place: str, options: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -75,7 +75,9 @@ def test_a_server_prints_its_address_and_exits_with_status_0(tmp_path: Path) -> 
 
 
 @timed
-@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.cluster)])
+@pytest.mark.parametrize(
+    "executor", [pytest.param("local", marks=pytest.mark.full), pytest.param("ray", marks=pytest.mark.cluster)]
+)
 def test_a_terminated_server_leaves_its_jobs_to_the_next_one(
     slack: float, executor: str, tmp_path: Path, waiting: Path
 ) -> None:

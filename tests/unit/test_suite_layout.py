@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,19 @@ def test_no_test_module_imports_from_another() -> None:
     found = [
         f"{file.relative_to(TESTS)} imports {module}"
         for file in TESTS.rglob("*.py")
-        for module in _imported(ast.parse(file.read_text()))
+        for module in _imported(_nodes(file))
         if module.startswith("tests.") and module.rpartition(".")[2].startswith("test_")
     ]
     assert not found, f"move what they share to tests/builders: {found}"
 
 
-def _imported(tree: ast.Module) -> list[str]:
+@cache
+def _nodes(file: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(file.read_text())))
+
+
+def _imported(nodes: tuple[ast.AST, ...]) -> list[str]:
     """Return the dotted names that a module imports, at its top or in a function."""
-    nodes = list(ast.walk(tree))
     whole = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
     parts = [(node.module or "", node.names) for node in nodes if isinstance(node, ast.ImportFrom)]
     return whole + [name for module, names in parts for name in (module, *(f"{module}.{each.name}" for each in names))]
@@ -45,7 +50,7 @@ def test_unit_tests_start_no_process_and_no_database_and_do_not_sleep() -> None:
 def _slow_parts(file: Path) -> list[tuple[int, str]]:
     """Return what starts processes or takes real time in a test module, each with its line."""
     tree = ast.parse(file.read_text())
-    found = [(1, f"imports {name}") for name in _imported(tree) if name in _NOT_IN_UNIT_TESTS]
+    found = [(1, f"imports {name}") for name in _imported(_nodes(file)) if name in _NOT_IN_UNIT_TESTS]
     tree.body = [node for node in tree.body if "in_virtual_time" not in _decorators(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _is_slow(node):

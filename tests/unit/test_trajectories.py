@@ -5,7 +5,6 @@ from __future__ import annotations
 import html.parser
 import io
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,15 +61,15 @@ def fail(request: AgentRequest) -> str:
     raise LookupError(f"nothing {HOSTILE}")
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     script = [
         {"text": "let me see", "reasoning": "hm", "tool_calls": [{"name": "double", "arguments": {"n": 4}}]},
         {"text": f"It is 8. {HOSTILE}"},
     ]
     agents = [Agent(id="a", model="offline/scripted", script=script, tools=(double,)), Agent(id="f", run=fail)]
     requests = [{"agent_id": "a", "custom_id": "r0", "input": "What is 2 * 4?"}, {"agent_id": "f", "input": "x"}]
-    return batchray.run(requests, agents, executor="local", progress=False, data_dir=tmp_path / "data")
+    return batchray.run(requests, agents, executor="local", progress=False, data_dir=tmp_path_factory.mktemp("data"))
 
 
 def test_a_result_reads_like_a_conversation(job: Job) -> None:
