@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from batchray.jobs.deadlines import PausableDeadlines
 from batchray.store import LedJob, NewAttempt, NewOutcome, NewStep, RetryingStore, Store
 
+# After a commit of n writes the next one gathers for n times this, up to the interval.  So a lone write waits for
+# nothing, and under load, when each commit has many, there are not more of them than the interval allows.
+_GATHER_S_PER_WRITE = 0.0005
+
 
 class GroupCommitter:
-    """Writes for all items of a job in common transactions, at most one every `interval_s`.
+    """Writes for all items of a job in common transactions.
+
+    A write that finds no commit on its way starts one.  The next commit gathers meanwhile, and for up to `interval_s`
+    after it: for less if something waits for it, and if few writes came together.
 
     While the store is unavailable, outcomes wait here, at most one for each item in flight; no attempt begins, and
     `deadlines` are paused.
@@ -26,6 +34,7 @@ class GroupCommitter:
         self._steps: list[NewStep] = []
         self._waiting: asyncio.Future[set[int]] | None = None
         self._flushing: asyncio.Task[None] | None = None
+        self._is_awaited = asyncio.Event()
 
     async def begin(self, attempt: NewAttempt) -> None:
         """Count an attempt; on disk when this returns."""
@@ -45,11 +54,13 @@ class GroupCommitter:
 
     async def drain(self) -> None:
         """Wait until everything that was handed in is on disk."""
+        self._is_awaited.set()
         if self._flushing is not None:
             await self._flushing
 
     async def _committed(self) -> set[int]:
         """Wait for the next commit; return the indexes of the outcomes that it accepted."""
+        self._is_awaited.set()
         if self._waiting is None:
             self._waiting = asyncio.get_running_loop().create_future()
         if self._flushing is None or self._flushing.done():
@@ -62,6 +73,7 @@ class GroupCommitter:
             write = _Write(self.store.sync, self._job, self._attempts, self._outcomes, self._steps)
             waiting = self._waiting
             self._attempts, self._outcomes, self._steps, self._waiting = [], [], [], None
+            self._is_awaited.clear()
             try:
                 with self.deadlines.commit():
                     accepted = await self.store.call(write)
@@ -70,7 +82,15 @@ class GroupCommitter:
                 waiting.exception()  # marks it as retrieved: all waiters may have been cancelled
             else:
                 waiting.set_result({outcome.index for outcome in accepted})
-            await asyncio.sleep(self._interval_s)
+            await self._gather(write.n_rows)
+
+    async def _gather(self, n_written: int) -> None:
+        """Wait until the next commit is due, after one of `n_written` writes."""
+        end = asyncio.get_running_loop().time() + self._interval_s
+        await asyncio.sleep(min(n_written * _GATHER_S_PER_WRITE, self._interval_s))
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                await self._is_awaited.wait()
 
 
 class _Write:
@@ -86,6 +106,7 @@ class _Write:
     ) -> None:
         self._store, self._job, self._attempts, self._outcomes, self._steps = store, job, attempts, outcomes, steps
         self._is_retry = False
+        self.n_rows = len(attempts) + len(outcomes) + len(steps)
 
     def __call__(self) -> list[NewOutcome]:
         is_retry, self._is_retry = self._is_retry, True
