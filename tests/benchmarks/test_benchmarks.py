@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
     [
         "import_time",
         "cpu_per_request",
-        "wide_window",
+        "peers",
         "memory",
         "intake",
         "connections",

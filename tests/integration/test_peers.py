@@ -1,0 +1,35 @@
+"""A small form of the benchmark of peers: each contender of this environment answers, and what it took is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.peers.__main__ import measure
+from tests.benchmarks.peers.table import lines_of
+from tests.benchmarks.peers.works import Work
+
+WORKS = [
+    Work("plain", n=100, concurrency=50, latency_s=0.01, slow_s=0.1),
+    Work("steps", n=10, concurrency=5, latency_s=0.01, n_tool_steps=2),
+]
+
+
+def test_every_contender_answers_every_request_with_the_model_calls_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATCHRAY_EXECUTOR", "local")
+    runs = measure(WORKS, ["aiohttp", "batchray"], rounds=1)
+    for work in WORKS:
+        for contender in ("aiohttp", "batchray"):
+            (run,) = runs[work.name, contender]
+            assert (run.n_right, run.n_calls) == (work.n, work.n_calls)
+            assert run.wall_s >= work.ideal_s
+            assert run.before_s + run.between_s + run.after_s == pytest.approx(run.wall_s)
+            assert run.p50_s is not None
+            assert run.p50_s >= work.latency_s * (work.n_tool_steps + 1)
+    (plain,) = runs["plain", "batchray"]
+    assert plain.slowest_s is not None
+    assert plain.slowest_s >= 0.1
+    text = "\n".join(lines_of(WORKS, ["aiohttp", "batchray"], runs))
+    assert "100 requests of 0.01 s, 1 of them of 0.1 s, 50 at once; ideal 0.10 s" in text
+    assert "WITHOUT" not in text
