@@ -32,9 +32,10 @@ class Histogram:
 
     def add(self, duration_ns: int) -> None:
         """Count one duration."""
-        bucket = math.ceil(math.log2(max(duration_ns, 1)) * _PER_DOUBLING)
+        bucket = math.ceil(math.log2(duration_ns) * _PER_DOUBLING) if duration_ns > 0 else 0
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
-        self.max_ns = max(self.max_ns, duration_ns)
+        if duration_ns > self.max_ns:
+            self.max_ns = duration_ns
 
     @property
     def count(self) -> int:
@@ -72,6 +73,7 @@ class Histogram:
 
 STATUSES = ("succeeded", "errored", "canceled", "expired")
 TIMINGS = ("queued", "ttft", "duration")
+_FIELDS_OF_TIMINGS = tuple((name, f"{name}_ns") for name in TIMINGS)
 
 
 @dataclass
@@ -101,8 +103,8 @@ class Progress:
         self.prompt_tokens += usage.get("prompt_tokens", 0)
         self.completion_tokens += usage.get("completion_tokens", 0)
         self.n_steps += usage.get("step_count", 0)
-        for name in TIMINGS:
-            duration_ns = timing.get(f"{name}_ns")
+        for name, field_name in _FIELDS_OF_TIMINGS:
+            duration_ns = timing.get(field_name)
             if duration_ns is not None:
                 self.timings[name].add(duration_ns)
 

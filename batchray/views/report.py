@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -161,39 +161,53 @@ def brief_report(
     return _report(record, status, place, snapshot, reading, is_brief=True)
 
 
-@dataclass
+_Key = tuple[str, str, str]
+
+
 class _Failures:
     """Failures by their messages while these are few, and by their messages without numbers otherwise."""
 
-    exact: dict[tuple[str, str, str], FailureGroup] | None = field(default_factory=dict)
-    similar: dict[tuple[str, str, str], FailureGroup] = field(default_factory=dict)
-    n_other: int = 0
+    def __init__(self) -> None:
+        self._groups: dict[_Key, FailureGroup] = {}
+        self._n_items: Counter[_Key] = Counter()
+        self._is_exact, self._n_other = True, 0
 
     def add(self, figures: OutcomeFigures) -> None:
         error = orjson.loads(figures.error or b"{}")
         kind, message = str(error.get("type")), str(error.get("message"))[:_MAX_MESSAGE_CHARS]
-        group = FailureGroup(0, figures.stop_reason, kind, message, figures.index, figures.custom_id)
-        if self.exact is not None:
-            key = (figures.stop_reason, kind, message)
-            self.exact[key] = _one_more(self.exact.get(key, group))
-            if len(self.exact) > _N_EXACT:
-                self.exact = None
-        key = (figures.stop_reason, kind, _NUMBERS.sub("N", message))
-        if key in self.similar or len(self.similar) < _N_SIMILAR:
-            self.similar[key] = _one_more(self.similar.get(key, group))
-        else:
-            self.n_other += 1
+        key = (figures.stop_reason, kind, message) if self._is_exact else _similar((figures.stop_reason, kind, message))
+        if key in self._groups:
+            self._n_items[key] += 1
+            return
+        group = FailureGroup(1, figures.stop_reason, kind, message, figures.index, figures.custom_id)
+        if self._is_exact and len(self._groups) == _N_EXACT:
+            self._join_similar()
+            key = _similar(key)
+        self._put(key, group, 1)
+
+    def _join_similar(self) -> None:
+        exact, self._groups = self._groups, {}
+        counted, self._n_items = self._n_items, Counter()
+        self._is_exact = False
+        for key, group in exact.items():
+            self._put(_similar(key), group, counted[key])
+
+    def _put(self, key: _Key, group: FailureGroup, n_items: int) -> None:
+        if key not in self._groups and len(self._groups) == _N_SIMILAR:
+            self._n_other += n_items
+            return
+        self._groups.setdefault(key, group)
+        self._n_items[key] += n_items
 
     def groups(self) -> tuple[list[FailureGroup], int]:
         """Return the most frequent groups, and the number of failures in none of them."""
-        found = self.similar if self.exact is None else self.exact
-        ordered = sorted(found.values(), key=lambda group: (-group.n_items, group.index))
-        n_left_out = sum(group.n_items for group in ordered[_N_EXACT:])
-        return ordered[:_N_EXACT], n_left_out + (self.n_other if self.exact is None else 0)
+        found = [replace(group, n_items=self._n_items[key]) for key, group in self._groups.items()]
+        ordered = sorted(found, key=lambda group: (-group.n_items, group.index))
+        return ordered[:_N_EXACT], self._n_other + sum(group.n_items for group in ordered[_N_EXACT:])
 
 
-def _one_more(group: FailureGroup) -> FailureGroup:
-    return replace(group, n_items=group.n_items + 1)
+def _similar(key: _Key) -> _Key:
+    return (*key[:2], _NUMBERS.sub("N", key[2]))
 
 
 class _Reading:
@@ -208,9 +222,7 @@ class _Reading:
 
     def add(self, figures: OutcomeFigures) -> None:
         usage = orjson.loads(figures.usage)
-        # An item that ended with its job, without an answer, has no durations.
-        measured = {f"{name}_ns": getattr(figures, f"{name}_ns") for name in TIMINGS} if figures.duration_ns else {}
-        self.progress.record(figures.status, measured, usage)
+        self.progress.record(figures.status, _measured(figures), usage)
         if figures.error is not None:
             self.failures.add(figures)
         self._add_usage(figures.agent_id, usage)
@@ -241,6 +253,12 @@ class _Reading:
         if not self._prices:
             return None
         return math.fsum(prices.cost_usd(_usage(self._usage[name])) for name, prices in self._prices.items())
+
+
+def _measured(figures: OutcomeFigures) -> dict[str, int | None]:
+    """Return the durations of an outcome; none if its item ended with the job, without an answer."""
+    queued_ns, ttft_ns, duration_ns = figures.queued_ns, figures.ttft_ns, figures.duration_ns
+    return {"queued_ns": queued_ns, "ttft_ns": ttft_ns, "duration_ns": duration_ns} if duration_ns else {}
 
 
 def _usage(sums: Mapping[str, Any]) -> Usage:

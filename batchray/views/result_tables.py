@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from batchray.batch.formats.arrow import array_of
 from batchray.schema import Result
 from batchray.store import StoredResult
 from batchray.views.carried import CarriedRows
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS = 2_000
 _BLOCK_BYTES = 2 * 1024 * 1024
-"""About the size of a block, which becomes a row group of Parquet.  As Python values it needs many times the memory."""
+"""About the size of a block, which becomes a row group of Parquet."""
 
 
 class ResultTables:
@@ -58,19 +59,22 @@ class ResultTables:
 
     def after(self, position: ResultPosition, order: ResultOrder) -> Iterator[tuple[pa.Table, ResultPosition]]:
         """Yield the results after a position, in blocks, each with the position at its end."""
-        cursor = ResultCursor(order, position)
-        block: list[StoredResult] = []
-        n_bytes = 0
-        while page := cursor.take(self._read(cursor.after), is_final=True):
-            block.extend(page)
-            n_bytes += sum(len(each.request) + len(each.messages) for each in page)
-            if len(block) >= _BLOCK_ROWS or n_bytes >= _BLOCK_BYTES:
-                yield self._block(block), cursor.position
-                block, n_bytes = [], 0
-        if block:
-            yield self._block(block), cursor.position
+        import pyarrow as pa
 
-    def _block(self, stored: Sequence[StoredResult]) -> pa.Table:
+        cursor = ResultCursor(order, position)
+        block: list[pa.Table] = []
+        n_rows, n_bytes = 0, 0
+        while page := cursor.take(self._read(cursor.after), is_final=True):
+            block.append(self._page(page))
+            n_rows, n_bytes = n_rows + len(page), n_bytes + block[-1].nbytes
+            if n_rows >= _BLOCK_ROWS or n_bytes >= _BLOCK_BYTES:
+                yield pa.concat_tables(block), cursor.position
+                block, n_rows, n_bytes = [], 0, 0
+        if block:
+            yield pa.concat_tables(block), cursor.position
+
+    def _page(self, stored: Sequence[StoredResult]) -> pa.Table:
+        """Return the table of a page.  Its rows are Python values only here: those need many times the memory."""
         import pyarrow as pa
 
         columns: list[list[Any]] = [[] for _ in self._own]
@@ -79,7 +83,7 @@ class ResultTables:
             columns[0].append(result.index)
             for column, value_of in zip(columns[1:], self._values, strict=True):
                 column.append(value_of(result))
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._own, strict=True)]
+        arrays = [array_of(column, field.type) for column, field in zip(columns, self._own, strict=True)]
         own = pa.Table.from_arrays(arrays, schema=self._own)
         if not self._has_rows:
             return own

@@ -142,7 +142,7 @@ def test_an_export_that_broke_off_is_continued(
 ) -> None:
     pages_of(job, monkeypatch, 1)
     job.to_parquet(tmp_path / "whole")
-    block = result_tables.ResultTables._block
+    block = result_tables.ResultTables._page
     blocks = 0
 
     def breaking(self: Any, stored: Any) -> Any:
@@ -153,7 +153,7 @@ def test_an_export_that_broke_off_is_continued(
         return block(self, stored)
 
     with monkeypatch.context() as patched:
-        patched.setattr(result_tables.ResultTables, "_block", breaking)
+        patched.setattr(result_tables.ResultTables, "_page", breaking)
         with pytest.raises(KeyboardInterrupt):
             job.to_parquet(tmp_path / "broken")
     assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == [MANIFEST, "part-00000.parquet"]

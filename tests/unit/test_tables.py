@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchray.batch.formats.arrow import array_of
 from batchray.batch.formats.carried import decode, encode, rows_of
 from batchray.batch.formats.options import InputOptions
 from batchray.batch.formats.recognize import Table, open_batch
@@ -242,6 +243,28 @@ def test_a_row_is_carried_in_the_types_that_it_came_in(tmp_path: Path) -> None:
     assert pa.Table.from_batches([stored]).equals(table)
     assert rows_of(stored)[0] == {**{name: value for name, (_, value) in TYPED.items()}, "q": "one"}
     assert set(rows_of(stored)[1].values()) == {None, "two"}
+
+
+_INT64 = st.integers(-(2**63), 2**63 - 1)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    st.one_of(
+        *(
+            st.tuples(st.lists(st.none() | values), st.just(kind))
+            for values, kind in ((_TEXT, pa.string()), (_INT64, pa.int64()), (st.floats(), pa.float64()))
+        )
+    )
+)
+def test_an_array_of_values_is_the_one_that_pyarrow_makes(values_and_type: tuple[list[Any], pa.DataType]) -> None:
+    made, expected = array_of(*values_and_type), pa.array(*values_and_type)
+    made.validate(full=True)
+    assert (made.type, made.null_count, repr(made.to_pylist())) == (
+        expected.type,
+        expected.null_count,
+        repr(expected.to_pylist()),
+    )
 
 
 def test_a_part_holds_only_the_categories_that_occur_in_it() -> None:
