@@ -7,13 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from batchray.views.html import GREEN, GREY, LINE, RED, element, escaped, stacked_bar
+from batchray.views.html import GREEN, GREY, RED, element, escaped, stacked_bar, table
 from batchray.views.plain_text import in_short
 from batchray.views.summary import duration
 from batchray.views.trajectory import dollars
 
 _MAX_ROWS = 50
-_CELL = "padding:.25em .8em .25em 0;text-align:left;white-space:nowrap;vertical-align:top"
 
 
 class Comparison(pd.DataFrame):
@@ -36,14 +35,10 @@ def comparison_html(frame: pd.DataFrame) -> str:
         [*_names(key), *(show(row) for _, show in heads)]
         for key, (_, row) in zip(frame.index[:_MAX_ROWS], frame.head(_MAX_ROWS).iterrows(), strict=True)
     ]
-    head = "".join(
-        f'<th style="{_CELL};border-bottom:{LINE}">{escaped(in_short(name))}</th>'
-        for name in [*names, *(name for name, _ in heads)]
-    )
-    body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in row) + "</tr>" for row in rows)
+    shown_heads = [escaped(in_short(name)) for name in [*names, *(name for name, _ in heads)]]
     left = len(frame) - len(rows)
     more = element("div", f"... {left:,} more groups", f"color:{GREY}") if left > 0 else ""
-    return element("div", element("table", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>") + more)
+    return element("div", table(rows, shown_heads) + more)
 
 
 def _is_empty(frame: pd.DataFrame, name: str) -> bool:

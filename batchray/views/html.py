@@ -7,6 +7,7 @@ that they do not trust, and each has another way to say that it is dark.
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Sequence
 
 from batchray.views.plain_text import plain
 
@@ -32,5 +33,25 @@ def stacked_bar(shares: list[tuple[float, str]], width: str = "20em") -> str:
     parts = "".join(
         f'<span style="width:{100 * share:.2f}%;background:{colour}"></span>' for share, colour in shares if share > 0
     )
-    style = f"display:inline-flex;width:{width};height:.7em;border-radius:.35em;overflow:hidden;background:{FAINT}"
-    return element("span", parts, style)
+    size = f"width:{width};max-width:100%;height:.7em;border-radius:.35em"
+    return element("span", parts, f"display:inline-flex;{size};overflow:hidden;background:{FAINT}")
+
+
+_CELL = "text-align:left;padding:.15em .8em .15em 0;vertical-align:top"
+_CELLS = f"{_CELL};white-space:nowrap"
+_LAST_CELL = f"{_CELL};overflow-wrap:anywhere;min-width:9em"
+
+
+def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
+    """Return a table of HTML cells, which scrolls if it is too wide.  Lines break in the last column only.
+
+    Every cell says how it is aligned, because front ends align those of tables to the right.
+    """
+    head = "".join(element("th", name, f"{_CELLS};border-bottom:{LINE}") for name in heads)
+    body = "".join(element("tr", _cells(row)) for row in rows)
+    content = (element("thead", element("tr", head)) if heads else "") + element("tbody", body)
+    return element("div", element("table", content, "margin:.3em 0"), "overflow-x:auto")
+
+
+def _cells(row: Sequence[str]) -> str:
+    return "".join(element("td", content, _CELLS) for content in row[:-1]) + element("td", row[-1], _LAST_CELL)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from batchray.views.html import BLUE, escaped, stacked_bar
+from batchray.views.html import BLUE, element, escaped, stacked_bar
+from batchray.views.plain_text import plain
 
 
 @contextmanager
@@ -38,4 +39,5 @@ def notebook_bar() -> Iterator[Callable[[float, Sequence[str]], None]]:
 def _bundle(share: float, lines: Sequence[str]) -> dict[str, str]:
     """Return the bar for front ends that show HTML, and for those that show text only."""
     text = "<br>".join(escaped(line) for line in lines)
-    return {"text/html": f"<div>{stacked_bar([(share, BLUE)])} {text}</div>", "text/plain": "; ".join(lines)}
+    bar = element("div", f"{stacked_bar([(share, BLUE)])} {text}", "overflow-wrap:anywhere")
+    return {"text/html": bar, "text/plain": plain("; ".join(lines))}

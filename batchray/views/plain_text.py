@@ -37,7 +37,8 @@ def clipped(text: str, max_chars: int) -> str:
 def in_short(message: str, max_chars: int = _SHORT_CHARS) -> str:
     """Return the start of a message as one line without control characters."""
     start = message[: 4 * max_chars]  # a message may have megabytes
-    line = " ".join("".join(char if char.isprintable() else " " for char in start).split())
+    shown = _STYLING.sub("", start)
+    line = " ".join("".join(char if char.isprintable() else " " for char in shown).split())
     if len(line) <= max_chars and len(start) == len(message):
         return line
     cut = line[: max_chars - 4]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
-from batchray.views.html import AMBER, BLUE, GREEN, GREY, LINE, RED, element, escaped, stacked_bar
+from batchray.views.html import AMBER, BLUE, GREEN, GREY, RED, element, escaped, stacked_bar, table
 from batchray.views.plain_text import in_short
 from batchray.views.report import Report
 from batchray.views.report_text import facts, failure_text, headline, outcome_rows, request_name, timing_rows
@@ -30,19 +30,16 @@ def report_html(report: Report) -> str:
         if each.max == each.max  # not NaN: it was measured
     ]
     if timing:
-        parts.append(_table(("time of a request", "p50", "p95", "max"), timing))
+        parts.append(table(timing, ("time of a request", "p50", "p95", "max")))
     if report.slowest:
         rows = [
             (escaped(request_name(each)), escaped(in_short(each.agent_id)), each.status, duration(each.duration_s))
             for each in report.slowest
         ]
-        parts.append(_folded("slowest requests", _table(("request", "agent", "outcome", "start to end"), rows)))
+        parts.append(_folded("slowest requests", table(rows, ("request", "agent", "outcome", "start to end"))))
     parts.append(element("div", escaped("; ".join(facts(report))), "opacity:.8"))
-    steps = "".join(
-        f"<tr><td>{escaped(step.why)}</td><td><code>{escaped(step.call)}</code></td></tr>" for step in report.next_steps
-    )
-    if steps:
-        parts.append(element("table", steps, "margin:.3em 0;text-align:left"))
+    if steps := [(escaped(step.why), element("code", escaped(step.call))) for step in report.next_steps]:
+        parts.append(table(steps))
     return element("div", "".join(parts), "max-width:70em;line-height:1.5")
 
 
@@ -69,15 +66,8 @@ def _failures(report: Report) -> str:
     ]
     if report.n_other_failures:
         rows.append((f"{report.n_other_failures:,}", "", "", "others"))
-    return _table(("newest failures" if report.is_brief else "failures", "stop reason", "example", "error"), rows)
+    return table(rows, ("newest failures" if report.is_brief else "failures", "stop reason", "example", "error"))
 
 
 def _folded(summary: str, content: str) -> str:
     return f'<details><summary style="cursor:pointer">{summary}</summary>{content}</details>'
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cell = "text-align:left;padding:.15em .8em .15em 0;vertical-align:top;overflow-wrap:anywhere"
-    head = "".join(f'<th style="{cell};border-bottom:{LINE}">{name}</th>' for name in heads)
-    body = "".join("<tr>" + "".join(f'<td style="{cell}">{content}</td>' for content in row) + "</tr>" for row in rows)
-    return element("table", f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", "margin:.3em 0")

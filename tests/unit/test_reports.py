@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from batchray import Agent, AgentRequest, Job
 from batchray.cli.main import cli
 from batchray.schema import new_job_id
 from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, OutcomeFigures, Store
+from batchray.views.plain_text import in_short
 from batchray.views.report import Report, _Failures
 
 HOSTILE = "<script>alert(1)</script>|\x1b[31m\x1b]0;title\x07\x9b\u202e`"
@@ -88,6 +90,13 @@ def test_all_forms_have_the_facts_and_nothing_that_acts(job: Job) -> None:
         assert "LookupError: no fail one &lt;script&gt;" in html
         assert "<script>" not in html
         assert not set(html) & set("\x1b\x07\x9b\u202e")
+        cells = re.findall(r"<t[dh]\b[^>]*>", html)
+        assert all("text-align:left" in cell for cell in cells)  # front ends align to the right
+        assert all("nowrap" in cell for cell in cells if cell.startswith("<th"))  # heads are not cut within words
+
+
+def test_a_message_in_short_is_a_line_without_colours() -> None:
+    assert in_short("\x1b[31mred\x1b[0m\nand \x07blue") == "red and blue"
 
 
 def test_a_report_as_json_is_one_object_without_nan(job: Job) -> None:
