@@ -34,7 +34,7 @@ class OutcomeFigures:
 
 
 class Figures:
-    """Reads the figures of a job's outcomes, in pages where there are many: memory does not grow with the job."""
+    """Reads the figures of a job's outcomes, in pages if there are many: memory does not grow with the job."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
