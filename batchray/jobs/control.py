@@ -150,10 +150,10 @@ def leave_request(data_dir: Path, url: str | None, job_id: str, request: Control
             store.leases.request(store.jobs.get(job_id), **fields)
 
 
-def reopen_job(store: Store, job_id: str) -> int:
+def reopen_job(store: Store, job_id: str) -> None:
     """Reopen an ended job as `Jobs.reopen` does, and remove the control requests of its earlier runs."""
     ControlFile(store.data_dir, job_id).clear()
-    return store.jobs.reopen(job_id)
+    store.jobs.reopen(job_id)
 
 
 @asynccontextmanager

@@ -10,11 +10,11 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 from batchray.config import AgentSet, BoundAgent, Settings
-from batchray.errors import JobInterruptedError, JobPausedError, StoreError
+from batchray.errors import JobInterruptedError, JobPausedError, LeaseLostError, StoreError
 from batchray.executors import ControlChannel, Executor, ProviderBoard
 from batchray.jobs.control import renewing_lease
 from batchray.jobs.deadlines import PausableDeadlines
-from batchray.jobs.endings import CANCELED, recount_progress
+from batchray.jobs.endings import CANCELED
 from batchray.jobs.group_commit import GroupCommitter
 from batchray.jobs.item_runner import ItemRunner
 from batchray.jobs.provider_gates import GROWTH_S, ProviderGates
@@ -23,7 +23,7 @@ from batchray.jobs.slots import Slot, Slots, Wanted
 from batchray.jobs.steering import close_channel, sync_control
 from batchray.jobs.timing import JobTiming
 from batchray.jobs.window import Window
-from batchray.store import JobRecord, PendingItem, RetryingStore, Store
+from batchray.store import TALLY_EVERY, JobRecord, PendingItem, RetryingStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,12 @@ async def start_job(
     """
     waiting = RetryingStore(store, f"job {job_id}")
     record = await waiting.jobs.start(job_id)
-    async with renewing_lease(store, record):  # to count a million outcomes takes longer than a lease lasts
-        progress = await waiting.call_chunked(recount_progress, store, record)
+    async with renewing_lease(store, record):  # to delete a million outcomes takes longer than a lease lasts
+        await waiting.call_chunked(store.reopenings.clear, record)
+        tally = await waiting.call_chunked(store.tallies.catch_up, record)
         opened_at = await waiting.jobs.opened_at(record)
         asked = await waiting.leases.requested(record)
-    slots = slots or Slots()
+    slots, progress = slots or Slots(), tally.progress(record.total)
     gates = ProviderGates(job_id, agents, slots)
     window = _window(agents, settings, slots, gates, store.data_dir, record.user_id)
     committer = GroupCommitter(waiting, record, deadlines or PausableDeadlines())
@@ -145,7 +146,7 @@ async def _in_background(
     def on_change() -> None:
         job.set_provider_states(providers.states())
 
-    work = (_watch(job), *(sync_control(job, channel) for channel in channels))
+    work = (_watch(job), _keep_tally(job), *(sync_control(job, channel) for channel in channels))
     tasks = [asyncio.create_task(each) for each in work]
     on_change()
     try:
@@ -187,11 +188,23 @@ async def _watch(job: RunningJob) -> None:
     job.expire()
 
 
+async def _keep_tally(job: RunningJob) -> None:
+    """Store the tally of the outcomes from time to time, so that a resume and other processes read few of them."""
+    n_counted = job.progress.done
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        if job.progress.done - n_counted >= TALLY_EVERY:
+            n_counted = job.progress.done
+            with suppress(StoreError, LeaseLostError):  # which the job itself meets too
+                await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
+
+
 async def _end(job: RunningJob) -> JobRecord:
     """Write the job's end: its status, its counts and its durations."""
     if (ending := job.ending) is not None:
         await job.store.outcomes.end_unfinished(job.record, *ending.of_items)
-        job.progress = await job.store.call_chunked(recount_progress, job.store.sync, job.record)
+        tally = await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
+        job.progress = tally.progress(job.record.total)
     status, stop_reason = _final_status(job)
     logger.info("job %s: %s", job.record.id, status, extra={"job_id": job.record.id})
     return await job.store.jobs.end(job.record, status, stop_reason, job.progress, *job.timing.durations())

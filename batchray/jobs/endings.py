@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from batchray.config import Settings
-from batchray.schema.progress import Progress
-from batchray.store import Chunked, JobRecord, Store
-
-_CHUNK_ITEMS = 5000
 
 
 class Ending(NamedTuple):
@@ -33,13 +29,3 @@ def given_up(reason: str) -> Ending:
     """Return the ending of a single request whose provider does not answer."""
     error = {"type": "provider_unavailable", "message": reason}
     return Ending("failed", "error", ("errored", "llm_api_error", error))
-
-
-def recount_progress(store: Store, record: JobRecord) -> Chunked[Progress]:
-    """Count the outcomes that the store has."""
-    progress = Progress(total=record.total)
-    for n, (status, timing, usage) in enumerate(store.items.timings(record), start=1):
-        progress.record(status, timing, usage)
-        if n % _CHUNK_ITEMS == 0:
-            yield
-    return progress

@@ -129,10 +129,7 @@ class Job(JobReader):  # more than 20 methods, because it is the public API of a
         record = self.record()
         if record.progress is not None:
             return record.progress
-        progress = Progress(total=record.total)
-        for status, timing, usage in self._store().items.timings(record):
-            progress.record(status, timing, usage)
-        return progress
+        return self._tally().progress(record.total)
 
     def progress_now(self) -> Progress:
         """Return counts and tokens so far, cheaper than `progress`; timings only if this process runs the job."""

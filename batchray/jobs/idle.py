@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from batchray.config import Settings
 from batchray.errors import JobEndedError, LeaseLostError
-from batchray.jobs.endings import CANCELED, Ending, expired, recount_progress
+from batchray.jobs.endings import CANCELED, Ending, expired
 from batchray.jobs.timing import age_ns
 from batchray.store import Chunked, JobRecord, Store
 
@@ -20,10 +20,11 @@ def end_idle_job(store: Store, job_id: str, ending: Ending) -> Chunked[None]:
         job = store.jobs.take_over(job_id)
     except JobEndedError:
         return
+    yield from store.reopenings.clear(job)
     yield from store.outcomes.end_unfinished(job, *ending.of_items)
-    progress = yield from recount_progress(store, job)
+    tally = yield from store.tallies.tally(job)
     duration_ns = age_ns(job.started_at) if job.started_at is not None else 0
-    store.jobs.end(job, ending.status, ending.stop_reason, progress, None, duration_ns)
+    store.jobs.end(job, ending.status, ending.stop_reason, tally.progress(job.total), None, duration_ns)
 
 
 def cancel_idle_job(store: Store, job_id: str) -> Chunked[None]:

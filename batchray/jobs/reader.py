@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchray.errors import UnknownItemError, UsageError
 from batchray.schema import Result
-from batchray.store import FailureKind, JobRecord, Store
+from batchray.store import FailureKind, JobRecord, Store, Tally, run_all
 from batchray.views.carried import CarriedRows
 from batchray.views.csv_export import write_csv
 from batchray.views.export_formats import OPENAI_ENDPOINTS, Target, export_format
@@ -55,7 +55,7 @@ class JobReader(ABC):
 
     def failures(self) -> list[FailureKind]:
         """Return the kinds of failures so far, the most frequent first."""
-        return self._store().items.failure_kinds(self._accepted)
+        return self._tally().failure_kinds()
 
     def agents(self) -> dict[str, dict[str, Any]]:
         """Return the settings of the job's agents by id, as they were stored with it."""
@@ -207,6 +207,9 @@ class JobReader(ABC):
                 self._reader = Store.open_for_reading(self.data_dir, self.url, is_pooled=False)
                 weakref.finalize(self, self._reader.close)
             return self._reader
+
+    def _tally(self) -> Tally:
+        return run_all(self._store().tallies.tally(self._accepted))
 
     def _read_page(self, after: AfterOptions) -> list[Any]:
         return self._store().items.results(self._accepted, **after)

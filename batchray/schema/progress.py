@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -61,6 +62,12 @@ class Histogram:
         longest = self.max_ns / 1e9 if self.buckets else math.nan
         return Percentiles(self.percentile(50), self.percentile(95), self.percentile(99), longest)
 
+    def plus(self, other: Histogram) -> Histogram:
+        """Return the histogram of the durations of both."""
+        buckets = Counter(self.buckets)
+        buckets.update(other.buckets)
+        return Histogram(dict(buckets), max(self.max_ns, other.max_ns))
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` reads back."""
         return {"max_ns": self.max_ns, "buckets": {str(bucket): n for bucket, n in sorted(self.buckets.items())}}
@@ -107,6 +114,17 @@ class Progress:
             duration_ns = timing.get(field_name)
             if duration_ns is not None:
                 self.timings[name].add(duration_ns)
+
+    def plus(self, other: Progress, total: int) -> Progress:
+        """Return the progress of the outcomes of both, of a job with `total` items."""
+        return Progress(
+            total,
+            {status: self.counts[status] + other.counts[status] for status in STATUSES},
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.n_steps + other.n_steps,
+            {name: self.timings[name].plus(other.timings[name]) for name in TIMINGS},
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `from_dict` reads back."""

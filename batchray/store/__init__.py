@@ -63,10 +63,12 @@ from batchray.store.records import (
 )
 from batchray.store.retry import RetryingStore
 from batchray.store.store import DATABASE, Store
+from batchray.store.tallies import TALLY_EVERY, Tally
 
 __all__ = [
     "DATABASE",
     "DEFAULT_USER",
+    "TALLY_EVERY",
     "AsyncStore",
     "CarriedColumns",
     "Chunked",
@@ -105,6 +107,7 @@ __all__ = [
     "StoredRun",
     "SucceededRequest",
     "TakenOver",
+    "Tally",
     "ThreadedStore",
     "is_locked",
     "is_no_room",

@@ -130,7 +130,6 @@ class AsyncItems:
         self.results = store.on(items.results)
         self.finished = store.on(items.finished)
         self.count_by_status = store.on(items.count_by_status)
-        self.failure_kinds = store.on(items.failure_kinds)
 
 
 class AsyncOutcomes:

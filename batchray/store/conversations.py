@@ -23,6 +23,7 @@ from batchray.store.queries import starts_with
 from batchray.store.records import JobRecord, LedJob, NewOutcome
 from batchray.store.tables import (
     DELETED,
+    HAS_FAILED,
     conversations,
     items,
     jobs,
@@ -122,7 +123,7 @@ def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken:
         if outcome.conversation_update is None:
             continue
         if outcome.status != "succeeded":
-            _release(connection, job, [outcome.index])
+            _release(connection, job, pending_approvals.c.claimed_idx == outcome.index)
             continue
         if outcome.conversation_update.is_stateful:
             _append_to_conversation(connection, job, outcome, outcome.conversation_update.agent_id)
@@ -132,12 +133,12 @@ def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken:
 
 def release_claims(connection: sa.Connection, job: JobRecord) -> None:
     """Release this job's claims on pending approvals whose answering item did not succeed."""
-    failed = sa.select(outcomes.c.idx).where(outcomes.c.job == job.key, outcomes.c.status != "succeeded")
-    _release(connection, job, failed)
+    its_outcome = sa.and_(outcomes.c.job == job.key, outcomes.c.idx == pending_approvals.c.claimed_idx)
+    _release(connection, job, sa.exists().where(its_outcome, HAS_FAILED))
 
 
-def _release(connection: sa.Connection, job: JobRecord, indices: Any) -> None:
-    claims = sa.and_(pending_approvals.c.claimed_job == job.key, pending_approvals.c.claimed_idx.in_(indices))
+def _release(connection: sa.Connection, job: JobRecord, which: sa.ColumnElement[bool]) -> None:
+    claims = sa.and_(pending_approvals.c.claimed_job == job.key, which)
     connection.execute(sa.update(pending_approvals).where(claims).values(claimed_job=None, claimed_idx=None))
 
 

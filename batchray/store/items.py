@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -10,10 +10,9 @@ import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES
 from batchray.store.database import CHUNK, PAGE_BYTES, Database
-from batchray.store.queries import between
+from batchray.store.queries import before_unfinished, between
 from batchray.store.records import (
     CarriedColumns,
-    FailureKind,
     JobRecord,
     PendingItem,
     SortOrder,
@@ -21,7 +20,7 @@ from batchray.store.records import (
     StoredResult,
     SucceededRequest,
 )
-from batchray.store.tables import DELETED, same_item
+from batchray.store.tables import DELETED, HAS_FAILED, same_item
 from batchray.store.tables import attempts as _attempts
 from batchray.store.tables import carried_columns as _carried
 from batchray.store.tables import checkpoints as _checkpoints
@@ -41,6 +40,8 @@ class Items:
 
     def unfinished(self, job: JobRecord, after: int, limit: int = CHUNK) -> list[PendingItem]:
         """Return the next items without an outcome in index order: at most `limit`, and about 8 MiB of requests."""
+        with self._database.reading() as connection:
+            after = before_unfinished(connection, job, after)
         query = (
             sa.select(
                 _items.c.idx,
@@ -100,7 +101,7 @@ class Items:
         else:
             query = query.where(_outcomes.c.seq > after_seq).order_by(_outcomes.c.seq)
         if is_failed:
-            query = query.where(_outcomes.c.status != "succeeded")
+            query = query.where(HAS_FAILED)
         return self._database.page(query, _stored_result, n_bytes, max_bytes)
 
     def finished(
@@ -168,8 +169,9 @@ class Items:
     ) -> list[StoredItem]:
         """Return a page of items in index order; `after` and `before` are indices.  `status` may be `pending`."""
         query = _items_of(job).limit(limit)
-        query = query.order_by(_items.c.idx if order == "asc" else _items.c.idx.desc())
-        query = between(query, _items.c.idx, order, after, before)
+        has_failed = status not in (None, "succeeded", "pending")
+        index = _outcomes.c.idx if has_failed else _items.c.idx
+        query = between(query.order_by(index if order == "asc" else index.desc()), index, order, after, before)
         wanted = (
             (_outcomes.c.status, None if status == "pending" else status),
             (_outcomes.c.stop_reason, stop_reason),
@@ -178,28 +180,13 @@ class Items:
         )
         for column, value in wanted:
             query = query if value is None else query.where(column == value)
-        if status == "pending":
-            query = query.where(_outcomes.c.idx.is_(None))
+        if has_failed:
+            query = query.where(_outcomes.c.job == job.key, HAS_FAILED)
         with self._database.reading() as connection:
+            if status == "pending":
+                begin = before_unfinished(connection, job, -1)
+                query = query.where(_items.c.idx > begin, _outcomes.c.idx.is_(None))
             return [_stored_item(row) for row in connection.execute(query).mappings()]
-
-    def timings(self, job: JobRecord) -> Iterator[tuple[str, dict[str, int | None], dict[str, int]]]:
-        """Yield status, timing and usage of every outcome, to rebuild a `Progress` from.
-
-        An item that ended with its job, without an answer, has no durations.
-        """
-        names = ("queued_ns", "ttft_ns", "duration_ns")
-        columns = (_outcomes.c.idx, _outcomes.c.status, _outcomes.c.usage, *(_outcomes.c[name] for name in names))
-        after = -1
-        while True:
-            query = sa.select(*columns).where(_outcomes.c.job == job.key, _outcomes.c.idx > after)
-            with self._database.reading() as connection:
-                rows = connection.execute(query.order_by(_outcomes.c.idx).limit(CHUNK)).all()
-            if not rows:
-                return
-            for after, status, usage, *durations in rows:  # noqa: B007
-                measured = durations if durations[-1] else (None, None, None)
-                yield status, dict(zip(names, measured, strict=True)), orjson.loads(usage)
 
     def count_by_status(self) -> dict[str, int]:
         """Return the number of items of all jobs by outcome; `pending` is the number without one."""
@@ -208,20 +195,6 @@ class Items:
         with self._database.reading() as connection:
             n_items, *counts = connection.execute(sa.select(total, *sums).where(_jobs.c.kind != DELETED)).one()
         return {**dict(zip(STATUSES, counts, strict=True)), "pending": n_items - sum(counts)}
-
-    def failure_kinds(self, job: JobRecord) -> list[FailureKind]:
-        """Return the kinds of failures, most frequent first, each with one example's message."""
-        kinds: dict[tuple[str, str], FailureKind] = {}
-        query = sa.select(_outcomes.c.stop_reason, _outcomes.c.error).where(
-            _outcomes.c.job == job.key, _outcomes.c.error.is_not(None)
-        )
-        with self._database.reading() as connection:
-            for stop_reason, described in connection.execution_options(yield_per=CHUNK).execute(query):
-                error = orjson.loads(described)
-                key = (stop_reason, error["type"])
-                count = kinds[key].n_items if key in kinds else 0
-                kinds[key] = FailureKind(*key, count + 1, error["message"])
-        return sorted(kinds.values(), key=lambda kind: -kind.n_items)
 
 
 def _results_of(job: JobRecord, *, omits_succeeded: bool = False) -> sa.Select[Any]:

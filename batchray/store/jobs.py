@@ -11,7 +11,7 @@ import orjson
 import sqlalchemy as sa
 
 from batchray.errors import JobEndedError, JobNotEndedError, KeyInUseError, UnknownJobError
-from batchray.schema.progress import STATUSES, Progress
+from batchray.schema.progress import Progress
 from batchray.store.database import Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.queries import between, starts_with
@@ -28,18 +28,17 @@ from batchray.store.records import (
 )
 from batchray.store.tables import (
     DELETED,
-    attempts,
     callbacks,
     carried_columns,
     checkpoints,
     jobs,
     leases,
     openai_batches,
-    outcomes,
     reopenings,
     run_options,
 )
 from batchray.store.taken_over import take_over
+from batchray.store.tallies import forget_failures
 from batchray.support.failpoints import failpoint
 
 # Without the agents' settings, which may be long.
@@ -182,44 +181,24 @@ class Jobs:
         failpoint("job-ended")
         return self.get(job.id)
 
-    def reopen(self, job_id: str) -> int:
-        """Delete the outcomes of an ended job that did not succeed, so that those items run again; return how many.
+    def reopen(self, job_id: str) -> None:
+        """Reopen an ended job, to run the items that did not succeed again; what it takes is the same for any job.
 
-        Only this deletes outcomes, and only when a caller asks.  Raises UnknownJobError, and JobNotEndedError if the
-        job runs, or another process has just reopened it.
+        Only this has outcomes deleted, and only when a caller asks: the next leader does so (`Reopenings.clear`).
+        Raises UnknownJobError, and JobNotEndedError if the job runs, or another process has just reopened it.
         """
+        now = utc_now()
+        ended = {"status": "created", "stop_reason": None, "completed_at": None, "progress": None, "updated_at": now}
         with self._database.transaction() as connection:
             job = self._job(connection, job_id)
             self._leases.reserve(connection, job.key)  # before the job's row, see `Leases.lock`
-            self._clear_end(connection, job)
-            failed = sa.and_(outcomes.c.job == job.key, outcomes.c.status != "succeeded")
-            again = sa.select(outcomes.c.idx).where(failed)
-            connection.execute(
-                sa.update(attempts).where(attempts.c.job == job.key, attempts.c.idx.in_(again)).values(blamed_crashes=0)
-            )
-            n_forgotten = connection.execute(sa.delete(outcomes).where(failed)).rowcount
+            this = sa.and_(jobs.c.job == job.key, jobs.c.completed_at.is_not(None), jobs.c.kind != DELETED)
+            if not connection.execute(sa.update(jobs).where(this).values(**ended)).rowcount:
+                raise JobNotEndedError(self._job(connection, job_id).id)
+            forget_failures(connection, job)
             connection.execute(sa.delete(callbacks).where(callbacks.c.job == job.key))
             connection.execute(sa.delete(reopenings).where(reopenings.c.job == job.key))
-            connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=utc_now()))
-        return n_forgotten
-
-    def _clear_end(self, connection: sa.Connection, job: JobRecord) -> None:
-        """Clear a job's end, and count only what succeeded.  Raises JobNotEndedError and UnknownJobError."""
-        opened = connection.execute(
-            sa.update(jobs)
-            .where(jobs.c.job == job.key, jobs.c.completed_at.is_not(None), jobs.c.kind != DELETED)
-            .values(
-                status="created",
-                updated_at=utc_now(),
-                stop_reason=None,
-                completed_at=None,
-                progress=None,
-                **{status: 0 for status in STATUSES if status != "succeeded"},
-                **_sum_tokens(connection, job),
-            )
-        )
-        if not opened.rowcount:
-            raise JobNotEndedError(self._job(connection, job.id).id)
+            connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=now, is_clearing=True))
 
     def run_options(self, job_id: str) -> dict[str, Any]:
         """Return the options of a job's last run; empty for a job of a server or of an older version."""
@@ -325,13 +304,3 @@ class Jobs:
         query = query.group_by(jobs.c.status)
         with self._database.reading() as connection:
             return {row.status: row.n_jobs for row in connection.execute(query)}
-
-
-def _sum_tokens(connection: sa.Connection, job: JobRecord) -> dict[str, int]:
-    """Sum up the tokens of the outcomes that succeeded."""
-    sums = {"prompt_tokens": 0, "completion_tokens": 0}
-    succeeded = sa.and_(outcomes.c.job == job.key, outcomes.c.status == "succeeded")
-    for (usage,) in connection.execute(sa.select(outcomes.c.usage).where(succeeded)):
-        for name in sums:
-            sums[name] += orjson.loads(usage).get(name, 0)
-    return sums

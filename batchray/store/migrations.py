@@ -90,6 +90,14 @@ def _to_version_5(connection: sa.Connection) -> None:
         connection.execute(sa.update(agents).where(here).values(spec=orjson.dumps(spec)))
 
 
+def _to_version_6(connection: sa.Connection) -> None:
+    """Index the outcomes that did not succeed, and say of a reopened job whether some are still to be deleted."""
+    if "reopenings" in sa.inspect(connection).get_table_names():
+        connection.exec_driver_sql("ALTER TABLE reopenings ADD COLUMN is_clearing BOOLEAN NOT NULL DEFAULT false")
+    for name, column in (("failed_outcomes", "idx"), ("failed_outcomes_in_finish_order", "seq")):
+        connection.exec_driver_sql(f"CREATE INDEX {name} ON outcomes (job, {column}) WHERE status != 'succeeded'")
+
+
 def _block_of_version_5(
     connection: sa.Connection, agent: sa.Row[Any], position: int, block: dict[str, Any]
 ) -> dict[str, Any]:
@@ -166,5 +174,6 @@ MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     2: _to_version_3,
     3: _to_version_4,
     4: _to_version_5,
+    5: _to_version_6,
 }
 """By the version that a migration starts from."""

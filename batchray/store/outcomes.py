@@ -15,6 +15,7 @@ from batchray.schema.progress import STATUSES
 from batchray.store.conversations import apply_conversation_updates, release_claims
 from batchray.store.database import Chunked, Database, chunks
 from batchray.store.leases import Leases
+from batchray.store.queries import before_unfinished
 from batchray.store.records import JobRecord, LedJob, NewAttempt, NewOutcome, NewStep, utc_now
 from batchray.store.tables import agent_runs as _agent_runs
 from batchray.store.tables import attempts as _attempts
@@ -26,6 +27,8 @@ from batchray.store.tables import same_item
 from batchray.support.failpoints import failpoint
 
 _ITEMS_PER_TRANSACTION = 5000
+# Items that one transaction looks at, if most of them have an outcome.
+_ITEMS_SEEN = 50_000
 _OUTCOME_COLUMNS = ("status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
 
 
@@ -101,6 +104,7 @@ class Outcomes:
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
             seq = connection.execute(sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key)).scalar_one()
+            after = before_unfinished(connection, job, after)
             page = _without_outcome(job, after).subquery()
             new = sa.select(page.c.job, page.c.idx, sa.literal(1)).where(page.c.attempt.is_(None))
             connection.execute(sa.insert(_attempts).from_select(["job", "idx", "attempt"], new))
@@ -112,6 +116,8 @@ class Outcomes:
             these = sa.and_(_outcomes.c.job == job.key, _outcomes.c.seq > seq)
             counted = sa.select(sa.func.count(), sa.func.max(_outcomes.c.idx)).where(these)
             n_ended, last = connection.execute(counted).one()
+            if n_ended == 0 and (last := after + _ITEMS_SEEN) < job.total:
+                return _EndedPage(0, last)
             if n_ended == 0:
                 release_claims(connection, job)
                 connection.execute(sa.delete(_checkpoints).where(_checkpoints.c.job == job.key))
@@ -253,7 +259,7 @@ def _without_outcome(job: JobRecord, after: int) -> sa.Select[Any]:
         sa.select(_items.c.job, _items.c.idx, (_attempts.c.attempt - _attempts.c.collateral_crashes).label("attempt"))
         .outerjoin(_outcomes, same_item(_items, _outcomes))
         .outerjoin(_attempts, same_item(_items, _attempts))
-        .where(_items.c.job == job.key, _items.c.idx > after, _outcomes.c.idx.is_(None))
+        .where(_items.c.job == job.key, _items.c.idx.between(after + 1, after + _ITEMS_SEEN), _outcomes.c.idx.is_(None))
         .order_by(_items.c.idx)
         .limit(_ITEMS_PER_TRANSACTION)
     )

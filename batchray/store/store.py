@@ -27,9 +27,11 @@ from batchray.store.leases import LEASE_S, Leases
 from batchray.store.openai_batches import OpenAIBatches
 from batchray.store.outcomes import Outcomes
 from batchray.store.postgres import Postgres
+from batchray.store.reopenings import Reopenings
 from batchray.store.retention import Retention
 from batchray.store.runs import Runs
 from batchray.store.sqlite import Sqlite
+from batchray.store.tallies import Tallies
 
 DATABASE = "batchray.db"
 """The SQLite file inside a data directory."""
@@ -50,6 +52,8 @@ class Store:
         self.items = Items(database)
         self.figures = Figures(database)
         self.outcomes = Outcomes(database, self.leases)
+        self.tallies = Tallies(database, self.leases)
+        self.reopenings = Reopenings(database, self.leases)
         self.conversations = Conversations(database, self.leases)
         self.callbacks = Callbacks(database, self.leases)
         self.agents = Agents(database)

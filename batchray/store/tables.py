@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 DELETED = "deleted"
 """The kind of a job that retention is deleting, part by part."""
 
@@ -105,6 +105,22 @@ outcomes = sa.Table(
     sa.Index("outcomes_in_finish_order", "job", "seq", unique=True),
 )
 
+# Written with the value in it, not as a parameter: a database uses a partial index only if it sees the same condition.
+HAS_FAILED = outcomes.c.status != sa.literal_column("'succeeded'")
+"""Selects the outcomes that did not succeed, through an index, however many did."""
+
+# Of the outcomes that did not succeed, so that they cost the others nothing.
+for _name, _column in (("failed_outcomes", "idx"), ("failed_outcomes_in_finish_order", "seq")):
+    sa.Index(_name, outcomes.c.job, outcomes.c[_column], sqlite_where=HAS_FAILED, postgresql_where=HAS_FAILED)
+
+# Sums over the outcomes of a job, so that a reader and a later run have only the newest outcomes to read.
+tallies = sa.Table(
+    "tallies",
+    metadata,
+    sa.Column("job", INTEGER, primary_key=True, autoincrement=False),
+    sa.Column("tally", sa.LargeBinary, nullable=False),
+)
+
 # A row is written with its job's end, and deleted when nothing more will be sent.
 callbacks = sa.Table(
     "callbacks",
@@ -132,6 +148,8 @@ reopenings = sa.Table(
     metadata,
     sa.Column("job", INTEGER, primary_key=True),
     sa.Column("reopened_at", TEXT, nullable=False),
+    # Whether outcomes of its failed items are still to be deleted, which its next leader does first.
+    sa.Column("is_clearing", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 # The settings and the output file of a job's last run, which a resume takes over.  A server's jobs have no row.

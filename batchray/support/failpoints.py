@@ -21,6 +21,7 @@ FailpointName = Literal[
     "step-committed",
     "outcome-committed",
     "job-ended",
+    "failures-cleared",
     "callback-sent",
 ]
 

@@ -8,7 +8,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from batchray.schema import new_job_id
-from batchray.store import LedJob, NewAttempt, NewItem, NewJob, NewOutcome, Store
+from batchray.store import LedJob, NewAttempt, NewItem, NewJob, NewOutcome, Store, run_all
 
 AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
 
@@ -51,6 +51,14 @@ def outcome(index: int, attempt: int = 1, status: str = "succeeded", messages: b
 def begin(store: Store, job: LedJob, *indexes: int, attempt: int = 1) -> None:
     """Record that attempts of these items began."""
     store.outcomes.write(job, [NewAttempt(index, attempt) for index in indexes])
+
+
+def reopened(store: Store, job_id: str) -> LedJob:
+    """Reopen an ended job and start it, as a retry does."""
+    store.jobs.reopen(job_id)
+    job = store.jobs.start(job_id)
+    run_all(store.reopenings.clear(job))
+    return job
 
 
 def check_integrity(data_dir: Path) -> None:

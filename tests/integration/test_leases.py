@@ -29,7 +29,7 @@ from batchray.schema.progress import Progress
 from batchray.store import DEFAULT_USER, JobRecord, LedJob, NewItem, NewJob, NewStep, Store, run_all
 from tests.builders.jobs import AGENTS, Scripted, started
 from tests.builders.jobs import new_job as driver_job
-from tests.builders.records import agents_of, begin, items, new_job, outcome
+from tests.builders.records import agents_of, begin, items, new_job, outcome, reopened
 from tests.polling import until, wait_until
 from tests.postgres import Database
 
@@ -195,7 +195,7 @@ def test_a_job_is_reopened_by_another_process_than_the_one_that_ended_it(one: St
     begin(one, job, 0)
     one.outcomes.write(job, [], [outcome(0, status="errored")])
     one.jobs.end(job, "failed", "error", Progress(), None, 0)
-    assert two.jobs.reopen(job.id) == 1
+    two.jobs.reopen(job.id)
     with pytest.raises(LeaseLostError):
         one.jobs.start(job.id)
     assert two.jobs.start(job.id).epoch > job.epoch
@@ -235,8 +235,7 @@ def test_a_former_leader_takes_no_steps_from_the_next_one(one: Store, two: Store
     next(ending)  # every item has an outcome now
     run_out(two)
     failed(two, two.jobs.take_over(job.id))
-    two.jobs.reopen(job.id)
-    again = two.jobs.start(job.id)
+    again = reopened(two, job.id)
     begin(two, again, 0, attempt=2)
     two.outcomes.write(again, [], [], steps=[NewStep(0, 2, 1, b"1")])
     with pytest.raises(LeaseLostError):
@@ -259,17 +258,17 @@ def test_of_two_servers_that_open_a_job_again_at_once_one_is_refused(one: Store,
     begin(one, job, 0)
     one.outcomes.write(job, [], [outcome(0, status="errored")])
     failed(one, job)
-    forgotten: list[int] = []
+    opened: list[LedJob] = []
 
     def meanwhile(connection: object, cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("UPDATE leases") and not forgotten:  # it has read that the job has ended
-            forgotten.append(two.jobs.reopen(job.id))
-            begin(two, two.jobs.start(job.id), 0, attempt=2)
+        if statement.startswith("UPDATE leases") and not opened:  # it has read that the job has ended
+            opened.append(reopened(two, job.id))
+            begin(two, opened[0], 0, attempt=2)
 
     sa.event.listen(one.database.backend.engine, "before_cursor_execute", meanwhile)
     with pytest.raises(JobNotEndedError, match=f"job {job.id} has not ended yet"):
         one.jobs.reopen(job.id)
-    assert forgotten == [1]
+    assert len(opened) == 1
     assert len(two.outcomes.write(two.jobs.start(job.id), [], [outcome(0, 2)])) == 1
 
 

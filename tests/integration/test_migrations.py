@@ -27,7 +27,7 @@ from batchray.cli.main import cli
 from batchray.errors import StoreError
 from batchray.jobs.context import messages_of
 from batchray.schema.progress import Progress
-from batchray.store import DEFAULT_USER, Store
+from batchray.store import DEFAULT_USER, Store, run_all
 from batchray.store.directory import lock
 from batchray.store.tables import SCHEMA_VERSION, metadata
 
@@ -188,7 +188,11 @@ def test_everything_reads_back_as_the_older_version_read_it(old: OldDatabase) ->
         assert store.conversations.memory(DEFAULT_USER, "friend") == answers["memory"] == {"human": "called Ada"}
         due = store.callbacks.due(time.time() + 60, 10)
         assert [[each.job.id, each.n_attempts] for each in due] == answers["due"] != []
-        assert plain(store.items.failure_kinds(store.jobs.get(old.job_id("finished")))) == answers["failures"] != []
+        assert (
+            plain(run_all(store.tallies.tally(store.jobs.get(old.job_id("finished")))).failure_kinds())
+            == answers["failures"]
+            != []
+        )
 
 
 def test_control_requests_reach_the_next_leader_as_before(old: OldDatabase) -> None:
@@ -252,8 +256,17 @@ def test_a_database_from_before_leases_and_conversations_is_migrated(tmp_path: P
         assert store.jobs.start(old.job_id("unfinished")).epoch == 1
 
 
+def drop_version_6(connection: sqlite3.Connection) -> None:
+    """Remove what versions before 6 did not have."""
+    for index in ("failed_outcomes", "failed_outcomes_in_finish_order"):
+        connection.execute(f"DROP INDEX {index}")
+    connection.execute("DROP TABLE tallies")
+    connection.execute("ALTER TABLE reopenings DROP COLUMN is_clearing")
+
+
 def drop_names(connection: sqlite3.Connection) -> None:
     """Remove the names of agents and the sizes of conversations, which versions before 5 did not have."""
+    drop_version_6(connection)
     connection.execute("DROP INDEX agents_by_name")
     connection.execute("ALTER TABLE agents DROP COLUMN name")
     connection.execute("ALTER TABLE conversations DROP COLUMN n_messages")
@@ -302,6 +315,22 @@ def test_a_database_of_version_4_gets_its_agents_blocks_as_they_were_edited(tmp_
         assert human_block.id == "block-d6805be6-81ff-47bf-ad1c-8327fa7c3e36"  # as version 4 showed it
         # A job of version 4 knows the label alone.
         assert store.conversations.memory("user-1", "agent-1") == {"human": "Ada", "pets": "cat"}
+
+
+def test_a_job_that_version_5_has_reopened_keeps_the_outcomes_of_its_present_run(tmp_path: Path) -> None:
+    old = old_sqlite("sqlite_2", tmp_path)
+    with old.open() as store:
+        job_id, [first, *_] = old.job_id("finished"), store.items.results(store.jobs.get(old.job_id("finished")))
+    with closing(sqlite3.connect(tmp_path / "batchray.db")) as connection:
+        drop_version_6(connection)
+        connection.execute("UPDATE outcomes SET status = 'errored' WHERE job = 1 AND idx = ?", (first.index,))
+        connection.execute("UPDATE jobs SET completed_at = NULL WHERE id = ?", (job_id,))
+        connection.execute("INSERT INTO reopenings SELECT job, '2026-01-01' FROM jobs WHERE id = ?", (job_id,))
+        connection.execute("PRAGMA user_version = 5")
+        connection.commit()
+    with old.open() as store:
+        run_all(store.reopenings.clear(job := store.jobs.start(job_id)))
+        assert store.items.results(job, limit=1)[0].index == first.index
 
 
 def test_a_job_of_version_2_that_never_had_a_lease_can_be_resumed(tmp_path: Path) -> None:

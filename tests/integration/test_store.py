@@ -213,9 +213,9 @@ def test_a_result_is_read_back_as_it_was_recorded(store: Store) -> None:
     assert (result.request, result.attempts, result.messages) == (b"0000000001", 1, b'[{"id":1}]')
     assert (result.error, result.usage["prompt_tokens"]) == ({"type": "x", "message": "why"}, 10)
     assert (result.queued_ns, result.ttft_ns, result.duration_ns) == (5, 3, 7)
-    assert list(store.items.timings(job)) == [
-        ("errored", {"queued_ns": 5, "ttft_ns": 3, "duration_ns": 7}, result.usage)
-    ]
+    progress = run_all(store.tallies.tally(job)).progress(job.total)
+    assert progress.counts["errored"] == 1
+    assert [progress.timings[name].max_ns for name in ("queued", "ttft", "duration")] == [5, 3, 7]
 
 
 def test_pages_are_cut_by_count_and_by_bytes(store: Store) -> None:
@@ -259,7 +259,7 @@ def test_failures_are_counted_by_kind_the_most_frequent_first(store: Store) -> N
         for index, (stop_reason, type) in enumerate(kinds)
     ]
     store.outcomes.write(job, [], [*failed, outcome(4)])
-    first, *others = store.items.failure_kinds(job)
+    first, *others = run_all(store.tallies.tally(job)).failure_kinds()
     assert (first.stop_reason, first.type, first.n_items, first.example in "13") == ("error", "b", 2, True)
     assert {(each.stop_reason, each.type, each.n_items) for each in others} == {
         ("error", "a", 1),
@@ -306,9 +306,11 @@ def test_a_reopened_job_keeps_what_succeeded_and_forgets_the_rest(store: Store) 
     store.outcomes.write(job, [NewAttempt(0, 1), NewAttempt(1, 3, 3), NewAttempt(2, 1)])
     store.outcomes.write(job, [], [outcome(1, 3, "errored"), outcome(0), outcome(2, 1, "canceled")])
     store.jobs.end(job, "completed", "end_turn", Progress(), 1, 2)
-    assert store.jobs.reopen(job.id) == 2
+    store.jobs.reopen(job.id)
     again = store.jobs.get(job.id)
     assert (again.status, again.is_ended, again.stop_reason, again.progress) == ("created", False, None, None)
+    run_all(store.reopenings.clear(store.jobs.start(job.id)))
+    again = store.jobs.get(job.id)
     assert again.counts == {"succeeded": 1, "errored": 0, "canceled": 0, "expired": 0}
     assert (again.prompt_tokens, again.completion_tokens) == (10, 1)
     assert [(each.index, each.attempt, each.blamed_crashes) for each in store.items.unfinished(again, after=-1)] == [
@@ -337,6 +339,7 @@ def test_only_a_job_that_has_ended_is_opened_again(store: Store) -> None:
 def test_what_became_of_the_callback_of_an_end_is_not_kept_of_the_next_one(store: Store, next_at: float | None) -> None:
     def end(attempt: int) -> str:
         job = store.jobs.start(job_id)
+        run_all(store.reopenings.clear(job))
         begin(store, job, 0, attempt=attempt)
         store.outcomes.write(job, [], [outcome(0, attempt, "errored")])
         return store.jobs.end(job, "failed", "error", Progress(), None, 0).completed_at or ""
@@ -494,7 +497,7 @@ def test_only_one_connection_ever_writes(tmp_path: Path) -> None:
             job = new_job(store, 600)
             begin(store, job, *range(600))
             store.outcomes.write(job, [], [outcome(index) for index in range(600)])
-            list(store.items.timings(job))
+            run_all(store.tallies.tally(job))
             threads = [
                 threading.Thread(target=lambda: asyncio.run(store.database.call(store.jobs.find))) for _ in range(3)
             ]
@@ -559,7 +562,7 @@ for i in range(0, 3000, 3):
         assert job.done >= acknowledged
         assert job.done % 3 == 0
         assert job.prompt_tokens == 10 * job.done
-        assert sum(1 for _ in store.items.timings(job)) == job.done
+        assert run_all(store.tallies.tally(job)).progress(job.total).counts == job.counts
         assert [each.index for each in store.items.unfinished(job, after=-1, limit=1)] == [job.done]
     check_integrity(tmp_path)
 

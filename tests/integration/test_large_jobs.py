@@ -1,0 +1,189 @@
+"""Work on large jobs in small pieces: the tally, a retry, an early end, and the search for items without an outcome."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from batchray.schema.progress import STATUSES, Progress
+from batchray.store import JobRecord, LedJob, NewAttempt, Store, queries, reopenings, run_all, tallies
+from batchray.store import outcomes as outcome_writes
+from batchray.support.failpoints import VARIABLE
+from tests.builders.records import begin, new_job, outcome, reopened
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    url = None if request.param == "sqlite" else request.getfixturevalue("database").new_url()
+    with Store.open(tmp_path, url) as store:
+        yield store
+
+
+@pytest.fixture
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of a hundred items takes as many pieces as a large one."""
+    monkeypatch.setattr(tallies, "TALLY_EVERY", 7)
+    monkeypatch.setattr(tallies, "CHUNK", 3)
+    monkeypatch.setattr(reopenings, "_ROWS", 5)
+    monkeypatch.setattr(queries, "_COUNTED", 4)
+    monkeypatch.setattr(outcome_writes, "_ITEMS_SEEN", 6)
+    monkeypatch.setattr(outcome_writes, "_ITEMS_PER_TRANSACTION", 2)
+
+
+def finish(store: Store, job: LedJob, statuses: dict[int, str], attempt: int = 1) -> None:
+    begin(store, job, *statuses, attempt=attempt)
+    store.outcomes.write(job, [], [outcome(index, attempt, status) for index, status in statuses.items()])
+
+
+def end(store: Store, job: LedJob) -> JobRecord:
+    return store.jobs.end(job, "completed", "end_turn", Progress(), 1, 2)
+
+
+def check_counts(store: Store, job: JobRecord) -> None:
+    """Check a job's counts and its tally against its outcomes."""
+    results = store.items.results(job)
+    counts = Counter(each.status for each in results)
+    record, tally = store.jobs.get(job.id), run_all(store.tallies.tally(job))
+    assert record.counts == {status: counts[status] for status in STATUSES}
+    assert record.prompt_tokens == sum(each.usage.get("prompt_tokens", 0) for each in results)
+    progress = tally.progress(job.total)
+    assert (progress.counts, progress.prompt_tokens) == (record.counts, record.prompt_tokens)
+    assert progress.timings["duration"].count == sum(each.duration_ns > 0 for each in results)
+    assert sum(kind.n_items for kind in tally.failure_kinds()) == sum(each.error is not None for each in results)
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tally_is_the_sum_of_the_outcomes_whenever_it_was_stored(store: Store, seed: int) -> None:
+    random, job = Random(seed), new_job(store, 60)
+    left = set(range(60))
+    for attempt in (1, 2):
+        while left:
+            taken = random.sample(sorted(left), min(len(left), random.randint(1, 9)))
+            finish(store, job, {index: random.choice(STATUSES[:2]) for index in taken}, attempt)
+            left.difference_update(taken)
+            if random.random() < 0.5:
+                run_all(store.tallies.catch_up(job))
+                check_counts(store, job)
+        check_counts(store, job)
+        end(store, job)
+        job = reopened(store, job.id)
+        check_counts(store, job)
+        left = {each.index for each in store.items.unfinished(job, -1)}
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+def test_a_retry_that_is_taken_over_in_the_middle_deletes_each_failure_once_and_nothing_else(store: Store) -> None:
+    job = new_job(store, 30)
+    store.outcomes.write(job, [NewAttempt(index, 2, 2) for index in range(30)])
+    statuses = {index: "errored" if index % 2 else "succeeded" for index in range(30)}
+    store.outcomes.write(job, [], [outcome(index, 2, status) for index, status in statuses.items()])
+    end(store, job)
+    store.jobs.reopen(job.id)
+    n_left = []
+    while True:  # each leader deletes one part, and is then taken over
+        job = store.jobs.start(job.id)
+        check_counts(store, job)
+        n_left.append(store.jobs.get(job.id).counts["errored"])
+        if next(store.reopenings.clear(job), "over") == "over":
+            break
+    assert n_left == [15, 10, 5, 0]  # the last one only finds that nothing is left
+    assert [each.index for each in store.items.results(job)] == [*range(0, 30, 2)]
+    pending = store.items.unfinished(job, -1)
+    assert [(each.index, each.attempt, each.blamed_crashes) for each in pending] == [(i, 2, 0) for i in range(1, 30, 2)]
+    finish(store, job, {1: "errored"}, attempt=3)
+    run_all(store.reopenings.clear(store.jobs.start(job.id)))  # a resume of the retry
+    assert store.jobs.get(job.id).counts["errored"] == 1
+
+
+_RETRY = """
+import sys
+from pathlib import Path
+from batchray.store import Store, run_all
+
+with Store.open(Path(sys.argv[1])) as store:
+    store.jobs.reopen(sys.argv[2])
+    run_all(store.reopenings.clear(store.jobs.start(sys.argv[2])))
+"""
+
+
+def test_a_retry_that_is_killed_between_two_parts_is_continued_by_the_next_leader(tmp_path: Path) -> None:
+    n_items = 2_500
+    with Store.open(tmp_path) as store:
+        job = new_job(store, n_items)
+        finish(store, job, dict.fromkeys(range(n_items - 1), "errored") | {n_items - 1: "succeeded"})
+        end(store, job)
+    command = [sys.executable, "-c", _RETRY, str(tmp_path), job.id]
+    killed = subprocess.run(command, env={**os.environ, VARIABLE: "failures-cleared:2"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with Store.open(tmp_path) as store:
+        assert store.integrity.check().problems == []
+        job = store.jobs.start(job.id)
+        assert store.jobs.get(job.id).counts["errored"] == n_items - 1 - 2_000
+        run_all(store.reopenings.clear(job))
+        assert (store.jobs.get(job.id).done, len(store.items.results(job))) == (1, 1)
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+@pytest.mark.parametrize("finished", [set(), {*range(40)}, {*range(39)}, {*range(30)} - {3, 17}, {0, 5, 6, 39}])
+def test_what_has_no_outcome_is_found_and_ended_wherever_it_is(store: Store, finished: set[int]) -> None:
+    job = new_job(store, 40)
+    finish(store, job, dict.fromkeys(finished, "succeeded"))
+    left = [index for index in range(40) if index not in finished]
+    for after in (-1, 2, 17, 38):
+        found = [each.index for each in store.items.unfinished(job, after)]
+        assert found == [index for index in left if index > after]
+    ending = store.outcomes.end_unfinished(job, "canceled", "cancelled", None)
+    next(ending, None)
+    ending = store.outcomes.end_unfinished(store.jobs.start(job.id), "canceled", "cancelled", None)  # after a crash
+    run_all(ending)
+    assert store.jobs.get(job.id).counts["canceled"] == len(left)
+    assert [each.index for each in store.items.find(job, status="canceled")] == left
+    check_counts(store, job)
+
+
+def plans(store: Store, read: Any) -> str:
+    """Return the database's plans of the queries that a function makes, if it may not read a table from end to end."""
+    told: list[str] = []
+    is_shared = store.is_shared
+
+    def explain(connection: sa.Connection, cursor: object, statement: str, values: Any, *_: object) -> None:
+        if statement.lstrip().startswith("SELECT") and not told_now:
+            told_now.append(True)
+            how = "EXPLAIN " if is_shared else "EXPLAIN QUERY PLAN "
+            told.extend(" ".join(map(str, row)) for row in connection.exec_driver_sql(how + statement, values))
+            told_now.clear()
+
+    told_now: list[bool] = []
+    engine = store.database.backend.engine
+    with store.database.transaction() as connection:
+        if is_shared:
+            connection.exec_driver_sql("ANALYZE")
+    sa.event.listen(engine, "before_cursor_execute", explain)
+    try:
+        read()
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", explain)
+    return "\n".join(told)
+
+
+def test_failures_are_read_through_an_index_of_their_own(store: Store) -> None:
+    job = new_job(store, 400)
+    finish(store, job, {index: "errored" if index % 200 == 199 else "succeeded" for index in range(400)})
+    for read in (
+        lambda: store.items.results(job, is_failed=True),
+        lambda: store.items.results(job, is_failed=True, after_seq=0),
+        lambda: store.items.find(job, status="errored"),
+        lambda: store.items.find(job, status="expired"),
+    ):
+        assert "failed_outcomes" in plans(store, read)
