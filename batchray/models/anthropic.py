@@ -132,7 +132,8 @@ class AnthropicClient(HttpClient):
         calls: Sequence[ToolCall] = ()
         if partial_calls:
             is_cut, used = finish_reason in ("length", "context_length"), used_ids(call.messages)
-            calls = complete_calls(partial_calls, self._transport.name, is_cut=is_cut, used=used, ids=self._ids)
+            ids = call.ids(self._ids)
+            calls = complete_calls(partial_calls, self._transport.name, is_cut=is_cut, used=used, ids=ids)
         usage = sum((partial.usage() for partial in partials), Usage())
         items = _items(partials, calls)
         return ModelReply(content, calls, finish_reason, usage, partials[0].first_token_ns, max_tokens, items)

@@ -66,6 +66,10 @@ class ModelCall:
     while_held: Callable[[], AbstractContextManager[object]] = nullcontext
     cache: CallCache | None = None
 
+    def ids(self, new: Callable[[], str]) -> Callable[[], str]:
+        """Return what makes ids for tool calls without one: `new`, unless a cache has to make the same ones again."""
+        return new if self.cache is None else self.cache.tool_call_id
+
 
 def with_settings(
     call: ModelCall, spelled: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: settings

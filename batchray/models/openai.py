@@ -69,7 +69,7 @@ class OpenAIClient(HttpClient):
                 raise
             answer = await self._send(call)
         try:
-            return answer.reply(call, self._ids)
+            return answer.reply(call, call.ids(self._ids))
         except InvalidResponseError:
             report_wasted_usage(answer, call)
             raise

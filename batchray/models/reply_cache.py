@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import string
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from batchray.support.rare_log import RareLog
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 20
+_ID_CHARS = string.ascii_letters + string.digits  # nine of them: Mistral accepts no other form
 
 
 class Chunks(Protocol):
@@ -118,11 +120,22 @@ class CallCache:
     def __init__(self, cache: ReplyCache, repeat: object) -> None:
         self._cache, self._repeat = cache, repeat
         self._new: list[tuple[bytes, bytes]] = []
+        self._key, self._n_ids = b"", 0
 
     def key(self, provider: str, body: bytes) -> bytes:
         """Return the key of a request; `provider` is its identity, with the address."""
         parts = (provider.encode(), str(self._repeat).encode(), body)
-        return _digest(b"".join(len(part).to_bytes(8, "big") + part for part in parts))
+        self._key = _digest(b"".join(len(part).to_bytes(8, "big") + part for part in parts))
+        return self._key
+
+    def tool_call_id(self) -> str:
+        """Return an id for a tool call that came without one: the same again when the reply is read again.
+
+        It is a part of the next call of a run, which would not be found otherwise.
+        """
+        self._n_ids += 1
+        number = int.from_bytes(_digest(self._key + self._n_ids.to_bytes(4, "big")), "big")
+        return "".join(_ID_CHARS[number // len(_ID_CHARS) ** place % len(_ID_CHARS)] for place in range(9))
 
     async def find(self, key: bytes) -> bytes | None:
         """Return the reply of an earlier call."""

@@ -82,7 +82,8 @@ class ResponsesClient(HttpClient):
         calls: Sequence[ToolCall] = ()
         if partial_calls := answer.calls():
             is_cut, used = answer.finish_reason == "length", used_ids(call.messages)
-            calls = complete_calls(partial_calls, self._transport.name, is_cut=is_cut, used=used, ids=self._ids)
+            ids = call.ids(self._ids)
+            calls = complete_calls(partial_calls, self._transport.name, is_cut=is_cut, used=used, ids=ids)
         return ModelReply(
             content=answer.parts(),
             tool_calls=calls,

@@ -95,6 +95,20 @@ async def test_a_run_with_tools_repeats_none_of_its_calls(asker: Asker, protocol
     assert asker.n_calls == n_calls
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_tool_calls_without_ids_get_the_same_ones_again(asker: Asker, protocol: str) -> None:
+    call = '[[tool:calculate {"expression": "6 * 7"}]]'
+    text = f"[[noids]] {call} {call} compute"
+    first = await asker.ask(text, protocol=protocol, tools=(calculate,))
+    n_calls = asker.n_calls
+    assert n_calls == 2
+    again = await asker.ask(text, protocol=protocol, tools=(calculate,))
+    assert said(again) == said(first)
+    assert asker.n_calls == n_calls
+    returned = [each["tool_call_id"] for message in said(again) for each in message["returns"] or ()]
+    assert len(set(returned)) == 2
+
+
 async def test_an_answer_that_is_not_streamed_is_kept_too(asker: Asker) -> None:
     first = await asker.ask("hello", body={"stream": False})
     assert said(await asker.ask("hello", body={"stream": False})) == said(first)
