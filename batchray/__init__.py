@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         submit_resume,
         submit_retry,
     )
-    from batchray.config import Agent, Provider, Settings, load_agents
+    from batchray.config import Agent, Provider, Settings, Tool, load_agents
     from batchray.errors import BatchrayError
     from batchray.executors.ray.job_actor import RemoteJob, find_job
     from batchray.experiments.comparison import compare
@@ -50,6 +50,7 @@ __all__ = [
     "RemoteJob",
     "Result",
     "Settings",
+    "Tool",
     "ToolError",
     "apply",
     "aresume",
@@ -87,7 +88,7 @@ _HOMES = {
         "submit_resume",
         "submit_retry",
     ),
-    "batchray.config": ("Agent", "Provider", "Settings", "load_agents"),
+    "batchray.config": ("Agent", "Provider", "Settings", "Tool", "load_agents"),
     "batchray.errors": ("BatchrayError",),
     "batchray.executors.ray.job_actor": ("RemoteJob", "find_job"),
     "batchray.experiments.comparison": ("compare",),

@@ -159,7 +159,7 @@ class Run:
         self.sink.add(done.model_dump_json(exclude_none=True).encode())
 
     async def flush(self) -> None:
-        """Wait until all checkpoints are saved.  The run's deadline moves by the time waited."""
+        """Wait until the checkpoints so far are saved.  The run's deadline moves by the time waited."""
         if self.sink is None:
             return
         with self._paused():

@@ -1,12 +1,14 @@
 """Checkpoints: the finished work of a run, saved step by step so that another attempt can continue from it.
 
 A run saves the model's reply before it runs the tools, and each tool's return as it arrives.  Another attempt
-therefore repeats at most one model call, and no tool whose return was saved.
+therefore repeats at most one model call, and no tool whose return was saved.  Idempotent tools may start earlier; the
+next model call still waits until the reply that asked for them is saved.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -44,7 +46,7 @@ class CheckpointSink(Protocol):
         ...
 
     async def flush(self) -> None:
-        """Wait until all queued checkpoints are saved."""
+        """Wait until the checkpoints that are queued now are saved."""
         ...
 
 
@@ -55,26 +57,29 @@ class Checkpoints:
         self.unsaved: list[bytes] = []
         """Checkpoints not yet acknowledged as saved."""
         self._n_saved, self._on_add = 0, on_add
-        self._all_saved = asyncio.Event()
-        self._all_saved.set()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def add(self, checkpoint: bytes) -> None:
         """Queue a checkpoint to be saved."""
         self.unsaved.append(checkpoint)
-        self._all_saved.clear()
         self._on_add()
 
     async def flush(self) -> None:
-        """Wait until all queued checkpoints are saved."""
-        await self._all_saved.wait()
+        """Wait until the checkpoints that are queued now are saved."""
+        if self.unsaved:
+            saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((self._n_saved + len(self.unsaved), saved))
+            await saved
 
     def acknowledge(self, n_saved: int) -> None:
         """Mark the first `n_saved` of all checkpoints so far as saved."""
         n_new = max(n_saved - self._n_saved, 0)
         del self.unsaved[:n_new]
         self._n_saved += n_new
-        if not self.unsaved:
-            self._all_saved.set()
+        while self._waiting and self._waiting[0][0] <= self._n_saved:
+            _, saved = self._waiting.popleft()
+            if not saved.done():  # nothing waits for it any more
+                saved.set_result(None)
 
 
 class RunUpdate(NamedTuple):

@@ -37,7 +37,7 @@ def code_digest(bound: BoundAgent) -> str | None:
     agent without code; None for code that is no Python function, such as a builtin or an object with `__call__`, and
     for one that uses values nested too deeply.
     """
-    given = [bound.agent.run, *bound.agent.tools] if bound.agent.run is not None else list(bound.agent.tools)
+    given = (bound.agent.run, *bound.agent.tool_functions)
     functions = [load_function(each, bound.import_paths) for each in given if each is not None]
     if not functions:
         return ""

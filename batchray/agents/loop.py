@@ -106,11 +106,16 @@ class ToolLoop:
             return self._end_turn(run)
         check_budget(self._agent, run.usage)
         run.save_checkpoint()
-        await run.flush()  # before any tool runs: if this process is cut off, another attempt continues from here
         return await self._run_tools(run, tools, reply.tool_calls, step_id)
 
     async def _run_tools(self, run: Run, tools: Toolbox, calls: Sequence[ToolCall], step_id: str) -> StopReason | None:
-        returns = await asyncio.gather(*(self._call_once(run, tools, call) for call in calls))
+        """Run the tools of a step, each once its call is saved: another attempt then continues from here.
+
+        Idempotent tools start before that.  In any case the model gets the returns when the calls are saved.
+        """
+        starts = (self._call_once if tools.is_idempotent(call.name) else self._call_saved for call in calls)
+        running = [start(run, tools, call) for start, call in zip(starts, calls, strict=True)]
+        returns, _ = await asyncio.gather(asyncio.gather(*running), run.flush())
         return self._finish_step(run, tools, calls, returns, step_id)
 
     async def _resume_paused_step(self, run: Run, tools: Toolbox) -> StopReason | None:
@@ -225,6 +230,11 @@ class ToolLoop:
             self._append_reply(run, reply, others, step_id)
         run.append(role="approval", model=self._agent.model, content=[], tool_calls=list(waiting), step_id=step_id)
         run.pending = tuple(call.id for call in waiting)
+
+    async def _call_saved(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:
+        """Run a tool call once it is saved."""
+        await run.flush()
+        return await self._call_once(run, tools, call)
 
     async def _call_once(self, run: Run, tools: Toolbox, call: ToolCall) -> MessageToolReturn:
         """Run a tool call, unless an earlier attempt saved its return."""

@@ -99,9 +99,13 @@ MEMORY_TOOLS = frozenset({RunMemory.memory_insert.__name__, RunMemory.memory_rep
 
 
 def memory_tools(blocks: Sequence[MemoryBlock], timeout_s: float) -> dict[str, FunctionTool]:
-    """Return the tools that edit memory blocks, not yet bound to a run; none if all blocks are read-only."""
+    """Return the tools that edit memory blocks, not yet bound to a run; none if all blocks are read-only.
+
+    They are idempotent: they edit the run, and another attempt continues with the memory of the last checkpoint.
+    """
     if all(block.read_only for block in blocks):
         return {}
     unbound = RunMemory()
-    tools = (make_tool(function, timeout_s) for function in (unbound.memory_insert, unbound.memory_replace))
+    functions = (unbound.memory_insert, unbound.memory_replace)
+    tools = (make_tool(function, timeout_s, idempotent=True) for function in functions)
     return {tool.name: tool for tool in tools}

@@ -54,6 +54,11 @@ class Toolbox:
             client_side=frozenset(client_side),
         )
 
+    def is_idempotent(self, name: str) -> bool:
+        """Whether a call of this tool may be repeated without harm."""
+        tool = self.tools.get(name)
+        return tool is not None and tool.idempotent
+
     @property
     def names(self) -> str:
         """The tools' names as text, for a model that called an unknown one."""

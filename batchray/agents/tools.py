@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, Validation
 from batchray.agents.arguments import check_exact
 from batchray.agents.failures import in_words, message_of
 from batchray.agents.user_code import UserCodeError, call_for_text, contained, is_cancelled
+from batchray.config import Tool
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
 from batchray.schema.validation_text import all_problems
@@ -52,12 +53,13 @@ class ToolError(Exception):
 
 @dataclass(frozen=True)
 class FunctionTool:
-    """A function that an agent's model may call.  `spec` is what the model sees."""
+    """A function that an agent's model may call.  `spec` is what the model sees; `idempotent` is that of its `Tool`."""
 
     spec: ToolSpec
     function: Callable[..., Any]
     arguments: type[BaseModel]
     timeout_s: float
+    idempotent: bool = False
 
     @property
     def name(self) -> str:
@@ -104,15 +106,16 @@ class FunctionTool:
 
 
 def load_tools(
-    names: Iterable[str | Callable[..., Any]], timeout_s: float, import_paths: Sequence[str] = ()
+    given: Iterable[str | Tool | Callable[..., Any]], timeout_s: float, import_paths: Sequence[str] = ()
 ) -> dict[str, FunctionTool]:
     """Return the tools by name.
 
     Raises ConfigError if one cannot be imported, has a name that providers refuse, or has the name of another.
     """
     tools: dict[str, FunctionTool] = {}
-    for named in names:
-        tool = make_tool(load_function(named, import_paths), timeout_s)
+    for each in given:
+        entry = each if isinstance(each, Tool) else Tool(function=each)
+        tool = make_tool(load_function(entry.function, import_paths), timeout_s, idempotent=entry.idempotent)
         if not _PROVIDERS_TAKE.fullmatch(tool.name):
             rule = "they take up to 64 of the letters a-z and A-Z, digits, _ and -; rename the function"
             raise ConfigError(f"providers refuse the tool name {tool.name!r:.200}: {rule}")
@@ -149,7 +152,7 @@ def _find(module_name: str, attribute: str, import_paths: Sequence[str]) -> Any:
     return found
 
 
-def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
+def make_tool(function: Callable[..., Any], timeout_s: float, *, idempotent: bool = False) -> FunctionTool:
     """Build a tool from a function with annotated parameters.
 
     The docstring's text is the description.  Parameters are described by a section in the style of Google, NumPy or
@@ -168,7 +171,7 @@ def make_tool(function: Callable[..., Any], timeout_s: float) -> FunctionTool:
         reason = message_of(error.raised) if is_known else in_words(error)
         raise ConfigError(f"tool {name!r} has a signature without a JSON schema: {reason}") from error
     schema.pop("title", None)
-    return FunctionTool(ToolSpec(name, description, schema), function, arguments, timeout_s)
+    return FunctionTool(ToolSpec(name, description, schema), function, arguments, timeout_s, idempotent)
 
 
 def _arguments_model(name: str, function: Callable[..., Any], described: Mapping[str, str]) -> type[BaseModel]:

@@ -11,7 +11,17 @@ Start reading at `settings` (how a driver runs) and `agents` (providers and agen
 """
 
 from batchray.config.access import Access, endpoint_id
-from batchray.config.agents import Agent, MemoryBlock, Prices, Provider, StoredMemoryBlock, function_name
+from batchray.config.agents import (
+    Agent,
+    MemoryBlock,
+    Prices,
+    Provider,
+    StoredMemoryBlock,
+    Tool,
+    function_name,
+    tool_function,
+    tool_to_data,
+)
 from batchray.config.binding import AgentSet, BoundAgent, bind_agents, load_agents
 from batchray.config.settings import (
     ServerSettings,
@@ -36,6 +46,7 @@ __all__ = [
     "Settings",
     "StoreSettings",
     "StoredMemoryBlock",
+    "Tool",
     "bind_agents",
     "chosen_settings",
     "endpoint_id",
@@ -44,5 +55,7 @@ __all__ = [
     "load_server_settings",
     "load_settings",
     "load_store_settings",
+    "tool_function",
+    "tool_to_data",
     "with_earlier",
 ]

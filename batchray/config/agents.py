@@ -115,6 +115,19 @@ class StoredMemoryBlock(MemoryBlock):
     id: str
 
 
+class Tool(Strict):
+    """A tool with its properties: a function, or its name "package.module:function"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    function: str | Callable[..., Any]
+    idempotent: bool = False
+    """Whether calls of the tool may be repeated without harm, so that it starts while its call is still being stored.
+
+    A crash then may leave no record of a call that has run, and the next attempt may call it again, or another one.
+    """
+
+
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -152,7 +165,7 @@ class Agent(Strict):
     """OpenAI's protocol for this agent: chat completions or Responses.  None: as its provider and model need it."""
     run: str | Callable[..., Any] | None = None
     system: str | None = None
-    tools: tuple[str | Callable[..., Any], ...] = ()
+    tools: tuple[str | Tool | Callable[..., Any], ...] = ()
     max_steps: PositiveInt = 50
     """Limit of the steps of one request; a request's own `max_steps` can lower it, not raise it."""
     deadline_s: PositiveFloat = 600.0
@@ -229,6 +242,11 @@ class Agent(Strict):
         return self
 
     @property
+    def tool_functions(self) -> tuple[str | Callable[..., Any], ...]:
+        """The functions of `tools`."""
+        return tuple(map(tool_function, self.tools))
+
+    @property
     def provider_name(self) -> str | None:
         """The part of `model` before the first slash."""
         return self.model.partition("/")[0] if self.model else None
@@ -256,7 +274,7 @@ class AgentsFile(Strict):
 
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     agents: tuple[Agent, ...] = ()
-    tools: tuple[str, ...] = ()
+    tools: tuple[str | Tool, ...] = ()
     """Further tools that agents created over HTTP may have, besides those of the file's agents."""
 
     @field_validator("agents")
@@ -276,8 +294,19 @@ def agent_to_dict(agent: Agent) -> dict[str, Any]:
     if agent.run is not None:
         data["run"] = function_name(agent.run)
     if agent.tools:
-        data["tools"] = [function_name(tool) for tool in agent.tools]
+        data["tools"] = [tool_to_data(tool) for tool in agent.tools]
     return data
+
+
+def tool_function(tool: str | Tool | Callable[..., Any]) -> str | Callable[..., Any]:
+    """Return the function of an entry of `Agent.tools`."""
+    return tool.function if isinstance(tool, Tool) else tool
+
+
+def tool_to_data(tool: str | Tool | Callable[..., Any]) -> str | dict[str, Any] | None:
+    """Return an entry of `Agent.tools` as an agents file has it; None if its function cannot be imported by name."""
+    name = function_name(tool_function(tool))
+    return {"function": name, "idempotent": True} if name and isinstance(tool, Tool) and tool.idempotent else name
 
 
 def function_name(function: str | Callable[..., Any]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from batchray.config.access import OPENAI_URL, Access, access_of, restored_provider, stored_provider
-from batchray.config.agents import Agent, AgentsFile, Provider, agent_to_dict
+from batchray.config.agents import Agent, AgentsFile, Provider, Tool, agent_to_dict
 from batchray.config.documents import Document, read_mapping
 from batchray.config.variables import expand_file
 from batchray.errors import ConfigError
@@ -41,7 +41,7 @@ class AgentSet:
 
     agents: Mapping[str, BoundAgent] = field(default_factory=dict)
     providers: Mapping[str, Provider] = field(default_factory=dict)
-    tools: tuple[str, ...] = ()
+    tools: tuple[str | Tool, ...] = ()
     import_paths: tuple[str, ...] = ()
 
     def bind(self, agent: Agent, environment: Mapping[str, str] | None = None) -> BoundAgent:
@@ -147,7 +147,7 @@ def load_agents(
     `needs_agents` is False.
     """
     providers: dict[str, Provider] = {}
-    tools: list[str] = []
+    tools: list[str | Tool] = []
     agents: list[Agent] = []
     locations: list[str] = []
     paths: list[str] = []

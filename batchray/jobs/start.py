@@ -178,7 +178,8 @@ def _warn_of_temporary_directory(settings: Settings) -> None:
 
 def _check_travel(agents: AgentSet, settings: Settings) -> None:
     """Refuse a Python function that cannot be sent to a lane, before a batch that needs it is accepted."""
-    carried = [bound for bound in agents.agents.values() if any(map(callable, (bound.agent.run, *bound.agent.tools)))]
+    given = ((bound, (bound.agent.run, *bound.agent.tool_functions)) for bound in agents.agents.values())
+    carried = [bound for bound, functions in given if any(map(callable, functions))]
     if carried and settings.executor == "ray":
         from batchray.executors.ray.lane import pack
 

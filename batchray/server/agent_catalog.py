@@ -227,7 +227,7 @@ def without_idle_rules(agent: Agent) -> Agent:
     An agent whose rules name a tool that it does not have cannot be built.  The rules stay stored, and hold again with
     the next such block.
     """
-    own = {(function_name(tool) or "").replace(":", ".").rpartition(".")[2] for tool in agent.tools}
+    own = {(function_name(tool) or "").replace(":", ".").rpartition(".")[2] for tool in agent.tool_functions}
     if any(not block.read_only for block in agent.memory_blocks):
         return agent
     idle = MEMORY_TOOLS - own

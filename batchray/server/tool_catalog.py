@@ -7,7 +7,7 @@ from typing import Any
 
 from batchray.agents.memory import memory_tools
 from batchray.agents.tools import FunctionTool, load_tools
-from batchray.config import Agent, AgentSet, MemoryBlock, function_name
+from batchray.config import Agent, AgentSet, MemoryBlock, function_name, tool_function, tool_to_data
 from batchray.errors import ConfigError
 from batchray.schema import Tool
 from batchray.server.block_shapes import derived_uuid
@@ -34,16 +34,19 @@ class ToolCatalog:
     """
 
     def __init__(self, configured: AgentSet) -> None:
-        names = [*configured.tools]
-        for bound in configured.agents.values():
-            names += [name for tool in bound.agent.tools if (name := function_name(tool)) and name not in names]
+        given = [*configured.tools, *(tool for bound in configured.agents.values() for tool in bound.agent.tools)]
         self._tools: dict[str, FunctionTool] = {}
         self._functions: dict[str, str] = {}
-        for name in names:
-            [tool] = load_tools([name], _TIMEOUT_S, configured.import_paths).values()
+        self._entries: dict[str, Any] = {}
+        for entry in given:
+            function = function_name(tool_function(entry))
+            if function is None or function in self._functions.values():
+                continue
+            [tool] = load_tools([entry], _TIMEOUT_S, configured.import_paths).values()
             if tool.name in self._tools:
-                raise ConfigError(f"two tools are named {tool.name!r}: {self._functions[tool.name]} and {name}")
-            self._tools[tool.name], self._functions[tool.name] = tool, name
+                raise ConfigError(f"two tools are named {tool.name!r}: {self._functions[tool.name]} and {function}")
+            self._tools[tool.name], self._functions[tool.name] = tool, function
+            self._entries[tool.name] = tool_to_data(entry)
         memory = memory_tools([MemoryBlock(label="any")], _TIMEOUT_S)
         self._memory = {name: tool for name, tool in memory.items() if name not in self._tools}
         self._by_id = {tool_id(name): name for name in [*self._memory, *self._tools]}
@@ -58,7 +61,8 @@ class ToolCatalog:
 
     def shown(self, name: str) -> Tool:
         """Return a tool as clients see it."""
-        spec = (self._tools.get(name) or self._memory[name]).spec
+        tool = self._tools.get(name) or self._memory[name]
+        spec = tool.spec
         return Tool(
             id=tool_id(name),
             name=name,
@@ -66,7 +70,7 @@ class ToolCatalog:
             tool_type="letta_memory_core" if name in self._memory else "custom",
             source_type="python",
             json_schema={"name": name, "description": spec.description, "parameters": dict(spec.parameters)},
-            tags=[],
+            tags=["idempotent"] if tool.idempotent else [],
         )
 
     def is_of_memory(self, name: str) -> bool:
@@ -90,14 +94,14 @@ class ToolCatalog:
                 raise HttpError(404, f"NOT_FOUND: Tool {name} not found; the operator has configured: {known}")
         return list(dict.fromkeys(names))
 
-    def functions(self, names: Iterable[str]) -> list[str]:
-        """Return the functions of tools, as `Agent.tools` names them; memory tools have none."""
-        return [self._functions[name] for name in names if name in self._functions]
+    def functions(self, names: Iterable[str]) -> list[Any]:
+        """Return the functions of tools, as JSON that `Agent.tools` takes; memory tools have none."""
+        return [self._entries[name] for name in names if name in self._entries]
 
     def names_of(self, agent: Agent, given: Mapping[str, Any]) -> list[str]:
         """Return the names of an agent's tools, with the memory tools that it was given by name or id."""
         by_function = {function: name for name, function in self._functions.items()}
-        functions = map(function_name, agent.tools)
+        functions = map(function_name, agent.tool_functions)
         own = [by_function[function] for function in functions if function in by_function]
         ids = given.get("tool_ids") or ()
         return [*own, *(name for name in self._memory if name in (given.get("tools") or ()) or tool_id(name) in ids)]

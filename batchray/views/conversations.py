@@ -72,7 +72,7 @@ class Conversations:
         timeout_s = settings.get("tool_timeout_s", 0.0)
         blocks = [MemoryBlock.model_validate(each) for each in settings.get("memory_blocks", ())]
         specs = [tool.spec for tool in memory_tools(blocks, timeout_s).values()]
-        names = settings.get("tools", ())
+        names = [each["function"] if isinstance(each, dict) else each for each in settings.get("tools", ())]
         try:
             if None in names:
                 raise ConfigError("a tool is a function that cannot be found by name")

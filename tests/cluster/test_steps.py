@@ -74,6 +74,29 @@ def test_a_crash_while_a_tool_runs_repeats_no_model_call(place: Any, options: di
     assert (events(ledger, "begun"), events(ledger, "ended")) == (N_STEPS + 1, N_STEPS)
 
 
+def test_an_idempotent_tool_runs_before_its_call_is_stored_and_again_after_a_crash(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    with run_in_thread() as server:
+        job = batchray.submit(asked(ledger, 0.5), **agent(server, idempotent=True), **_quiet(options))
+        until(lambda: server.n_in_flight == 1)
+        with locked(options["data_dir"]):
+            until(lambda: events(ledger, "ended") == 1)
+            assert (n_kept(options["data_dir"]), server.n_calls) == (0, 1)  # the model waits for the store
+            kill("lane")
+        result = the_result(job)
+        n_calls = server.n_calls
+    assert (str(result.status), result.usage.step_count) == ("succeeded", N_STEPS + 1)
+    assert events(ledger, "ended") == N_STEPS + 1
+    assert n_calls - (N_STEPS + 1) in (
+        0,
+        1,
+    )  # one more if the driver had no checkpoint yet
+    kinds = [message.message_type for message in result.messages]
+    assert kinds == ["tool_call_message", "tool_return_message"] * N_STEPS + ["assistant_message"]
+
+
 def test_tools_that_returned_next_to_a_crashing_one_are_not_run_again(options: dict[str, Any], tmp_path: Path) -> None:
     ledger, gate = tmp_path / "ledger", tmp_path / "gate"
     calls = {"note": {"ledger": str(ledger)}, "die_after": {"wait_for": str(gate)}}
@@ -157,7 +180,7 @@ def test_a_store_that_is_locked_for_longer_than_a_deadline_costs_no_request(
     options.pop("progress")
     ledgers = [tmp_path / f"ledger-{index}" for index in range(2)]
     requests = [request for ledger in ledgers for request in asked(ledger, 0.4)]
-    extra = {"placement": place, **({"num_cpus": 0.25} if place == "process" else {})}
+    extra: dict[str, Any] = {"placement": place, **({"num_cpus": 0.25} if place == "process" else {})}
     with run_in_thread() as server:
         job = batchray.submit(requests, **agent(server, deadline_s=4, **extra), deadline_grace_s=1, **options)
         until(lambda: all(events(ledger, "ended") for ledger in ledgers))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from batchray import Agent
+from batchray import Agent, Tool
 from tests.cluster.dying import die
 from tests.provider_server import ProviderServer
 
@@ -41,11 +41,12 @@ def events(ledger: Path, word: str) -> int:
     return sum(line.startswith(word) for line in ledger.read_text().splitlines()) if ledger.exists() else 0
 
 
-def agent(server: ProviderServer, **fields: Any) -> dict[str, Any]:
+def agent(server: ProviderServer, *, idempotent: bool = False, **fields: Any) -> dict[str, Any]:
     """Return the arguments of a job: an agent with these tools, and its provider."""
+    tools = [Tool(function=note, idempotent=idempotent), die_after]
     local = {"protocol": "openai", "base_url": server.base_url}
     return {
-        "agents": [Agent(id="a", model="local/m", tools=[note, die_after], **fields)],
+        "agents": [Agent(id="a", model="local/m", tools=tools, **fields)],
         "providers": {"local": local},
     }
 

@@ -47,6 +47,7 @@ def test_tools_of_the_operator_and_of_memory_are_listed_and_found(letta: Letta) 
     assert [tool.name for tool in letta.tools.list(limit=3)] == names[::-1]
     assert letta.tools.retrieve(tools[0].id) == tools[0]
     assert (tools[0].tool_type, tools[-1].tool_type) == ("letta_memory_core", "custom")
+    assert (tools[0].tags, letta.tools.retrieve(id_of(letta, "calculate")).tags) == (["idempotent"], [])
     assert [tool.name for tool in letta.tools.list(names=["calculate", "look_up"], order="asc")] == [
         "calculate",
         "look_up",

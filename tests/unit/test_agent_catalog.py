@@ -10,12 +10,13 @@ import typing_extensions
 from letta_client.types import LlmConfigParam, agent_create_params
 from pydantic import BaseModel
 
-from batchray.config import Agent, bind_agents
+from batchray.config import Agent, Tool, bind_agents
 from batchray.schema.agent_settings import GivenLLMConfig, ModelSettings, ResponseFormat, ToolRule
 from batchray.server.agent_catalog import AgentCatalog, KeptState
 from batchray.server.agent_options import options_of, settings_of
 from batchray.server.block_shapes import shown_settings_blocks
 from batchray.server.routes.agents import updated
+from batchray.server.tool_catalog import ToolCatalog
 
 
 def test_the_state_of_an_operators_agent_is_that_of_its_settings() -> None:
@@ -43,6 +44,20 @@ def test_an_agent_of_an_older_version_stays_stateless_when_it_is_changed() -> No
     assert (given["name"], given["message_buffer_autoclear"]) == ("b", True)
     assert given["settings"] == {"temperature": 0.5, "max_tokens": 9}
     assert "system" not in given
+
+
+def look(name: str) -> str:
+    """Look a name up."""
+    return name
+
+
+def test_a_tool_that_the_operator_marks_idempotent_is_so_for_agents_made_over_http() -> None:
+    tool = Tool(function=look, idempotent=True)
+    tools = ToolCatalog(bind_agents([Agent(id="a", model="offline/rules", tools=(tool,))]))
+    assert tools.functions(["look", "memory_insert"]) == [{"function": f"{__name__}:look", "idempotent": True}]
+    assert (tools.shown("look").tags, tools.shown("memory_insert").tags) == (["idempotent"], ["idempotent"])
+    made = Agent.model_validate({"id": "b", "model": "offline/rules", "tools": tools.functions(["look"])})
+    assert tools.names_of(made, {}) == ["look"]
 
 
 # -- settings

@@ -18,6 +18,7 @@ from batchray.config import (
     AgentSet,
     Provider,
     Settings,
+    Tool,
     bind_agents,
     function_name,
     load_agents,
@@ -51,7 +52,7 @@ providers:
 agents:
   - id: calculator
     model: local/my/model
-    tools: [json:loads]
+    tools: [json:loads, {function: "json:dumps", idempotent: true}]
     temperature: 0
     body: {top_p: 0.5, seed: 7}
   - {id: echo, run: "json:dumps", placement: process, num_cpus: 2}
@@ -64,6 +65,7 @@ def test_an_agents_file_is_read_whole(write: Callable[..., Path]) -> None:
     agents = load_agents([file], {"LOCAL_KEY": KEY})
     assert list(agents.agents) == ["calculator", "echo", "rules"]
     calculator = agents.agents["calculator"]
+    assert calculator.agent.tools == ("json:loads", Tool(function="json:dumps", idempotent=True))
     assert (calculator.agent.provider_name, calculator.agent.model_name) == ("local", "my/model")
     assert calculator.agent.request_body == {"top_p": 0.5, "seed": 7, "temperature": 0}
     assert calculator.key is not None
@@ -140,6 +142,7 @@ def test_a_snapshot_gives_back_the_same_agents() -> None:
     agents = bind_agents(
         [
             Agent(id="a", model="openai/gpt", system="s", tools=(json.loads, "json:dumps"), body={"seed": 1}),
+            Agent(id="i", model="offline/rules", tools=(Tool(function=json.loads, idempotent=True),)),
             Agent(id="b", run=shout, placement="process", num_cpus=0.5),
             Agent(id="c", model="offline/scripted", script=({"text": "hi"},)),
         ],
@@ -150,6 +153,7 @@ def test_a_snapshot_gives_back_the_same_agents() -> None:
     again = AgentSet.from_snapshot(snapshot, environment=ENVIRONMENT)
     assert again.snapshot() == agents.snapshot()
     assert again.agents["a"].agent.tools == ("json:loads", "json:dumps")
+    assert again.agents["i"].agent.tools == (Tool(function="json:loads", idempotent=True),)
     assert again.agents["b"].agent.run == f"{__name__}:shout"
     assert again.agents["c"].agent.request_body == {"script": [{"text": "hi"}]}
     assert again.agents["a"].import_paths == ("/somewhere",)

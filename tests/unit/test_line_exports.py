@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 import batchray
-from batchray import Agent, AgentRequest
+from batchray import Agent, AgentRequest, Tool
 from batchray.errors import BatchrayError, ConfigError, UsageError
 from batchray.jobs.handle import Job
 
@@ -41,7 +41,7 @@ AGENTS = [
         id="m",
         model="offline/scripted",
         system="Add.",
-        tools=(add,),
+        tools=(Tool(function=add, idempotent=True),),
         script=({"text": "let me see", "reasoning": "hm", "tool_calls": [CALL]}, {"text": "It is 3."}),
     ),
     Agent(

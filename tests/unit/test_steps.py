@@ -21,7 +21,7 @@ from batchray.agents import (
     pump_checkpoints,
     read_report,
 )
-from batchray.config import Agent, BoundAgent, bind_agents
+from batchray.config import Agent, BoundAgent, Tool, bind_agents
 from batchray.executors.ray.checkpointed_runs import CheckpointedRuns, run_isolated
 from batchray.schema import Message, letta_messages, new_job_id
 from batchray.support.timeouts import paused
@@ -123,6 +123,33 @@ async def test_no_tool_runs_before_its_call_is_saved(attempt_runner: AttemptRunn
     await run_pending_tasks()
     assert _done == ["a"]
     assert json.loads(said_second)["usage"]["step_count"] == 2
+    await run.close()
+
+
+async def test_an_idempotent_tool_starts_before_its_call_is_saved_and_the_model_waits_for_that(
+    attempt_runner: AttemptRunner,
+) -> None:
+    async def look(text: str) -> str:
+        return note(text)
+
+    async def pay(text: str) -> str:
+        return note(f"{text} paid")
+
+    asked = {"tool_calls": [{"name": name, "arguments": {"text": "a"}} for name in ("pay", "look")]}
+    idempotent = Tool(function=look, idempotent=True)
+    agent = stepped(tools=[pay, idempotent], script=[asked, {"tool_calls": asked["tool_calls"][1:]}, {"text": "done"}])
+    run = CheckpointedRun(lambda sink: attempt_runner.run_attempt(agent, encode_input(JOB, 0, 1, REQUEST), sink))
+    await run.fetch(0)
+    await run_pending_tasks()
+    assert _done == ["a"]
+    said, looked = (await run.fetch(0)).checkpoints  # in this order, so that no return is stored before its call
+    assert (len(json.loads(said)["messages"]), len(json.loads(looked)["returns"])) == (1, 1)
+    await run.fetch(1)
+    await run_pending_tasks()
+    assert _done == ["a", "a paid", "a"]
+    returns_and_next = (await run.fetch(1)).checkpoints  # the returns need not be saved for the next step
+    assert [len(json.loads(each)["returns"]) for each in returns_and_next] == [1, 1, 0, 1]
+    assert (await run.fetch(5)).report is not None
     await run.close()
 
 
