@@ -76,7 +76,11 @@ _env_file = click.option(
 )
 _include_input = click.option("--include-input", is_flag=True, help="Give each result the input of its request.")
 _executor = (
-    click.option("--lanes", type=click.IntRange(min=1), help="Ray workers to start.  Default: one per CPU, at most 8."),
+    click.option(
+        "--lanes",
+        type=click.IntRange(min=1),
+        help="Ray workers.  Default: one per free CPU, at most 8 per node.",
+    ),
     click.option("--ray-address", help="Existing Ray cluster.  Default: start one that listens on loopback only."),
     click.option("--executor", type=click.Choice(["ray", "local"]), help="Run on Ray, or in this process."),
 )

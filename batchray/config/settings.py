@@ -64,7 +64,7 @@ class Settings(StoreSettings):
     max_in_flight: PositiveInt = 256
     """The window: requests in flight at once.  Most providers' limits are lower, and one lane can run that many."""
     lanes: PositiveInt | None = None
-    """Lanes to start.  None: one per CPU of the cluster, at most 8, because one driver cannot keep more busy."""
+    """Lanes to start.  None: one per free CPU, at most 8 per node and 64 together."""
     executor: Literal["ray", "local"] = "ray"
     """Where requests run.  `local` is this process, for tests and for debugging an agent."""
     ray_address: str | None = None

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private import ray_constants, services, worker
-from ray._private.node import Node
+from ray._private import ray_constants, services, state, worker
+from ray._private.node import Node as RayNode
 from ray.autoscaler.v2 import sdk, utils
 from ray.experimental import internal_kv
 
 import batchray
 from batchray.config import Settings
-from batchray.executors.ray import connection, internals
+from batchray.executors.ray import connection, internals, nodes
+from batchray.executors.ray.nodes import Node
 
 PRIVATE = re.compile(
     r"ray\._private|_raylet\b|\b_global_node\b|\bglobal_worker\b|ENABLE_RAY_CLUSTER|_webui_url|_generator_backpressure"
@@ -64,11 +65,11 @@ def test_without_ray_s_library_no_setting_is_passed(
 def test_unused_services_are_started_if_they_cannot_be_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delattr(Node, "start_monitor")
-    start_log_monitor = Node.start_log_monitor
+    monkeypatch.delattr(RayNode, "start_monitor")
+    start_log_monitor = RayNode.start_log_monitor
     with internals.without_unused_services():
-        assert Node.start_log_monitor is not start_log_monitor
-    assert Node.start_log_monitor is start_log_monitor
+        assert RayNode.start_log_monitor is not start_log_monitor
+    assert RayNode.start_log_monitor is start_log_monitor
     monkeypatch.delattr("ray._private.node.Node")
     with internals.without_unused_services():
         pass
@@ -223,4 +224,37 @@ def test_without_a_report_of_an_autoscaler_no_nodes_are_added(
     assert not internals.may_add_nodes()
     monkeypatch.delattr(utils, "is_autoscaler_v2")
     assert [internals.may_add_nodes() for _ in range(2)] == [False] * 2
+    assert len(warnings_in(caplog)) == 2
+
+
+def test_without_the_state_of_nodes_all_cpus_count_and_no_node_is_leaving(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: {"ff01": {"CPU": 1.5}, "ff02": {}})
+    monkeypatch.setattr(state, "state", SimpleNamespace(get_draining_nodes=lambda: {"ff02": 0}))
+    monkeypatch.setattr(
+        ray,
+        "nodes",
+        lambda: [
+            {"NodeID": "ff01", "Alive": True, "Resources": {"CPU": 2.0}},
+            {"NodeID": "ff02", "Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}},
+            {"NodeID": "ff03", "Alive": False, "Resources": {}},
+        ],
+    )
+    known = [Node("ff01", {"CPU": 2.0}, 1.5), Node("ff02", {"CPU": 4.0, "GPU": 1.0}, 0.0, is_leaving=True)]
+    assert nodes.read_nodes() == known
+    assert [node.has({"CPU": 1.0, "GPU": 1.0}) for node in known] == [False, True]
+
+    def not_connected() -> None:
+        raise ray.exceptions.RaySystemError("Ray has not been started yet.")  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(state, "available_resources_per_node", not_connected)
+    assert internals.free_cpus() == {}
+    assert warnings_in(caplog) == []
+    monkeypatch.delattr(state, "available_resources_per_node")
+    monkeypatch.setattr(state, "state", SimpleNamespace(get_draining_nodes=lambda: 0))
+    for _ in range(2):
+        assert nodes.read_nodes() == [
+            node._replace(free_cpus=node.resources["CPU"], is_leaving=False) for node in known
+        ]
     assert len(warnings_in(caplog)) == 2

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import ray
 import ray.exceptions
@@ -29,13 +27,13 @@ from batchray.executors.ray.lane import pack
 from batchray.executors.ray.lane_client import PAUSE_S, LaneClient
 from batchray.executors.ray.lanes import Lanes
 from batchray.executors.ray.monitor import ClusterMonitor, monitor_of_cluster
+from batchray.executors.ray.nodes import Node, read_nodes
 from batchray.executors.ray.oom import OUT_OF_MEMORY, is_oom_culprit
 from batchray.support.cancellation import CancelScope
 from batchray.support.threads import DaemonThread
 
 logger = logging.getLogger(__name__)
 
-_MAX_LANES = 8
 _CONNECT_S = 60.0
 _START_S = 120.0
 _DISCONNECT_S = 30.0
@@ -50,7 +48,8 @@ class RayExecutor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.providers, self.blocking = ProviderBoard(), BlockingBoard()
-        self._lanes = Lanes(self._lose, settings.lane_silence_s, self.providers)
+        self._nodes_thread = DaemonThread("batchray-nodes")
+        self._lanes = Lanes(self._lose, settings.lane_silence_s, self.providers, self._read_nodes, settings.lanes)
         self._packed: weakref.WeakKeyDictionary[BoundAgent, bytes] = weakref.WeakKeyDictionary()
         self._owns_connection = False
         self._lost_by: str | None = None
@@ -77,11 +76,7 @@ class RayExecutor:
             raise
 
     async def _start_lanes(self, monitoring: asyncio.Task[None]) -> None:
-        nodes = _nodes()
-        n_cpus = int(sum(node.resources.get("CPU", 0) for node in nodes))
-        n_lanes = self._settings.lanes or max(len(nodes), min(n_cpus, _MAX_LANES))
-        node_ids = [node.id for node in itertools.islice(itertools.cycle(nodes), n_lanes)]
-        starting = asyncio.ensure_future(self._lanes.start(node_ids))
+        starting = asyncio.ensure_future(self._lanes.start())
         try:
             await asyncio.wait((starting, monitoring), timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
             if self._lost_by is not None:
@@ -93,6 +88,9 @@ class RayExecutor:
             raise ClusterError(f"the lanes did not start: {first_line(error)}") from error
         finally:
             starting.cancel()
+
+    async def _read_nodes(self) -> Sequence[Node]:
+        return await asyncio.get_running_loop().run_in_executor(self._nodes_thread, read_nodes)
 
     async def _monitor(self, monitor: ClusterMonitor) -> None:
         self._lose(await monitor.wait_until_lost())
@@ -108,7 +106,7 @@ class RayExecutor:
     def check(self, agents: AgentSet) -> None:
         """Raise ConfigError if an agent asks for more CPUs or GPUs than any node has, and no autoscaler may add one."""
         wanting = {agent_id: wanted for agent_id, bound in agents.agents.items() if (wanted := _resources(bound))}
-        nodes = _nodes() if wanting else []  # this asks the GCS
+        nodes = read_nodes() if wanting else []  # this asks the GCS
         for agent_id, wanted in wanting.items():
             if not any(node.has(wanted) for node in nodes):
                 asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
@@ -176,6 +174,7 @@ class RayExecutor:
             except TimeoutError:
                 logger.warning("Ray did not disconnect within %g s", _DISCONNECT_S)
         self._channel_thread.shutdown(wait=False)
+        self._nodes_thread.shutdown(wait=False)
         self._thread.shutdown(wait=False)
 
     async def _run_on_lane(self, spec: AttemptSpec, packed: bytes, save: SaveCheckpoints) -> bytes:
@@ -244,20 +243,6 @@ async def _lost_call(spec: AttemptSpec, error: Exception, ran_s: float = 0.0) ->
     """
     await asyncio.sleep(min(spec.attempt * PAUSE_S, _MAX_PAUSE_S))
     return WorkerDiedError(f"its call was lost: {first_line(error)}", is_suspect=False, ran_s=ran_s)
-
-
-class _Node(NamedTuple):
-    id: str
-    resources: dict[str, float]
-
-    def has(self, wanted: Mapping[str, float]) -> bool:
-        return all(self.resources.get(name, 0) >= amount for name, amount in wanted.items())
-
-
-def _nodes() -> list[_Node]:
-    """Return the nodes that are alive."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return [_Node(node["NodeID"], node["Resources"]) for node in nodes if node["Alive"]]
 
 
 def _resources(bound: BoundAgent) -> dict[str, float]:

@@ -229,6 +229,29 @@ def memory_by_worker(oom_report: str) -> list[WorkerMemory]:
     return found
 
 
+def free_cpus() -> dict[str, float]:
+    """Return how many CPUs of each node are free, by the node's id; empty if Ray does not say."""
+    available = _read_state("available_resources_per_node", "lanes are spread by all CPUs of the nodes, free or not")
+    return {node_id: resources.get("CPU", 0.0) for node_id, resources in available.items()}
+
+
+def leaving_nodes() -> frozenset[str]:
+    """Return the ids of the nodes that are being drained; empty if Ray does not say."""
+    return frozenset(_read_state("state.get_draining_nodes", "a lane takes requests until its node has ended"))
+
+
+def _read_state(name: str, fallback: str) -> Mapping[str, Any]:
+    """Call a function of Ray's global state that returns something for each node, by its id."""
+    read = _find("ray._private.state", name, fallback)
+    try:
+        return dict(read()) if read is not None else {}
+    except (TypeError, ValueError):
+        _warn_changed(f"ray._private.state.{name}", fallback)
+    except ray.exceptions.RayError as error:  # over Ray Client there is no global state
+        logger.debug("%s: %s", fallback, error)
+    return {}
+
+
 def may_add_nodes() -> bool:
     """Return whether an autoscaler may add nodes to the cluster that this process is connected to.
 

@@ -43,9 +43,9 @@ Diagnosis = asyncio.Task[PostMortem | None]
 
 
 class LaneClient:
-    """A lane on a node: how many calls it runs (`in_flight`), and whether it takes new ones (`is_down`).
+    """A lane on a node: how many calls it runs (`in_flight`), and whether it takes new ones (`is_open`).
 
-    Only this class changes the two.  `n_connections` is for how many connections it has descriptors.
+    Only this class changes the first.  `n_connections` is for how many connections it has descriptors.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class LaneClient:
         self.actor, self.actor_id, self.node_id, self.pid = actor, actor_id, node_id, pid
         self.n_connections = n_connections
         self.in_flight = 0
+        self.is_leaving = False
+        """Whether it takes no more calls, because its node leaves the cluster."""
         self.checkpoints = CheckpointReader(actor, self.stop)
         self.providers = ProviderReader(actor, board, warnings)
         self._diagnosis: Diagnosis | None = None
@@ -71,6 +73,11 @@ class LaneClient:
     def is_down(self) -> bool:
         """Whether it takes no calls: a call to it failed, and it is dead, or being diagnosed."""
         return self._diagnosis is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes new calls."""
+        return self._diagnosis is None and not self.is_leaving
 
     @contextmanager
     def counting_call(self) -> Iterator[None]:

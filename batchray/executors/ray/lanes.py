@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -29,6 +29,7 @@ from batchray.executors.ray.lane_client import (
     PostMortem,
     call_until_answered,
 )
+from batchray.executors.ray.nodes import Node, places_for_lanes, staying
 from batchray.executors.ray.oom import OUT_OF_MEMORY, is_oom_culprit
 from batchray.executors.ray.worker_log import WorkerWarnings
 
@@ -40,7 +41,9 @@ _MAX_CONCURRENCY = 100_000  # the window bounds what is in flight; a lane takes 
 _DIAGNOSIS_S = 15.0
 _CLOSE_S = 2.0
 _CHECKS_IN_SILENCE = 4  # checks for silence in the time that a lane may be silent
-_MAX_START_TRIES = 8
+_NODES_S = 3.0  # how often the nodes of the cluster are read
+_READ_NODES_S = 5.0
+_NODE_LEFT = ExitCause("its node has left the cluster, or is leaving it")
 
 _LaneActor = ray.remote(Lane)
 _LANE_OPTIONS = {
@@ -56,25 +59,41 @@ _Sinks = tuple[ProviderBoard, WorkerWarnings]
 
 
 class Lanes:
-    """Lanes that are replaced when they die.  `on_lost` is called with the reason if that fails."""
+    """Lanes on the nodes of a cluster: replaced when they die, added when nodes join, moved before nodes leave.
 
-    def __init__(self, on_lost: Callable[[str], None], silence_s: float, board: ProviderBoard) -> None:
+    `on_lost` is called with the reason if no lane is left and none can start.  `read_nodes` returns the nodes that are
+    alive; `n_lanes` is how many lanes there are together, by default as many as `places_for_lanes` says.
+    """
+
+    def __init__(
+        self,
+        on_lost: Callable[[str], None],
+        silence_s: float,
+        board: ProviderBoard,
+        read_nodes: Callable[[], Awaitable[Sequence[Node]]],
+        n_lanes: int | None = None,
+    ) -> None:
         self._on_lost, self._silence_s = on_lost, silence_s
+        self._read_nodes, self._n_lanes = read_nodes, n_lanes
         self._sinks: _Sinks = (board, WorkerWarnings(time.monotonic))
-        self._slots: list[asyncio.Task[LaneClient]] = []  # in each a lane that has started or is starting
-        self._tasks: set[asyncio.Task[Any]] = set()  # diagnoses, and checks for silence
+        self._nodes: Sequence[Node] = ()
+        # Lanes that have started or are starting, with the node that was chosen for each.
+        self._slots: dict[asyncio.Task[LaneClient], str] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()  # diagnoses, checks for silence, and the one that follows the nodes
         self._changed = asyncio.Event()
 
-    async def start(self, node_ids: Sequence[str]) -> None:
-        """Start a lane on each of these nodes.  Raises RayError."""
-        starting = [_start_lane(node_id, _MAX_START_TRIES, self._sinks) for node_id in node_ids]
-        self._slots = [asyncio.ensure_future(each) for each in starting]
+    async def start(self) -> None:
+        """Start the first lanes, and follow the nodes from then on.  Raises RayError."""
+        self._nodes = await self._read_nodes()
+        for node_id in places_for_lanes(self._nodes, (), self._n_lanes):
+            self._slots[asyncio.ensure_future(_start_lane(node_id, self._sinks))] = node_id
         for lane in await asyncio.gather(*self._slots):
             self._spawn(self._watch_for_silence(lane))
+        self._spawn(self._follow_nodes())
 
     async def least_busy(self) -> LaneClient:
         """Return the lane with the fewest calls in flight; wait until one is up."""
-        while not (up := [lane for lane in self._started() if not lane.is_down]):
+        while not (up := [lane for lane in self._started() if lane.is_open]):
             self._changed.clear()
             await self._changed.wait()
         return min(up, key=lambda lane: lane.in_flight)
@@ -92,8 +111,12 @@ class Lanes:
     async def exit_cause_of(self, key: str, node_id: str | None) -> ExitCause | None:
         """Return why the process of this attempt died on this node; None if it never began or ended normally.
 
-        If the process's report was lost on the way, Ray reports a death too.
+        If the process's report was lost on the way, Ray reports a death too.  A process that ended with its node has no
+        cause of its own.
         """
+        await self._update_nodes()
+        if node_id is not None and self._is_leaving(node_id):
+            return None
         cause, have_all_answered = await self._query_lanes("exit_cause_of", key)
         is_known = have_all_answered and (node_id is None or any(lane.node_id == node_id for lane in self._started()))
         return cause if cause is not None or is_known else UNKNOWN_CAUSE
@@ -122,7 +145,49 @@ class Lanes:
             lane.forget()
         for task in (*self._slots, *self._tasks):
             task.cancel()
-        self._slots = []
+        self._slots = {}
+
+    async def _follow_nodes(self) -> None:
+        while True:
+            await asyncio.sleep(_NODES_S)
+            await self._update_nodes()
+
+    async def _update_nodes(self) -> None:
+        """Read the nodes, start lanes that are missing, and end those whose node leaves when their calls are over."""
+        try:
+            async with asyncio.timeout(_READ_NODES_S):
+                self._nodes = await self._read_nodes() or self._nodes
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            logger.debug("the nodes of the cluster cannot be read: %s", first_line(error))
+        present = []
+        for slot, node_id in list(self._slots.items()):
+            lane = slot.result() if slot.done() and not _has_failed(slot) else None
+            present.append(lane.node_id if lane else node_id)
+            if self._is_leaving(present[-1]):
+                self._leave(slot, lane)
+        for node_id in places_for_lanes(self._nodes, present, self._n_lanes):
+            logger.info("a lane starts on node %s", node_id)
+            slot = asyncio.ensure_future(_restart_lane(node_id, self._sinks))
+            self._slots[slot] = node_id
+            slot.add_done_callback(self._on_started)
+
+    def _is_leaving(self, node_id: str) -> bool:
+        """Return whether a node is gone, or drained while others are not."""
+        return all(node.id != node_id for node in staying(self._nodes))
+
+    def _leave(self, slot: asyncio.Task[LaneClient], lane: LaneClient | None) -> None:
+        """Give a lane no more calls, and end it if none is left."""
+        if lane is None:
+            slot.cancel()
+            del self._slots[slot]
+            return
+        if not lane.is_leaving:
+            logger.info("node %s leaves the cluster: its lane (process %s) takes no more calls", lane.node_id, lane.pid)
+        lane.is_leaving = True
+        if not lane.in_flight and not lane.is_down:
+            del self._slots[slot]
+            lane.forget()
+            ray.kill(lane.actor)
 
     async def _watch_for_silence(self, lane: LaneClient) -> None:
         """Kill a lane that does not answer: code of one request may block all that share it until they are late."""
@@ -148,7 +213,10 @@ class Lanes:
             self._changed.set()
             logger.info("a call to a lane (process %s) was lost and is made again", lane.pid)
             return None
-        self._replace(lane)
+        await self._replace(lane)
+        if self._is_leaving(lane.node_id):
+            logger.warning("a lane died (process %s); its requests are run again: %s", lane.pid, _NODE_LEFT)
+            return PostMortem(_NODE_LEFT)
         record, _ = await self._query_lanes("read_crash_record", lane.actor_id)
         executing, cause = record or ([], UNKNOWN_CAUSE)
         found = PostMortem(cause, frozenset((job_id, index) for job_id, index in executing))
@@ -159,21 +227,23 @@ class Lanes:
         logger.warning("a lane died (process %s); its requests are run again: %s", lane.pid, found.cause)
         return found
 
-    def _replace(self, lane: LaneClient) -> None:
-        """Start another lane in the slot of a dead one."""
+    async def _replace(self, lane: LaneClient) -> None:
+        """Start another lane in place of a dead one, on its node or, if that is leaving, on another."""
         lane.providers.close()
-        for n, slot in enumerate(self._slots):
+        for slot in list(self._slots):
             if slot.done() and not _has_failed(slot) and slot.result() is lane:
-                self._slots[n] = asyncio.ensure_future(_restart_lane(lane.node_id, self._sinks))
-                self._slots[n].add_done_callback(self._on_started)
+                del self._slots[slot]
+        await self._update_nodes()
 
     def _on_started(self, slot: asyncio.Task[LaneClient]) -> None:
         if slot.cancelled():
             return
-        if (error := slot.exception()) is not None:
-            self._on_lost(str(error))
-        else:
+        if (error := slot.exception()) is None:
             self._spawn(self._watch_for_silence(slot.result()))
+        elif self._slots.pop(slot, None) is not None and not self._slots:
+            self._on_lost(str(error))
+        else:  # it is tried again when the nodes are read the next time
+            logger.warning("%s", error)
         self._changed.set()
 
     async def _query_lanes(self, method: str, key: str) -> tuple[Any, bool]:
@@ -205,36 +275,31 @@ def _has_failed(slot: asyncio.Task[LaneClient]) -> bool:
     return slot.cancelled() or slot.exception() is not None
 
 
-async def _start_lane(node_id: str, max_tries: int, sinks: _Sinks) -> LaneClient:
-    """Start a lane on a node and return it when it answers; after `max_tries`, wherever it has started."""
-    n_tries = 0
+async def _start_lane(node_id: str, sinks: _Sinks) -> LaneClient:
+    """Start a lane on this node, and return it when it answers."""
+    strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
     while True:
-        # Soft: on another node if this one is lost.  Ray may then use another node at once, while news of a new node
-        # has not reached all others; in that case it is started again.
-        strategy = NodeAffinitySchedulingStrategy(node_id, soft=True)
         actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote()
-        actor_id, its_node_id, pid, n_connections = await call_until_answered(actor.identity)
-        lane = LaneClient(actor, actor_id, its_node_id, pid, n_connections, *sinks)
-        n_tries += 1
-        if n_tries == max_tries or lane.node_id == node_id:
-            return lane
-        ray.kill(actor)
-        await asyncio.sleep(n_tries * PAUSE_S)
+        try:
+            identity: tuple[str, str, int, int] = await call_until_answered(actor.identity)
+            return LaneClient(actor, *identity, *sinks)
+        except ray.exceptions.ActorUnschedulableError:  # news of a new node has not reached all others
+            await asyncio.sleep(PAUSE_S)
 
 
 async def _restart_lane(node_id: str, sinks: _Sinks) -> LaneClient:
-    """Start a lane in place of a dead one.  Raises ClusterError."""
+    """Start a lane, again while it dies at once.  Raises ClusterError."""
     last_error: BaseException | None = None
     try:
         async with asyncio.timeout(REACH_S):
             while True:
                 try:
-                    return await _start_lane(node_id, max_tries=1, sinks=sinks)
+                    return await _start_lane(node_id, sinks)
                 except LANE_DEAD as error:  # like the one before it, while memory is short
                     last_error = error
                     await asyncio.sleep(PAUSE_S)
     except (TimeoutError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"a lane died and could not be restarted: {first_line(last_error or error)}") from error
+        raise ClusterError(f"a lane could not be started: {first_line(last_error or error)}") from error
 
 
 async def _probe_lane(lane: LaneClient) -> Exception | None:
