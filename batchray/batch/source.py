@@ -32,6 +32,8 @@ _UNREADABLE = {
 _CSV_HEADER = re.compile(rb"\s*\"?[A-Za-z_][\w .-]*\"?(\s*[,;\t]\s*\"?[A-Za-z_][\w .-]*\"?)+\s*")
 _CSV = "looks like CSV; if it is, give --format csv (format='csv')"
 _GZIP, _ZSTD = b"\x1f\x8b", b"(\xb5/\xfd"
+_LETTERS = bytes(range(0x20, 0x7F)) + b"\t\n\r"
+"""The characters that a text of ASCII has."""
 _HEAD = 6
 _CHUNK = 256 * 1024
 
@@ -132,11 +134,12 @@ def _peek(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
 
 
 def _utf16(head: bytes) -> str | None:
-    """Return the UTF-16 encoding of a text by its byte order mark, or by the zeros of its first letter; or None."""
+    """Return the UTF-16 encoding of a text by its byte order mark, or by the zeros of its first letters; or None."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if len(head) >= 2 and 0 in head[:2] and head[:2].strip(b"\0") in (b"{", b"[", b" ", b"\n", b"\r"):
-        return "utf-16-le" if head[1] == 0 else "utf-16-be"
+    for encoding, zeros, letters in (("utf-16-le", head[1:4:2], head[0:4:2]), ("utf-16-be", head[0:4:2], head[1:4:2])):
+        if zeros and not zeros.strip(b"\0") and letters.isascii() and not letters.translate(None, _LETTERS):
+            return encoding
     return None
 
 

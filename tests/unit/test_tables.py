@@ -71,13 +71,15 @@ def refusal(source: Any, options: InputOptions, directory: Path) -> str:
 class RayLike:
     """The methods of a Ray Dataset that are used, without Ray: its parts may differ in the types of empty columns."""
 
+    def __init__(self, *tables: pa.Table) -> None:
+        self._tables = tables
+
     def iter_rows(self) -> Iterator[Any]:
         raise AssertionError("a Ray Dataset is read in batches")
 
     def iter_batches(self, batch_size: int, batch_format: str) -> Iterator[pa.Table]:
         assert (batch_size, batch_format) == (1000, "pyarrow")
-        yield TABLE.slice(0, 1000).set_column(5, "only late", pa.nulls(1000))
-        yield TABLE.slice(1000)
+        yield from self._tables
 
 
 def _parquet(path: Path) -> Path:
@@ -167,6 +169,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "csv": _csv,
     "csv-with-byte-order-mark": lambda path: _csv(path, encoding="utf-8-sig"),
     "csv-in-utf-16": lambda path: _csv(path, encoding="utf-16"),
+    "csv-in-utf-16-without-a-mark": lambda path: _csv(path, encoding="utf-16-be"),
     "csv-with-semicolons-gz": lambda path: _csv(path, ";", "t.csv.gz"),
     "tsv": lambda path: _csv(path, "\t", "t.tsv"),
     "jsonl": lambda path: _file(path, "t.jsonl", b"\xef\xbb\xbf" + _lines()),
@@ -184,7 +187,9 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "hugging-face-iterable-dataset": lambda _: _dataset().to_iterable_dataset(),
     "fsspec-address": lambda path: _in_memory(_parquet(path), "tables/t.parquet"),
     "fsspec-directory": lambda path: _in_memory(_parquet(path), "many/t.parquet").rpartition("/")[0],
-    "ray-dataset": lambda _: RayLike(),
+    "ray-dataset": lambda _: RayLike(
+        TABLE.slice(0, 1000).set_column(5, "only late", pa.nulls(1000)), TABLE.slice(1000)
+    ),
     "list-of-rows": lambda _: TABLE.to_pylist(),
     "iterator-of-rows": lambda _: iter(TABLE.to_pylist()),
 }
@@ -337,6 +342,38 @@ def test_values_of_python_come_back_unchanged(values: list[Any], expected: list[
         assert isinstance(batch, Table)
         carried = [decode(part.data) for part in batch.parts]
         assert [row["v"] for part in carried for row in rows_of(part)] == expected
+
+
+def test_nan_within_a_list_stays(tmp_path: Path) -> None:
+    values = [[1.5, float("nan"), None], None, [2.5]]
+    rows = [{"q": "x", "v": value} for value in values]
+    for source in (rows, pd.DataFrame(rows)):
+        _, carried = read(source, InputOptions(agent="a", input_column="q"), tmp_path)
+        assert repr([row["v"] for row in carried]) == repr(values)
+
+
+UNIONS = pa.UnionArray.from_dense(
+    pa.array([0, 1, 0], pa.int8()), pa.array([0, 0, 1], pa.int32()), [pa.array([7, None]), pa.array(["z"])]
+)
+
+
+@pytest.mark.parametrize("is_untyped", [False, True])
+def test_a_column_of_a_union_is_json(tmp_path: Path, is_untyped: bool) -> None:
+    table = pa.table({"q": ["x", "y", "z"], "u": UNIONS})
+    source = RayLike(table) if is_untyped else table
+    batch = open_batch(source, AGENTS, tmp_path, InputOptions(agent="a", input_column="q"))
+    assert isinstance(batch, Table)
+    parts = [decode(part.data) for part in batch.parts]
+    assert parts[0].schema.field("u").type == pa.string()
+    assert [row["u"] for part in parts for row in rows_of(part)] == [7, "z", None]
+
+
+def test_bytes_in_a_union_are_told(tmp_path: Path) -> None:
+    kinds, values = pa.array([0, 1], pa.int8()), [pa.array([7]), pa.array([b"z"])]
+    union = pa.UnionArray.from_dense(kinds, pa.array([0, 0], pa.int32()), values)
+    table = pa.table({"q": ["x", "y"], "u": union})
+    reason = "row 1: column 'u': a value of type bytes in a union cannot be kept"
+    assert reason in refusal(table, InputOptions(agent="a", input_column="q"), tmp_path)
 
 
 def test_a_time_that_python_has_no_value_for_is_a_text(tmp_path: Path) -> None:
@@ -502,6 +539,8 @@ def test_a_table_that_cannot_be_used_is_refused_with_its_place(name: str, tmp_pa
 FILES: dict[str, tuple[str, bytes, str]] = {
     "csv row": ("t.csv", b'id,question\n1,"a\nb"\n2,c,d\n', "t.csv, line 4: has 3 cells, and the header 2"),
     "csv input": ("t.csv", b'id,question\n\n1,"a\nb"\n2,\n', "t.csv, line 5: column 'question': is empty (null)"),
+    "csv short row": ("t.csv", b"id,question\n1\n", "t.csv, line 2: has 1 cell, and the header 2"),
+    "csv with CR": ("t.csv", b"id,question\r1,a\r", "line 1: not CSV: lines end with CR alone; end them with LF"),
     "csv quote": ("t.csv", b'id,question\n1,"a\n', "t.csv, line 2: not CSV: unexpected end of data"),
     "csv latin-1": ("t.csv", b"id,question\n1,\xe4\n", "t.csv, line 2: not UTF-8: invalid continuation byte"),
     "csv empty": ("t.csv", b"", "t.csv: the batch is empty"),

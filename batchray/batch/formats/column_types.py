@@ -38,6 +38,30 @@ class Rows(NamedTuple):
     lines: Sequence[int] | None = None
 
 
+def without_unions(rows: Rows) -> Rows:
+    """Return rows with JSON for the columns of unions, which no format of a table but Arrow's own has."""
+    pa = arrow()
+    batch = rows.batch
+    if not any("union<" in str(field.type) for field in batch.schema):
+        return rows
+    fields, arrays = list(batch.schema), list(batch.columns)
+    for number, (field, array) in enumerate(zip(batch.schema, batch.columns, strict=True)):
+        if "union<" in str(field.type):
+            fields[number] = pa.field(field.name, pa.string(), metadata=JSON_FIELD)
+            texts = [_text_of(value, field.name, rows.first + i) for i, value in enumerate(values_of(array, field))]
+            arrays[number] = pa.array(texts, pa.string())
+    return Rows(rows.first, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), rows.lines)
+
+
+def _text_of(value: Any, column: str, row: int) -> str | None:
+    """Return a value as JSON.  Raises BatchFormatError with its place."""
+    try:
+        return as_json(value)
+    except TypeError:
+        reason = f"a value of type {type(value).__name__} in a union cannot be kept"
+        raise BatchFormatError(reason, row=row, path=f"column {column!r}") from None
+
+
 class UntypedTable:
     """Takes parts of a table in any types, keeps them on disk, and gives them back in one schema."""
 
@@ -156,7 +180,7 @@ def _typed(values: Any) -> Any:
     """Return values as an Arrow array; None if they have no type in common, or would not come back as they were."""
     pa = arrow()
     if isinstance(values, pa.Array):
-        return values
+        return None if "union<" in str(values.type) else values  # no format but Arrow's own has unions
     try:
         array = pa.array(values, from_pandas=not isinstance(values, list))
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -164,6 +188,8 @@ def _typed(values: Any) -> Any:
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     is_list = isinstance(values, list)
+    if not is_list and pa.types.is_nested(array.type):  # pandas' NaN is a missing value, but not within a list
+        array = pa.array([None if _is_missing(value) else value for value in values], array.type)
     if (is_list or str(values.dtype) == "object") and not _has_one_type(array.type, values):
         return None
     return array if not is_list or _is_exact(array, values) else None
@@ -185,7 +211,8 @@ def _is_exact(array: Any, values: list[Any]) -> bool:
     if not pa.types.is_nested(kind):
         return True
     try:  # a struct gives each row the keys of all rows
-        return bool(array.to_pylist() == values)
+        found = array.to_pylist()
+        return bool(found == values or repr(found) == repr(values))  # NaN is equal to nothing
     except ValueError:  # arrays of numpy, which have no single answer
         return not pa.types.is_struct(kind)
 

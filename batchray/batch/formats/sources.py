@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from batchray.batch.formats.arrow import PART_BYTES, PART_ROWS, arrow, check_names
-from batchray.batch.formats.column_types import Rows, UntypedTable
+from batchray.batch.formats.column_types import Rows, UntypedTable, without_unions
 from batchray.batch.places import Place
 from batchray.errors import BatchFormatError
 
@@ -113,7 +113,7 @@ def _typed(batches: Iterable[Any]) -> Generator[Rows]:
     for batch in batches:
         check_names(batch.schema.names)
         for part in _parts(batch):
-            yield Rows(first, part)
+            yield without_unions(Rows(first, part))
             first += part.num_rows
 
 

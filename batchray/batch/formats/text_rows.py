@@ -77,7 +77,8 @@ def _next_line(reader: Any) -> list[str] | None:
     try:
         return next(reader, None)
     except csv.Error as error:
-        raise BatchFormatError(f"not CSV: {error}", line=reader.line_num) from None
+        reason = "lines end with CR alone; end them with LF" if "new-line character" in str(error) else error
+        raise BatchFormatError(f"not CSV: {reason}", line=reader.line_num) from None
 
 
 def _csv_parts(reader: Any, header: Sequence[str]) -> Iterator[tuple[list[int], list[list[str]]]]:
@@ -87,7 +88,8 @@ def _csv_parts(reader: Any, header: Sequence[str]) -> Iterator[tuple[list[int], 
     n_chars, line = 0, reader.line_num + 1
     while (row := _next_line(reader)) is not None:
         if row and len(row) != len(header):
-            raise BatchFormatError(f"has {len(row)} cells, and the header {len(header)}", line=line)
+            cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
+            raise BatchFormatError(f"has {cells}, and the header {len(header)}", line=line)
         if row:
             rows.append(row)
             lines.append(line)
