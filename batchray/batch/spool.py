@@ -1,4 +1,4 @@
-"""Validated requests on disk, until their job is created in one transaction."""
+"""Validated requests on disk, until their job is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Create a job: read a batch, check it, and store it in one transaction."""
+"""Create a job: read a batch, check it, and store it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from batchray.config import AgentSet
 from batchray.jobs.reuse import Reuse, with_code
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import CarriedColumns, NewItem, NewJob, Store
-from batchray.support.threads import DaemonThread
+from batchray.support.threads import on_own_thread
 
 logger = logging.getLogger(__name__)
 
@@ -57,24 +57,18 @@ async def create_job(
     reused = await asyncio.to_thread(Reuse.of, store, reuse, agents) if reuse is not None else None
     if isinstance(requests, AsyncIterable):
         requests = await collect(requests, store.data_dir, agents, options)
-    if not isinstance(requests, Intake):
-        # Not in a transaction on the writer's thread: the iterable may be slow, or wait for another of our jobs.
-        reader = DaemonThread("batchray-intake")
-        reading = asyncio.get_running_loop().run_in_executor(
-            reader, _taken_in, requests, agents, store.data_dir, options
-        )
-        try:
-            requests = await reading
-        finally:
-            reader.shutdown(wait=False)
 
     def snapshot(agent_ids: Set[str]) -> Mapping[str, Any]:
         used = agents.only(agent_ids)
         check(used)
         return with_code(used, used.snapshot())
 
-    new = NewJob(new_job_id(), snapshot, callback_url, run_options=run_options, unused_fields=requests.unused_fields)
-    await store.database.call(_create, store, new, requests, reused)
+    def take_in() -> None:
+        intake = requests if isinstance(requests, Intake) else _taken_in(requests, agents, store.data_dir, options)
+        _create(store, replace(new, unused_fields=intake.unused_fields), intake, reused)
+
+    new = NewJob(new_job_id(), snapshot, callback_url, run_options=run_options)
+    await on_own_thread("batchray-intake", take_in)
     return new.id
 
 

@@ -39,8 +39,8 @@ async def prune(store: AsyncStore, days: float) -> None:
         await asyncio.sleep(_PAUSE_S)
 
 
-async def purge(store: AsyncStore, key: int | None = None) -> None:
-    """Delete the rows of a job that was forgotten, or of all such jobs."""
+async def purge(store: AsyncStore, key: int) -> None:
+    """Delete the rows of a job that was forgotten."""
     has_more = True
     while has_more:
         has_more = await store.retention.purge(key)

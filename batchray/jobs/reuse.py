@@ -43,16 +43,16 @@ class Reuse:
     def of(cls, store: Store, job_id: str, agents: AgentSet) -> Reuse:
         """Read the earlier job.  Raises ConfigError if the store does not have it."""
         try:
-            source = store.jobs.get(job_id)
+            source = store.database.run(store.jobs.get, job_id)
         except UnknownJobError as error:
             raise ConfigError(
                 f"reuse: {error}; outcomes are taken over within one data directory or database"
             ) from None
-        earlier = _agent_digests(store.jobs.agent_snapshot(source.id))
+        earlier = _agent_digests(store.database.run(store.jobs.agent_snapshot, source.id))
         numbered = _Numbered()
         indexes: dict[bytes, int] = {}
         after = -1
-        while page := store.items.succeeded_requests(source, after):
+        while page := store.database.run(store.items.succeeded_requests, source, after):
             for each in page:
                 if each.agent_id in earlier:
                     indexes[numbered.digest(earlier[each.agent_id], each.request)] = each.index

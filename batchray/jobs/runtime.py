@@ -251,12 +251,14 @@ class _Executors:
 
 
 def _open(settings: Settings) -> Store:
-    return Store.open(
+    store = Store.open(
         settings.data_dir.absolute(),
         settings.url,
         lease_s=settings.lease_s,
         allow_network_fs=settings.allow_network_fs,
     )
+    store.purge_soon()
+    return store
 
 
 def _executor_key(settings: Settings) -> tuple[Any, ...]:

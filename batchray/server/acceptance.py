@@ -18,6 +18,7 @@ from batchray.server.scheduler import JobScheduler
 from batchray.server.storage import ServerStorage
 from batchray.server.upload import Body
 from batchray.store import ItemPage, JobRecord, NewItem, NewJob, Store
+from batchray.support.threads import on_own_thread
 
 T = TypeVar("T")
 
@@ -52,8 +53,10 @@ class BatchAcceptance:
             job_id = new_job_id()
             new = NewJob(job_id, self._agents.snapshot, user_id=user_id, idempotency_key=key, body_digest=digest)
             try:
-                await self._store.call(create, self._store.sync, new)
+                await on_own_thread("batchray-intake", create, self._store.sync, new)
             except KeyInUseError:  # another server accepted it at the same time
+                if (known := await known_job(self._reader, user_id, key, digest)) is not None:
+                    return known
                 raise unavailable(1, "a batch with this Idempotency-Key is being accepted") from None
         job = await self._reader.jobs.get(job_id)
         if not job.is_ended:

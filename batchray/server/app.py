@@ -143,7 +143,6 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
         ):
             # Before clients can create jobs, which the first adoption would take for jobs of another server.
             await jobs.idle_jobs.start()
-            jobs.deletion.start()
             if settings.retention_days is not None:
                 jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
             jobs.tasks.spawn(run_file_retention(jobs.storage.store))

@@ -22,14 +22,13 @@ _RETRY_S = 5.0
 
 
 class JobDeletion:
-    """Deletes jobs.  One that has not ended is cancelled first."""
+    """Deletes jobs.  One that has not ended is cancelled first.
+
+    What is left of deletions before a crash is deleted when the store is opened again.
+    """
 
     def __init__(self, storage: ServerStorage, scheduler: JobScheduler, tasks: BackgroundTasks) -> None:
         self._store, self._reader, self._scheduler, self._tasks = storage.store, storage.reader, scheduler, tasks
-
-    def start(self) -> None:
-        """Delete what deletions before a crash have left."""
-        self._tasks.spawn(self._purge(None, asyncio.Event()))
 
     async def delete(self, record: JobRecord) -> JobRecord:
         """Delete a job and return it as it was; it is unknown when this returns.
@@ -60,7 +59,7 @@ class JobDeletion:
             await asyncio.sleep(_POLL_S)
         raise unavailable(5, f"job {record.id} is being cancelled; delete it again in a moment")
 
-    async def _purge(self, key: int | None, is_done: asyncio.Event) -> None:
+    async def _purge(self, key: int, is_done: asyncio.Event) -> None:
         while True:
             with suppress(StoreError):  # a full disk or a locked database; the job is unknown already
                 await purge(self._store, key)

@@ -21,6 +21,7 @@ from batchray.store.outcomes import Outcomes
 from batchray.store.retention import Retention
 from batchray.store.runs import Runs
 from batchray.store.store import Store
+from batchray.support.threads import on_own_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,6 +72,14 @@ class AsyncStore:
 
         async def call(*args: P.args, **keywords: P.kwargs) -> T:
             return await self.call(method, *args, **keywords)
+
+        return call
+
+    def apart(self, method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+        """Return an awaitable version of a method whose transactions run between the calls of others."""
+
+        async def call(*args: P.args, **keywords: P.kwargs) -> T:
+            return await on_own_thread("batchray-intake", method, *args, **keywords)
 
         return call
 
@@ -200,7 +209,7 @@ class AsyncFiles:
     """`Files` for async code."""
 
     def __init__(self, store: AsyncStore, files: Files) -> None:
-        self.create = store.on(files.create)
+        self.create = store.apart(files.create)
         self.find = store.on(files.find)
         self.find_by_idempotency_key = store.on(files.find_by_idempotency_key)
         self.listed = store.on(files.listed)

@@ -49,8 +49,8 @@ class Backend(Protocol):
         """Return the time of the one clock that all leases use, in seconds."""
         ...
 
-    def bulk(self) -> AbstractContextManager[None]:
-        """Surround one large transaction."""
+    def relaxed(self) -> AbstractContextManager[None]:
+        """Surround a transaction that need not be on disk before the next one is."""
         ...
 
     def limit_lock_wait(self, connection: sa.Connection) -> None:

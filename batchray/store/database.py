@@ -47,7 +47,7 @@ class Database:
         self._room_lock = threading.Lock()
         self._is_full = False
         self._writer: DaemonThread | None = None
-        self._writer_lock = threading.Lock()
+        self._writer_lock, self._piece_lock = threading.Lock(), threading.Lock()
 
     @property
     def is_shared(self) -> bool:
@@ -71,6 +71,41 @@ class Database:
         work = self._writer_thread().submit(method, *args, **keywords)
         work.add_done_callback(_log_failure)
         return work
+
+    def repeat_soon(self, step: Callable[[], bool]) -> None:
+        """Call on the writer thread until it returns False, between other calls.  A failure is logged, and ends it."""
+
+        def run_step() -> None:
+            if step():
+                self.repeat_soon(step)
+
+        self.call_soon(run_step)
+
+    def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run a transaction on the writer thread, between the calls of others, and wait for it."""
+        return self.run(self._transact, work)
+
+    def write_piece(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run one of many transactions that count only when a later `write` has completed them.
+
+        Until then a power cut may undo them.  Of several callers one has a piece in the queue of the writer thread, so
+        that other calls wait for one piece at most.
+        """
+        with self._piece_lock:
+            return self.run(self._transact_relaxed, work)
+
+    def run(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
+        """Run a blocking function on the writer thread and wait for it; it may be the caller's."""
+        writer = self._writer_thread()
+        return method(*args, **keywords) if writer.is_current else writer.submit(method, *args, **keywords).result()
+
+    def _transact(self, work: Callable[[sa.Connection], T]) -> T:
+        with self.transaction() as connection:
+            return work(connection)
+
+    def _transact_relaxed(self, work: Callable[[sa.Connection], T]) -> T:
+        with self.translate_errors(), self.backend.relaxed():
+            return self._transact(work)
 
     def _writer_thread(self) -> DaemonThread:
         """Return the thread that writes, started on first use: a reader needs none."""
@@ -236,14 +271,16 @@ def _log_failure(done: Future[Any]) -> None:
         logger.warning("%s", error)
 
 
-def chunks(rows: Iterable[T], size: Callable[[T], int] = lambda row: 0) -> Iterator[list[T]]:
-    """Cut `rows` into lists of at most `CHUNK` rows and about `PAGE_BYTES`."""
+def chunks(
+    rows: Iterable[T], size: Callable[[T], int] = lambda row: 0, max_bytes: int = PAGE_BYTES
+) -> Iterator[list[T]]:
+    """Cut `rows` into lists of at most `CHUNK` rows and about `max_bytes`."""
     chunk: list[T] = []
     n_bytes = 0
     for row in rows:
         chunk.append(row)
         n_bytes += size(row)
-        if len(chunk) == CHUNK or n_bytes >= PAGE_BYTES:
+        if len(chunk) == CHUNK or n_bytes >= max_bytes:
             yield chunk
             chunk, n_bytes = [], 0
     if chunk:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from batchray.errors import KeyInUseError
 from batchray.store.database import Database
 from batchray.store.queries import between
 from batchray.store.records import SortOrder, utc_now
 from batchray.store.tables import file_parts, files
+from batchray.store.unseen import NewRow, forget, is_gone, purge_left
+from batchray.support.failpoints import failpoint
 
 PART_BYTES = 256 * 1024
 """The size of a part of a file."""
 
-_PARTS_AT_ONCE = 16
+_PARTS_AT_ONCE, _PARTS_OF_PIECE = 16, 4
 _COLUMNS = [column for column in files.c if column.name != "idempotency_key"]
 
 
@@ -58,23 +61,35 @@ class Files:
     def create(self, user_id: str, new: NewFile, content: Iterable[bytes]) -> StoredFile:
         """Store a file and return it.  It is on disk when this returns.
 
-        `content` are its parts.  Raises StoreFullError if the disk is full, and KeyInUseError for a second file of one
-        idempotency key.
+        `content` are its parts, iterated on this thread.  They are stored in pieces, between which other writes run;
+        the file is known when all of them are.  Raises StoreFullError if the disk is full, and KeyInUseError for a
+        second file of one idempotency key.
         """
         self._database.check_room()
-        row = {"user_id": user_id, "created_at": utc_now(), **new._asdict()}
-        database = self._database
-        with database.translate_errors(), database.backend.bulk(), database.transaction() as connection:
-            database.backend.limit_lock_wait(connection)
-            _forget(connection, _is_expired())  # a key of an expired file may come again
-            try:
-                key = int(connection.execute(sa.insert(files).values(**row)).inserted_primary_key[0])  # type: ignore[index]
-            except sa.exc.IntegrityError:
-                raise KeyInUseError(f"file {new.id}: another one came with the same idempotency key") from None
-            for number, data in enumerate(content):
-                connection.execute(sa.insert(file_parts).values(file=key, part=number, data=data))
-        del row["idempotency_key"]
-        return StoredFile(file=key, **row)
+        given = {**new._asdict(), "idempotency_key": None}
+        row, parts = NewRow(self._database, files, new.id, given), enumerate(content)
+        created_at = utc_now()
+        values = {"user_id": user_id, "created_at": created_at, "idempotency_key": new.idempotency_key}
+
+        def complete(connection: sa.Connection) -> int:
+            self._database.backend.limit_lock_wait(connection)
+            forget(connection, files, _is_expired())  # a key of an expired file may come again
+            key = row.hold(connection)
+            row.complete(connection, key, values)
+            failpoint("before-commit")
+            return key
+
+        try:
+            while piece := list(islice(parts, _PARTS_OF_PIECE)):
+                row.store_piece(partial(_insert_parts, parts=piece))
+                failpoint("piece-stored")
+            key = self._database.write(complete)
+        except BaseException:
+            row.discard(self.purge)
+            raise
+        failpoint("after-commit")
+        del given["idempotency_key"]
+        return StoredFile(file=key, user_id=user_id, created_at=created_at, **given)
 
     def find_by_idempotency_key(self, user_id: str, idempotency_key: str) -> StoredFile | None:
         """Return the file that a user created with this key, or None."""
@@ -120,20 +135,26 @@ class Files:
         """Make a file unknown, so that `purge` deletes it; False if the user has no such file."""
         wanted = sa.and_(files.c.id == file_id, files.c.user_id == user_id, _is_unexpired())
         with self._database.transaction() as connection:
-            return _forget(connection, wanted)
+            return forget(connection, files, wanted)
+
+    def purge_left(self) -> None:
+        """Purge what earlier processes have left, between other calls."""
+        purge_left(self._database, files, self.purge)
 
     def purge(self) -> bool:
-        """Delete a part of a file that was forgotten or has expired; return whether there may be more to do.
+        """Delete a part of a file that was forgotten, has expired or is incomplete; return whether there may be more.
 
         Its row is deleted last: after a crash the rest is found, and never belongs to another file with the same key.
         """
         with self._database.transaction() as connection:
-            _forget(connection, _is_expired())
+            forget(connection, files, _is_expired())
             # Locked, or of two processes on one database one could take the other's part for the end of the file.
-            oldest = sa.select(files.c.file).where(files.c.user_id == "").order_by(files.c.file).limit(1)
-            key = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
+            oldest = sa.select(files.c.file).where(is_gone(self._database, connection, files))
+            oldest = oldest.order_by(files.c.file).limit(1).with_for_update(skip_locked=True)
+            key = connection.execute(oldest).scalar()
             if key is None:
                 return False
+            forget(connection, files, files.c.file == key)
             of_file = file_parts.c.file == key
             first = sa.select(file_parts.c.part).where(of_file).order_by(file_parts.c.part).limit(_PARTS_AT_ONCE)
             numbers = list(connection.execute(first).scalars())
@@ -152,7 +173,6 @@ def _is_expired() -> sa.ColumnElement[bool]:
     return sa.and_(files.c.user_id != "", files.c.expires_at <= utc_now())
 
 
-def _forget(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> bool:
-    new_id = sa.literal("deleted-") + sa.cast(files.c.file, sa.String)
-    values = {"id": new_id, "user_id": "", "idempotency_key": None}
-    return connection.execute(sa.update(files).where(wanted).values(**values)).rowcount > 0
+def _insert_parts(connection: sa.Connection, key: int, parts: Sequence[tuple[int, bytes]]) -> None:
+    for number, data in parts:
+        connection.execute(sa.insert(file_parts).values(file=key, part=number, data=data))

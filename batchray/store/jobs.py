@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from itertools import count, repeat
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 
-from batchray.errors import JobEndedError, JobNotEndedError, KeyInUseError, UnknownJobError
+from batchray.errors import JobEndedError, JobNotEndedError, UnknownJobError
 from batchray.schema.progress import Progress
+from batchray.store.creation import PIECE_BYTES, Creation
 from batchray.store.database import Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.queries import between, starts_with
@@ -29,15 +29,12 @@ from batchray.store.records import (
 from batchray.store.tables import (
     DELETED,
     callbacks,
-    carried_columns,
     checkpoints,
     jobs,
     leases,
-    openai_batches,
     reopenings,
     run_options,
 )
-from batchray.store.taken_over import take_over
 from batchray.store.tallies import forget_failures
 from batchray.support.failpoints import failpoint
 
@@ -52,68 +49,21 @@ class Jobs:
         self._database, self._leases = database, leases
 
     def create(self, new: NewJob, new_items: Iterable[NewItem], carried: Iterable[CarriedColumns] = ()) -> int:
-        """Create a job with its items in one transaction and return how many.  They are on disk when this returns.
+        """Create a job with its items and return how many.  They are on disk when this returns.
 
-        `carried` are the rows of the table that the items were made of.  An error of either rolls everything back.
+        `carried` are the rows of the table that the items were made of.  An error of either leaves nothing.  Both are
+        iterated on this thread.  A large job is stored in pieces, see `Creation`.
+
         Raises StoreFullError if the disk is full, KeyInUseError for a second job of one idempotency key, and
         StoreUnavailableError while another process is creating the first one.
         """
-        chunked = chunks(new_items, lambda item: len(item.request))
+        chunked = chunks(new_items, lambda item: len(item.request), PIECE_BYTES)
         return self.create_paged(new, (ItemPage(*zip(*chunk, strict=True)) for chunk in chunked), carried)
 
     def create_paged(self, new: NewJob, pages: Iterable[ItemPage], carried: Iterable[CarriedColumns] = ()) -> int:
         """Create a job with items that come in pages; otherwise as `create`."""
         self._database.check_room()
-        now, total, agent_ids = utc_now(), 0, set[str]()
-        database = self._database
-        with database.translate_errors(), database.backend.bulk(), database.transaction() as connection:
-            # Or a large batch with the same idempotency key would hold up all writes of this process.
-            database.backend.limit_lock_wait(connection)
-            job = self._insert_job(connection, new, now)
-            for page in pages:
-                rows = list(zip(repeat(job), count(total), *page, strict=False))
-                database.backend.insert_items(connection, rows)
-                agent_ids.update(page.agent_ids)
-                total += len(page.requests)
-            for part in carried:
-                connection.execute(sa.insert(carried_columns).values((job, *part)))
-            values = {"total": total, "agents": orjson.dumps(new.snapshot(agent_ids))}
-            values["unused_fields"] = ",".join(sorted(new.unused_fields())) or None
-            if new.has_failed:
-                values |= {"status": "failed", "stop_reason": "error", "completed_at": now, "total_duration_ns": 0}
-            connection.execute(sa.update(jobs).where(jobs.c.job == job).values(values))
-            if (spec := new.openai_batch()) is not None:
-                connection.execute(sa.insert(openai_batches).values(job=job, spec=orjson.dumps(spec)))
-            if (taken := new.taken_over()) is not None:
-                take_over(connection, job, taken)
-            failpoint("before-commit")
-        failpoint("after-commit")
-        return total
-
-    def _insert_job(self, connection: sa.Connection, new: NewJob, now: str) -> int:
-        """Insert a job without items, reserved for this process."""
-        inserting = sa.insert(jobs).values(
-            id=new.id,
-            kind=new.kind,
-            user_id=new.user_id,
-            agent_id=new.agent_id,
-            status="created",
-            created_at=now,
-            updated_at=now,
-            callback_url=new.callback_url,
-            idempotency_key=new.idempotency_key,
-            body_digest=new.body_digest,
-            agents=b"{}",
-        )
-        try:
-            job = int(connection.execute(inserting).inserted_primary_key[0])  # type: ignore[index]
-        except sa.exc.IntegrityError:
-            raise KeyInUseError(f"job {new.id}: another one came with the same idempotency key") from None
-        connection.execute(sa.insert(leases).values(job=job, epoch=0, leader="", until=0.0, control_requests=b"{}"))
-        self._leases.reserve(connection, job)
-        if new.run_options:
-            connection.execute(sa.insert(run_options).values(job=job, options=orjson.dumps(new.run_options)))
-        return job
+        return Creation(self._database, self._leases, new).store(pages, carried)
 
     def start(self, job_id: str) -> LedJob:
         """Take a job's lease and mark it as running.  Writes of its earlier leaders are refused from now on.

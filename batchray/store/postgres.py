@@ -107,8 +107,8 @@ class Postgres:
         return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
     @contextmanager
-    def bulk(self) -> Iterator[None]:
-        """Do nothing: PostgreSQL schedules its own checkpoints."""
+    def relaxed(self) -> Iterator[None]:
+        """Do nothing: a commit of PostgreSQL holds up no other one."""
         yield
 
     def limit_lock_wait(self, connection: sa.Connection) -> None:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from batchray.store.database import CHUNK, PAGE_BYTES, Database
 from batchray.store.records import JobRecord
 from batchray.store.tables import DELETED, callbacks, jobs, metadata
+from batchray.store.unseen import forget, is_gone, purge_left
 
 _UNSENT_S = 30 * 24 * 3600.0
 """How long a job is kept for a due callback that no server sends: there may be no server, or it may come back."""
@@ -30,28 +31,37 @@ class Retention:
         crash the rest is found, and never belongs to another job with the same key.
         """
         unsent = sa.select(callbacks.c.job).where(callbacks.c.due_at > time.time() - _UNSENT_S)
-        is_settled = sa.or_(jobs.c.kind == DELETED, jobs.c.job.not_in(unsent))
-        return self._delete_part(sa.and_(jobs.c.completed_at < ended_before, is_settled))
+        is_settled = sa.and_(jobs.c.kind != DELETED, jobs.c.job.not_in(unsent))
+        return self._delete_part(jobs.c.completed_at < ended_before, or_if=is_settled)
 
     def forget(self, job: JobRecord) -> bool:
         """Make an ended job unknown, so that `purge` deletes it; False if it is gone or was reopened."""
         with self._database.transaction() as connection:
             same = sa.and_(jobs.c.id == job.id, jobs.c.completed_at.is_not(None))
-            return _forget(connection, sa.and_(jobs.c.job == job.key, same))
+            return forget(connection, jobs, sa.and_(jobs.c.job == job.key, same))
 
     def purge(self, key: int | None = None) -> bool:
-        """Delete a part of a job that was forgotten, or of any such job; return whether there may be more to do."""
-        of_one = sa.true() if key is None else jobs.c.job == key
-        return self._delete_part(sa.and_(jobs.c.kind == DELETED, of_one))
+        """Delete a part of a job that was forgotten, or of any such job; return whether there may be more to do.
 
-    def _delete_part(self, wanted: sa.ColumnElement[bool]) -> bool:
+        A job whose process stopped while it stored it is one, too.
+        """
+        return self._delete_part(sa.true() if key is None else jobs.c.job == key)
+
+    def purge_left(self) -> None:
+        """Purge what earlier processes have left, between other calls."""
+        purge_left(self._database, jobs, self.purge)
+
+    def _delete_part(self, of_these: sa.ColumnElement[bool], or_if: sa.ColumnElement[bool] | None = None) -> bool:
+        """Delete a part of the oldest of these jobs that is gone, or that meets another condition."""
         with self._database.transaction() as connection:
+            is_deletable = is_gone(self._database, connection, jobs)
+            wanted = sa.and_(of_these, is_deletable if or_if is None else sa.or_(is_deletable, or_if))
             # Locked, or of two processes on one database one could take the other's part for the end of the job.
             oldest = sa.select(jobs.c.job).where(wanted).order_by(jobs.c.job).limit(1)
             key = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
             if key is None:
                 return False
-            _forget(connection, jobs.c.job == key)
+            forget(connection, jobs, jobs.c.job == key)
             parts = [table for table in metadata.sorted_tables if "job" in table.c and table is not jobs]
             if not any(_delete_part(connection, table, key) for table in parts):
                 connection.execute(sa.delete(jobs).where(jobs.c.job == key))
@@ -61,13 +71,6 @@ class Retention:
         """Return a part of the space of deleted rows to the disk; return whether there is more."""
         with self._database.translate_errors():
             return self._database.backend.shrink()
-
-
-def _forget(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> bool:
-    """Take a job's id and user away; False if it has none."""
-    new_id = sa.literal(f"{DELETED}-") + sa.cast(jobs.c.job, sa.String)
-    values = {"id": new_id, "user_id": "", "kind": DELETED, "idempotency_key": None}
-    return connection.execute(sa.update(jobs).where(wanted, jobs.c.kind != DELETED).values(**values)).rowcount > 0
 
 
 def _delete_part(connection: sa.Connection, table: sa.Table, key: int) -> bool:

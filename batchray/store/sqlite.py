@@ -100,13 +100,13 @@ class Sqlite:
         return time.time()
 
     @contextmanager
-    def bulk(self) -> Iterator[None]:
-        """Leave the checkpoint to the next transaction: a large job is on disk in the log already."""
-        self._run("PRAGMA wal_autocheckpoint = 0")
+    def relaxed(self) -> Iterator[None]:
+        """Leave the sync of the log to the next commit, or to the checkpoint."""
+        self._run("PRAGMA synchronous = NORMAL")
         try:
             yield
         finally:
-            self._run("PRAGMA wal_autocheckpoint = 1000")
+            self._run("PRAGMA synchronous = FULL")
 
     def limit_lock_wait(self, connection: sa.Connection) -> None:
         """Do nothing: a transaction waits when it begins, and for other programs only."""

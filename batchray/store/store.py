@@ -147,6 +147,14 @@ class Store:
         """Raise StoreFullError while the disk has no space for new work."""
         self.database.check_room()
 
+    def purge_soon(self) -> None:
+        """Delete what earlier processes have left of jobs and files, on the writer's thread between other calls.
+
+        From now on everything that uses the store must run on that thread.
+        """
+        for purge_left in (self.retention.purge_left, self.files.purge_left):
+            self.database.call_soon(purge_left)
+
     def close(self) -> None:
         """Finish pending writes, then close."""
         self.database.close()

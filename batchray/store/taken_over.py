@@ -8,9 +8,11 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from batchray.store.database import chunks
-from batchray.store.records import TakenOver
-from batchray.store.tables import attempts, jobs, outcomes
+from batchray.store.records import JobRecord
+from batchray.store.tables import attempts, outcomes
+
+PAIRS_AT_ONCE = 100
+"""How many outcomes a statement copies.  The messages of one may take megabytes."""
 
 _COPIED = (
     "attempt",
@@ -25,18 +27,45 @@ _COPIED = (
 )
 
 
-def take_over(connection: sa.Connection, job: int, taken: TakenOver) -> None:
-    """Copy succeeded outcomes of `taken.source` to items of a job that is being created.
+class TakenCounts:
+    """Counts of a job that takes outcomes over."""
+
+    def __init__(self) -> None:
+        self._n_taken, self._last_seq = 0, 0
+        self._tokens = {"prompt_tokens": 0, "completion_tokens": 0}
+
+    def add(self, seq: int, usage: bytes) -> None:
+        """Count an outcome that was taken over."""
+        self._n_taken, self._last_seq, used = self._n_taken + 1, max(self._last_seq, seq), orjson.loads(usage)
+        for name in self._tokens:
+            self._tokens[name] += used.get(name, 0)
+
+    def values(self) -> dict[str, int]:
+        """Return the columns of the job."""
+        return {"succeeded": self._n_taken, "last_seq": self._last_seq, **self._tokens}
+
+
+def take_over(
+    connection: sa.Connection,
+    job: int,
+    source: JobRecord,
+    pairs: Sequence[tuple[int, int]],
+    first_seq: int,
+    counts: TakenCounts,
+) -> None:
+    """Copy succeeded outcomes of `source` to items of a job that is being created, and count them.
 
     They are copied inside the database, because the messages of one may take megabytes.
     """
-    for chunk in chunks(enumerate(taken.pairs, start=1)):
-        rows = [
-            {"job": job, "item": new, "source": taken.source.key, "source_item": old, "seq": seq}
-            for seq, (new, old) in chunk
-        ]
-        _copy(connection, rows)
-    _count(connection, job)
+    rows = [
+        {"job": job, "item": new, "source": source.key, "source_item": old, "seq": seq}
+        for seq, (new, old) in enumerate(pairs, first_seq)
+    ]
+    _copy(connection, rows)
+    these = outcomes.c.seq.between(first_seq, first_seq + len(pairs) - 1)
+    query = sa.select(outcomes.c.seq, outcomes.c.usage).where(outcomes.c.job == job, these)
+    for seq, usage in connection.execute(query):
+        counts.add(seq, usage)
 
 
 def _copy(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
@@ -51,15 +80,3 @@ def _copy(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
     copied = sa.select(given["job"], given["item"], given["seq"], *(outcomes.c[name] for name in _COPIED))
     columns = ["job", "idx", "seq", *_COPIED]
     connection.execute(sa.insert(outcomes).from_select(columns, copied.where(is_source)), rows)
-
-
-def _count(connection: sa.Connection, job: int) -> None:
-    """Set the job's counts to those of its outcomes."""
-    n_taken, last_seq, tokens = 0, 0, {"prompt_tokens": 0, "completion_tokens": 0}
-    query = sa.select(outcomes.c.seq, outcomes.c.usage).where(outcomes.c.job == job)
-    for seq, usage in connection.execute(query):
-        n_taken, last_seq, used = n_taken + 1, max(last_seq, seq), orjson.loads(usage)
-        for name in tokens:
-            tokens[name] += used.get(name, 0)
-    values = {"succeeded": n_taken, "last_seq": last_seq, **tokens}
-    connection.execute(sa.update(jobs).where(jobs.c.job == job).values(**values))

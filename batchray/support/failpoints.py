@@ -16,6 +16,7 @@ VARIABLE = "BATCHRAY_CRASH_AT"
 FailpointName = Literal[
     "before-spool",
     "after-spool",
+    "piece-stored",
     "before-commit",
     "after-commit",
     "step-committed",

@@ -1,4 +1,4 @@
-"""An executor with one daemon thread, and an event loop on a thread of its own."""
+"""An executor with one daemon thread, a call on one, and an event loop on a thread of its own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class DaemonThread(Executor):
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller runs on this thread."""
+        return threading.current_thread() is self._thread
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a call."""
         future: Future[T] = Future()
@@ -51,6 +56,15 @@ class DaemonThread(Executor):
                 future.set_exception(error)
             else:
                 future.set_result(value)
+
+
+async def on_own_thread(name: str, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
+    """Run a blocking function on a daemon thread of its own.  Cancelling the wait does not stop it."""
+    thread = DaemonThread(name)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, lambda: method(*args, **keywords))
+    finally:
+        thread.shutdown(wait=False)
 
 
 class LoopThread:

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
         "peers",
         "memory",
         "intake",
+        "uploads",
         "connections",
         "readers",
         "followers",

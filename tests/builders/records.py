@@ -8,7 +8,8 @@ from collections.abc import Set
 from pathlib import Path
 
 from batchray.schema import new_job_id
-from batchray.store import LedJob, NewAttempt, NewItem, NewJob, NewOutcome, Store, run_all
+from batchray.schema.progress import Progress
+from batchray.store import JobRecord, LedJob, NewAttempt, NewItem, NewJob, NewOutcome, Store, run_all
 
 AGENTS: dict[str, dict[str, object]] = {"a": {"agent": {"id": "a"}, "provider": None}}
 
@@ -59,6 +60,21 @@ def reopened(store: Store, job_id: str) -> LedJob:
     job = store.jobs.start(job_id)
     run_all(store.reopenings.clear(job))
     return job
+
+
+def ended(store: Store, n: int = 3, size: int = 10) -> JobRecord:
+    """Create a job of `n` items that has ended, with all of them succeeded and its callback settled."""
+    job = new_job(store, n, size)
+    begin(store, job, *range(n))
+    store.outcomes.write(job, [], [outcome(index) for index in range(n)])
+    done = store.jobs.end(job, "completed", "end_turn", Progress(), None, 0)
+    called_back(store, done, next_at=None)
+    return store.jobs.get(job.id)
+
+
+def called_back(store: Store, job: JobRecord, next_at: float | None) -> None:
+    """Record an attempt to call back."""
+    store.callbacks.record(job.id, job.completed_at or "", sent_at="t", status_code=500, error="x", next_at=next_at)
 
 
 def check_integrity(data_dir: Path) -> None:

@@ -25,6 +25,7 @@ from tests.server.receiver import receiver
 CRASHES: dict[str, str] = {
     "before-spool": "before-spool:2",
     "after-spool": "after-spool:3",
+    "piece-stored": "piece-stored:2",
     "before-commit": "before-commit:2",
     "after-commit": "after-commit:3",
     "step-committed": "step-committed:2",

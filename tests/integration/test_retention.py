@@ -12,11 +12,11 @@ from batchray.cli.main import cli
 from batchray.errors import UnknownJobError
 from batchray.jobs.retention import prune
 from batchray.schema.progress import Progress
-from batchray.store import AsyncStore, JobRecord, Store
+from batchray.store import AsyncStore, Store
 from batchray.store.tables import metadata
 from tests.builders.batches import GOOD
 from tests.builders.commands import AGENTS, command, local
-from tests.builders.records import begin, check_integrity, new_job, outcome
+from tests.builders.records import begin, called_back, check_integrity, ended, new_job
 from tests.postgres import Database
 
 
@@ -25,20 +25,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     url = request.getfixturevalue("database").new_url() if request.param == "postgres" else None
     with Store.open(tmp_path / "data", url) as opened:
         yield opened
-
-
-def ended(store: Store, n: int = 3, size: int = 10) -> JobRecord:
-    job = new_job(store, n, size)
-    begin(store, job, *range(n))
-    store.outcomes.write(job, [], [outcome(index) for index in range(n)])
-    done = store.jobs.end(job, "completed", "end_turn", Progress(), None, 0)
-    called_back(store, done, next_at=None)
-    return store.jobs.get(job.id)
-
-
-def called_back(store: Store, job: JobRecord, next_at: float | None) -> None:
-    """Record an attempt to call back."""
-    store.callbacks.record(job.id, job.completed_at or "", sent_at="t", status_code=500, error="x", next_at=next_at)
 
 
 def test_a_job_is_kept_while_its_callback_is_still_to_be_sent(store: Store) -> None:

@@ -1,0 +1,115 @@
+"""An upload of 256 MB during a running job: how long an outcome of the job waits for its commit meanwhile.
+
+The job's agent answers with the time, and a process that reads the database notes when it sees each answer.
+Limit: 100 ms for 99 of 100 outcomes while the body is sent, checked and stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import orjson
+
+from batchray.store.store import DATABASE
+from tests.benchmarks.harness import report, when_input_ends
+from tests.benchmarks.intake import UPLOADED_AGENT, post, write_body
+from tests.server.http_client import BATCHES, ask
+from tests.server.live import LiveServer, live_server
+
+N_REQUESTS, WINDOW = 100_000, 20
+ALONE_S = 5.0
+AGENTS = f"""
+agents:
+  - {{id: clock, run: "tests.benchmarks.uploads:say_when"}}
+{UPLOADED_AGENT}"""
+_POLL_S = 0.002
+
+
+async def say_when(_: dict[str, object]) -> str:
+    """Answer with the time at which this returns, in seconds of the clock that all processes share."""
+    await asyncio.sleep(0.05)
+    return repr(time.monotonic())
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory(prefix="br") as name:
+        body, agents = Path(name) / "body.json", Path(name) / "agents.yaml"
+        write_body(body, "messages")
+        agents.write_text(AGENTS)
+        with live_server(Path(name) / "data", "--max-in-flight", str(WINDOW), agents=agents) as server:
+            job = {"requests": [{"agent_id": "clock", "input": str(index)} for index in range(N_REQUESTS)]}
+            ask(server.url, BATCHES, job)
+            with _watched(server) as alone:
+                time.sleep(ALONE_S)
+            with _watched(server) as together:
+                upload_s, status, _ = post(server, body)
+            assert status == 200, status
+    p99_ms = _quantile(together, 0.99)
+    report(
+        [
+            f"alone              {_line(alone)}",
+            f"with the upload    {_line(together)}; accepted after {upload_s:.2f} s",
+            f"99 of 100 outcomes committed within {p99_ms:.0f} ms of their arrival (limit 100)",
+        ],
+        is_held=len(together) >= 100 and p99_ms <= 100,
+    )
+
+
+def _line(waits_ms: Sequence[float]) -> str:
+    p50, p99 = (_quantile(waits_ms, q) for q in (0.5, 0.99))
+    return f"{len(waits_ms):6} outcomes: p50 {p50:.0f} ms, p99 {p99:.0f} ms, max {max(waits_ms):.0f} ms"
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    return sorted(values)[int(q * (len(values) - 1))]
+
+
+@contextlib.contextmanager
+def _watched(server: LiveServer) -> Iterator[list[float]]:
+    """Yield a list that has, after this block, the milliseconds that each outcome waited inside it."""
+    command = [sys.executable, "-m", "tests.benchmarks.uploads", "watch", str(server.data_dir / DATABASE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as watcher:
+        assert watcher.stdout is not None
+        watcher.stdout.readline()
+        waits_ms: list[float] = []
+        yield waits_ms
+        waits_ms += orjson.loads(watcher.communicate()[0])
+
+
+def _watch(database: Path) -> None:
+    """Read the outcomes of the first job as they are committed until standard input ends; print how long they waited.
+
+    The last wait counts even if its outcome is never seen: it is that of one that has just arrived.
+    """
+    is_over, waits_ms = threading.Event(), list[float]()
+    threading.Thread(target=when_input_ends, args=(is_over.set,), daemon=True).start()
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    query = "SELECT seq, messages FROM outcomes WHERE job = 1 AND seq > ? ORDER BY seq"
+    last = connection.execute("SELECT coalesce(max(seq), 0) FROM outcomes WHERE job = 1").fetchone()[0]
+    print("watching", flush=True)
+    while not is_over.wait(_POLL_S):
+        rows = connection.execute(query, (last,)).fetchall()
+        now = time.monotonic()
+        for last, messages in rows:  # noqa: B007
+            [arrived] = re.findall(rb'"(\d+\.\d+)"', messages)
+            waits_ms.append((now - float(arrived)) * 1e3)
+    sys.stdout.buffer.write(orjson.dumps(waits_ms))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["watch", database]:
+            _watch(Path(database))
+        case _:
+            main()
