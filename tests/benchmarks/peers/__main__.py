@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections import defaultdict
-from collections.abc import Sequence
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from tests.benchmarks.harness import provider, report
+from tests.benchmarks.peers.environments import PEERS, default_directory, python_of
 from tests.benchmarks.peers.measure import Contender, Measured
-from tests.benchmarks.peers.table import BASELINE, lines_of, ratio
+from tests.benchmarks.peers.table import BASELINE, Row, lines_of, markdown_of, wall_ratio
 from tests.benchmarks.peers.works import WORKS, Work
 
-MODULES = {BASELINE: "aiohttp_loop", "batchray": "batchray_job"}
-"""The contenders, in the order of their turns."""
 
-
-def measure(works: Sequence[Work], contenders: Sequence[str], rounds: int) -> dict[tuple[str, str], list[Measured]]:
+def measure(works: Sequence[Work], contenders: Sequence[str], rounds: int, environments: Path) -> Iterator[Row]:
     """Run each work by each contender in turns, and print each run as it ends."""
-    runs = defaultdict[tuple[str, str], list[Measured]](list)
+    pythons = {name: python_of(name, environments) for name in contenders}
     with contextlib.ExitStack() as mocks:
         works = [
             work._replace(base_url=mocks.enter_context(provider(tokens=50, latency_s=work.latency_s))) for work in works
         ]
-        for number in range(rounds):
+        for _ in range(rounds):
+            number = uuid.uuid4().hex[:6]
             for name in contenders:
-                with Contender(f"tests.benchmarks.peers.{MODULES[name]}") as contender:
-                    for work in works:
+                with Contender(PEERS[name], pythons[name]) as contender:
+                    for work in (work for work in works if work.has_tools <= PEERS[name].has_tools):
                         measured = contender.measure(work)
-                        runs[work.name, name].append(measured)
-                        print(f"round {number + 1}: {work.name} by {name}: {measured.wall_s:.2f} s", flush=True)
-    return runs
+                        print(f"round {number}: {work.name} by {name}: {measured.wall_s:.2f} s", flush=True)
+                        yield Row(number, work.name, name, measured)
+
+
+def _kept(file: Path) -> list[Row]:
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [Row(number, work, name, Measured(*figures)) for number, work, name, figures in map(json.loads, lines)]
 
 
 def _names(known: Sequence[str], given: str) -> list[str]:
@@ -40,23 +45,34 @@ def _names(known: Sequence[str], given: str) -> list[str]:
     return names
 
 
-def main() -> None:
-    """Measure and print."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.peers", description=__doc__)
     parser.add_argument("--work", type=lambda text: _names([*WORKS], text), default=[*WORKS], help=", ".join(WORKS))
-    parser.add_argument(
-        "--only", type=lambda text: _names([*MODULES], text), default=[*MODULES], help=", ".join(MODULES)
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    parser.add_argument("--only", type=lambda text: _names([*PEERS], text), default=[*PEERS], help=", ".join(PEERS))
+    parser.add_argument("--rounds", type=int, default=3, help="0 shows the runs of --runs again")
+    parser.add_argument("--runs", type=Path, help="a file that the runs are added to; all its runs are shown")
+    parser.add_argument("--markdown", action="store_true", help="print a table of Markdown too")
+    parser.add_argument("--environments", type=Path, default=default_directory(), help="where environments are made")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    asked = _arguments()
     works = [WORKS[name] for name in asked.work]
-    runs = measure(works, asked.only, asked.rounds)
+    rows = _kept(asked.runs) if asked.runs else []
+    for row in measure(works, asked.only, asked.rounds, asked.environments):
+        rows.append(row)
+        if asked.runs:
+            with asked.runs.open("a") as runs:
+                runs.write(json.dumps(row) + "\n")
     broken = [
         f"{work.name}: batchray / {BASELINE} = {reached:.2f} (limit {work.limit})"
         for work in works
-        if work.limit and (reached := ratio(runs, work.name, "batchray", lambda run: run.wall_s) or 0.0) > work.limit
+        if work.limit and (reached := wall_ratio(rows, work.name, "batchray") or 0.0) > work.limit
     ]
-    report([*lines_of(works, asked.only, runs), *broken], is_held=not broken)
+    table = markdown_of(works, rows) if asked.markdown else []
+    report([*lines_of(works, rows), *table, *broken], is_held=not broken)
 
 
 if __name__ == "__main__":

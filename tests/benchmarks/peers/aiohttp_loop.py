@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,63 +10,42 @@ import aiohttp
 import orjson
 
 from tests.benchmarks.peers.contender import Answer, in_window, serve
-from tests.benchmarks.peers.works import Work, add
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Add two numbers.",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-        },
-    },
-}
+from tests.benchmarks.peers.hand_loop import Joined, answer, body_of
+from tests.benchmarks.peers.works import Work
 
 
-async def _stream(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> tuple[str, dict[int, Any]]:
-    """Return the text and the tool calls of a reply."""
-    text, calls, rest = list[str](), dict[int, Any](), b""
-    async with session.post(url, data=orjson.dumps(body)) as response:
+async def stream(session: aiohttp.ClientSession, work: Work, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the model's message."""
+    joined, rest = Joined(), b""
+    body = orjson.dumps(body_of(work, messages, stream=True))
+    async with session.post(f"{work.base_url}/chat/completions", data=body) as response:
+        response.raise_for_status()
         async for chunk in response.content.iter_any():
             *events, rest = (rest + chunk).split(b"\n\n")
             for event in events:
-                choices = [] if event == b"data: [DONE]" else orjson.loads(event[6:])["choices"]
-                for delta in (choice["delta"] for choice in choices):
-                    text.append(delta.get("content") or "")
-                    for part in delta.get("tool_calls", ()):
-                        call = calls.setdefault(part["index"], {"id": "", "name": "", "arguments": ""})
-                        call["id"] = part.get("id", call["id"])
-                        call["name"] = part["function"].get("name", call["name"])
-                        call["arguments"] += part["function"].get("arguments", "")
-    return "".join(text), calls
+                if event != b"data: [DONE]":
+                    for choice in orjson.loads(event[6:])["choices"]:
+                        _take(joined, choice["delta"])
+    return joined.message()
+
+
+def _take(joined: Joined, delta: dict[str, Any]) -> None:
+    calls = delta.get("tool_calls", ())
+    pieces = ((each["index"], each.get("id"), each["function"]) for each in calls)
+    joined.add(
+        delta.get("content"),
+        ((index, call_id, piece.get("name"), piece.get("arguments")) for index, call_id, piece in pieces),
+    )
+
+
+def new_session() -> aiohttp.ClientSession:
+    """Return a session with as many connections as are asked for."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
 async def _all(work: Work) -> list[Answer]:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        url = f"{work.base_url}/chat/completions"
-
-        async def ask(prompt: str) -> str:
-            messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-            body = {"model": "m", "stream": True, "messages": messages} | (
-                {"tools": [TOOL]} if work.n_tool_steps else {}
-            )
-            while True:
-                text, calls = await _stream(session, url, body)
-                if not calls:
-                    return text
-                asked = [
-                    {"id": call["id"], "type": "function", "function": {k: call[k] for k in ("name", "arguments")}}
-                    for call in calls.values()
-                ]
-                messages.append({"role": "assistant", "content": text, "tool_calls": asked})
-                for call in calls.values():
-                    returned = await add(**json.loads(call["arguments"]))
-                    messages.append({"role": "tool", "tool_call_id": call["id"], "content": returned})
-
-        return await in_window(work, ask)
+    async with new_session() as session:
+        return await in_window(work, lambda prompt: answer(prompt, lambda messages: stream(session, work, messages)))
 
 
 def run(work: Work) -> Callable[[], list[Answer]]:

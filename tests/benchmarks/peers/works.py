@@ -29,6 +29,10 @@ class Work(NamedTuple):
     base_url: str = ""
 
     @property
+    def has_tools(self) -> bool:
+        return self.n_tool_steps > 0
+
+    @property
     def n_slow(self) -> int:
         return self.n // 100 if self.slow_s else 0
 
@@ -64,7 +68,7 @@ WORKS = {
         Work("short", n=1000, concurrency=100, latency_s=0.2, limit=1.15),
         Work("steps", n=400, concurrency=100, latency_s=0.2, n_tool_steps=4, limit=1.15),
         Work("stragglers", n=1000, concurrency=100, latency_s=0.2, slow_s=10.0),
-        Work("cpu", n=3000, concurrency=64, latency_s=0.0),
+        Work("cpu", n=2000, concurrency=64, latency_s=0.0),
     )
 }
 
