@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,7 @@ from batchray.agents.base import input_messages
 from batchray.config import Agent, StoredMemoryBlock
 from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
 from batchray.store import (
+    ConversationState,
     ConversationUpdate,
     HistoryItem,
     LedJob,
@@ -27,18 +29,27 @@ from batchray.store import (
     RetryingStore,
     StoredBlock,
 )
+from batchray.support.backoff import backoff_s
 
+# How often a request asks for its turn of a stateful agent.
+_FIRST_ASK_S, _LONGEST_ASK_S = 0.05, 1.0
 _MESSAGES = TypeAdapter(list[Message])
 # JSON may write a letter or an underscore as an escape.
 _ESCAPED = re.compile(rb"\\u00[4-7]")
 
 
 async def load_context(
-    store: RetryingStore, job: LedJob, agent: Agent, item: PendingItem, steps: Sequence[bytes] = ()
+    store: RetryingStore,
+    job: LedJob,
+    agent: Agent,
+    item: PendingItem,
+    aside: Callable[[], AbstractContextManager[None]],
+    steps: Sequence[bytes] = (),
 ) -> bytes:
     """Return an item's context as an encoded `agents.AttemptContext`; empty if it starts without one.
 
-    `steps` are the checkpoints of its earlier attempts.  If the item answers the tool calls of a run that waits for
+    `steps` are the checkpoints of its earlier attempts.  It waits inside `aside` while a job of another process has the
+    turn of a stateful agent.  If the item answers the tool calls of a run that waits for
     approval, it claims that run.  Raises ApprovalError if there is no such run, or if the answers do not fit.
     """
     request = _answering(item)
@@ -46,18 +57,34 @@ async def load_context(
     if request is None and not agent.stateful and not block_ids:
         return _encoded((), {}, steps) if steps else b""
     answered = frozenset(answer.tool_call_id for answer in read_answers(request)) if request else None
-    kept = await store.conversations.load(
-        job,
-        item.index,
-        agent.id,
-        is_stateful=agent.stateful,
-        answered=answered,
-        request_id=_request_id(request) if request else None,
-        block_ids=block_ids,
-    )
+
+    def load() -> Awaitable[ConversationState | None]:
+        return store.conversations.load(
+            job,
+            item.index,
+            agent.id,
+            is_stateful=agent.stateful,
+            answered=answered,
+            request_id=_request_id(request) if request else None,
+            block_ids=block_ids,
+        )
+
+    kept = await load() or await _until_turn(load, aside)
     blocks = _present_blocks(agent, kept.blocks) if block_ids else None
     # On a thread, because encoding a long conversation takes a while.
     return await asyncio.to_thread(_encoded, kept.history, kept.memory, steps, blocks)
+
+
+async def _until_turn(
+    load: Callable[[], Awaitable[ConversationState | None]], aside: Callable[[], AbstractContextManager[None]]
+) -> ConversationState:
+    n_asked = 0
+    with aside():
+        while True:
+            await asyncio.sleep(backoff_s(n_asked, _FIRST_ASK_S, _LONGEST_ASK_S))
+            if (kept := await load()) is not None:
+                return kept
+            n_asked += 1
 
 
 def conversation_update_of(report: AttemptReport, agent: Agent) -> ConversationUpdate | None:

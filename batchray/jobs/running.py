@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from batchray.config import AgentSet, Settings
@@ -57,6 +58,7 @@ class RunningJob:
         self.blocking = BlockingBoard()
         self.ending: Ending | None = None
         self.is_interrupted = False
+        self._n_waiting = 0
         self.paused_because: str | None = None
         self.held = SharedFailures[NewOutcome](settings.max_consecutive_failures)
         self._continued = asyncio.Event()
@@ -114,7 +116,21 @@ class RunningJob:
     def set_provider_states(self, states: Mapping[str, ProviderState]) -> None:
         """Take over what holds back the calls to providers: requests that wait for one make room for others."""
         self.gates.update(states, time.monotonic())
-        self.window.set_aside(self.gates.n_waiting)
+        self._set_aside()
+
+    @contextmanager
+    def waiting_aside(self) -> Iterator[None]:
+        """Make room in the window for another request inside this block: one that is in flight only waits."""
+        self._n_waiting += 1
+        self._set_aside()
+        try:
+            yield
+        finally:
+            self._n_waiting -= 1
+            self._set_aside()
+
+    def _set_aside(self) -> None:
+        self.window.set_aside(self.gates.n_waiting + self._n_waiting)
 
     def check_providers(self, left_s: float) -> None:
         """Pause the job if a provider asks for more time than is left, or its address may be wrong."""

@@ -9,7 +9,14 @@ from contextlib import contextmanager, suppress
 from weakref import WeakValueDictionary
 
 from batchray.config import AgentSet, Provider, ServerSettings
-from batchray.errors import BatchrayError, ConfigError, JobInterruptedError, StoreUnavailableError, UnknownJobError
+from batchray.errors import (
+    BatchrayError,
+    ConfigError,
+    JobInterruptedError,
+    StoreError,
+    StoreUnavailableError,
+    UnknownJobError,
+)
 from batchray.jobs.control import ControlRequest, reopen_job
 from batchray.jobs.idle import cancel_idle_job
 from batchray.jobs.local_run import LocalRun
@@ -179,6 +186,15 @@ class JobScheduler:
     def _enqueue(self, job_id: str, *, at_front: bool = False) -> None:
         self.table.move(job_id, JobState.QUEUED, at_front=at_front)
         self._start_queued()
+        if self._store.is_shared and self.table.state(job_id) is JobState.QUEUED:
+            self._tasks.spawn(self._offer(job_id))
+
+    async def _offer(self, job_id: str) -> None:
+        """Allow other servers to start a job that has to wait here."""
+        try:
+            await self._store.leases.offer(job_id)
+        except StoreError as error:
+            logger.warning("job %s waits here, although another server may have time for it: %s", job_id, error)
 
     def _start_queued(self) -> None:
         """Start queued jobs while there are free slots."""

@@ -157,6 +157,7 @@ class AsyncLeases:
         self.release = store.on(leases.release)
         self.request = store.on(leases.request)
         self.requested = store.on(leases.requested)
+        self.offer = store.on(leases.offer)
         self.running_job_ids = store.on(leases.running_job_ids)
 
 

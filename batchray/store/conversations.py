@@ -24,6 +24,7 @@ from batchray.store.records import JobRecord, LedJob, NewOutcome
 from batchray.store.tables import (
     DELETED,
     HAS_FAILED,
+    agent_turns,
     conversations,
     items,
     jobs,
@@ -33,6 +34,7 @@ from batchray.store.tables import (
     pending_calls,
     same_item,
 )
+from batchray.store.turns import end_turns, take_turn
 
 
 class Conversations:
@@ -51,8 +53,10 @@ class Conversations:
         answered: Set[str] | None = None,
         request_id: str | None = None,
         block_ids: Collection[str] = (),
-    ) -> ConversationState:
+    ) -> ConversationState | None:
         """Return the conversation and memory that an item continues from, and claim the approval that it answers.
+
+        None if another job has the turn of a stateful agent: ask again.  The turn ends with the item's outcome.
 
         `answered` are the ids of the tool calls that the item answers, or the id of an approval request alone; None if
         it answers nothing.  `request_id` names the approval request if several runs wait for calls of the same ids.
@@ -62,6 +66,8 @@ class Conversations:
         """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
+            if is_stateful and not take_turn(self._database, connection, job, agent_id):
+                return None
             approval = None
             if answered is not None:
                 approval = _claimed(connection, job, index, agent_id, answered, request_id)
@@ -109,7 +115,8 @@ class Conversations:
 
     def delete(self, user_id: str, agent_id: str, *, with_memory: bool = False) -> None:
         """Delete an agent's conversation and pending approvals, and with `with_memory` its memory."""
-        tables = (conversations, pending_calls, pending_approvals, *((memory_blocks,) if with_memory else ()))
+        of_agent = (memory_blocks, agent_turns) if with_memory else ()
+        tables = (conversations, pending_calls, pending_approvals, *of_agent)
         with self._database.transaction() as connection:
             for table in tables:
                 connection.execute(sa.delete(table).where(table.c.user_id == user_id, table.c.agent_id == agent_id))
@@ -129,10 +136,13 @@ def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken:
             _append_to_conversation(connection, job, outcome, outcome.conversation_update.agent_id)
         if outcome.conversation_update.pending:
             _add_pending_approval(connection, job, outcome.index, outcome.conversation_update)
+    updates = (outcome.conversation_update for outcome in taken)
+    end_turns(connection, job, {update.agent_id for update in updates if update is not None and update.is_stateful})
 
 
 def release_claims(connection: sa.Connection, job: JobRecord) -> None:
-    """Release this job's claims on pending approvals whose answering item did not succeed."""
+    """Release this job's claims on pending approvals whose answering item did not succeed, and its turns of agents."""
+    end_turns(connection, job)
     its_outcome = sa.and_(outcomes.c.job == job.key, outcomes.c.idx == pending_approvals.c.claimed_idx)
     _release(connection, job, sa.exists().where(its_outcome, HAS_FAILED))
 

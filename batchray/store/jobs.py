@@ -36,6 +36,7 @@ from batchray.store.tables import (
     run_options,
 )
 from batchray.store.tallies import forget_failures
+from batchray.store.turns import end_turns
 from batchray.support.failpoints import failpoint
 
 # Without the agents' settings, which may be long.
@@ -81,6 +82,7 @@ class Jobs:
         """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
+            end_turns(connection, job)  # of requests whose outcomes are not recorded: they run again
             values = {"paused_because": reason, "updated_at": utc_now()}
             connection.execute(sa.update(jobs).where(jobs.c.job == job.key).values(**values))
 

@@ -87,6 +87,15 @@ class Leases:
         values = {"epoch": leases.c.epoch + 1, "leader": self.leader, "until": until, "control_requests": b"{}"}
         connection.execute(sa.update(leases).where(leases.c.job == key).values(**values))
 
+    def offer(self, job_id: str) -> None:
+        """Give up this process's reservation of a job that it cannot start now, so that any process may start it."""
+        with self._database.transaction() as connection:
+            held = self.lock(connection, job_id)
+            unstarted = sa.select(jobs.c.job).where(jobs.c.id == job_id, jobs.c.status == "created")
+            job = connection.execute(unstarted).scalar()
+            if held is not None and held.leader == self.leader and job is not None:
+                connection.execute(sa.update(leases).where(leases.c.job == job).values(until=0.0))
+
     def lock(self, connection: sa.Connection, job_id: str) -> sa.Row[Any] | None:
         """Lock a job's lease for the rest of the transaction and return it; None if there is no such job.
 

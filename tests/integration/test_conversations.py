@@ -285,8 +285,10 @@ async def test_two_processes_do_not_claim_one_run_both(store: Store) -> None:
     paused(store, "call_0")
     jobs = [store.jobs.start(new_job(store, answer("call_0"))) for _ in range(2)]
     go_on = functools.partial(store.conversations.load, is_stateful=False, answered=frozenset({"call_0"}))
-    assert len(go_on(jobs[0], 0, "guarded").history) == 1
-    assert len(go_on(jobs[0], 0, "guarded").history) == 1  # again, as after a lost answer
+    for _ in range(2):  # again, as after a lost answer
+        found = go_on(jobs[0], 0, "guarded")
+        assert found is not None
+        assert len(found.history) == 1
     with pytest.raises(ApprovalError, match="already_answered"):
         go_on(jobs[1], 0, "guarded")
 

@@ -126,6 +126,19 @@ def test_a_released_lease_lets_another_go_on_at_once(one: Store, two: Store) -> 
     assert two.jobs.start(job.id).epoch == job.epoch + 1
 
 
+def test_a_job_that_waits_in_the_queue_of_one_server_can_be_started_by_another_at_once(one: Store, two: Store) -> None:
+    job_id = new_job_id()
+    one.jobs.create(NewJob(job_id, agents_of), items(1))
+    two.leases.offer(job_id)  # which has not reserved it
+    assert two.jobs.unended() == []
+    one.leases.offer(job_id)
+    assert [job.id for job in two.jobs.unended()] == [job_id]
+    two.jobs.start(job_id)
+    for store in (one, two):
+        store.leases.offer(job_id)  # it runs now
+        assert store.jobs.unended() == []
+
+
 def test_a_former_leader_releases_nothing(one: Store, two: Store) -> None:
     job = new_job(one)
     run_out(one)

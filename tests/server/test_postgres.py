@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from batchray.store import Store
+from batchray.store import DEFAULT_USER, Store
 from tests.chaos.client import AGENTS, Client
 from tests.chaos.judge import called_back, check_echoes
 from tests.polling import until
 from tests.postgres import Database
-from tests.server.http_client import BATCHES, ask, n_done, results, status_of
+from tests.server.http_client import BATCHES, ask, create, n_done, results, status_of
 from tests.server.live import LiveServer, live_server
 from tests.server.receiver import receiver
 
@@ -95,6 +97,41 @@ def test_one_of_many_concurrent_retries_through_two_servers_succeeds(tmp_path: P
         assert before["metadata"]["request_counts"]["canceled"] > 0
         assert after["metadata"]["request_counts"]["succeeded"] == 2000
         assert "Traceback" not in one.log + two.log
+
+
+def leaders(store: Store) -> set[str]:
+    """Return the processes that lead a job now."""
+    query = "SELECT leader FROM leases JOIN jobs USING (job) WHERE completed_at IS NULL AND started_at IS NOT NULL"
+    with store.database.reading() as connection:
+        now = store.database.backend.now(connection)
+        return set(connection.exec_driver_sql(f"{query} AND until > {now}").scalars())
+
+
+def test_servers_share_a_queue_and_take_turns_at_a_stateful_agent_also_after_a_kill(
+    tmp_path: Path, database: Database
+) -> None:
+    url, agents = database.new_url(), tmp_path / "agents.yaml"
+    friend = {"id": "friend", "model": "offline/scripted", "stateful": True, "script": [{"text": "A", "delay_s": 0.05}]}
+    agents.write_text(json.dumps({"agents": [friend]}))
+    given: dict[str, Any] = {"agents": agents, "BATCHRAY_MAX_RUNNING_JOBS": "1", **QUICK, "BATCHRAY_DATABASE_URL": url}
+    with (
+        live_server(tmp_path / "one", **given) as one,
+        live_server(tmp_path / "two", **given) as two,
+        Store.open_for_reading(tmp_path / "two", url) as store,
+    ):
+        requests = [{"agent_id": "friend", "input": f"text {n}"} for n in range(10)]
+        job_ids = [create(one, requests)["id"] for _ in range(4)]
+        until(lambda: len(leaders(store)) == 2)  # the jobs that have to wait at one server start at the other
+        one.kill()
+        until(lambda: all(ended(two, job_id) for job_id in job_ids))
+        lines = {(job_id, line["index"]): line for job_id in job_ids for line in results(two.url, job_id)}
+        conversation = [(place.job_id, place.index) for place in store.conversations.places(DEFAULT_USER, "friend")]
+        assert two.stop() == 0
+    assert sorted(conversation) == sorted(lines)
+    assert {line["status"] for line in lines.values()} == {"succeeded"}
+    n_read = [lines[place]["usage"]["prompt_tokens"] for place in conversation]
+    assert all(before < after for before, after in itertools.pairwise(n_read))  # each continues from all before it
+    checked(tmp_path, url)
 
 
 def ended(server: LiveServer, job_id: str) -> dict[str, Any] | None:
