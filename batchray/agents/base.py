@@ -188,11 +188,11 @@ class Run:
 
     def add_usage(self, usage: Usage) -> None:
         """Add the usage of a model call."""
-        self.usage += usage
+        self.usage = usage + self.usage
 
     @property
     def _next_ordinal(self) -> int:
-        return len(self.request.input_messages) + len(self.messages)
+        return self.request.n_input_messages + len(self.messages)
 
     def next_step_id(self) -> str:
         """Return the id of a step that begins with the next message."""

@@ -138,12 +138,17 @@ class HttpClient:
         while chunk:
             n_bytes += len(chunk)
             self._check_size(n_bytes)
-            for event in parser.feed(chunk):
-                if event.data:  # an empty event is a keep-alive
-                    answer.add(event)
-                if answer.is_done:
-                    await _read_to_end(content)
-                    return
+            while chunk:
+                if parser.is_between_events:
+                    chunk = answer.take_plain(chunk)
+                end = chunk.find(b"\n\n") + 2 if answer.is_learning else 0
+                piece, chunk = (chunk[:end], chunk[end:]) if end > 1 else (chunk, b"")
+                for event in parser.feed(piece):
+                    if event.data:  # an empty event is a keep-alive
+                        answer.add(event)
+                    if answer.is_done:
+                        await _read_to_end(content)
+                        return
             chunk = await content.readany()
         with contextlib.suppress(InvalidResponseError):  # data that was cut off; `check` says so
             for event in parser.end():

@@ -14,6 +14,7 @@ from batchray.models.base import ModelCall, ModelReply, reply_parts
 from batchray.models.endings import CHAT_ENDS, FinishReason, check_not_empty, finish_reason, truncated
 from batchray.models.http import HttpTransport
 from batchray.models.partial_reply import JsonReply, complete_calls, string
+from batchray.models.plain_deltas import PlainDeltas
 from batchray.models.provider_errors import TransientError, error_in
 from batchray.models.reply_extras import gathered, is_wanted_back, reply_item
 from batchray.models.tool_call_deltas import ToolCallDeltas
@@ -35,6 +36,7 @@ class PartialCompletion(JsonReply):
         "_extras",
         "_finish_reason",
         "_has_choice",
+        "_plain",
         "_reasoning",
         "_reasoning_key",
         "_text",
@@ -51,6 +53,7 @@ class PartialCompletion(JsonReply):
         self._reasoning_key: str | None = None  # the field in which it comes
         self._extras: dict[str, Any] = {}
         self._calls = ToolCallDeltas()
+        self._plain = PlainDeltas()
         self._usage: Mapping[str, Any] = {}
         self._has_choice = False
         self._word: str | None = None  # the provider's finish_reason
@@ -93,6 +96,30 @@ class PartialCompletion(JsonReply):
     def usage(self) -> Usage:
         """Return the tokens reported so far; counts that cannot be read are 0."""
         return _usage(self._usage)
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether `take_plain` does not know the stream's ordinary events yet."""
+        return not self._plain.field and self._plain.may_learn
+
+    def take_plain(self, chunk: bytes) -> bytes:
+        """Process the ordinary events at the beginning of a chunk of the stream, and return the rest."""
+        text, rest = self._plain.take(chunk)
+        if text:
+            (self._text if self._plain.field == "content" else self._reasoning).append(text)
+        return rest
+
+    def _learn(self, content: Any, data: bytes) -> None:
+        """Learn what ordinary events look like from one that was processed: a text, and nothing else of a reply."""
+        choices = content.get("choices") if self._plain.may_learn else None
+        if not choices or len(choices) > 1 or content.get("usage"):
+            return
+        choice = choices[0]
+        if choice.get("index") or choice.get("finish_reason") or "error" in choice:
+            return
+        parts = [each for each in (choice.get("delta") or {}).items() if each[1] and each[0] != "role"]
+        if len(parts) == 1 and parts[0][0] in ("content", self._reasoning_key) and isinstance(parts[0][1], str):
+            self._plain.learn(data, *parts[0])
 
     def _take(self, content: Any, name: bytes) -> None:
         if name == b"error" or content.get("error"):

@@ -33,6 +33,15 @@ class PartialReply(Protocol):
         """Process one event of the stream; its data is not empty."""
         ...
 
+    @property
+    def is_learning(self) -> bool:
+        """Whether `take_plain` wants to be called again after the next event."""
+        ...
+
+    def take_plain(self, chunk: bytes) -> bytes:
+        """Process the ordinary events at the beginning of a chunk, which begins with an event; return the rest."""
+        ...
+
     def add_body(self, body: bytes) -> None:
         """Process a reply that arrived whole, not streamed."""
         ...
@@ -70,12 +79,29 @@ class JsonReply(ABC):
     def _take_whole(self, content: Any) -> None:
         """Process a decoded body.  Raises one of `BAD_SHAPE` for content of another shape."""
 
+    @property
+    def is_learning(self) -> bool:
+        """Whether `take_plain` wants to be called again after the next event."""
+        return False
+
+    def take_plain(self, chunk: bytes) -> bytes:
+        """Process the ordinary events at the beginning of a chunk, which begins with an event; return the rest."""
+        return chunk
+
+    def _learn(self, content: Any, data: bytes) -> None:  # noqa: B027  # not all protocols have ordinary events
+        """Learn from an event that was processed, for `take_plain`."""
+
     def add(self, event: Event) -> None:
         """Process one event of the stream; its data is not empty."""
         content = None
         try:
+            if event.data == b"[DONE]":
+                self.is_done = True
+                return
             content = orjson.loads(event.data)
             self._take(content, event.name)
+            if not event.name:
+                self._learn(content, event.data)
         except orjson.JSONDecodeError as error:
             self._reread(event, error)
         except BAD_SHAPE as error:

@@ -36,6 +36,11 @@ class EventParser:
         self._data: list[bytes] = []
         self._n_data_bytes = 0
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the next chunk begins with an event."""
+        return not (self._pieces or self._data or self._name or self._ends_in_cr or self._is_first_line)
+
     def feed(self, chunk: bytes) -> list[Event]:
         """Return the events that `chunk` completes.
 

@@ -12,6 +12,7 @@ zero, because the ids of a message's parts (`otid`) use the low 7.
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
 
@@ -113,6 +114,7 @@ def _digits(ordinal: int) -> str:
     return f"{ordinal:03x}00"
 
 
+@functools.lru_cache(maxsize=1024)  # an item has several ids, made soon after each other
 def _stem(job_id: str, index: int) -> str:
     if not 0 <= index < MAX_ITEMS:
         raise ValueError(f"need 0 <= index < {MAX_ITEMS}, got {index!r}")

@@ -75,8 +75,10 @@ class Usage(WireModel):
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum of each field, capped at the largest value that a field can hold."""
-        sums = {name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields}
-        return Usage(**{name: min(n, _MAX_TALLY) for name, n in sums.items()})
+        added = vars(other)
+        if not any(added.values()):
+            return self
+        return Usage(**{name: min(n + added[name], _MAX_TALLY) for name, n in vars(self).items()})
 
 
 class ErrorInfo(WireModel):

@@ -242,6 +242,11 @@ class LettaRequest(WireModel):
         return list(self.messages or ())
 
     @property
+    def n_input_messages(self) -> int:
+        """How many messages there are for the agent."""
+        return 1 if self.input is not None else len(self.messages or ())
+
+    @property
     def thinking(self) -> bool | None:
         """Whether `enable_thinking` asks for reasoning; None if the caller leaves that to the agent."""
         if "enable_thinking" not in self.model_fields_set:

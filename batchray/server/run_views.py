@@ -164,7 +164,7 @@ class RunDetails:
         return steps
 
     def _next_ordinal(self) -> int:
-        return ordinal_of(self.outputs[-1].id) + 1 if self.outputs else len(self.request.input_messages)
+        return ordinal_of(self.outputs[-1].id) + 1 if self.outputs else self.request.n_input_messages
 
 
 @dataclass(frozen=True)

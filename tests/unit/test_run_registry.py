@@ -1,14 +1,27 @@
-"""A lane runs each attempt once, however often it is called for."""
+"""A lane runs each attempt once, however often it is called for, and tells its driver of each end."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from batchray.errors import WorkerDiedError
-from batchray.executors.ray.run_registry import RunRegistry
+from batchray.executors.ray.run_registry import (
+    MAX_MESSAGE_BYTES,
+    End,
+    RunRegistry,
+    Start,
+    pack_ends,
+    pack_starts,
+    unpack_ends,
+    unpack_starts,
+)
 from tests.polling import run_pending_tasks
+
+LOST = "its report was lost on the way"
 
 
 class Work:
@@ -29,65 +42,111 @@ class Work:
         return self._report
 
 
-async def test_all_calls_for_one_attempt_get_the_report_of_one_run() -> None:
-    runs, work = RunRegistry(), Work()
-    calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
-    await run_pending_tasks()
+async def end_of(runs: RunRegistry, key: str, work: Work) -> End:
+    """Start a run that may end, and return its end, which is the only one."""
     work.may_end.set()
-    assert await asyncio.gather(*calls) == [b"report"] * 2
-    assert (await runs.run("k", work), work.n_started) == (b"report", 1)
+    runs.start(key, work)
+    (end,) = await runs.ends()
+    return end
 
 
-async def test_a_run_survives_its_lost_call_and_the_next_call_joins_it() -> None:
+async def test_a_second_start_joins_the_run_and_after_its_end_brings_the_same_report() -> None:
     runs, work = RunRegistry(), Work()
-    lost = asyncio.ensure_future(runs.run("k", work))
+    runs.start("k", work)
+    runs.start("k", work)
+    await run_pending_tasks()
+    assert await end_of(runs, "k", work) == End("k", b"report")
+    assert await end_of(runs, "k", work) == End("k", b"report")
+    assert work.n_started == 1
+
+
+async def test_a_call_that_waits_gets_all_runs_that_end_in_the_same_moment() -> None:
+    runs, works = RunRegistry(), [Work(b"%d" % n) for n in range(3)]
+    for n, work in enumerate(works):
+        runs.start(str(n), work)
+    calls = [asyncio.ensure_future(runs.ends()) for _ in range(2)]
+    await run_pending_tasks()
+    for work in works[:2]:
+        work.may_end.set()
+    assert await calls[0] == [End("0", b"0"), End("1", b"1")]
+    assert not calls[1].done()
+    works[2].may_end.set()
+    assert await calls[1] == [End("2", b"2")]
+
+
+async def test_ends_that_are_too_large_for_one_message_come_in_several() -> None:
+    runs, work = RunRegistry(), Work(b"x" * (MAX_MESSAGE_BYTES // 2))
+    work.may_end.set()
+    for n in range(3):
+        runs.start(str(n), work)
+    await run_pending_tasks()
+    assert [[end.key for end in await runs.ends()] for _ in range(3)] == [["0"], ["1"], ["2"]]
+    calls = [asyncio.ensure_future(runs.ends()) for _ in range(2)]
+    for n in range(2):
+        runs.start(str(n), work)
+    assert [[end.key for end in await call] for call in calls] == [["0"], ["1"]]
+
+
+async def test_a_call_that_waits_in_vain_returns_nothing_and_the_next_gets_the_end() -> None:
+    runs, work = RunRegistry(idle_s=0.0), Work()
+    runs.start("k", work)
+    assert await runs.ends() == []
+    assert await end_of(runs, "k", work) == End("k", b"report")
+
+
+async def test_a_call_that_was_cancelled_takes_no_end() -> None:
+    runs, work = RunRegistry(), Work()
+    lost, call = (asyncio.ensure_future(runs.ends()) for _ in range(2))
     await run_pending_tasks()
     lost.cancel()
-    await asyncio.wait([lost])
     work.may_end.set()
-    assert (await runs.run("k", work), work.n_started, work.n_stopped) == (b"report", 1, 0)
+    runs.start("k", work)
+    assert await call == [End("k", b"report")]
 
 
-async def test_a_stopped_run_ends_for_all_its_calls_and_does_not_start_again() -> None:
-    runs, work = RunRegistry(), Work()
-    calls = [asyncio.ensure_future(runs.run("k", work)) for _ in range(2)]
+async def test_a_stopped_run_ends_without_a_word_and_does_not_start_again() -> None:
+    runs, work, other = RunRegistry(), Work(), Work()
+    runs.start("k", work)
     await run_pending_tasks()
     runs.stop(["k"])
-    assert await asyncio.gather(*calls) == [b"", b""]
-    assert (await runs.run("k", work), work.n_started, work.n_stopped) == (b"", 1, 1)
+    await run_pending_tasks()
+    runs.start("k", work)
+    assert await end_of(runs, "other", other) == End("other", b"report")
+    assert (work.n_started, work.n_stopped) == (1, 1)
 
 
-async def test_a_run_that_is_stopped_before_its_call_arrives_does_not_start() -> None:
+async def test_a_run_that_is_stopped_before_its_start_arrives_does_not_start() -> None:
     runs, work = RunRegistry(), Work()
     runs.stop(["k"])
-    assert (await runs.run("k", work), work.n_started) == (b"", 0)
+    runs.start("k", work)
+    await run_pending_tasks()
+    assert work.n_started == 0
 
 
 async def test_a_run_that_is_stopped_after_its_end_keeps_its_report() -> None:
     runs, work = RunRegistry(), Work()
-    work.may_end.set()
-    await runs.run("k", work)
+    await end_of(runs, "k", work)
     runs.stop(["k"])
-    assert await runs.run("k", work) == b"report"
+    assert await end_of(runs, "k", work) == End("k", b"report")
 
 
-async def test_an_exception_reaches_the_caller_and_the_run_is_not_repeated() -> None:
-    runs = RunRegistry()
-
+async def test_an_exception_reaches_the_driver_and_the_run_is_not_repeated() -> None:
     async def fails() -> bytes:
-        raise LookupError
+        raise LookupError("nowhere")
 
-    for expected in (LookupError, WorkerDiedError):
-        with pytest.raises(expected):
-            await runs.run("k", fails)
+    runs = RunRegistry()
+    for expected in (End("k", failed="LookupError: nowhere"), End("k", lost=LOST)):
+        runs.start("k", fails)
+        assert await runs.ends() == [expected]
 
 
-async def test_a_run_that_cancels_itself_is_an_error_and_not_a_lost_call() -> None:
+async def test_a_run_that_cancels_itself_is_an_error() -> None:
     async def cancels_itself() -> bytes:
         raise asyncio.CancelledError
 
-    with pytest.raises(RuntimeError, match="cancelled itself"):
-        await RunRegistry().run("k", cancels_itself)
+    runs = RunRegistry()
+    runs.start("k", cancels_itself)
+    assert await runs.ends() == [End("k", failed="RuntimeError: the run cancelled itself")]
 
 
 @pytest.mark.parametrize("limits", [{"max_reports": 2}, {"max_bytes": 5}])
@@ -96,26 +155,38 @@ async def test_only_the_newest_reports_are_stored_and_a_run_without_its_report_i
 ) -> None:
     runs, works = RunRegistry(**limits), [Work(f"r{n}".encode()) for n in range(3)]
     for n, work in enumerate(works):
-        work.may_end.set()
-        await runs.run(str(n), work)
-    assert [await runs.run(str(n), works[n]) for n in (1, 2)] == [b"r1", b"r2"]
-    with pytest.raises(WorkerDiedError, match="report was lost") as raised:
-        await runs.run("0", works[0])
-    assert not raised.value.is_suspect
+        await end_of(runs, str(n), work)
+    assert [(await end_of(runs, str(n), works[n])).report for n in (1, 2)] == [b"r1", b"r2"]
+    assert await end_of(runs, "0", works[0]) == End("0", lost=LOST)
     assert [work.n_started for work in works] == [1, 1, 1]
 
 
 async def test_the_newest_report_is_stored_whatever_its_length() -> None:
     runs, work = RunRegistry(max_bytes=5), Work(b"longer than that")
-    work.may_end.set()
-    assert [await runs.run("k", work) for _ in range(2)] == [b"longer than that"] * 2
+    assert [(await end_of(runs, "k", work)).report for _ in range(2)] == [b"longer than that"] * 2
     assert work.n_started == 1
 
 
 async def test_stopped_runs_do_not_displace_reports() -> None:
-    runs, work = RunRegistry(max_reports=1, max_marks=2), Work()
-    work.may_end.set()
-    await runs.run("k", work)
+    runs, work, stopped = RunRegistry(max_reports=1, max_marks=2), Work(), Work()
+    await end_of(runs, "k", work)
     runs.stop(["s1", "s2", "s3"])
-    assert await runs.run("k", work) == b"report"
-    assert (await runs.run("s3", work), work.n_started) == (b"", 1)
+    assert await end_of(runs, "k", work) == End("k", b"report")
+    runs.start("s3", stopped)
+    await run_pending_tasks()
+    assert stopped.n_started == 0
+
+
+STARTS = st.builds(Start, st.text(max_size=3), st.sampled_from([b"a", b"b"]), st.binary(max_size=5), st.booleans())
+
+
+@given(st.lists(STARTS))
+def test_starts_survive_the_way_to_a_lane_and_an_agent_is_sent_once(starts: list[Start]) -> None:
+    assert sorted(unpack_starts(pack_starts(starts))) == sorted(starts)
+    agent = random.Random(1).randbytes(1000)
+    assert pack_starts([Start(str(n), agent, b"") for n in range(5)]).count(agent) == 1
+
+
+@given(st.lists(st.builds(End, st.text(), st.binary(), st.text(), st.text())))
+def test_ends_survive_the_way_to_the_driver(ends: list[End]) -> None:
+    assert unpack_ends(pack_ends(ends)) == ends

@@ -1,4 +1,4 @@
-"""Attempts on a Ray cluster: one remote call each, on a shared actor (a lane) or in a process of its own.
+"""Attempts on a Ray cluster: on a shared actor (a lane), or in a process of its own by one remote call each.
 
 Owns the connection to Ray, the lanes and their replacement, the diagnosis of dead processes, and the job actors.
 
@@ -9,7 +9,8 @@ outside `internals` names a private part of Ray.
 
 Start reading at `executor` (chooses a lane or a process), then:
 
-- `lanes` (which lane is up, replaces dead ones), `lane_client` (the driver's view of one lane), `calls` (one call);
+- `lanes` (which lane is up, replaces dead ones), `lane_client` (the driver's view of one lane), `lane_runs` (the
+  calls that start its runs), `calls` (the call of a process);
 - in the worker: `lane`, `run_registry` (one run for each key), `checkpointed_runs` (read by `checkpoint_reader`);
 - causes of death: `activity_log`, `exit_report`, `oom`;
 - the cluster: `connection`, `monitor`, `internals`, `job_actor`.

@@ -1,4 +1,4 @@
-"""Remote calls that run one attempt: wait for them, and translate Ray's errors."""
+"""Remote calls that run one attempt in a process of its own: wait for them, and translate Ray's errors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from batchray.support.timeouts import paused
 
 # How long a new process may import an agent's code: longer than a deadline of seconds.
 _IMPORT_S = 300.0
-# Raised by a call if the cluster itself is gone.  A RaySystemError may concern one call only.
-_CLUSTER_GONE = ray.exceptions.LocalRayletDiedError
+CLUSTER_GONE = ray.exceptions.LocalRayletDiedError
+"""Raised by a call if the cluster itself is gone.  A RaySystemError may concern one call only."""
 # Raised by a call that has returned, or whose process is dead.
 _FINAL_ERRORS = (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
 
@@ -51,19 +51,6 @@ class AttemptClock:
     def ago_s(self) -> float:
         """How long ago the attempt began, in seconds; 0 before it has begun."""
         return 0.0 if self._started is None else time.monotonic() - self._started
-
-
-async def call_lane(lane: Any, spec: AttemptSpec, packed: bytes) -> bytes:
-    """Run an attempt on a lane (an actor) and return its report.  A second call for the attempt joins the same run.
-
-    Raises RayError if the lane's process ended or cannot be reached, or if the call was lost; ClusterError if the
-    cluster is gone.
-    """
-    method = lane.run_in_steps if spec.agent.agent.keeps_steps else lane.run
-    try:
-        return await method.remote(packed, spec.encode(), spec.key)  # type: ignore[no-any-return]
-    except _CLUSTER_GONE as error:
-        raise ClusterError(f"Ray is gone: {first_line(error)}") from error
 
 
 async def call_process(
@@ -137,7 +124,7 @@ async def _next(results: Any) -> Any:
         return await (await anext(results))
     except _FINAL_ERRORS:
         raise
-    except _CLUSTER_GONE as error:
+    except CLUSTER_GONE as error:
         raise ClusterError(f"Ray is gone: {first_line(error)}") from error
     except (ray.exceptions.RayError, StopAsyncIteration) as error:
         raise LostCallError(first_line(error)) from error

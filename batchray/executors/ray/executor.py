@@ -1,4 +1,4 @@
-"""The executor on Ray: one remote call for each attempt, on a lane or in a process of its own."""
+"""The executor on Ray: attempts on lanes, or each in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchray.executors.base import AttemptSpec, ControlChannel
 from batchray.executors.blocking import BlockingBoard
 from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray import internals
-from batchray.executors.ray.calls import AttemptClock, LostCallError, call_lane, call_process, first_line
+from batchray.executors.ray.calls import AttemptClock, LostCallError, call_process, first_line
 from batchray.executors.ray.connection import connect, disconnect
 from batchray.executors.ray.exit_report import UNKNOWN_CAUSE
 from batchray.executors.ray.job_actor import JobActorChannel
@@ -29,6 +29,7 @@ from batchray.executors.ray.lanes import Lanes
 from batchray.executors.ray.monitor import ClusterMonitor, monitor_of_cluster
 from batchray.executors.ray.nodes import Node, read_nodes
 from batchray.executors.ray.oom import OUT_OF_MEMORY, is_oom_culprit
+from batchray.executors.ray.run_registry import Start
 from batchray.support.cancellation import CancelScope
 from batchray.support.threads import DaemonThread
 
@@ -185,7 +186,7 @@ class RayExecutor:
             try:
                 with lane.checkpoints.following(spec.key, save) if spec.agent.agent.keeps_steps else nullcontext():
                     return await self._call_lane(lane, spec, packed)
-            except (ray.exceptions.RayTaskError, WorkerDiedError):  # it does not run any more
+            except (RequestError, WorkerDiedError):  # it does not run any more
                 raise
             except BaseException:
                 if self._lost_by is None:
@@ -193,14 +194,15 @@ class RayExecutor:
                 raise
 
     async def _call_lane(self, lane: LaneClient, spec: AttemptSpec, packed: bytes) -> bytes:
-        """Run an attempt on a lane; call again if the call was lost, because the lane knows the attempt by its key."""
+        """Run an attempt on a lane; call again if a call was lost, because the lane knows the attempt by its key."""
+        start = Start(spec.key, packed, spec.encode(), spec.agent.agent.keeps_steps)
         started, n_lost = time.monotonic(), 0
         while True:
             try:
-                return await call_lane(lane.actor, spec, packed)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, WorkerDiedError):  # it has run, and its report is lost
-                    raise WorkerDiedError(error.cause.reason, False, time.monotonic() - started) from error
+                return await lane.runs.run(start)
+            except WorkerDiedError as error:  # it has run, and its report is lost
+                raise WorkerDiedError(error.reason, False, time.monotonic() - started) from error
+            except ray.exceptions.RayTaskError:  # a defect of the lane, which a second call would meet again
                 raise
             except ray.exceptions.RayError as error:
                 ran_s = time.monotonic() - started  # read it before the diagnosis, which takes time of its own

@@ -31,7 +31,7 @@ from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
 from batchray.executors.ray.job_actor import BlockingReports
 from batchray.executors.ray.provider_reports import LaneReport, ProviderReports
-from batchray.executors.ray.run_registry import RunRegistry
+from batchray.executors.ray.run_registry import RunRegistry, Start, pack_ends, unpack_starts
 from batchray.executors.ray.worker_log import WorkerLog
 from batchray.support.captured_output import TO_STDERR
 from batchray.support.descriptors import connections_that_fit, raise_descriptor_limit
@@ -75,27 +75,30 @@ class Lane:
         raise_descriptor_limit()
         gc.freeze()  # the imported modules stay; otherwise every full collection scans them
 
-    async def run(self, packed: bytes, item: bytes, key: str) -> bytes:
-        """Run one request: an agent and an item in, a report out.  A request's failure is in the report.
+    async def exchange(self, starts: bytes) -> bytes:
+        """Start these runs, and return the reports of runs that have ended, as soon as there are some.
 
-        `key` names the attempt.  A second call, made because the first was lost, joins the same run.
+        A run is an agent and an item in, a report out.  A request's failure is in the report.  A second start of an
+        attempt, made because a call was lost, joins the same run.
         """
-        return await self._runs.run(key, lambda: self._run_attempt(packed, item, key))
+        for start in unpack_starts(starts):
+            self._runs.start(start.key, partial(self._run, start))
+        return pack_ends(await self._runs.ends())
 
-    async def run_in_steps(self, packed: bytes, item: bytes, key: str) -> bytes:
-        """Run one request as `run` does; `collect` returns its checkpoints."""
+    def _run(self, start: Start) -> Awaitable[bytes]:
+        """Run one request; `collect` returns its checkpoints if it keeps its steps."""
+        run = partial(self._run_attempt, start)
+        return self._checkpointed.run(start.key, run) if start.keeps_steps else run()
 
-        def start(sink: CheckpointSink) -> Awaitable[bytes]:
-            return self._run_attempt(packed, item, key, sink)
-
-        return await self._runs.run(key, lambda: self._checkpointed.run(key, start))
-
-    async def _run_attempt(self, packed: bytes, item: bytes, key: str, sink: CheckpointSink | None = None) -> bytes:
+    async def _run_attempt(self, start: Start, sink: CheckpointSink | None = None) -> bytes:
+        packed = start.agent
         try:
-            bound = self._agents.get(packed) or await self._imports.run(packed, lambda: self._unpack(packed, key))
+            bound = self._agents.get(packed)
+            if bound is None:
+                bound = await self._imports.run(packed, lambda: self._unpack(packed, start.key))
         except UserCodeError as error:
-            return failed_report(item, error)
-        return await self._runner.run_attempt(bound, item, sink)
+            return failed_report(start.item, error)
+        return await self._runner.run_attempt(bound, start.item, sink)
 
     async def stop(self, keys: list[str]) -> None:
         """Stop these attempts; one whose call has not arrived yet will not start."""

@@ -16,6 +16,7 @@ from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray.calls import first_line
 from batchray.executors.ray.checkpoint_reader import CheckpointReader
 from batchray.executors.ray.exit_report import ExitCause
+from batchray.executors.ray.lane_runs import LaneRuns
 from batchray.executors.ray.provider_reader import ProviderReader
 from batchray.executors.ray.worker_log import WorkerWarnings
 
@@ -63,6 +64,7 @@ class LaneClient:
         self.in_flight = 0
         self.is_leaving = False
         """Whether it takes no more calls, because its node leaves the cluster."""
+        self.runs = LaneRuns(actor)
         self.checkpoints = CheckpointReader(actor, self.stop)
         self.providers = ProviderReader(actor, board, warnings)
         self._diagnosis: Diagnosis | None = None
@@ -119,6 +121,7 @@ class LaneClient:
 
     def forget(self) -> None:
         """Make no more calls to it."""
+        self.runs.close()
         self.checkpoints.close()
         self.providers.close()
         if self._stopping is not None:

@@ -1,0 +1,121 @@
+"""The runs of one lane on the driver's side: calls that start them and bring back their reports.
+
+Runs that start in the same moment share a call, and so do reports that are ready in the same moment, because a call
+costs more CPU than all else around a short request.  Nothing waits for company: a start is sent in the same round of
+the event loop, and while anything runs, a call waits at the lane for the next report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from batchray.errors import ClusterError, RequestError, WorkerDiedError
+from batchray.executors.ray.calls import CLUSTER_GONE, first_line
+from batchray.executors.ray.run_registry import IDLE_S, MAX_MESSAGE_BYTES, End, Start, pack_starts, unpack_ends
+
+# For a lane that is busy, and for a call that was lost without an error.
+_LATE_S = 20.0
+
+
+class LaneRuns:
+    """Starts runs on a lane (an actor), and waits for their reports.  `late_s` is how late an answer may be."""
+
+    def __init__(self, actor: Any, late_s: float = IDLE_S + _LATE_S) -> None:
+        self._actor, self._late_s = actor, late_s
+        self._waiting: dict[str, tuple[Start, asyncio.Future[End | Exception]]] = {}
+        self._unsent: list[Start] = []
+        self._sending: asyncio.Handle | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+        self._n_unanswered = 0
+
+    async def run(self, start: Start) -> bytes:
+        """Run an attempt and return its report.  A second call for the attempt joins the same run.
+
+        Raises RayError if the lane's process ended or cannot be reached, or if a call was lost, which may have brought
+        the report; WorkerDiedError if the attempt has run and its report is gone; RequestError for a defect of the
+        lane; ClusterError if the cluster is gone.
+        """
+        future: asyncio.Future[End | Exception] = asyncio.get_running_loop().create_future()
+        self._waiting[start.key] = start, future
+        self._send_soon(start)
+        try:
+            end = await future
+        finally:
+            self._waiting.pop(start.key, None)
+        if isinstance(end, Exception):
+            raise end.with_traceback(None)  # many raise the same one
+        if end.lost:
+            raise WorkerDiedError(end.lost, is_suspect=False)
+        if end.failed:
+            raise RequestError("worker_error", end.failed.splitlines()[0])
+        return end.report
+
+    def close(self) -> None:
+        """Make no more calls."""
+        if self._sending is not None:
+            self._sending.cancel()
+        for call in self._calls:
+            call.cancel()
+
+    def _send_soon(self, *starts: Start) -> None:
+        self._unsent += starts
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        """Send the starts that are not sent yet.  While runs are waited for, at least one call waits at the lane."""
+        unsent, self._unsent, self._sending = self._unsent, [], None
+        for starts in _messages(unsent):
+            self._call(starts)
+        if self._waiting and not self._n_unanswered:
+            self._call(())
+
+    def _call(self, starts: Sequence[Start]) -> None:
+        self._n_unanswered += 1
+        call = asyncio.ensure_future(self._exchange(starts))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    async def _exchange(self, starts: Sequence[Start]) -> None:
+        """Make one call, and then the next if runs are still waited for."""
+        try:
+            async with asyncio.timeout(self._late_s):
+                packed = await self._actor.exchange.remote(pack_starts(starts))
+        except TimeoutError:
+            self._unsent += [start for start, _ in self._waiting.values()]
+        except Exception as error:  # noqa: BLE001  # raised for every run that waits
+            self._fail(error)
+        else:
+            for end in unpack_ends(packed):
+                if (found := self._waiting.pop(end.key, None)) is not None and not found[1].done():
+                    found[1].set_result(end)
+        finally:
+            self._n_unanswered -= 1
+        if self._waiting:
+            self._send_soon()
+
+    def _fail(self, error: Exception) -> None:
+        """Raise an error for all runs: the call may have started one or brought its report."""
+        gone = isinstance(error, CLUSTER_GONE)
+        raised = ClusterError(f"Ray is gone: {first_line(error)}") if gone else error
+        waiting, self._waiting = self._waiting, {}
+        for _, future in waiting.values():
+            if not future.done():
+                future.set_result(raised)
+
+
+def _messages(starts: Sequence[Start]) -> Iterator[list[Start]]:
+    """Yield starts in their order, as many together as fit into one message."""
+    message: list[Start] = []
+    n_bytes = 0
+    for start in starts:
+        size = len(start.agent) + len(start.item)
+        if message and n_bytes + size > MAX_MESSAGE_BYTES:
+            yield message
+            message, n_bytes = [], 0
+        message.append(start)
+        n_bytes += len(start.item) if n_bytes else size
+    if message:
+        yield message

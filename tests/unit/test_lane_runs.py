@@ -1,0 +1,155 @@
+"""The driver's calls of a lane: runs of one moment share a call, and a lost call loses no run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import pytest
+from ray.exceptions import ActorUnavailableError, LocalRayletDiedError
+
+from batchray.errors import ClusterError, RequestError, WorkerDiedError
+from batchray.executors.ray.lane_runs import LaneRuns
+from batchray.executors.ray.run_registry import MAX_MESSAGE_BYTES, End, Start, pack_ends, unpack_starts
+from tests.polling import run_pending_tasks
+
+
+class FakeLane:
+    """The actor of a lane: each call waits until the test answers it, the oldest first."""
+
+    def __init__(self) -> None:
+        self.exchange = self
+        self.calls: list[list[str]] = []
+        self._waiting: deque[asyncio.Future[bytes]] = deque()
+
+    def remote(self, starts: bytes) -> asyncio.Future[bytes]:
+        self.calls.append([start.key for start in unpack_starts(starts)])
+        self._waiting.append(asyncio.get_running_loop().create_future())
+        return self._waiting[-1]
+
+    async def answer(self, *ends: End) -> None:
+        self._waiting.popleft().set_result(pack_ends(ends))
+        await run_pending_tasks()
+
+    async def fail(self, error: Exception) -> None:
+        self._waiting.popleft().set_exception(error)
+        await run_pending_tasks()
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+
+async def started(lane: FakeLane, *keys: str, late_s: float = 60.0) -> tuple[LaneRuns, list[asyncio.Task[bytes]]]:
+    runs = LaneRuns(lane, late_s)
+    return runs, await run_all(runs, *keys)
+
+
+async def run_all(runs: LaneRuns, *keys: str, item: bytes = b"item") -> list[asyncio.Task[bytes]]:
+    tasks = [asyncio.ensure_future(runs.run(Start(key, b"agent", item))) for key in keys]
+    await run_pending_tasks()
+    return tasks
+
+
+def outcomes(tasks: Sequence[asyncio.Task[bytes]]) -> list[bytes | None]:
+    return [task.result() if task.done() else None for task in tasks]
+
+
+async def test_runs_that_start_together_share_a_call_and_reports_come_when_they_are_ready() -> None:
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a", "b", "c")
+    assert lane.calls == [["a", "b", "c"]]
+    await lane.answer(End("b", b"1"))
+    assert outcomes(tasks) == [None, b"1", None]
+    await lane.answer(End("a", b"2"), End("c", b"3"))
+    assert outcomes(tasks) == [b"2", b"1", b"3"]
+    assert (lane.calls, lane.n_waiting) == ([["a", "b", "c"], []], 0)
+    runs.close()
+
+
+async def test_a_call_waits_at_the_lane_while_runs_are_waited_for_even_if_all_others_return_at_once() -> None:
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a")
+    tasks += await run_all(runs, "b")
+    assert lane.n_waiting == 2
+    answers = [lane._waiting.popleft() for _ in range(2)]
+    for answer in answers:
+        answer.set_result(pack_ends([]))
+    await run_pending_tasks()
+    assert lane.calls == [["a"], ["b"], []]
+    await lane.answer(End("a", b"1"), End("b", b"2"))
+    assert outcomes(tasks) == [b"1", b"2"]
+    runs.close()
+
+
+async def test_the_report_of_a_run_that_nothing_waits_for_is_dropped() -> None:
+    lane = FakeLane()
+    runs, (given_up, task) = await started(lane, "a", "b")
+    given_up.cancel()
+    await lane.answer(End("a", b"1"), End("unknown", b"2"))
+    await lane.answer(End("b", b"3"))
+    assert task.result() == b"3"
+    runs.close()
+
+
+async def test_large_starts_go_in_several_calls() -> None:
+    lane = FakeLane()
+    runs = LaneRuns(lane)
+    tasks = await run_all(runs, "a", "b", "c", item=b"x" * (MAX_MESSAGE_BYTES // 2))
+    assert lane.calls == [["a"], ["b"], ["c"]]
+    for key in "abc":
+        await lane.answer(End(key, b"1"))
+    assert outcomes(tasks) == [b"1"] * 3
+    runs.close()
+
+
+async def test_a_failed_call_is_raised_for_every_run_because_it_may_have_brought_any_report() -> None:
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a")
+    tasks += await run_all(runs, "b")
+    await lane.fail(ActorUnavailableError("the connection broke", None))
+    assert all(isinstance(task.exception(), ActorUnavailableError) for task in tasks)
+    (again,) = await run_all(runs, "a")
+    await lane.answer()
+    await lane.answer(End("a", b"1"))
+    assert again.result() == b"1"
+    runs.close()
+
+
+async def test_a_call_without_an_answer_is_lost_and_its_runs_are_sent_again() -> None:
+    class SilentAtFirst(FakeLane):
+        def remote(self, starts: bytes) -> asyncio.Future[bytes]:
+            future = super().remote(starts)
+            if len(self.calls) > 1:
+                future.set_result(pack_ends([End("a", b"1")]))
+            return future
+
+    lane = SilentAtFirst()
+    runs, (task,) = await started(lane, "a", late_s=0.0)
+    assert (await task, lane.calls) == (b"1", [["a"], ["a"]])
+    runs.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (End("a", lost="gone"), WorkerDiedError("gone", is_suspect=False)),
+        (End("a", failed="LookupError: nowhere\nat all"), RequestError("worker_error", "LookupError: nowhere")),
+    ],
+)
+async def test_a_run_without_a_report_is_an_error(end: End, error: Exception) -> None:
+    lane = FakeLane()
+    runs, (task,) = await started(lane, "a")
+    await lane.answer(end)
+    raised = task.exception()
+    assert (type(raised), vars(raised or error)) == (type(error), vars(error))
+    runs.close()
+
+
+async def test_a_cluster_that_is_gone_is_a_cluster_error() -> None:
+    lane = FakeLane()
+    runs, (task,) = await started(lane, "a")
+    await lane.fail(LocalRayletDiedError())
+    assert isinstance(task.exception(), ClusterError)
+    runs.close()
