@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from batchray.views.extras import needing
 from batchray.views.html import GREEN, GREY, RED, element, escaped, stacked_bar, table
 from batchray.views.plain_text import in_short
 from batchray.views.summary import duration
 from batchray.views.trajectory import dollars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MAX_ROWS = 50
 
@@ -25,6 +29,17 @@ class Comparison(pd.DataFrame):
     def _repr_html_(self) -> str:
         """Return a table of the columns that were measured, each mean with its interval."""
         return comparison_html(self)
+
+    def figure(self) -> Figure:
+        """Return a figure of the means with their intervals, durations and costs.  Needs the extra `batchray[plot]`.
+
+        It is matplotlib's, made without pyplot, as that of `job.plot()`.  Raises ConfigError if matplotlib is not
+        installed.
+        """
+        with needing("matplotlib", "plot"):
+            from batchray.experiments.comparison_figure import comparison_figure
+
+        return comparison_figure(self)
 
 
 def comparison_html(frame: pd.DataFrame) -> str:

@@ -33,11 +33,11 @@ _COLOURS: Mapping[str, str] = {
 _MAX_BINS, _SHOWN_BINS, _MAX_BARS = 256, 64, 36
 _FIRST_BIN_S = 0.01
 _STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400, 604_800)
-_INK, _FAINT = "#30343a", "#e3e5e8"
+INK, _FAINT = "#30343a", "#e3e5e8"
 _FONT = 9
 
 
-class JobFigure(Figure):
+class NotebookFigure(Figure):
     """A figure that a notebook shows by itself, whichever backend is in use."""
 
     def _repr_png_(self) -> bytes:
@@ -46,23 +46,23 @@ class JobFigure(Figure):
         return file.getvalue()
 
 
-def job_figure(record: JobRecord, status: str, pages: Iterable[Sequence[OutcomeFigures]]) -> JobFigure:
+def job_figure(record: JobRecord, status: str, pages: Iterable[Sequence[OutcomeFigures]]) -> NotebookFigure:
     """Return the figure of a job's outcomes so far; without any it says so."""
     seen = _Seen(_Timeline(_seconds(record.started_at or record.created_at)))
     for page in pages:
         for figures in page:
             seen.add(figures)
-    figure = JobFigure(figsize=(12, 6.4), layout="constrained", facecolor="white")
+    figure = NotebookFigure(figsize=(12, 6.4), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 3)
     done = sum(seen.counts.values())
     figure.suptitle(
-        f"{record.id}: {status}, {done:,} of {record.total:,} done", fontsize=11, color=_INK, x=0.01, ha="left"
+        f"{record.id}: {status}, {done:,} of {record.total:,} done", fontsize=11, color=INK, x=0.01, ha="left"
     )
-    _draw_throughput(_axes(figure, grid[0, :2], "outcomes per second"), seen.timeline)
-    _draw_outcomes(_axes(figure, grid[0, 2], "outcomes"), seen.counts, record.total)
-    _draw_durations(_axes(figure, grid[1, 0], "start to end of a request"), seen.durations, BLUE)
-    _draw_durations(_axes(figure, grid[1, 1], "start to first token"), seen.ttfts, AMBER)
-    _draw_tokens(_axes(figure, grid[1, 2], "tokens of a request"), seen.prompts, seen.completions)
+    _draw_throughput(titled_axes(figure, grid[0, :2], "outcomes per second"), seen.timeline)
+    _draw_outcomes(titled_axes(figure, grid[0, 2], "outcomes"), seen.counts, record.total)
+    _draw_durations(titled_axes(figure, grid[1, 0], "start to end of a request"), seen.durations, BLUE)
+    _draw_durations(titled_axes(figure, grid[1, 1], "start to first token"), seen.ttfts, AMBER)
+    _draw_tokens(titled_axes(figure, grid[1, 2], "tokens of a request"), seen.prompts, seen.completions)
     return figure
 
 
@@ -125,10 +125,11 @@ def _seconds(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()
 
 
-def _axes(figure: Figure, place: Any, title: str) -> Axes:
-    axes = figure.add_subplot(place)
-    axes.set_title(title, fontsize=_FONT + 1, color=_INK, loc="left")
-    axes.tick_params(labelsize=_FONT, colors=_INK, length=3)
+def titled_axes(figure: Figure, place: Any, title: str) -> Axes:
+    """Return axes in the style of all figures at a place of a grid, or at (rows, columns, number)."""
+    axes = figure.add_subplot(*place) if isinstance(place, tuple) else figure.add_subplot(place)
+    axes.set_title(title, fontsize=_FONT + 1, color=INK, loc="left")
+    axes.tick_params(labelsize=_FONT, colors=INK, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     axes.grid(axis="y", color=_FAINT, linewidth=0.7)
@@ -180,7 +181,7 @@ def _draw_outcomes(axes: Axes, counts: Mapping[str, int], total: int) -> None:
     names = [name for name, _ in rows]
     bars = axes.barh(range(len(rows)), [n for _, n in rows], color=[_COLOURS[name] for name in names], height=0.6)
     axes.set_yticks(range(len(rows)), names)
-    axes.bar_label(bars, [f"{n:,}" for _, n in rows], padding=4, fontsize=_FONT, color=_INK)
+    axes.bar_label(bars, [f"{n:,}" for _, n in rows], padding=4, fontsize=_FONT, color=INK)
     axes.set_ylim(max(len(rows), 3) - 0.5, -0.5)
     axes.grid(visible=False)
     axes.set_xticks([])
@@ -196,7 +197,7 @@ def _draw_durations(axes: Axes, histogram: Histogram, colour: str) -> None:
     _label_x(axes, _round_duration)
     percentiles = histogram.percentiles()
     for name, value, style in (("p50", percentiles.p50, "-"), ("p95", percentiles.p95, "--")):
-        axes.axvline(value, ymax=0.82, color=_INK, linewidth=1, linestyle=style, label=f"{name} {duration(value)}")
+        axes.axvline(value, ymax=0.82, color=INK, linewidth=1, linestyle=style, label=f"{name} {duration(value)}")
     _legend(axes)
     return None
 

@@ -69,6 +69,7 @@ FLOORS = (
     "experiments.cross",
     "experiments.bootstrap",
     "experiments.scoring",
+    "experiments.comparison_figure",
     "experiments.comparison_frame",
     "experiments.comparison",
     "experiments",
@@ -98,7 +99,13 @@ HEAVY = {
     "psycopg": set(),
     "click": {"cli"},
     "rich": {"cli.show", "views.report_text", "views.summary", "views.terminal", "views.trajectory_text"},
-    "pandas": {"experiments.comparison", "experiments.comparison_frame", "jobs.reader", "views.frames"},
+    "pandas": {
+        "experiments.comparison",
+        "experiments.comparison_figure",
+        "experiments.comparison_frame",
+        "jobs.reader",
+        "views.frames",
+    },
     "yaml": {"config"},
     "pyarrow": {
         "batch",

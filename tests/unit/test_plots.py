@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 import batchray
 from batchray import Agent, AgentRequest, Job
 from batchray.errors import ConfigError
+from batchray.experiments.comparison_figure import comparison_figure
 from batchray.experiments.comparison_frame import Comparison
 from batchray.schema import new_job_id
 from batchray.store import NewItem, NewJob, OutcomeFigures, Store
@@ -123,6 +125,20 @@ def test_a_comparison_shows_what_was_measured(comparison: pd.DataFrame) -> None:
     assert "\x1b" not in shown
     assert "+33.3%" in shown
     assert "score" not in shown  # nothing was scored
+
+
+def test_a_figure_of_a_comparison_has_a_panel_for_what_was_measured(comparison: pd.DataFrame) -> None:
+    figure = comparison.figure()  # type: ignore[operator]
+    assert [axes.get_title("left") for axes in figure.axes] == ["succeeded", "p50 and p95 of the duration"]
+    scored = comparison.assign(
+        score=[0.5, 1.0], score_low=[0.4, math.nan], score_high=[0.7, math.nan], cost_usd=[0.001, 2.0]
+    )
+    figure = comparison_figure(pd.concat([scored] * 20).rename(index={"shout": "$\\frac$ \x1b[31m"}))
+    assert [axes.get_title("left") for axes in figure.axes][::3] == ["score, with its interval", "cost"]
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(names) == 30
+    assert "\x1b" not in "".join(names)
+    assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_a_comparison_is_a_frame_and_parts_of_it_are_plain_ones(comparison: pd.DataFrame) -> None:
