@@ -27,6 +27,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from batchray.support.captured_output import Destination, capture, is_capturing
 from batchray.support.thread_loop import call_with_thread_loop
+from batchray.support.threads import SpareThreads
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,8 @@ class contained:  # lower case: reads as a function, and is a class because it i
 async def call_for_text(function: Callable[..., Any], output: Destination, /, *args: Any, **keywords: Any) -> str:
     """Call a function, sync or async, and return its value as text: see `as_text`.
 
-    A sync function runs in its own thread, so that it cannot block other requests.  If the call is cancelled, the
-    thread runs to its end: Python cannot stop it.  Raises UserCodeError.
+    A sync function runs in a thread that no other call has meanwhile, so that it cannot block other requests.  If the
+    call is cancelled, the thread runs to its end: Python cannot stop it.  Raises UserCodeError.
     """
     call = partial(function, *args, **keywords)
     if is_async(function):
@@ -185,8 +186,10 @@ def _check_number(n_items: int) -> None:
         raise ValueError(f"the generator gives more than {MAX_ITEMS:,} items")
 
 
+_threads = SpareThreads()
+
+
 async def _in_thread(call: Callable[[], T], output: Destination, name: str) -> T:
-    # One daemon thread per call, not a pool: a function that never returns must not use up a pool or block the exit.
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
@@ -204,7 +207,8 @@ async def _in_thread(call: Callable[[], T], output: Destination, name: str) -> T
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, done)
 
-    threading.Thread(target=context.run, args=(work,), name=f"batchray-{name}", daemon=True).start()
+    # Not a pool of fixed size: functions that never return must not use it up, or block the exit.
+    _threads.start(partial(context.run, work), f"batchray-{name}")
     return await future
 
 

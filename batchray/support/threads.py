@@ -1,4 +1,4 @@
-"""An executor with one daemon thread, a call on one, and an event loop on a thread of its own."""
+"""An executor with one daemon thread, threads for calls that may never return, and an event loop on its own thread."""
 
 from __future__ import annotations
 
@@ -65,6 +65,39 @@ async def on_own_thread(name: str, method: Callable[P, T], /, *args: P.args, **k
         return await asyncio.get_running_loop().run_in_executor(thread, lambda: method(*args, **keywords))
     finally:
         thread.shutdown(wait=False)
+
+
+class SpareThreads:
+    """Daemon threads for calls that may never return: each call has one to itself.
+
+    A thread whose call has returned takes a later call, because a start costs three times what a short call does; at
+    most `max_spare` wait for one.  A call must raise nothing.
+    """
+
+    def __init__(self, max_spare: int = 64) -> None:
+        self._max_spare = max_spare
+        self._spare: list[SimpleQueue[tuple[str, Callable[[], None]]]] = []
+
+    def start(self, call: Callable[[], None], name: str) -> None:
+        """Run a call in a thread, which has this name meanwhile.  Thread-safe."""
+        try:
+            inbox = self._spare.pop()  # the newest: its stack is in the cache
+        except IndexError:
+            inbox = SimpleQueue()
+            threading.Thread(target=self._work, args=(inbox,), name=name, daemon=True).start()
+        inbox.put((name, call))
+
+    def _work(self, inbox: SimpleQueue[tuple[str, Callable[[], None]]]) -> None:
+        thread = threading.current_thread()
+        while True:
+            name, call = inbox.get()
+            thread.name = name
+            call()
+            del call  # or what the call refers to would live until the next one
+            if len(self._spare) >= self._max_spare:
+                return
+            thread.name = "batchray-spare"
+            self._spare.append(inbox)
 
 
 class LoopThread:

@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own."""
+"""Threads for calls that may never return, and an event loop on a thread of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchray.support.threads import LoopThread
+from batchray.support.threads import LoopThread, SpareThreads
 
 
 async def thread_name() -> str:
@@ -85,3 +85,57 @@ def test_no_code_on_a_loop_ends_it(harm: Callable[[asyncio.AbstractEventLoop], o
     assert "code on the event loop of side tried to end it" in caplog.text
     loop.close()
     assert all(task.exception() is not None for task in kept if isinstance(task, asyncio.Task))
+
+
+class NotedList(list[Any]):
+    """A list that tells when something is appended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.appended = threading.Semaphore(0)
+
+    def append(self, value: Any) -> None:
+        super().append(value)
+        self.appended.release()
+
+
+def spare_threads(**options: int) -> tuple[SpareThreads, NotedList]:
+    threads = SpareThreads(**options)
+    spare = threads._spare = NotedList()
+    return threads, spare
+
+
+def test_calls_run_at_once_in_threads_of_their_own_and_later_ones_reuse_them() -> None:
+    at_once, ids = threading.Barrier(4), list[int]()
+    threads, spare = spare_threads()
+
+    def call() -> None:
+        ids.append(threading.get_ident())
+        at_once.wait(30)
+
+    for _ in range(2):
+        for number in range(3):
+            threads.start(call, f"call-{number}")
+        at_once.wait(30)
+        for _ in range(3):
+            assert spare.appended.acquire(timeout=30)
+    assert len(ids) == 6
+    assert len({*ids}) == 3
+
+
+def test_a_call_that_never_returns_holds_up_no_other_and_few_threads_wait_for_the_next() -> None:
+    may_end, done, stuck = threading.Event(), list[str](), list[threading.Thread]()
+    threads, spare = spare_threads(max_spare=1)
+
+    def get_stuck() -> None:
+        stuck.append(threading.current_thread())
+        may_end.wait(30)
+
+    threads.start(get_stuck, "stuck")
+    for name in ("second", "third"):
+        threads.start(lambda: done.append(threading.current_thread().name), name)
+        assert spare.appended.acquire(timeout=30)
+    may_end.set()
+    stuck[0].join(30)  # it ends: one that waits is enough
+    assert not stuck[0].is_alive()
+    assert (done, len(spare)) == (["second", "third"], 1)
