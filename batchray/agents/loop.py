@@ -109,13 +109,17 @@ class ToolLoop:
         return await self._run_tools(run, tools, reply.tool_calls, step_id)
 
     async def _run_tools(self, run: Run, tools: Toolbox, calls: Sequence[ToolCall], step_id: str) -> StopReason | None:
-        """Run the tools of a step, each once its call is saved: another attempt then continues from here.
+        """Run the tools of a step once its calls are saved: another attempt then continues from here.
 
         Idempotent tools start before that.  In any case the model gets the returns when the calls are saved.
         """
-        starts = (self._call_once if tools.is_idempotent(call.name) else self._call_saved for call in calls)
-        running = [start(run, tools, call) for start, call in zip(starts, calls, strict=True)]
-        returns, _ = await asyncio.gather(asyncio.gather(*running), run.flush())
+        if any(tools.is_idempotent(call.name) for call in calls):
+            starts = (self._call_once if tools.is_idempotent(call.name) else self._call_saved for call in calls)
+            running = [start(run, tools, call) for start, call in zip(starts, calls, strict=True)]
+            returns, _ = await asyncio.gather(asyncio.gather(*running), run.flush())
+        else:
+            await run.flush()
+            returns = await asyncio.gather(*(self._call_once(run, tools, call) for call in calls))
         return self._finish_step(run, tools, calls, returns, step_id)
 
     async def _resume_paused_step(self, run: Run, tools: Toolbox) -> StopReason | None:
