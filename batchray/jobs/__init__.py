@@ -15,8 +15,9 @@ once, and ends the job.  From there:
 
 Invariants:
 
-- Counted before spawned: an attempt is committed to the store before its remote call, so that a crash of the driver
-  never hides one.
+- Counted before spawned: an attempt is committed to the store before its remote call.  A crash of the driver may hide
+  that a first attempt, which was counted ahead, has begun; it hides no later one.
+- A slot is free when its outcome has arrived; that of a stateful agent when it is committed.
 - Committed before told: an outcome is counted and shown only after its commit, and the store accepts one for each item.
 - Fenced: every write carries the epoch of the job's lease.  A process that has lost the lease can write nothing, and
   stops the job with LeaseLostError.

@@ -69,9 +69,12 @@ async def run_job(
 
 async def _run_items(job: RunningJob, runner: ItemRunner) -> None:
     """Run the items without an outcome, until all have one or the job has paused itself or is stopped."""
-    async with aclosing(job.window.run(_pending_items(job), runner.run)) as finished:
-        async for several in finished:
-            job.count([outcome for outcomes in several for outcome in outcomes])  # committed before they are counted
+    try:
+        async with aclosing(job.window.run(_pending_items(job), runner.run, runner.prepare)) as finished:
+            async for several in finished:
+                job.count([outcome for outcomes in several for outcome in outcomes])  # committed before counted
+    finally:
+        runner.forget_prepared()
     if job.paused_because is None and not job.is_interrupted and len(job.held):
         job.count(await runner.record(job.held.take_all()))
     await job.committer.drain()

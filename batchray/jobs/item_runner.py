@@ -15,12 +15,16 @@ from batchray.executors import AttemptSpec, Executor
 from batchray.jobs.attempt_policy import AttemptHistory, GiveUp, RetryIsolated, next_step
 from batchray.jobs.context import conversation_update_of, load_context, with_conversation_update
 from batchray.jobs.deadlines import Pauses
+from batchray.jobs.group_commit import Commit
 from batchray.jobs.in_flight import Flight
 from batchray.jobs.running import RunningJob
 from batchray.store import NewAttempt, NewOutcome, NewStep, PendingItem
+from batchray.support.failpoints import failpoint
 
 # An attempt counts as stalled at this multiple of its deadline and grace, which end an attempt on a lane.
 _STALLED_AFTER = 2.0
+# Memory of an outcome besides its messages, until it is committed.
+_OUTCOME_BYTES = 1024
 
 
 class ItemRunner:
@@ -28,6 +32,25 @@ class ItemRunner:
 
     def __init__(self, job: RunningJob, executor: Executor) -> None:
         self._job, self._executor, self._committer = job, executor, job.committer
+        self._ahead: dict[int, Commit] = {}  # the commits of first attempts that are counted and have not begun
+
+    def prepare(self, item: PendingItem) -> None:
+        """Count the first attempt at an item that starts soon, so that it does not wait for the store then.
+
+        Not of an agent whose requests wait for each other's outcomes anyway, nor if it has been tried before: a crash
+        loop is counted attempt by attempt.
+        """
+        bound = self._job.agents.agents.get(item.agent_id)
+        if item.attempt or bound is None or bound.agent.stateful:
+            return
+        if (counted := self._committer.count_ahead(item.index)) is not None:
+            self._ahead[item.index] = counted
+
+    def forget_prepared(self) -> None:
+        """Take back the attempts of prepared items that have not begun."""
+        if self._ahead:
+            self._committer.uncount(self._ahead)
+            self._ahead.clear()
 
     async def run(self, item: PendingItem) -> Sequence[NewOutcome]:
         """Run attempts at an item, and return the outcomes that this has recorded.
@@ -47,13 +70,18 @@ class ItemRunner:
         if outcome.shared_failure is not None:
             self._hold(item.agent_id, outcome, **outcome.shared_failure)
             return ()
-        recorded = await self.record([outcome])
-        gate = self._job.gates.of_agent(item.agent_id)
+        return await self._record_arrived(item, outcome, started_at)
+
+    async def _record_arrived(self, item: PendingItem, outcome: NewOutcome, started_at: float) -> list[NewOutcome]:
+        """Record an outcome, and those that it ends the row of; its place in the window is free meanwhile."""
+        outcomes, gate = [outcome], self._job.gates.of_agent(item.agent_id)
         if gate is not None and (outcome.status == "succeeded" or outcome.usage.get("completion_tokens")):
             gate.set_answered(started_at)
-            if self._job.paused_because is None and (held := self._job.held.end_rows(gate.provider, started_at)):
-                recorded += await self.record(held)
-        return recorded
+            if self._job.paused_because is None:
+                outcomes += self._job.held.end_rows(gate.provider, started_at)
+        failpoint("outcome-arrived")
+        is_awaited = outcome.conversation_update is not None or self._job.record.is_single
+        return await self.record(outcomes, is_awaited=is_awaited)
 
     async def _without_agent(self, item: PendingItem) -> NewOutcome:
         """Return the outcome of an item whose agent does not exist; a line of an OpenAI batch may name one."""
@@ -63,10 +91,18 @@ class ItemRunner:
         message = f"The model {item.agent_id[:60]!r} does not exist: no agent has this id, name or model."
         return self._failed(flight, RequestError("agent_not_found", message))
 
-    async def record(self, outcomes: Sequence[NewOutcome]) -> list[NewOutcome]:
-        """Record outcomes and return those that the store accepted."""
-        accepted = await asyncio.gather(*map(self._committer.record, outcomes))
-        return [outcome for outcome, is_accepted in zip(outcomes, accepted, strict=True) if is_accepted]
+    async def record(self, outcomes: Sequence[NewOutcome], *, is_awaited: bool = True) -> list[NewOutcome]:
+        """Record outcomes and return those that the store accepted.
+
+        If nothing waits for them, their item's place in the window becomes free as soon as they are handed in.
+        """
+        commits = [self._committer.record(outcome) for outcome in outcomes]
+        if is_awaited:
+            accepted = [await self._committer.committed(commit) for commit in commits]
+        else:
+            self._job.window.leave(sum(len(outcome.messages) + _OUTCOME_BYTES for outcome in outcomes))
+            accepted = [await asyncio.shield(commit) for commit in commits]
+        return [outcome for outcome, indexes in zip(outcomes, accepted, strict=True) if outcome.index in indexes]
 
     def _hold(self, agent_id: str, outcome: NewOutcome, provider: str, kind: str) -> None:
         """Hold an outcome back; pause the job if it is the last of a row, and then its items run again."""
@@ -91,7 +127,7 @@ class ItemRunner:
         while True:
             history = history.with_attempt()
             crashes = (history.blamed_crashes, history.collateral_crashes)
-            await self._committer.begin(NewAttempt(item.index, history.attempt, *crashes))  # before it is spawned
+            await self._begin(NewAttempt(item.index, history.attempt, *crashes))  # before it is spawned
             stopwatch = self._committer.deadlines.stopwatch(*self._pauses_of(item))
             flight = job.in_flight.begin(item.index, item.agent_id, history.attempt, stalled_after_s, stopwatch)
             is_isolated = isinstance(step, RetryIsolated)
@@ -105,6 +141,15 @@ class ItemRunner:
                     return self._failed(flight, step.error)
             finally:
                 job.in_flight.end(item.index)
+
+    async def _begin(self, attempt: NewAttempt) -> None:
+        """Return when an attempt is counted on disk, which may be already."""
+        counted = self._ahead.get(attempt.index)
+        if counted is None:
+            await self._committer.begin(attempt)
+        else:
+            await self._committer.begin_counted(attempt.index, counted)
+            del self._ahead[attempt.index]
 
     async def _run_attempt(self, item: PendingItem, flight: Flight, left_s: float, *, is_isolated: bool) -> NewOutcome:
         """Run one attempt; a failure of the request is an outcome.  Raises WorkerDiedError."""

@@ -8,7 +8,7 @@ code.
 Invariants that this package alone holds:
 
 - A job and its items appear together or not at all.
-- An attempt is counted before it is spawned.
+- An attempt has a row before it is spawned.  A first one may be counted ahead; it counts once it has begun.
 - An outcome is recorded once, only from the item's current attempt and only by the holder of the job's lease; it never
   changes.
 - A job's end and its callback row are one transaction.
@@ -38,6 +38,7 @@ from batchray.store.figures import OutcomeFigures
 from batchray.store.files import NewFile, StoredFile
 from batchray.store.records import (
     DEFAULT_USER,
+    AheadCounts,
     CarriedColumns,
     FailureKind,
     ItemPage,
@@ -69,6 +70,7 @@ __all__ = [
     "DATABASE",
     "DEFAULT_USER",
     "TALLY_EVERY",
+    "AheadCounts",
     "AsyncStore",
     "CarriedColumns",
     "Chunked",

@@ -1,6 +1,9 @@
 """Writes about the items of a job.
 
 An attempt is counted before it is spawned.  An outcome is recorded once and never changes.
+
+A first attempt may be counted ahead, when it is not known when it begins.  Until it has begun its row counts it among
+the collateral crashes too: so its number is used once, and `attempts` leaves it out, as it may never run.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from batchray.store.conversations import apply_conversation_updates, release_cla
 from batchray.store.database import Chunked, Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.queries import before_unfinished
-from batchray.store.records import JobRecord, LedJob, NewAttempt, NewOutcome, NewStep, utc_now
+from batchray.store.records import AheadCounts, JobRecord, LedJob, NewAttempt, NewOutcome, NewStep, utc_now
 from batchray.store.tables import agent_runs as _agent_runs
 from batchray.store.tables import attempts as _attempts
 from batchray.store.tables import checkpoints as _checkpoints
@@ -29,6 +32,7 @@ from batchray.support.failpoints import failpoint
 _ITEMS_PER_TRANSACTION = 5000
 # Items that one transaction looks at, if most of them have an outcome.
 _ITEMS_SEEN = 50_000
+_NOTHING_AHEAD = AheadCounts((), (), ())
 _OUTCOME_COLUMNS = ("status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
 
 
@@ -52,6 +56,7 @@ class Outcomes:
         outcomes: Sequence[NewOutcome] = (),
         is_again: bool = False,
         steps: Sequence[NewStep] = (),
+        ahead: AheadCounts = _NOTHING_AHEAD,
     ) -> list[NewOutcome]:
         """Count attempts, store checkpoints and record outcomes in one transaction; return the recorded outcomes.
 
@@ -64,10 +69,15 @@ class Outcomes:
             self._leases.check(connection, job)
             before = self._recorded_before(connection, job, outcomes) if is_again else []
             self._write_steps(connection, job, steps)  # first: the next attempt at an item may be in the same commit
-            self._write_attempts(connection, job, attempts)
+            counted_ahead = (NewAttempt(index, 1, 0, 1) for index in ahead.counted)
+            self._write_attempts(connection, job, [*attempts, *counted_ahead])
+            _mark_begun(connection, job, ahead.begun)
             taken = self._to_record(connection, job, outcomes)
             if taken:
                 self._insert_outcomes(connection, job, taken)
+            _uncount(connection, job, ahead.uncounted)
+        if ahead.counted:
+            failpoint("counted-ahead")
         if steps:
             failpoint("step-committed")
         if taken:
@@ -111,7 +121,8 @@ class Outcomes:
             same = {**outcome, "finished_at": utc_now()}
             rank = sa.func.row_number().over(order_by=page.c.idx)
             literals = (sa.literal(value, _outcomes.c[name].type) for name, value in same.items())
-            ended = sa.select(page.c.job, page.c.idx, seq + rank, page.c.attempt, *literals)
+            attempt = sa.case((page.c.attempt < 1, 1), else_=page.c.attempt)  # 0: counted ahead
+            ended = sa.select(page.c.job, page.c.idx, seq + rank, attempt, *literals)
             connection.execute(sa.insert(_outcomes).from_select(["job", "idx", "seq", "attempt", *same], ended))
             these = sa.and_(_outcomes.c.job == job.key, _outcomes.c.seq > seq)
             counted = sa.select(sa.func.count(), sa.func.max(_outcomes.c.idx)).where(these)
@@ -175,6 +186,9 @@ class Outcomes:
     ) -> dict[NewAttempt, NewOutcome]:
         """Return the outcomes to record, by attempt: the first of each item, of its current attempt."""
         current = self._current_attempts(connection, job, (outcome.index for outcome in outcomes))
+        if ahead := [index for index, each in current.items() if each.attempt == each.collateral_crashes]:
+            _mark_begun(connection, job, ahead)  # they were to be marked by a write that failed
+            current.update({index: NewAttempt(index, 1) for index in ahead})
         taken = {}
         for outcome in outcomes:
             if outcome.index in current and current[outcome.index].attempt == outcome.attempt:
@@ -251,6 +265,22 @@ class Outcomes:
         statement = self._database.backend.insert(_agent_runs)
         changed = {name: statement.excluded[name] for name in ("finished_at", "stop_reason", "duration_ns")}
         connection.execute(statement.on_conflict_do_update(index_elements=["user_id", "agent_id"], set_=changed), rows)
+
+
+def _ahead(job: JobRecord, indexes: Sequence[int]) -> sa.ColumnElement[bool]:
+    """Select the rows of these items that are counted ahead, and not known to have begun."""
+    is_ahead = sa.and_(_attempts.c.attempt == 1, _attempts.c.collateral_crashes == 1)
+    return sa.and_(_attempts.c.job == job.key, _attempts.c.idx.in_(indexes), is_ahead)
+
+
+def _mark_begun(connection: sa.Connection, job: JobRecord, indexes: Sequence[int]) -> None:
+    for chunk in chunks(indexes):
+        connection.execute(sa.update(_attempts).where(_ahead(job, chunk)).values(collateral_crashes=0))
+
+
+def _uncount(connection: sa.Connection, job: JobRecord, indexes: Sequence[int]) -> None:
+    for chunk in chunks(indexes):
+        connection.execute(sa.delete(_attempts).where(_ahead(job, chunk)))
 
 
 def _without_outcome(job: JobRecord, after: int) -> sa.Select[Any]:

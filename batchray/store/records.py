@@ -120,6 +120,17 @@ class NewAttempt:
     collateral_crashes: int = 0
 
 
+class AheadCounts(NamedTuple):
+    """The indexes of items whose first attempt is counted before it is known when it begins.
+
+    Those `counted` now, those of which it has `begun`, and those `uncounted` because it will not begin.
+    """
+
+    counted: Sequence[int]
+    begun: Sequence[int]
+    uncounted: Sequence[int]
+
+
 @dataclass(frozen=True, slots=True)
 class NewStep:
     """A checkpoint of an item's current attempt.  `seq` counts the item's checkpoints over all of its attempts."""

@@ -24,6 +24,8 @@ _JOB_COLUMNS = [column for column in jobs.c if column.name not in ("agents", "pr
 _OUTCOME_COLUMNS = ("status", "stop_reason", "error", "usage", "ttft_ns", "duration_ns", "finished_at")
 _N_MESSAGE_BYTES = sa.func.length(outcomes.c.messages)
 _ENDED = ("succeeded", "errored", "canceled", "expired")
+# 0: it has not begun.
+_TRIED = sa.func.coalesce(outcomes.c.attempt, attempts.c.attempt - attempts.c.collateral_crashes, 0)
 
 
 class Runs:
@@ -160,8 +162,8 @@ def _item_conditions(wanted: RunFilter) -> Iterator[sa.ColumnElement[bool]]:
         yield items.c.agent_id.in_(wanted.agent_ids)
     if wanted.statuses is not None:
         is_open = {
-            "created": sa.and_(outcomes.c.idx.is_(None), attempts.c.idx.is_(None)),
-            "running": sa.and_(outcomes.c.idx.is_(None), attempts.c.idx.is_not(None)),
+            "created": sa.and_(outcomes.c.idx.is_(None), _TRIED == 0),
+            "running": sa.and_(outcomes.c.idx.is_(None), _TRIED > 0),
         }
         yield sa.or_(
             outcomes.c.status.in_([status for status in wanted.statuses if status in _ENDED]),
@@ -198,7 +200,6 @@ def _bounded(
 
 
 def _runs_of(group: Sequence[JobRecord], *, with_messages: bool) -> sa.Select[Any]:
-    tried = sa.func.coalesce(outcomes.c.attempt, attempts.c.attempt, 0)
     messages = outcomes.c.messages if with_messages else sa.literal(b"", sa.LargeBinary)
     of_jobs = items.c.job == group[0].key if len(group) == 1 else items.c.job.in_([job.key for job in group])
     return (
@@ -208,7 +209,7 @@ def _runs_of(group: Sequence[JobRecord], *, with_messages: bool) -> sa.Select[An
             items.c.agent_id,
             items.c.custom_id,
             items.c.request,
-            tried,
+            _TRIED,
             *(outcomes.c[name] for name in _OUTCOME_COLUMNS),
             messages,
         )

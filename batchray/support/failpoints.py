@@ -19,6 +19,8 @@ FailpointName = Literal[
     "piece-stored",
     "before-commit",
     "after-commit",
+    "counted-ahead",
+    "outcome-arrived",
     "step-committed",
     "outcome-committed",
     "job-ended",

@@ -28,6 +28,8 @@ CRASHES: dict[str, str] = {
     "piece-stored": "piece-stored:2",
     "before-commit": "before-commit:2",
     "after-commit": "after-commit:3",
+    "counted-ahead": "counted-ahead:1",
+    "outcome-arrived": "outcome-arrived:5",
     "step-committed": "step-committed:2",
     "outcome-committed": "outcome-committed:4",
     "job-ended": "job-ended:1",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from batchray.jobs.idle import cancel_idle_job
 from batchray.schema import index_of, job_stem, new_job_id, run_id
 from batchray.store import (
+    AheadCounts,
     JobKind,
     NewItem,
     NewJob,
@@ -45,6 +46,8 @@ def fill(store: Store) -> list[StoredRun]:
         job = store.jobs.start(new.id)
         states = [STATUSES[(i + index) % len(STATUSES)] for index in range(size)]
         begin(store, job, *(index for index, state in enumerate(states) if state != "created"))
+        ahead = [index for index, state in enumerate(states) if state == "created" and index % 2]
+        store.outcomes.write(job, ahead=AheadCounts(ahead, [], []))  # which have not begun
         ended = [outcome(index, status=state) for index, state in enumerate(states) if state not in STATUSES[4:]]
         store.outcomes.write(job, outcomes=ended)
     runs = [run for user in USERS for run in found(store, user, RunFilter(), "asc")]

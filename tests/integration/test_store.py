@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from batchray.errors import JobEndedError, JobNotEndedError, StoreError, StoreLo
 from batchray.schema import new_job_id
 from batchray.schema.progress import STATUSES, Progress
 from batchray.store import (
+    AheadCounts,
     CarriedColumns,
     NewAttempt,
     NewItem,
@@ -171,6 +173,54 @@ def test_an_outcome_of_an_attempt_that_never_began_is_not_taken(store: Store) ->
     job = new_job(store)
     assert store.outcomes.write(job, [], [outcome(0), outcome(99)]) == []
     assert store.jobs.get(job.id).done == 0
+
+
+def test_an_attempt_that_is_counted_ahead_is_seen_once_it_has_begun(store: Store) -> None:
+    job = new_job(store, 4)
+    store.outcomes.write(job, ahead=AheadCounts([0, 1, 2], [], []))
+    assert [each.attempts for each in store.items.find(job)] == [0, 0, 0, 0]
+    assert [each.attempt for each in store.items.unfinished(job, -1)] == [1, 1, 1, 0]  # no number is used twice
+    store.outcomes.write(job, ahead=AheadCounts([], [0], []))
+    assert [each.attempts for each in store.items.find(job)] == [1, 0, 0, 0]
+    store.outcomes.write(job, ahead=AheadCounts([], [], [0, 1, 2]))  # 0 has begun: it stays
+    assert [each.attempt for each in store.items.unfinished(job, -1)] == [1, 0, 0, 0]
+
+
+def test_an_outcome_shows_that_its_attempt_has_begun(store: Store) -> None:
+    job = new_job(store, 2)
+    write = partial(store.outcomes.write, job, outcomes=[outcome(0)])
+    store.outcomes.write(job, ahead=AheadCounts([0, 1], [], []))
+    assert len(write()) == 1
+    assert len(write(is_again=True)) == 1
+    assert store.items.results(job)[0].attempts == 1
+    assert run_all(store.outcomes.end_unfinished(job, "canceled", "cancelled", None)) == 1
+    assert store.items.results(job)[1].attempts == 1  # as those that were never counted
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(["counted", "ran", "marked"]), max_size=5))
+def test_a_driver_that_crashes_leaves_at_most_one_run_uncounted(crashes: list[str]) -> None:
+    """Each driver crashes when the attempt is counted, or also ran, or also was marked as begun."""
+    n_ran, numbers = 0, list[int]()
+    with tempfile.TemporaryDirectory() as directory, Store.open(Path(directory)) as store:
+        job = new_job(store, 1)
+        for crash in [*crashes, "ends"]:
+            [item] = store.items.unfinished(job, -1)
+            if item.attempt == 0:
+                store.outcomes.write(job, ahead=AheadCounts([0], [], []))
+            else:
+                counts = (item.blamed_crashes, item.collateral_crashes)
+                store.outcomes.write(job, [NewAttempt(0, item.attempt + 1, *counts)])
+            if crash != "counted":
+                n_ran += 1
+                numbers.append(item.attempt + 1)
+            if crash in ("marked", "ends"):
+                store.outcomes.write(job, ahead=AheadCounts([], [0], []))
+        assert len(store.outcomes.write(job, outcomes=[outcome(0, numbers[-1])])) == 1
+        # An attempt of an item with a history is counted even if the crash came before its spawn.
+        n_unspawned = sum(crash == "counted" for crash in crashes[1:])
+        assert n_ran - 1 <= store.items.results(job)[0].attempts - n_unspawned <= n_ran
+        assert numbers == sorted(set(numbers))
 
 
 def test_outcomes_of_one_job_are_not_those_of_another(store: Store) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,20 @@ from batchray.jobs.control import ControlFile, ControlRequest, leave_request
 from batchray.jobs.driver import run_job, start_job
 from batchray.jobs.endings import expired
 from batchray.jobs.idle import expire_idle_job
+from batchray.jobs.running import RunningJob
 from batchray.jobs.slots import Slots
-from batchray.store import Chunked, JobRecord, NewAttempt, PendingItem, Store, run_all
+from batchray.store import (
+    AheadCounts,
+    Chunked,
+    JobRecord,
+    LedJob,
+    NewAttempt,
+    NewOutcome,
+    NewStep,
+    PendingItem,
+    Store,
+    run_all,
+)
 from tests.builders.jobs import Scripted, echo, new_job, started
 from tests.polling import run_pending_tasks, wait_until
 
@@ -141,6 +154,98 @@ async def test_an_attempt_is_counted_on_disk_before_it_is_spawned(store: Store) 
 
     await run_job(await started(store, new_job(store, "echo")), Scripted(look))
     assert seen == [1]
+
+
+class HeldStore:
+    """Holds up the commits of a job that a test chooses, until it releases them."""
+
+    def __init__(self, job: RunningJob, monkeypatch: pytest.MonkeyPatch, holds: Callable[..., bool]) -> None:
+        self.released, self._write = threading.Event(), job.store.sync.outcomes.write
+        self.is_holding = False
+        self._holds = holds
+        monkeypatch.setattr(job.store.sync.outcomes, "write", self.write)
+
+    def write(
+        self,
+        job: LedJob,
+        attempts: Sequence[NewAttempt],
+        outcomes: Sequence[NewOutcome],
+        is_again: bool,
+        steps: Sequence[NewStep],
+        ahead: AheadCounts,
+    ) -> list[NewOutcome]:
+        if self._holds(outcomes):
+            self.is_holding = True
+            assert self.released.wait(30)
+        return self._write(job, attempts, outcomes, is_again, steps, ahead)
+
+
+async def test_a_slot_is_free_before_its_outcome_is_committed_and_a_stopped_store_stops_the_intake(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Scripted()
+    job = await started(store, new_job(store, *["echo"] * 60), max_in_flight=4)
+    held = HeldStore(job, monkeypatch, bool)
+    running = asyncio.create_task(run_job(job, executor))
+    await wait_until(lambda: held.is_holding and not job.window.in_flight)
+    assert 4 < len(executor.specs) <= 10  # those that were counted ahead, and no more than may wait for the store
+    assert (job.progress.done, job.snapshot()["n_in_flight"]) == (0, 0)
+    assert store.jobs.get(job.record.id).done == 0
+    held.released.set()
+    assert (await running).counts["succeeded"] == 60
+    assert [spec.index for spec in executor.specs] == list(range(60))
+
+
+async def test_the_next_request_to_a_stateful_agent_waits_for_the_commit_of_the_last_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = bind_agents([Agent(id="s", model="offline/rules", stateful=True)])
+    executor = Scripted()
+    job = await started(store, new_job(store, "s", "s"), agents)
+    held = HeldStore(job, monkeypatch, bool)
+    running = asyncio.create_task(run_job(job, executor))
+    await wait_until(lambda: held.is_holding)
+    await run_pending_tasks()
+    assert len(executor.specs) == 1
+    held.released.set()
+    assert (await running).counts["succeeded"] == 2
+    first, second = (json.loads(spec.context)["history"] for spec in executor.specs)
+    assert (len(first), len(second)) == (0, 2)
+
+
+async def test_the_attempts_of_the_next_items_are_counted_before_a_slot_is_free(store: Store) -> None:
+    executor = Scripted(lambda spec: asyncio.Event().wait() if spec.index < 3 else None)
+    job = await started(store, new_job(store, *["echo"] * 20), max_in_flight=3)
+    running = asyncio.create_task(run_job(job, executor))
+    await wait_until(lambda: [each.attempt for each in store.items.unfinished(job.record, -1)][:7] == [1] * 6 + [0])
+    assert [each.attempts for each in store.items.find(job.record)][:4] == [1, 1, 1, 0]  # as users see them
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [each.attempt for each in store.items.unfinished(job.record, -1)] == [1] * 3 + [0] * 17
+
+
+async def test_an_attempt_that_a_crashed_driver_counted_ahead_is_none(store: Store) -> None:
+    job_id = new_job(store, "echo", "echo")
+    store.outcomes.write(store.jobs.start(job_id), ahead=AheadCounts([0], [], []))
+    executor = Scripted()
+    record = await run_job(await started(store, job_id), executor)
+    assert sorted((spec.index, spec.attempt) for spec in executor.specs) == [(0, 2), (1, 1)]  # a number is used once
+    assert [each.attempts for each in store.items.results(record)] == [1, 1]
+
+
+async def test_an_error_of_a_commit_ahead_ends_the_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = await started(store, new_job(store, *["echo"] * 20), max_in_flight=3)
+    write = store.outcomes.write
+
+    def fails(*args: Any) -> list[NewOutcome]:
+        if args[-1].counted:
+            raise StoreError("no such table")
+        return write(*args)
+
+    monkeypatch.setattr(store.outcomes, "write", fails)
+    with pytest.raises(StoreError, match="no such table"):
+        await run_job(job, Scripted())
 
 
 async def test_times_are_counted_from_the_first_start(store: Store) -> None:

@@ -312,6 +312,144 @@ async def test_an_empty_source_ends_at_once() -> None:
     assert await collect(Window(5), each([]), Works()) == []
 
 
+# -- work that leaves before its end, and items that are prepared
+
+
+@given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 3), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_no_more_items_are_worked_on_than_places_and_few_have_left(
+    n_items: int, size: int, limit: int, max_weight: int, rng: random.Random
+) -> None:
+    working: set[int] = set()
+    left: set[int] = set()
+    prepared: list[int] = []
+    started: list[int] = []
+    limited = Slot("limited", limit)
+    window: Window[int, int] = Window(size, wanted=lambda item: (limited,) if item % 2 else (), max_waiting=max_weight)
+
+    async def work(item: int) -> int:
+        started.append(item)
+        working.add(item)
+        assert len(working) <= size
+        assert sum(each % 2 for each in working) <= limit
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        working.discard(item)
+        if rng.random() < 0.7:
+            left.add(item)
+            assert len(left) < min(max_weight, size + 1) + size  # what was in flight when the bound was reached
+            window.leave()
+            for _ in range(rng.randrange(6)):
+                await asyncio.sleep(0)
+            left.discard(item)
+        return item
+
+    async def run() -> list[int]:
+        async with aclosing(window.run(each(range(n_items)), work, prepared.append)) as finished:
+            return [result async for results in finished for result in results]
+
+    assert sorted(asyncio.run(run())) == list(range(n_items))
+    for kind in (0, 1):
+        assert [item for item in started if item % 2 == kind] == [*range(kind, n_items, 2)]
+        of_kind = [item for item in prepared if item % 2 == kind]
+        assert of_kind == sorted(set(of_kind))
+    assert (window.in_flight, window._n_ready, window._weight_left) == (0, 0, 0)
+
+
+class Leaving(Works):
+    """Work that leaves its place when a test says `arrive`, and ends when it says `finish`."""
+
+    def __init__(self, window: Window[int, int]) -> None:
+        super().__init__()
+        self.window = window
+        self.arrivals: dict[int, asyncio.Future[None]] = {}
+
+    async def __call__(self, item: int) -> int:
+        self.arrivals[item] = asyncio.get_running_loop().create_future()
+        self.started.append(item)
+        await self.arrivals[item]
+        self.window.leave(10)
+        self.started.pop(self.started.index(item))
+        return await super().__call__(item)
+
+    async def arrive(self, *items: int) -> None:
+        for item in items:
+            self.arrivals[item].set_result(None)
+        await settle()
+
+
+async def test_an_item_that_has_left_makes_room_but_only_for_as_many_as_may_have_left() -> None:
+    window: Window[int, int] = Window(2)
+    works = Leaving(window)
+    task = asyncio.create_task(collect(window, each(range(8)), works))
+    await settle()
+    assert sorted(works.arrivals) == [0, 1]
+    await works.arrive(0, 1)
+    assert (sorted(works.arrivals), window.in_flight) == ([0, 1, 2, 3], 2)
+    await works.arrive(2)
+    assert (sorted(works.arrivals), window.in_flight) == ([0, 1, 2, 3], 1)  # three have left
+    await works.finish(0)
+    assert (sorted(works.arrivals), window.in_flight) == ([0, 1, 2, 3, 4], 2)
+    window.stop()
+    assert await task in ([], [0])
+
+
+async def test_items_that_have_left_are_waited_for_when_the_window_winds_down() -> None:
+    window: Window[int, int] = Window(1)
+    works = Leaving(window)
+    task = asyncio.create_task(collect(window, each(range(3)), works))
+    await settle()
+    await works.arrive(0)
+    await works.arrive(1)
+    window.wind_down()
+    await settle()
+    assert not task.done()
+    await works.finish(1, 0)
+    assert await task == [1, 0]
+
+
+async def test_a_full_window_prepares_the_items_that_start_next_in_their_order() -> None:
+    works, prepared = Works(), list[int]()
+    window: Window[int, int] = Window(2)
+
+    async def consume() -> None:
+        async with aclosing(window.run(each(range(9)), works, prepared.append)) as finished:
+            async for _ in finished:
+                pass
+
+    task = asyncio.create_task(consume())
+    await settle()
+    assert (works.started, prepared) == ([0, 1], [2, 3])
+    await works.finish(1)
+    assert (works.started, prepared) == ([0, 1, 2], [2, 3, 4])
+    window.pause()
+    await works.finish(0)
+    assert (works.started, prepared) == ([0, 1, 2], [2, 3, 4])
+    window.pause(False)
+    window.resize(3)
+    await settle()
+    assert (works.started, prepared) == ([0, 1, 2, 3, 4], [2, 3, 4, 5, 6, 7])
+    window.stop()
+    await task
+
+
+async def test_items_that_wait_for_a_slot_are_prepared_too_and_bounded() -> None:
+    works, prepared = Works(), list[int]()
+    window: Window[int, int] = Window(4, wanted=lambda item: (SLOW,), max_waiting=100)
+
+    async def consume() -> None:
+        async with aclosing(window.run(each(range(20)), works, prepared.append)) as finished:
+            async for _ in finished:
+                pass
+
+    task = asyncio.create_task(consume())
+    await settle()
+    assert (works.started, prepared) == ([0], [1, 2, 3, 4])
+    await works.finish(0)
+    assert (works.started, prepared) == ([0, 1], [1, 2, 3, 4, 5])
+    window.stop()
+    await task
+
+
 async def never() -> int:
     return await asyncio.Future[int]()
 
