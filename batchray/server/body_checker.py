@@ -7,6 +7,7 @@ the callback URL, then pages of requests, then the error, or None and the names 
 
 from __future__ import annotations
 
+import gc
 import mmap
 import pickle
 import signal
@@ -101,6 +102,7 @@ def main(file: Path) -> None:
     given = sys.stdin.buffer.read()
     if not given:  # the body did not arrive completely, or the server has died
         return
+    gc.disable()  # nothing here has cycles, and a pass over all requests takes a fifth of the time
     out = sys.stdout.buffer
     end: list[Any]
     try:

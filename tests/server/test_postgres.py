@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,17 @@ def test_no_job_is_led_by_two_servers(tmp_path: Path, database: Database) -> Non
             for job_id in client.job_ids:
                 assert {line["attempts"] for line in results(two.url, job_id)} == {1}
             assert sorted(called_back(hook)) == sorted(client.job_ids)  # each callback once, as long as no server dies
+            assert len(set(_created_at_once((one, two), "key"))) == 1
             assert (one.stop(), two.stop()) == (0, 0)
     checked(tmp_path, url)
+
+
+def _created_at_once(servers: Sequence[LiveServer], key: str) -> list[str]:
+    """Send each server the same batch with the same Idempotency-Key at once; return the ids of the jobs."""
+    body = {"requests": [{"agent_id": "echo", "input": "x" * 100_000}] * 20}  # in several pieces
+    with ThreadPoolExecutor(len(servers)) as pool:
+        created = [pool.submit(ask, server.url, BATCHES, body, Idempotency_Key=key) for server in servers]
+        return [str(each.result()["id"]) for each in created]
 
 
 def test_a_job_is_cancelled_through_another_server_than_its_leader(tmp_path: Path, database: Database) -> None:

@@ -103,7 +103,9 @@ class FileRoutes:
                 return file_view(known)
             try:
                 return file_view(await self._store.files.create(user_id, upload.new, upload.parts()))
-            except KeyInUseError:
+            except KeyInUseError:  # it came twice at the same time
+                if (known := await self._known(user_id, upload)) is not None:
+                    return file_view(known)
                 raise unavailable(1, "a file with this Idempotency-Key is being stored") from None
 
     async def index(self, request: web.Request, query: FilesQuery) -> ResponseBody:
