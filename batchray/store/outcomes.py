@@ -48,6 +48,9 @@ class Outcomes:
 
     def __init__(self, database: Database, leases: Leases) -> None:
         self._database, self._leases = database, leases
+        # Made once: the columns of `excluded` take longer to make than the rows to write.
+        self._upsert_attempts = _upsert(database.backend.insert(_attempts), "job", "idx")
+        self._upsert_runs = _upsert(database.backend.insert(_agent_runs), "user_id", "agent_id")
 
     def write(
         self,
@@ -142,11 +145,6 @@ class Outcomes:
     def _write_attempts(self, connection: sa.Connection, job: JobRecord, attempts: Sequence[NewAttempt]) -> None:
         if not attempts:
             return
-        statement = self._database.backend.insert(_attempts)
-        statement = statement.on_conflict_do_update(
-            index_elements=["job", "idx"],
-            set_={name: statement.excluded[name] for name in ("attempt", "blamed_crashes", "collateral_crashes")},
-        )
         rows = [
             {
                 "job": job.key,
@@ -157,7 +155,7 @@ class Outcomes:
             }
             for each in attempts
         ]
-        connection.execute(statement, rows)
+        connection.execute(self._upsert_attempts, rows)
 
     def _write_steps(self, connection: sa.Connection, job: JobRecord, steps: Sequence[NewStep]) -> None:
         current = self._current_attempts(connection, job, {step.index for step in steps})
@@ -262,9 +260,13 @@ class Outcomes:
             }
             for agent_id in sorted(last)  # in one order, so that two jobs never wait for each other
         ]
-        statement = self._database.backend.insert(_agent_runs)
-        changed = {name: statement.excluded[name] for name in ("finished_at", "stop_reason", "duration_ns")}
-        connection.execute(statement.on_conflict_do_update(index_elements=["user_id", "agent_id"], set_=changed), rows)
+        connection.execute(self._upsert_runs, rows)
+
+
+def _upsert(insert: Any, *key: str) -> Any:
+    """Return an INSERT of rows that replaces those with the same key."""
+    changed = {column.name: column for column in insert.excluded if column.name not in key}
+    return insert.on_conflict_do_update(index_elements=key, set_=changed)
 
 
 def _ahead(job: JobRecord, indexes: Sequence[int]) -> sa.ColumnElement[bool]:
