@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
         "askers",
         "tables",
         "exports",
+        "nodes",
     ],
 )
 def test_limit_is_held(name: str) -> None:

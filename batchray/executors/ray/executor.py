@@ -29,6 +29,7 @@ from batchray.executors.ray.lanes import Lanes
 from batchray.executors.ray.monitor import ClusterMonitor, monitor_of_cluster
 from batchray.executors.ray.nodes import Node, read_nodes
 from batchray.executors.ray.oom import OUT_OF_MEMORY, is_oom_culprit
+from batchray.executors.ray.queued_processes import QueuedProcesses
 from batchray.executors.ray.run_registry import Start
 from batchray.support.cancellation import CancelScope
 from batchray.support.threads import DaemonThread
@@ -55,7 +56,9 @@ class RayExecutor:
         self._owns_connection = False
         self._lost_by: str | None = None
         self._running: set[CancelScope] = set()
+        self._queued = QueuedProcesses(self._read_nodes)
         self._monitoring: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         # A daemon, so that a Ray that does not answer never delays the end of this process.  It lives until the end,
         # because the kernel kills what a thread has started (GCS, raylet) together with that thread.
         self._thread = DaemonThread("batchray-ray")
@@ -72,6 +75,7 @@ class RayExecutor:
         self._monitoring = asyncio.ensure_future(self._monitor(monitor_of_cluster()))
         try:
             await self._start_lanes(self._monitoring)
+            self._watching = asyncio.ensure_future(self._queued.watch())
         except BaseException:
             await self.close()  # otherwise the next executor would take this connection for a live one
             raise
@@ -163,8 +167,9 @@ class RayExecutor:
 
     async def close(self) -> None:
         """End the lanes and what runs on them, and the connection if this executor opened it."""
-        if self._monitoring is not None:
-            self._monitoring.cancel()
+        for task in (self._monitoring, self._watching):
+            if task is not None:
+                task.cancel()
         if self._lost_by is None and ray.is_initialized():  # otherwise a call would start another cluster, or hang
             await self._lanes.close()
         self._lanes.forget()
@@ -221,7 +226,8 @@ class RayExecutor:
         options["enable_task_events"] = False
         clock = AttemptClock()
         try:
-            return await call_process(spec, packed, options, save, clock, self.providers)
+            with self._queued.containing(clock, spec.agent.agent.id, wanted):
+                return await call_process(spec, packed, options, save, clock, self.providers)
         except LostCallError as error:
             raise await _lost_call(spec, error, clock.ago_s) from error
         except ray.exceptions.OutOfMemoryError as error:
