@@ -157,7 +157,7 @@ class Lanes:
         try:
             async with asyncio.timeout(_READ_NODES_S):
                 self._nodes = await self._read_nodes() or self._nodes
-        except (TimeoutError, ray.exceptions.RayError) as error:
+        except (TimeoutError, OSError, RuntimeError, ray.exceptions.RayError) as error:
             logger.debug("the nodes of the cluster cannot be read: %s", first_line(error))
         present = []
         for slot, node_id in list(self._slots.items()):
