@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from batchray.config.base import PositiveFloat, PositiveInt, Strict
 from batchray.config.reaching import Auth, CaFile, Headers, Proxy, Query, check_address
@@ -128,6 +128,26 @@ class Tool(Strict):
     """
 
 
+def _check_tool(given: Any) -> Any:
+    """Refuse what is no tool in one sentence; otherwise each kind that it could be has one."""
+    if isinstance(given, Mapping):
+        function, idempotent = given.get("function"), given.get("idempotent", False)
+        is_tool = _is_function(function) and isinstance(idempotent, bool)
+        has_unknown_key = not given.keys() <= {"function", "idempotent"}  # which the model names
+    else:
+        is_tool, has_unknown_key = isinstance(given, Tool) or _is_function(given), False
+    if not is_tool and not has_unknown_key:
+        raise ValueError("a tool is a function, `module:function`, or {function: module:function, idempotent: true}")
+    return given
+
+
+def _is_function(given: Any) -> bool:
+    return isinstance(given, str) or callable(given)
+
+
+ToolEntry = Annotated[str | Tool | Callable[..., Any], BeforeValidator(_check_tool)]
+"""A tool of an agent: a function, its name, or a `Tool`."""
+
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -165,7 +185,7 @@ class Agent(Strict):
     """OpenAI's protocol for this agent: chat completions or Responses.  None: as its provider and model need it."""
     run: str | Callable[..., Any] | None = None
     system: str | None = None
-    tools: tuple[str | Tool | Callable[..., Any], ...] = ()
+    tools: tuple[ToolEntry, ...] = ()
     max_steps: PositiveInt = 50
     """Limit of the steps of one request; a request's own `max_steps` can lower it, not raise it."""
     deadline_s: PositiveFloat = 600.0
@@ -274,7 +294,7 @@ class AgentsFile(Strict):
 
     providers: Mapping[str, Provider] = Field(default_factory=dict)
     agents: tuple[Agent, ...] = ()
-    tools: tuple[str | Tool, ...] = ()
+    tools: tuple[Annotated[str | Tool, BeforeValidator(_check_tool)], ...] = ()
     """Further tools that agents created over HTTP may have, besides those of the file's agents."""
 
     @field_validator("agents")

@@ -155,6 +155,14 @@ BAD_AGENTS_FILES: dict[str, tuple[str | bytes, str]] = {
         "agents: [{id: a, model: offline/rules, num_cpus: 1}]",
         "agents[0]: num_cpus and num_gpus belong to placement: process",
     ),
+    "no-tool": (
+        "agents: [{id: a, model: offline/rules, tools: [{idempotent: true}]}]",
+        "agents[0].tools[0]: a tool is a function, `module:function`, or {function: module:function, idempotent: true}",
+    ),
+    "unknown-key-of-a-tool": (
+        "agents: [{id: a, model: offline/rules, tools: [{function: 'json:loads', idempotnt: true}]}]",
+        "agents[0].tools[0]: unknown key 'idempotnt'",
+    ),
     "no-steps": ("agents: [{id: a, model: offline/rules, max_steps: 0}]", "agents[0].max_steps: Input should be"),
     "endless-deadline": ("agents: [{id: a, model: offline/rules, deadline_s: .inf}]", "agents[0].deadline_s: "),
     "missing-key": (
