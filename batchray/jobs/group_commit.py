@@ -13,6 +13,8 @@ from batchray.store import AheadCounts, LedJob, NewAttempt, NewOutcome, NewStep,
 # After a commit of n writes the next one gathers for n times this, up to the interval.  So a lone write waits for
 # nothing, and under load, when each commit has many, there are not more of them than the interval allows.
 _GATHER_S_PER_WRITE = 0.0005
+_AWAITED_GATHER_S = 0.02
+"""The longest that a write gathers if something waits for it."""
 
 
 Commit = asyncio.Future[AbstractSet[int]]
@@ -113,7 +115,7 @@ class GroupCommitter:
     async def _gather(self, n_written: int) -> None:
         """Wait until the next commit is due, after one of `n_written` writes."""
         end = asyncio.get_running_loop().time() + self._interval_s
-        await asyncio.sleep(min(n_written * _GATHER_S_PER_WRITE, self._interval_s))
+        await asyncio.sleep(min(n_written * _GATHER_S_PER_WRITE, _AWAITED_GATHER_S, self._interval_s))
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
                 await self._is_awaited.wait()

@@ -70,3 +70,24 @@ async def test_commits_under_load_are_an_interval_apart(store: TimedStore) -> No
     assert len(store.starts) <= now() / INTERVAL_S + 5  # the first ones are closer together
     assert max(waits) <= INTERVAL_S + 2 * COMMIT_S + 1e-9
     assert [item.attempt for item in store.sync.items.unfinished(job, -1)] == [1] * N_ITEMS
+
+
+@in_virtual_time
+async def test_a_write_that_something_waits_for_is_soon_on_its_way_and_others_gather(store: TimedStore) -> None:
+    job = store.sync.jobs.start(new_job(store.sync, *["echo"] * N_ITEMS))
+    committer = GroupCommitter(store, job, PausableDeadlines(), 0.05)
+    counted = [committer.count_ahead(index) for index in range(100)]
+    await asyncio.sleep(COMMIT_S * 2)
+    later = committer.count_ahead(100)
+    await asyncio.sleep(0.03)
+    assert all(each is not None and each.done() for each in counted)
+    assert later is not None
+    assert not later.done()  # it gathers for 50 ms
+    await committer.begin(NewAttempt(101, 1))
+    assert later.done()
+    assert store.starts == pytest.approx([0, 2 * COMMIT_S + 0.03])
+    await asyncio.gather(*(committer.begin(NewAttempt(index, 1)) for index in range(102, N_ITEMS)))
+    assert store.starts[-1] - store.starts[-2] < 0.01  # after a commit of two writes
+    handed_in = now()
+    await committer.begin(NewAttempt(101, 2))
+    assert now() - handed_in == pytest.approx(0.02 + COMMIT_S)  # after one of hundreds
