@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.processes import command_of, descendants, name_of
+from tests.processes import command_of, descendants, name_of, named
 
 
 @contextlib.contextmanager
@@ -100,6 +101,33 @@ def anonymous_mb(pid: int) -> float:
             with contextlib.suppress(OSError, IndexError):  # it has ended in between
                 total_kb += int(Path(f"/proc/{process.pid}/status").read_text().partition("RssAnon:")[2].split()[0])
     return total_kb / 1024
+
+
+def peak_kb(pid: int) -> int:
+    """Return the most memory that a process has had, in kB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+class JobActorPeak(threading.Thread):
+    """Watches the job actor, which ends with its job."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_kb, self._is_over = 0, threading.Event()
+
+    def run(self) -> None:
+        """Look at it five times a second."""
+        while not self._is_over.wait(0.2):
+            for process in named("ray::JobActor", descendants()):
+                with contextlib.suppress(FileNotFoundError, IndexError):  # it has just ended
+                    self.peak_kb = max(self.peak_kb, peak_kb(process.pid))
+
+    def stop(self) -> int:
+        """Return its peak in kB; 0 if there was none."""
+        self._is_over.set()
+        self.join()
+        return self.peak_kb
 
 
 def when_input_ends(call: Callable[[], None]) -> None:

@@ -5,18 +5,15 @@ Limit: within 10 % of each other.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psutil
 
 import batchray
-from tests.benchmarks.harness import data_dir, report
-from tests.processes import descendants, named
+from tests.benchmarks.harness import JobActorPeak, data_dir, peak_kb, report
 
 SMALL, LARGE = 10_000, 100_000
 AGENT = {"id": "a", "model": "offline/scripted", "script": [{"text": "word " * 20}]}
@@ -30,40 +27,16 @@ def _write_batch(file: Path, n: int) -> None:
             lines.write(json.dumps(request) + "\n")
 
 
-def _peak_kb(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0])
-
-
-class _JobActorPeak(threading.Thread):
-    """Watches the job actor, which ends with its job."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak_kb, self._is_over = 0, threading.Event()
-
-    def run(self) -> None:
-        while not self._is_over.wait(0.2):
-            for process in named("ray::JobActor", descendants()):
-                with contextlib.suppress(FileNotFoundError, IndexError):  # it has just ended
-                    self.peak_kb = max(self.peak_kb, _peak_kb(process.pid))
-
-    def stop(self) -> int:
-        self._is_over.set()
-        self.join()
-        return self.peak_kb
-
-
 def run_one(n: int) -> tuple[int, int]:
     """Run a batch of n in this fresh process; returns the driver's and the job actor's peak in kB."""
     with data_dir() as directory:
         directory.mkdir()
         _write_batch(directory / "requests.jsonl", n)
-        watch = _JobActorPeak()
+        watch = JobActorPeak()
         watch.start()
         job = batchray.run(directory / "requests.jsonl", [AGENT], data_dir=directory, progress=False)
         assert job.counts["succeeded"] == n, job.counts
-        return _peak_kb(psutil.Process().pid), watch.stop()
+        return peak_kb(psutil.Process().pid), watch.stop()
 
 
 def main() -> None:

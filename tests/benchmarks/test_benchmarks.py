@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
         "tables",
         "exports",
         "nodes",
+        "million --requests 100000",
     ],
 )
 def test_limit_is_held(name: str) -> None:
