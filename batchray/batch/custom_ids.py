@@ -1,15 +1,19 @@
-"""Custom ids that occur more than once in a batch: told to the caller, who may want to join results by them."""
+"""Custom ids that occur more than once in a batch: they are refused, or told to the caller."""
 
 from __future__ import annotations
 
+from array import array
+
+# Of the first so many ids of a batch, a repeated one is named.
+_N_NAMED = 10_000
+_N_PARTS = 256
+
 
 class CustomIds:
-    """Counts the custom ids that are not the first of their kind, by hashes: a batch may have millions."""
+    """The custom ids of a batch so far, as hashes: a batch may have millions."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
-        self._n_repeated = 0
-        self._example = ""
 
     def add(self, custom_id: str | None) -> bool:
         """Take a request's custom id; return whether an earlier request has the same."""
@@ -17,17 +21,40 @@ class CustomIds:
             return False
         n_before = len(self._seen)
         self._seen.add(hash(custom_id))
-        if len(self._seen) > n_before:
-            return False
-        self._n_repeated += 1
-        self._example = self._example or custom_id
-        return True
+        return len(self._seen) == n_before
+
+
+class CustomIdCounts:
+    """Counts the custom ids that are not the first of their kind, at the end of a batch; 8 bytes for each id."""
+
+    def __init__(self) -> None:
+        self._named: set[int] = set()
+        self._example = ""
+        self._parts = [array("q") for _ in range(_N_PARTS)]
+
+    def add(self, custom_id: str | None) -> None:
+        """Take a request's custom id."""
+        if custom_id is None:
+            return
+        digest = hash(custom_id)
+        self._parts[digest % _N_PARTS].append(digest)
+        if len(self._named) < _N_NAMED:
+            n_before = len(self._named)
+            self._named.add(digest)
+            if len(self._named) == n_before:
+                self._example = self._example or custom_id
+        elif not self._example and digest in self._named:
+            self._example = custom_id
 
     @property
     def repeated(self) -> str:
         """A sentence about the custom ids that repeat others; empty if all differ."""
-        if not self._n_repeated:
-            return ""
-        these = "request has a custom_id" if self._n_repeated == 1 else "requests have custom_ids"
-        told = f"{self._n_repeated:,} {these} of earlier requests, such as {self._example[:60]!r}"
-        return f"{told}; results are told apart by their index"
+        return _told(sum(len(part) - len(set(part)) for part in self._parts), self._example)
+
+
+def _told(n_repeated: int, example: str) -> str:
+    if not n_repeated:
+        return ""
+    these = "request has a custom_id" if n_repeated == 1 else "requests have custom_ids"
+    named = f", such as {example[:60]!r}" if example else ""
+    return f"{n_repeated:,} {these} of earlier requests{named}; results are told apart by their index"

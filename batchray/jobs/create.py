@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from batchray.agents.build import protocol_of
-from batchray.batch.custom_ids import CustomIds
+from batchray.batch.custom_ids import CustomIdCounts
 from batchray.batch.formats.options import NO_OPTIONS, InputOptions
 from batchray.batch.formats.recognize import ObjectInput, Table, open_batch
 from batchray.batch.parse import Batch
@@ -80,7 +80,7 @@ class Intake:
     ) -> None:
         self._requests, self._unused = requests, unused
         self.callback_url = callback_url
-        self._custom_ids = CustomIds()
+        self._custom_ids = CustomIdCounts()
 
     def items(self) -> Iterator[NewItem]:
         """Yield the items, once."""

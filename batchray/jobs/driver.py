@@ -12,6 +12,7 @@ from pathlib import Path
 from batchray.config import AgentSet, BoundAgent, Settings
 from batchray.errors import JobInterruptedError, JobPausedError, LeaseLostError, StoreError
 from batchray.executors import ControlChannel, Executor, ProviderBoard
+from batchray.jobs.clearing import Clearing
 from batchray.jobs.control import renewing_lease
 from batchray.jobs.deadlines import PausableDeadlines
 from batchray.jobs.endings import CANCELED
@@ -95,8 +96,8 @@ async def start_job(
     """
     waiting = RetryingStore(store, f"job {job_id}")
     record = await waiting.jobs.start(job_id)
-    async with renewing_lease(store, record):  # to delete a million outcomes takes longer than a lease lasts
-        await waiting.call_chunked(store.reopenings.clear, record)
+    async with renewing_lease(store, record):  # to read the outcomes that an older version left may take long
+        first_cleared = await waiting.reopenings.clear_part(record, -1)
         tally = await waiting.call_chunked(store.tallies.catch_up, record)
         opened_at = await waiting.jobs.opened_at(record)
         asked = await waiting.leases.requested(record)
@@ -106,6 +107,7 @@ async def start_job(
     committer = GroupCommitter(waiting, record, deadlines or PausableDeadlines())
     timing = JobTiming(record, opened_at, settings.job_deadline_s, is_resumed=progress.done > 0)
     job = RunningJob(record, agents, settings, progress, timing, window, committer, gates)
+    job.clearing = Clearing(waiting, record, first_cleared)
     if asked.get("is_canceled"):  # an earlier run died before it was canceled
         job.cancel()
     return job
@@ -152,6 +154,7 @@ async def _in_background(
     work = (_watch(job), _keep_tally(job), *(sync_control(job, channel) for channel in channels))
     tasks = [asyncio.create_task(each) for each in work]
     on_change()
+    job.clearing.start()
     try:
         with providers.listening(on_change):
             yield
@@ -159,6 +162,7 @@ async def _in_background(
         job.gates.close()
         job.store.end()
         await job.committer.drain()
+        await job.clearing.stop()
         for task in tasks:
             task.cancel()
         for task in tasks:
@@ -168,12 +172,19 @@ async def _in_background(
 
 
 async def _pending_items(job: RunningJob) -> AsyncIterator[PendingItem]:
-    """Read the items without an outcome, a page at a time."""
+    """Read the items without an outcome, a page at a time; in a retry, those whose failed outcomes are deleted."""
     last = -1
-    while page := await job.window.unless_stopped(job.store.items.unfinished(job.record, last)):
-        for item in page:
+    while True:
+        until = job.clearing.until
+        page = await job.window.unless_stopped(job.store.items.unfinished(job.record, last, until=until))
+        for item in page or ():
             yield item
-        last = page[-1].index
+        if page:
+            last = page[-1].index
+        elif page is None or until >= job.record.total - 1:
+            return
+        else:
+            await job.window.unless_stopped(job.clearing.beyond(until))
 
 
 async def _watch(job: RunningJob) -> None:
@@ -205,6 +216,7 @@ async def _keep_tally(job: RunningJob) -> None:
 async def _end(job: RunningJob) -> JobRecord:
     """Write the job's end: its status, its counts and its durations."""
     if (ending := job.ending) is not None:
+        await job.clearing.finish()
         await job.store.outcomes.end_unfinished(job.record, *ending.of_items)
         tally = await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
         job.progress = tally.progress(job.record.total)

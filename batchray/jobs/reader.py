@@ -74,7 +74,8 @@ class JobReader(ABC):
         cursor = ResultCursor(order)
         while True:
             is_final = not wait or self.is_done
-            while page := cursor.take(self._read_page(cursor.after), is_final=is_final):
+            read = functools.partial(self._read_page, is_failed=failed and is_final, omits_succeeded=failed)
+            while page := cursor.take(read(cursor.after), is_final=is_final):
                 for stored in page:
                     if not failed or stored.status != "succeeded":
                         yield views.result(stored)
@@ -88,7 +89,7 @@ class JobReader(ABC):
         """Yield results in async code; otherwise as `results`."""
 
         async def read(after: AfterOptions) -> list[Any]:
-            return await asyncio.to_thread(self._read_page, after)
+            return await asyncio.to_thread(self._read_page, after, omits_succeeded=failed)
 
         async def is_final() -> bool:
             return not wait or await asyncio.to_thread(lambda: self.is_done)
@@ -211,5 +212,6 @@ class JobReader(ABC):
     def _tally(self) -> Tally:
         return run_all(self._store().tallies.tally(self._accepted))
 
-    def _read_page(self, after: AfterOptions) -> list[Any]:
-        return self._store().items.results(self._accepted, **after)
+    def _read_page(self, after: AfterOptions, *, is_failed: bool = False, omits_succeeded: bool = False) -> list[Any]:
+        options = {"is_failed": is_failed, "omits_succeeded": omits_succeeded}
+        return self._store().items.results(self._accepted, **after, **options)

@@ -11,6 +11,7 @@ from typing import Any
 
 from batchray.config import AgentSet, Settings
 from batchray.executors import BlockingBoard, ProviderState
+from batchray.jobs.clearing import Clearing
 from batchray.jobs.control import ControlRequest
 from batchray.jobs.endings import CANCELED, Ending, expired, given_up
 from batchray.jobs.failure_policy import SharedFailures, is_beyond
@@ -37,7 +38,7 @@ class RunningJob:
 
     `committer` writes for all items together, and every call of `store` waits while the database is unavailable.
     `ending` is set if the job ends before all of its items have an outcome, `paused_because` while it has paused
-    itself.  `held` are outcomes that are not recorded yet.
+    itself.  `held` are outcomes that are not recorded yet.  `clearing` says which items of a retry may run.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class RunningJob:
         self._n_waiting = 0
         self.paused_because: str | None = None
         self.held = SharedFailures[NewOutcome](settings.max_consecutive_failures)
+        self.clearing = Clearing(self.store, record, first=None)
         self._continued = asyncio.Event()
         self._counts_before = dict(progress.counts)
         self.failures: deque[dict[str, Any]] = deque(maxlen=_MAX_FAILURES_SHOWN)

@@ -18,6 +18,7 @@ from batchray.store.jobs import Jobs
 from batchray.store.leases import Leases
 from batchray.store.openai_batches import OpenAIBatches
 from batchray.store.outcomes import Outcomes
+from batchray.store.reopenings import Reopenings
 from batchray.store.retention import Retention
 from batchray.store.runs import Runs
 from batchray.store.store import Store
@@ -47,6 +48,7 @@ class AsyncStore:
         self.files = AsyncFiles(self, store.files)
         self.openai_batches = AsyncOpenAIBatches(self, store.openai_batches)
         self.runs = AsyncRuns(self, store.runs)
+        self.reopenings = AsyncReopenings(self, store.reopenings)
         self.retention = AsyncRetention(self, store.retention)
 
     @property
@@ -234,6 +236,13 @@ class AsyncRuns:
     def __init__(self, store: AsyncStore, runs: Runs) -> None:
         self.get = store.on(runs.get)
         self.set_feedback = store.on(runs.set_feedback)
+
+
+class AsyncReopenings:
+    """`Reopenings` for async code."""
+
+    def __init__(self, store: AsyncStore, reopenings: Reopenings) -> None:
+        self.clear_part = store.on(reopenings.clear_part)
 
 
 class AsyncRetention:

@@ -38,8 +38,11 @@ class Items:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def unfinished(self, job: JobRecord, after: int, limit: int = CHUNK) -> list[PendingItem]:
-        """Return the next items without an outcome in index order: at most `limit`, and about 8 MiB of requests."""
+    def unfinished(self, job: JobRecord, after: int, limit: int = CHUNK, until: int | None = None) -> list[PendingItem]:
+        """Return the next items without an outcome in index order: at most `limit`, and about 8 MiB of requests.
+
+        They have indexes above `after`, and at most `until`.
+        """
         with self._database.reading() as connection:
             after = before_unfinished(connection, job, after)
         query = (
@@ -57,6 +60,7 @@ class Items:
             .order_by(_items.c.idx)
             .limit(limit)
         )
+        query = query if until is None else query.where(_items.c.idx <= until)
         return self._database.page(query, PendingItem, sa.func.length(_items.c.request))
 
     def checkpoints(self, job: JobRecord, index: int) -> list[bytes]:
@@ -92,6 +96,8 @@ class Items:
         It ends before `limit` if the results have `max_bytes` of requests and messages; it has one at least.  With
         `omits_succeeded` the requests and messages of succeeded items are not read: they are empty.
         """
+        if is_failed and not self._has_failures(job):
+            return []
         n_bytes = _RESULT_BYTES
         if omits_succeeded:
             n_bytes = sa.case((_outcomes.c.status == "succeeded", 0), else_=n_bytes)
@@ -103,6 +109,12 @@ class Items:
         if is_failed:
             query = query.where(HAS_FAILED)
         return self._database.page(query, _stored_result, n_bytes, max_bytes)
+
+    def _has_failures(self, job: JobRecord) -> bool:
+        """Return whether an item did not succeed, which takes no time in finish order either."""
+        with self._database.reading() as connection:
+            query = sa.select(_outcomes.c.idx).where(_outcomes.c.job == job.key, HAS_FAILED)
+            return connection.execute(query.limit(1)).first() is not None
 
     def finished(
         self,

@@ -136,7 +136,7 @@ class Jobs:
     def reopen(self, job_id: str) -> None:
         """Reopen an ended job, to run the items that did not succeed again; what it takes is the same for any job.
 
-        Only this has outcomes deleted, and only when a caller asks: the next leader does so (`Reopenings.clear`).
+        Only this has outcomes deleted, and only when a caller asks: the next leader does so (`Reopenings`).
         Raises UnknownJobError, and JobNotEndedError if the job runs, or another process has just reopened it.
         """
         now = utc_now()
@@ -150,7 +150,9 @@ class Jobs:
             forget_failures(connection, job)
             connection.execute(sa.delete(callbacks).where(callbacks.c.job == job.key))
             connection.execute(sa.delete(reopenings).where(reopenings.c.job == job.key))
-            connection.execute(sa.insert(reopenings).values(job=job.key, reopened_at=now, is_clearing=True))
+            last_seq = sa.select(jobs.c.last_seq).where(jobs.c.job == job.key).scalar_subquery()
+            new = {"job": job.key, "reopened_at": now, "failed_until_seq": last_seq}
+            connection.execute(sa.insert(reopenings).values(**new))
 
     def run_options(self, job_id: str) -> dict[str, Any]:
         """Return the options of a job's last run; empty for a job of a server or of an older version."""

@@ -91,11 +91,10 @@ def _to_version_5(connection: sa.Connection) -> None:
 
 
 def _to_version_6(connection: sa.Connection) -> None:
-    """Index the outcomes that did not succeed, and say of a reopened job whether some are still to be deleted."""
+    """Index the outcomes that did not succeed, and add the last of them that belongs to a run before a retry."""
     if "reopenings" in sa.inspect(connection).get_table_names():
-        connection.exec_driver_sql("ALTER TABLE reopenings ADD COLUMN is_clearing BOOLEAN NOT NULL DEFAULT false")
-    for name, column in (("failed_outcomes", "idx"), ("failed_outcomes_in_finish_order", "seq")):
-        connection.exec_driver_sql(f"CREATE INDEX {name} ON outcomes (job, {column}) WHERE status != 'succeeded'")
+        connection.exec_driver_sql("ALTER TABLE reopenings ADD COLUMN failed_until_seq BIGINT NOT NULL DEFAULT 0")
+    connection.exec_driver_sql("CREATE INDEX failed_outcomes ON outcomes (job, idx) WHERE status != 'succeeded'")
 
 
 def _block_of_version_5(

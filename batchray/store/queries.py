@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from batchray.store.records import JobRecord, SortOrder
-from batchray.store.tables import outcomes
+from batchray.store.tables import outcomes, reopenings
 
 # Outcomes that are counted at a time, to find the items without one.
 _COUNTED = 20_000
@@ -40,3 +40,9 @@ def before_unfinished(connection: sa.Connection, job: JobRecord, after: int) -> 
             break
         after += _COUNTED
     return after
+
+
+def failed_until_seq(job: JobRecord) -> sa.ColumnElement[int]:
+    """Select the last `seq` of the runs of a job before it was reopened: their failed outcomes are not its any more."""
+    reopened = sa.select(reopenings.c.failed_until_seq).where(reopenings.c.job == job.key)
+    return sa.func.coalesce(reopened.scalar_subquery(), 0)

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from batchray.schema.progress import STATUSES
 from batchray.store.database import PAGE_BYTES, Chunked, Database, n_that_fit
 from batchray.store.leases import Leases
+from batchray.store.queries import failed_until_seq
 from batchray.store.records import JobRecord, LedJob, utc_now
-from batchray.store.tables import HAS_FAILED, attempts, jobs, outcomes, reopenings
+from batchray.store.tables import HAS_FAILED, attempts, jobs, outcomes
 from batchray.support.failpoints import failpoint
 
 _ROWS = 1_000
@@ -21,47 +22,49 @@ _TOKENS = ("prompt_tokens", "completion_tokens")
 
 
 class Reopenings:
-    """The jobs that `Jobs.reopen` has reopened."""
+    """The jobs that `Jobs.reopen` has reopened: what is left of their failed items' outcomes is deleted by a leader.
+
+    That takes long if there are many.  It goes in index order, so that items run again as soon as theirs are gone.
+    """
 
     def __init__(self, database: Database, leases: Leases) -> None:
         self._database, self._leases = database, leases
 
     def clear(self, job: LedJob) -> Chunked[None]:
-        """Delete the outcomes that did not succeed before the job was reopened; its leader does so before all else.
-
-        A job's counts are at any time those of the outcomes that it has.  After a crash the next leader continues.
-        Raises LeaseLostError if another process leads the job.
-        """
-        while self._clear_page(job):
+        """Delete all failed outcomes of the job's earlier runs, part by part."""
+        after = -1
+        while (last := self.clear_part(job, after)) is not None:
+            after = last
             yield
 
-    def _clear_page(self, job: LedJob) -> bool:
-        """Delete the next failed outcomes; return whether there may be more."""
-        this = sa.and_(reopenings.c.job == job.key, reopenings.c.is_clearing)
+    def clear_part(self, job: LedJob, after: int) -> int | None:
+        """Delete failed outcomes of the job's earlier runs, of the next items behind the one with the index `after`.
+
+        Returns the index of the last of these items, and None if there are no such outcomes any more.  The job's counts
+        are at any time those of the outcomes that it has.  Raises LeaseLostError if another process leads the job.
+        """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
-            if connection.execute(sa.select(reopenings.c.job).where(this)).first() is None:
-                return False
-            if page := _failed(connection, job):
-                _delete(connection, job, page)
-            else:
-                connection.execute(sa.update(reopenings).where(this).values(is_clearing=False))
+            of_earlier = sa.and_(outcomes.c.job == job.key, HAS_FAILED, outcomes.c.seq <= failed_until_seq(job))
+            page = _next(connection, sa.and_(of_earlier, outcomes.c.idx > after))
+            if not page:
+                return None
+            _delete(connection, job, page, of_earlier)
         failpoint("failures-cleared")
-        return bool(page)
+        return int(page[-1].idx)
 
 
-def _failed(connection: sa.Connection, job: JobRecord) -> Sequence[Any]:
-    """Return a page of the outcomes that did not succeed."""
+def _next(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Sequence[Any]:
+    """Return a page of outcomes in index order."""
     size = sa.func.length(outcomes.c.messages).label("size")
-    query = sa.select(outcomes.c.idx, outcomes.c.status, outcomes.c.usage, size)
-    query = query.where(outcomes.c.job == job.key, HAS_FAILED).order_by(outcomes.c.idx).limit(_ROWS)
-    rows = connection.execute(query).all()
+    query = sa.select(outcomes.c.idx, outcomes.c.status, outcomes.c.usage, size).where(wanted)
+    rows = connection.execute(query.order_by(outcomes.c.idx).limit(_ROWS)).all()
     return rows[: n_that_fit((row.size for row in rows), PAGE_BYTES)]
 
 
-def _delete(connection: sa.Connection, job: JobRecord, page: Sequence[Any]) -> None:
+def _delete(connection: sa.Connection, job: JobRecord, page: Sequence[Any], of_earlier: sa.ColumnElement[bool]) -> None:
     """Delete outcomes, take them out of the job's counts, and forget what crashes their items were blamed for."""
-    here = sa.and_(outcomes.c.job == job.key, HAS_FAILED, outcomes.c.idx.between(page[0].idx, page[-1].idx))
+    here = sa.and_(of_earlier, outcomes.c.idx.between(page[0].idx, page[-1].idx))
     blamed = sa.and_(attempts.c.job == job.key, attempts.c.blamed_crashes > 0)
     blamed = sa.and_(blamed, attempts.c.idx.between(page[0].idx, page[-1].idx))
     again = attempts.c.idx.in_(sa.select(outcomes.c.idx).where(here))

@@ -109,9 +109,8 @@ outcomes = sa.Table(
 HAS_FAILED = outcomes.c.status != sa.literal_column("'succeeded'")
 """Selects the outcomes that did not succeed, through an index, however many did."""
 
-# Of the outcomes that did not succeed, so that they cost the others nothing.
-for _name, _column in (("failed_outcomes", "idx"), ("failed_outcomes_in_finish_order", "seq")):
-    sa.Index(_name, outcomes.c.job, outcomes.c[_column], sqlite_where=HAS_FAILED, postgresql_where=HAS_FAILED)
+# Of these alone, so that it costs the others nothing.
+sa.Index("failed_outcomes", outcomes.c.job, outcomes.c.idx, sqlite_where=HAS_FAILED, postgresql_where=HAS_FAILED)
 
 # Sums over the outcomes of a job, so that a reader and a later run have only the newest outcomes to read.
 tallies = sa.Table(
@@ -148,8 +147,8 @@ reopenings = sa.Table(
     metadata,
     sa.Column("job", INTEGER, primary_key=True),
     sa.Column("reopened_at", TEXT, nullable=False),
-    # Whether outcomes of its failed items are still to be deleted, which its next leader does first.
-    sa.Column("is_clearing", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Outcomes up to this `seq` that did not succeed are not its any more: its leaders delete them, part by part.
+    sa.Column("failed_until_seq", INTEGER, nullable=False, server_default="0"),
 )
 
 # The settings and the output file of a job's last run, which a resume takes over.  A server's jobs have no row.

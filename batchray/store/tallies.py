@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from batchray.schema.progress import Progress
 from batchray.store.database import CHUNK, Chunked, Database
 from batchray.store.leases import Leases
+from batchray.store.queries import failed_until_seq
 from batchray.store.records import FailureKind, JobRecord, LedJob
 from batchray.store.tables import outcomes, tallies
 
@@ -112,7 +113,8 @@ class Tallies:
 
     def _newer(self, job: JobRecord, after_seq: int) -> Sequence[Sequence[Any]]:
         query = sa.select(*(outcomes.c[name] for name in _COLUMNS))
-        query = query.where(outcomes.c.job == job.key, outcomes.c.seq > after_seq).order_by(outcomes.c.seq)
+        is_its_own = sa.or_(outcomes.c.status == "succeeded", outcomes.c.seq > failed_until_seq(job))
+        query = query.where(outcomes.c.job == job.key, outcomes.c.seq > after_seq, is_its_own).order_by(outcomes.c.seq)
         with self._database.reading() as connection:
             return connection.execute(query.limit(CHUNK)).all()
 

@@ -50,16 +50,20 @@ def end(store: Store, job: LedJob) -> JobRecord:
 
 
 def check_counts(store: Store, job: JobRecord) -> None:
-    """Check a job's counts and its tally against its outcomes."""
+    """Check a job's counts against its outcomes, and its tally against those that a retry has not given up."""
     results = store.items.results(job)
-    counts = Counter(each.status for each in results)
     record, tally = store.jobs.get(job.id), run_all(store.tallies.tally(job))
+    counts = Counter(each.status for each in results)
     assert record.counts == {status: counts[status] for status in STATUSES}
     assert record.prompt_tokens == sum(each.usage.get("prompt_tokens", 0) for each in results)
+    with store.database.reading() as connection:
+        until_seq = connection.execute(sa.select(queries.failed_until_seq(job))).scalar_one()
+    own = [each for each in results if each.status == "succeeded" or each.seq > until_seq]
     progress = tally.progress(job.total)
-    assert (progress.counts, progress.prompt_tokens) == (record.counts, record.prompt_tokens)
-    assert progress.timings["duration"].count == sum(each.duration_ns > 0 for each in results)
-    assert sum(kind.n_items for kind in tally.failure_kinds()) == sum(each.error is not None for each in results)
+    assert {status: n for status, n in progress.counts.items() if n} == Counter(each.status for each in own)
+    assert progress.prompt_tokens == sum(each.usage.get("prompt_tokens", 0) for each in own)
+    assert progress.timings["duration"].count == sum(each.duration_ns > 0 for each in own)
+    assert sum(kind.n_items for kind in tally.failure_kinds()) == sum(each.error is not None for each in own)
 
 
 @pytest.mark.usefixtures("in_small_pieces")
@@ -90,20 +94,22 @@ def test_a_retry_that_is_taken_over_in_the_middle_deletes_each_failure_once_and_
     store.outcomes.write(job, [], [outcome(index, 2, status) for index, status in statuses.items()])
     end(store, job)
     store.jobs.reopen(job.id)
-    n_left = []
-    while True:  # each leader deletes one part, and is then taken over
-        job = store.jobs.start(job.id)
+    n_left, again = [], list[int]()
+    job = store.jobs.start(job.id)
+    while (until := store.reopenings.clear_part(job, after=-1)) is not None:
         check_counts(store, job)
         n_left.append(store.jobs.get(job.id).counts["errored"])
-        if next(store.reopenings.clear(job), "over") == "over":
-            break
-    assert n_left == [15, 10, 5, 0]  # the last one only finds that nothing is left
-    assert [each.index for each in store.items.results(job)] == [*range(0, 30, 2)]
+        finish(store, job, {until: "errored"}, attempt=3)
+        again.append(until)
+        job = store.jobs.start(job.id)  # each leader deletes one part, and is then taken over
+    assert (n_left, again) == ([10, 6, 2], [9, 19, 29])
+    check_counts(store, job)
+    assert [each.index for each in store.items.results(job)] == sorted([*range(0, 30, 2), *again])
     pending = store.items.unfinished(job, -1)
-    assert [(each.index, each.attempt, each.blamed_crashes) for each in pending] == [(i, 2, 0) for i in range(1, 30, 2)]
-    finish(store, job, {1: "errored"}, attempt=3)
-    run_all(store.reopenings.clear(store.jobs.start(job.id)))  # a resume of the retry
-    assert store.jobs.get(job.id).counts["errored"] == 1
+    assert [(each.index, each.attempt, each.blamed_crashes) for each in pending] == [
+        (index, 2, 0) for index in range(1, 30, 2) if index not in again
+    ]
+    assert [each.index for each in store.items.unfinished(job, 3, until=7)] == [5, 7]
 
 
 _RETRY = """
@@ -182,7 +188,7 @@ def test_failures_are_read_through_an_index_of_their_own(store: Store) -> None:
     finish(store, job, {index: "errored" if index % 200 == 199 else "succeeded" for index in range(400)})
     for read in (
         lambda: store.items.results(job, is_failed=True),
-        lambda: store.items.results(job, is_failed=True, after_seq=0),
+        lambda: store.reopenings.clear_part(job, after=-1),
         lambda: store.items.find(job, status="errored"),
         lambda: store.items.find(job, status="expired"),
     ):

@@ -258,10 +258,9 @@ def test_a_database_from_before_leases_and_conversations_is_migrated(tmp_path: P
 
 def drop_version_6(connection: sqlite3.Connection) -> None:
     """Remove what versions before 6 did not have."""
-    for index in ("failed_outcomes", "failed_outcomes_in_finish_order"):
-        connection.execute(f"DROP INDEX {index}")
+    connection.execute("DROP INDEX failed_outcomes")
     connection.execute("DROP TABLE tallies")
-    connection.execute("ALTER TABLE reopenings DROP COLUMN is_clearing")
+    connection.execute("ALTER TABLE reopenings DROP COLUMN failed_until_seq")
 
 
 def drop_names(connection: sqlite3.Connection) -> None:

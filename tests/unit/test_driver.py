@@ -755,9 +755,9 @@ async def test_a_cancel_does_not_wait_for_items_that_cannot_be_read(
     job = await started(store, new_job(store, *["echo"] * 10), max_in_flight=20)
     executor, unfinished = Scripted(lambda spec: asyncio.Event().wait()), store.items.unfinished
 
-    def out_of_reach(record: JobRecord, after: int) -> list[PendingItem]:
+    def out_of_reach(record: JobRecord, after: int, *, until: int) -> list[PendingItem]:
         if after < 0:
-            return unfinished(record, after)
+            return unfinished(record, after, until=until)
         raise StoreUnavailableError("locked")
 
     monkeypatch.setattr(job.store.items, "unfinished", job.store.on(out_of_reach))

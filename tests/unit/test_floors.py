@@ -50,6 +50,7 @@ FLOORS = (
     "jobs.retention",
     "jobs.group_commit",
     "jobs.context",
+    "jobs.clearing",
     "jobs.running",
     "jobs.window_shares",
     "jobs.steering",
