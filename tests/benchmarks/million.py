@@ -224,7 +224,7 @@ def _retry(data: Path, url: str | None, job_id: str) -> list[Line]:
     start = time.monotonic()
     job = batchray.submit_retry(job_id, data_dir=data, database_url=url, executor="local")
     n_failed = job.record().total // 10
-    while job.progress_now().done < job.record().total - n_failed + 1_000:
+    while not job.is_started or job.progress_now().done < job.record().total - n_failed + 1_000:
         time.sleep(0.1)
     job.stop()  # the server continues it
     lines = [Line(f"retry of {n_failed:,}: until its first request", _first_call() - start, "s", 3.0)]
