@@ -210,8 +210,9 @@ def _lines() -> Iterator[Callable[[View], None]]:
         nonlocal last
         if not view.is_started and last > -math.inf:
             return  # it was said already
-        if last < math.inf and (view.done == view.total or time.monotonic() - last >= _LINE_EVERY_S):
-            last = math.inf if view.done == view.total else time.monotonic()
+        is_last = view.is_started and view.done == view.total  # a retry deletes outcomes first, while it starts
+        if last < math.inf and (is_last or time.monotonic() - last >= _LINE_EVERY_S):
+            last = math.inf if is_last else time.monotonic()
             text = "; ".join((view.line(), *view.notes()))
             print(text, file=sys.stderr, flush=True)  # noqa: T201  # this is the display
 
