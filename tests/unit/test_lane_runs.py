@@ -11,7 +11,7 @@ from ray.exceptions import ActorUnavailableError, LocalRayletDiedError
 
 from batchray.errors import ClusterError, RequestError, WorkerDiedError
 from batchray.executors.ray.lane_runs import LaneRuns
-from batchray.executors.ray.run_registry import MAX_MESSAGE_BYTES, End, Start, pack_ends, unpack_starts
+from batchray.executors.ray.run_registry import MAX_MESSAGE_BYTES, End, Start, pack_ends, unpack_call
 from tests.polling import run_pending_tasks
 
 
@@ -21,10 +21,13 @@ class FakeLane:
     def __init__(self) -> None:
         self.exchange = self
         self.calls: list[list[str]] = []
+        self.asked: list[list[str]] = []
         self._waiting: deque[asyncio.Future[bytes]] = deque()
 
     def remote(self, starts: bytes) -> asyncio.Future[bytes]:
-        self.calls.append([start.key for start in unpack_starts(starts)])
+        given, asked = unpack_call(starts)
+        self.calls.append([start.key for start in given])
+        self.asked.append(asked)
         self._waiting.append(asyncio.get_running_loop().create_future())
         return self._waiting[-1]
 
@@ -117,17 +120,38 @@ async def test_a_failed_call_is_raised_for_every_run_because_it_may_have_brought
     runs.close()
 
 
-async def test_a_call_without_an_answer_is_lost_and_its_runs_are_sent_again() -> None:
-    class SilentAtFirst(FakeLane):
-        def remote(self, starts: bytes) -> asyncio.Future[bytes]:
-            future = super().remote(starts)
-            if len(self.calls) > 1:
-                future.set_result(pack_ends([End("a", b"1")]))
-            return future
+async def test_a_call_that_has_waited_in_vain_is_followed_by_one_that_asks_for_all_runs() -> None:
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a", "b")
+    await lane.answer()
+    assert (lane.calls, lane.asked) == ([["a", "b"], []], [[], ["a", "b"]])
+    await lane.answer(End("a", b"1"), End("b", is_unknown=True))
+    assert (lane.calls[2:], lane.asked[2:]) == ([["b"]], [[]])
+    await lane.answer(End("b", b"2"))
+    assert outcomes(tasks) == [b"1", b"2"]
+    runs.close()
 
-    lane = SilentAtFirst()
-    runs, (task,) = await started(lane, "a", late_s=0.0)
-    assert (await task, lane.calls) == (b"1", [["a"], ["a"]])
+
+async def test_a_call_whose_place_a_newer_one_has_taken_asks_for_nothing() -> None:
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a")
+    tasks += await run_all(runs, "b")
+    await lane.answer()
+    assert (lane.calls, lane.asked) == ([["a"], ["b"]], [[], []])
+    await lane.answer(End("a", b"1"), End("b", b"2"))
+    assert outcomes(tasks) == [b"1", b"2"]
+    runs.close()
+
+
+async def test_a_late_call_is_followed_by_one_that_asks_for_all_runs_and_its_answer_still_counts() -> None:
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a", "b", late_s=0.0)
+    assert lane.calls[:2] == [["a", "b"], []]
+    assert lane.asked[:2] == [[], ["a", "b"]]
+    await lane.answer(End("a", b"1"))
+    lane._waiting[-1].set_result(pack_ends([End("b", b"2")]))
+    await run_pending_tasks()
+    assert outcomes(tasks) == [b"1", b"2"]
     runs.close()
 
 

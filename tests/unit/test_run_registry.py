@@ -14,10 +14,10 @@ from batchray.executors.ray.run_registry import (
     End,
     RunRegistry,
     Start,
+    pack_call,
     pack_ends,
-    pack_starts,
+    unpack_call,
     unpack_ends,
-    unpack_starts,
 )
 from tests.polling import run_pending_tasks
 
@@ -64,14 +64,23 @@ async def test_a_call_that_waits_gets_all_runs_that_end_in_the_same_moment() -> 
     runs, works = RunRegistry(), [Work(b"%d" % n) for n in range(3)]
     for n, work in enumerate(works):
         runs.start(str(n), work)
-    calls = [asyncio.ensure_future(runs.ends()) for _ in range(2)]
+    call = asyncio.ensure_future(runs.ends())
     await run_pending_tasks()
     for work in works[:2]:
         work.may_end.set()
-    assert await calls[0] == [End("0", b"0"), End("1", b"1")]
-    assert not calls[1].done()
+    assert await call == [End("0", b"0"), End("1", b"1")]
     works[2].may_end.set()
-    assert await calls[1] == [End("2", b"2")]
+    assert await runs.ends() == [End("2", b"2")]
+
+
+async def test_a_call_that_waits_returns_when_the_next_comes_because_its_answer_may_be_lost() -> None:
+    runs, work = RunRegistry(), Work()
+    runs.start("k", work)
+    calls = [asyncio.ensure_future(runs.ends()) for _ in range(3)]
+    await run_pending_tasks()
+    assert [call.done() for call in calls] == [True, True, False]
+    work.may_end.set()
+    assert [await call for call in calls] == [[], [], [End("k", b"report")]]
 
 
 async def test_ends_that_are_too_large_for_one_message_come_in_several() -> None:
@@ -81,10 +90,17 @@ async def test_ends_that_are_too_large_for_one_message_come_in_several() -> None
         runs.start(str(n), work)
     await run_pending_tasks()
     assert [[end.key for end in await runs.ends()] for _ in range(3)] == [["0"], ["1"], ["2"]]
-    calls = [asyncio.ensure_future(runs.ends()) for _ in range(2)]
-    for n in range(2):
-        runs.start(str(n), work)
-    assert [[end.key for end in await call] for call in calls] == [["0"], ["1"]]
+
+
+async def test_a_run_that_is_asked_for_tells_its_end_again_or_that_it_never_started() -> None:
+    runs, work, running = RunRegistry(), Work(), Work()
+    await end_of(runs, "ended", work)
+    runs.start("running", running)
+    runs.stop(["stopped"])
+    for key in ("ended", "running", "stopped", "unknown"):
+        runs.ask(key)
+    assert await runs.ends() == [End("ended", b"report"), End("unknown", is_unknown=True)]
+    runs.stop(["running"])
 
 
 async def test_a_call_that_waits_in_vain_returns_nothing_and_the_next_gets_the_end() -> None:
@@ -92,16 +108,6 @@ async def test_a_call_that_waits_in_vain_returns_nothing_and_the_next_gets_the_e
     runs.start("k", work)
     assert await runs.ends() == []
     assert await end_of(runs, "k", work) == End("k", b"report")
-
-
-async def test_a_call_that_was_cancelled_takes_no_end() -> None:
-    runs, work = RunRegistry(), Work()
-    lost, call = (asyncio.ensure_future(runs.ends()) for _ in range(2))
-    await run_pending_tasks()
-    lost.cancel()
-    work.may_end.set()
-    runs.start("k", work)
-    assert await call == [End("k", b"report")]
 
 
 async def test_a_stopped_run_ends_without_a_word_and_does_not_start_again() -> None:
@@ -182,11 +188,12 @@ STARTS = st.builds(Start, st.text(max_size=3), st.sampled_from([b"a", b"b"]), st
 
 @given(st.lists(STARTS))
 def test_starts_survive_the_way_to_a_lane_and_an_agent_is_sent_once(starts: list[Start]) -> None:
-    assert sorted(unpack_starts(pack_starts(starts))) == sorted(starts)
+    given, asked = unpack_call(pack_call(starts, ["k"]))
+    assert (sorted(given), asked) == (sorted(starts), ["k"])
     agent = random.Random(1).randbytes(1000)
-    assert pack_starts([Start(str(n), agent, b"") for n in range(5)]).count(agent) == 1
+    assert pack_call([Start(str(n), agent, b"") for n in range(5)]).count(agent) == 1
 
 
-@given(st.lists(st.builds(End, st.text(), st.binary(), st.text(), st.text())))
+@given(st.lists(st.builds(End, st.text(), st.binary(), st.text(), st.text(), st.booleans())))
 def test_ends_survive_the_way_to_the_driver(ends: list[End]) -> None:
     assert unpack_ends(pack_ends(ends)) == ends

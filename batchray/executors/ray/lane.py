@@ -31,7 +31,7 @@ from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
 from batchray.executors.ray.job_actor import BlockingReports
 from batchray.executors.ray.provider_reports import LaneReport, ProviderReports
-from batchray.executors.ray.run_registry import RunRegistry, Start, pack_ends, unpack_starts
+from batchray.executors.ray.run_registry import RunRegistry, Start, pack_ends, unpack_call
 from batchray.executors.ray.worker_log import WorkerLog
 from batchray.support.captured_output import TO_STDERR
 from batchray.support.descriptors import connections_that_fit, raise_descriptor_limit
@@ -75,14 +75,17 @@ class Lane:
         raise_descriptor_limit()
         gc.freeze()  # the imported modules stay; otherwise every full collection scans them
 
-    async def exchange(self, starts: bytes) -> bytes:
+    async def exchange(self, packed: bytes) -> bytes:
         """Start these runs, and return the reports of runs that have ended, as soon as there are some.
 
         A run is an agent and an item in, a report out.  A request's failure is in the report.  A second start of an
         attempt, made because a call was lost, joins the same run.
         """
-        for start in unpack_starts(starts):
+        given, asked = unpack_call(packed)
+        for start in given:
             self._runs.start(start.key, partial(self._run, start))
+        for key in asked:
+            self._runs.ask(key)
         return pack_ends(await self._runs.ends())
 
     def _run(self, start: Start) -> Awaitable[bytes]:

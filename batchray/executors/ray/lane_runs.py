@@ -13,7 +13,7 @@ from typing import Any
 
 from batchray.errors import ClusterError, RequestError, WorkerDiedError
 from batchray.executors.ray.calls import CLUSTER_GONE, first_line
-from batchray.executors.ray.run_registry import IDLE_S, MAX_MESSAGE_BYTES, End, Start, pack_starts, unpack_ends
+from batchray.executors.ray.run_registry import IDLE_S, MAX_MESSAGE_BYTES, End, Start, pack_call, unpack_ends
 
 # For a lane that is busy, and for a call that was lost without an error.
 _LATE_S = 20.0
@@ -28,7 +28,8 @@ class LaneRuns:
         self._unsent: list[Start] = []
         self._sending: asyncio.Handle | None = None
         self._calls: set[asyncio.Task[None]] = set()
-        self._n_unanswered = 0
+        self._n_calls = self._n_unanswered = 0
+        self._has_doubts = False
 
     async def run(self, start: Start) -> bytes:
         """Run an attempt and return its report.  A second call for the attempt joins the same run.
@@ -67,32 +68,54 @@ class LaneRuns:
     def _send(self) -> None:
         """Send the starts that are not sent yet.  While runs are waited for, at least one call waits at the lane."""
         unsent, self._unsent, self._sending = self._unsent, [], None
-        for starts in _messages(unsent):
-            self._call(starts)
-        if self._waiting and not self._n_unanswered:
-            self._call(())
+        asked, self._has_doubts = list(self._waiting) if self._has_doubts else [], False
+        messages = list(_messages(unsent))
+        if not messages and (asked or (self._waiting and not self._n_unanswered)):
+            messages = [[]]
+        for n, starts in enumerate(messages, start=1):
+            self._call(pack_call(starts, asked if n == len(messages) else ()))
 
-    def _call(self, starts: Sequence[Start]) -> None:
+    def _call(self, packed: bytes) -> None:
+        self._n_calls += 1
         self._n_unanswered += 1
-        call = asyncio.ensure_future(self._exchange(starts))
+        call = asyncio.ensure_future(self._exchange(packed, self._n_calls))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
-    async def _exchange(self, starts: Sequence[Start]) -> None:
+    async def _exchange(self, packed: bytes, number: int) -> None:
         """Make one call, and then the next if runs are still waited for."""
+        answer = asyncio.ensure_future(self._answer(packed))
         try:
-            async with asyncio.timeout(self._late_s):
-                packed = await self._actor.exchange.remote(pack_starts(starts))
-        except TimeoutError:
-            self._unsent += [start for start, _ in self._waiting.values()]
+            await asyncio.wait((answer,), timeout=self._late_s)
+            self._n_unanswered -= 1
+            if not answer.done():
+                self._has_doubts = True
+                self._send_soon()
+            ends = await answer
         except Exception as error:  # noqa: BLE001  # raised for every run that waits
             self._fail(error)
         else:
-            for end in unpack_ends(packed):
-                if (found := self._waiting.pop(end.key, None)) is not None and not found[1].done():
-                    found[1].set_result(end)
+            self._take(ends, is_newest=number == self._n_calls)
         finally:
-            self._n_unanswered -= 1
+            answer.cancel()
+
+    async def _answer(self, packed: bytes) -> list[End]:
+        return unpack_ends(await self._actor.exchange.remote(packed))
+
+    def _take(self, ends: Sequence[End], *, is_newest: bool) -> None:
+        """Hand out the ends.
+
+        A lane returns none if it had none for long, or if a newer call has come.  If that is not one of ours, it is one
+        whose answer may be lost, and ends with it: the next call asks for all runs.
+        """
+        for end in ends:
+            if end.is_unknown:
+                if end.key in self._waiting:
+                    self._send_soon(self._waiting[end.key][0])
+            elif (found := self._waiting.pop(end.key, None)) is not None and not found[1].done():
+                found[1].set_result(end)
+        if not ends and is_newest:
+            self._has_doubts = True
         if self._waiting:
             self._send_soon()
 

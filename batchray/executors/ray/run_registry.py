@@ -36,13 +36,15 @@ class Start(NamedTuple):
 class End(NamedTuple):
     """The end of a run: its report, or why there is none.
 
-    `lost` if it has run, and its report is gone; `failed` if it raised an error, which is a defect of this package.
+    `lost` if it has run, and its report is gone; `failed` if it raised an error, which is a defect of this package;
+    `is_unknown` if its start never arrived.
     """
 
     key: str
     report: bytes = b""
     lost: str = ""
     failed: str = ""
+    is_unknown: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -57,26 +59,35 @@ class _OfAgent(NamedTuple):
     runs: list[tuple[str, bytes, bool]]
 
 
+class _Call(NamedTuple):
+    """The content of a call of a lane: starts, and the keys of runs whose ends may have been lost."""
+
+    starts: list[_OfAgent]
+    asked: list[str]
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode_starts = msgspec.msgpack.Decoder(list[_OfAgent]).decode
+_decode_call = msgspec.msgpack.Decoder(_Call).decode
 _decode_ends = msgspec.msgpack.Decoder(list[End]).decode
 
 
-def pack_starts(starts: Iterable[Start]) -> bytes:
-    """Return starts as a lane's `exchange` takes them."""
+def pack_call(starts: Iterable[Start], asked: Iterable[str] = ()) -> bytes:
+    """Return starts, and keys of runs that are asked for, as a lane's `exchange` takes them."""
     by_agent: dict[bytes, list[tuple[str, bytes, bool]]] = {}
     for key, agent, item, keeps_steps in starts:
         by_agent.setdefault(agent, []).append((key, item, keeps_steps))
-    return _encode(list(by_agent.items()))
+    return _encode((list(by_agent.items()), list(asked)))
 
 
-def unpack_starts(packed: bytes) -> list[Start]:
-    """Return the starts in what `pack_starts` returned, those of one agent together."""
-    return [
+def unpack_call(packed: bytes) -> tuple[list[Start], list[str]]:
+    """Return the starts in what `pack_call` returned, those of one agent together, and the keys."""
+    call = _decode_call(packed)
+    starts = [
         Start(key, of_agent.agent, item, keeps_steps)
-        for of_agent in _decode_starts(packed)
+        for of_agent in call.starts
         for key, item, keeps_steps in of_agent.runs
     ]
+    return starts, call.asked
 
 
 def pack_ends(ends: Iterable[End]) -> bytes:
@@ -113,7 +124,7 @@ class RunRegistry:
         self._marks: OrderedDict[str, _Mark] = OrderedDict()
         self._n_bytes = 0
         self._ends: deque[End] = deque()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: asyncio.Future[None] | None = None  # of the newest call
         self._is_telling = False
 
     def start(self, key: str, run: Callable[[], Awaitable[bytes]]) -> None:
@@ -122,25 +133,36 @@ class RunRegistry:
         A second start for a key joins the same run, and the end of one that has ended comes again.  If its report is
         gone, or never existed, the end says so: the same attempt is not run a second time.
         """
+        if not self._knows(key):
+            task = self._running[key] = asyncio.ensure_future(run())
+            task.add_done_callback(partial(self._end, key))
+
+    def ask(self, key: str) -> None:
+        """Return the end of a run again, which may have been lost on its way; or say that the run is unknown."""
+        if not self._knows(key):
+            self._add_end(End(key, is_unknown=True))
+
+    def _knows(self, key: str) -> bool:
+        """Whether the run has been started or stopped; its end comes again if it has ended."""
         if (report := self._reports.get(key)) is not None:
             self._add_end(End(key, report))
         elif (mark := self._marks.get(key)) is _Mark.DROPPED:
             self._add_end(End(key, lost=_LOST))
-        elif mark is None and key not in self._running:
-            task = self._running[key] = asyncio.ensure_future(run())
-            task.add_done_callback(partial(self._end, key))
+        else:
+            return mark is not None or key in self._running
+        return True
 
     async def ends(self) -> list[End]:
         """Return the ends that were not returned yet, as soon as there are some; empty after `idle_s` seconds.
 
-        Of several calls that wait the oldest gets them.
+        A call that waits returns when the next one comes: of a call whose connection broke the driver gets no answer.
         """
+        self._tell()
         if not self._ends:
-            waiting = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiting)
-            timer = asyncio.get_running_loop().call_later(self._idle_s, self._give_up, waiting)
+            self._waiting = asyncio.get_running_loop().create_future()
+            timer = asyncio.get_running_loop().call_later(self._idle_s, self._tell)
             try:
-                await waiting
+                await self._waiting
             finally:
                 timer.cancel()
         return self._take_ends()
@@ -172,22 +194,15 @@ class RunRegistry:
 
     def _add_end(self, end: End) -> None:
         self._ends.append(end)
-        if self._waiting and not self._is_telling:
+        if self._waiting is not None and not self._is_telling:
             self._is_telling = True
             asyncio.get_running_loop().call_soon(self._tell)  # runs that end in the same moment go together
 
     def _tell(self) -> None:
-        """Wake the oldest call that waits, which returns the ends."""
+        """Wake the call that waits, which returns the ends."""
         self._is_telling = False
-        while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                waiting.set_result(None)
-                return
-
-    def _give_up(self, waiting: asyncio.Future[None]) -> None:
-        if not waiting.done():
-            self._waiting.remove(waiting)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
     def _take_ends(self) -> list[End]:
@@ -197,8 +212,6 @@ class RunRegistry:
         while self._ends and (not taken or n_bytes + self._ends[0].n_bytes <= MAX_MESSAGE_BYTES):
             taken.append(self._ends.popleft())
             n_bytes += taken[-1].n_bytes
-        if self._ends:
-            self._tell()
         return taken
 
     def _remember(self, key: str, report: bytes) -> None:
