@@ -88,11 +88,12 @@ async def start_job(
     settings: Settings,
     slots: Slots | None = None,
     deadlines: PausableDeadlines | None = None,
+    answered: set[str] | None = None,
 ) -> RunningJob:
     """Mark a job as running here, with its progress so far read from the store.
 
-    `slots` and `deadlines` are those that all jobs of this process share.  Raises LeaseLostError while another process
-    leads the job, and JobEndedError if it has ended.
+    `slots`, `deadlines` and the endpoints of providers that have `answered` are those that all jobs of this process
+    share.  Raises LeaseLostError while another process leads the job, and JobEndedError if it has ended.
     """
     waiting = RetryingStore(store, f"job {job_id}")
     record = await waiting.jobs.start(job_id)
@@ -102,7 +103,7 @@ async def start_job(
         opened_at = await waiting.jobs.opened_at(record)
         asked = await waiting.leases.requested(record)
     slots, progress = slots or Slots(), tally.progress(record.total)
-    gates = ProviderGates(job_id, agents, slots)
+    gates = ProviderGates(job_id, agents, slots, answered)
     window = _window(agents, settings, slots, gates, store.data_dir, record.user_id)
     committer = GroupCommitter(waiting, record, deadlines or PausableDeadlines())
     timing = JobTiming(record, opened_at, settings.job_deadline_s, is_resumed=progress.done > 0)

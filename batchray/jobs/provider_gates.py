@@ -2,8 +2,8 @@
 
 A job has a gate for each provider, apart from other jobs.  A gate is a limit of requests in flight:
 
-- It is small until the provider has answered, so that few calls are made in vain if it refuses them all.  After two
-  seconds without an answer it doubles twice a second: a refusal would have come sooner.
+- It is small until the provider has answered a job of this process, so that few calls are made in vain if it refuses
+  them all.  After a fifth of a second without an answer it doubles again and again: a refusal would have come sooner.
 - Each failure that all requests of the provider share lowers it, and an answer lifts it.
 - It is 1 while the provider takes no calls, so that one request tries it.  The deadlines of its requests pause then.
 """
@@ -33,17 +33,21 @@ _MAX_AGO_S = 1.0
 class ProviderGate:
     """The gate of one provider in one job.  `pauses` are those of the deadlines of its requests.
 
-    `endpoint` tells it apart from providers of the same name.
+    `endpoint` tells it apart from providers of the same name.  `answered` are the endpoints that have answered jobs of
+    this process since they last refused a request.
     """
 
-    def __init__(self, provider: str, job_id: str, slots: Slots, endpoint: str = "") -> None:
+    def __init__(
+        self, provider: str, job_id: str, slots: Slots, endpoint: str = "", answered: set[str] | None = None
+    ) -> None:
         self.provider, self.pauses = provider, Pauses()
         self.slot = Slot(("gate", job_id, provider, endpoint), sys.maxsize)
         self.state: ProviderState | None = None
         self.unanswered_since: float | None = None
         """Since when it has been unavailable without ever having answered, on a monotonic clock."""
-        self._slots = slots
-        self._limit: int | None = FIRST_IN_FLIGHT
+        self._slots, self._endpoint = slots, endpoint
+        self._answered = set() if answered is None else answered
+        self._limit: int | None = None if endpoint in self._answered else FIRST_IN_FLIGHT
         self._answered_after = self._refused_at = float("-inf")
         self._grows_at: float | None = None
         self._is_refusing = self._has_answered = False
@@ -70,12 +74,14 @@ class ProviderGate:
         self._has_answered, self.unanswered_since = True, None
         if started_at >= self._refused_at:
             self._limit, self._is_refusing = None, False
+            self._answered.add(self._endpoint)
         self.update(self.state, started_at)
 
     def set_refused(self, now: float) -> None:
         """Lower the limit: a request that is still in flight has met a failure that all requests share."""
         self._limit = max(1, min(self.in_flight - 1, sys.maxsize if self._limit is None else self._limit))
         self._refused_at, self._is_refusing, self._grows_at = now, True, now + _AFTER_FAILURE_S
+        self._answered.discard(self._endpoint)
         self._apply()
 
     def grow(self, now: float) -> None:
@@ -141,9 +147,12 @@ def _concerns_one_worker(state: ProviderState, now: float) -> bool:
 
 
 class ProviderGates:
-    """The gates of a job, by agent.  Agents without a provider, or with a scripted one, have none."""
+    """The gates of a job, by agent.  Agents without a provider, or with a scripted one, have none.
 
-    def __init__(self, job_id: str, agents: AgentSet, slots: Slots) -> None:
+    Jobs of a process share `answered`.
+    """
+
+    def __init__(self, job_id: str, agents: AgentSet, slots: Slots, answered: set[str] | None = None) -> None:
         self._by_endpoint: dict[str, ProviderGate] = {}
         self._by_agent: dict[str, ProviderGate] = {}
         for agent_id, bound in agents.agents.items():
@@ -152,7 +161,7 @@ class ProviderGates:
                 continue
             endpoint = endpoint_id(name, bound.provider, bound.key, bound.access)
             if endpoint not in self._by_endpoint:
-                self._by_endpoint[endpoint] = ProviderGate(name, job_id, slots, endpoint)
+                self._by_endpoint[endpoint] = ProviderGate(name, job_id, slots, endpoint, answered)
             self._by_agent[agent_id] = self._by_endpoint[endpoint]
 
     def __iter__(self) -> Iterator[ProviderGate]:

@@ -50,6 +50,7 @@ class Runtime:
         self.keeps_paused_jobs = False
         """Whether a job that has paused itself stays here until it is unpaused, instead of stopping."""
         self._shares, self._slots, self._deadlines = WindowShares(), Slots(), PausableDeadlines()
+        self._answered: set[str] = set()
         atexit.register(self.close)
 
     def share_window(self, size: int) -> None:
@@ -128,7 +129,8 @@ class Runtime:
         """Start a job; return its record if its earlier leader has ended it."""
         while True:
             try:
-                return await start_job(job_id, agents, store, settings, self._slots, self._deadlines)
+                shared = (self._slots, self._deadlines, self._answered)
+                return await start_job(job_id, agents, store, settings, *shared)
             except JobEndedError:
                 record = await RetryingStore(store, f"job {job_id}").jobs.get(job_id)
                 if record.is_ended:  # or it was reopened between the two reads, and can be started

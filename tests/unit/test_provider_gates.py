@@ -47,6 +47,17 @@ async def test_few_requests_start_until_the_provider_has_answered() -> None:
     assert (start(gate, slots, 1000), gate.is_limited) == (1000, False)
 
 
+async def test_a_provider_that_has_answered_a_job_is_not_tried_again_by_the_next_one() -> None:
+    slots, answered = Slots(), set[str]()
+    first = ProviderGate("p", "job", slots, "http://p", answered)
+    assert start(first, slots, 1000) == FIRST_IN_FLIGHT
+    first.set_answered(1.0)
+    second, other = (ProviderGate("p", "later", slots, each, answered) for each in ("http://p", "http://q"))
+    assert (start(second, slots, 1000), start(other, slots, 1000)) == (1000, FIRST_IN_FLIGHT)
+    second.set_refused(2.0)
+    assert start(ProviderGate("p", "last", slots, "http://p", answered), slots, 1000) == FIRST_IN_FLIGHT
+
+
 async def test_refusals_let_nothing_start_in_their_place() -> None:
     slots = Slots()
     gate = ProviderGate("p", "job", slots)
