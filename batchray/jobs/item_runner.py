@@ -97,11 +97,11 @@ class ItemRunner:
         If nothing waits for them, their item's place in the window becomes free as soon as they are handed in.
         """
         commits = [self._committer.record(outcome) for outcome in outcomes]
-        if is_awaited:
-            accepted = [await self._committer.committed(commit) for commit in commits]
-        else:
+        if not is_awaited:
             self._job.window.leave(sum(len(outcome.messages) + _OUTCOME_BYTES for outcome in outcomes))
-            accepted = [await asyncio.shield(commit) for commit in commits]
+            is_awaited = not self._job.window.in_flight  # the last one: the job's end waits for it
+        wait = self._committer.committed if is_awaited else asyncio.shield
+        accepted = [await wait(commit) for commit in commits]
         return [outcome for outcome, indexes in zip(outcomes, accepted, strict=True) if outcome.index in indexes]
 
     def _hold(self, agent_id: str, outcome: NewOutcome, provider: str, kind: str) -> None:
