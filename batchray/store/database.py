@@ -91,6 +91,8 @@ class Database:
         Until then a power cut may undo them.  Of several callers one has a piece in the queue of the writer thread, so
         that other calls wait for one piece at most.
         """
+        if self._writer_thread().is_current:  # it must not wait for a caller whose piece is in its queue
+            return self._transact_relaxed(work)
         with self._piece_lock:
             return self.run(self._transact_relaxed, work)
 

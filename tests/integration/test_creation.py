@@ -180,6 +180,12 @@ def test_two_large_jobs_are_stored_at_once(store: Store) -> None:
         assert [item.custom_id for item in store.items.find(store.jobs.get(each.id))] == [f"c-{n}" for n in range(4)]
 
 
+def test_a_large_request_stored_on_the_writers_thread_does_not_wait_for_a_piece_behind_it(store: Store) -> None:
+    with store.database._piece_lock:  # as a caller has it whose piece is in the queue of that thread
+        creating = store.database.call_soon(store.jobs.create_paged, NewJob(new_job_id(), agents_of), pages(int))
+        assert creating.result(TIMEOUT_S) == N_PAGES
+
+
 def test_a_disk_that_fills_up_between_two_pieces_leaves_nothing(tmp_path: Path) -> None:
     def fill(number: int) -> None:
         if number == 2:
