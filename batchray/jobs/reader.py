@@ -8,13 +8,13 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchray.errors import UnknownItemError, UsageError
 from batchray.schema import Result
-from batchray.store import FailureKind, JobRecord, Store, Tally, run_all
+from batchray.store import FailureKind, JobRecord, Store, StoredResult, Tally, run_all
 from batchray.views.carried import CarriedRows
 from batchray.views.csv_export import write_csv
 from batchray.views.export_formats import OPENAI_ENDPOINTS, Target, export_format
@@ -22,6 +22,7 @@ from batchray.views.exports import Export, write_parquet
 from batchray.views.frames import to_frame
 from batchray.views.line_exports import ExportSource, write_lines
 from batchray.views.plain_text import in_short
+from batchray.views.result_columns import result_columns
 from batchray.views.result_pages import AfterOptions, ResultCursor, ResultOrder, result_pages
 from batchray.views.result_tables import ResultTables
 from batchray.views.results import ResultViews
@@ -71,17 +72,10 @@ class JobReader(ABC):
         `include_input=True` each has the input of its request.
         """
         views = self._views(include_input)
-        cursor = ResultCursor(order)
-        while True:
-            is_final = not wait or self.is_done
-            read = functools.partial(self._read_page, is_failed=failed and is_final, omits_succeeded=failed)
-            while page := cursor.take(read(cursor.after), is_final=is_final):
-                for stored in page:
-                    if not failed or stored.status != "succeeded":
-                        yield views.result(stored)
-            if is_final:
-                return
-            time.sleep(POLL_S)
+        for page in self._pages(order, wait=wait, failed=failed):
+            for stored in page:
+                if not failed or stored.status != "succeeded":
+                    yield views.result(stored)
 
     async def aresults(
         self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
@@ -126,7 +120,8 @@ class JobReader(ABC):
         The columns of the table that the job was made of come first.  A column of results whose name one of them has is
         named `result_...`.
         """
-        return to_frame(self.results("index", include_input=True), self._rows())
+        views = self._views()
+        return to_frame((result_columns(views, page) for page in self._pages("index")), self._rows())
 
     def to_arrow(self) -> pa.Table:
         """Return the results as a table in index order, with the columns of `to_pandas`.  Needs `batchray[data]`.
@@ -188,7 +183,7 @@ class JobReader(ABC):
         """The job's record, for the fields that never change."""
         return self.record()
 
-    def _views(self, include_input: bool) -> ResultViews:
+    def _views(self, include_input: bool = False) -> ResultViews:
         snapshot = self._store().jobs.agent_snapshot(self.id)
         return ResultViews(self._accepted, snapshot, include_input=include_input, rows=self._rows())
 
@@ -196,9 +191,7 @@ class JobReader(ABC):
         return CarriedRows(functools.partial(self._store().items.carried_columns, self._accepted))
 
     def _tables(self) -> ResultTables:
-        snapshot = self._store().jobs.agent_snapshot(self.id)
-        views = ResultViews(self._accepted, snapshot, include_input=True)
-        return ResultTables(views, self._rows(), self._read_page)
+        return ResultTables(self._views(), self._rows(), self._read_page)
 
     def _store(self) -> Store:
         """Return the reader of the store.  It is opened on first use, and closed with this object or at exit."""
@@ -211,6 +204,19 @@ class JobReader(ABC):
 
     def _tally(self) -> Tally:
         return run_all(self._store().tallies.tally(self._accepted))
+
+    def _pages(
+        self, order: ResultOrder, *, wait: bool = True, failed: bool = False
+    ) -> Iterator[Sequence[StoredResult]]:
+        cursor = ResultCursor(order)
+        while True:
+            is_final = not wait or self.is_done
+            read = functools.partial(self._read_page, is_failed=failed and is_final, omits_succeeded=failed)
+            while page := cursor.take(read(cursor.after), is_final=is_final):
+                yield page
+            if is_final:
+                return
+            time.sleep(POLL_S)
 
     def _read_page(self, after: AfterOptions, *, is_failed: bool = False, omits_succeeded: bool = False) -> list[Any]:
         options = {"is_failed": is_failed, "omits_succeeded": omits_succeeded}

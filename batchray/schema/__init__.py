@@ -103,6 +103,7 @@ from batchray.schema.requests import (
     ToolReturn,
     ToolReturnCreate,
     ToolReturnPart,
+    message_options,
 )
 from batchray.schema.runs import (
     CompletionTokensDetails,
@@ -116,7 +117,7 @@ from batchray.schema.runs import (
     Step,
     StepMetrics,
 )
-from batchray.schema.visible import letta_messages, of_types, visible_messages
+from batchray.schema.visible import letta_messages, visible_json, visible_messages
 
 __all__ = [
     "MAX_INPUT_MESSAGES",
@@ -221,13 +222,14 @@ __all__ = [
     "job_stem",
     "letta_messages",
     "message_id",
+    "message_options",
     "new_id",
     "new_job_id",
-    "of_types",
     "ordinal_of",
     "otid",
     "run_id",
     "status_of",
     "step_id",
+    "visible_json",
     "visible_messages",
 ]

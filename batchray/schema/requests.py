@@ -264,6 +264,17 @@ class LettaRequest(WireModel):
         return self.assistant_message_tool_name if self.use_assistant_message and is_set else None
 
 
+_MESSAGE_OPTIONS = _ASSISTANT_TOOL_FIELDS | {"include_return_message_types"}
+_NO_OPTIONS = LettaRequest(input="")
+
+
+def message_options(request: Mapping[str, Any]) -> LettaRequest:
+    """Return a request with only those fields of a stored one that say which messages are shown, and how."""
+    if _MESSAGE_OPTIONS.isdisjoint(request):
+        return _NO_OPTIONS
+    return LettaRequest(input="", **{name: request[name] for name in _MESSAGE_OPTIONS & request.keys()})
+
+
 class AgentRequest(LettaRequest, ConstructedModel):
     """One entry of a batch: Letta's `requests[]` with a `custom_id` and `metadata` of the caller.
 

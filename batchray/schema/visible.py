@@ -5,11 +5,13 @@ Source: Letta server 0.16.8, `to_letta_messages`, and its recorded answers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import groupby
 from typing import Any
 
 import orjson
+from pydantic import BaseModel
 
 from batchray.schema.content import (
     Content,
@@ -37,7 +39,10 @@ from batchray.schema.letta_messages import (
     UserMessage,
 )
 from batchray.schema.messages import Message, MessageToolReturn, ToolCall
-from batchray.schema.requests import LettaRequest, MessageType, ToolReturn
+from batchray.schema.requests import LettaRequest, ToolReturn
+
+_Draft = tuple[type[LettaMessageBase], dict[str, Any], dict[str, Any]]
+"""A LettaMessage to be made: its kind, the fields that all kinds have, and those of the kind."""
 
 
 def visible_messages(messages: Iterable[Message], request: LettaRequest) -> list[LettaMessage]:
@@ -45,10 +50,27 @@ def visible_messages(messages: Iterable[Message], request: LettaRequest) -> list
 
     If the request names a tool whose calls become assistant messages, the returns of those calls are left out.
     """
+    return [_built(draft) for draft in _visible_drafts(messages, request)]
+
+
+def visible_json(messages: Iterable[Message], request: LettaRequest) -> list[dict[str, Any]]:
+    """Return the visible messages as `model_dump(mode="json")` writes them, in a quarter of the time of the models."""
+    return [_dumped(draft) for draft in _visible_drafts(messages, request)]
+
+
+def _visible_drafts(messages: Iterable[Message], request: LettaRequest) -> Iterator[_Draft]:
     tool_name, kwarg = request.assistant_message_tool, request.assistant_message_tool_kwarg
-    if tool_name is None:
-        return _as_letta_messages(messages, request)
-    messages = list(messages)
+    include = request.include_return_message_types
+    if tool_name is not None:
+        messages = _without_said(tool_name, kwarg, list(messages))
+    for message in messages:
+        for draft in _whole_drafts(message, tool_name, kwarg):
+            if include is None or _layout(draft[0])["message_type"] in include:
+                yield draft
+
+
+def _without_said(tool_name: str, kwarg: str, messages: Sequence[Message]) -> Iterator[Message]:
+    """Return messages without the returns of calls that become assistant messages."""
     # By step too: some models number the calls of each step from the start again.
     said = {
         (message.step_id, call.id)
@@ -56,22 +78,13 @@ def visible_messages(messages: Iterable[Message], request: LettaRequest) -> list
         for call in message.tool_calls or ()
         if call.name == tool_name and has_text_argument(call, kwarg)
     }
-    return _as_letta_messages((_without_returns(message, said) for message in messages), request)
-
-
-def _as_letta_messages(messages: Iterable[Message], request: LettaRequest) -> list[LettaMessage]:
-    tool_name, kwarg = request.assistant_message_tool, request.assistant_message_tool_kwarg
-    views = [view for message in messages for view in letta_messages(message, tool_name, kwarg)]
-    return of_types(views, request.include_return_message_types)
+    return (_without_returns(message, said) for message in messages)
 
 
 def _without_returns(message: Message, said: set[tuple[str | None, str]]) -> Message:
     returns = message.tool_returns or []
     kept = [each for each in returns if (message.step_id, each.tool_call_id) not in said]
     return message if len(kept) == len(returns) else message.model_copy(update={"tool_returns": kept})
-
-
-_Draft = tuple[type[LettaMessageBase], dict[str, Any]]
 
 
 def letta_messages(
@@ -83,6 +96,13 @@ def letta_messages(
     JSON envelopes of older Letta agents are not unwrapped.  A call to `assistant_message_tool` becomes an assistant
     message with the text of its argument `text_kwarg`; its tool return stays.
     """
+    return [_built(draft) for draft in _whole_drafts(message, assistant_message_tool, text_kwarg)]
+
+
+_OwnFields = tuple[type[LettaMessageBase], dict[str, Any]]
+
+
+def _whole_drafts(message: Message, tool_name: str | None, tool_kwarg: str) -> Iterator[_Draft]:
     common = {
         "id": message.id,
         "date": message.created_at,
@@ -92,15 +112,33 @@ def letta_messages(
         "is_err": message.is_err,
         "run_id": message.run_id,
     }
-    drafts = enumerate(_drafts(message, assistant_message_tool, text_kwarg))
-    return [kind(**common, otid=_otid(message, k), **fields) for k, (kind, fields) in drafts]  # type: ignore[misc]
+    for k, (kind, fields) in enumerate(_drafts(message, tool_name, tool_kwarg)):
+        yield kind, {**common, "otid": _otid(message, k)}, fields
 
 
-def of_types(messages: Iterable[LettaMessage], include: Collection[MessageType] | None) -> list[LettaMessage]:
-    """Return the messages that a request's `include_return_message_types` asks for; None asks for all."""
-    if include is None:
-        return list(messages)
-    return [message for message in messages if message.message_type in include]
+def _built(draft: _Draft) -> LettaMessage:
+    kind, common, fields = draft
+    return kind(**common, **fields)  # type: ignore[return-value]
+
+
+def _dumped(draft: _Draft) -> dict[str, Any]:
+    kind, common, fields = draft
+    dumped = {**_layout(kind), **common, "date": common["date"].isoformat(timespec="seconds")}
+    for name, value in fields.items():
+        dumped[name] = _as_json(value)
+    return dumped
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_json(each) for each in value]
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+@cache
+def _layout(kind: type[LettaMessageBase]) -> dict[str, Any]:
+    """Return the fields of a kind of message in their order, with their defaults."""
+    return {name: field.default for name, field in kind.model_fields.items()}
 
 
 def _otid(message: Message, k: int) -> str | None:
@@ -109,7 +147,7 @@ def _otid(message: Message, k: int) -> str | None:
     return otid(message.id, k) if k < MAX_OTIDS_PER_MESSAGE else None
 
 
-def _drafts(message: Message, tool_name: str | None, tool_kwarg: str) -> Iterator[_Draft]:
+def _drafts(message: Message, tool_name: str | None, tool_kwarg: str) -> Iterator[_OwnFields]:
     match message.role:
         case "assistant":
             yield from _content_drafts(message)
@@ -134,7 +172,7 @@ def _unwrapped_text(content: list[ContentPart]) -> Content:
     return content[0].text if len(content) == 1 and isinstance(content[0], TextContent) else content
 
 
-def _content_drafts(message: Message) -> Iterator[_Draft]:
+def _content_drafts(message: Message) -> Iterator[_OwnFields]:
     for kind, parts in groupby(message.content or (), key=type):
         if kind is not TextContent:
             yield from filter(None, map(_reasoning_draft, parts))
@@ -142,7 +180,7 @@ def _content_drafts(message: Message) -> Iterator[_Draft]:
             yield AssistantMessage, {"content": text}
 
 
-def _reasoning_draft(part: ContentPart) -> _Draft | None:
+def _reasoning_draft(part: ContentPart) -> _OwnFields | None:
     match part:
         case ReasoningContent():
             source = "reasoner_model" if part.is_native else "non_reasoner_model"
@@ -159,7 +197,7 @@ def _reasoning_draft(part: ContentPart) -> _Draft | None:
             return None  # tool parts repeat `tool_calls`, and no LettaMessage from an agent can hold an image
 
 
-def _call_drafts(calls: Iterable[ToolCall], tool_name: str | None, tool_kwarg: str) -> Iterator[_Draft]:
+def _call_drafts(calls: Iterable[ToolCall], tool_name: str | None, tool_kwarg: str) -> Iterator[_OwnFields]:
     with_texts = ((_text_argument(call, tool_kwarg) if call.name == tool_name else None, call) for call in calls)
     for has_text, group in groupby(with_texts, key=lambda pair: pair[0] is not None):
         if has_text:

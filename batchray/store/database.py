@@ -210,7 +210,7 @@ class Database:
         sizes = query.with_only_columns(n_bytes, maintain_column_froms=True)
         with self.reading() as connection:
             n_rows = n_that_fit(connection.execute(sizes).scalars(), max_bytes)
-            return [build(*row) for row in connection.execute(query.limit(n_rows))] if n_rows else []
+            return [build(*row) for row in connection.execute(query.limit(n_rows)).all()] if n_rows else []
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from batchray.batch.formats.arrow import array_of
-from batchray.schema import Result
 from batchray.store import StoredResult
 from batchray.views.carried import CarriedRows
 from batchray.views.extras import needing
-from batchray.views.frames import COLUMNS, own_names
+from batchray.views.frames import own_names
+from batchray.views.result_columns import COLUMNS, result_columns
 from batchray.views.result_pages import START, AfterOptions, ResultCursor, ResultOrder, ResultPosition
 from batchray.views.results import ResultViews
 
@@ -28,7 +28,7 @@ class ResultTables:
     """Builds tables of the results that `read` returns.
 
     The columns are those of `rows`, the table that the job was made of, in the types in which they came; then `index`
-    and the columns of `frames.COLUMNS`, with JSON for what is neither a text nor a number.
+    and the columns of `result_columns.COLUMNS`, with JSON for what is neither a text nor a number.
     """
 
     def __init__(
@@ -39,9 +39,8 @@ class ResultTables:
 
         self._views, self._rows, self._read = views, rows, read
         types = {"string": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), object: pa.string()}
-        self._values = [value_of if kind is not object else _as_json(value_of) for kind, value_of in COLUMNS.values()]
         carried = rows.schema
-        fields = [("index", pa.int64()), *((name, types[kind]) for name, (kind, _) in COLUMNS.items())]
+        fields = [("index", pa.int64()), *((name, types[kind]) for name, kind in COLUMNS.items())]
         names = own_names([name for name, _ in fields], carried.names if carried is not None else ())
         own = pa.schema([pa.field(names[name], kind) for name, kind in fields])
         self._own, self._has_rows = own, carried is not None
@@ -77,13 +76,10 @@ class ResultTables:
         """Return the table of a page.  Its rows are Python values only here: those need many times the memory."""
         import pyarrow as pa
 
-        columns: list[list[Any]] = [[] for _ in self._own]
-        for each in stored:
-            result = self._views.result(each)
-            columns[0].append(result.index)
-            for column, value_of in zip(columns[1:], self._values, strict=True):
-                column.append(value_of(result))
-        arrays = [array_of(column, field.type) for column, field in zip(columns, self._own, strict=True)]
+        columns = zip(self._own, (None, *COLUMNS.values()), result_columns(self._views, stored), strict=True)
+        arrays = [
+            array_of(_as_json(values) if kind is object else values, field.type) for field, kind, values in columns
+        ]
         own = pa.Table.from_arrays(arrays, schema=self._own)
         if not self._has_rows:
             return own
@@ -91,9 +87,5 @@ class ResultTables:
         return pa.Table.from_arrays([*carried.columns, *own.columns], schema=self.schema)
 
 
-def _as_json(value_of: Callable[[Result], Any]) -> Callable[[Result], str | None]:
-    def json_of(result: Result) -> str | None:
-        value = value_of(result)
-        return None if value is None else orjson.dumps(value).decode()
-
-    return json_of
+def _as_json(column: Sequence[Any]) -> list[str | None]:
+    return [None if value is None else orjson.dumps(value).decode() for value in column]

@@ -30,7 +30,7 @@ from batchray.store import JobRecord, StoredResult
 from batchray.views.carried import CarriedRows
 from batchray.views.trajectory_html import result_html
 
-_MESSAGES = TypeAdapter(list[Message])
+MESSAGES = TypeAdapter(list[Message])
 Result.to_html = result_html
 
 
@@ -62,8 +62,7 @@ class ResultViews:
     def result(self, stored: StoredResult) -> Result:
         """Return an item's outcome."""
         request = AgentRequest.model_validate_json(stored.request)
-        messages = _MESSAGES.validate_json(stored.messages)
-        usage = Usage(**stored.usage)
+        messages = MESSAGES.validate_json(stored.messages)
         return Result(
             index=stored.index,
             custom_id=request.custom_id,
@@ -71,16 +70,15 @@ class ResultViews:
             row=self._rows.row(stored.index) if self._rows is not None else None,
             batch_item_id=item_id(self._job.id, stored.index),
             agent_id=stored.agent_id,
-            # A resume may have replaced the agent of the snapshot; its answers name the model that gave them.
-            model=next((each.model for each in messages if each.model), self._models.get(stored.agent_id)),
+            model=self.model(stored.agent_id, messages),
             status=ItemStatus(stored.status),
             stop_reason=StopReason(stored.stop_reason),
-            input=_input_of(stored.request) if self._include_input else None,
+            input=input_of(orjson.loads(stored.request)) if self._include_input else None,
             messages=self._visible(messages, request),
-            usage=usage,
-            cost_usd=self._cost_usd(stored.agent_id, usage),
+            usage=Usage(**stored.usage),
+            cost_usd=self.cost_usd(stored.agent_id, stored.usage),
             error=ErrorInfo(**stored.error) if stored.error else None,
-            **_output_of(stored.error, messages),
+            **output_of(stored.error, messages),
             attempts=stored.attempts,
             timing=Timing(queued_ns=stored.queued_ns, ttft_ns=stored.ttft_ns, duration_ns=stored.duration_ns),
         )
@@ -90,18 +88,28 @@ class ResultViews:
             return [view for message in messages for view in letta_messages(message)]
         return visible_messages(messages, request)
 
-    def _cost_usd(self, agent_id: str, usage: Usage) -> float | None:
+    def model(self, agent_id: str, messages: Sequence[Message]) -> str | None:
+        """Return the model that answered, or else the agent's.
+
+        A resume may have replaced the agent of the snapshot; its answers name the model that gave them.
+        """
+        return next((each.model for each in messages if each.model), self._models.get(agent_id))
+
+    def cost_usd(self, agent_id: str, stored: Mapping[str, int]) -> float | None:
+        """Return the price of a stored usage; None without prices, or if the provider reported no tokens."""
         prices = self._prices.get(agent_id)
-        is_unknown = prices is None or (usage.step_count > 0 and usage.total_tokens == 0)
-        return None if is_unknown or prices is None else prices.cost_usd(usage)
+        if prices is None:
+            return None
+        usage = Usage(**stored)
+        return None if usage.step_count > 0 and usage.total_tokens == 0 else prices.cost_usd(usage)
 
 
-def _input_of(request: bytes) -> Any:
-    given = orjson.loads(request)
-    return given["messages"] if given.get("input") is None else given["input"]
+def input_of(request: Mapping[str, Any]) -> Any:
+    """Return the `input` of a request, or else its `messages`."""
+    return request["messages"] if request.get("input") is None else request["input"]
 
 
-def _output_of(error: Mapping[str, str] | None, messages: Sequence[Message]) -> dict[str, str]:
+def output_of(error: Mapping[str, str] | None, messages: Sequence[Message]) -> dict[str, str]:
     """Return what a function agent has written, which is with its error, or else with its answer."""
     if error is not None:
         return {name: error[name] for name in ("stdout", "stderr") if name in error}

@@ -16,7 +16,8 @@ from batchray.config import Agent, bind_agents
 from batchray.schema import AssistantMessage, ItemStatus, Result, item_id, new_job_id
 from batchray.schema.outcomes import OutcomeData
 from batchray.store import JobRecord, NewAttempt, NewItem, NewJob, NewOutcome, Store, StoredResult, run_all, utc_now
-from batchray.views.frames import COLUMNS, to_frame
+from batchray.views.frames import to_frame
+from batchray.views.result_columns import COLUMNS, result_columns
 from batchray.views.results import ResultViews, parse_time
 
 
@@ -70,6 +71,13 @@ async def results(
     include_input: bool = False,
 ) -> list[Result]:
     """Run requests by the agent above, and read their results back from a store."""
+    job, outcomes = await stored(tmp_path, job_id, *requests)
+    views = ResultViews(job, snapshot or {}, include_input=include_input)
+    return [views.result(each) for each in outcomes]
+
+
+async def stored(tmp_path: Path, job_id: str, *requests: dict[str, Any]) -> tuple[JobRecord, list[StoredResult]]:
+    """Run requests by the agent above, and return what a store has of them."""
     hi = {"agent_id": "a", "input": "hi"}
     bodies = [json.dumps({k: v for k, v in {**hi, **each}.items() if v is not None}).encode() for each in requests]
     attempt_runner, bound = AttemptRunner(), bind_agents([AGENT]).agents["a"]
@@ -83,8 +91,7 @@ async def results(
             outcome = {each.name: getattr(report, each.name) for each in fields(OutcomeData)}
             outcome |= {"index": report.index, "attempt": report.attempt, "duration_ns": 2_500_000_000}
             store.outcomes.write(job, [], [NewOutcome(**outcome, queued_ns=1_500_000_000)])
-        views = ResultViews(job, snapshot or {}, include_input=include_input)
-        return [views.result(stored) for stored in store.items.results(job)]
+        return job, store.items.results(job)
 
 
 async def test_a_result_is_an_output_line(tmp_path: Path) -> None:
@@ -164,7 +171,8 @@ def test_an_item_that_never_ran_has_a_result(tmp_path: Path) -> None:
 
 
 async def test_a_frame_has_a_row_an_item_with_durations_in_seconds(tmp_path: Path) -> None:
-    frame = to_frame(await results(tmp_path, new_job_id(), {"custom_id": "c-0"}, {}))
+    job, outcomes = await stored(tmp_path, new_job_id(), {"custom_id": "c-0"}, {})
+    frame = to_frame([result_columns(ResultViews(job), outcomes)])
     assert list(frame.index) == [0, 1]
     assert frame["custom_id"][0] == "c-0"
     assert frame["custom_id"].isna()[1]
@@ -200,10 +208,11 @@ async def test_the_input_is_included_on_demand(tmp_path: Path) -> None:
 
 
 async def test_a_frame_has_the_same_types_for_every_job(tmp_path: Path) -> None:
-    failed = ResultViews(_RECORD).result(StoredResult(**_NEVER_RAN))
     parts = {"input": [{"type": "text", "text": "x"}], "metadata": {"row": 1}}
-    succeeded = await results(tmp_path, new_job_id(), parts, {}, include_input=True)
-    frames = [to_frame([]), to_frame([failed]), to_frame(succeeded), to_frame([failed, *succeeded])]
+    job, outcomes = await stored(tmp_path, new_job_id(), parts, {})
+    failed = result_columns(ResultViews(_RECORD), [StoredResult(**_NEVER_RAN)])
+    succeeded = result_columns(ResultViews(job), outcomes)
+    frames = [to_frame(pages) for pages in ([], [failed], [succeeded], [failed, succeeded])]
     assert {str(dict(frame.dtypes)) for frame in frames} == {str(dict(frames[0].dtypes))}
     assert {str(frame.index.dtype) for frame in frames} == {"int64"}
     assert {str(dtype) for dtype in frames[0].dtypes} == {"string", "Int64", "Float64", "object"}
@@ -213,7 +222,7 @@ async def test_a_frame_has_the_same_types_for_every_job(tmp_path: Path) -> None:
     assert (row["metadata"], row["model"], frames[2]["input"][1]) == ({"row": 1}, "offline/scripted", "hi")
     assert [call["name"] for call in row["tool_calls"]] == ["double"]
     assert [message["message_type"] for message in row["messages"]][-1] == "assistant_message"
-    assert frames[1]["input"].isna().all()
+    assert list(frames[1]["input"]) == ["x"]
     assert frames[1]["tool_calls"][0] == []
 
 

@@ -53,7 +53,6 @@ from batchray.schema import (
     Message,
     MessageCreate,
     MessageToolReturn,
-    MessageType,
     OmittedReasoningContent,
     ReasoningContent,
     RedactedReasoningContent,
@@ -80,7 +79,6 @@ from batchray.schema import (
     message_id,
     new_id,
     new_job_id,
-    of_types,
     ordinal_of,
     otid,
     run_id,
@@ -639,10 +637,11 @@ def test_an_approval_message_is_a_request_with_calls_and_a_response_without() ->
 
 
 def test_only_the_asked_types_are_kept() -> None:
-    views = letta_messages(message(content=[TextContent(text="t")], tool_calls=[ToolCall.of("c", "roll", "{}")]))
-    assert of_types(views, None) == views
-    assert of_types(views, []) == []
-    assert of_types(views, [MessageType.TOOL_CALL_MESSAGE]) == views[1:]
+    said = message(content=[TextContent(text="t")], tool_calls=[ToolCall.of("c", "roll", "{}")])
+    views = letta_messages(said)
+    assert visible_messages([said], request()) == views
+    assert visible_messages([said], request(include_return_message_types=[])) == []
+    assert visible_messages([said], request(include_return_message_types=["tool_call_message"])) == views[1:]
 
 
 def test_a_delta_of_a_token_stream_can_be_read() -> None:

@@ -42,8 +42,10 @@ def array_of(values: Sequence[Any], kind: Any) -> Any:
     pa = arrow()
     validity, n_nulls = _validity(values)
     if kind == pa.string():
-        texts = [b"" if value is None else value.encode() for value in values]
-        buffers = [array("i", accumulate(map(len, texts), initial=0)), b"".join(texts)]
+        texts = [value or "" for value in values]
+        joined = "".join(texts)
+        sizes = map(len, texts) if joined.isascii() else (len(text.encode()) for text in texts)
+        buffers = [array("i", accumulate(sizes, initial=0)), joined.encode()]
     else:
         buffers = [array("q" if kind == pa.int64() else "d", [0 if value is None else value for value in values])]
     return pa.Array.from_buffers(kind, len(values), [validity, *map(pa.py_buffer, buffers)], n_nulls)
@@ -51,7 +53,7 @@ def array_of(values: Sequence[Any], kind: Any) -> Any:
 
 def _validity(values: Sequence[Any]) -> tuple[Any, int]:
     """Return the bits that say which values are not None, None if all are, and how many are None."""
-    n_nulls = sum(value is None for value in values)
+    n_nulls = values.count(None)
     if n_nulls == 0:
         return None, 0
     bits = "".join("0" if value is None else "1" for value in reversed(values))

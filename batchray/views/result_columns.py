@@ -1,0 +1,102 @@
+"""Stored results as columns, the same ones for a frame and a table, without making a `Result` of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from batchray.schema import message_options, visible_json
+from batchray.store import StoredResult
+from batchray.views.results import MESSAGES, ResultViews, input_of, output_of
+
+COLUMNS: Mapping[str, Any] = {
+    "custom_id": "string",
+    "agent_id": "string",
+    "model": "string",
+    "status": "string",
+    "stop_reason": "string",
+    "input": "string",
+    "text": "string",
+    "error_type": "string",
+    "error": "string",
+    "traceback": "string",
+    "stdout": "string",
+    "stderr": "string",
+    "prompt_tokens": "Int64",
+    "completion_tokens": "Int64",
+    "cached_tokens": "Int64",
+    "reasoning_tokens": "Int64",
+    "cost_usd": "Float64",
+    "steps": "Int64",
+    "attempts": "Int64",
+    "queued_s": "Float64",
+    "ttft_s": "Float64",
+    "duration_s": "Float64",
+    "messages": object,
+    "tool_calls": object,
+    "metadata": object,
+}
+"""The type of each column by its name, in pandas.  Objects are plain data for JSON."""
+
+_WITH_CALLS = frozenset({"tool_call_message", "approval_request_message"})
+
+
+def result_columns(views: ResultViews, page: Sequence[StoredResult]) -> list[list[Any]]:
+    """Return the indexes of results, and then their values for each of `COLUMNS`.
+
+    They are what `ResultViews.result` shows; `text` and `tool_calls` are of what is in `messages`.
+    """
+    rows = [_row(views, stored) for stored in page]
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(len(COLUMNS) + 1)]
+
+
+def _row(views: ResultViews, stored: StoredResult) -> tuple[Any, ...]:
+    request, messages = orjson.loads(stored.request), MESSAGES.validate_json(stored.messages)
+    shown = visible_json(messages, message_options(request))
+    error, usage = stored.error or {}, stored.usage
+    output = output_of(stored.error, messages)
+    return (
+        stored.index,
+        stored.custom_id,
+        stored.agent_id,
+        views.model(stored.agent_id, messages),
+        stored.status,
+        stored.stop_reason,
+        _input(input_of(request)),
+        next((each["content"] for each in reversed(shown) if each["message_type"] == "assistant_message"), ""),
+        error.get("type"),
+        error.get("message"),
+        error.get("traceback"),
+        output.get("stdout"),
+        output.get("stderr"),
+        usage.get("prompt_tokens", 0),
+        usage.get("completion_tokens", 0),
+        usage.get("cached_input_tokens", 0),
+        usage.get("reasoning_tokens", 0),
+        views.cost_usd(stored.agent_id, usage),
+        usage.get("step_count", 0),
+        stored.attempts,
+        _seconds(stored.queued_ns),
+        _seconds(stored.ttft_ns),
+        _seconds(stored.duration_ns),
+        shown,
+        [call for each in shown if each["message_type"] in _WITH_CALLS for call in each["tool_calls"]],
+        request.get("metadata"),
+    )
+
+
+def _input(given: Any) -> str:
+    """Return a text, or one message that is a text, as it is; anything else as JSON."""
+    match given:
+        case str():
+            return given
+        case [{"role": "user", "content": str(text)}]:
+            return text
+        case parts:
+            return orjson.dumps(parts).decode()
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
