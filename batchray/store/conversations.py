@@ -66,7 +66,7 @@ class Conversations:
         """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
-            if is_stateful and not take_turn(self._database, connection, job, agent_id):
+            if is_stateful and not take_turn(self._database, connection, job, index, agent_id):
                 return None
             approval = None
             if answered is not None:
@@ -115,8 +115,9 @@ class Conversations:
 
     def delete(self, user_id: str, agent_id: str, *, with_memory: bool = False) -> None:
         """Delete an agent's conversation and pending approvals, and with `with_memory` its memory."""
-        of_agent = (memory_blocks, agent_turns) if with_memory else ()
-        tables = (conversations, pending_calls, pending_approvals, *of_agent)
+        tables = [conversations, pending_calls, pending_approvals]
+        if with_memory:
+            tables = [agent_turns, *tables, memory_blocks]  # the turn first, as `end_turns` says
         with self._database.transaction() as connection:
             for table in tables:
                 connection.execute(sa.delete(table).where(table.c.user_id == user_id, table.c.agent_id == agent_id))
@@ -124,6 +125,8 @@ class Conversations:
 
 def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome]) -> None:
     """Write the conversation updates of outcomes, in the transaction that records the outcomes."""
+    updates = [(outcome.index, update) for outcome in taken if (update := outcome.conversation_update) is not None]
+    end_turns(connection, job, ((index, update.agent_id) for index, update in updates if update.is_stateful))
     succeeded = (outcome.conversation_update for outcome in taken if outcome.status == "succeeded")
     apply_memory_edits(connection, job, [update for update in succeeded if update is not None])
     for outcome in taken:
@@ -136,8 +139,6 @@ def apply_conversation_updates(connection: sa.Connection, job: JobRecord, taken:
             _append_to_conversation(connection, job, outcome, outcome.conversation_update.agent_id)
         if outcome.conversation_update.pending:
             _add_pending_approval(connection, job, outcome.index, outcome.conversation_update)
-    updates = (outcome.conversation_update for outcome in taken)
-    end_turns(connection, job, {update.agent_id for update in updates if update is not None and update.is_stateful})
 
 
 def release_claims(connection: sa.Connection, job: JobRecord) -> None:

@@ -225,7 +225,7 @@ conversations = sa.Table(
     sa.Index("conversations_of_a_job", "job", "idx"),
 )
 
-# Which run of a job has the turn of a stateful agent, and which job is next if it asks before `next_until`.  Only a
+# Which item of a run has the turn of a stateful agent, and which job is next if it asks before `next_until`.  Only a
 # database that several processes share has rows.
 agent_turns = sa.Table(
     "agent_turns",
@@ -233,6 +233,7 @@ agent_turns = sa.Table(
     sa.Column("user_id", TEXT, primary_key=True),
     sa.Column("agent_id", TEXT, primary_key=True),
     sa.Column("job", INTEGER),
+    sa.Column("idx", INTEGER),
     sa.Column("epoch", INTEGER),
     sa.Column("next_job", INTEGER),
     sa.Column("next_until", sa.Float, nullable=False, server_default="0"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
+import sqlalchemy as sa
 
 from batchray.config import Agent, bind_agents
 from batchray.errors import LeaseLostError
@@ -18,7 +20,7 @@ from batchray.jobs.idle import cancel_idle_job
 from batchray.store import DEFAULT_USER, ConversationUpdate, LedJob, NewAttempt, NewOutcome, Store, run_all
 from tests.builders.jobs import Scripted, new_job, started
 from tests.builders.records import outcome
-from tests.polling import wait_until
+from tests.polling import until, wait_until
 from tests.postgres import Database
 
 FRIEND = bind_agents([Agent(id="friend", model="offline/rules", stateful=True)], environment={})
@@ -167,3 +169,38 @@ def test_a_data_directory_has_no_turns(tmp_path: Path) -> None:
         assert (load(store, first), load(store, second)) == (0, 0)
         with store.database.reading() as connection:
             assert connection.exec_driver_sql("SELECT count(*) FROM agent_turns").scalar() == 0
+
+
+def test_the_outcome_of_one_request_leaves_the_turn_to_another_of_its_job(one: Store, two: Store) -> None:
+    ours, theirs = led(one, 2), led(two)
+    assert load(one, ours, 0) == 0  # its failure is held back while the next one runs
+    assert load(one, ours, 1) == 0
+    one.outcomes.write(ours, outcomes=[said(0, "errored")])
+    assert load(two, theirs) is None
+    one.outcomes.write(ours, outcomes=[said(1)])
+    assert load(two, theirs) == 1
+
+
+def test_an_agent_may_be_deleted_while_its_turn_is_asked_for(one: Store, two: Store) -> None:
+    assert load(two, led(two)) == 0
+    engine, blocked = (
+        one.database.backend.engine,
+        sa.text("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"),
+    )
+    deleting = threading.Thread(
+        target=two.conversations.delete, args=(DEFAULT_USER, "friend"), kwargs={"with_memory": True}
+    )
+
+    def delete_agent(connection: sa.Connection, cursor: object, statement: str, *_: object) -> None:
+        if "agent_turns" in statement and deleting.ident is None:
+            deleting.start()
+            until(lambda: not deleting.is_alive() or has_blocked())
+
+    def has_blocked() -> bool:
+        with two.database.reading() as connection:
+            return connection.execute(blocked).first() is not None
+
+    sa.event.listen(engine, "after_cursor_execute", delete_agent)
+    assert load(one, led(one)) is None
+    deleting.join()
+    assert load(one, led(one)) == 0
