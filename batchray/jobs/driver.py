@@ -79,6 +79,14 @@ async def _run_items(job: RunningJob, runner: ItemRunner) -> None:
     if job.paused_because is None and not job.is_interrupted and len(job.held):
         job.count(await runner.record(job.held.take_all()))
     await job.committer.drain()
+    if job.paused_because is not None and not job.is_interrupted:
+        await _recount(job)
+
+
+async def _recount(job: RunningJob) -> None:
+    """Count all outcomes that are committed, those of which a stopped window told nothing included."""
+    tally = await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
+    job.progress = tally.progress(job.record.total)
 
 
 async def start_job(
@@ -219,8 +227,7 @@ async def _end(job: RunningJob) -> JobRecord:
     if (ending := job.ending) is not None:
         await job.clearing.finish()
         await job.store.outcomes.end_unfinished(job.record, *ending.of_items)
-        tally = await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
-        job.progress = tally.progress(job.record.total)
+        await _recount(job)
     status, stop_reason = _final_status(job)
     logger.info("job %s: %s", job.record.id, status, extra={"job_id": job.record.id})
     return await job.store.jobs.end(job.record, status, stop_reason, job.progress, *job.timing.durations())

@@ -82,7 +82,10 @@ class Window(Generic[Item, Result]):
         self._changed.set()
 
     def wind_down(self) -> None:
-        """Start no more items, and end `run` when none is in flight but those set aside, which are cancelled."""
+        """Start no more items, and end `run` when none is in flight but those set aside, which are cancelled.
+
+        Results of items that have left are waited for.
+        """
         self._is_winding_down = True
         self._changed.set()
 
@@ -148,7 +151,7 @@ class Window(Generic[Item, Result]):
 
     def _is_over(self, source: _Source[Item]) -> bool:
         if self._is_winding_down:
-            return len(self._tasks) <= self.n_aside
+            return not self._left and len(self._tasks) <= self.n_aside
         return not self._tasks and source.is_empty and not self._waiting
 
     async def _fill(self, source: _Source[Item]) -> None:

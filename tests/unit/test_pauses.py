@@ -21,6 +21,7 @@ from batchray.store import JobRecord, Store
 from tests.builders.jobs import Scripted, new_job, started
 from tests.polling import run_pending_tasks, wait_until
 from tests.provider_server import ProviderServer
+from tests.sqlite_lock import locked
 
 REFUSED = "[[status:401]]"
 N_IN_A_ROW = 4
@@ -245,6 +246,21 @@ async def test_a_job_whose_last_requests_finish_during_its_pause_ends(store: Sto
     running = asyncio.create_task(run_job(job, executor))
     await wait_until(lambda: job.paused_because is not None)
     release.set()
+    record = await running
+    assert (record.status, record.counts["succeeded"], record.paused_because) == ("completed", 2, None)
+
+
+async def test_outcomes_committed_after_the_end_of_a_pauses_patience_count(store: Store, tmp_path: Path) -> None:
+    release = asyncio.Event()
+    executor = Scripted(lambda spec: release.wait() if spec.index > 1 else None)
+    job = await started(store, new_job(store, "fail", "fail", "echo", "echo"), max_failures=1)
+    running = asyncio.create_task(run_job(job, executor))
+    await wait_until(lambda: job.paused_because is not None)
+    with locked(tmp_path / "data"):
+        release.set()
+        await wait_until(lambda: len(job.window._left) == 2)
+        job.window.stop()
+        await run_pending_tasks()
     record = await running
     assert (record.status, record.counts["succeeded"], record.paused_because) == ("completed", 2, None)
 

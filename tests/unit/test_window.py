@@ -393,7 +393,8 @@ async def test_an_item_that_has_left_makes_room_but_only_for_as_many_as_may_have
     assert await task in ([], [0])
 
 
-async def test_items_that_have_left_are_waited_for_when_the_window_winds_down() -> None:
+@pytest.mark.parametrize("n_aside", [0, 2])  # of those that were set aside, and have left since
+async def test_items_that_have_left_are_waited_for_when_the_window_winds_down(n_aside: int) -> None:
     window: Window[int, int] = Window(1)
     works = Leaving(window)
     task = asyncio.create_task(collect(window, each(range(3)), works))
@@ -401,6 +402,7 @@ async def test_items_that_have_left_are_waited_for_when_the_window_winds_down() 
     await works.arrive(0)
     await works.arrive(1)
     window.wind_down()
+    window.set_aside(n_aside)
     await settle()
     assert not task.done()
     await works.finish(1, 0)
