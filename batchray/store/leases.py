@@ -17,6 +17,8 @@ LEASE_S = 15.0
 _SENDING_S = 60.0
 """How long a callback belongs to the server that has begun to send it; longer than an attempt takes."""
 
+_LOCKED_EPOCH = sa.select(leases.c.epoch).where(leases.c.job == sa.bindparam("of_job")).with_for_update()
+
 
 class Leases:
     """Which process may run a job, and until when.
@@ -124,8 +126,7 @@ class Leases:
 
     def check(self, connection: sa.Connection, job: LedJob) -> None:
         """Fence a write: lock the lease, and raise LeaseLostError if another process has taken it."""
-        query = sa.select(leases.c.epoch).where(leases.c.job == job.key).with_for_update()
-        if connection.execute(query).scalar() != job.epoch:
+        if connection.execute(_LOCKED_EPOCH, {"of_job": job.key}).scalar() != job.epoch:
             raise LeaseLostError(job.id)
 
     def claim_callbacks(self, connection: sa.Connection, due_at: float, limit: int) -> sa.ColumnElement[bool]:

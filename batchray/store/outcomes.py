@@ -35,6 +35,37 @@ _ITEMS_SEEN = 50_000
 _NOTHING_AHEAD = AheadCounts((), (), ())
 _OUTCOME_COLUMNS = ("status", "stop_reason", "queued_ns", "ttft_ns", "duration_ns", "messages")
 
+# The statements of a group commit are made once: to make one takes longer than to execute it.
+_OF_JOB: sa.BindParameter[int] = sa.bindparam("of_job")
+_THESE: sa.BindParameter[int] = sa.bindparam("indexes", expanding=True)
+_CURRENT_ATTEMPTS = (
+    sa.select(_attempts.c.idx, _attempts.c.attempt, _attempts.c.blamed_crashes, _attempts.c.collateral_crashes)
+    .outerjoin(_outcomes, same_item(_attempts, _outcomes))
+    .where(_attempts.c.job == _OF_JOB, _attempts.c.idx.in_(_THESE), _outcomes.c.idx.is_(None))
+)
+# The rows of items that are counted ahead, and not known to have begun.
+_IS_AHEAD = sa.and_(
+    _attempts.c.job == _OF_JOB,
+    _attempts.c.idx.in_(_THESE),
+    _attempts.c.attempt == 1,
+    _attempts.c.collateral_crashes == 1,
+)
+_MARK_BEGUN = sa.update(_attempts).where(_IS_AHEAD).values(collateral_crashes=0)
+_UNCOUNT = sa.delete(_attempts).where(_IS_AHEAD)
+_LAST_SEQ = sa.select(_jobs.c.last_seq).where(_jobs.c.job == _OF_JOB)
+_INSERT_OUTCOMES = sa.insert(_outcomes)
+_DELETE_STEPS = sa.delete(_checkpoints).where(_checkpoints.c.job == _OF_JOB, _checkpoints.c.idx.in_(_THESE))
+_SUMMED = (*STATUSES, "prompt_tokens", "completion_tokens")
+_ADD_TO_JOB = (
+    sa.update(_jobs)
+    .where(_jobs.c.job == _OF_JOB)
+    .values(
+        updated_at=sa.bindparam("now"),
+        last_seq=sa.bindparam("seq"),
+        **{name: _jobs.c[name] + sa.bindparam(f"n_{name}") for name in _SUMMED},
+    )
+)
+
 
 class _EndedPage(NamedTuple):
     """The number of items that were ended, and the index of the last one."""
@@ -48,7 +79,7 @@ class Outcomes:
 
     def __init__(self, database: Database, leases: Leases) -> None:
         self._database, self._leases = database, leases
-        # Made once: the columns of `excluded` take longer to make than the rows to write.
+        self._insert_steps = database.backend.insert(_checkpoints).on_conflict_do_nothing()
         self._upsert_attempts = _upsert(database.backend.insert(_attempts), "job", "idx")
         self._upsert_runs = _upsert(database.backend.insert(_agent_runs), "user_id", "agent_id")
 
@@ -74,11 +105,11 @@ class Outcomes:
             self._write_steps(connection, job, steps)  # first: the next attempt at an item may be in the same commit
             counted_ahead = (NewAttempt(index, 1, 0, 1) for index in ahead.counted)
             self._write_attempts(connection, job, [*attempts, *counted_ahead])
-            _mark_begun(connection, job, ahead.begun)
+            _for_items(connection, _MARK_BEGUN, job, ahead.begun)
             taken = self._to_record(connection, job, outcomes)
             if taken:
                 self._insert_outcomes(connection, job, taken)
-            _uncount(connection, job, ahead.uncounted)
+            _for_items(connection, _UNCOUNT, job, ahead.uncounted)
         if ahead.counted:
             failpoint("counted-ahead")
         if steps:
@@ -165,7 +196,7 @@ class Outcomes:
             if step.index in current and current[step.index].attempt == step.attempt
         ]
         if rows:  # some may exist, after a write whose commit is unknown
-            connection.execute(self._database.backend.insert(_checkpoints).on_conflict_do_nothing(), rows)
+            connection.execute(self._insert_steps, rows)
 
     def _recorded_before(
         self, connection: sa.Connection, job: JobRecord, outcomes: Sequence[NewOutcome]
@@ -185,7 +216,7 @@ class Outcomes:
         """Return the outcomes to record, by attempt: the first of each item, of its current attempt."""
         current = self._current_attempts(connection, job, (outcome.index for outcome in outcomes))
         if ahead := [index for index, each in current.items() if each.attempt == each.collateral_crashes]:
-            _mark_begun(connection, job, ahead)  # they were to be marked by a write that failed
+            _for_items(connection, _MARK_BEGUN, job, ahead)  # they were to be marked by a write that failed
             current.update({index: NewAttempt(index, 1) for index in ahead})
         taken = {}
         for outcome in outcomes:
@@ -199,14 +230,8 @@ class Outcomes:
         """Return the current attempts of the items that have no outcome."""
         current: dict[int, NewAttempt] = {}
         for chunk in chunks(indices):
-            query = (
-                sa.select(
-                    _attempts.c.idx, _attempts.c.attempt, _attempts.c.blamed_crashes, _attempts.c.collateral_crashes
-                )
-                .outerjoin(_outcomes, same_item(_attempts, _outcomes))
-                .where(_attempts.c.job == job.key, _attempts.c.idx.in_(chunk), _outcomes.c.idx.is_(None))
-            )
-            current.update((row.idx, NewAttempt(*row)) for row in connection.execute(query))
+            rows = connection.execute(_CURRENT_ATTEMPTS, {"of_job": job.key, "indexes": chunk})
+            current.update((row[0], NewAttempt(*row)) for row in rows)
         return current
 
     def _insert_outcomes(
@@ -217,7 +242,7 @@ class Outcomes:
         The stored number of attempts leaves out those lost because another request crashed the shared process.
         """
         taken = list(outcomes.values())
-        seq = connection.execute(sa.select(_jobs.c.last_seq).where(_jobs.c.job == job.key)).scalar_one()
+        seq = connection.execute(_LAST_SEQ, {"of_job": job.key}).scalar_one()
         now = utc_now()
         rows = [
             {
@@ -232,19 +257,14 @@ class Outcomes:
             }
             for n, (attempt, outcome) in enumerate(outcomes.items(), start=1)
         ]
-        connection.execute(sa.insert(_outcomes), rows)
+        connection.execute(_INSERT_OUTCOMES, rows)
         apply_conversation_updates(connection, job, taken)
         self._keep_last_runs(connection, job, taken, now)
-        for chunk in chunks(outcome.index for outcome in taken if outcome.has_steps):
-            connection.execute(
-                sa.delete(_checkpoints).where(_checkpoints.c.job == job.key, _checkpoints.c.idx.in_(chunk))
-            )
-        added = {status: sum(outcome.status == status for outcome in taken) for status in STATUSES}
+        _for_items(connection, _DELETE_STEPS, job, (outcome.index for outcome in taken if outcome.has_steps))
+        added = {f"n_{status}": sum(outcome.status == status for outcome in taken) for status in STATUSES}
         for name in ("prompt_tokens", "completion_tokens"):
-            added[name] = sum(outcome.usage.get(name, 0) for outcome in taken)
-        values: dict[str, Any] = {name: _jobs.c[name] + n for name, n in added.items() if n}
-        values["last_seq"] = seq + len(taken)
-        connection.execute(sa.update(_jobs).where(_jobs.c.job == job.key).values(updated_at=now, **values))
+            added[f"n_{name}"] = sum(outcome.usage.get(name, 0) for outcome in taken)
+        connection.execute(_ADD_TO_JOB, {"of_job": job.key, "now": now, "seq": seq + len(taken), **added})
 
     def _keep_last_runs(self, connection: sa.Connection, job: JobRecord, taken: Sequence[NewOutcome], now: str) -> None:
         last = {outcome.agent_id: outcome for outcome in taken if outcome.agent_id is not None}
@@ -269,20 +289,9 @@ def _upsert(insert: Any, *key: str) -> Any:
     return insert.on_conflict_do_update(index_elements=key, set_=changed)
 
 
-def _ahead(job: JobRecord, indexes: Sequence[int]) -> sa.ColumnElement[bool]:
-    """Select the rows of these items that are counted ahead, and not known to have begun."""
-    is_ahead = sa.and_(_attempts.c.attempt == 1, _attempts.c.collateral_crashes == 1)
-    return sa.and_(_attempts.c.job == job.key, _attempts.c.idx.in_(indexes), is_ahead)
-
-
-def _mark_begun(connection: sa.Connection, job: JobRecord, indexes: Sequence[int]) -> None:
+def _for_items(connection: sa.Connection, statement: sa.Executable, job: JobRecord, indexes: Iterable[int]) -> None:
     for chunk in chunks(indexes):
-        connection.execute(sa.update(_attempts).where(_ahead(job, chunk)).values(collateral_crashes=0))
-
-
-def _uncount(connection: sa.Connection, job: JobRecord, indexes: Sequence[int]) -> None:
-    for chunk in chunks(indexes):
-        connection.execute(sa.delete(_attempts).where(_ahead(job, chunk)))
+        connection.execute(statement, {"of_job": job.key, "indexes": chunk})
 
 
 def _without_outcome(job: JobRecord, after: int) -> sa.Select[Any]:
