@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from batchray.agents.base import AgentRunner, ExecutionMarker, Run, unmarked
 from batchray.agents.build import Clients, build_agent
@@ -29,7 +29,6 @@ from batchray.support.captured_output import route_streams
 
 logger = logging.getLogger(__name__)
 
-_MESSAGES = TypeAdapter(list[Message])
 _MAX_AGENTS = 1024
 
 
@@ -246,7 +245,7 @@ def _encode_report(item: AttemptInput, run: Run, stop_reason: StopReason, failur
         "status": status_of(stop_reason),
         "stop_reason": stop_reason,
         "error": _error_fields(failure, run) if failure else None,
-        "usage": run.usage.model_dump(),
+        "usage": vars(run.usage),
         "ttft_ns": run.ttft_ns,
         "duration_ns": time.monotonic_ns() - run.started_ns,
     }
@@ -256,4 +255,4 @@ def _encode_report(item: AttemptInput, run: Run, stop_reason: StopReason, failur
         head["pending"] = run.pending
     if run.memory.edited:
         head["memory"], head["memory_bases"] = run.memory.edited, run.memory.bases
-    return orjson.dumps(head) + b"\n" + _MESSAGES.dump_json(run.messages, exclude_none=True)
+    return b"%b\n[%b]" % (orjson.dumps(head), b",".join(run.encoded_messages))

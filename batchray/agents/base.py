@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,12 +12,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
+from pydantic import TypeAdapter
+
 from batchray.agents.approvals import approvals_field, has_answers, model_view
-from batchray.agents.checkpoints import Checkpoint, CheckpointSink
+from batchray.agents.checkpoints import Checkpoint, CheckpointSink, encode_checkpoint
 from batchray.agents.failures import Masks
 from batchray.agents.loop_watch import Owner, owned_by
 from batchray.agents.memory import RunMemory
 from batchray.config import MemoryBlock
+from batchray.models import WrittenMessages
 from batchray.schema import (
     AgentRequest,
     ApprovalCreate,
@@ -34,6 +38,8 @@ from batchray.schema import (
 )
 from batchray.support.captured_output import CapturedOutput
 from batchray.support.timeouts import PausedTimeout
+
+_MESSAGE = TypeAdapter(Message)
 
 ExecutionMarker = Callable[[str, int], AbstractContextManager[None]]
 """Given a job id and an index: a context in which the request's own code (a tool, a callable) runs."""
@@ -91,6 +97,9 @@ class Run:
     """Removes keys from what the request's own code says."""
     output: CapturedOutput = field(default_factory=CapturedOutput)
     """The output that the code of a function agent has written."""
+    written: WrittenMessages = field(default_factory=WrittenMessages)
+    """The messages as earlier model calls of the run have sent them."""
+    _encoded: list[bytes] = field(default_factory=list)
     _n_saved: int = 0
     _n_pauses: int = 0
     _pause: PausedTimeout | None = None
@@ -108,10 +117,20 @@ class Run:
     @property
     def conversation(self) -> list[Message]:
         """The history, the request's messages and the messages of this run, as models see them."""
-        inputs = input_messages(self.job_id, self.index, self.request, self.now())
         if not self.history:
-            return [*inputs, *self.messages]
-        return model_view([*self.history, *inputs, *self.messages])
+            return [*self._inputs, *self.messages]
+        return model_view([*self.history, *self._inputs, *self.messages])
+
+    @functools.cached_property
+    def _inputs(self) -> list[Message]:
+        return input_messages(self.job_id, self.index, self.request, self.now())
+
+    @property
+    def encoded_messages(self) -> list[bytes]:
+        """The output so far, each message as JSON, which is encoded once for its checkpoint and the report."""
+        new = self.messages[len(self._encoded) :]
+        self._encoded += [_MESSAGE.dump_json(message, exclude_none=True) for message in new]
+        return self._encoded
 
     @property
     def ttft_ns(self) -> int | None:
@@ -147,16 +166,10 @@ class Run:
         """Pass the messages since the last checkpoint, and returns of the unfinished step, to the sink."""
         if self.sink is None:
             return
-        done = Checkpoint(
-            messages=self.messages[self._n_saved :],
-            returns=returns,
-            usage=self.usage,
-            ttft_ns=self.ttft_ns,
-            memory=self.memory.edited,
-            memory_bases=self.memory.bases,
-        )
+        unsaved = self.encoded_messages[self._n_saved :]
         self._n_saved = len(self.messages)
-        self.sink.add(done.model_dump_json(exclude_none=True).encode())
+        memory = self.memory
+        self.sink.add(encode_checkpoint(unsaved, returns, self.usage, self.ttft_ns, memory.edited, memory.bases))
 
     async def flush(self) -> None:
         """Wait until the checkpoints so far are saved.  The run's deadline moves by the time waited."""

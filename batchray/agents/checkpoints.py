@@ -38,6 +38,26 @@ class Checkpoint(BaseModel):
     memory_bases: Mapping[str, str] | None = None
 
 
+def encode_checkpoint(
+    messages: Sequence[bytes],
+    returns: Sequence[MessageToolReturn],
+    usage: Usage,
+    ttft_ns: int | None,
+    memory: Mapping[str, str],
+    memory_bases: Mapping[str, str],
+) -> bytes:
+    """Return a Checkpoint as JSON; `messages` are JSON already."""
+    fields = {
+        "messages": [orjson.Fragment(message) for message in messages],
+        "returns": [each.model_dump(exclude_none=True) for each in returns],
+        "usage": vars(usage),
+        "ttft_ns": ttft_ns,
+        "memory": memory,
+        "memory_bases": memory_bases,
+    }
+    return orjson.dumps(fields)
+
+
 class CheckpointSink(Protocol):
     """Takes a run's checkpoints, as JSON."""
 

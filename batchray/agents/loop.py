@@ -193,6 +193,7 @@ class ToolLoop:
             on_wasted_usage=run.add_usage,
             while_held=run.held,
             cache=self._cache.for_call(run.repeat) if self._cache is not None else None,
+            written=run.written,
         )
         reply = await self._client.ask(call)
         if call.cache is not None and not reply.is_cut:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from batchray.errors import ConfigError
-from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, reply_parts
+from batchray.models.base import ModelCall, ModelClient, ModelReply, ToolSpec, WrittenMessages, reply_parts
 from batchray.models.endings import cut_error
 from batchray.models.gate import ProviderGate
 from batchray.models.offline import OfflineModels, RulesModel, ScriptedModel
@@ -40,6 +40,7 @@ __all__ = [
     "RulesModel",
     "ScriptedModel",
     "ToolSpec",
+    "WrittenMessages",
     "cut_error",
     "make_client",
     "reply_parts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +40,25 @@ class ToolSpec:
     parameters: Mapping[str, Any]
 
 
+class WrittenMessages:
+    """Messages in the form of a protocol, each written once for all calls of a run, which send it again and again."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, tuple[Message, list[dict[str, Any]]]] = {}
+
+    def of(
+        self, messages: Sequence[Message], write: Callable[[Message], Iterable[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """Return messages as `write` writes them, or has written them for the last call.
+
+        Messages with `provider_items` are written each time: what the provider wants of those may change.
+        """
+        known = self._by_id
+        written = [known.get(id(message)) or (message, list(write(message))) for message in messages]
+        self._by_id = {id(each[0]): each for each in written if not each[0].provider_items}
+        return [part for _, parts in written for part in parts]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCall:
     """One request to a model: the conversation so far, and the tools that the model may call.
@@ -51,7 +70,7 @@ class ModelCall:
     or off if the provider has such a switch; None leaves it as `body` sets it.
     `on_wasted_usage` receives the usage of attempts that led to no reply, if the provider reported it.
     `while_held` is entered while the call waits for a provider that takes none; the deadline moves by that time.
-    `cache` has replies of earlier calls; None makes every call.
+    `cache` has replies of earlier calls; None makes every call.  `written` has the messages of the run's last call.
     """
 
     model: str
@@ -65,6 +84,7 @@ class ModelCall:
     on_wasted_usage: Callable[[Usage], None] = discard_usage
     while_held: Callable[[], AbstractContextManager[object]] = nullcontext
     cache: CallCache | None = None
+    written: WrittenMessages = field(default_factory=WrittenMessages)
 
     def ids(self, new: Callable[[], str]) -> Callable[[], str]:
         """Return what makes ids for tool calls without one: `new`, unless a cache has to make the same ones again."""

@@ -36,9 +36,9 @@ def request_body(call: ModelCall, reasoning: ReasoningBack | None = None, switch
     if body["stream"] is not True or body["stream_options"] is None:
         body.pop("stream_options")  # servers refuse it for a reply that is not streamed, and some in any case
     body["model"] = call.model
-    body["messages"] = [{"role": "system", "content": call.system}] if call.system else []
-    for message in call.messages:
-        body["messages"].extend(_chat_messages(message, call.model, reasoning or _DEFAULT))
+    system = [{"role": "system", "content": call.system}] if call.system else []
+    written = call.written.of(call.messages, lambda each: _chat_messages(each, call.model, reasoning or _DEFAULT))
+    body["messages"] = system + written
     if call.tools:
         body["tools"] = [
             {
