@@ -20,7 +20,7 @@ from batchray.batch.places import is_local
 from batchray.batch.rules import KnownAgent
 from batchray.batch.spool import RawRequest, Spool
 from batchray.config import AgentSet
-from batchray.jobs.reuse import Reuse, with_code
+from batchray.jobs.reuse import Reuse, code_of, with_code
 from batchray.schema import AgentRequest, new_job_id
 from batchray.store import CarriedColumns, NewItem, NewJob, Store
 from batchray.support.threads import on_own_thread
@@ -54,14 +54,15 @@ async def create_job(
     stored if it raises.  `options` say how the input becomes requests.  `reuse` is the id of a job whose outcomes of
     equal requests to equal agents are taken over.
     """
-    reused = await asyncio.to_thread(Reuse.of, store, reuse, agents) if reuse is not None else None
+    code = code_of(agents)
+    reused = await asyncio.to_thread(Reuse.of, store, reuse, agents, code) if reuse is not None else None
     if isinstance(requests, AsyncIterable):
         requests = await collect(requests, store.data_dir, agents, options)
 
     def snapshot(agent_ids: Set[str]) -> Mapping[str, Any]:
         used = agents.only(agent_ids)
         check(used)
-        return with_code(used, used.snapshot())
+        return with_code(used.snapshot(), code)
 
     def take_in() -> None:
         intake = requests if isinstance(requests, Intake) else _taken_in(requests, agents, store.data_dir, options)

@@ -56,7 +56,7 @@ class JobReader(ABC):
 
     def failures(self) -> list[FailureKind]:
         """Return the kinds of failures so far, the most frequent first."""
-        return self._tally().failure_kinds()
+        return self._store().tallies.failure_kinds(self._accepted)
 
     def agents(self) -> dict[str, dict[str, Any]]:
         """Return the settings of the job's agents by id, as they were stored with it."""

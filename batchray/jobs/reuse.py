@@ -6,8 +6,9 @@ conversation.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -24,9 +25,18 @@ CODE = "code"
 _INDIFFERENT = ("id", "labels", "cache", "placement", "num_cpus", "num_gpus")
 
 
-def with_code(agents: AgentSet, snapshot: Mapping[str, Any]) -> dict[str, Any]:
+CodeOf = Callable[[str], str | None]
+"""Returns the digest of the code of an agent by its id."""
+
+
+def code_of(agents: AgentSet) -> CodeOf:
+    """Return what reads the code of each agent once."""
+    return functools.cache(lambda agent_id: code_digest(agents.agents[agent_id]))
+
+
+def with_code(snapshot: Mapping[str, Any], code: CodeOf) -> dict[str, Any]:
     """Return the snapshot of a job's agents with digests of their code."""
-    return {agent_id: {**kept, CODE: code_digest(agents.agents[agent_id])} for agent_id, kept in snapshot.items()}
+    return {agent_id: {**kept, CODE: code(agent_id)} for agent_id, kept in snapshot.items()}
 
 
 class Reuse:
@@ -40,7 +50,7 @@ class Reuse:
         self._pairs: list[tuple[int, int]] = []
 
     @classmethod
-    def of(cls, store: Store, job_id: str, agents: AgentSet) -> Reuse:
+    def of(cls, store: Store, job_id: str, agents: AgentSet, code: CodeOf) -> Reuse:
         """Read the earlier job.  Raises ConfigError if the store does not have it."""
         try:
             source = store.database.run(store.jobs.get, job_id)
@@ -57,7 +67,7 @@ class Reuse:
                 if each.agent_id in earlier:
                     indexes[numbered.digest(earlier[each.agent_id], each.request)] = each.index
             after = page[-1].index
-        return cls(source, _agent_digests(with_code(agents, agents.snapshot())), indexes)
+        return cls(source, _agent_digests(with_code(agents.snapshot(), code)), indexes)
 
     def watch(self, items: Iterable[NewItem]) -> Iterator[NewItem]:
         """Yield the items of the new job, and find their outcomes."""

@@ -18,7 +18,7 @@ from batchray.store.database import CHUNK, Chunked, Database
 from batchray.store.leases import Leases
 from batchray.store.queries import failed_until_seq
 from batchray.store.records import FailureKind, JobRecord, LedJob
-from batchray.store.tables import outcomes, tallies
+from batchray.store.tables import HAS_FAILED, outcomes, tallies
 
 # A tally is stored when so many outcomes are newer.
 TALLY_EVERY = 10_000
@@ -50,9 +50,10 @@ class Tally:
         part = self.succeeded if status == "succeeded" else self.others
         part.record(status, measured, orjson.loads(usage))
         if error is not None:
-            self._add_failure(stop_reason, **orjson.loads(error))
+            self.add_failure(stop_reason, **orjson.loads(error))
 
-    def _add_failure(self, stop_reason: str, type: str, message: str, **_: str) -> None:
+    def add_failure(self, stop_reason: str, type: str, message: str, **_: str) -> None:
+        """Count a failure with an error of this type."""
         key = (stop_reason, type)
         if key not in self.kinds and len(self.kinds) >= _MAX_KINDS:
             key = (stop_reason, _OTHER)
@@ -97,6 +98,19 @@ class Tallies:
             yield
         return tally
 
+    def failure_kinds(self, job: JobRecord) -> list[FailureKind]:
+        """Return the kinds of failures so far, most frequent first.  Only those after the stored tally are read."""
+        tally = self._stored(job)
+        # Without a tally by `idx`, which is in the index of failures: by `seq` the other outcomes would be read too.
+        key, after = (outcomes.c.seq, tally.until_seq) if tally.until_seq else (outcomes.c.idx, -1)
+        query = sa.select(key, outcomes.c.stop_reason, outcomes.c.error).order_by(key).limit(CHUNK)
+        query = query.where(outcomes.c.job == job.key, HAS_FAILED, outcomes.c.seq > failed_until_seq(job))
+        while rows := self._rows(query.where(key > after, outcomes.c.error.is_not(None))):
+            for _, stop_reason, error in rows:
+                tally.add_failure(stop_reason, **orjson.loads(error))
+            after = rows[-1][0]
+        return tally.failure_kinds()
+
     def catch_up(self, job: LedJob) -> Chunked[Tally]:
         """As `tally`; it is stored if many outcomes were newer.  Raises LeaseLostError if another process leads."""
         before = self._stored(job).until_seq
@@ -115,8 +129,11 @@ class Tallies:
         query = sa.select(*(outcomes.c[name] for name in _COLUMNS))
         is_its_own = sa.or_(outcomes.c.status == "succeeded", outcomes.c.seq > failed_until_seq(job))
         query = query.where(outcomes.c.job == job.key, outcomes.c.seq > after_seq, is_its_own).order_by(outcomes.c.seq)
+        return self._rows(query.limit(CHUNK))
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[Sequence[Any]]:
         with self._database.reading() as connection:
-            return connection.execute(query.limit(CHUNK)).all()
+            return connection.execute(query).all()
 
 
 def stored_tally(connection: sa.Connection, job: JobRecord) -> Tally:

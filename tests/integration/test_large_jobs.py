@@ -63,7 +63,9 @@ def check_counts(store: Store, job: JobRecord) -> None:
     assert {status: n for status, n in progress.counts.items() if n} == Counter(each.status for each in own)
     assert progress.prompt_tokens == sum(each.usage.get("prompt_tokens", 0) for each in own)
     assert progress.timings["duration"].count == sum(each.duration_ns > 0 for each in own)
-    assert sum(kind.n_items for kind in tally.failure_kinds()) == sum(each.error is not None for each in own)
+    kinds = store.tallies.failure_kinds(job)
+    assert sum(kind.n_items for kind in kinds) == sum(each.error is not None for each in own)
+    assert Counter(kind[:3] for kind in kinds) == Counter(kind[:3] for kind in tally.failure_kinds())
 
 
 @pytest.mark.usefixtures("in_small_pieces")
@@ -191,5 +193,6 @@ def test_failures_are_read_through_an_index_of_their_own(store: Store) -> None:
         lambda: store.reopenings.clear_part(job, after=-1),
         lambda: store.items.find(job, status="errored"),
         lambda: store.items.find(job, status="expired"),
+        lambda: store.tallies.failure_kinds(job),
     ):
         assert "failed_outcomes" in plans(store, read)

@@ -20,8 +20,9 @@ import pytest
 import batchray
 from batchray import Agent, AgentRequest
 from batchray.agents.code_digest import code_digest
-from batchray.config import bind_agents
+from batchray.config import BoundAgent, bind_agents
 from batchray.errors import ConfigError
+from batchray.jobs import reuse
 from batchray.schema import new_job_id
 
 calls: list[str] = []
@@ -85,6 +86,21 @@ def test_a_job_whose_outcomes_are_all_known_runs_nothing(options: dict[str, Any]
     ]
     started = {each.timing.duration_ns for each in second.results()}
     assert started == {each.timing.duration_ns for each in first.results()}
+
+
+def test_the_code_of_an_agent_is_read_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(bound: BoundAgent) -> str | None:
+        read.append(bound.agent.id)
+        return code_digest(bound)
+
+    monkeypatch.setattr(reuse, "code_digest", counted)
+    first = batchray.run(requests("x"), [FUNCTION], **options)
+    read.clear()
+    calls.clear()
+    batchray.run(requests("x"), [FUNCTION], reuse=first, **options)
+    assert (read, calls) == (["a"], [])
 
 
 def test_repeats_take_over_one_outcome_each(options: dict[str, Any]) -> None:
