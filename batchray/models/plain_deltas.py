@@ -13,7 +13,7 @@ import orjson
 
 _DATA = b"data: "
 _END = b"\n\n"
-_HAS_ESCAPES = re.compile(rb'["\\\r]')
+_IS_NO_PLAIN_TEXT = re.compile(rb'["\\\r\n]')
 # For a stream whose events differ in more than a text.
 _MAX_TRIES = 8
 
@@ -62,7 +62,7 @@ class PlainDeltas:
             rest = self._before + last
         joined = b"".join(texts)
         try:
-            if _HAS_ESCAPES.search(joined) is None:
+            if _IS_NO_PLAIN_TEXT.search(joined) is None:
                 return joined.decode(), rest
             return "".join([orjson.loads(b'"%b"' % text) for text in texts]), rest
         except ValueError:  # not texts alone, or odd ones

@@ -51,7 +51,10 @@ def test_the_texts_of_whole_events_are_joined_and_an_unfinished_event_is_left() 
 
 @pytest.mark.parametrize(
     "text",
-    [b'a","role":"b', b'a"},"finish_reason":"stop","x":{"y":"', b"\xff", rb"\ud83d", rb"a\x", b"\\", b"a\rb"],
+    [
+        *(b'a","role":"b', b'a"},"finish_reason":"stop","x":{"y":"', b"\xff", rb"\ud83d", rb"a\x"),
+        *(b"\\", b"a\rb", b"a\ndata: b"),
+    ],
 )
 def test_what_is_not_a_text_alone_is_left_to_the_parser(text: bytes) -> None:
     chunk = HEAD + b"a" + TAIL + HEAD + text + TAIL

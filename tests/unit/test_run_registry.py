@@ -146,6 +146,26 @@ async def test_an_exception_reaches_the_driver_and_the_run_is_not_repeated() -> 
         assert await runs.ends() == [expected]
 
 
+class WithoutText(Exception):
+    def __str__(self) -> str:
+        raise LookupError("nowhere")
+
+
+@pytest.mark.parametrize("error", [WithoutText(), RuntimeError("\ud800")])
+async def test_an_exception_whose_text_is_odd_spoils_no_other_report(error: Exception) -> None:
+    async def fails() -> bytes:
+        raise error
+
+    runs, work = RunRegistry(), Work()
+    work.may_end.set()
+    runs.start("k", fails)
+    runs.start("other", work)
+    await run_pending_tasks()
+    failed, ended = unpack_ends(pack_ends(await runs.ends()))
+    assert failed.failed.startswith(type(error).__name__)
+    assert ended == End("other", b"report")
+
+
 async def test_a_run_that_cancels_itself_is_an_error() -> None:
     async def cancels_itself() -> bytes:
         raise asyncio.CancelledError

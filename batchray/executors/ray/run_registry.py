@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from batchray.agents.failures import in_words
+
 # Reports may be lost on their way to the driver.  It asks again within seconds.
 _MAX_REPORTS = 4096
 _MAX_REPORT_BYTES = 16 * 1024 * 1024
@@ -180,7 +182,7 @@ class RunRegistry:
         if run.cancelled():
             failed = "RuntimeError: the run cancelled itself"  # by its own code, unless it is marked as stopped
         elif (error := run.exception()) is not None:
-            failed = f"{type(error).__name__}: {error}"
+            failed = in_words(error)  # whose class may be anybody's: other runs share the message
         else:
             failed = ""
         if key in self._marks:
