@@ -41,6 +41,11 @@ def test_if_others_use_all_cpus_lanes_are_spread_by_all_of_them() -> None:
     assert Counter(places_for_lanes([node("a", 2, free=0), node("b", 4, free=0)], ())) == {"a": 2, "b": 4}
 
 
+def test_no_lane_is_added_while_others_use_all_cpus() -> None:
+    assert places_for_lanes([node("a", 64, free=0)], ["a", "a"]) == []
+    assert places_for_lanes([node("a", 64, free=0)], ["a"], n_lanes=2) == ["a"]
+
+
 def test_a_node_that_joins_gets_lanes_and_the_others_keep_theirs() -> None:
     nodes = [node("a", 2), node("b", 2)]
     assert places_for_lanes(nodes, ["a", "a", "b", "b"]) == []

@@ -143,3 +143,36 @@ async def test_a_call_waits_until_a_lane_has_started(cluster: Cluster) -> None:
     cluster.broken = set()
     await cluster.change(node("b", 1))
     assert (await waiting).node_id == "b"
+
+
+async def test_a_lane_takes_calls_again_if_its_drained_node_stays(cluster: Cluster) -> None:
+    await cluster.change(node("a", 1), node("b", 1))
+    for lane in cluster.lanes._started():
+        lane.in_flight = 1
+    await cluster.change(node("a", 1, is_leaving=True), node("b", 1))
+    assert cluster.open == {"b": 1}
+    waiting = asyncio.ensure_future(cluster.lanes.least_busy())
+    await cluster.change(node("a", 1, is_leaving=True))  # no other node is left
+    assert cluster.open == {"a": 2}
+    await waiting
+
+
+async def test_a_node_that_is_gone_before_its_first_lane_has_started_delays_no_job(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start_lane(node_id: str, sinks: Any) -> FakeLane:
+        if node_id == "gone":
+            await asyncio.Event().wait()
+        return FakeLane(node_id)
+
+    monkeypatch.setattr(module, "_start_lane", start_lane)
+    monkeypatch.setattr(module, "_NODES_S", 0)
+    cluster.lanes.forget()
+    cluster.nodes = [node("a", 1), node("gone", 1)]
+    starting = asyncio.ensure_future(cluster.lanes.start())
+    await run_pending_tasks()
+    assert not starting.done()
+    cluster.nodes = [node("a", 1)]
+    await run_pending_tasks()
+    await starting
+    assert cluster.open == {"a": 1}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
 import pytest
 
+from batchray.executors.ray import queued_processes
 from batchray.executors.ray.calls import AttemptClock
 from batchray.executors.ray.nodes import Node
 from batchray.executors.ray.queued_processes import QueuedProcesses
+from tests.polling import run_pending_tasks
 
 BUSY = [Node("a", {"CPU": 4.0}, 0.5), Node("b", {"CPU": 2.0}, 0.0)]
 
@@ -64,3 +67,23 @@ async def test_a_process_that_only_starts_slowly_is_no_reason_to_warn(caplog: py
         cluster.now += 100.0
         await cluster.processes.look()
         assert len(caplog.messages) == 1  # its CPUs are free, on a node without a GPU
+
+
+async def test_a_cluster_that_does_not_say_its_nodes_ends_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queued_processes, "_POLL_S", 0)
+    cluster = Cluster()
+    n_read = 0
+
+    async def read() -> Sequence[Node]:
+        nonlocal n_read
+        n_read += 1
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(cluster.processes, "_read_nodes", read)
+    with cluster.processes.containing(AttemptClock(), "heavy", {"CPU": 1.0}):
+        cluster.now += 100.0
+        watching = asyncio.ensure_future(cluster.processes.watch())
+        await run_pending_tasks()
+        assert n_read > 1
+        assert not watching.done()
+        watching.cancel()

@@ -29,7 +29,7 @@ from batchray.executors.ray.lane_client import (
     PostMortem,
     call_until_answered,
 )
-from batchray.executors.ray.nodes import Node, places_for_lanes, staying
+from batchray.executors.ray.nodes import UNREADABLE, Node, places_for_lanes, staying
 from batchray.executors.ray.oom import OUT_OF_MEMORY, is_oom_culprit
 from batchray.executors.ray.worker_log import WorkerWarnings
 
@@ -87,9 +87,13 @@ class Lanes:
         self._nodes = await self._read_nodes()
         for node_id in places_for_lanes(self._nodes, (), self._n_lanes):
             self._slots[asyncio.ensure_future(_start_lane(node_id, self._sinks))] = node_id
-        for lane in await asyncio.gather(*self._slots):
-            self._spawn(self._watch_for_silence(lane))
+        starting = tuple(self._slots)
         self._spawn(self._follow_nodes())
+        for lane in await asyncio.gather(*starting, return_exceptions=True):
+            if isinstance(lane, Exception):
+                raise lane
+            if isinstance(lane, LaneClient):  # otherwise its node has left meanwhile
+                self._spawn(self._watch_for_silence(lane))
 
     async def least_busy(self) -> LaneClient:
         """Return the lane with the fewest calls in flight; wait until one is up."""
@@ -157,7 +161,7 @@ class Lanes:
         try:
             async with asyncio.timeout(_READ_NODES_S):
                 self._nodes = await self._read_nodes() or self._nodes
-        except (TimeoutError, OSError, RuntimeError, ray.exceptions.RayError) as error:
+        except UNREADABLE as error:
             logger.debug("the nodes of the cluster cannot be read: %s", first_line(error))
         present = []
         for slot, node_id in list(self._slots.items()):
@@ -165,6 +169,9 @@ class Lanes:
             present.append(lane.node_id if lane else node_id)
             if self._is_leaving(present[-1]):
                 self._leave(slot, lane)
+            elif lane is not None:  # its node stays after all, or no other is left
+                lane.is_leaving = False
+        self._changed.set()
         for node_id in places_for_lanes(self._nodes, present, self._n_lanes):
             logger.info("a lane starts on node %s", node_id)
             slot = asyncio.ensure_future(_restart_lane(node_id, self._sinks))

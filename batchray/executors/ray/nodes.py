@@ -7,12 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import ray
+import ray.exceptions
 
 from batchray.executors.ray import internals
 
 _MAX_LANES_PER_NODE = 8
 # A driver keeps about two lanes busy with requests that wait for models.  More help requests that compute.
 _MAX_LANES = 64
+
+UNREADABLE = (TimeoutError, OSError, RuntimeError, ray.exceptions.RayError)
+"""The errors of a read of the nodes while the cluster does not answer, or is gone."""
 
 
 class Node(NamedTuple):
@@ -49,12 +53,15 @@ def places_for_lanes(nodes: Sequence[Node], present: Iterable[str], n_lanes: int
 
     `present` are the nodes of the lanes that exist.  By default each node has a lane for each free CPU, at most 8, and
     all of them at most 64; otherwise there are `n_lanes`.  Lanes are in proportion to free CPUs, and neighbours in the
-    list are on different nodes.  If no CPU is free, all CPUs count; if there is none, each node counts as one CPU.
+    list are on different nodes.  If no CPU is free, the first lanes, and `n_lanes`, are spread by all CPUs; if there is
+    none, each node counts as one CPU.
     """
     usable = staying(nodes)
     cpus = _cpus(usable)
     counts = Counter({node.id: 0 for node in usable})
     counts.update(node_id for node_id in present if node_id in counts)
+    if n_lanes is None and counts.total() and not any(node.free_cpus > 0 for node in usable):
+        return []
     room = {id_: n_lanes or min(max(int(n), 1), _MAX_LANES_PER_NODE) for id_, n in cpus.items()}
     places: list[str] = []
     while counts.total() < (n_lanes or _MAX_LANES):

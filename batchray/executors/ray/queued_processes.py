@@ -8,10 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-import ray.exceptions
-
 from batchray.executors.ray.calls import AttemptClock
-from batchray.executors.ray.nodes import Node
+from batchray.executors.ray.nodes import UNREADABLE, Node
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class QueuedProcesses:
         """Look every five seconds, without an end."""
         while True:
             await asyncio.sleep(_POLL_S)
-            with suppress(ray.exceptions.RayError):  # the cluster may be gone, which others notice
+            with suppress(*UNREADABLE):  # the cluster may be gone, which others notice
                 await self.look()
 
     async def look(self) -> None:
