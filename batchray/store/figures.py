@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from batchray.store.database import CHUNK, Database
+from batchray.store.queries import is_its_own
 from batchray.store.records import JobRecord
 from batchray.store.tables import items as _items
 from batchray.store.tables import jobs as _jobs
@@ -61,6 +62,5 @@ class Figures:
 def _figures_of(job: JobRecord) -> sa.Select[Any]:
     of_items = (_items.c.idx, _items.c.agent_id, _items.c.custom_id)
     of_outcomes = (_outcomes.c[name] for name in [each.name for each in fields(OutcomeFigures)][3:])
-    return (
-        sa.select(*of_items, *of_outcomes).join(_items, same_item(_items, _outcomes)).where(_outcomes.c.job == job.key)
-    )
+    query = sa.select(*of_items, *of_outcomes).join(_items, same_item(_items, _outcomes))
+    return query.where(_outcomes.c.job == job.key, is_its_own(job))

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES
 from batchray.store.database import CHUNK, PAGE_BYTES, Database
-from batchray.store.queries import before_unfinished, between
+from batchray.store.queries import before_unfinished, between, failed_until_seq, is_its_own
 from batchray.store.records import (
     CarriedColumns,
     JobRecord,
@@ -101,7 +101,7 @@ class Items:
         n_bytes = _RESULT_BYTES
         if omits_succeeded:
             n_bytes = sa.case((_outcomes.c.status == "succeeded", 0), else_=n_bytes)
-        query = _results_of(job, omits_succeeded=omits_succeeded).limit(limit)
+        query = _results_of(job, omits_succeeded=omits_succeeded).where(is_its_own(job)).limit(limit)
         if after_seq is None:
             query = query.where(_outcomes.c.idx > after_index).order_by(_outcomes.c.idx)
         else:
@@ -131,7 +131,7 @@ class Items:
 
         The page ends as one of `results` does.
         """
-        query = _results_of(job).limit(limit)
+        query = _results_of(job).where(is_its_own(job)).limit(limit)
         query = query.order_by(_outcomes.c.seq if order == "asc" else _outcomes.c.seq.desc())
         if order == "desc":
             since, until = until, since
@@ -156,13 +156,15 @@ class Items:
 
     def result(self, job: JobRecord, index: int) -> StoredResult | None:
         """Return one item's result, or None if it has none."""
+        query = _results_of(job).where(_outcomes.c.idx == index, is_its_own(job))
         with self._database.reading() as connection:
-            row = connection.execute(_results_of(job).where(_outcomes.c.idx == index)).first()
+            row = connection.execute(query).first()
         return _stored_result(*row) if row else None
 
     def finish_position(self, job: JobRecord, index: int) -> int | None:
         """Return the `seq` of an item's outcome, or None if it has none."""
-        query = sa.select(_outcomes.c.seq).where(_outcomes.c.job == job.key, _outcomes.c.idx == index)
+        of_item = (_outcomes.c.job == job.key, _outcomes.c.idx == index)
+        query = sa.select(_outcomes.c.seq).where(*of_item, is_its_own(job))
         with self._database.reading() as connection:
             return connection.execute(query).scalar()
 
@@ -196,7 +198,8 @@ class Items:
             query = query.where(_outcomes.c.job == job.key, HAS_FAILED)
         with self._database.reading() as connection:
             if status == "pending":
-                begin = before_unfinished(connection, job, -1)
+                is_retried = connection.execute(sa.select(failed_until_seq(job))).scalar_one() > 0
+                begin = -1 if is_retried else before_unfinished(connection, job, -1)
                 query = query.where(_items.c.idx > begin, _outcomes.c.idx.is_(None))
             return [_stored_item(row) for row in connection.execute(query).mappings()]
 
@@ -234,7 +237,8 @@ def _items_of(job: JobRecord) -> sa.Select[Any]:
     columns = (_outcomes.c[name] for name in _RESULT_COLUMNS if name != "messages")
     return (
         sa.select(_items.c.idx, _items.c.agent_id, _items.c.custom_id, attempts.label("attempts"), *columns)
-        .outerjoin(_outcomes, same_item(_items, _outcomes))
+        .select_from(_items)
+        .outerjoin(_outcomes, sa.and_(same_item(_items, _outcomes), is_its_own(job)))
         .outerjoin(_attempts, same_item(_items, _attempts))
         .where(_items.c.job == job.key)
     )

@@ -44,5 +44,18 @@ def before_unfinished(connection: sa.Connection, job: JobRecord, after: int) -> 
 
 def failed_until_seq(job: JobRecord) -> sa.ColumnElement[int]:
     """Select the last `seq` of the runs of a job before it was reopened: their failed outcomes are not its any more."""
-    reopened = sa.select(reopenings.c.failed_until_seq).where(reopenings.c.job == job.key)
+    return _failed_until_seq(job.key)
+
+
+def is_its_own(job: JobRecord | None = None) -> sa.ColumnElement[bool]:
+    """Select the outcomes of a job, or of the job of each outcome, that no retry has given up.
+
+    No reader shows the others: a retry deletes them part by part, and runs their items again.
+    """
+    until_seq = failed_until_seq(job) if job is not None else _failed_until_seq(outcomes.c.job)
+    return sa.or_(outcomes.c.status == "succeeded", outcomes.c.seq > until_seq)
+
+
+def _failed_until_seq(job: sa.ColumnElement[int] | int) -> sa.ColumnElement[int]:
+    reopened = sa.select(reopenings.c.failed_until_seq).where(reopenings.c.job == job).correlate(outcomes)
     return sa.func.coalesce(reopened.scalar_subquery(), 0)

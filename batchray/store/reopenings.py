@@ -14,7 +14,7 @@ from batchray.store.database import PAGE_BYTES, Chunked, Database, n_that_fit
 from batchray.store.leases import Leases
 from batchray.store.queries import failed_until_seq
 from batchray.store.records import JobRecord, LedJob, utc_now
-from batchray.store.tables import HAS_FAILED, attempts, jobs, outcomes
+from batchray.store.tables import HAS_FAILED, attempts, jobs, outcomes, reopenings
 from batchray.support.failpoints import failpoint
 
 _ROWS = 1_000
@@ -45,13 +45,21 @@ class Reopenings:
         """
         with self._database.transaction() as connection:
             self._leases.check(connection, job)
-            of_earlier = sa.and_(outcomes.c.job == job.key, HAS_FAILED, outcomes.c.seq <= failed_until_seq(job))
+            if not (until_seq := connection.execute(sa.select(failed_until_seq(job))).scalar_one()):
+                return None
+            of_earlier = sa.and_(outcomes.c.job == job.key, HAS_FAILED, outcomes.c.seq <= until_seq)
             page = _next(connection, sa.and_(of_earlier, outcomes.c.idx > after))
             if not page:
+                _forget(connection, job)
                 return None
             _delete(connection, job, page, of_earlier)
         failpoint("failures-cleared")
         return int(page[-1].idx)
+
+
+def _forget(connection: sa.Connection, job: JobRecord) -> None:
+    """Forget what was to be deleted: the next start of the job need not look for it."""
+    connection.execute(sa.update(reopenings).where(reopenings.c.job == job.key).values(failed_until_seq=0))
 
 
 def _next(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Sequence[Any]:

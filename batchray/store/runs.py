@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from batchray.errors import UnknownJobError
 from batchray.store.database import Database
 from batchray.store.jobs import Jobs
-from batchray.store.queries import between
+from batchray.store.queries import between, is_its_own
 from batchray.store.records import JobRecord, RunFilter, RunPosition, SortOrder, StepFeedback, StoredRun, job_record
 from batchray.store.tables import attempts, items, jobs, outcomes, same_item, step_feedback
 
@@ -213,8 +213,11 @@ def _runs_of(group: Sequence[JobRecord], *, with_messages: bool) -> sa.Select[An
             *(outcomes.c[name] for name in _OUTCOME_COLUMNS),
             messages,
         )
-        .outerjoin(outcomes, same_item(items, outcomes))
-        .outerjoin(attempts, same_item(items, attempts))
+        .select_from(
+            items.outerjoin(outcomes, sa.and_(same_item(items, outcomes), is_its_own())).outerjoin(
+                attempts, same_item(items, attempts)
+            )
+        )
         .where(of_jobs)
     )
 

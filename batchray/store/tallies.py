@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from batchray.schema.progress import Progress
 from batchray.store.database import CHUNK, Chunked, Database
 from batchray.store.leases import Leases
-from batchray.store.queries import failed_until_seq
+from batchray.store.queries import failed_until_seq, is_its_own
 from batchray.store.records import FailureKind, JobRecord, LedJob
 from batchray.store.tables import HAS_FAILED, outcomes, tallies
 
@@ -127,9 +127,8 @@ class Tallies:
 
     def _newer(self, job: JobRecord, after_seq: int) -> Sequence[Sequence[Any]]:
         query = sa.select(*(outcomes.c[name] for name in _COLUMNS))
-        is_its_own = sa.or_(outcomes.c.status == "succeeded", outcomes.c.seq > failed_until_seq(job))
-        query = query.where(outcomes.c.job == job.key, outcomes.c.seq > after_seq, is_its_own).order_by(outcomes.c.seq)
-        return self._rows(query.limit(CHUNK))
+        query = query.where(outcomes.c.job == job.key, outcomes.c.seq > after_seq, is_its_own(job))
+        return self._rows(query.order_by(outcomes.c.seq).limit(CHUNK))
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[Sequence[Any]]:
         with self._database.reading() as connection:

@@ -16,10 +16,10 @@ import pytest
 import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES, Progress
-from batchray.store import JobRecord, LedJob, NewAttempt, Store, queries, reopenings, run_all, tallies
+from batchray.store import JobRecord, LedJob, NewAttempt, Store, StoredResult, queries, reopenings, run_all, tallies
 from batchray.store import outcomes as outcome_writes
 from batchray.support.failpoints import VARIABLE
-from tests.builders.records import begin, new_job, outcome, reopened
+from tests.builders.records import begin, new_job, outcome
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -50,15 +50,16 @@ def end(store: Store, job: LedJob) -> JobRecord:
 
 
 def check_counts(store: Store, job: JobRecord) -> None:
-    """Check a job's counts against its outcomes, and its tally against those that a retry has not given up."""
-    results = store.items.results(job)
+    """Check a job's counts against its rows, its tally and all reads against those that a retry has not given up."""
+    rows = store.items.results_between(job, 0, job.total)
     record, tally = store.jobs.get(job.id), run_all(store.tallies.tally(job))
-    counts = Counter(each.status for each in results)
+    counts = Counter(each.status for each in rows)
     assert record.counts == {status: counts[status] for status in STATUSES}
-    assert record.prompt_tokens == sum(each.usage.get("prompt_tokens", 0) for each in results)
+    assert record.prompt_tokens == sum(each.usage.get("prompt_tokens", 0) for each in rows)
     with store.database.reading() as connection:
         until_seq = connection.execute(sa.select(queries.failed_until_seq(job))).scalar_one()
-    own = [each for each in results if each.status == "succeeded" or each.seq > until_seq]
+    own = [each for each in rows if each.status == "succeeded" or each.seq > until_seq]
+    check_reads(store, job, own)
     progress = tally.progress(job.total)
     assert {status: n for status, n in progress.counts.items() if n} == Counter(each.status for each in own)
     assert progress.prompt_tokens == sum(each.usage.get("prompt_tokens", 0) for each in own)
@@ -66,6 +67,30 @@ def check_counts(store: Store, job: JobRecord) -> None:
     kinds = store.tallies.failure_kinds(job)
     assert sum(kind.n_items for kind in kinds) == sum(each.error is not None for each in own)
     assert Counter(kind[:3] for kind in kinds) == Counter(kind[:3] for kind in tally.failure_kinds())
+
+
+def check_reads(store: Store, job: JobRecord, own: list[StoredResult]) -> None:
+    """Check that these outcomes are shown, and that all other items are shown as pending."""
+    failed = [each.index for each in own if each.status != "succeeded"]
+    assert store.items.results(job) == own
+    assert store.items.results(job, after_seq=0) == store.items.finished(job) == sorted(own, key=lambda each: each.seq)
+    assert [each.index for each in store.items.results(job, is_failed=True)] == failed
+    assert [each.index for page in store.figures.pages(job) for each in page] == [each.index for each in own]
+    known = {each.index: each for each in own}
+    assert [each.status for each in store.items.find(job)] == [
+        known[index].status if index in known else None for index in range(job.total)
+    ]
+    pending = [each.index for each in store.items.find(job, status="pending")]
+    assert pending == [index for index in range(job.total) if index not in known]
+    for status in ("errored", "canceled"):
+        found = [each.index for each in store.items.find(job, status=status)]
+        assert found == [each.index for each in own if each.status == status]
+    for index in (0, 1, 9):
+        assert store.items.result(job, index) == known.get(index)
+        assert store.items.finish_position(job, index) == (known[index].seq if index in known else None)
+        run = store.runs.get(job.user_id, job.id, index)
+        assert run is not None
+        assert run.status == (known[index].status if index in known else None)
 
 
 @pytest.mark.usefixtures("in_small_pieces")
@@ -83,7 +108,10 @@ def test_a_tally_is_the_sum_of_the_outcomes_whenever_it_was_stored(store: Store,
                 check_counts(store, job)
         check_counts(store, job)
         end(store, job)
-        job = reopened(store, job.id)
+        store.jobs.reopen(job.id)
+        check_counts(store, job)
+        job = store.jobs.start(job.id)
+        run_all(store.reopenings.clear(job))
         check_counts(store, job)
         left = {each.index for each in store.items.unfinished(job, -1)}
 
@@ -190,9 +218,12 @@ def test_failures_are_read_through_an_index_of_their_own(store: Store) -> None:
     finish(store, job, {index: "errored" if index % 200 == 199 else "succeeded" for index in range(400)})
     for read in (
         lambda: store.items.results(job, is_failed=True),
-        lambda: store.reopenings.clear_part(job, after=-1),
         lambda: store.items.find(job, status="errored"),
         lambda: store.items.find(job, status="expired"),
         lambda: store.tallies.failure_kinds(job),
     ):
         assert "failed_outcomes" in plans(store, read)
+    end(store, job)
+    store.jobs.reopen(job.id)
+    again = store.jobs.start(job.id)
+    assert "failed_outcomes" in plans(store, lambda: store.reopenings.clear_part(again, after=-1))

@@ -206,7 +206,7 @@ def test_a_handle_opens_one_reader_and_no_thread(ended: batchray.Job, monkeypatc
     assert len(list(job.results())) == len(list(job.results("index"))) == 3
     assert job.failures() == []
     assert opened == [ended.data_dir]
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may end meanwhile
 
 
 def test_the_reader_of_a_handle_is_closed_with_it(ended: batchray.Job, monkeypatch: pytest.MonkeyPatch) -> None:
