@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
@@ -77,6 +78,7 @@ class SpareThreads:
     def __init__(self, max_spare: int = 64) -> None:
         self._max_spare = max_spare
         self._spare: list[SimpleQueue[tuple[str, Callable[[], None]]]] = []
+        os.register_at_fork(after_in_child=self._spare.clear)  # a forked process has none of these threads
 
     def start(self, call: Callable[[], None], name: str) -> None:
         """Run a call in a thread, which has this name meanwhile.  Thread-safe."""
