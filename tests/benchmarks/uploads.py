@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import sqlite3
 import subprocess
@@ -33,6 +34,7 @@ agents:
   - {{id: clock, run: "tests.benchmarks.uploads:say_when"}}
 {UPLOADED_AGENT}"""
 _POLL_S = 0.002
+_LONGEST_S = 30.0
 
 
 async def say_when(_: dict[str, object]) -> str:
@@ -90,7 +92,7 @@ def _watched(server: LiveServer) -> Iterator[list[float]]:
 def _watch(database: Path) -> None:
     """Read the outcomes of the first job as they are committed until standard input ends; print how long they waited.
 
-    The last wait counts even if its outcome is never seen: it is that of one that has just arrived.
+    Those that arrived before that count too, however long their commit takes afterwards.
     """
     is_over, waits_ms = threading.Event(), list[float]()
     threading.Thread(target=when_input_ends, args=(is_over.set,), daemon=True).start()
@@ -98,12 +100,17 @@ def _watch(database: Path) -> None:
     query = "SELECT seq, messages FROM outcomes WHERE job = 1 AND seq > ? ORDER BY seq"
     last = connection.execute("SELECT coalesce(max(seq), 0) FROM outcomes WHERE job = 1").fetchone()[0]
     print("watching", flush=True)
-    while not is_over.wait(_POLL_S):
+    arrived, ended_at = 0.0, math.inf
+    while arrived < ended_at and time.monotonic() < ended_at + _LONGEST_S:
+        time.sleep(_POLL_S)
+        if is_over.is_set():
+            ended_at = min(ended_at, time.monotonic())
         rows = connection.execute(query, (last,)).fetchall()
         now = time.monotonic()
         for last, messages in rows:  # noqa: B007
-            [arrived] = re.findall(rb'"(\d+\.\d+)"', messages)
-            waits_ms.append((now - float(arrived)) * 1e3)
+            [answer] = re.findall(rb'"(\d+\.\d+)"', messages)
+            arrived = float(answer)
+            waits_ms.append((now - arrived) * 1e3)
     sys.stdout.buffer.write(orjson.dumps(waits_ms))
 
 
