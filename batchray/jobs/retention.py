@@ -1,9 +1,10 @@
-"""Delete ended jobs after their retention period, and expired files, in the background of a server."""
+"""Delete ended jobs after their retention period, expired files, and incomplete jobs, in the background of a server."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 from batchray.errors import StoreError, StoreFullError
@@ -47,22 +48,27 @@ async def purge(store: AsyncStore, key: int) -> None:
         await asyncio.sleep(_PAUSE_S)
 
 
-async def run_file_retention(store: AsyncStore) -> None:
-    """Delete the files that have expired, every ten minutes, until cancelled."""
+async def run_purge(store: AsyncStore) -> None:
+    """Delete expired files, and what is left of jobs that were not stored or deleted completely, every ten minutes."""
     while True:
-        await purge_files(store)
+        await _purge_all(store.files.purge)
+        await _purge_all(store.retention.purge)
         await asyncio.sleep(_INTERVAL_S)
 
 
 async def purge_files(store: AsyncStore) -> None:
     """Delete the files that were forgotten or have expired."""
+    await _purge_all(store.files.purge)
+
+
+async def _purge_all(purge_part: Callable[[], Awaitable[bool]]) -> None:
     try:
         has_more = True
         while has_more:
-            has_more = await store.files.purge()
+            has_more = await purge_part()
             await asyncio.sleep(_PAUSE_S)
-    except StoreError as error:  # a full disk or a locked database; the files are unknown already
-        logger.warning("deleted files cannot be removed at the moment: %s", error)
+    except StoreError as error:  # a full disk or a locked database; what is left is unknown already
+        logger.warning("deleted files and jobs cannot be removed at the moment: %s", error)
 
 
 async def _step(store: AsyncStore, ended_before: str) -> bool:

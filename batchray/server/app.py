@@ -19,7 +19,7 @@ from aiohttp import web
 from batchray.agents.build import check_agents_build
 from batchray.callbacks import DELAYS_S, CallbackSender, make_sender
 from batchray.config import AgentSet, Provider, ServerSettings
-from batchray.jobs.retention import run_file_retention, run_retention
+from batchray.jobs.retention import run_purge, run_retention
 from batchray.jobs.runtime import Runtime
 from batchray.server.acceptance import BatchAcceptance
 from batchray.server.agent_catalog import AgentCatalog, AgentLookup
@@ -145,7 +145,7 @@ async def serving(settings: ServerSettings, agents: AgentSet, runtime: Runtime) 
             await jobs.idle_jobs.start()
             if settings.retention_days is not None:
                 jobs.tasks.spawn(run_retention(jobs.storage.store, settings.retention_days))
-            jobs.tasks.spawn(run_file_retention(jobs.storage.store))
+            jobs.tasks.spawn(run_purge(jobs.storage.store))
             jobs.tasks.spawn(jobs.storage.bulk.return_memory(streams.forget_pages))
             jobs.tasks.spawn(StalledReaders(settings.reader_idle_s).run(_server_of(runner)))
             async with listening(sockets, _server_of(runner), settings, _connection_options(settings)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,12 @@ import pytest
 import sqlalchemy as sa
 
 from batchray.errors import KeyInUseError, StoreFullError, StoreUnavailableError, UnknownJobError
+from batchray.jobs.retention import run_purge
 from batchray.schema import new_job_id
-from batchray.store import CarriedColumns, ItemPage, NewFile, NewJob, NewOutcome, Store, TakenOver
+from batchray.store import AsyncStore, CarriedColumns, ItemPage, NewFile, NewJob, NewOutcome, Store, TakenOver
 from batchray.store.creation import PIECE_BYTES
 from batchray.store.tables import file_parts, files, metadata
+from batchray.store.unseen import NewRow
 from tests.builders.records import agents_of, begin, ended, new_job, outcome
 from tests.postgres import Database
 
@@ -143,7 +146,29 @@ def test_another_server_removes_what_a_dead_one_left_and_a_late_piece_is_refused
         with pytest.raises(StoreUnavailableError, match="too long between two pieces; send it again"):
             store.jobs.create_paged(NewJob(new_job_id(), agents_of), pages(between))
         purge(other)
+        purge(store)  # which may have been at it: each leaves out what the other one has locked
         assert n_rows(store, *metadata.sorted_tables) == 0
+
+
+async def test_a_running_server_removes_what_one_left_that_crashed_a_moment_before_its_start(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(number: int) -> None:
+        if number == 2:
+            raise ValueError("crash")
+
+    monkeypatch.setattr(NewRow, "discard", lambda *_: None)
+    with pytest.raises(ValueError, match="crash"):
+        store.jobs.create_paged(NewJob(new_job_id(), agents_of), pages(crash))
+    running = AsyncStore(store)
+    assert await running.call(n_rows, store, *metadata.sorted_tables) > 0
+    monkeypatch.setattr(store.database.backend, "now", lambda connection: time.time() + 120)
+    purging = asyncio.create_task(run_purge(running))
+    async with asyncio.timeout(TIMEOUT_S):
+        while await running.call(n_rows, store, *metadata.sorted_tables):
+            await asyncio.sleep(0)
+    purging.cancel()
+    await asyncio.wait([purging])
 
 
 def test_of_two_large_jobs_with_one_idempotency_key_one_is_stored(database: Database, tmp_path: Path) -> None:
