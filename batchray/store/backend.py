@@ -20,6 +20,8 @@ class Backend(Protocol):
     """Whether several processes may write to it, so that leases decide which one runs a job."""
     errors: tuple[type[Exception], ...]
     """The exceptions of its driver."""
+    alone: AbstractContextManager[Any]
+    """Held while a connection is used, if there is one for all threads."""
 
     def insert(self, table: sa.Table) -> Any:
         """Return the dialect's INSERT, with ON CONFLICT."""

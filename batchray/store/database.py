@@ -216,7 +216,7 @@ class Database:
     def transaction(self) -> Iterator[sa.Connection]:
         """Open a transaction: committed at the end of the block, rolled back if it raises."""
         try:
-            with self.translate_errors(), self.backend.engine.begin() as connection:
+            with self.translate_errors(), self.backend.alone, self.backend.engine.begin() as connection:
                 yield connection
         except StoreFullError:
             self._release_reserve()
@@ -225,7 +225,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Open a connection for queries."""
-        with self.translate_errors(), self.backend.engine.connect() as connection:
+        with self.translate_errors(), self.backend.alone, self.backend.engine.connect() as connection:
             yield connection
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,6 +40,7 @@ class Postgres:
     """One PostgreSQL database.  See `Backend`."""
 
     is_shared = True
+    alone: AbstractContextManager[Any] = nullcontext()
     errors: tuple[type[Exception], ...] = (sa.exc.DBAPIError, sa.exc.TimeoutError)
 
     def __init__(self, url: str, *, is_writer: bool, is_pooled: bool = True) -> None:

@@ -7,9 +7,10 @@ connections do (sqlite.org/wal.html, "the WAL-reset bug").  Readers open the fil
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class Sqlite:
 
     def __init__(self, file: Path, *, is_writer: bool) -> None:
         self._file, self.name = file, str(file.parent)
+        # The writer has one connection, which one thread may use at a time.
+        self.alone: AbstractContextManager[Any] = threading.RLock() if is_writer else nullcontext()
         mode = "rwc" if is_writer else "ro"
         self.engine = _engine(f"file:{quote(str(file.absolute()))}?mode={mode}", is_writer=is_writer)
 

@@ -48,15 +48,20 @@ class DaemonThread(Executor):
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            future, call = task
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                value = call()
-            except BaseException as error:  # noqa: BLE001  # raised where the result is asked for
-                future.set_exception(error)
-            else:
-                future.set_result(value)
+            _complete(*task)
+            del task  # it would be kept until the next call
+
+
+def _complete(future: Future[T], call: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        value = call()
+    except BaseException as error:  # noqa: BLE001  # raised where the result is asked for
+        future.set_exception(error)
+        del future, call  # the error's traceback holds this frame, which would hold the error
+    else:
+        future.set_result(value)
 
 
 async def on_own_thread(name: str, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:

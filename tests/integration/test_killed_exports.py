@@ -20,17 +20,17 @@ from batchray.jobs.handle import Job
 from batchray.views import exports, result_tables
 
 result_tables._BLOCK_ROWS, exports._PART_ROWS = 1, 2
-made, read = result_tables.ResultTables._block, Job._read_page
+made, read = result_tables.ResultTables._page, Job._read_page
 done = threading.local()
 
-def block(self, stored):
+def page(self, stored):
     done.n = getattr(done, "n", 0) + 1
     if done.n == 4:
         print("now", flush=True)
         time.sleep(60)
     return made(self, stored)
 
-result_tables.ResultTables._block = block
+result_tables.ResultTables._page = page
 Job._read_page = lambda self, after: read(self, after)[:1]
 job = Job(sys.argv[1], Path(sys.argv[2]))
 threading.Thread(target=job.export, args=(sys.argv[3], "parquet")).start()

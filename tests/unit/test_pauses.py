@@ -319,7 +319,7 @@ async def test_a_provider_that_is_away_makes_room_for_others_and_loses_no_reques
         await server.close()
         job = await started(store, new_job(store, *["a"] * 40, *["h"] * 60), agents, max_in_flight=4)
         running = asyncio.create_task(run_job(job, executor, providers=executor.providers))
-        await wait_until(lambda: job.progress.done == 60)
+        await wait_until(lambda: job.progress.done == 60 and job.gates.n_waiting == 4)
         assert (job.progress.counts["succeeded"], job.window.in_flight) == (60, 4)
         [state] = job.snapshot()["providers"]
         assert (state["provider"], state["kind"], state["is_shut"], state["n_waiting"]) == (
