@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,21 +38,32 @@ def item(index: int, text: str) -> bytes:
     return encode_input(JOB, index, 1, json.dumps({"agent_id": "a", "input": text}).encode())
 
 
+@contextmanager
+def reserved(port: int) -> Iterator[None]:
+    """Refuse connections to a port: a server of another test process might get it meanwhile."""
+    with socket.socket() as bound_only:
+        bound_only.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound_only.bind(("127.0.0.1", port))
+        yield
+
+
 async def test_a_server_that_restarts_in_the_middle_loses_no_request() -> None:
     async with ProviderServer(latency_s=0.05) as first:
-        runner, agent = AttemptRunner(), bound(first, deadline_s=1.0)
+        runner, agent = AttemptRunner(), bound(first, deadline_s=2.0)
 
         async def run(index: int) -> AttemptReport:
             text = f'{index} [[tool:add {{"a": 1, "b": {index}}}]]'
             return read_report(await runner.run_attempt(agent, item(index, text)))
 
         runs = [asyncio.create_task(run(index)) for index in range(60)]
-        await wait_until(lambda: first.n_calls >= 60)
-    await wait_until(lambda: any(wait.n_waiting > 30 for wait in runner.provider_waits()))
-    (wait,) = runner.provider_waits()
-    assert (wait.provider, wait.kind, wait.has_answered) == ("local", "unavailable", True)
-    await wait_until(lambda: runner.provider_waits()[0].since_s > 1.2)  # longer than the requests have
-    assert not any(run.done() for run in runs[30:])
+        await wait_until(lambda: first.n_calls > 60)  # one has been answered: deadlines wait for that provider only
+    with reserved(first.port):
+        await wait_until(lambda: any(wait.n_waiting > 30 for wait in runner.provider_waits()))
+        # Longer than the requests have.  An answer that was on its way may end the first wait.
+        await wait_until(lambda: any(wait.since_s > 2.2 for wait in runner.provider_waits()))
+        (wait,) = runner.provider_waits()
+        assert (wait.provider, wait.kind, wait.has_answered) == ("local", "unavailable", True)
+        assert not any(run.done() for run in runs[30:])
     async with ProviderServer(port=first.port) as second:
         reports = await asyncio.gather(*runs)
         assert {report.status for report in reports} == {"succeeded"}
