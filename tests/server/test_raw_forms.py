@@ -70,7 +70,8 @@ def test_nothing_is_read_as_a_request_after_one_with_an_ambiguous_end(server: Li
             with wire(server) as connection:
                 connection.send(*pieces)
                 reply = connection.reply()
-                is_end = reply.headers.get("connection") == "close" and connection.is_closed()
+                # A reply in HTTP/1.0 says nothing of it.
+                is_end = reply.headers.get("connection", "close") == "close" and connection.is_closed()
                 if reply.status == 400 and not is_end:
                     found.append((form.name, reply))
     assert not found
