@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
-from batchray.schema import message_options, visible_json
+from batchray.schema import Message, message_options, visible_json
 from batchray.store import StoredResult
-from batchray.views.results import MESSAGES, ResultViews, input_of, output_of
+from batchray.views.results import ResultViews, input_of, output_of
 
 COLUMNS: Mapping[str, Any] = {
     "custom_id": "string",
@@ -40,6 +41,7 @@ COLUMNS: Mapping[str, Any] = {
 }
 """The type of each column by its name, in pandas.  Objects are plain data for JSON."""
 
+_PAGE = TypeAdapter(list[list[Message]])
 _WITH_CALLS = frozenset({"tool_call_message", "approval_request_message"})
 
 
@@ -48,12 +50,14 @@ def result_columns(views: ResultViews, page: Sequence[StoredResult]) -> list[lis
 
     They are what `ResultViews.result` shows; `text` and `tool_calls` are of what is in `messages`.
     """
-    rows = [_row(views, stored) for stored in page]
+    # All of a page's messages at once: a call for each result costs a fifth more.
+    messages = _PAGE.validate_json(b"[" + b",".join(stored.messages for stored in page) + b"]")
+    rows = [_row(views, stored, of_result) for stored, of_result in zip(page, messages, strict=True)]
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(len(COLUMNS) + 1)]
 
 
-def _row(views: ResultViews, stored: StoredResult) -> tuple[Any, ...]:
-    request, messages = orjson.loads(stored.request), MESSAGES.validate_json(stored.messages)
+def _row(views: ResultViews, stored: StoredResult, messages: list[Message]) -> tuple[Any, ...]:
+    request = orjson.loads(stored.request)
     shown = visible_json(messages, message_options(request))
     error, usage = stored.error or {}, stored.usage
     output = output_of(stored.error, messages)
