@@ -49,8 +49,8 @@ async def load_context(
     """Return an item's context as an encoded `agents.AttemptContext`; empty if it starts without one.
 
     `steps` are the checkpoints of its earlier attempts.  It waits inside `aside` while a job of another process has the
-    turn of a stateful agent.  If the item answers the tool calls of a run that waits for
-    approval, it claims that run.  Raises ApprovalError if there is no such run, or if the answers do not fit.
+    turn of a stateful agent.  If the item answers the tool calls of a run that waits for approval, it claims that run.
+    Raises ApprovalError if there is no such run, or if the answers do not fit.
     """
     request = _answering(item)
     block_ids = [block.id for block in agent.memory_blocks if isinstance(block, StoredMemoryBlock)]

@@ -79,8 +79,14 @@ class Histogram:
 
 
 STATUSES = ("succeeded", "errored", "canceled", "expired")
+TOKENS = ("prompt_tokens", "completion_tokens")
 TIMINGS = ("queued", "ttft", "duration")
 _FIELDS_OF_TIMINGS = tuple((name, f"{name}_ns") for name in TIMINGS)
+
+
+def measured(queued_ns: int | None, ttft_ns: int | None, duration_ns: int | None) -> Mapping[str, int | None]:
+    """Return the durations of an outcome by name; none if its item ended with the job, without an answer."""
+    return {"queued_ns": queued_ns, "ttft_ns": ttft_ns, "duration_ns": duration_ns} if duration_ns else {}
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 import sqlalchemy as sa
 
-from batchray.schema.progress import STATUSES
+from batchray.schema.progress import STATUSES, TOKENS
 from batchray.store.conversations import apply_conversation_updates, release_claims
 from batchray.store.database import Chunked, Database, chunks
 from batchray.store.leases import Leases
@@ -55,7 +55,7 @@ _UNCOUNT = sa.delete(_attempts).where(_IS_AHEAD)
 _LAST_SEQ = sa.select(_jobs.c.last_seq).where(_jobs.c.job == _OF_JOB)
 _INSERT_OUTCOMES = sa.insert(_outcomes)
 _DELETE_STEPS = sa.delete(_checkpoints).where(_checkpoints.c.job == _OF_JOB, _checkpoints.c.idx.in_(_THESE))
-_SUMMED = (*STATUSES, "prompt_tokens", "completion_tokens")
+_SUMMED = (*STATUSES, *TOKENS)
 _ADD_TO_JOB = (
     sa.update(_jobs)
     .where(_jobs.c.job == _OF_JOB)
@@ -262,7 +262,7 @@ class Outcomes:
         self._keep_last_runs(connection, job, taken, now)
         _for_items(connection, _DELETE_STEPS, job, (outcome.index for outcome in taken if outcome.has_steps))
         added = {f"n_{status}": sum(outcome.status == status for outcome in taken) for status in STATUSES}
-        for name in ("prompt_tokens", "completion_tokens"):
+        for name in TOKENS:
             added[f"n_{name}"] = sum(outcome.usage.get(name, 0) for outcome in taken)
         connection.execute(_ADD_TO_JOB, {"of_job": job.key, "now": now, "seq": seq + len(taken), **added})
 

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from batchray.schema.progress import STATUSES
+from batchray.schema.progress import STATUSES, TOKENS
 from batchray.store.database import PAGE_BYTES, Chunked, Database, n_that_fit
 from batchray.store.leases import Leases
 from batchray.store.queries import failed_until_seq
@@ -18,7 +18,6 @@ from batchray.store.tables import HAS_FAILED, attempts, jobs, outcomes, reopenin
 from batchray.support.failpoints import failpoint
 
 _ROWS = 1_000
-_TOKENS = ("prompt_tokens", "completion_tokens")
 
 
 class Reopenings:
@@ -81,6 +80,6 @@ def _delete(connection: sa.Connection, job: JobRecord, page: Sequence[Any], of_e
     gone = Counter(row.status for row in page)
     for row in page:
         usage = orjson.loads(row.usage)
-        gone.update({name: usage.get(name, 0) for name in _TOKENS})
-    values = {name: jobs.c[name] - gone[name] for name in (*STATUSES, *_TOKENS) if gone[name]}
+        gone.update({name: usage.get(name, 0) for name in TOKENS})
+    values = {name: jobs.c[name] - gone[name] for name in (*STATUSES, *TOKENS) if gone[name]}
     connection.execute(sa.update(jobs).where(jobs.c.job == job.key).values(updated_at=utc_now(), **values))

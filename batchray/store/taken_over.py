@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
+from batchray.schema.progress import TOKENS
 from batchray.store.records import JobRecord
 from batchray.store.tables import attempts, outcomes
 
@@ -32,7 +33,7 @@ class TakenCounts:
 
     def __init__(self) -> None:
         self._n_taken, self._last_seq = 0, 0
-        self._tokens = {"prompt_tokens": 0, "completion_tokens": 0}
+        self._tokens = dict.fromkeys(TOKENS, 0)
 
     def add(self, seq: int, usage: bytes) -> None:
         """Count an outcome that was taken over."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 import sqlalchemy as sa
 
-from batchray.schema.progress import Progress
+from batchray.schema.progress import Progress, measured
 from batchray.store.database import CHUNK, Chunked, Database
 from batchray.store.leases import Leases
 from batchray.store.queries import failed_until_seq, is_its_own
@@ -44,11 +44,10 @@ class Tally:
     kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)
 
     def add(self, row: Sequence[Any]) -> None:
-        """Add an outcome, a row of `_COLUMNS`.  One that ended with its job, without an answer, has no durations."""
-        self.until_seq, status, stop_reason, error, usage, queued_ns, ttft_ns, duration_ns = row
-        measured = {"queued_ns": queued_ns, "ttft_ns": ttft_ns, "duration_ns": duration_ns} if duration_ns else {}
+        """Add an outcome, a row of `_COLUMNS`."""
+        self.until_seq, status, stop_reason, error, usage, *durations = row
         part = self.succeeded if status == "succeeded" else self.others
-        part.record(status, measured, orjson.loads(usage))
+        part.record(status, measured(*durations), orjson.loads(usage))
         if error is not None:
             self.add_failure(stop_reason, **orjson.loads(error))
 
@@ -92,10 +91,7 @@ class Tallies:
     def tally(self, job: JobRecord) -> Chunked[Tally]:
         """Return the tally of a job's outcomes so far: of the stored one, and of the outcomes since."""
         tally = self._stored(job)
-        while rows := self._newer(job, tally.until_seq):
-            for row in rows:
-                tally.add(row)
-            yield
+        yield from self._add_newer(job, tally)
         return tally
 
     def failure_kinds(self, job: JobRecord) -> list[FailureKind]:
@@ -113,8 +109,9 @@ class Tallies:
 
     def catch_up(self, job: LedJob) -> Chunked[Tally]:
         """As `tally`; it is stored if many outcomes were newer.  Raises LeaseLostError if another process leads."""
-        before = self._stored(job).until_seq
-        tally = yield from self.tally(job)
+        tally = self._stored(job)
+        before = tally.until_seq
+        yield from self._add_newer(job, tally)
         if tally.until_seq - before >= TALLY_EVERY:
             with self._database.transaction() as connection:
                 self._leases.check(connection, job)
@@ -124,6 +121,12 @@ class Tallies:
     def _stored(self, job: JobRecord) -> Tally:
         with self._database.reading() as connection:
             return stored_tally(connection, job)
+
+    def _add_newer(self, job: JobRecord, tally: Tally) -> Chunked[None]:
+        while rows := self._newer(job, tally.until_seq):
+            for row in rows:
+                tally.add(row)
+            yield
 
     def _newer(self, job: JobRecord, after_seq: int) -> Sequence[Sequence[Any]]:
         query = sa.select(*(outcomes.c[name] for name in _COLUMNS))

@@ -14,7 +14,7 @@ import orjson
 
 from batchray.config import Prices
 from batchray.schema import Usage
-from batchray.schema.progress import TIMINGS, Percentiles, Progress
+from batchray.schema.progress import TIMINGS, Percentiles, Progress, measured
 from batchray.store import JobRecord, OutcomeFigures
 from batchray.views.next_steps import Place, in_python, on_command_line
 
@@ -222,7 +222,8 @@ class _Reading:
 
     def add(self, figures: OutcomeFigures) -> None:
         usage = orjson.loads(figures.usage)
-        self.progress.record(figures.status, _measured(figures), usage)
+        durations = measured(figures.queued_ns, figures.ttft_ns, figures.duration_ns)
+        self.progress.record(figures.status, durations, usage)
         if figures.error is not None:
             self.failures.add(figures)
         self._add_usage(figures.agent_id, usage)
@@ -253,12 +254,6 @@ class _Reading:
         if not self._prices:
             return None
         return math.fsum(prices.cost_usd(_usage(self._usage[name])) for name, prices in self._prices.items())
-
-
-def _measured(figures: OutcomeFigures) -> dict[str, int | None]:
-    """Return the durations of an outcome; none if its item ended with the job, without an answer."""
-    queued_ns, ttft_ns, duration_ns = figures.queued_ns, figures.ttft_ns, figures.duration_ns
-    return {"queued_ns": queued_ns, "ttft_ns": ttft_ns, "duration_ns": duration_ns} if duration_ns else {}
 
 
 def _usage(sums: Mapping[str, Any]) -> Usage:

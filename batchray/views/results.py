@@ -30,7 +30,7 @@ from batchray.store import JobRecord, StoredResult
 from batchray.views.carried import CarriedRows
 from batchray.views.trajectory_html import result_html
 
-MESSAGES = TypeAdapter(list[Message])
+_MESSAGES = TypeAdapter(list[Message])
 Result.to_html = result_html
 
 
@@ -62,7 +62,7 @@ class ResultViews:
     def result(self, stored: StoredResult) -> Result:
         """Return an item's outcome."""
         request = AgentRequest.model_validate_json(stored.request)
-        messages = MESSAGES.validate_json(stored.messages)
+        messages = _MESSAGES.validate_json(stored.messages)
         return Result(
             index=stored.index,
             custom_id=request.custom_id,

@@ -409,16 +409,16 @@ async def test_items_that_have_left_are_waited_for_when_the_window_winds_down(n_
     assert await task == [1, 0]
 
 
+async def run_prepared(window: Window[int, int], n_items: int, works: Works, prepared: list[int]) -> None:
+    async with aclosing(window.run(each(range(n_items)), works, prepared.append)) as finished:
+        async for _ in finished:
+            pass
+
+
 async def test_a_full_window_prepares_the_items_that_start_next_in_their_order() -> None:
     works, prepared = Works(), list[int]()
     window: Window[int, int] = Window(2)
-
-    async def consume() -> None:
-        async with aclosing(window.run(each(range(9)), works, prepared.append)) as finished:
-            async for _ in finished:
-                pass
-
-    task = asyncio.create_task(consume())
+    task = asyncio.create_task(run_prepared(window, 9, works, prepared))
     await settle()
     assert (works.started, prepared) == ([0, 1], [2, 3])
     await works.finish(1)
@@ -437,13 +437,7 @@ async def test_a_full_window_prepares_the_items_that_start_next_in_their_order()
 async def test_items_that_wait_for_a_slot_are_prepared_too_and_bounded() -> None:
     works, prepared = Works(), list[int]()
     window: Window[int, int] = Window(4, wanted=lambda item: (SLOW,), max_waiting=100)
-
-    async def consume() -> None:
-        async with aclosing(window.run(each(range(20)), works, prepared.append)) as finished:
-            async for _ in finished:
-                pass
-
-    task = asyncio.create_task(consume())
+    task = asyncio.create_task(run_prepared(window, 20, works, prepared))
     await settle()
     assert (works.started, prepared) == ([0], [1, 2, 3, 4])
     await works.finish(0)

@@ -165,7 +165,7 @@ class Lanes:
             logger.debug("the nodes of the cluster cannot be read: %s", first_line(error))
         present = []
         for slot, node_id in list(self._slots.items()):
-            lane = slot.result() if slot.done() and not _has_failed(slot) else None
+            lane = _lane_of(slot)
             present.append(lane.node_id if lane else node_id)
             if self._is_leaving(present[-1]):
                 self._leave(slot, lane)
@@ -211,7 +211,7 @@ class Lanes:
 
     def _started(self) -> list[LaneClient]:
         """Return the lanes that have started."""
-        return [slot.result() for slot in self._slots if slot.done() and not _has_failed(slot)]
+        return [lane for slot in self._slots if (lane := _lane_of(slot)) is not None]
 
     async def _diagnose(self, lane: LaneClient, error: Exception) -> PostMortem | None:
         death = error if isinstance(error, LANE_DEAD) else await _probe_lane(lane)
@@ -238,7 +238,7 @@ class Lanes:
         """Start another lane in place of a dead one, on its node or, if that is leaving, on another."""
         lane.providers.close()
         for slot in list(self._slots):
-            if slot.done() and not _has_failed(slot) and slot.result() is lane:
+            if _lane_of(slot) is lane:
                 del self._slots[slot]
         await self._update_nodes()
 
@@ -278,8 +278,10 @@ class Lanes:
         return None, have_all_answered
 
 
-def _has_failed(slot: asyncio.Task[LaneClient]) -> bool:
-    return slot.cancelled() or slot.exception() is not None
+def _lane_of(slot: asyncio.Task[LaneClient]) -> LaneClient | None:
+    """Return the lane that has started in a slot; None while it starts, or if it could not."""
+    has_started = slot.done() and not slot.cancelled() and slot.exception() is None
+    return slot.result() if has_started else None
 
 
 async def _start_lane(node_id: str, sinks: _Sinks) -> LaneClient:
