@@ -6,10 +6,9 @@ removed with the deleted jobs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from itertools import count, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 import sqlalchemy as sa
@@ -20,22 +19,12 @@ from batchray.store.records import CarriedColumns, ItemPage, NewJob, utc_now
 from batchray.store.retention import Retention
 from batchray.store.tables import DELETED, carried_columns, jobs, leases, openai_batches, run_options
 from batchray.store.taken_over import PAIRS_AT_ONCE, TakenCounts, take_over
-from batchray.store.unseen import NewRow
-from batchray.support.failpoints import failpoint
+from batchray.store.unseen import NewRow, Part
 
-PIECE_BYTES = 512 * 1024
-"""About how many bytes a transaction stores: other writes wait for it, a few milliseconds on a quick disk."""
 _ROW_BYTES = 256
 """The cost of a row apart from its bytes, in bytes."""
 _TAKEN_BYTES = 8 * 1024
 """The cost of taking over an outcome, in bytes that cost as much."""
-
-
-class _Part(NamedTuple):
-    """Something that a transaction stores, and its size in bytes."""
-
-    store: Callable[[sa.Connection, int], None]
-    n_bytes: int
 
 
 class Creation:
@@ -55,22 +44,10 @@ class Creation:
 
         An error of the iterables, or of the database, leaves nothing that is seen.
         """
-        try:
-            pending, n_bytes = list[_Part](), 0
-            for part in self._parts(pages, carried):
-                pending.append(part)
-                n_bytes += part.n_bytes
-                if n_bytes >= PIECE_BYTES:
-                    self._row.store_piece(partial(_store_parts, parts=pending))
-                    failpoint("piece-stored")
-                    pending, n_bytes = [], 0
-            self._complete(pending)
-        except BaseException:
-            self._row.discard(Retention(self._database).purge)
-            raise
+        self._row.store(self._parts(pages, carried), Retention(self._database).purge)
         return self._total
 
-    def _parts(self, pages: Iterable[ItemPage], carried: Iterable[CarriedColumns]) -> Iterator[_Part]:
+    def _parts(self, pages: Iterable[ItemPage], carried: Iterable[CarriedColumns]) -> Iterator[Part]:
         for page in pages:
             yield self._items(page)
         for columns in carried:
@@ -82,9 +59,10 @@ class Creation:
                 def copy(connection: sa.Connection, key: int, pairs: Any = pairs, first: int = start + 1) -> None:
                     take_over(connection, key, taken.source, pairs, first, self._taken)
 
-                yield _Part(copy, len(pairs) * _TAKEN_BYTES)
+                yield Part(copy, len(pairs) * _TAKEN_BYTES)
+        yield self._last()
 
-    def _items(self, page: ItemPage) -> _Part:
+    def _items(self, page: ItemPage) -> Part:
         first = self._total
         self._total += len(page.requests)
         self._agent_ids.update(page.agent_ids)
@@ -93,10 +71,10 @@ class Creation:
             rows = list(zip(repeat(key), count(first), *page, strict=False))
             self._database.backend.insert_items(connection, rows)
 
-        return _Part(insert, sum(map(len, page.requests)) + _ROW_BYTES * len(page.requests))
+        return Part(insert, sum(map(len, page.requests)) + _ROW_BYTES * len(page.requests))
 
-    def _complete(self, parts: Iterable[_Part]) -> None:
-        """Store the last parts, and give the job its id: from then on it is seen."""
+    def _last(self) -> Part:
+        """Return the last part, which gives the job its id: from then on it is seen."""
         new, now = self._new, utc_now()
         values = {
             "kind": new.kind,
@@ -113,11 +91,7 @@ class Creation:
             values |= {"status": "failed", "stop_reason": "error", "completed_at": now, "total_duration_ns": 0}
         openai_batch = new.openai_batch()
 
-        def store(connection: sa.Connection) -> None:
-            # Or the lock of a job with the same idempotency key would hold up all writes of this process.
-            self._database.backend.limit_lock_wait(connection)
-            key = self._row.hold(connection)
-            _store_parts(connection, key, parts)
+        def store(connection: sa.Connection, key: int) -> None:
             self._row.complete(connection, key, {**values, **self._taken.values()})
             connection.execute(sa.insert(leases).values(job=key, epoch=0, leader="", until=0.0, control_requests=b"{}"))
             self._leases.reserve(connection, key)
@@ -125,10 +99,8 @@ class Creation:
                 connection.execute(sa.insert(run_options).values(job=key, options=orjson.dumps(new.run_options)))
             if openai_batch is not None:
                 connection.execute(sa.insert(openai_batches).values(job=key, spec=orjson.dumps(openai_batch)))
-            failpoint("before-commit")
 
-        self._database.write(store)
-        failpoint("after-commit")
+        return Part(store, 0)
 
 
 def _row_of(database: Database, new: NewJob) -> NewRow:
@@ -147,13 +119,8 @@ def _row_of(database: Database, new: NewJob) -> NewRow:
     return NewRow(database, jobs, new.id, values)
 
 
-def _store_parts(connection: sa.Connection, key: int, parts: Iterable[_Part]) -> None:
-    for part in parts:
-        part.store(connection, key)
-
-
-def _carried(columns: CarriedColumns) -> _Part:
+def _carried(columns: CarriedColumns) -> Part:
     def insert(connection: sa.Connection, key: int) -> None:
         connection.execute(sa.insert(carried_columns).values((key, *columns)))
 
-    return _Part(insert, len(columns.data) + _ROW_BYTES)
+    return Part(insert, len(columns.data) + _ROW_BYTES)

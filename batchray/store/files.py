@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -13,13 +13,12 @@ from batchray.store.database import Database
 from batchray.store.queries import between
 from batchray.store.records import SortOrder, utc_now
 from batchray.store.tables import file_parts, files
-from batchray.store.unseen import NewRow, forget, is_gone, purge_left
-from batchray.support.failpoints import failpoint
+from batchray.store.unseen import NewRow, Part, forget, is_gone, purge_left
 
 PART_BYTES = 256 * 1024
 """The size of a part of a file."""
 
-_PARTS_AT_ONCE, _PARTS_OF_PIECE = 16, 4
+_PARTS_AT_ONCE = 16
 _COLUMNS = [column for column in files.c if column.name != "idempotency_key"]
 
 
@@ -67,27 +66,14 @@ class Files:
         """
         self._database.check_room()
         given = {**new._asdict(), "idempotency_key": None}
-        row, parts = NewRow(self._database, files, new.id, given), enumerate(content)
-        created_at = utc_now()
+        row, created_at = NewRow(self._database, files, new.id, given), utc_now()
         values = {"user_id": user_id, "created_at": created_at, "idempotency_key": new.idempotency_key}
 
-        def complete(connection: sa.Connection) -> int:
-            self._database.backend.limit_lock_wait(connection)
+        def complete(connection: sa.Connection, key: int) -> None:
             forget(connection, files, _is_expired())  # a key of an expired file may come again
-            key = row.hold(connection)
             row.complete(connection, key, values)
-            failpoint("before-commit")
-            return key
 
-        try:
-            while piece := list(islice(parts, _PARTS_OF_PIECE)):
-                row.store_piece(partial(_insert_parts, parts=piece))
-                failpoint("piece-stored")
-            key = self._database.write(complete)
-        except BaseException:
-            row.discard(self.purge)
-            raise
-        failpoint("after-commit")
+        key = row.store(chain(_parts(content), [Part(complete, 0)]), self.purge)
         del given["idempotency_key"]
         return StoredFile(file=key, user_id=user_id, created_at=created_at, **given)
 
@@ -173,6 +159,10 @@ def _is_expired() -> sa.ColumnElement[bool]:
     return sa.and_(files.c.user_id != "", files.c.expires_at <= utc_now())
 
 
-def _insert_parts(connection: sa.Connection, key: int, parts: Sequence[tuple[int, bytes]]) -> None:
-    for number, data in parts:
-        connection.execute(sa.insert(file_parts).values(file=key, part=number, data=data))
+def _parts(content: Iterable[bytes]) -> Iterator[Part]:
+    for number, data in enumerate(content):
+        yield Part(partial(_insert_part, number=number, data=data), len(data))
+
+
+def _insert_part(connection: sa.Connection, key: int, number: int, data: bytes) -> None:
+    connection.execute(sa.insert(file_parts).values(file=key, part=number, data=data))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from batchray.errors import JobEndedError, JobNotEndedError, UnknownJobError
 from batchray.schema.progress import Progress
-from batchray.store.creation import PIECE_BYTES, Creation
+from batchray.store.creation import Creation
 from batchray.store.database import Database, chunks
 from batchray.store.leases import Leases
 from batchray.store.queries import between, starts_with
@@ -37,6 +37,7 @@ from batchray.store.tables import (
 )
 from batchray.store.tallies import forget_failures
 from batchray.store.turns import end_turns
+from batchray.store.unseen import PIECE_BYTES
 from batchray.support.failpoints import failpoint
 
 # Without the agents' settings, which may be long.

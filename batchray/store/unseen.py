@@ -8,9 +8,10 @@ deleted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -18,12 +19,22 @@ from batchray.errors import KeyInUseError, StoreError, StoreUnavailableError
 from batchray.store.database import Database
 from batchray.store.queries import starts_with
 from batchray.store.tables import DELETED, jobs
+from batchray.support.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
+PIECE_BYTES = 512 * 1024
+"""About how many bytes a transaction stores: other writes wait for it, a few milliseconds on a quick disk."""
 _STORING, _DELETED = "storing-", f"{DELETED}-"
 _ALIVE_S = 60.0
 """How long a process that stores something may be silent; a piece takes much less."""
+
+
+class Part(NamedTuple):
+    """Something that belongs to a new row: what stores it, given the row's key, and its size in bytes."""
+
+    store: Callable[[sa.Connection, int], None]
+    n_bytes: int
 
 
 class NewRow:
@@ -35,17 +46,42 @@ class NewRow:
         self._key_column = _key_column(table)
         self._key: int | None = None
 
-    def store_piece(self, store: Callable[[sa.Connection, int], None]) -> None:
-        """Store a piece that belongs to the row, in a transaction of its own."""
+    def store(self, parts: Iterable[Part], purge: Callable[[], bool]) -> int:
+        """Store what belongs to the row, in pieces if it is large, and return the row's key.
 
-        def hold_and_store(connection: sa.Connection) -> int:
-            key = self.hold(connection)
-            store(connection, key)
-            return key
+        `parts` are iterated on this thread and stored on the writer's; the last one calls `complete`, and has no size.
+        All of it is on disk when this returns.  An error leaves nothing that is seen, and `purge` deletes the rest.
+        """
+        try:
+            pending, n_bytes = list[Part](), 0
+            for part in parts:
+                pending.append(part)
+                n_bytes += part.n_bytes
+                if n_bytes >= PIECE_BYTES:
+                    self._key = self._database.write_piece(partial(self._store, parts=pending))
+                    failpoint("piece-stored")
+                    pending, n_bytes = [], 0
+            key = self._database.write(partial(self._store_last, parts=pending))
+        except BaseException:
+            self.discard(purge)
+            raise
+        failpoint("after-commit")
+        return key
 
-        self._key = self._database.write_piece(hold_and_store)
+    def _store(self, connection: sa.Connection, parts: Iterable[Part]) -> int:
+        key = self._hold(connection)
+        for part in parts:
+            part.store(connection, key)
+        return key
 
-    def hold(self, connection: sa.Connection) -> int:
+    def _store_last(self, connection: sa.Connection, parts: Iterable[Part]) -> int:
+        # Or the lock of a row with the same idempotency key would hold up all writes of this process.
+        self._database.backend.limit_lock_wait(connection)
+        key = self._store(connection, parts)
+        failpoint("before-commit")
+        return key
+
+    def _hold(self, connection: sa.Connection) -> int:
         """Insert the row, or show that its content is still being stored; return its key."""
         now = _clock(self._database, connection)
         if self._key is None:

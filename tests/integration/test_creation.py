@@ -17,9 +17,8 @@ from batchray.errors import KeyInUseError, StoreFullError, StoreUnavailableError
 from batchray.jobs.retention import run_purge
 from batchray.schema import new_job_id
 from batchray.store import AsyncStore, CarriedColumns, ItemPage, NewFile, NewJob, NewOutcome, Store, TakenOver
-from batchray.store.creation import PIECE_BYTES
 from batchray.store.tables import file_parts, files, metadata
-from batchray.store.unseen import NewRow
+from batchray.store.unseen import PIECE_BYTES, NewRow
 from tests.builders.records import agents_of, begin, ended, new_job, outcome
 from tests.postgres import Database
 
@@ -114,7 +113,7 @@ def test_what_a_crash_left_between_two_pieces_is_removed_when_the_directory_is_o
         for number in range(9):
             if number == 8:
                 database.call_soon(shutil.copytree, tmp_path / "data", tmp_path / "left-file").result(TIMEOUT_S)
-            yield b"x"
+            yield b"x" * PIECE_BYTES
 
     with Store.open(tmp_path / "data") as running:
         database = running.database
