@@ -107,6 +107,20 @@ async def test_large_starts_go_in_several_calls() -> None:
     runs.close()
 
 
+async def test_a_call_counts_each_of_its_agents_once() -> None:
+    lane = FakeLane()
+    runs = LaneRuns(lane)
+    large, other = b"x" * (MAX_MESSAGE_BYTES // 2), b"y" * (MAX_MESSAGE_BYTES // 2)
+    starts = {"a": b"small", "b": large, "c": large, "d": other}
+    tasks = [asyncio.ensure_future(runs.run(Start(key, agent, b"item"))) for key, agent in starts.items()]
+    await run_pending_tasks()
+    assert lane.calls == [["a", "b", "c"], ["d"]]
+    for keys in lane.calls:
+        await lane.answer(*(End(key, b"1") for key in keys))
+    assert outcomes(tasks) == [b"1"] * 4
+    runs.close()
+
+
 async def test_a_failed_call_is_raised_for_every_run_because_it_may_have_brought_any_report() -> None:
     lane = FakeLane()
     runs, tasks = await started(lane, "a")

@@ -130,15 +130,17 @@ class LaneRuns:
 
 
 def _messages(starts: Sequence[Start]) -> Iterator[list[Start]]:
-    """Yield starts in their order, as many together as fit into one message."""
+    """Yield starts in their order, as many together as fit into one message, which has each of their agents once."""
     message: list[Start] = []
+    agents: set[bytes] = set()
     n_bytes = 0
     for start in starts:
-        size = len(start.agent) + len(start.item)
+        size = len(start.item) + (0 if start.agent in agents else len(start.agent))
         if message and n_bytes + size > MAX_MESSAGE_BYTES:
             yield message
-            message, n_bytes = [], 0
+            message, agents, n_bytes, size = [], set(), 0, len(start.item) + len(start.agent)
         message.append(start)
-        n_bytes += len(start.item) if n_bytes else size
+        agents.add(start.agent)
+        n_bytes += size
     if message:
         yield message
