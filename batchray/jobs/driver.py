@@ -12,7 +12,6 @@ from pathlib import Path
 from batchray.config import AgentSet, BoundAgent, Settings
 from batchray.errors import JobInterruptedError, JobPausedError, LeaseLostError, StoreError
 from batchray.executors import ControlChannel, Executor, ProviderBoard
-from batchray.jobs.clearing import Clearing
 from batchray.jobs.control import renewing_lease
 from batchray.jobs.deadlines import PausableDeadlines
 from batchray.jobs.endings import CANCELED
@@ -115,8 +114,7 @@ async def start_job(
     window = _window(agents, settings, slots, gates, store.data_dir, record.user_id)
     committer = GroupCommitter(waiting, record, deadlines or PausableDeadlines())
     timing = JobTiming(record, opened_at, settings.job_deadline_s, is_resumed=progress.done > 0)
-    job = RunningJob(record, agents, settings, progress, timing, window, committer, gates)
-    job.clearing = Clearing(waiting, record, first_cleared)
+    job = RunningJob(record, agents, settings, progress, timing, window, committer, gates, first_cleared)
     if asked.get("is_canceled"):  # an earlier run died before it was canceled
         job.cancel()
     return job

@@ -38,7 +38,8 @@ class RunningJob:
 
     `committer` writes for all items together, and every call of `store` waits while the database is unavailable.
     `ending` is set if the job ends before all of its items have an outcome, `paused_because` while it has paused
-    itself.  `held` are outcomes that are not recorded yet.  `clearing` says which items of a retry may run.
+    itself.  `held` are outcomes that are not recorded yet.  `clearing` says which items of a retry may run;
+    `first_cleared` is what the first part of that deletion has returned.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RunningJob:
         window: ItemWindow,
         committer: GroupCommitter,
         gates: ProviderGates,
+        first_cleared: int | None = None,
     ) -> None:
         self.record, self.agents, self.settings, self.progress = record, agents, settings, progress
         self.timing, self.window, self.committer, self.gates = timing, window, committer, gates
@@ -62,7 +64,7 @@ class RunningJob:
         self._n_waiting = 0
         self.paused_because: str | None = None
         self.held = SharedFailures[NewOutcome](settings.max_consecutive_failures)
-        self.clearing = Clearing(self.store, record, first=None)
+        self.clearing = Clearing(self.store, record, first_cleared)
         self._continued = asyncio.Event()
         self._counts_before = dict(progress.counts)
         self.failures: deque[dict[str, Any]] = deque(maxlen=_MAX_FAILURES_SHOWN)
