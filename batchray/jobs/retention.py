@@ -51,7 +51,7 @@ async def purge(store: AsyncStore, key: int) -> None:
 async def run_purge(store: AsyncStore) -> None:
     """Delete expired files, and what is left of jobs that were not stored or deleted completely, every ten minutes."""
     while True:
-        await _purge_all(store.files.purge)
+        await purge_files(store)
         await _purge_all(store.retention.purge)
         await asyncio.sleep(_INTERVAL_S)
 
