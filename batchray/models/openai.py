@@ -5,8 +5,6 @@ Source: OpenAI's API reference, "Create chat completion".
 
 from __future__ import annotations
 
-import random
-import string
 from collections.abc import Callable, Mapping
 from typing import Unpack
 
@@ -18,15 +16,9 @@ from batchray.models.openai_request import request_body
 from batchray.models.refused_fields import RefusedFields
 from batchray.models.reply_extras import ReasoningBack, SendReasoning
 from batchray.models.thinking import thinking_switch
+from batchray.models.tool_call_ids import new_tool_call_id
 
-_ID_CHARS = string.ascii_letters + string.digits
-_RANDOM = random.SystemRandom()  # workers that were forked must not repeat each other's ids
 _PATH = "/chat/completions"
-
-
-def new_tool_call_id() -> str:
-    """Return a random id of nine letters and digits: Mistral accepts no other form, and the others accept any."""
-    return "".join(_RANDOM.choices(_ID_CHARS, k=9))
 
 
 class OpenAIClient(HttpClient):

@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import string
 from pathlib import Path
 from typing import Protocol
 
+from batchray.models.tool_call_ids import tool_call_id
 from batchray.support.files import atomic_write
 from batchray.support.rare_log import RareLog
 
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 20
-_ID_CHARS = string.ascii_letters + string.digits  # nine of them: Mistral accepts no other form
 
 
 class Chunks(Protocol):
@@ -135,7 +134,7 @@ class CallCache:
         """
         self._n_ids += 1
         number = int.from_bytes(_digest(self._key + self._n_ids.to_bytes(4, "big")), "big")
-        return "".join(_ID_CHARS[number // len(_ID_CHARS) ** place % len(_ID_CHARS)] for place in range(9))
+        return tool_call_id(number)
 
     async def find(self, key: bytes) -> bytes | None:
         """Return the reply of an earlier call."""

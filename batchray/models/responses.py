@@ -17,12 +17,12 @@ from batchray.models.arguments import object_to_send
 from batchray.models.base import ModelCall, ModelReply, with_settings
 from batchray.models.client import HttpClient, TransportSettings, report_wasted_usage
 from batchray.models.conversation import used_ids
-from batchray.models.openai import new_tool_call_id
 from batchray.models.partial_reply import complete_calls
 from batchray.models.refused_fields import RefusedFields
 from batchray.models.responses_reply import PartialResponse
 from batchray.models.responses_request import request_body
 from batchray.models.routing import OPENAI_URL
+from batchray.models.tool_call_ids import new_tool_call_id
 from batchray.schema import ToolCall
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,11 @@ import pytest
 from batchray.errors import InvalidResponseError, ModelAPIError, RequestError
 from batchray.models.connection import Connection
 from batchray.models.http import HttpTransport
-from batchray.models.openai import OpenAIClient, new_tool_call_id
+from batchray.models.openai import OpenAIClient
 from batchray.models.openai_reply import PartialCompletion
 from batchray.models.provider_errors import TransientError
 from batchray.models.sse import EventParser
+from batchray.models.tool_call_ids import new_tool_call_id
 from tests.builders.model_calls import FakeTime, always, call, eager, failure
 
 
