@@ -11,7 +11,8 @@ from tests.benchmarks.peers.table import lines_of, markdown_of
 from tests.benchmarks.peers.works import Work
 
 WORKS = [
-    Work("plain", n=100, concurrency=50, latency_s=0.01, slow_s=0.1),
+    Work("plain", n=100, concurrency=50, latency_s=0.01, slow_s=0.1, calm="calm"),
+    Work("calm", n=100, concurrency=50, latency_s=0.01),
     Work("steps", n=10, concurrency=5, latency_s=0.01, n_tool_steps=2),
 ]
 
@@ -34,6 +35,7 @@ def test_every_contender_answers_every_request_with_the_model_calls_that_it_need
         assert run.slowest_s is None or run.slowest_s >= work.slow_s > 0
     text = "\n".join(lines_of(WORKS, rows))
     assert "100 requests of 0.01 s, 1 of them of 0.1 s, 50 at once; ideal 0.10 s" in text
+    assert text.count(" x that of 'calm'") == 2
     assert "WITHOUT" not in text
     assert "more than needed" not in text
     bare, ours = markdown_of(WORKS, rows)[-2:]

@@ -11,6 +11,8 @@ from tests.benchmarks.peers.measure import Measured
 from tests.benchmarks.peers.works import WORKS, Work
 
 BASELINE = "aiohttp"
+MAX_P50_OF_CALM = 1.03
+"""The p50 of the requests that are not stragglers, divided by that of the same work without stragglers, at most."""
 
 
 class Row(NamedTuple):
@@ -37,6 +39,14 @@ def wall_ratio(rows: Sequence[Row], work: str, contender: str) -> float | None:
     """Return the median of the ratios of wall time to the baseline, each within its round."""
     bare_s = {row.round: row.measured.wall_s for row in of(rows, work, BASELINE)}
     ratios = [row.measured.wall_s / bare_s[row.round] for row in of(rows, work, contender) if row.round in bare_s]
+    return median(ratios) if ratios else None
+
+
+def p50_ratio(rows: Sequence[Row], work: Work, contender: str) -> float | None:
+    """Return the median of the ratios of p50 without the stragglers to that of the calm work, each within its round."""
+    calm_s = {row.round: p50_s for row in of(rows, work.calm, contender) if (p50_s := row.measured.p50_s)}
+    pairs = [(row.measured.p50_s, calm_s.get(row.round)) for row in of(rows, work.name, contender)]
+    ratios = [p50_s / of_calm_s for p50_s, of_calm_s in pairs if p50_s and of_calm_s]
     return median(ratios) if ratios else None
 
 
@@ -75,6 +85,8 @@ def _lines(work: Work, name: str, done: Sequence[Row], rows: Sequence[Row]) -> l
     lines = ["  ".join(parts)]
     if ratio := mid(done, lambda run: run.wall_s / run.slowest_s if run.slowest_s else None):
         lines.append(f"wall {ratio:.3f} x the slowest request's own time")
+    if ratio := p50_ratio(rows, work, name):
+        lines.append(f"p50 of the others {ratio:.3f} x that of {work.calm!r}")
     return [*lines, _overhead(work, done)]
 
 

@@ -26,6 +26,8 @@ class Work(NamedTuple):
     slow_s: float = 0.0
     limit: float = 0.0
     """batchray's wall time divided by that of the bare loop, at most; 0: none."""
+    calm: str = ""
+    """The name of the same work without stragglers, which is measured too."""
     base_url: str = ""
 
     @property
@@ -67,7 +69,7 @@ WORKS = {
         Work("wide", n=5000, concurrency=1000, latency_s=1.0, limit=1.25),
         Work("short", n=1000, concurrency=100, latency_s=0.2, limit=1.15),
         Work("steps", n=400, concurrency=100, latency_s=0.2, n_tool_steps=4, limit=1.15),
-        Work("stragglers", n=1000, concurrency=100, latency_s=0.2, slow_s=10.0),
+        Work("stragglers", n=1000, concurrency=100, latency_s=0.2, slow_s=10.0, calm="short"),
         Work("cpu", n=2000, concurrency=64, latency_s=0.0),
     )
 }
