@@ -1,7 +1,9 @@
 """CPU per request (single step, streamed answer, store on) against bare loops over the same provider.
 
 Limits, for answers of 50 tokens: 0.26 of a bare loop over the OpenAI SDK's async client, and 7.3 bare loops over
-aiohttp (1.9 ms where one takes 0.26 ms).  The cost of a token is the difference to answers of 500 tokens.
+aiohttp (1.9 ms where one takes 0.26 ms).  The cost of a token is the difference to answers of 500 tokens, at most 1.5
+times that of the bare loop over aiohttp.  Both are of the same number of requests, because a job has costs of its own,
+such as the start of its actor.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ N = 3000
 WINDOW = 64
 MAX_OF_SDK = 0.26
 MAX_OF_BARE = 7.3
+MAX_TOKEN_OF_BARE = 1.5
 SHORT, LONG = 50, 500  # tokens of an answer
 
 
@@ -84,20 +87,26 @@ def main() -> None:
             bare = baseline("aiohttp", base_url, N)
             parts, rate = _ours(base_url, directory, N)
         with provider(tokens=LONG) as base_url:
-            bare_long = baseline("aiohttp", base_url, N // 5)
-            long = sum(_ours(base_url, directory, N // 5)[0].values())
+            bare_long = baseline("aiohttp", base_url, N)
+            long, _ = _ours(base_url, directory, N)
     ours = sum(parts.values())
     shown = ", ".join(f"{kind} {cpu_ms:.2f}" for kind, cpu_ms in parts.items())
-    token_us, bare_token_us = (each / (LONG - SHORT) * 1e3 for each in (long - ours, bare_long - bare))
+    of_token = {kind: (long[kind] - cpu_ms) / (LONG - SHORT) * 1e3 for kind, cpu_ms in parts.items()}
+    token_us, bare_token_us = sum(of_token.values()), (bare_long - bare) / (LONG - SHORT) * 1e3
+    token_shown = ", ".join(f"{kind} {cpu_us:.1f}" for kind, cpu_us in of_token.items())
     report(
         [
             f"bare aiohttp loop    {bare:6.2f} ms of CPU a request, and {bare_token_us:.1f} us a token more",
             f"bare OpenAI SDK loop {sdk:6.2f} ms",
-            f"batchray             {ours:6.2f} ms ({shown}), and {token_us:.1f} us a token more; {rate:.0f} requests/s",
+            f"batchray             {ours:6.2f} ms ({shown}); {rate:.0f} requests/s",
+            f"                     and {token_us:.1f} us a token more ({token_shown})",
             f"batchray / OpenAI SDK loop = {ours / sdk:.2f} (limit {MAX_OF_SDK})",
             f"batchray / bare aiohttp loop = {ours / bare:.1f} (limit {MAX_OF_BARE})",
+            f"a token more: batchray / bare aiohttp loop = {token_us / bare_token_us:.2f} (limit {MAX_TOKEN_OF_BARE})",
         ],
-        is_held=ours <= MAX_OF_SDK * sdk and ours <= MAX_OF_BARE * bare,
+        is_held=ours <= MAX_OF_SDK * sdk
+        and ours <= MAX_OF_BARE * bare
+        and token_us <= MAX_TOKEN_OF_BARE * bare_token_us,
     )
 
 
