@@ -195,7 +195,8 @@ async def _pending_items(job: RunningJob) -> AsyncIterator[PendingItem]:
 
 
 async def _watch(job: RunningJob) -> None:
-    """End the job at its deadline; until then, log items that have stalled."""
+    """End the job at its deadline, or a single request whose turn does not come; log items that have stalled."""
+    stopwatch, began_s = job.committer.deadlines.stopwatch(), time.monotonic()
     while (left_s := job.timing.left_s()) > 0:
         for flight in job.in_flight.newly_stalled():
             facts = {"job_id": job.record.id, "index": flight.index}
@@ -205,6 +206,7 @@ async def _watch(job: RunningJob) -> None:
                 extra=facts,
             )
         job.check_providers(left_s)
+        job.check_turn(stopwatch.without_pauses(time.monotonic() - began_s))
         await asyncio.sleep(min(left_s, GROWTH_S if job.gates.grow(time.monotonic()) else _WATCH_S))
     job.expire()
 

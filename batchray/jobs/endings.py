@@ -29,3 +29,10 @@ def given_up(reason: str) -> Ending:
     """Return the ending of a single request whose provider does not answer."""
     error = {"type": "provider_unavailable", "message": reason}
     return Ending("failed", "error", ("errored", "llm_api_error", error))
+
+
+def out_of_turn(limit_s: float) -> Ending:
+    """Return the ending of a single request that other requests to its agent have kept from its start."""
+    message = f"other requests kept it from its agent until its deadline, {limit_s:g} s"
+    error = {"type": "deadline_exceeded", "message": message}
+    return Ending("failed", "error", ("errored", "error", error))

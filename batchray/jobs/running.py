@@ -13,7 +13,7 @@ from batchray.config import AgentSet, Settings
 from batchray.executors import BlockingBoard, ProviderState
 from batchray.jobs.clearing import Clearing
 from batchray.jobs.control import ControlRequest
-from batchray.jobs.endings import CANCELED, Ending, expired, given_up
+from batchray.jobs.endings import CANCELED, Ending, expired, given_up, out_of_turn
 from batchray.jobs.failure_policy import SharedFailures, is_beyond
 from batchray.jobs.group_commit import GroupCommitter
 from batchray.jobs.in_flight import InFlight
@@ -143,6 +143,13 @@ class RunningJob:
             reason = gate.hopeless_because(now, left_s, self.settings.provider_start_patience_s)
             if reason is not None:
                 self.pause_for(reason)
+
+    def check_turn(self, waited_s: float) -> None:
+        """End a request whose client waits if, for as long as its deadline, others have kept it from its agent."""
+        if self.record.kind == "run" and (self.window.has_waiting or self._n_waiting):
+            limit_s = max(bound.agent.deadline_s for bound in self.agents.agents.values())
+            if waited_s > limit_s:
+                self._end_early(out_of_turn(limit_s))
 
     async def until_continued(self) -> None:
         """Wait until a job that has paused itself is unpaused, ended or interrupted.

@@ -244,6 +244,11 @@ class Window(Generic[Item, Result]):
         self._changed.set()
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether items wait for slots, or for room."""
+        return bool(self._waiting)
+
+    @property
     def _has_room(self) -> bool:
         return self._is_open and self.in_flight < self.size + min(self.n_aside, self.size)
 

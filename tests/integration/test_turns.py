@@ -99,6 +99,20 @@ async def test_a_request_that_waits_for_its_turn_takes_no_room_in_the_window(one
     assert job.window.n_aside == 0
 
 
+async def test_a_request_whose_client_waits_ends_at_its_deadline_if_another_process_keeps_the_turn(
+    one: Store, two: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchray.jobs.driver._WATCH_S", 0.01)
+    agents = bind_agents([Agent(id="friend", model="offline/rules", stateful=True, deadline_s=0.2)], environment={})
+    assert load(one, led(one)) == 0
+    record = await run_job(await started(two, new_job(two, "friend", kind="run"), agents), Scripted())
+    [result] = two.items.results(record)
+    assert (record.status, result.error) == (
+        "failed",
+        {"type": "deadline_exceeded", "message": "other requests kept it from its agent until its deadline, 0.2 s"},
+    )
+
+
 def test_a_turn_ends_with_the_outcome_whatever_it_is(one: Store, two: Store) -> None:
     first, second = led(one, 2), led(two, 2)
     assert (load(one, first), load(two, second)) == (0, None)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
@@ -29,8 +29,9 @@ from batchray.jobs.driver import run_job, start_job
 from batchray.jobs.endings import expired
 from batchray.jobs.idle import expire_idle_job
 from batchray.jobs.running import RunningJob
-from batchray.jobs.slots import Slots
+from batchray.jobs.slots import Slot, Slots
 from batchray.store import (
+    DEFAULT_USER,
     AheadCounts,
     Chunked,
     JobRecord,
@@ -211,6 +212,28 @@ async def test_the_next_request_to_a_stateful_agent_waits_for_the_commit_of_the_
     assert (await running).counts["succeeded"] == 2
     first, second = (json.loads(spec.context)["history"] for spec in executor.specs)
     assert (len(first), len(second)) == (0, 2)
+
+
+@pytest.mark.parametrize(("kind", "is_ended"), [("run", True), ("batch", False)])
+async def test_a_request_whose_client_waits_ends_at_its_deadline_if_others_keep_it_from_its_agent(
+    store: Store, kind: Literal["run", "batch"], is_ended: bool
+) -> None:
+    agents = bind_agents([Agent(id="s", model="offline/rules", stateful=True, deadline_s=600)])
+    slots, executor = Slots(), Scripted()
+    of_agent = (Slot(("agent", store.data_dir, DEFAULT_USER, "s"), 1),)
+    assert slots.acquire(of_agent)
+    late = await start_job(new_job(store, "s", kind=kind), agents, store, load_settings(executor="local"), slots)
+    running = asyncio.create_task(run_job(late, executor))
+    await wait_until(lambda: late.window.has_waiting)
+    late.check_turn(599)
+    assert late.ending is None
+    late.check_turn(601)
+    assert (late.ending is not None) == is_ended
+    slots.release(of_agent)
+    record = await running
+    [result] = store.items.results(record)
+    assert (result.error or {}).get("type") == ("deadline_exceeded" if is_ended else None)
+    assert len(executor.specs) == (not is_ended)
 
 
 async def test_the_attempts_of_the_next_items_are_counted_before_a_slot_is_free(store: Store) -> None:
