@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from batchray.errors import StoreError, StoreFullError
 from batchray.store.backend import Backend
@@ -132,7 +134,8 @@ class Database:
             version = self._check_version(connection)
             if version < SCHEMA_VERSION:
                 migrate(connection, version)
-                metadata.create_all(connection)
+                for statement in _ddl(connection.engine.url.drivername):
+                    connection.exec_driver_sql(statement)
             self.backend.set_version(connection, SCHEMA_VERSION)
 
     def check_version(self, *, accepts_older: bool = False) -> None:
@@ -235,6 +238,24 @@ class Database:
             yield
         except self.backend.errors as error:
             raise self.backend.failure(error) from error
+
+
+@functools.cache
+def _ddl(driver: str) -> tuple[str, ...]:
+    """Return what creates the missing tables and their indexes, for a driver as URLs name it.
+
+    `MetaData.create_all` compiles it for each database, which is a third of the CPU time of opening a new store.
+    """
+    dialect = sa.make_url(f"{driver}://").get_dialect()()
+    statements: list[DDLElement] = []
+    for table in metadata.sorted_tables:
+        statements.append(CreateTable(table, if_not_exists=True))
+        statements += [CreateIndex(index, if_not_exists=True) for index in sorted(table.indexes, key=_name)]
+    return tuple(str(statement.compile(dialect=dialect)) for statement in statements)
+
+
+def _name(index: sa.Index) -> str:
+    return str(index.name)
 
 
 _MORE = object()

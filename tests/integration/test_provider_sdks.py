@@ -6,8 +6,6 @@ import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
-import anthropic
-import openai
 import pytest
 
 from batchray.models.refused_fields import ENCRYPTED
@@ -22,6 +20,8 @@ async def server() -> AsyncIterator[ProviderServer]:
 
 
 async def test_openais_sdk_reads_the_test_servers_replies(server: ProviderServer) -> None:
+    import openai
+
     async with openai.AsyncOpenAI(base_url=server.base_url, api_key=KEY, max_retries=0) as client:
         ask = client.chat.completions.create
         user: Any = {"role": "user", "content": '[[tool:add {"a": 1}]]'}
@@ -52,6 +52,8 @@ async def test_openais_sdk_reads_the_test_servers_replies(server: ProviderServer
     ],
 )
 async def test_openais_sdk_reads_the_test_servers_responses(server: ProviderServer, text: str) -> None:
+    import openai
+
     settings: dict[str, Any] = {"max_retries": 0, "_strict_response_validation": True}
     async with openai.AsyncOpenAI(base_url=server.base_url, api_key=KEY, **settings) as client:
         ask: Any = functools.partial(client.responses.create, model="m", input=text, store=False, include=[ENCRYPTED])
@@ -68,6 +70,8 @@ async def test_openais_sdk_reads_the_test_servers_responses(server: ProviderServ
 
 
 async def test_anthropics_sdk_reads_the_test_servers_replies(server: ProviderServer) -> None:
+    import anthropic
+
     user = {"role": "user", "content": '[[reasoning:let me see]][[redacted:QUJD]][[tool:add {"a": 1}]]'}
     asked: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [user]}
     async with anthropic.AsyncAnthropic(base_url=server.root_url, api_key=KEY, max_retries=0) as client:

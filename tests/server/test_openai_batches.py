@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import openai
 import pytest
-from openai.types import Batch
 
 from tests.polling import until
 from tests.server.http_client import BATCHES, call, ended
 from tests.server.live import LiveServer
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types import Batch
 
 CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 _UNENDED = ("validating", "in_progress", "finalizing", "cancelling")
@@ -20,6 +22,8 @@ _UNENDED = ("validating", "in_progress", "finalizing", "cancelling")
 
 @pytest.fixture(scope="module")
 def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    import openai
+
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
         yield client
 
@@ -76,6 +80,8 @@ def run_lines(client: openai.OpenAI, n_lines: int, padding: int) -> Batch:
 
 
 def test_a_batch_runs_from_upload_to_deletion(client: openai.OpenAI, server: LiveServer) -> None:
+    import openai
+
     batch = run_lines(client, 200, padding=6000)  # more than is checked in the server's own process
     assert (batch.endpoint, batch.completion_window, batch.metadata) == (CHAT, "24h", {"night": "1"})
     assert (batch.model, batch.errors) == ("calculator", None)
@@ -131,6 +137,8 @@ def test_the_requests_of_a_job_that_names_an_unknown_agent_can_be_retried(
 
 
 def test_a_cancelled_batch_is_cancelling_and_then_cancelled(client: openai.OpenAI) -> None:
+    import openai
+
     batch = create(client, *(line(number, "endless") for number in range(3)))
     cancelling = client.batches.cancel(batch.id)
     assert cancelling.status in ("cancelling", "cancelled")
@@ -157,6 +165,8 @@ def test_batches_are_listed_in_pages_and_those_of_letta_s_routes_too(client: ope
 
 
 def test_an_idempotency_key_yields_one_batch(client: openai.OpenAI) -> None:
+    import openai
+
     file = client.files.create(file=("in.jsonl", line(1)), purpose="batch")
     asked: dict[str, Any] = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
     same = {"Idempotency-Key": "of a batch"}
@@ -167,6 +177,8 @@ def test_an_idempotency_key_yields_one_batch(client: openai.OpenAI) -> None:
 
 
 def test_errors_raise_the_classes_of_openai_s_client(client: openai.OpenAI) -> None:
+    import openai
+
     def creating(**fields: Any) -> Callable[[], object]:
         asked: dict[str, Any] = {"input_file_id": "file-1", "endpoint": CHAT, "completion_window": "24h", **fields}
         return lambda: client.batches.create(**asked)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import httpx
-import openai
 import pytest
 
 from tests.server.live import LiveServer
 from tests.server.sdk_values import FILE
 
+if TYPE_CHECKING:
+    import openai
+
 
 @pytest.fixture(scope="module")
 def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    import openai
+
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
         yield client
 
 
 def test_a_file_is_uploaded_listed_read_and_deleted(client: openai.OpenAI) -> None:
+    import openai
+
     large = (FILE + b"\n") * 20_000  # more than is kept in memory
     uploaded = client.files.create(file=("large.jsonl", large), purpose="batch")
     small = client.files.create(file=("ü.jsonl", FILE), purpose="batch")
@@ -38,6 +45,8 @@ def test_a_file_is_uploaded_listed_read_and_deleted(client: openai.OpenAI) -> No
 
 
 def test_unusable_files_and_queries_raise_bad_request_errors(client: openai.OpenAI) -> None:
+    import openai
+
     for content, purpose, param in ((b"", "batch", "file"), (b"{bad", "batch", "file"), (FILE, "vision", "purpose")):
         with pytest.raises(openai.BadRequestError) as refused:
             client.files.create(file=("a.jsonl", content), purpose=purpose)  # type: ignore[arg-type]
@@ -49,6 +58,8 @@ def test_unusable_files_and_queries_raise_bad_request_errors(client: openai.Open
 
 
 def test_an_idempotency_key_yields_one_file(client: openai.OpenAI) -> None:
+    import openai
+
     same = {"Idempotency-Key": "of a file"}
     files = [client.files.create(file=("a.jsonl", FILE), purpose="batch", extra_headers=same).id for _ in range(2)]
     assert files[0] == files[1]

@@ -1,28 +1,30 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from anthropic.types import Message
-from anthropic.types.messages import (
-    MessageBatchErroredResult,
-    MessageBatchIndividualResponse,
-    MessageBatchSucceededResult,
-)
 
 from batchray.schema import HiddenReasoningMessage, ItemStatus, ReasoningMessage, Result, StopReason
 from batchray.views.anthropic_lines import anthropic_line
 from tests.builders.results import ITEM, WHEN, extras, failed, result, said, waiting
 
+if TYPE_CHECKING:
+    from anthropic.types import Message
+    from anthropic.types.messages import MessageBatchIndividualResponse
+
 
 def line_of(given: Result) -> MessageBatchIndividualResponse:
+    from anthropic.types.messages import MessageBatchIndividualResponse
+
     line = MessageBatchIndividualResponse.model_validate(orjson.loads(anthropic_line(given)))
     assert extras(line) == []
     return line
 
 
 def message_of(given: Result) -> Message:
+    from anthropic.types.messages import MessageBatchSucceededResult
+
     found = line_of(given).result
     assert isinstance(found, MessageBatchSucceededResult)
     return found.message
@@ -71,6 +73,8 @@ def test_reasoning_that_the_provider_has_signed_comes_first() -> None:
     ],
 )
 def test_a_failure_has_the_type_of_the_error(type: str, kind: str) -> None:
+    from anthropic.types.messages import MessageBatchErroredResult
+
     found = line_of(failed(type)).result
     assert isinstance(found, MessageBatchErroredResult)
     assert (found.error.error.type, found.error.error.message) == (kind, "it says why")

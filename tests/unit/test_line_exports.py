@@ -12,9 +12,6 @@ import orjson
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from anthropic.types.messages import MessageBatchIndividualResponse
-from openai.types.chat import ChatCompletion
-from openai.types.responses import Response
 
 import batchray
 from batchray import Agent, AgentRequest, Tool
@@ -97,6 +94,8 @@ def test_the_name_tells_the_format_and_the_packing(job: Job, tmp_path: Path, nam
 
 
 def test_openai_has_an_output_file_and_an_error_file(job: Job, tmp_path: Path) -> None:
+    from openai.types.chat import ChatCompletion
+
     job.export(tmp_path / "out.v2.jsonl", "openai")
     assert names_in(tmp_path) == ["out.v2.errors.jsonl", "out.v2.jsonl"]
     good = [orjson.loads(line) for line in (tmp_path / "out.v2.jsonl").read_bytes().splitlines()]
@@ -112,12 +111,16 @@ def test_openai_has_an_output_file_and_an_error_file(job: Job, tmp_path: Path) -
 
 
 def test_an_open_file_gets_both_in_the_order_of_the_batch(job: Job) -> None:
+    from openai.types.responses import Response
+
     lines = lines_of(job, "openai", endpoint="/v1/responses")
     assert [line["response"]["status_code"] for line in lines] == [200, 500, 200, 200, 200]
     assert Response.model_validate(lines[2]["response"]["body"]).output_text == "It is 3."
 
 
 def test_anthropic_has_a_line_for_each_result(job: Job) -> None:
+    from anthropic.types.messages import MessageBatchIndividualResponse
+
     found = [MessageBatchIndividualResponse.model_validate(line) for line in lines_of(job, "anthropic")]
     assert [line.result.type for line in found] == ["succeeded", "errored", *["succeeded"] * 3]
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from openai.types.chat import ChatCompletion
-from openai.types.responses import Response
 
 from batchray.schema import ItemStatus, Result, StopReason
 from batchray.views.openai_lines import CHAT_COMPLETIONS, RESPONSES, is_in_error_file, openai_failure, openai_line
 from tests.builders.results import ITEM, WHEN, extras, failed, result, said, waiting
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
+    from openai.types.responses import Response
 
 
 def line_of(given: Result, endpoint: str = CHAT_COMPLETIONS) -> dict[str, Any]:
@@ -19,12 +21,16 @@ def line_of(given: Result, endpoint: str = CHAT_COMPLETIONS) -> dict[str, Any]:
 
 
 def completion_of(given: Result) -> ChatCompletion:
+    from openai.types.chat import ChatCompletion
+
     completion = ChatCompletion.model_validate(line_of(given)["response"]["body"])
     assert extras(completion) == []
     return completion
 
 
 def response_of(given: Result) -> Response:
+    from openai.types.responses import Response
+
     response = Response.model_validate(line_of(given, RESPONSES)["response"]["body"])
     assert extras(response) == []
     return response

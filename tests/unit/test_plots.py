@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -19,11 +18,9 @@ from hypothesis import strategies as st
 import batchray
 from batchray import Agent, AgentRequest, Job
 from batchray.errors import ConfigError
-from batchray.experiments.comparison_figure import comparison_figure
 from batchray.experiments.comparison_frame import Comparison
 from batchray.schema import new_job_id
 from batchray.store import NewItem, NewJob, OutcomeFigures, Store
-from batchray.views.plots import _Timeline, job_figure
 
 TITLES = [
     "outcomes per second",
@@ -63,6 +60,8 @@ def test_a_figure_of_a_job_without_outcomes_says_so(waiting: Job) -> None:
 
 @pytest.mark.parametrize("n", [1, 1500])
 def test_a_figure_shows_counts_and_percentiles(n: int, waiting: Job) -> None:
+    from batchray.views.plots import job_figure
+
     record = waiting.record()
     figure = job_figure(record, "running", ended(n, datetime.fromisoformat(record.created_at)))
     assert "not measured" not in texts(figure)
@@ -73,6 +72,8 @@ def test_a_figure_shows_counts_and_percentiles(n: int, waiting: Job) -> None:
 
 
 def test_a_figure_chooses_no_backend(waiting: Job) -> None:
+    import matplotlib as mpl
+
     def chosen() -> tuple[Any, bool]:
         return dict.__getitem__(mpl.rcParams, "backend"), "matplotlib.pyplot" in sys.modules
 
@@ -90,6 +91,8 @@ def test_without_matplotlib_the_error_says_what_to_install(waiting: Job, monkeyp
 
 @given(st.lists(st.tuples(st.floats(-10, 10**7), st.booleans()), max_size=50))
 def test_a_timeline_of_any_length_keeps_every_outcome_in_few_bins(outcomes: list[tuple[float, bool]]) -> None:
+    from batchray.views.plots import _Timeline
+
     timeline = _Timeline(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
     for elapsed, is_success in outcomes:
         timeline.add(timeline.start_s + elapsed, is_success)
@@ -128,6 +131,8 @@ def test_a_comparison_shows_what_was_measured(comparison: pd.DataFrame) -> None:
 
 
 def test_a_figure_of_a_comparison_has_a_panel_for_what_was_measured(comparison: pd.DataFrame) -> None:
+    from batchray.experiments.comparison_figure import comparison_figure
+
     figure = comparison.figure()  # type: ignore[operator]
     assert [axes.get_title("left") for axes in figure.axes] == ["succeeded", "p50 and p95 of the duration"]
     scored = comparison.assign(
