@@ -68,8 +68,14 @@ class RunMemory:
         return self._set(label, value.replace(old_str, new_str))
 
     def tools(self, unbound_tools: Mapping[str, FunctionTool]) -> dict[str, FunctionTool]:
-        """Return the tools of `memory_tools`, bound to these blocks."""
-        return {name: replace(tool, function=getattr(self, name)) for name, tool in unbound_tools.items()}
+        """Return the tools of `memory_tools`, bound to these blocks.
+
+        They are instant, so that a checkpoint never has an edit without the return of its call, which would be made
+        again after a crash.
+        """
+        return {
+            name: replace(tool, function=getattr(self, name), is_instant=True) for name, tool in unbound_tools.items()
+        }
 
     def _writable(self, label: str) -> str:
         if label not in self._blocks:

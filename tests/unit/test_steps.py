@@ -205,6 +205,18 @@ async def test_memory_is_restored_from_checkpoints(attempt_runner: AttemptRunner
     assert (again.memory, again.memory_bases) == (whole.memory, {"facts": ""})
 
 
+async def test_edits_of_memory_beside_other_tools_happen_once_and_in_order(attempt_runner: AttemptRunner) -> None:
+    edits = [{"name": "memory_insert", "arguments": {"label": "facts", "new_str": word}} for word in ("one", "two")]
+    noting = {"name": "note", "arguments": {"text": "a"}}
+    script = [{"tool_calls": [noting, edits[0], noting, edits[1]]}, {"text": "done"}]
+    agent = stepped(script=script, memory_blocks=[{"label": "facts"}], stateful=True)
+    saved, whole = await run_from(attempt_runner, [], agent)
+    assert (len(saved), whole.memory) == (5, {"facts": "one\ntwo"})
+    for n_saved in range(len(saved) + 1):
+        _, again = await run_from(attempt_runner, saved[:n_saved], agent)
+        assert (again.memory, message_content(again)) == (whole.memory, message_content(whole)), n_saved
+
+
 def test_checkpoints_are_saved_only_for_agents_with_several_steps() -> None:
     assert stepped().agent.keeps_steps
     assert not stepped(max_steps=1).agent.keeps_steps
