@@ -70,3 +70,7 @@ class Backend(Protocol):
     def corruption(self, connection: sa.Connection) -> list[str]:
         """Read the whole database, and return a sentence about each damage."""
         ...
+
+    def close(self) -> None:
+        """Close its connections; one that a thread still uses is closed when the thread gives it back."""
+        ...

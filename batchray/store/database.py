@@ -122,7 +122,7 @@ class Database:
         """Finish pending writes, then close."""
         if self._writer is not None:
             self._writer.shutdown()
-        self.backend.engine.dispose()
+        self.backend.close()
 
     def create_schema(self) -> None:
         """Create missing tables, and migrate those of an older version.

@@ -126,3 +126,9 @@ class Postgres:
     def corruption(self, connection: sa.Connection) -> list[str]:
         """Return nothing: PostgreSQL has its own tools, such as pg_amcheck."""
         return []
+
+    def close(self) -> None:
+        """Close its connections; one that a thread still reads with is closed when the thread gives it back."""
+        # `dispose` leaves out those in use, and their pool, to which they go back, is never used again.
+        sa.event.listen(self.engine.pool, "checkin", lambda connection, entry: entry.close())
+        self.engine.dispose()

@@ -134,6 +134,10 @@ class Sqlite:
         found = connection.exec_driver_sql("PRAGMA integrity_check").scalars()
         return [line for line in found if line != "ok"]
 
+    def close(self) -> None:
+        """Close its connections."""
+        self.engine.dispose()
+
     def _run_script(self, script: str) -> None:
         """Run statements completely: `execute` runs only the first step of one that returns no rows."""
         with self.engine.connect() as connection, closing(connection.connection.cursor()) as cursor:

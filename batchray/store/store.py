@@ -93,7 +93,7 @@ class Store:
         try:
             store.database.acquire_reserve()
             store.database.create_schema()
-        except StoreError:
+        except BaseException:
             store.close()
             raise
         return store
@@ -118,7 +118,7 @@ class Store:
             if url is None and not accepts_older and store.database.is_older():
                 cls._migrate(data_dir)
             store.database.check_version(accepts_older=accepts_older)
-        except StoreError:
+        except BaseException:
             store.close()
             raise
         return store

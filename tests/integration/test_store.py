@@ -37,6 +37,7 @@ from batchray.store import (
     running_jobs,
 )
 from tests.builders.records import AGENTS, agents_of, begin, check_integrity, items, new_job, outcome
+from tests.postgres import Database
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -50,6 +51,30 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def sqlite(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "data") as opened:
         yield opened
+
+
+def test_a_connection_in_use_while_its_store_closes_is_closed_when_it_is_given_back(
+    database: Database, tmp_path: Path
+) -> None:
+    store = Store.open(tmp_path / "data", database.new_url())
+    with store.database.backend.engine.connect() as connection:
+        used = connection.connection.driver_connection
+        store.close()
+        assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+    assert used is not None
+    assert used.closed
+
+
+def test_a_migration_that_fails_leaves_the_store_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(connection: object, version: int) -> None:
+        raise KeyError(version)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("batchray.store.database.migrate", fail)
+        with pytest.raises(KeyError):
+            Store.open(tmp_path)
+    with Store.open(tmp_path):  # not locked
+        pass
 
 
 def test_a_job_is_read_back_as_it_was_created(store: Store) -> None:
