@@ -12,6 +12,7 @@ from typing import NamedTuple
 import orjson
 
 from batchray.batch.source import BOM
+from batchray.batch.split import MAX_REQUEST_BYTES
 from batchray.server.errors import NO_RETRY, HttpError
 from batchray.server.forms import Buffer, Form, FormFile
 from batchray.server.upload import MAX_BODY_BYTES
@@ -21,6 +22,7 @@ from batchray.store.files import PART_BYTES
 _FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 _DAYS = 30
 _SECONDS = re.compile("[0-9]{4,7}")
+_BLANK = re.compile(rb"\s*")
 
 
 class FileUpload(NamedTuple):
@@ -84,21 +86,25 @@ def _expiry(fields: Mapping[str, str]) -> timedelta:
 
 
 def _check_lines(body: Buffer, file: FormFile) -> None:
-    """Raise HttpError 400 for a file that does not begin with a JSON object on a line: no batch can be made of it."""
-    here = file.start + len(BOM) if body[file.start : file.start + len(BOM)] == BOM else file.start
-    while here < file.end:
-        newline = body.find(b"\n", here, file.end)
-        line = body[here : newline if newline >= 0 else file.end].strip()
-        if line:
-            try:
-                if isinstance(orjson.loads(line), dict):
-                    return
-            except orjson.JSONDecodeError:
-                break
-            break
-        here = newline + 1 if newline >= 0 else file.end
-    why = "its first line is not a JSON object" if here < file.end else "it is empty"
-    raise refused(f"Invalid file format for Batch API. Must be .jsonl: JSON Lines in UTF-8; {why}", "file")
+    """Raise HttpError 400 for a file that does not begin with a JSON object on a line: no batch can be made of it.
+
+    What is too long for a request is not parsed, because that would hold the GIL for long.
+    """
+    start = file.start + len(BOM) if body[file.start : file.start + len(BOM)] == BOM else file.start
+    blank = _BLANK.match(body, start, min(file.end, start + MAX_REQUEST_BYTES))
+    here = blank.end() if blank else start
+    newline = body.find(b"\n", here, file.end)
+    end = newline if newline >= 0 else file.end
+    if end - here > MAX_REQUEST_BYTES or not _is_object(body[here:end]):
+        why = "its first line is not a JSON object" if here < file.end else "it is empty"
+        raise refused(f"Invalid file format for Batch API. Must be .jsonl: JSON Lines in UTF-8; {why}", "file")
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _digest(form: Form, file: FormFile, body: Buffer) -> str:

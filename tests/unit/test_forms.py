@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchray.server import forms
+from batchray.server import file_uploads, forms
 from batchray.server.errors import HttpError
 from batchray.server.file_uploads import read_upload
 from batchray.server.forms import read_form
@@ -79,6 +79,8 @@ def test_a_file_longer_than_a_window_of_the_search_is_found_whole(monkeypatch: p
         ([(FILE[0], b"\n \n"), PURPOSE], "file", "it is empty"),
         ([(FILE[0], b"a,b\n1,2\n"), PURPOSE], "file", "its first line is not a JSON object"),
         ([(FILE[0], b"[1]\n"), PURPOSE], "file", "its first line is not a JSON object"),
+        ([(FILE[0], b"\n" * 90 + LINE), PURPOSE], "file", "its first line is not a JSON object"),
+        ([(FILE[0], b'{"a": "%080d"}\n' % 0), PURPOSE], "file", "its first line is not a JSON object"),
         ([FILE, PURPOSE, ('name="expires_after[seconds]"', b"3600")], "expires_after.anchor", "'created_at'"),
         (
             [
@@ -92,8 +94,9 @@ def test_a_file_longer_than_a_window_of_the_search_is_found_whole(monkeypatch: p
     ],
 )
 def test_an_unusable_upload_is_refused_with_its_parameter(
-    parts: list[tuple[str, bytes]], param: str, said: str
+    parts: list[tuple[str, bytes]], param: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(file_uploads, "MAX_REQUEST_BYTES", 80)  # a longer line is no request
     with pytest.raises(HttpError) as refused:
         upload_of(*parts)
     assert (refused.value.status, refused.value.more["param"]) == (400, param)
