@@ -25,9 +25,10 @@ def place_of(location: str | Path) -> Place:
     return RemotePlace.at(text)
 
 
-def is_local(location: str | Path) -> bool:
-    """Whether a location is a path of this machine."""
-    return isinstance(place_of(location), LocalPlace)
+def is_on_disk(location: str | Path) -> bool:
+    """Whether a location is a file or a directory of this machine, which can be read at any time; a pipe is not."""
+    place = place_of(location)
+    return isinstance(place, LocalPlace) and (place.path.is_file() or place.path.is_dir())
 
 
 class Place(ABC):

@@ -16,7 +16,7 @@ from batchray.batch.custom_ids import CustomIdCounts
 from batchray.batch.formats.options import NO_OPTIONS, InputOptions
 from batchray.batch.formats.recognize import ObjectInput, Table, open_batch
 from batchray.batch.parse import Batch
-from batchray.batch.places import is_local
+from batchray.batch.places import is_on_disk
 from batchray.batch.rules import KnownAgent
 from batchray.batch.spool import RawRequest, Spool
 from batchray.config import AgentSet
@@ -116,7 +116,7 @@ def _taken_in(requests: Any, agents: AgentSet, directory: Path, options: InputOp
     """Open a batch, and read and check one that can be read only once, or only slowly."""
     batch = open_batch(requests, _known(agents), directory, options)
     if isinstance(batch, Batch):
-        is_at_hand = isinstance(requests, list | tuple) or (isinstance(requests, str | Path) and is_local(requests))
+        is_at_hand = isinstance(requests, list | tuple) or (isinstance(requests, str | Path) and is_on_disk(requests))
         kept = batch if is_at_hand else _spooled(batch.requests, directory)
         return Intake(kept, batch.callback_url, batch.unused)
     return Intake(_carrying(batch, directory))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -10,15 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import orjson
 import pytest
 import sqlalchemy as sa
 
 from batchray.errors import KeyInUseError, StoreFullError, StoreUnavailableError, UnknownJobError
+from batchray.jobs.create import create_job
 from batchray.jobs.retention import run_purge
 from batchray.schema import new_job_id
 from batchray.store import AsyncStore, CarriedColumns, ItemPage, NewFile, NewJob, NewOutcome, Store, TakenOver
-from batchray.store.tables import file_parts, files, metadata
+from batchray.store.tables import file_parts, files, jobs, metadata
 from batchray.store.unseen import PIECE_BYTES, NewRow
+from tests.builders.jobs import AGENTS
 from tests.builders.records import agents_of, begin, ended, new_job, outcome
 from tests.postgres import Database
 
@@ -102,6 +106,25 @@ def test_an_error_after_some_pieces_leaves_nothing(store: Store) -> None:
 
 def _bad_agents(ids: object) -> dict[str, object]:
     raise ValueError("bad agents")
+
+
+async def test_a_pipe_may_pause_because_nothing_is_stored_until_it_ends(tmp_path: Path) -> None:
+    pipe, n_stored = tmp_path / "pipe.jsonl", []
+    os.mkfifo(pipe)
+    line = orjson.dumps({"agent_id": "echo", "input": "x" * PIECE_BYTES}) + b"\n"
+
+    def send() -> None:
+        with pipe.open("wb") as output:
+            for _ in range(N_PAGES):  # when the last one has begun to arrive, those before it would be stored
+                output.write(line)
+                output.flush()
+            n_stored.append(n_rows(opened, jobs))
+
+    with Store.open(tmp_path / "data") as opened:
+        sending = asyncio.create_task(asyncio.to_thread(send))
+        job_id = await create_job(opened, pipe, AGENTS, None)
+        await sending
+        assert (n_stored, opened.jobs.get(job_id).total) == ([0], N_PAGES)
 
 
 def test_what_a_crash_left_between_two_pieces_is_removed_when_the_directory_is_opened(tmp_path: Path) -> None:
