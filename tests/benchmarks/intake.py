@@ -128,12 +128,14 @@ def _server(data_dir: Path) -> Iterator[LiveServer]:
         yield server
 
 
-def post(server: LiveServer, file: Path) -> tuple[float, int, bool]:
+def post(
+    server: LiveServer, file: Path, path: str = "/v1/messages/batches", content_type: str = "application/json"
+) -> tuple[float, int, bool]:
     """Send a body; returns the seconds until the response, its status, and whether it has a Retry-After."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=600)
     with contextlib.closing(connection), file.open("rb") as body:
-        connection.putrequest("POST", "/v1/messages/batches")
-        connection.putheader("Content-Type", "application/json")
+        connection.putrequest("POST", path)
+        connection.putheader("Content-Type", content_type)
         connection.putheader("Content-Length", str(file.stat().st_size))
         started = time.monotonic()
         connection.endheaders()
