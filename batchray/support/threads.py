@@ -26,6 +26,7 @@ class DaemonThread(Executor):
 
     def __init__(self, name: str) -> None:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._lock, self._is_shut = threading.Lock(), False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -35,14 +36,19 @@ class DaemonThread(Executor):
         return threading.current_thread() is self._thread
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Queue a call."""
+        """Queue a call.  Raises RuntimeError after `shutdown`: nothing would ever complete the call."""
         future: Future[T] = Future()
-        self._tasks.put((future, lambda: fn(*args, **kwargs)))
+        with self._lock:
+            if self._is_shut:
+                raise RuntimeError(f"the thread {self._thread.name!r} takes no more calls")
+            self._tasks.put((future, lambda: fn(*args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the thread after the queued calls."""
-        self._tasks.put(None)
+        with self._lock:
+            self._is_shut = True
+            self._tasks.put(None)
         if wait:
             self._thread.join()
 

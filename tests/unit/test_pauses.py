@@ -127,8 +127,9 @@ async def test_a_job_that_stays_continues_when_it_is_unpaused(
 ) -> None:
     job = await started(store, new_job(store, *["a"] * 100), agents_of(server), max_consecutive_failures=N_IN_A_ROW)
     running = asyncio.create_task(run_job(job, executor, providers=executor.providers, stays_when_paused=True))
-    while (reason := (await job.store.jobs.get(job.record.id)).paused_because) is None:
-        await run_pending_tasks()
+    async with asyncio.timeout(20):
+        while (reason := (await job.store.jobs.get(job.record.id)).paused_because) is None:
+            await run_pending_tasks()
     snapshot = job.snapshot()
     assert (snapshot["is_paused"], snapshot["n_in_flight"], snapshot["paused_because"]) == (True, 0, reason)
     server.always = ""

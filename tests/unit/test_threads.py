@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 
-from batchray.support.threads import LoopThread, SpareThreads
+from batchray.support.threads import DaemonThread, LoopThread, SpareThreads
 
 
 async def thread_name() -> str:
     await asyncio.sleep(0)
     return threading.current_thread().name
+
+
+def test_a_thread_that_was_shut_down_completes_what_it_has_and_refuses_more() -> None:
+    thread, release = DaemonThread("writer"), threading.Event()
+    waiting, last = thread.submit(release.wait), thread.submit(str, 1)
+    thread.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="'writer' takes no more calls"):
+        thread.submit(str, 2)
+    release.set()
+    assert (waiting.result(20), last.result(20)) == (True, "1")
 
 
 def test_work_runs_on_the_loops_thread_and_unfinished_tasks_end_with_the_loop() -> None:
