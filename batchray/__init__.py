@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from batchray.config import Agent, Provider, Settings, Tool, load_agents
     from batchray.errors import BatchrayError
-    from batchray.executors.ray.job_actor import RemoteJob, find_job
+    from batchray.executors.ray.remote_job import RemoteJob, find_job
     from batchray.experiments.comparison import compare
     from batchray.experiments.cross import cross
     from batchray.experiments.scoring import apply
@@ -90,7 +90,7 @@ _HOMES = {
     ),
     "batchray.config": ("Agent", "Provider", "Settings", "Tool", "load_agents"),
     "batchray.errors": ("BatchrayError",),
-    "batchray.executors.ray.job_actor": ("RemoteJob", "find_job"),
+    "batchray.executors.ray.remote_job": ("RemoteJob", "find_job"),
     "batchray.experiments.comparison": ("compare",),
     "batchray.experiments.cross": ("cross",),
     "batchray.experiments.scoring": ("apply",),

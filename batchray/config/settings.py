@@ -86,7 +86,7 @@ class Settings(StoreSettings):
     provider_start_patience_s: PositiveFloat = 120.0
     """Pause a job if a provider has not answered for this time since its start: its address may be wrong."""
     min_watched_items: PositiveInt = 1
-    """Jobs with at least this many items have a job actor, which is a process of its own."""
+    """Jobs with at least this many items are shown by the job actor, a process that all jobs of a driver share."""
 
 
 class ServerSettings(Settings):

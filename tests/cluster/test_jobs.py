@@ -23,7 +23,7 @@ from batchray.store import Store
 from tests.cluster import agents
 from tests.cluster.agents import ECHO, echoes
 from tests.polling import until
-from tests.processes import command_of, descendants, is_alive, listening_on, name_of
+from tests.processes import command_of, descendants, is_alive, listening_on, name_of, named
 from tests.provider_server import run_in_thread
 
 
@@ -312,6 +312,32 @@ def test_the_handle_of_another_process_is_called_through_remote_too_and_says_tha
         return False
 
     until(is_over)
+
+
+def test_jobs_of_a_driver_share_an_actor_that_forgets_them_and_knows_them_again_after_its_death(
+    options: dict[str, Any],
+) -> None:
+    options.pop("progress")
+    requests = [{"agent_id": "wait", "input": "60"} for _ in range(2)]
+    jobs = [batchray.submit(requests, [Agent(id="wait", run=agents.wait)], **options) for _ in range(2)]
+    first, second = (batchray.find_job(job.id, wait_s=60) for job in jobs)
+    first.pause()
+    until(lambda: first.snapshot().get("is_paused"))
+    assert not second.snapshot()["is_paused"]
+
+    [actor] = named("ray::JobActor", descendants())
+    actor.kill()
+    until(lambda: batchray.find_job(jobs[1].id, wait_s=60).snapshot() != {}, 60)
+    [restarted] = named("ray::JobActor", descendants())
+    assert restarted.pid != actor.pid
+
+    batchray.find_job(jobs[0].id).cancel()
+    assert jobs[0].wait(30).status == "cancelled"
+    with pytest.raises(UnknownJobError):
+        until(lambda: first.snapshot() is None)
+    assert batchray.find_job(jobs[1].id, wait_s=0).snapshot()["id"] == jobs[1].id
+    jobs[1].cancel()
+    jobs[1].wait(30)
 
 
 def test_a_job_that_is_over_before_its_actor_is_there_leaves_none_behind(options: dict[str, Any]) -> None:

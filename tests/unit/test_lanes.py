@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -13,8 +14,9 @@ import ray.exceptions
 from batchray.errors import ClusterError
 from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray import lanes as module
-from batchray.executors.ray.lanes import Lanes
+from batchray.executors.ray.lanes import Lanes, LaneSinks
 from batchray.executors.ray.nodes import Node
+from batchray.executors.ray.worker_log import WorkerWarnings
 from tests.polling import run_pending_tasks
 
 
@@ -42,7 +44,8 @@ class Cluster:
         self.broken: set[str] = set()
         self.ended: list[Any] = []
         self.lost: list[str] = []
-        self.lanes = Lanes(self.lost.append, 300.0, ProviderBoard(), self.read)
+        sinks = LaneSinks("job-actor", ProviderBoard(), WorkerWarnings(time.monotonic))
+        self.lanes = Lanes(self.lost.append, 300.0, sinks, self.read)
         monkeypatch.setattr(module, "_start_lane", self.start_lane)
         monkeypatch.setattr(module, "_restart_lane", self.start_lane)
         monkeypatch.setattr(ray, "kill", self.ended.append)

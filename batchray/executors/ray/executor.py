@@ -22,15 +22,16 @@ from batchray.executors.ray import internals
 from batchray.executors.ray.calls import AttemptClock, LostCallError, call_process, first_line
 from batchray.executors.ray.connection import connect, disconnect
 from batchray.executors.ray.exit_report import UNKNOWN_CAUSE
-from batchray.executors.ray.job_actor import JobActorChannel
+from batchray.executors.ray.job_actor import JobActorChannel, JobActorClient
 from batchray.executors.ray.lane import pack
 from batchray.executors.ray.lane_client import PAUSE_S, LaneClient
-from batchray.executors.ray.lanes import Lanes
+from batchray.executors.ray.lanes import Lanes, LaneSinks
 from batchray.executors.ray.monitor import ClusterMonitor, monitor_of_cluster
 from batchray.executors.ray.nodes import Node, read_nodes
 from batchray.executors.ray.oom import OUT_OF_MEMORY, is_oom_culprit
 from batchray.executors.ray.queued_processes import QueuedProcesses
 from batchray.executors.ray.run_registry import Start
+from batchray.executors.ray.worker_log import WorkerWarnings
 from batchray.support.cancellation import CancelScope
 from batchray.support.threads import DaemonThread
 
@@ -51,7 +52,14 @@ class RayExecutor:
         self._settings = settings
         self.providers, self.blocking = ProviderBoard(), BlockingBoard()
         self._nodes_thread = DaemonThread("batchray-nodes")
-        self._lanes = Lanes(self._lose, settings.lane_silence_s, self.providers, self._read_nodes, settings.lanes)
+        self._job_actor = JobActorClient(self.is_alive, self.blocking)
+        self._lanes = Lanes(
+            self._lose,
+            settings.lane_silence_s,
+            LaneSinks(self._job_actor.name, self.providers, WorkerWarnings(time.monotonic)),
+            self._read_nodes,
+            settings.lanes,
+        )
         self._packed: weakref.WeakKeyDictionary[BoundAgent, bytes] = weakref.WeakKeyDictionary()
         self._owns_connection = False
         self._lost_by: str | None = None
@@ -62,7 +70,6 @@ class RayExecutor:
         # A daemon, so that a Ray that does not answer never delays the end of this process.  It lives until the end,
         # because the kernel kills what a thread has started (GCS, raylet) together with that thread.
         self._thread = DaemonThread("batchray-ray")
-        self._channel_thread = DaemonThread("batchray-channels")
 
     async def start(self) -> None:
         """Connect and start the lanes.  Raises ClusterError."""
@@ -163,7 +170,7 @@ class RayExecutor:
 
     def control_channels(self, job_id: str) -> Sequence[ControlChannel]:
         """Return the channel to the job actor."""
-        return (JobActorChannel(job_id, self._channel_thread, self.is_alive, self.blocking),)
+        return (JobActorChannel(job_id, self._job_actor),)
 
     async def close(self) -> None:
         """End the lanes and what runs on them, and the connection if this executor opened it."""
@@ -179,7 +186,7 @@ class RayExecutor:
                     await asyncio.get_running_loop().run_in_executor(self._thread, disconnect)
             except TimeoutError:
                 logger.warning("Ray did not disconnect within %g s", _DISCONNECT_S)
-        self._channel_thread.shutdown(wait=False)
+        self._job_actor.close()
         self._nodes_thread.shutdown(wait=False)
         self._thread.shutdown(wait=False)
 

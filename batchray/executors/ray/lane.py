@@ -59,11 +59,11 @@ def _dumps(bound: BoundAgent) -> bytes:
 class Lane:
     """Runs many requests at once on one event loop.  A call carries all it needs, so any lane can take it."""
 
-    def __init__(self) -> None:
+    def __init__(self, job_actor: str) -> None:
+        """`job_actor` is the name of the actor that is told what blocks the lane."""
         self._activity_log = ActivityLog(_actor_id(), session_directory())
-        self._runner = AttemptRunner(
-            self._activity_log.executing, self._on_provider_wait, on_blocked=BlockingReports(_actor_id()).report
-        )
+        blocking = BlockingReports(_actor_id(), job_actor)
+        self._runner = AttemptRunner(self._activity_log.executing, self._on_provider_wait, on_blocked=blocking.report)
         self._loop: asyncio.AbstractEventLoop | None = None
         log = WorkerLog(self._on_warning)
         logging.getLogger("batchray").addHandler(log)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import ray
 import ray.exceptions
@@ -54,8 +53,14 @@ _LANE_OPTIONS = {
     "enable_task_events": False,
 }
 
-_Sinks = tuple[ProviderBoard, WorkerWarnings]
-"""The receivers of what lanes report."""
+
+class LaneSinks(NamedTuple):
+    """The receivers of what lanes report."""
+
+    job_actor: str
+    """The name of the driver's job actor."""
+    board: ProviderBoard
+    warnings: WorkerWarnings
 
 
 class Lanes:
@@ -69,13 +74,13 @@ class Lanes:
         self,
         on_lost: Callable[[str], None],
         silence_s: float,
-        board: ProviderBoard,
+        sinks: LaneSinks,
         read_nodes: Callable[[], Awaitable[Sequence[Node]]],
         n_lanes: int | None = None,
     ) -> None:
         self._on_lost, self._silence_s = on_lost, silence_s
         self._read_nodes, self._n_lanes = read_nodes, n_lanes
-        self._sinks: _Sinks = (board, WorkerWarnings(time.monotonic))
+        self._sinks = sinks
         self._nodes: Sequence[Node] = ()
         # Lanes that have started or are starting, with the node that was chosen for each.
         self._slots: dict[asyncio.Task[LaneClient], str] = {}
@@ -284,19 +289,19 @@ def _lane_of(slot: asyncio.Task[LaneClient]) -> LaneClient | None:
     return slot.result() if has_started else None
 
 
-async def _start_lane(node_id: str, sinks: _Sinks) -> LaneClient:
+async def _start_lane(node_id: str, sinks: LaneSinks) -> LaneClient:
     """Start a lane on this node, and return it when it answers."""
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
     while True:
-        actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote()
+        actor: Any = _LaneActor.options(**_LANE_OPTIONS, scheduling_strategy=strategy).remote(sinks.job_actor)
         try:
             identity: tuple[str, str, int, int] = await call_until_answered(actor.identity)
-            return LaneClient(actor, *identity, *sinks)
+            return LaneClient(actor, *identity, sinks.board, sinks.warnings)
         except ray.exceptions.ActorUnschedulableError:  # news of a new node has not reached all others
             await asyncio.sleep(PAUSE_S)
 
 
-async def _restart_lane(node_id: str, sinks: _Sinks) -> LaneClient:
+async def _restart_lane(node_id: str, sinks: LaneSinks) -> LaneClient:
     """Start a lane, again while it dies at once.  Raises ClusterError."""
     last_error: BaseException | None = None
     try:
