@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -134,18 +135,19 @@ def test_calls_run_at_once_in_threads_of_their_own_and_later_ones_reuse_them() -
 
 
 def test_a_call_that_never_returns_holds_up_no_other_and_few_threads_wait_for_the_next() -> None:
-    may_end, done, stuck = threading.Event(), list[str](), list[threading.Thread]()
+    may_end, done, stuck = threading.Event(), list[str](), SimpleQueue[threading.Thread]()
     threads, spare = spare_threads(max_spare=1)
 
     def get_stuck() -> None:
-        stuck.append(threading.current_thread())
+        stuck.put(threading.current_thread())
         may_end.wait(30)
 
     threads.start(get_stuck, "stuck")
+    thread = stuck.get(timeout=30)
     for name in ("second", "third"):
         threads.start(lambda: done.append(threading.current_thread().name), name)
         assert spare.appended.acquire(timeout=30)
     may_end.set()
-    stuck[0].join(30)  # it ends: one that waits is enough
-    assert not stuck[0].is_alive()
+    thread.join(30)  # it ends: one that waits is enough
+    assert not thread.is_alive()
     assert (done, len(spare)) == (["second", "third"], 1)
