@@ -1,0 +1,35 @@
+"""The job actor's state, and what its client does after its executor has closed; the rest needs a cluster."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchray.executors.blocking import BlockingBoard
+from batchray.executors.ray.job_actor import JobActor, JobActorChannel, JobActorClient
+
+
+def test_each_job_has_its_own_control_request_and_a_removed_one_is_unknown() -> None:
+    actor = JobActor()
+    assert [actor.update(job_id, {"id": job_id}) for job_id in ("a", "b")] == [{}, {}]
+    actor.pause("a")
+    actor.resize("b", 3)
+    assert actor.update("a", {"id": "a"}) == {"is_paused": True}
+    assert actor.update("b", {"id": "b"}) == {"max_in_flight": 3}
+
+    actor.remove("a")
+    actor.remove("a")
+    assert (actor.has("a"), actor.has("b")) == (False, True)
+    with pytest.raises(KeyError):
+        actor.cancel("a")
+    assert actor.snapshot("b") == {"id": "b"}
+    actor.set_blocking("a", "lane", None)  # a lane may be late
+    assert not actor.has("a")
+
+
+async def test_a_job_that_outlives_its_executor_is_neither_shown_nor_held_up() -> None:
+    client = JobActorClient(lambda: True, BlockingBoard())
+    channel = JobActorChannel("a", client)
+    client.close()
+    client.close()
+    assert await channel.update({"id": "a"}) is None
+    channel.close()
