@@ -146,6 +146,18 @@ def _from_objects(requests: Iterable[Any], rules: RequestRules) -> Iterator[RawR
 
 def object_request(request: Any, rules: RequestRules) -> RawRequest:
     """Validate one request given as a mapping or an AgentRequest, or one entry of another API's batch."""
+    return _parsed(object_body(request, rules), rules)  # the validated bytes are the stored bytes
+
+
+def parse_bodies(bodies: Sequence[bytes], rules: RequestRules) -> Iterator[RawRequest]:
+    """Validate requests that `object_body` returned, together if they are simple."""
+    if ids := parse_simple_requests(bodies, rules.agents):
+        return (RawRequest(*of_one, body) for of_one, body in zip(ids, bodies, strict=True))
+    return (_parsed(body, rules) for body in bodies)
+
+
+def object_body(request: Any, rules: RequestRules) -> bytes:
+    """Return the JSON of a request given as an object, which is not validated yet."""
     if isinstance(request, BaseModel):
         value = request.model_dump(mode="json", exclude_unset=True)
     elif isinstance(request, Mapping):
@@ -159,7 +171,7 @@ def object_request(request: Any, rules: RequestRules) -> RawRequest:
     except orjson.JSONEncodeError as error:
         raise BatchFormatError(f"cannot be written as JSON: {error}") from None
     _check_size(body)
-    return _parsed(body, rules)  # the validated bytes are the stored bytes
+    return body
 
 
 def _validate(value: Any, body: bytes, rules: RequestRules) -> RawRequest:

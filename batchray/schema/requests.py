@@ -268,9 +268,14 @@ _MESSAGE_OPTIONS = _ASSISTANT_TOOL_FIELDS | {"include_return_message_types"}
 _NO_OPTIONS = LettaRequest(input="")
 
 
+def shows_all_messages(request: Mapping[str, Any]) -> bool:
+    """Return whether a stored request has no field that says which messages are shown, and how."""
+    return _MESSAGE_OPTIONS.isdisjoint(request)
+
+
 def message_options(request: Mapping[str, Any]) -> LettaRequest:
     """Return a request with only those fields of a stored one that say which messages are shown, and how."""
-    if _MESSAGE_OPTIONS.isdisjoint(request):
+    if shows_all_messages(request):
         return _NO_OPTIONS
     return LettaRequest(input="", **{name: request[name] for name in _MESSAGE_OPTIONS & request.keys()})
 

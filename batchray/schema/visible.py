@@ -65,7 +65,7 @@ def _visible_drafts(messages: Iterable[Message], request: LettaRequest) -> Itera
         messages = _without_said(tool_name, kwarg, list(messages))
     for message in messages:
         for draft in _whole_drafts(message, tool_name, kwarg):
-            if include is None or _layout(draft[0])["message_type"] in include:
+            if include is None or layout(draft[0])["message_type"] in include:
                 yield draft
 
 
@@ -123,7 +123,7 @@ def _built(draft: _Draft) -> LettaMessage:
 
 def _dumped(draft: _Draft) -> dict[str, Any]:
     kind, common, fields = draft
-    dumped = {**_layout(kind), **common, "date": common["date"].isoformat(timespec="seconds")}
+    dumped = {**layout(kind), **common, "date": common["date"].isoformat(timespec="seconds")}
     for name, value in fields.items():
         dumped[name] = _as_json(value)
     return dumped
@@ -136,7 +136,7 @@ def _as_json(value: Any) -> Any:
 
 
 @cache
-def _layout(kind: type[LettaMessageBase]) -> dict[str, Any]:
+def layout(kind: type[LettaMessageBase]) -> dict[str, Any]:
     """Return the fields of a kind of message in their order, with their defaults."""
     return {name: field.default for name, field in kind.model_fields.items()}
 

@@ -27,6 +27,7 @@ class CarriedRows:
     def __init__(self, read: Callable[[int], CarriedColumns | None]) -> None:
         self._read = read
         self._parts: OrderedDict[int, _Part] = OrderedDict()
+        self._last: _Part | None = None
         self._is_empty: bool | None = None
 
     @property
@@ -65,11 +66,14 @@ class CarriedRows:
 
     def _part(self, index: int) -> _Part | None:
         """Return the part with an item's row."""
+        if self._last is not None and 0 <= index - self._last.first < self._last.n_rows:
+            return self._last  # that of nearly all rows of a page
         found = next((part for part in reversed(self._parts.values()) if 0 <= index - part.first < part.n_rows), None)
         if found is None and not self._is_empty:
             found = self._load(index)
         if found is not None:
             self._parts.move_to_end(found.first)
+        self._last = found
         return found
 
     def _load(self, index: int) -> _Part | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import TypeAdapter
 
 from batchray.schema import Message, message_options, visible_json
+from batchray.schema.plain_answers import plain_answer
+from batchray.schema.requests import shows_all_messages
 from batchray.store import StoredResult
-from batchray.views.results import ResultViews, input_of, output_of
+from batchray.views.results import ResultViews, input_of, model_of, output_of
 
 COLUMNS: Mapping[str, Any] = {
     "custom_id": "string",
@@ -50,26 +52,57 @@ def result_columns(views: ResultViews, page: Sequence[StoredResult]) -> list[lis
 
     They are what `ResultViews.result` shows; `text` and `tool_calls` are of what is in `messages`.
     """
-    # All of a page's messages at once: a call for each result costs a fifth more.
-    messages = _PAGE.validate_json(b"[" + b",".join(stored.messages for stored in page) + b"]")
-    rows = [_row(views, stored, of_result) for stored, of_result in zip(page, messages, strict=True)]
+    requests = [orjson.loads(stored.request) for stored in page]
+    shown = _shown(page, requests)
+    rows = [_row(views, *of_one) for of_one in zip(page, requests, shown, strict=True)]
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(len(COLUMNS) + 1)]
 
 
-def _row(views: ResultViews, stored: StoredResult, messages: list[Message]) -> tuple[Any, ...]:
-    request = orjson.loads(stored.request)
+class _Shown(NamedTuple):
+    """What a result shows of its messages."""
+
+    messages: list[dict[str, Any]]
+    text: str
+    model: str | None
+    output: Mapping[str, str]
+    tool_calls: list[Any]
+
+
+def _shown(page: Sequence[StoredResult], requests: Sequence[Mapping[str, Any]]) -> list[_Shown]:
+    """Return what each result of a page shows; most of them without the models of their messages."""
+    plain = [
+        plain_answer(stored.messages) if shows_all_messages(request) else None
+        for stored, request in zip(page, requests, strict=True)
+    ]
+    # The messages of all others at once: a call for each result costs a fifth more.
+    others = [stored.messages for stored, answer in zip(page, plain, strict=True) if answer is None]
+    modelled = iter(_PAGE.validate_json(b"[" + b",".join(others) + b"]"))
+    return [
+        _of_messages(next(modelled), request, stored.error)
+        if answer is None
+        else _Shown(answer.shown, answer.text, answer.model, output_of(stored.error, ()), [])
+        for stored, request, answer in zip(page, requests, plain, strict=True)
+    ]
+
+
+def _of_messages(messages: list[Message], request: Mapping[str, Any], error: Mapping[str, str] | None) -> _Shown:
     shown = visible_json(messages, message_options(request))
-    error, usage = stored.error or {}, stored.usage
-    output = output_of(stored.error, messages)
+    text = next((each["content"] for each in reversed(shown) if each["message_type"] == "assistant_message"), "")
+    calls = [call for each in shown if each["message_type"] in _WITH_CALLS for call in each["tool_calls"]]
+    return _Shown(shown, text, model_of(messages), output_of(error, messages), calls)
+
+
+def _row(views: ResultViews, stored: StoredResult, request: Mapping[str, Any], shown: _Shown) -> tuple[Any, ...]:
+    error, usage, output = stored.error or {}, stored.usage, shown.output
     return (
         stored.index,
         stored.custom_id,
         stored.agent_id,
-        views.model(stored.agent_id, messages),
+        views.model(stored.agent_id, shown.model),
         stored.status,
         stored.stop_reason,
         _input(input_of(request)),
-        next((each["content"] for each in reversed(shown) if each["message_type"] == "assistant_message"), ""),
+        shown.text,
         error.get("type"),
         error.get("message"),
         error.get("traceback"),
@@ -85,8 +118,8 @@ def _row(views: ResultViews, stored: StoredResult, messages: list[Message]) -> t
         _seconds(stored.queued_ns),
         _seconds(stored.ttft_ns),
         _seconds(stored.duration_ns),
-        shown,
-        [call for each in shown if each["message_type"] in _WITH_CALLS for call in each["tool_calls"]],
+        shown.messages,
+        shown.tool_calls,
         request.get("metadata"),
     )
 

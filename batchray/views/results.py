@@ -70,7 +70,7 @@ class ResultViews:
             row=self._rows.row(stored.index) if self._rows is not None else None,
             batch_item_id=item_id(self._job.id, stored.index),
             agent_id=stored.agent_id,
-            model=self.model(stored.agent_id, messages),
+            model=self.model(stored.agent_id, model_of(messages)),
             status=ItemStatus(stored.status),
             stop_reason=StopReason(stored.stop_reason),
             input=input_of(orjson.loads(stored.request)) if self._include_input else None,
@@ -88,12 +88,12 @@ class ResultViews:
             return [view for message in messages for view in letta_messages(message)]
         return visible_messages(messages, request)
 
-    def model(self, agent_id: str, messages: Sequence[Message]) -> str | None:
+    def model(self, agent_id: str, answered: str | None) -> str | None:
         """Return the model that answered, or else the agent's.
 
         A resume may have replaced the agent of the snapshot; its answers name the model that gave them.
         """
-        return next((each.model for each in messages if each.model), self._models.get(agent_id))
+        return answered or self._models.get(agent_id)
 
     def cost_usd(self, agent_id: str, stored: Mapping[str, int]) -> float | None:
         """Return the price of a stored usage; None without prices, or if the provider reported no tokens."""
@@ -102,6 +102,11 @@ class ResultViews:
             return None
         usage = Usage(**stored)
         return None if usage.step_count > 0 and usage.total_tokens == 0 else prices.cost_usd(usage)
+
+
+def model_of(messages: Sequence[Message]) -> str | None:
+    """Return the model that wrote the first of the messages that names one."""
+    return next((each.model for each in messages if each.model), None)
 
 
 def input_of(request: Mapping[str, Any]) -> Any:

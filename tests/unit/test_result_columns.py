@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
 
-from batchray.schema import ApprovalRequestMessage, Result, ToolCallMessage, new_job_id
+from batchray.schema import (
+    ApprovalRequestMessage,
+    LettaRequest,
+    Message,
+    Result,
+    TextContent,
+    ToolCallMessage,
+    new_id,
+    new_job_id,
+    visible_json,
+)
+from batchray.schema.plain_answers import PlainAnswer, plain_answer
 from batchray.store import StoredResult
 from batchray.views.result_columns import COLUMNS, result_columns
 from batchray.views.results import ResultViews
 
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
 PRICES = {"input": 1.0, "cached_input": 0.5, "output": 2.0}
 AGENTS = {
     "priced": {"agent": {"id": "priced", "model": "offline/scripted", "prices": PRICES}},
@@ -63,7 +76,10 @@ MESSAGES: list[list[dict[str, Any]]] = [
     [message(content=[TEXT], tool_returns=[WRITTEN])],
     [OLD_FORM],
     [message(content=[TEXT], provider_items=[{"type": "message"}], sender_id="s", run_id="run-1")],
+    [message(content=[TEXT, TEXT], model="other/newer", created_at="2026-01-02T03:04:05Z", run_id="run-1")],
+    [message(content=[{"type": "text", "text": ""}], tool_returns=[], approvals=[])],
 ]
+PLAIN = [MESSAGES[1], *MESSAGES[-2:]]
 ERROR = {"type": "ValueError", "message": "no", "traceback": "line", "stdout": "o", "stderr": "e"}
 ENDS: list[dict[str, Any]] = [
     {},
@@ -180,6 +196,16 @@ def test_the_columns_are_those_of_the_results() -> None:
         assert column == expected
     shown = [each["message_type"] for messages in columns[list(COLUMNS).index("messages")] for each in messages]
     assert set(shown) == KINDS
+
+
+def test_the_answer_of_a_model_is_read_without_the_models() -> None:
+    answer = Message(id=new_id("message"), role="assistant", content=[TextContent(text="It is 8.")], created_at=NOW)
+    read = plain_answer(b"[" + answer.model_dump_json(exclude_none=True).encode() + b"]")
+    assert read == PlainAnswer("It is 8.", None, visible_json([answer], LettaRequest(input="")))
+
+
+def test_messages_of_another_form_are_left_to_the_models() -> None:
+    assert [messages for messages in MESSAGES if plain_answer(orjson.dumps(messages)) is not None] == PLAIN
 
 
 def test_a_page_without_results_has_all_columns() -> None:

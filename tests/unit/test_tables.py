@@ -504,6 +504,11 @@ BAD: dict[str, tuple[Any, InputOptions, str]] = {
         InputOptions(agent="a", to_request=lambda row: None),
         "row 0: <lambda> returns a text, messages or a request, not NoneType",
     ),
+    "wrong row before one that cannot be read": (
+        [{"input": "x"}, {"input": 3}, {"input": "x", "custom_id": 1.5}],
+        InputOptions(agent="a"),
+        "row 1: input",
+    ),
     "row that is none": ([{"q": 1}, 5], InputOptions(agent="a", input_column="q"), "row 1: a row is a mapping"),
     "values that fit nowhere": (
         [{"q": "x", "v": 1}, {"q": "y", "v": {1, 2}}],

@@ -41,6 +41,8 @@ def array_of(values: Sequence[Any], kind: Any) -> Any:
     """
     pa = arrow()
     validity, n_nulls = _validity(values)
+    if n_nulls == len(values):
+        return pa.nulls(n_nulls, kind)
     if kind == pa.string():
         texts = [value or "" for value in values]
         joined = "".join(texts)

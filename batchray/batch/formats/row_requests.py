@@ -12,7 +12,7 @@ from batchray.batch.formats.carried import encode, rows_of, values_of
 from batchray.batch.formats.column_types import Rows
 from batchray.batch.formats.options import InputOptions
 from batchray.batch.formats.prompts import Prompt, listed, missing_column
-from batchray.batch.parse import object_request
+from batchray.batch.parse import object_body, parse_bodies
 from batchray.batch.rules import RequestRules
 from batchray.batch.spool import RawRequest
 from batchray.errors import BatchFormatError, EmptyBatchError
@@ -68,6 +68,7 @@ class _Rows:
         self._id_column = options.id_column or ("custom_id" if "custom_id" in columns else None)
         self._agent_column = "agent_id" if self._agent is None else None
         self._make = self._maker()
+        self._needed = self._needed_columns()
 
     @property
     def _has_input(self) -> bool:
@@ -105,9 +106,8 @@ class _Rows:
             return lambda row: _returned_fields(function, row)
         return lambda row: {name: _without_nulls(row[name]) for name in self._fields if row[name] is not None}
 
-    @property
-    def _needed(self) -> list[str]:
-        """The columns whose values are needed as Python values."""
+    def _needed_columns(self) -> list[str]:
+        """Return the columns whose values are needed as Python values."""
         if self._options.to_request is not None:
             return list(self._columns)
         used = [self._options.input_column, self._id_column, self._agent_column, "metadata"]
@@ -116,12 +116,22 @@ class _Rows:
 
     def requests(self, part: Rows) -> list[RawRequest]:
         """Return the requests of a part of the table."""
-        made = []
-        for position, row in enumerate(self._values(part)):
-            try:
-                made.append(self._request(row))
-            except BatchFormatError as error:
-                raise _placed(error, part, position) from None
+        bodies: list[bytes] = []
+        try:
+            for row in self._values(part):
+                bodies.append(self._body(row))  # noqa: PERF401  # an error needs those before it
+        except BatchFormatError as error:
+            self._parsed(bodies, part)  # an error of an earlier row comes first
+            raise _placed(error, part, len(bodies)) from None
+        return self._parsed(bodies, part)
+
+    def _parsed(self, bodies: Sequence[bytes], part: Rows) -> list[RawRequest]:
+        made: list[RawRequest] = []
+        try:
+            for request in parse_bodies(bodies, self._rules):
+                made.append(request)  # noqa: PERF402  # an error needs those before it
+        except BatchFormatError as error:
+            raise _placed(error, part, len(made)) from None
         return made
 
     def _values(self, part: Rows) -> Iterator[dict[str, Any]]:
@@ -137,7 +147,7 @@ class _Rows:
             return ({} for _ in range(part.batch.num_rows))
         return (dict(zip(self._needed, values, strict=True)) for values in zip(*columns, strict=True))
 
-    def _request(self, row: dict[str, Any]) -> RawRequest:
+    def _body(self, row: dict[str, Any]) -> bytes:
         agent_id = self._agent if self._agent_column is None else row.get(self._agent_column)
         fields = {} if agent_id is None else {"agent_id": agent_id}
         if isinstance(metadata := row.get("metadata"), Mapping):
@@ -146,9 +156,9 @@ class _Rows:
             fields["custom_id"] = custom_id
         given = self._make(row)
         if not isinstance(given, dict):  # a whole request, as its own class
-            return object_request(given, self._rules)
+            return object_body(given, self._rules)
         fields = {**given, **fields} if self._fields else {**fields, **given}
-        return object_request(fields, self._rules)
+        return object_body(fields, self._rules)
 
 
 def _placed(error: BatchFormatError, part: Rows, position: int) -> BatchFormatError:
