@@ -145,13 +145,13 @@ class Job(JobReader):  # more than 20 methods, because it is the public API of a
         return {name: timings[name].percentiles() for name in TIMINGS}
 
     def report(self) -> Report:
-        """Return counts, failures by message, slowest requests, tokens, cost and next steps; reads every outcome once.
+        """Return counts, failures by message, slowest requests, tokens, cost and next steps.
 
         `print` shows it as text, a notebook as HTML; `to_dict` and `to_markdown` return it otherwise.
         """
         record, store = self.record(), self._store()
         snapshot = store.jobs.agent_snapshot(self.id)
-        return whole_report(record, self.status, self._place, snapshot, store.figures.pages(record))
+        return whole_report(record, self.status, self._place, snapshot, self._tally(), store.figures)
 
     def plot(self) -> Figure:
         """Return a figure of throughput, outcomes, durations and tokens so far.  Needs the extra `batchray[plot]`.
@@ -165,8 +165,9 @@ class Job(JobReader):  # more than 20 methods, because it is the public API of a
             if error.name is None or not error.name.startswith("matplotlib"):
                 raise
             raise ConfigError("plots need matplotlib: pip install 'batchray[plot]'") from None
-        record = self.record()
-        return job_figure(record, self.status, self._store().figures.pages(record))
+        record, tally = self.record(), self._tally()
+        ends = self._store().figures.ends(record, tally.until_seq)
+        return job_figure(record, self.status, tally.progress(record.total), ends)
 
     def brief_report(self) -> Report:
         """Return the report without what takes long: it costs the same however large the job is."""

@@ -1,6 +1,6 @@
 """The outcome of most requests, one assistant message of text, read without the models in a tenth of their time.
 
-What is not such an outcome is left to the models, which show the same.
+All other outcomes are left to the models, which show the same.
 """
 
 from __future__ import annotations

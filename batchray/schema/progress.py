@@ -31,10 +31,10 @@ class Histogram:
     buckets: dict[int, int] = field(default_factory=dict)
     max_ns: int = 0
 
-    def add(self, duration_ns: int) -> None:
-        """Count one duration."""
+    def add(self, duration_ns: int, n: int = 1) -> None:
+        """Count `n` equal durations."""
         bucket = math.ceil(math.log2(duration_ns) * _PER_DOUBLING) if duration_ns > 0 else 0
-        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + n
         if duration_ns > self.max_ns:
             self.max_ns = duration_ns
 

@@ -34,7 +34,7 @@ from batchray.store.callbacks import DueCallback
 from batchray.store.database import Chunked, run_all
 from batchray.store.directory import is_locked, lock, running_jobs
 from batchray.store.disk_reserve import is_no_room
-from batchray.store.figures import OutcomeFigures
+from batchray.store.figures import Figures, OutcomeFigures
 from batchray.store.files import NewFile, StoredFile
 from batchray.store.records import (
     DEFAULT_USER,
@@ -78,6 +78,7 @@ __all__ = [
     "ConversationUpdate",
     "DueCallback",
     "FailureKind",
+    "Figures",
     "HistoryItem",
     "HistoryPlace",
     "ItemPage",

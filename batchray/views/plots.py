@@ -1,7 +1,7 @@
 """A picture of a job: throughput over time, outcomes, durations, time to the first token, tokens.
 
-Figures are made without pyplot, so no backend is chosen or switched and no figure stays open.  Outcomes are counted one
-by one into bins, so memory does not grow with the job.
+Figures are made without pyplot, so no backend is chosen or switched and no figure stays open.  Outcomes are counted in
+bins, so memory does not grow with the job.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -18,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullFormatter
 
-from batchray.schema.progress import STATUSES, Histogram
-from batchray.store import JobRecord, OutcomeFigures
+from batchray.schema.progress import Histogram, Progress
+from batchray.store import JobRecord
 from batchray.views.html import AMBER, BLUE, GREEN, GREY, RED
 from batchray.views.summary import clock, duration
 
@@ -46,22 +47,23 @@ class NotebookFigure(Figure):
         return file.getvalue()
 
 
-def job_figure(record: JobRecord, status: str, pages: Iterable[Sequence[OutcomeFigures]]) -> NotebookFigure:
-    """Return the figure of a job's outcomes so far; without any it says so."""
+def job_figure(
+    record: JobRecord, status: str, progress: Progress, ends: Iterable[Mapping[tuple[str, str, bytes], int]]
+) -> NotebookFigure:
+    """Return the figure of a job's outcomes so far; without any it says so.  `ends` are as `Figures.ends` has them."""
     seen = _Seen(_Timeline(_seconds(record.started_at or record.created_at)))
-    for page in pages:
-        for figures in page:
-            seen.add(figures)
+    for counted in ends:
+        for end, n in counted.items():
+            seen.add(*end, n)
     figure = NotebookFigure(figsize=(12, 6.4), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 3)
-    done = sum(seen.counts.values())
     figure.suptitle(
-        f"{record.id}: {status}, {done:,} of {record.total:,} done", fontsize=11, color=INK, x=0.01, ha="left"
+        f"{record.id}: {status}, {progress.done:,} of {record.total:,} done", fontsize=11, color=INK, x=0.01, ha="left"
     )
     _draw_throughput(titled_axes(figure, grid[0, :2], "outcomes per second"), seen.timeline)
-    _draw_outcomes(titled_axes(figure, grid[0, 2], "outcomes"), seen.counts, record.total)
-    _draw_durations(titled_axes(figure, grid[1, 0], "start to end of a request"), seen.durations, BLUE)
-    _draw_durations(titled_axes(figure, grid[1, 1], "start to first token"), seen.ttfts, AMBER)
+    _draw_outcomes(titled_axes(figure, grid[0, 2], "outcomes"), progress.counts, record.total)
+    _draw_durations(titled_axes(figure, grid[1, 0], "start to end of a request"), progress.timings["duration"], BLUE)
+    _draw_durations(titled_axes(figure, grid[1, 1], "start to first token"), progress.timings["ttft"], AMBER)
     _draw_tokens(titled_axes(figure, grid[1, 2], "tokens of a request"), seen.prompts, seen.completions)
     return figure
 
@@ -75,11 +77,11 @@ class _Timeline:
     succeeded: list[int] = field(default_factory=lambda: [0] * _MAX_BINS)
     others: list[int] = field(default_factory=lambda: [0] * _MAX_BINS)
 
-    def add(self, time_s: float, is_success: bool) -> None:
+    def add(self, time_s: float, is_success: bool, n: int = 1) -> None:
         elapsed = max(time_s - self.start_s, 0.0)
         while elapsed >= self.width_s * _MAX_BINS:
             self.succeeded, self.others, self.width_s = _halved(self.succeeded), _halved(self.others), 2 * self.width_s
-        (self.succeeded if is_success else self.others)[int(elapsed / self.width_s)] += 1
+        (self.succeeded if is_success else self.others)[int(elapsed / self.width_s)] += n
 
     def shown(self) -> tuple[list[int], list[int], float]:
         """Return the bins up to the last outcome, 64 of them or less, and their width in seconds."""
@@ -99,28 +101,21 @@ def _n_used(good: Sequence[int], bad: Sequence[int]) -> int:
 
 @dataclass
 class _Seen:
-    """The outcomes so far, counted for the panels of the figure."""
+    """The outcomes so far, counted for those panels of the figure that the progress has not."""
 
     timeline: _Timeline
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
-    durations: Histogram = field(default_factory=Histogram)
-    ttfts: Histogram = field(default_factory=Histogram)
     prompts: Histogram = field(default_factory=Histogram)
     completions: Histogram = field(default_factory=Histogram)
 
-    def add(self, figures: OutcomeFigures) -> None:
-        self.counts[figures.status] += 1
-        self.timeline.add(_seconds(figures.finished_at), figures.status == "succeeded")
-        if figures.duration_ns:  # an item that ended with its job, without an answer, has no durations
-            self.durations.add(figures.duration_ns)
-        if figures.ttft_ns is not None:
-            self.ttfts.add(figures.ttft_ns)
-        usage = orjson.loads(figures.usage)
+    def add(self, finished_at: str, status: str, usage: bytes, n_outcomes: int) -> None:
+        self.timeline.add(_seconds(finished_at), status == "succeeded", n_outcomes)
+        tokens = orjson.loads(usage)
         for histogram, name in ((self.prompts, "prompt_tokens"), (self.completions, "completion_tokens")):
-            if n := usage.get(name):
-                histogram.add(n)
+            if n_tokens := tokens.get(name):
+                histogram.add(n_tokens, n_outcomes)
 
 
+@lru_cache(maxsize=1024)  # outcomes are stored many at once
 def _seconds(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ import orjson
 
 from batchray.config import Prices
 from batchray.schema import Usage
-from batchray.schema.progress import TIMINGS, Percentiles, Progress, measured
-from batchray.store import JobRecord, OutcomeFigures
+from batchray.schema.progress import TIMINGS, Percentiles, Progress
+from batchray.store import Figures, JobRecord, OutcomeFigures, Tally
 from batchray.views.next_steps import Place, in_python, on_command_line
 
 _N_SLOWEST = 10
@@ -131,19 +130,19 @@ class Report:
 
 
 def whole_report(
-    record: JobRecord,
-    status: str,
-    place: Place,
-    snapshot: Mapping[str, Any],
-    pages: Iterable[Sequence[OutcomeFigures]],
+    record: JobRecord, status: str, place: Place, snapshot: Mapping[str, Any], tally: Tally, figures: Figures
 ) -> Report:
-    """Return the report of all outcomes, which are read once, page by page."""
-    reading = _Reading({agent_id: kept["agent"].get("prices") for agent_id, kept in snapshot.items()})
-    reading.progress.total = record.total
-    for page in pages:
-        for figures in page:
-            reading.add(figures)
-    return _report(record, status, place, snapshot, reading, is_brief=False)
+    """Return the report of the outcomes that are in the tally; of most of them only the usage is read."""
+    seen = _Seen(tally.progress(record.total))
+    for page in figures.failures(record, tally.until_seq):
+        for failure in page:
+            seen.failures.add(failure)
+    seen.slowest = [_slow(each) for each in figures.slowest(record, tally.until_seq, _N_SLOWEST)]
+    seen.costs = _Costs({agent_id: kept["agent"].get("prices") for agent_id, kept in snapshot.items()})
+    for counted in figures.usages(record, tally.until_seq, snapshot):
+        for (agent_id, usage), n_outcomes in counted.items():
+            seen.costs.add(agent_id, orjson.loads(usage), n_outcomes)
+    return _report(record, status, place, snapshot, seen, is_brief=False)
 
 
 def brief_report(
@@ -155,10 +154,10 @@ def brief_report(
     progress: Progress | None,
 ) -> Report:
     """Return a report of the job's record and some failures, which costs the same however large the job is."""
-    reading = _Reading({}, progress or Progress(total=record.total))
+    seen = _Seen(progress or Progress(total=record.total))
     for figures in failures:
-        reading.failures.add(figures)
-    return _report(record, status, place, snapshot, reading, is_brief=True)
+        seen.failures.add(figures)
+    return _report(record, status, place, snapshot, seen, is_brief=True)
 
 
 _Key = tuple[str, str, str]
@@ -210,50 +209,39 @@ def _similar(key: _Key) -> _Key:
     return (*key[:2], _NUMBERS.sub("N", key[2]))
 
 
-class _Reading:
-    """Sums up outcomes one by one; its size does not grow with their number."""
+class _Costs:
+    """Sums up the usage of agents that have prices; its size does not grow with the number of outcomes."""
 
-    def __init__(self, prices: Mapping[str, Any], progress: Progress | None = None) -> None:
-        self.progress, self.failures = progress or Progress(), _Failures()
+    def __init__(self, prices: Mapping[str, Any]) -> None:
         self._prices = {agent_id: Prices.model_validate(each) for agent_id, each in prices.items() if each}
         self._usage: dict[str, Counter[str]] = {agent_id: Counter() for agent_id in self._prices}
-        self._slowest: list[tuple[int, int, SlowRequest]] = []
-        self.n_without_cost = 0
+        self.n_unknown = 0
 
-    def add(self, figures: OutcomeFigures) -> None:
-        usage = orjson.loads(figures.usage)
-        durations = measured(figures.queued_ns, figures.ttft_ns, figures.duration_ns)
-        self.progress.record(figures.status, durations, usage)
-        if figures.error is not None:
-            self.failures.add(figures)
-        self._add_usage(figures.agent_id, usage)
-        if len(self._slowest) < _N_SLOWEST or figures.duration_ns > self._slowest[0][0]:
-            self._add_slow(figures)
-
-    def _add_usage(self, agent_id: str, usage: Mapping[str, int]) -> None:
+    def add(self, agent_id: str, usage: Mapping[str, int], n_outcomes: int) -> None:
+        """Add a usage that so many outcomes have."""
         if agent_id in self._usage and usage.get("total_tokens"):
-            self._usage[agent_id].update(usage)
+            self._usage[agent_id].update({name: n * n_outcomes for name, n in usage.items()})
         elif usage.get("step_count"):
-            self.n_without_cost += 1
-
-    def _add_slow(self, figures: OutcomeFigures) -> None:
-        if not figures.duration_ns:
-            return
-        ttft_s = None if figures.ttft_ns is None else figures.ttft_ns / 1e9
-        head = (figures.index, figures.custom_id, figures.agent_id, figures.status)
-        slow = SlowRequest(*head, figures.duration_ns / 1e9, ttft_s)
-        add = heapq.heappush if len(self._slowest) < _N_SLOWEST else heapq.heappushpop
-        add(self._slowest, (figures.duration_ns, -figures.index, slow))
+            self.n_unknown += n_outcomes
 
     @property
-    def slowest(self) -> list[SlowRequest]:
-        return [slow for _, _, slow in sorted(self._slowest, reverse=True)]
-
-    @property
-    def cost_usd(self) -> float | None:
+    def usd(self) -> float | None:
         if not self._prices:
             return None
         return math.fsum(prices.cost_usd(_usage(self._usage[name])) for name, prices in self._prices.items())
+
+
+class _Seen:
+    """The parts of a report that the job's record has not."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.failures, self.costs = progress, _Failures(), _Costs({})
+        self.slowest: Sequence[SlowRequest] = ()
+
+
+def _slow(figures: OutcomeFigures) -> SlowRequest:
+    head = (figures.index, figures.custom_id, figures.agent_id, figures.status)
+    return SlowRequest(*head, figures.duration_ns / 1e9, None if figures.ttft_ns is None else figures.ttft_ns / 1e9)
 
 
 def _usage(sums: Mapping[str, Any]) -> Usage:
@@ -261,10 +249,10 @@ def _usage(sums: Mapping[str, Any]) -> Usage:
 
 
 def _report(
-    record: JobRecord, status: str, place: Place, snapshot: Mapping[str, Any], reading: _Reading, *, is_brief: bool
+    record: JobRecord, status: str, place: Place, snapshot: Mapping[str, Any], seen: _Seen, *, is_brief: bool
 ) -> Report:
-    failures, n_other = reading.failures.groups()
-    counts = record.counts if is_brief else reading.progress.counts
+    failures, n_other = seen.failures.groups()
+    counts = record.counts if is_brief else seen.progress.counts
     agents = [kept["agent"] for kept in snapshot.values()]
     return Report(
         job_id=record.id,
@@ -276,14 +264,14 @@ def _report(
         started_at=record.started_at,
         completed_at=record.completed_at,
         duration_s=None if record.total_duration_ns is None else record.total_duration_ns / 1e9,
-        prompt_tokens=record.prompt_tokens if is_brief else reading.progress.prompt_tokens,
-        completion_tokens=record.completion_tokens if is_brief else reading.progress.completion_tokens,
-        timing={name: reading.progress.timings[name].percentiles() for name in TIMINGS},
+        prompt_tokens=record.prompt_tokens if is_brief else seen.progress.prompt_tokens,
+        completion_tokens=record.completion_tokens if is_brief else seen.progress.completion_tokens,
+        timing={name: seen.progress.timings[name].percentiles() for name in TIMINGS},
         failures=failures,
         n_other_failures=n_other,
-        slowest=reading.slowest,
-        cost_usd=reading.cost_usd,
-        n_without_cost=0 if is_brief else reading.n_without_cost,
+        slowest=seen.slowest,
+        cost_usd=seen.costs.usd,
+        n_without_cost=seen.costs.n_unknown,
         next_steps=_next_steps(record, status, place, agents, failures),
         is_brief=is_brief,
     )

@@ -59,7 +59,7 @@ def result_columns(views: ResultViews, page: Sequence[StoredResult]) -> list[lis
 
 
 class _Shown(NamedTuple):
-    """What a result shows of its messages."""
+    """The columns of a result that come from its messages."""
 
     messages: list[dict[str, Any]]
     text: str

@@ -12,11 +12,23 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import orjson
 import pytest
 import sqlalchemy as sa
 
 from batchray.schema.progress import STATUSES, Progress
-from batchray.store import JobRecord, LedJob, NewAttempt, Store, StoredResult, queries, reopenings, run_all, tallies
+from batchray.store import (
+    JobRecord,
+    LedJob,
+    NewAttempt,
+    Store,
+    StoredResult,
+    figures,
+    queries,
+    reopenings,
+    run_all,
+    tallies,
+)
 from batchray.store import outcomes as outcome_writes
 from batchray.support.failpoints import VARIABLE
 from tests.builders.records import begin, new_job, outcome
@@ -34,6 +46,8 @@ def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job of a hundred items takes as many pieces as a large one."""
     monkeypatch.setattr(tallies, "TALLY_EVERY", 7)
     monkeypatch.setattr(tallies, "CHUNK", 3)
+    monkeypatch.setattr(figures, "CHUNK", 3)
+    monkeypatch.setattr(figures, "_MAX_COUNTED", 2)
     monkeypatch.setattr(reopenings, "_ROWS", 5)
     monkeypatch.setattr(queries, "_COUNTED", 4)
     monkeypatch.setattr(outcome_writes, "_ITEMS_SEEN", 6)
@@ -69,13 +83,34 @@ def check_counts(store: Store, job: JobRecord) -> None:
     assert Counter(kind[:3] for kind in kinds) == Counter(kind[:3] for kind in tally.failure_kinds())
 
 
+def check_figures(store: Store, job: JobRecord, own: list[StoredResult]) -> None:
+    """Check what reports read, of all these outcomes and of the first half of those that the job ever had."""
+    last = max((each.seq for each in own), default=0)
+    for until_seq in (last // 2, last):
+        read = [each for each in own if each.seq <= until_seq]
+        failures = [each for page in store.figures.failures(job, until_seq) for each in page]
+        assert [(each.index, each.custom_id, orjson.loads(each.error or b"")) for each in failures] == [
+            (each.index, each.custom_id, each.error) for each in read if each.error is not None
+        ]
+        slowest = [(each.duration_ns, each.index) for each in store.figures.slowest(job, until_seq, 3)]
+        by_duration = sorted((-each.duration_ns, each.index) for each in read if each.duration_ns)
+        assert slowest == [(-duration_ns, index) for duration_ns, index in by_duration[:3]]
+        ends = sum(store.figures.ends(job, until_seq), Counter())
+        assert Counter((status, usage) for _, status, usage in ends.elements()) == Counter(
+            (each.status, orjson.dumps(each.usage)) for each in read
+        )
+        for agent_ids in ({"a"}, {"a", "b"}):
+            usages = sum(store.figures.usages(job, until_seq, agent_ids), Counter())
+            assert usages == Counter((each.agent_id, orjson.dumps(each.usage)) for each in read)
+
+
 def check_reads(store: Store, job: JobRecord, own: list[StoredResult]) -> None:
     """Check that these outcomes are shown, and that all other items are shown as pending."""
     failed = [each.index for each in own if each.status != "succeeded"]
     assert store.items.results(job) == own
     assert store.items.results(job, after_seq=0) == store.items.finished(job) == sorted(own, key=lambda each: each.seq)
     assert [each.index for each in store.items.results(job, is_failed=True)] == failed
-    assert [each.index for page in store.figures.pages(job) for each in page] == [each.index for each in own]
+    check_figures(store, job, own)
     known = {each.index: each for each in own}
     assert [each.status for each in store.items.find(job)] == [
         known[index].status if index in known else None for index in range(job.total)

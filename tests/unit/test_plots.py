@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import pickle
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -20,7 +21,8 @@ from batchray import Agent, AgentRequest, Job
 from batchray.errors import ConfigError
 from batchray.experiments.comparison_frame import Comparison
 from batchray.schema import new_job_id
-from batchray.store import NewItem, NewJob, OutcomeFigures, Store
+from batchray.schema.progress import Progress
+from batchray.store import NewItem, NewJob, Store
 
 TITLES = [
     "outcomes per second",
@@ -40,12 +42,16 @@ def waiting(tmp_path: Path) -> Job:
     return batchray.attach(job_id, tmp_path / "data")
 
 
-def ended(n: int, start: datetime) -> Iterator[list[OutcomeFigures]]:
+def ended(n: int, start: datetime) -> tuple[Progress, list[Counter[tuple[str, str, bytes]]]]:
+    """Return the progress of n outcomes, and their ends as a store has them."""
+    progress, ends = Progress(n), []
     for index in range(n):
-        usage = b'{"prompt_tokens":%d,"completion_tokens":%d}' % (100 + index, index % 7)
+        usage = {"prompt_tokens": 100 + index, "completion_tokens": index % 7}
         finished_at = (start + timedelta(seconds=index)).isoformat(timespec="microseconds")
         status = "errored" if index % 10 == 0 else "succeeded"
-        yield [OutcomeFigures(index, "a", None, status, "x", None, usage, 1, 10**6, 10**7 * (index + 1), finished_at)]
+        progress.record(status, {"ttft_ns": 10**6, "duration_ns": 10**7 * (index + 1)}, usage)
+        ends.append(Counter({(finished_at, status, orjson.dumps(usage)): 1}))
+    return progress, ends
 
 
 def texts(figure: Any) -> list[str]:
@@ -63,7 +69,7 @@ def test_a_figure_shows_counts_and_percentiles(n: int, waiting: Job) -> None:
     from batchray.views.plots import job_figure
 
     record = waiting.record()
-    figure = job_figure(record, "running", ended(n, datetime.fromisoformat(record.created_at)))
+    figure = job_figure(record, "running", *ended(n, datetime.fromisoformat(record.created_at)))
     assert "not measured" not in texts(figure)
     legend = figure.axes[2].get_legend()
     assert legend is not None

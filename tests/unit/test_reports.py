@@ -164,7 +164,7 @@ def _failed(index: int, error: dict[str, str]) -> NewOutcome:
 
 def _figures(index: int, message: str) -> OutcomeFigures:
     error = orjson.dumps({"type": "E", "message": message})
-    return OutcomeFigures(index, "a", None, "errored", "error", error, b"{}", 1, None, 1, "")
+    return OutcomeFigures(index, "a", None, "errored", "error", error, None, 1)
 
 
 def test_many_messages_that_differ_in_numbers_are_one_group_but_status_codes_are_not() -> None:
