@@ -102,7 +102,7 @@ def build_agent(bound: BoundAgent, clients: Clients) -> AgentRunner:
         if added := provider.request_body:
             agent = agent.model_copy(update={"body": {**added, **agent.body}})
         tools = load_tools(agent.tools, agent.tool_timeout_s, bound.import_paths)
-        cache = ReplyCache(Path(bound.cache_dir)) if agent.cache and bound.cache_dir else None
+        cache = ReplyCache(Path(bound.cache_dir), bound.cache_max_bytes) if agent.cache and bound.cache_dir else None
         return ToolLoop(agent, client, tools, memory_tools(agent.memory_blocks, agent.tool_timeout_s), cache)
     except ConfigError as error:
         raise ConfigError(f"agent {agent.id!r}: {error.reason}") from error.__cause__

@@ -17,6 +17,9 @@ from batchray.config.variables import expand_file
 from batchray.errors import ConfigError
 from batchray.schema.validation_text import first_problem, problem_path
 
+DEFAULT_CACHE_MAX_BYTES = 5 * 1024**3
+"""About a million replies of a page of text, which few notebooks need, and small for a home directory."""
+
 
 @dataclass(frozen=True, eq=False)
 class BoundAgent:
@@ -24,7 +27,8 @@ class BoundAgent:
 
     `key` and `access` are the provider's, with values of the environment.  Workers get them inside pickled bytes;
     neither a repr nor a snapshot shows them.
-    `import_paths` are the directories with its Python code, `cache_dir` that with the replies of its `cache`.
+    `import_paths` are the directories with its Python code, `cache_dir` that with the replies of its `cache`,
+    which keeps to `cache_max_bytes`.
     """
 
     agent: Agent
@@ -33,6 +37,7 @@ class BoundAgent:
     import_paths: tuple[str, ...] = ()
     access: Access | None = None
     cache_dir: str | None = None
+    cache_max_bytes: int = DEFAULT_CACHE_MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def bind_agents(
         key = _key_of(agent, provider, environment, location)
         access = _access_of(agent, provider, environment, location, accesses)
         bound[agent.id] = BoundAgent(
-            agent, provider, key, tuple(import_paths), access, _cache_dir_of(agent, environment)
+            agent, provider, key, tuple(import_paths), access, *_cache_of(agent, environment, location)
         )
     return AgentSet(bound, known, import_paths=tuple(import_paths))
 
@@ -190,7 +195,8 @@ def _bound_again(
     provider = restored_provider(name, kept["provider"], known) if kept["provider"] else None
     key = _key_of(agent, provider, environment, location)
     access = _access_of(agent, provider, environment, location, {})
-    return BoundAgent(agent, provider, key, tuple(kept["import_paths"]), access, _cache_dir_of(agent, environment))
+    cache = _cache_of(agent, environment, location)
+    return BoundAgent(agent, provider, key, tuple(kept["import_paths"]), access, *cache)
 
 
 def _access_of(
@@ -212,14 +218,21 @@ def _access_of(
     return known[name]
 
 
-def _cache_dir_of(agent: Agent, environment: Mapping[str, str]) -> str | None:
-    """Return where the agent's replies are kept: `BATCHRAY_CACHE_DIR`, or `batchray` in the user's cache directory."""
+def _cache_of(agent: Agent, environment: Mapping[str, str], location: str) -> tuple[str | None, int]:
+    """Return where the agent's replies are kept, and the most bytes of them.
+
+    They are in `BATCHRAY_CACHE_DIR`, or `batchray` in the user's cache directory.
+    """
     if not agent.cache:
-        return None
+        return None, DEFAULT_CACHE_MAX_BYTES
+    max_bytes = environment.get("BATCHRAY_CACHE_MAX_BYTES") or str(DEFAULT_CACHE_MAX_BYTES)
+    if not (max_bytes.isascii() and max_bytes.isdigit() and len(max_bytes) <= 18):
+        reason = f"BATCHRAY_CACHE_MAX_BYTES is a number of bytes, such as {DEFAULT_CACHE_MAX_BYTES}"
+        raise ConfigError(f"agent {agent.id!r}: {reason}, not {max_bytes[:100]!r}", location)
     if given := environment.get("BATCHRAY_CACHE_DIR"):
-        return str(Path(given).expanduser().resolve())
+        return str(Path(given).expanduser().resolve()), int(max_bytes)
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return str(Path(base).expanduser() / "batchray")
+    return str(Path(base).expanduser() / "batchray"), int(max_bytes)
 
 
 def _key_of(agent: Agent, provider: Provider | None, environment: Mapping[str, str], location: str) -> SecretStr | None:

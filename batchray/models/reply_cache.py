@@ -3,23 +3,37 @@
 A file has the bytes that the provider sent, which the protocol's own parser reads again.  Its name is a digest of the
 provider's address, the whole body of the call, and the number of the repeat: a request that is repeated on purpose gets
 a reply for each repeat.
+
+The files are in 256 folders, by the first byte of their names, so that each folder has about the same size.  A folder
+that has grown to more than its share of the limit loses the files that were used longest ago.  A process that keeps a
+reply looks at its folder from time to time, by chance: the larger the reply, the likelier.  So all processes together
+list a folder once for each 16th of its share that they write, and need no count that they would have to agree on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import os
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from batchray.models.tool_call_ids import tool_call_id
-from batchray.support.files import atomic_write
+from batchray.support.files import UNFINISHED, atomic_write
 from batchray.support.rare_log import RareLog
 
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 20
+_N_FOLDERS = 256
+_LOOKS = 16
+"""How often a folder is listed while as much is written to it as its share."""
+_WRITE_NS = 3600 * 10**9
+"""Longer than the writing of a file can take."""
 
 
 class Chunks(Protocol):
@@ -76,10 +90,12 @@ class ReplyCache:
     """Replies in files of one directory, which many processes may share, also on a network file system.
 
     A file that cannot be read, or whose content is damaged, counts as absent; one that cannot be written is a warning.
+    They have about `max_bytes` together, a 16th more at times.  A reply that is larger than a 256th of it is not kept.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, max_bytes: int, rng: Callable[[], float] = random.random) -> None:
+        self._directory, self._share = directory, max_bytes // _N_FOLDERS
+        self._random = rng
         self._unwritable = RareLog(logger, logging.WARNING, "replies are not cached: %s")
 
     def for_call(self, repeat: object) -> CallCache:
@@ -88,26 +104,55 @@ class ReplyCache:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the reply with this key."""
+        path = self._path(key)
         try:
-            content = self._path(key).read_bytes()
+            content = path.read_bytes()
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # deleted in between, or another user's
+            os.utime(path)
         digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         return body if digest == _digest(body) else None
 
     def put(self, key: bytes, body: bytes) -> None:
         """Keep a reply.  It is not synced to disk: after a power cut the call is made again."""
-        path = self._path(key)
+        path, n_bytes = self._path(key), _DIGEST_BYTES + len(body)
+        if n_bytes > self._share:
+            return
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with atomic_write(path, permissions=0o600, has_many_writers=True, is_synced=False) as file:
                 file.write(_digest(body) + body)
+            if self._random() * self._share < n_bytes * _LOOKS:
+                _shrink(path.parent, self._share)
         except OSError as error:
             self._unwritable.log(error)
 
     def _path(self, key: bytes) -> Path:
         name = key.hex()
         return self._directory / name[:2] / name[2:]
+
+
+def _shrink(folder: Path, max_bytes: int) -> None:
+    """Delete the files of a folder that were used longest ago, until it has at most `max_bytes`.
+
+    Also those that killed writers have left, but not those that are being written.
+    """
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted or renamed it
+                status = entry.stat()
+                found.append((status.st_mtime_ns, status.st_size, entry.path))
+    found.sort()
+    n_bytes = sum(size for _, size, _ in found)
+    for mtime_ns, size, path in found:
+        if n_bytes <= max_bytes:
+            return
+        if path.endswith(UNFINISHED) and found[-1][0] - mtime_ns < _WRITE_NS:
+            continue
+        Path(path).unlink(missing_ok=True)
+        n_bytes -= size
 
 
 class CallCache:

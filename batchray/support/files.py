@@ -13,6 +13,9 @@ from typing import IO, Any
 # Errors of a file system that cannot sync directories, and of a directory without read permission.
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
 
+UNFINISHED = ".part"
+"""The end of the name of a file that is being written."""
+
 
 @contextmanager
 def atomic_write(
@@ -32,7 +35,7 @@ def atomic_write(
     what a killed process left.  Raises OSError.
     """
     temporary = path.with_name(
-        f"{path.name}{f'.{os.getpid()}.{threading.get_ident()}' if has_many_writers else ''}.part"
+        f"{path.name}{f'.{os.getpid()}.{threading.get_ident()}' if has_many_writers else ''}{UNFINISHED}"
     )
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, permissions)
     try:

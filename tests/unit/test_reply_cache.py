@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import orjson
@@ -171,7 +175,7 @@ async def test_a_damaged_file_counts_as_absent(asker: Asker) -> None:
 
 async def test_a_reply_that_this_version_cannot_read_is_asked_for_again(asker: Asker) -> None:
     first = await asker.ask("hello")
-    cache = ReplyCache(asker.directory)
+    cache = ReplyCache(asker.directory, 10**9)
     [file] = (path for path in asker.directory.rglob("*") if path.is_file())
     cache.put(bytes.fromhex(file.parent.name + file.name), b"data: {}\n\n")
     assert said(await asker.ask("hello")) == said(first)
@@ -187,6 +191,61 @@ async def test_a_cache_that_cannot_be_written_is_a_warning(
         said(await asker.ask("hello"))
     assert asker.n_calls == 2
     assert "replies are not cached" in caplog.text
+
+
+KEYS = [bytes([0, index // 256, index % 256]) for index in range(1_000)]  # of one folder, whose share is 10,000 bytes
+SHARE = 10_000
+
+
+def files_of(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("size", [10, 500, 3_000])
+def test_replies_keep_to_the_limit_whichever_process_wrote_them(size: int, tmp_path: Path) -> None:
+    chance = Random(size).random
+    for key in KEYS:  # each by a cache that has seen no other
+        ReplyCache(tmp_path, 256 * SHARE, chance).put(key, b"x" * size)
+    n_bytes = sum(path.stat().st_size for path in files_of(tmp_path))
+    assert SHARE // 2 <= n_bytes <= 1.5 * SHARE
+    assert ReplyCache(tmp_path, 256 * SHARE).get(KEYS[-1]) == b"x" * size
+
+
+def test_the_replies_used_longest_ago_go_first(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path, 256 * SHARE, lambda: 0.0)
+    for age, key in enumerate(KEYS[:3]):
+        cache.put(key, b"x" * 3_000)
+        [file] = (path for path in files_of(tmp_path) if path.name == key.hex()[2:])
+        os.utime(file, (age, age))
+    assert cache.get(KEYS[0]) is not None  # which is a use
+    for name, written_at in (("killed", 0.0), ("writing", time.time() - 60)):
+        left = tmp_path / "00" / f"{name}.1.2.part"
+        left.write_bytes(b"x" * 900)
+        os.utime(left, (written_at, written_at))
+    cache.put(KEYS[3], b"x" * 3_000)
+    assert [cache.get(key) is not None for key in KEYS[:4]] == [True, False, True, True]
+    assert sorted(path.name for path in files_of(tmp_path) if path.suffix) == ["writing.1.2.part"]
+
+
+def test_a_reply_larger_than_its_share_is_not_kept(tmp_path: Path) -> None:
+    cache = ReplyCache(tmp_path, 256 * SHARE)
+    cache.put(KEYS[0], b"x" * SHARE)
+    assert cache.get(KEYS[0]) is None
+    ReplyCache(tmp_path, 0).put(KEYS[1], b"")
+    assert files_of(tmp_path) == []
+
+
+def test_writers_that_delete_the_same_replies_do_not_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def write(first: int) -> None:
+        cache = ReplyCache(tmp_path, 256 * SHARE, lambda: 0.0)
+        for key in KEYS[first : first + 400 : 4]:
+            cache.put(key, b"x" * 500)
+            assert cache.get(key) in (None, b"x" * 500)
+
+    with ThreadPoolExecutor(4) as threads, caplog.at_level(logging.WARNING):
+        list(threads.map(write, range(4)))
+    assert not caplog.records
+    assert sum(path.stat().st_size for path in files_of(tmp_path)) <= SHARE + 4 * 520
 
 
 async def test_kept_chunks_come_once() -> None:
@@ -205,5 +264,8 @@ def test_the_directory_is_the_users_unless_a_variable_says_otherwise() -> None:
     assert directory(XDG_CACHE_HOME="/x") == "/x/batchray"
     assert directory() == str(Path.home() / ".cache" / "batchray")
     assert directory(BATCHRAY_CACHE_DIR="/y", XDG_CACHE_HOME="/x") == "/y"
+    assert bind_agents([agent], {}, {"BATCHRAY_CACHE_MAX_BYTES": "70000"}).agents["a"].cache_max_bytes == 70_000
+    with pytest.raises(ConfigError, match=r"agent 'a': BATCHRAY_CACHE_MAX_BYTES is a number of bytes.*, not '5 GB'"):
+        directory(BATCHRAY_CACHE_MAX_BYTES="5 GB")
     with pytest.raises(ConfigError, match="cache cannot be given with run"):
         Agent(id="f", run=calculate, cache=True)
