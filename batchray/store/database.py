@@ -75,13 +75,17 @@ class Database:
         return work
 
     def repeat_soon(self, step: Callable[[], bool]) -> None:
-        """Call on the writer thread until it returns False, between other calls.  A failure is logged, and ends it."""
+        """Call on the writer thread until it returns False, between other calls; not after the database is closed.
+
+        A failure is logged, and ends it.
+        """
 
         def run_step() -> None:
             if step():
                 self.repeat_soon(step)
 
-        self.call_soon(run_step)
+        if (work := self._writer_thread().submit_if_open(run_step)) is not None:
+            work.add_done_callback(_log_failure)
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a transaction on the writer thread, between the calls of others, and wait for it."""

@@ -35,12 +35,23 @@ class DaemonThread(Executor):
         """Whether the caller runs on this thread."""
         return threading.current_thread() is self._thread
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes calls: it was not shut down."""
+        return not self._is_shut
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a call.  Raises RuntimeError after `shutdown`: nothing would ever complete the call."""
+        if (future := self.submit_if_open(fn, *args, **kwargs)) is None:
+            raise RuntimeError(f"the thread {self._thread.name!r} takes no more calls")
+        return future
+
+    def submit_if_open(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T] | None:
+        """Queue a call that is not needed after `shutdown`; None if it comes too late."""
         future: Future[T] = Future()
         with self._lock:
             if self._is_shut:
-                raise RuntimeError(f"the thread {self._thread.name!r} takes no more calls")
+                return None
             self._tasks.put((future, lambda: fn(*args, **kwargs)))
         return future
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event, Thread
 
 import orjson
 import pytest
@@ -24,6 +24,7 @@ from batchray.store.tables import file_parts, files, jobs, metadata
 from batchray.store.unseen import PIECE_BYTES, NewRow
 from tests.builders.jobs import AGENTS
 from tests.builders.records import agents_of, begin, ended, new_job, outcome
+from tests.polling import until
 from tests.postgres import Database
 
 TIMEOUT_S = 60
@@ -261,3 +262,24 @@ def test_outcomes_of_many_items_are_taken_over_in_pieces_and_counted(store: Stor
     assert (job.counts["succeeded"], job.prompt_tokens, job.completion_tokens) == (250, 2500, 250)
     assert [each.seq for each in store.items.results(job)] == [*range(1, 251)]
     assert store.integrity.check().problems == []
+
+
+def test_a_store_that_closes_during_a_purge_ends_it_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    began, is_closing, n_steps = Event(), Event(), list[int]()
+
+    def step() -> bool:
+        n_steps.append(1)
+        began.set()
+        return is_closing.wait(TIMEOUT_S)
+
+    store = Store.open(tmp_path / "data")
+    store.database.repeat_soon(step)
+    assert began.wait(TIMEOUT_S)
+    closing = Thread(target=store.close)
+    closing.start()
+    until(lambda: not store.database._writer_thread().is_open)
+    is_closing.set()
+    closing.join(TIMEOUT_S)
+    assert (len(n_steps), caplog.text) == (1, "")

@@ -24,6 +24,7 @@ def test_a_thread_that_was_shut_down_completes_what_it_has_and_refuses_more() ->
     thread.shutdown(wait=False)
     with pytest.raises(RuntimeError, match="'writer' takes no more calls"):
         thread.submit(str, 2)
+    assert (thread.submit_if_open(str, 3), thread.is_open) == (None, False)
     release.set()
     assert (waiting.result(20), last.result(20)) == (True, "1")
 

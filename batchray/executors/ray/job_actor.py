@@ -133,12 +133,11 @@ class JobActorClient:
         self.is_alive, self.blocking = is_alive, blocking
         self._thread = DaemonThread("batchray-job-actor")
         self._actor: Any = None
-        self._is_closed = False
 
     @property
     def is_open(self) -> bool:
         """Whether it takes updates: it is not closed, and the cluster is there."""
-        return not self._is_closed and self.is_alive()
+        return self._thread.is_open and self.is_alive()
 
     async def call_update(self, job_id: str, snapshot: dict[str, Any]) -> dict[str, Any] | None:
         """Send a job's snapshot and return its control request; None if the actor does not answer."""
@@ -157,15 +156,12 @@ class JobActorClient:
 
     def remove(self, job_id: str) -> None:
         """Remove a job from the actor, after all its updates so far.  A job may outlive the executor at a shutdown."""
-        if not self._is_closed:
-            self._thread.submit(self._remove, job_id)
+        self._thread.submit_if_open(self._remove, job_id)
 
     def close(self) -> None:
         """End the actor, on the thread that may be starting it at this moment.  Has no effect a second time."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._thread.submit(self._end)
-            self._thread.shutdown(wait=False)
+        self._thread.submit_if_open(self._end)
+        self._thread.shutdown(wait=False)
 
     def _find_or_start(self) -> Any:
         if self._actor is None:
