@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import ray
 
 import batchray
 from batchray import Agent, AgentRequest
-from batchray.errors import ConfigError, StoreError, UnknownJobError
-from batchray.executors.ray import internals
+from batchray.errors import ClusterError, ConfigError, StoreError, UnknownJobError
+from batchray.executors.blocking import BlockingBoard
+from batchray.executors.ray import internals, job_actor
+from batchray.executors.ray.connection import NAMESPACE
+from batchray.executors.ray.job_actor import JobActorChannel, JobActorClient
 from batchray.schema.letta_messages import ToolReturnMessage
 from batchray.store import Store
 from tests.cluster import agents
@@ -340,17 +344,67 @@ def test_jobs_of_a_driver_share_an_actor_that_forgets_them_and_knows_them_again_
     jobs[1].wait(30)
 
 
-def test_a_job_that_is_over_before_its_actor_is_there_leaves_none_behind(options: dict[str, Any]) -> None:
-    def is_there() -> bool:
-        try:
-            batchray.find_job(job.id, wait_s=0)
-        except UnknownJobError:
-            return False
-        return True
+class SilentActor:
+    """The job actor of a driver that is starting."""
 
+    def has(self, job_id: str) -> None:
+        """Give no answer."""
+        threading.Event().wait()
+
+
+def test_a_driver_that_does_not_answer_hides_no_job_of_another(options: dict[str, Any]) -> None:
+    options.pop("progress")
+    job = batchray.submit([{"agent_id": "wait", "input": "60"}], [Agent(id="wait", run=agents.wait)], **options)
+    until(lambda: job.in_flight > 0, 60)
+    actor: Any = ray.remote(SilentActor).options(name=f"{job_actor._NAMES}silent", namespace=NAMESPACE, num_cpus=0)
+    silent = actor.remote()
+    try:
+        assert batchray.find_job(job.id, timeout_s=0.2, wait_s=60).id == job.id
+        with pytest.raises(ClusterError, match="1 of this cluster's drivers did not answer within"):
+            batchray.find_job("job-1", timeout_s=0.2, wait_s=0)
+    finally:
+        ray.kill(silent)
+        job.cancel()
+        job.wait(30)
+
+
+async def test_an_executor_that_takes_a_living_cluster_for_lost_leaves_no_copy_of_its_jobs(
+    options: dict[str, Any],
+) -> None:
+    await batchray.arun(list(echoes(1)), [ECHO], **options)  # the cluster is there
+    has_cluster = True
+    first, second = JobActorClient(lambda: has_cluster, BlockingBoard()), JobActorClient(lambda: True, BlockingBoard())
+    before = JobActorChannel("job-1", first)
+    while await before.update({"leader": "first"}) is None:
+        continue
+    has_cluster = False
+    before.close()
+    first.close()
+    after = JobActorChannel("job-1", second)
+    while await after.update({"leader": "second"}) is None:
+        continue
+    await asyncio.to_thread(until, lambda: first.name not in job_actor.actor_names())
+    assert (await asyncio.to_thread(batchray.find_job, "job-1")).snapshot() == {"leader": "second"}
+
+    second._actor = None  # as after an answer that did not come
+    after.close()
+    await asyncio.to_thread(until, lambda: not is_known("job-1"))
+    second.close()
+    await asyncio.to_thread(until, lambda: second.name not in job_actor.actor_names())
+
+
+def is_known(job_id: str) -> bool:
+    try:
+        batchray.find_job(job_id, wait_s=0)
+    except UnknownJobError:
+        return False
+    return True
+
+
+def test_a_job_that_is_over_before_its_actor_is_there_leaves_none_behind(options: dict[str, Any]) -> None:
     for _ in range(3):
         job = batchray.run(list(echoes(1)), [ECHO], min_watched_items=1, **options)
-        until(lambda: not is_there())
+        until(lambda job_id=job.id: not is_known(job_id))  # type: ignore[misc]
 
 
 def test_nothing_of_ours_listens_beyond_loopback(options: dict[str, Any]) -> None:

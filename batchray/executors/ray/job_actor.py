@@ -7,6 +7,7 @@ actor can die and be replaced at any time, and it does not grow with a job.  It 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -176,12 +177,20 @@ class JobActorClient:
         return self._actor
 
     def _remove(self, job_id: str) -> None:
-        if self._actor is not None and self.is_alive():
-            self._actor.remove.remote(job_id)
+        if self.is_alive() and (actor := self._found()) is not None:
+            actor.remove.remote(job_id)
 
     def _end(self) -> None:
-        if self._actor is not None and self.is_alive():
-            ray.kill(self._actor)
+        # Also if the cluster counts as lost: if it is there, the actor would show its jobs as they were, for good.
+        if ray.is_initialized() and (actor := self._found()) is not None:
+            ray.kill(actor)
+
+    def _found(self) -> Any:
+        """Return the actor, also one whose last answer did not come; None if none was started."""
+        if self._actor is None:
+            with contextlib.suppress(ValueError):
+                return ray.get_actor(self.name, namespace=NAMESPACE)
+        return self._actor
 
 
 class JobActorChannel:

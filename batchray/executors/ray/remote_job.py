@@ -22,6 +22,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _ANSWER_S, _APPEAR_S, _LOOK_AGAIN_S = 10.0, 10.0, 0.1
+# How long a look waits for answers; the last one waits for as long as any call.
+_LOOK_S = 1.0
 # After a restart the actor knows a job again when the driver has sent its next snapshot.
 _KNOWN_AGAIN_S = 1.0
 
@@ -128,7 +130,8 @@ class RemoteJob:
             try:
                 return ray.get(call.remote(self.id, *args), timeout=self._timeout_s)
             except ray.exceptions.GetTimeoutError:
-                raise _silent(self.id, self._timeout_s) from None
+                reason = f"its job actor did not answer within {self._timeout_s:g} s"
+                raise ClusterError(f"job {self.id}: {reason}") from None
             except ray.exceptions.ActorUnavailableError as error:
                 raise ClusterError(f"job {self.id}: its actor cannot be reached now; try again: {error}") from error
             except ray.exceptions.RayActorError:
@@ -146,20 +149,30 @@ def find_job(
 
     A process that is not connected yet joins the cluster at `ray_address`.  Calls of the handle wait at most
     `timeout_s` seconds.  Raises UnknownJobError if no such job runs there after `wait_s` seconds, because a job is
-    known there a moment after its start, and ClusterError if the cluster, or a driver on it, cannot be reached.
+    known there a moment after its start, and ClusterError if the cluster cannot be reached, or if a driver on it does
+    not answer and no other runs the job.
     """
     if ray_address is not None:
         connect(Settings(ray_address=ray_address))
     end = time.monotonic() + wait_s
-    while (actor := _actor_of(job_id, timeout_s)) is None:
-        if time.monotonic() >= end:
+    while True:
+        is_last = time.monotonic() >= end
+        actor, n_silent = _look(job_id, timeout_s if is_last else min(timeout_s, _LOOK_S))
+        if actor is not None:
+            return RemoteJob(job_id, actor, timeout_s)
+        if is_last and n_silent:
+            reason = f"{n_silent} of this cluster's drivers did not answer within {timeout_s:g} s; no other runs it"
+            raise ClusterError(f"job {job_id}: {reason}")
+        if is_last:
             raise UnknownJobError(job_id, "this cluster")
         time.sleep(_LOOK_AGAIN_S)
-    return RemoteJob(job_id, actor, timeout_s)
 
 
-def _actor_of(job_id: str, timeout_s: float) -> Any:
-    """Return the actor of the driver that runs a job; None if none of the drivers on this cluster does."""
+def _look(job_id: str, timeout_s: float) -> tuple[Any, int]:
+    """Return the actor of the driver that runs a job, or None, and how many actors have not answered by then.
+
+    An actor that starts at this moment, of any driver, is one of those.
+    """
     asked = {}
     for name in actor_names():
         with contextlib.suppress(ValueError):  # it has ended meanwhile
@@ -169,12 +182,8 @@ def _actor_of(job_id: str, timeout_s: float) -> Any:
     while waiting:
         done, waiting = ray.wait(waiting, timeout=max(0.0, end - time.monotonic()))
         if not done:
-            raise _silent(job_id, timeout_s)
+            break
         with contextlib.suppress(ray.exceptions.RayError):  # its driver has ended, or it starts again
             if ray.get(done[0]):
-                return asked[done[0]]
-    return None
-
-
-def _silent(job_id: str, timeout_s: float) -> ClusterError:
-    return ClusterError(f"job {job_id}: its driver's job actor did not answer within {timeout_s:g} s")
+                return asked[done[0]], len(waiting)
+    return None, len(waiting)
