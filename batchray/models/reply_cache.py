@@ -151,8 +151,9 @@ def _shrink(folder: Path, max_bytes: int) -> None:
             return
         if path.endswith(UNFINISHED) and found[-1][0] - mtime_ns < _WRITE_NS:
             continue
-        Path(path).unlink(missing_ok=True)
-        n_bytes -= size
+        with contextlib.suppress(OSError):  # another user's
+            Path(path).unlink(missing_ok=True)
+            n_bytes -= size
 
 
 class CallCache:

@@ -227,6 +227,19 @@ def test_the_replies_used_longest_ago_go_first(tmp_path: Path) -> None:
     assert sorted(path.name for path in files_of(tmp_path) if path.suffix) == ["writing.1.2.part"]
 
 
+def test_what_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = ReplyCache(tmp_path, 256 * SHARE, lambda: 0.0)
+    stays = tmp_path / "00" / "directory"
+    stays.mkdir(parents=True)
+    os.utime(stays, (0, 0))
+    for age, key in enumerate(KEYS[:4], start=1):
+        cache.put(key, b"x" * 3_000)
+        [file] = (path for path in files_of(tmp_path) if path.name == key.hex()[2:])
+        os.utime(file, (age, age))
+    assert [cache.get(key) is not None for key in KEYS[:4]] == [False, False, False, True]
+    assert (stays.is_dir(), caplog.text) == (True, "")
+
+
 def test_a_reply_larger_than_its_share_is_not_kept(tmp_path: Path) -> None:
     cache = ReplyCache(tmp_path, 256 * SHARE)
     cache.put(KEYS[0], b"x" * SHARE)
