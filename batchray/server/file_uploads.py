@@ -88,13 +88,14 @@ def _expiry(fields: Mapping[str, str]) -> timedelta:
 def _check_lines(body: Buffer, file: FormFile) -> None:
     """Raise HttpError 400 for a file that does not begin with a JSON object on a line: no batch can be made of it.
 
-    What is too long for a request is not parsed, because that would hold the GIL for long.
+    What is too long for a request is neither parsed nor searched, because that would hold the GIL for long.
     """
     start = file.start + len(BOM) if body[file.start : file.start + len(BOM)] == BOM else file.start
     blank = _BLANK.match(body, start, min(file.end, start + MAX_REQUEST_BYTES))
     here = blank.end() if blank else start
-    newline = body.find(b"\n", here, file.end)
-    end = newline if newline >= 0 else file.end
+    longest = min(file.end, here + MAX_REQUEST_BYTES + 1)
+    newline = body.find(b"\n", here, longest)
+    end = newline if newline >= 0 else longest
     if end - here > MAX_REQUEST_BYTES or not _is_object(body[here:end]):
         why = "its first line is not a JSON object" if here < file.end else "it is empty"
         raise refused(f"Invalid file format for Batch API. Must be .jsonl: JSON Lines in UTF-8; {why}", "file")
