@@ -17,6 +17,7 @@ from batchray.agents import AttemptReport
 from batchray.agents.approvals import has_answers, read_answers
 from batchray.agents.base import input_messages
 from batchray.config import Agent, StoredMemoryBlock
+from batchray.jobs.deadlines import PausableDeadlines
 from batchray.schema import AgentRequest, ApprovalCreate, Message, is_message_id
 from batchray.store import (
     ConversationState,
@@ -44,13 +45,15 @@ async def load_context(
     agent: Agent,
     item: PendingItem,
     aside: Callable[[], AbstractContextManager[None]],
+    deadlines: PausableDeadlines,
     steps: Sequence[bytes] = (),
 ) -> bytes:
     """Return an item's context as an encoded `agents.AttemptContext`; empty if it starts without one.
 
     `steps` are the checkpoints of its earlier attempts.  It waits inside `aside` while a job of another process has the
-    turn of a stateful agent.  If the item answers the tool calls of a run that waits for approval, it claims that run.
-    Raises ApprovalError if there is no such run, or if the answers do not fit.
+    turn of a stateful agent; `deadlines` pause while it waits for the store.  If the item answers the tool calls of a
+    run that waits for approval, it claims that run.  Raises ApprovalError if there is no such run, or if the answers do
+    not fit.
     """
     request = _answering(item)
     block_ids = [block.id for block in agent.memory_blocks if isinstance(block, StoredMemoryBlock)]
@@ -58,16 +61,17 @@ async def load_context(
         return _encoded((), {}, steps) if steps else b""
     answered = frozenset(answer.tool_call_id for answer in read_answers(request)) if request else None
 
-    def load() -> Awaitable[ConversationState | None]:
-        return store.conversations.load(
-            job,
-            item.index,
-            agent.id,
-            is_stateful=agent.stateful,
-            answered=answered,
-            request_id=_request_id(request) if request else None,
-            block_ids=block_ids,
-        )
+    async def load() -> ConversationState | None:
+        with deadlines.commit():
+            return await store.conversations.load(
+                job,
+                item.index,
+                agent.id,
+                is_stateful=agent.stateful,
+                answered=answered,
+                request_id=_request_id(request) if request else None,
+                block_ids=block_ids,
+            )
 
     kept = await load() or await _until_turn(load, aside)
     blocks = _present_blocks(agent, kept.blocks) if block_ids else None

@@ -89,7 +89,7 @@ class PausableDeadlines(Pauses):
 
     @contextmanager
     def commit(self) -> Iterator[None]:
-        """Enter while a commit is waited for."""
+        """Enter while a commit is waited for, or another call of the store that a request needs."""
         commit = object()
         timer = self.clock.call_later(self._slow_s, self._begin_stall, commit)
         try:

@@ -157,7 +157,9 @@ class ItemRunner:
         bound = job.agents.agents[item.agent_id]
         steps = await self._saved_steps(item) if attempt > 1 and bound.agent.keeps_steps else []
         try:
-            context = await load_context(job.store, job.record, bound.agent, item, job.waiting_aside, steps)
+            context = await load_context(
+                job.store, job.record, bound.agent, item, job.waiting_aside, self._committer.deadlines, steps
+            )
         except RequestError as error:
             return self._failed(flight, error)
         of_item = (bound, job.record.id, item.index, attempt, item.request)

@@ -25,6 +25,7 @@ from batchray.errors import (
 )
 from batchray.executors import AttemptSpec, LocalExecutor
 from batchray.jobs.control import ControlFile, ControlRequest, leave_request
+from batchray.jobs.deadlines import PausableDeadlines
 from batchray.jobs.driver import run_job, start_job
 from batchray.jobs.endings import expired
 from batchray.jobs.idle import expire_idle_job
@@ -234,6 +235,28 @@ async def test_a_request_whose_client_waits_ends_at_its_deadline_if_others_keep_
     [result] = store.items.results(record)
     assert (result.error or {}).get("type") == ("deadline_exceeded" if is_ended else None)
     assert len(executor.specs) == (not is_ended)
+
+
+async def test_a_wait_for_the_store_costs_a_request_nothing_of_the_time_for_its_turn(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = bind_agents([Agent(id="s", model="offline/rules", stateful=True)])
+    deadlines, is_back = PausableDeadlines(slow_s=0.0), threading.Event()
+    load = type(store.conversations).load
+
+    def load_late(*args: Any, **keywords: Any) -> Any:
+        assert is_back.wait(30)
+        return load(*args, **keywords)
+
+    monkeypatch.setattr(type(store.conversations), "load", load_late)
+    job = await start_job(
+        new_job(store, "s", kind="run"), agents, store, load_settings(executor="local"), deadlines=deadlines
+    )
+    stopwatch, running = deadlines.stopwatch(), asyncio.create_task(run_job(job, Scripted()))
+    await wait_until(lambda: deadlines.total_s() > 0.05)
+    assert stopwatch.without_pauses(0.05) == 0
+    is_back.set()
+    assert (await running).counts["succeeded"] == 1
 
 
 async def test_the_attempts_of_the_next_items_are_counted_before_a_slot_is_free(store: Store) -> None:
