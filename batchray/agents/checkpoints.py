@@ -1,8 +1,8 @@
 """Checkpoints: the finished work of a run, saved step by step so that another attempt can continue from it.
 
 A run saves the model's reply before it runs the tools, and each tool's return as it arrives.  Another attempt
-therefore repeats at most one model call, and no tool whose return was saved.  Idempotent tools may start earlier; the
-next model call still waits until the reply that asked for them is saved.
+therefore repeats at most one model call, and no tool whose return was saved.  Idempotent tools start earlier.  After a
+step of idempotent tools alone the next model call starts earlier too, and another attempt may repeat two.
 """
 
 from __future__ import annotations

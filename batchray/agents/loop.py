@@ -105,15 +105,20 @@ class ToolLoop:
         if not reply.tool_calls:
             return self._end_turn(run)
         check_budget(self._agent, run.usage)
+        if tools.are_idempotent(reply.tool_calls):
+            await run.flush()  # of the steps before: at most one step that is not saved yet has run
         run.save_checkpoint()
         return await self._run_tools(run, tools, reply.tool_calls, step_id)
 
     async def _run_tools(self, run: Run, tools: Toolbox, calls: Sequence[ToolCall], step_id: str) -> StopReason | None:
         """Run the tools of a step once its calls are saved: another attempt then continues from here.
 
-        Idempotent tools start before that.  In any case the model gets the returns when the calls are saved.
+        Idempotent tools start before that.  The model gets the returns when the calls are saved; if all tools of the
+        step are idempotent, it gets them at once, and the step is saved during the next model call.
         """
-        if any(tools.is_idempotent(call.name) for call in calls):
+        if tools.are_idempotent(calls):
+            returns = await asyncio.gather(*(self._call_once(run, tools, call) for call in calls))
+        elif any(tools.is_idempotent(call.name) for call in calls):
             starts = (self._call_once if tools.is_idempotent(call.name) else self._call_saved for call in calls)
             running = [start(run, tools, call) for start, call in zip(starts, calls, strict=True)]
             returns, _ = await asyncio.gather(asyncio.gather(*running), run.flush())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from batchray.agents.memory import RunMemory
@@ -10,7 +10,7 @@ from batchray.agents.tools import FunctionTool
 from batchray.config import Agent
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
-from batchray.schema import ClientTool
+from batchray.schema import ClientTool, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ class Toolbox:
         """Whether a call of this tool may be repeated without harm."""
         tool = self.tools.get(name)
         return tool is not None and tool.idempotent
+
+    def are_idempotent(self, calls: Iterable[ToolCall]) -> bool:
+        """Whether all these calls may be repeated without harm."""
+        return all(self.is_idempotent(call.name) for call in calls)
 
     @property
     def names(self) -> str:

@@ -124,7 +124,8 @@ class Tool(Strict):
     idempotent: bool = False
     """Whether calls of the tool may be repeated without harm, so that it starts while its call is still being stored.
 
-    A crash then may leave no record of a call that has run, and the next attempt may call it again, or another one.
+    So does the next model call, if all tools of the step are idempotent.  A crash then may leave no record of a call
+    that has run, and the next attempt may call it again, or another one.
     """
 
 

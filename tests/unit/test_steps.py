@@ -126,7 +126,7 @@ async def test_no_tool_runs_before_its_call_is_saved(attempt_runner: AttemptRunn
     await run.close()
 
 
-async def test_an_idempotent_tool_starts_before_its_call_is_saved_and_the_model_waits_for_that(
+async def test_an_idempotent_tool_starts_before_its_call_is_saved_but_after_the_step_before_is(
     attempt_runner: AttemptRunner,
 ) -> None:
     async def look(text: str) -> str:
@@ -146,11 +146,39 @@ async def test_an_idempotent_tool_starts_before_its_call_is_saved_and_the_model_
     assert (len(json.loads(said)["messages"]), len(json.loads(looked)["returns"])) == (1, 1)
     await run.fetch(1)
     await run_pending_tasks()
+    assert _done == ["a", "a paid"]
+    returns = (await run.fetch(1)).checkpoints
+    assert [len(json.loads(each)["returns"]) for each in returns] == [1, 1]
+    await run.fetch(3)
+    await run_pending_tasks()
     assert _done == ["a", "a paid", "a"]
-    returns_and_next = (await run.fetch(1)).checkpoints  # the returns need not be saved for the next step
-    assert [len(json.loads(each)["returns"]) for each in returns_and_next] == [1, 1, 0, 1]
-    assert (await run.fetch(5)).report is not None
+    assert (await run.fetch(3)).report is not None
     await run.close()
+
+
+async def test_a_run_of_idempotent_tools_has_at_most_one_step_that_is_not_saved(attempt_runner: AttemptRunner) -> None:
+    agent = stepped(tools=[Tool(function=note, idempotent=True)])
+    run = CheckpointedRun(lambda sink: attempt_runner.run_attempt(agent, encode_input(JOB, 0, 1, REQUEST), sink))
+    n_saved = 0
+    for n_returns, done in ((1, "a"), (3, "abcd")):
+        while len(checkpoints := (await run.fetch(n_saved)).checkpoints) < 1 + n_returns:
+            await run_pending_tasks()
+        await run_pending_tasks()
+        assert sorted(_done) == list(done)
+        n_saved += len(checkpoints)
+    while (await run.fetch(n_saved)).report is None:  # nothing waits for the last step, which the report has too
+        await run_pending_tasks()
+    assert sorted(_done) == list("abcde")
+    await run.close()
+
+
+async def test_a_run_of_idempotent_tools_continues_from_any_checkpoint(attempt_runner: AttemptRunner) -> None:
+    agent = stepped(tools=[Tool(function=note, idempotent=True)])
+    saved, whole = await run_from(attempt_runner, [], agent)
+    for n_saved in range(len(saved) + 1):
+        _, again = await run_from(attempt_runner, saved[:n_saved], agent)
+        assert message_content(again) == message_content(whole)
+        assert (again.usage, again.stop_reason) == (whole.usage, whole.stop_reason)
 
 
 async def test_a_saved_step_with_a_terminal_tool_ends_the_next_attempt(attempt_runner: AttemptRunner) -> None:

@@ -27,7 +27,7 @@ def measure(works: Sequence[Work], contenders: Sequence[str], rounds: int, envir
             number = uuid.uuid4().hex[:6]
             for name in contenders:
                 with Contender(PEERS[name], pythons[name]) as contender:
-                    for work in (work for work in works if work.has_tools <= PEERS[name].has_tools):
+                    for work in filter(PEERS[name].runs, works):
                         measured = contender.measure(work)
                         print(f"round {number}: {work.name} by {name}: {measured.wall_s:.2f} s", flush=True)
                         yield Row(number, work.name, name, measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from tests.benchmarks.peers.contender import Answer, serve
 from tests.benchmarks.peers.works import Work
 
 
-def run(directory: Path, work: Work) -> Callable[[], Iterator[Answer]]:
+def run(directory: Path, work: Work, *, is_idempotent: bool) -> Callable[[], Iterator[Answer]]:
     requests = [{"agent_id": "a", "input": prompt, "custom_id": str(i)} for i, prompt in enumerate(work.prompts())]
-    tools = {"tools": ["tests.benchmarks.peers.works:add"]} if work.n_tool_steps else {}
+    add = {"function": "tests.benchmarks.peers.works:add", "idempotent": is_idempotent}
+    tools = {"tools": [add]} if work.has_tools else {}
     job = batchray.run(
         requests,
         **agents(work.base_url, **tools),
@@ -32,4 +34,4 @@ def run(directory: Path, work: Work) -> Callable[[], Iterator[Answer]]:
 
 if __name__ == "__main__":
     with data_dir() as directory:
-        serve(functools.partial(run, directory))
+        serve(functools.partial(run, directory, is_idempotent=sys.argv[1:] != ["stored"]))

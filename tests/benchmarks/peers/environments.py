@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.benchmarks.peers.works import Work
+
 
 class Peer(NamedTuple):
     """A contender.  Without requirements it runs in the environment of this process."""
@@ -20,6 +22,12 @@ class Peer(NamedTuple):
     requirements: tuple[str, ...] = ()
     has_tools: bool = True
     """Whether it runs agents with tools, by itself or by a loop written for it."""
+    has_others: bool = True
+    """Whether it runs works without tools; not if these would be those of another contender again."""
+
+    def runs(self, work: Work) -> bool:
+        """Whether it runs a work."""
+        return self.has_tools if work.has_tools else self.has_others
 
 
 _OPENAI = ("openai[aiohttp]==3.57.0",)
@@ -28,6 +36,7 @@ _RAY = ("ray==2.60.0", "aiohttp==3.14.5", "orjson==3.13.0")
 PEERS = {
     "aiohttp": Peer("bare aiohttp loop", "aiohttp_loop"),
     "batchray": Peer("batchray", "batchray_job"),
+    "batchray-stored": Peer("batchray, tool not marked `idempotent`", "batchray_job", ("stored",), has_others=False),
     "openai": Peer("OpenAI SDK loop, streamed", "openai_loop", requirements=_OPENAI),
     "openai-whole": Peer("OpenAI SDK loop, not streamed", "openai_loop", ("whole",), _OPENAI),
     "async-batch-llm": Peer(
