@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from tests.polling import seconds_until, until
+from tests.preloaded import ROOT
 from tests.server.http_client import BATCHES, ask, status_of
-from tests.server.live import ROOT, live_server
+from tests.server.live import live_server
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 

@@ -170,12 +170,7 @@ def test_a_full_disk_releases_the_reserve_and_deletion_and_reading_still_work(tm
 def test_a_full_disk_is_one_sentence_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "agents.yaml").write_text(AGENTS)
     (tmp_path / "requests.jsonl").write_bytes(b'{"agent_id": "a", "input": "%s"}\n' % (b"x" * 100_000) * 30)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # inherited by the command
-    try:
-        done = command(tmp_path, *local("requests.jsonl"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    done = command(tmp_path, *local("requests.jsonl"), limits={resource.RLIMIT_FSIZE: 1_000_000})
     assert (done.status, done.out) == (1, "")
     sentence = done.err.splitlines()[-1]
     assert "is full; make room there" in sentence

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).parents[2]
+from tests.preloaded import ROOT, PreloadedProcess
+
 QUICKSTART = ROOT / "configs" / "quickstart" / "agents.yaml"
+
+
+Process = PreloadedProcess | subprocess.Popen[bytes]
 
 
 class ServerDiedError(AssertionError):
@@ -27,13 +32,12 @@ class ServerDiedError(AssertionError):
 class LiveServer:
     """A running server.  `log` is what it wrote to standard error so far."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, data_dir: Path) -> None:
+    def __init__(self, process: Process, out: IO[str], err: IO[str], url: str, data_dir: Path) -> None:
         self.process, self.url, self.data_dir = process, url, data_dir
         self._lines: list[str] = []
-        assert process.stderr is not None
-        self._reader = threading.Thread(target=self._lines.extend, args=(process.stderr,), daemon=True)
+        self._reader = threading.Thread(target=self._lines.extend, args=(err,), daemon=True)
         self._reader.start()
-        threading.Thread(target=_drain, args=(process.stdout,), daemon=True).start()
+        threading.Thread(target=_drain, args=(out,), daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -76,21 +80,39 @@ def live_server(
 
     `max_files` is its limit of open files.  `environment` is added to this process's own.
     """
-    command = [sys.executable, "-m", "batchray", "serve", "--port", "0", "--data-dir", str(data_dir)]
-    command += ["--executor", executor, *(("--agents", str(agents)) if agents else ()), *options]
-    if max_files is not None:
-        command = ["bash", "-c", f'ulimit -n {max_files} && exec "$0" "$@"', *command]
+    arguments = ["serve", "--port", "0", "--data-dir", str(data_dir), "--executor", executor]
+    arguments += [*(("--agents", str(agents)) if agents else ()), *options]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        line = next((line for line in process.stdout if " listens on " in line), "")  # Ray may print lines before it
+    with _piped(arguments, variables, max_files, is_forked=executor == "local") as (process, out, err):
+        line = next((line for line in out if " listens on " in line), "")  # Ray may print lines before it
         if not line:
-            assert process.stderr is not None
-            log = process.stderr.read()
+            log = err.read()
             raise ServerDiedError(process.wait(), log)
-        server = LiveServer(process, line.split()[3], data_dir)
+        server = LiveServer(process, out, err, line.split()[3], data_dir)
         try:
             yield server
         finally:
             if process.poll() is None:
                 process.kill()
+
+
+@contextmanager
+def _piped(
+    arguments: Sequence[str], environment: Mapping[str, str], max_files: str | None, *, is_forked: bool
+) -> Iterator[tuple[Process, IO[str], IO[str]]]:
+    """Start `batchray` and yield it with its output and its errors; wait for its end."""
+    process: Process
+    (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    with open(out) as out_file, open(err) as err_file:
+        try:
+            if is_forked:
+                limits = {resource.RLIMIT_NOFILE: int(max_files)} if max_files is not None else {}
+                process = PreloadedProcess(arguments, environment, Path.cwd(), (0, out_end, err_end), limits)
+            else:  # Ray does not end well in a forked process
+                command = [sys.executable, "-m", "batchray", *arguments]
+                process = subprocess.Popen(command, env=environment, stdout=out_end, stderr=err_end)
+        finally:
+            os.close(out_end)
+            os.close(err_end)
+        with process:
+            yield process, out_file, err_file

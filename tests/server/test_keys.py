@@ -17,8 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from batchray.cli.main import cli
+from tests.preloaded import ROOT
 from tests.server.http_client import BATCHES, Response, call
-from tests.server.live import QUICKSTART, ROOT, LiveServer, live_server
+from tests.server.live import QUICKSTART, LiveServer, live_server
 from tests.server.sdk_values import FILE
 
 SUM = {"agent_id": "calculator", "input": "What is 2 + 3?"}

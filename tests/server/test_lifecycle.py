@@ -22,9 +22,10 @@ import pytest
 import batchray
 from tests.chaos.supervised import check_no_process_is_left
 from tests.polling import until
+from tests.preloaded import ROOT
 from tests.processes import descendants, named
 from tests.server.http_client import BATCHES, ask, cancel, if_available, job_of, n_done, status_of
-from tests.server.live import ROOT, LiveServer, ServerDiedError, live_server
+from tests.server.live import LiveServer, ServerDiedError, live_server
 from tests.sqlite_lock import locked
 from tests.timing import timed
 

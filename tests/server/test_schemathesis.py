@@ -12,8 +12,9 @@ import openapi_spec_validator
 import pytest
 
 from batchray.server.keys import KeyFile
+from tests.preloaded import ROOT
 from tests.server.http_client import BATCHES, ask
-from tests.server.live import ROOT, LiveServer, live_server
+from tests.server.live import LiveServer, live_server
 
 # Their answers do not fail, as those of some of the quickstart's agents do on purpose.
 AGENTS = """

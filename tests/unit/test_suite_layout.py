@@ -37,7 +37,14 @@ def _imported(nodes: tuple[ast.AST, ...]) -> list[str]:
     return whole + [name for module, names in parts for name in (module, *(f"{module}.{each.name}" for each in names))]
 
 
-_NOT_IN_UNIT_TESTS = ("subprocess", "multiprocessing", "signal", "tests.postgres", "tests.builders.commands")
+_NOT_IN_UNIT_TESTS = (
+    "subprocess",
+    "multiprocessing",
+    "signal",
+    "tests.postgres",
+    "tests.preloaded",
+    "tests.builders.commands",
+)
 
 
 def test_unit_tests_start_no_process_and_no_database_and_do_not_sleep() -> None:
