@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# What a server and a command with the local executor import.
+# The imports of a server and of a command with the local executor.
 _MODULES = (
     "batchray.callbacks.transport",
     "batchray.cli.main",
