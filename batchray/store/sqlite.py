@@ -6,6 +6,7 @@ connections do (sqlite.org/wal.html, "the WAL-reset bug").  Readers open the fil
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import threading
 import time
@@ -27,6 +28,7 @@ _MAX_CHECKED_BYTES = 64 * 1024 * 1024
 """A file up to this size is checked completely when it is opened; a larger one would delay the start."""
 # About 4 MiB, and as much again in the log: well below the reserve, which may be all the space that there is.
 _SHRINK_PAGES = 512
+_MAX_COMPILED = 500  # SQLAlchemy's default
 
 # By hand and many rows at once: compiling, mappings, and a statement for each row cost more than SQLite itself.
 _ROWS_AT_ONCE = 100
@@ -161,15 +163,28 @@ _WRITER = (
 _READER = ("query_only = 1", "cache_size = -2048")
 
 
+@functools.cache
+def _compiler() -> tuple[sa.Dialect, Any]:
+    """Return the dialect of all engines of this process, and its compiled statements.
+
+    A process opens a file for each job, and to read one: to compile the same statements each time takes longer than to
+    execute them.
+    """
+    engine = sa.create_engine("sqlite://")
+    with engine.connect():  # which initializes the dialect
+        return engine.dialect, sa.util.LRUCache(_MAX_COMPILED)
+
+
 def _engine(uri: str, *, is_writer: bool) -> sa.Engine:
-    def connect() -> sqlite3.Connection:
+    def connect() -> Any:
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         for pragma in _WRITER if is_writer else _READER:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
     pool = sa.pool.StaticPool if is_writer else sa.pool.NullPool
-    engine = sa.create_engine("sqlite://", creator=connect, poolclass=pool)
+    dialect, compiled = _compiler()
+    engine = sa.Engine(pool(connect), dialect, sa.make_url("sqlite://"), execution_options={"compiled_cache": compiled})
     # sqlite3 begins transactions by itself only before some statements; SQLAlchemy's documentation gives this remedy.
     begin = "BEGIN IMMEDIATE" if is_writer else "BEGIN"
     sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
