@@ -38,6 +38,7 @@ class GroupCommitter:
         self._job, self._interval_s = job, interval_s
         self._next = _Write(store.sync, job)
         self._commit: Commit | None = None
+        self._last: Commit | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._is_awaited = asyncio.Event()
 
@@ -84,14 +85,14 @@ class GroupCommitter:
 
     async def drain(self) -> None:
         """Wait until everything that was handed in is on disk."""
-        self._is_awaited.set()
-        if self._flushing is not None:
-            await self._flushing
+        if self._last is not None:
+            self._is_awaited.set()
+            await asyncio.wait([self._last])
 
     def _hand_in(self) -> Commit:
         """Return the next commit, which takes what has been added to `_next`."""
         if self._commit is None:
-            self._commit = asyncio.get_running_loop().create_future()
+            self._commit = self._last = asyncio.get_running_loop().create_future()
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
         return self._commit

@@ -91,3 +91,19 @@ async def test_a_write_that_something_waits_for_is_soon_on_its_way_and_others_ga
     handed_in = now()
     await committer.begin(NewAttempt(101, 2))
     assert now() - handed_in == pytest.approx(0.02 + COMMIT_S)  # after one of hundreds
+
+
+@in_virtual_time
+async def test_a_drain_waits_for_the_last_commit_and_for_nothing_after_it(store: TimedStore) -> None:
+    committer = committer_of(store)
+    await committer.drain()
+    for index in range(100):
+        committer.count_ahead(index)
+    await committer.drain()
+    assert now() == pytest.approx(COMMIT_S)
+    last = committer.count_ahead(100)
+    await committer.drain()
+    assert last is not None
+    assert last.done()
+    await committer.drain()
+    assert now() == pytest.approx(2 * COMMIT_S + INTERVAL_S)
