@@ -61,7 +61,7 @@ class PreloadedProcess:
             "limits": list((limits or {}).items()),
         }
         self.returncode: int | None = None
-        self._ended = ended
+        self._ended, self._lock = ended, threading.Lock()
         try:
             self.pid = _loader().start(asked, [*streams, told])
         finally:
@@ -91,9 +91,14 @@ class PreloadedProcess:
         self.send_signal(signal.SIGTERM)
 
     def _status(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
-            self.returncode = int(os.read(self._ended, 16))  # empty if the loader is gone
-            os.close(self._ended)
+        waiting = select.poll()
+        waiting.register(self._ended, select.POLLIN)
+        if self.returncode is None and waiting.poll(None if timeout is None else timeout * 1000):
+            with self._lock:  # several threads may wait for the end
+                if self.returncode is None:
+                    told = os.read(self._ended, 16)
+                    assert told, "the process that forks is gone"
+                    self.returncode = int(told)
         return self.returncode
 
     def __enter__(self) -> PreloadedProcess:
@@ -101,6 +106,7 @@ class PreloadedProcess:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.wait()
+        os.close(self._ended)
 
 
 class _Loader:
@@ -158,8 +164,9 @@ def _fork_until_told(control: socket.socket) -> list[str] | None:
                 asked = json.loads(_read(control, int.from_bytes(header, "big")))
                 pid = os.fork()
                 if pid == 0:
-                    inherited = [fd for each in selector.get_map().values() for fd in (each.fd, *(each.data or ())[1:])]
-                    _become(asked, descriptors, inherited)
+                    others = [fd for each in selector.get_map().values() if each.data for fd in (each.fd, each.data[1])]
+                    control.close()
+                    _become(asked, descriptors, others)
                     return list(asked["arguments"])
                 for each in descriptors[:3]:
                     os.close(each)
@@ -180,11 +187,11 @@ def _tell_end(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> N
         os.close(told)
 
 
-def _become(asked: Mapping[str, Any], descriptors: Sequence[int], inherited: Sequence[int]) -> None:
-    """Take the streams, the environment and the directory of a new process."""
+def _become(asked: Mapping[str, Any], descriptors: Sequence[int], of_others: Sequence[int]) -> None:
+    """Take the streams, the environment and the directory of a new process; close what belongs to other children."""
     for number, each in enumerate(descriptors[:3]):
         os.dup2(each, number)
-    for each in (*descriptors, *inherited):
+    for each in (*descriptors, *of_others):
         os.close(each)
     for number, limit in asked["limits"]:
         resource.setrlimit(number, (limit, limit))
