@@ -1,7 +1,7 @@
 """Notices that a cluster is gone.
 
-Ray itself does not report it: if its raylet is dead, the driver stays up while every call fails, and 60 s after the GCS
-has died Ray ends the driver's process.
+Ray itself does not report it: if its raylet is dead, the driver stays up while every call fails.  60 s after the GCS
+has died Ray would end the driver's process, if `connection` did not prevent it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""The death of a GCS ends the work of a process, and not the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# A call that is on its way to the GCS when it dies, and is never answered.
+SCRIPT = """
+import os, sys, threading, time
+import ray
+from batchray.config import load_settings
+from batchray.executors.ray import connection
+from batchray.executors.ray.internals import own_processes
+
+given, wait_s = sys.argv[1], float(sys.argv[2])
+if given:
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = given  # as `connect` sets it: after the import of Ray
+connection.connect(load_settings(executor="ray"))
+ray.nodes()
+gcs = own_processes()["GCS"]
+gcs.kill()
+gcs.wait()
+threading.Thread(target=ray.nodes, daemon=True).start()
+time.sleep(0.5)
+connection.disconnect()
+print("disconnected", flush=True)
+time.sleep(wait_s)
+print("alive", flush=True)
+os._exit(0)
+"""
+
+
+def run(given: str, wait_s: float) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT, given, str(wait_s)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=170)
+
+
+def test_ray_would_end_the_process_after_the_time_that_is_set(ray_session: None) -> None:
+    done = run("1", 60)
+    assert (done.returncode, "alive" in done.stdout) == (1, False)
+    assert "Failed to connect to GCS within 1 seconds" in done.stderr
+
+
+@pytest.mark.full
+def test_a_process_outlives_a_call_to_a_gcs_that_has_died(ray_session: None) -> None:
+    done = run("", 75)  # Ray's own time is 60 s
+    assert (done.returncode, done.stdout) == (0, "disconnected\nalive\n"), done.stderr
