@@ -36,7 +36,7 @@ def test_restarts_of_the_database_lose_and_repeat_no_request(
 
     def restart() -> None:
         nonlocal n_restarts
-        while not is_over.wait(rng.uniform(5, 20)):
+        while not is_over.wait(rng.uniform(1, 4)):
             database.restart()
             n_restarts += 1
 
