@@ -116,15 +116,8 @@ class ToolLoop:
         Idempotent tools start before that.  The model gets the returns when the calls are saved; if all tools of the
         step are idempotent, it gets them at once, and the step is saved during the next model call.
         """
-        if tools.are_idempotent(calls):
-            returns = await asyncio.gather(*(self._call_once(run, tools, call) for call in calls))
-        elif any(tools.is_idempotent(call.name) for call in calls):
-            starts = (self._call_once if tools.is_idempotent(call.name) else self._call_saved for call in calls)
-            running = [start(run, tools, call) for start, call in zip(starts, calls, strict=True)]
-            returns, _ = await asyncio.gather(asyncio.gather(*running), run.flush())
-        else:
-            await run.flush()
-            returns = await asyncio.gather(*(self._call_once(run, tools, call) for call in calls))
+        starts = (self._call_once if tools.is_idempotent(call.name) else self._call_saved for call in calls)
+        returns = await asyncio.gather(*(start(run, tools, call) for start, call in zip(starts, calls, strict=True)))
         return self._finish_step(run, tools, calls, returns, step_id)
 
     async def _resume_paused_step(self, run: Run, tools: Toolbox) -> StopReason | None:
