@@ -36,11 +36,13 @@ _SHORT_WAITS = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_interna
 # Ray runs its workers at a niceness of 15 to leave CPU for its own processes.  A lane mostly waits; but when many
 # replies come at once, the driver would keep spawning while the lanes hardly got CPU to start what it spawned.
 _NO_NICENESS = {"worker_niceness": 0}
-_NO_WARNING = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # about GPUs
 _SETTINGS = {**_NO_METRICS, **_SHORT_WAITS, **_NO_NICENESS}
-# Ray ends the whole process, a server or a notebook, if a call to a GCS that has died is unanswered for this time: also
-# one that a thread still makes when this process has left the cluster.  `monitor` notices the loss long before.
-_GCS_WAIT = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(10**8)}
+_VARIABLES = {
+    # Ray ends the whole process, a server or a notebook, if a call to a GCS that has died is unanswered for this time,
+    # also one that a thread still makes when this process has left the cluster.  `monitor` notices the loss before.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": str(10**8),
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about GPUs
+}
 _REACH_S = 10.0
 # More than any system's `struct sigaction` takes.
 _SIGACTION_BYTES = 256
@@ -56,7 +58,7 @@ def connect(settings: Settings) -> bool:
     if ray.is_initialized():
         return False
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
-    for name, value in {**_GCS_WAIT, **_NO_WARNING}.items():
+    for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)  # Ray logs its start before it applies `logging_level`
     internals.redirect_worker_output(lambda line: logger.info("ray: %s", line))
