@@ -5,6 +5,7 @@ Lines are read one by one.  A whole document is a file mapped into memory, of wh
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import mmap
 import re
@@ -24,6 +25,8 @@ from batchray.schema.validation_text import request_problem
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The largest request: no provider that we know of takes a larger body (Anthropic documents 32 MB)."""
+
+_PIECE_BYTES = 1024 * 1024
 
 Buffer = mmap.mmap | bytes | memoryview
 
@@ -153,14 +156,25 @@ def _body_error(buffer: Buffer, error: Exception) -> BatchFormatError:
         if byte or isinstance(error, RecursionError)
         else None
     )
-    if isinstance(error, UnicodeDecodeError):  # the requests are not decoded yet
-        bad = f"byte 0x{error.object[error.start]:02x} in a key or in callback_url"
-        return BatchFormatError(f"not UTF-8: {bad}; encode it as UTF-8")
+    # A UnicodeDecodeError, or since msgspec 0.23 one of its own.  The requests are not decoded yet.
+    if "utf-8" in str(error).lower() and (bad := _first_bad_byte(buffer)) is not None:
+        return BatchFormatError(f"not UTF-8: byte 0x{bad:02x} in a key or in callback_url; encode it as UTF-8")
     if index is None:
         return BatchFormatError(f"neither JSON Lines nor a JSON batch: {error}")
     if isinstance(error, RecursionError):
         return BatchFormatError(f"nested deeper than {MAX_DEPTH} levels", index=index)
     return BatchFormatError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}", index=index)
+
+
+def _first_bad_byte(buffer: Buffer) -> int | None:
+    """Return the first byte that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(buffer), _PIECE_BYTES):
+        try:
+            decoder.decode(bytes(buffer[start : start + _PIECE_BYTES]))
+        except UnicodeDecodeError as error:
+            return int(error.object[error.start])
+    return None
 
 
 def read_callback_url(url: str) -> str:
