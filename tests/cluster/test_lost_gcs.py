@@ -9,7 +9,7 @@ import pytest
 
 # A call that is on its way to the GCS when it dies, and is never answered.
 SCRIPT = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 import ray
 from batchray.config import load_settings
 from batchray.executors.ray import connection
@@ -21,10 +21,14 @@ if given:
 connection.connect(load_settings(executor="ray"))
 ray.nodes()
 gcs = own_processes()["GCS"]
+gcs.send_signal(signal.SIGSTOP)  # it takes calls, and answers none
+asking = threading.Thread(target=ray.nodes, daemon=True)
+asking.start()
+while not sys._current_frames()[asking.ident].f_code.co_filename.endswith("ray/_private/state.py"):
+    time.sleep(0.01)
+time.sleep(0.5)
 gcs.kill()
 gcs.wait()
-threading.Thread(target=ray.nodes, daemon=True).start()
-time.sleep(0.5)
 connection.disconnect()
 print("disconnected", flush=True)
 time.sleep(wait_s)
