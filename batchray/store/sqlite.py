@@ -170,8 +170,8 @@ def _compiler() -> tuple[sa.Dialect, Any]:
     A process opens a file for each job, and to read one: to compile the same statements each time takes longer than to
     execute them.
     """
-    engine = sa.create_engine("sqlite://")
-    with engine.connect():  # which initializes the dialect
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.NullPool)
+    with engine.connect():  # which initializes the dialect, and is closed
         return engine.dialect, sa.util.LRUCache(_MAX_COMPILED)
 
 

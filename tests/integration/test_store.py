@@ -36,6 +36,7 @@ from batchray.store import (
     run_all,
     running_jobs,
 )
+from batchray.store.sqlite import _compiler as compiler
 from tests.builders.records import AGENTS, agents_of, begin, check_integrity, items, new_job, outcome
 from tests.postgres import Database
 
@@ -51,6 +52,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def sqlite(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "data") as opened:
         yield opened
+
+
+def test_no_connection_stays_open_for_compiled_statements() -> None:
+    counts = {"connect": 0, "close": 0}
+    listeners = {name: lambda *args, name=name: counts.update({name: counts[name] + 1}) for name in counts}
+    for name, listener in listeners.items():
+        sa.event.listen(sa.pool.Pool, name, listener)
+    kept = compiler.__wrapped__()
+    for name, listener in listeners.items():
+        sa.event.remove(sa.pool.Pool, name, listener)
+    assert counts == {"connect": 1, "close": 1}, kept
 
 
 def test_a_connection_in_use_while_its_store_closes_is_closed_when_it_is_given_back(
