@@ -62,6 +62,16 @@ def test_without_ray_s_library_no_setting_is_passed(
     internals._is_setting.cache_clear()
 
 
+@pytest.mark.parametrize("config", [SimpleNamespace(), SimpleNamespace(initialize=lambda: None)])
+def test_a_ray_that_cannot_read_its_variables_again_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, config: SimpleNamespace
+) -> None:
+    monkeypatch.setattr(ray._raylet, "Config", config)
+    for _ in range(2):
+        internals.reread_variables()
+    assert ["Config.initialize" in text for text in warnings_in(caplog)] == [True]
+
+
 def test_unused_services_are_started_if_they_cannot_be_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -60,6 +60,7 @@ def connect(settings: Settings) -> bool:
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
+    internals.reread_variables()
     logging.getLogger("ray").setLevel(logging.ERROR)  # Ray logs its start before it applies `logging_level`
     internals.redirect_worker_output(lambda line: logger.info("ray: %s", line))
     where = f"the cluster at {address}" if address else "a local cluster"

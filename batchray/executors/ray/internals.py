@@ -72,6 +72,22 @@ def _is_setting(name: str) -> bool:
         return content.find(b"RAY_%s\0" % name.encode()) >= 0
 
 
+def reread_variables() -> None:
+    """Have Ray read the variables `RAY_<name>` of its settings again.
+
+    It reads them at its first use of any setting.  With `RAY_AUTH_MODE` set, which a process inherits from one that has
+    started a cluster, that is its import.
+    """
+    fallback = "a setting of batchray's may have no effect, so that the loss of a cluster can end this process"
+    initialize = _find("ray._raylet", "Config.initialize", fallback)
+    if initialize is None:
+        return
+    try:
+        initialize(b"{}")
+    except TypeError:
+        _warn_changed("ray._raylet.Config.initialize", fallback)
+
+
 @contextlib.contextmanager
 def without_unused_services() -> Iterator[None]:
     """A cluster that is started inside this block leaves out services that a single driver does not need.
