@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 
 import pytest
-from ray.exceptions import ActorUnavailableError, LocalRayletDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, LocalRayletDiedError
 
 from batchray.errors import ClusterError, RequestError, WorkerDiedError
+from batchray.executors.ray import lane_runs
 from batchray.executors.ray.lane_runs import LaneRuns
 from batchray.executors.ray.run_registry import MAX_MESSAGE_BYTES, End, Start, pack_ends, unpack_call
 from tests.polling import run_pending_tasks
@@ -121,16 +122,52 @@ async def test_a_call_counts_each_of_its_agents_once() -> None:
     runs.close()
 
 
-async def test_a_failed_call_is_raised_for_every_run_because_it_may_have_brought_any_report() -> None:
+LOST = ActorUnavailableError("the connection broke", None)
+
+
+async def test_a_lost_call_is_followed_by_one_that_asks_for_all_runs() -> None:
     lane = FakeLane()
     runs, tasks = await started(lane, "a")
     tasks += await run_all(runs, "b")
-    await lane.fail(ActorUnavailableError("the connection broke", None))
-    assert all(isinstance(task.exception(), ActorUnavailableError) for task in tasks)
-    (again,) = await run_all(runs, "a")
+    await lane.fail(LOST)
+    assert (lane.calls, lane.asked) == ([["a"], ["b"], []], [[], [], ["a", "b"]])
+    await lane.fail(LOST)  # which was on its way together with the first
+    assert (lane.calls[3:], lane.asked[3:]) == ([[]], [["a", "b"]])
+    await lane.answer(End("a", is_unknown=True), End("b", b"2"))
+    assert lane.calls[4:] == [["a"]]
     await lane.answer()
     await lane.answer(End("a", b"1"))
+    assert outcomes(tasks) == [b"1", b"2"]
+    runs.close()
+
+
+async def test_calls_lost_in_a_row_are_raised_for_every_run_and_one_answer_ends_the_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane_runs, "_PAUSE_S", 0.0)
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a", "b")
+    for _ in range(2):
+        for _ in range(lane_runs._MAX_LOST):
+            await lane.fail(LOST)
+        await lane.answer()
+    assert outcomes(tasks) == [None, None]
+    for _ in range(lane_runs._MAX_LOST + 1):
+        await lane.fail(LOST)
+    assert [task.exception() for task in tasks] == [LOST, LOST]
+    assert lane.n_waiting == 0
+    (again,) = await run_all(runs, "a")
+    await lane.fail(LOST)
+    await lane.answer(End("a", b"1"))
     assert again.result() == b"1"
+    runs.close()
+
+
+async def test_the_death_of_a_lane_is_raised_for_every_run() -> None:
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a", "b")
+    await lane.fail(ActorDiedError())
+    assert all(isinstance(task.exception(), ActorDiedError) for task in tasks)
     runs.close()
 
 

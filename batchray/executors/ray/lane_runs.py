@@ -11,12 +11,18 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ray.exceptions import ActorUnavailableError
+
 from batchray.errors import ClusterError, RequestError, WorkerDiedError
 from batchray.executors.ray.calls import CLUSTER_GONE, first_line
 from batchray.executors.ray.run_registry import IDLE_S, MAX_MESSAGE_BYTES, End, Start, pack_call, unpack_ends
 
 # For a lane that is busy, and for a call that was lost without an error.
 _LATE_S = 20.0
+# How many losses of calls in a row leave a lane unsuspected, and the pause before another call, longer for each of them
+# but the first.
+_MAX_LOST = 4
+_PAUSE_S = 0.1
 
 
 class LaneRuns:
@@ -30,13 +36,14 @@ class LaneRuns:
         self._calls: set[asyncio.Task[None]] = set()
         self._n_calls = self._n_unanswered = 0
         self._has_doubts = False
+        self._n_lost = self._n_calls_at_loss = 0
 
     async def run(self, start: Start) -> bytes:
         """Run an attempt and return its report.  A second call for the attempt joins the same run.
 
-        Raises RayError if the lane's process ended or cannot be reached, or if a call was lost, which may have brought
-        the report; WorkerDiedError if the attempt has run and its report is gone; RequestError for a defect of the
-        lane; ClusterError if the cluster is gone.
+        Raises RayError if the lane's process ended, or if calls to it are lost one after the other; WorkerDiedError if
+        the attempt has run and its report is gone; RequestError for a defect of the lane; ClusterError if the cluster
+        is gone.
         """
         future: asyncio.Future[End | Exception] = asyncio.get_running_loop().create_future()
         self._waiting[start.key] = start, future
@@ -92,6 +99,8 @@ class LaneRuns:
                 self._has_doubts = True
                 self._send_soon()
             ends = await answer
+        except ActorUnavailableError as error:
+            await self._follow_lost_call(error, number)
         except Exception as error:  # noqa: BLE001  # raised for every run that waits
             self._fail(error)
         else:
@@ -108,6 +117,7 @@ class LaneRuns:
         A lane returns none if it had none for long, or if a newer call has come.  If that is not one of ours, it is one
         whose answer may be lost, and ends with it: the next call asks for all runs.
         """
+        self._n_lost = 0
         for end in ends:
             if end.is_unknown:
                 if end.key in self._waiting:
@@ -119,8 +129,24 @@ class LaneRuns:
         if self._waiting:
             self._send_soon()
 
+    async def _follow_lost_call(self, error: Exception, number: int) -> None:
+        """Ask for all runs in another call: the lost one may have started one or brought its report.
+
+        Calls that were on their way together count as one loss.
+        """
+        if number > self._n_calls_at_loss:
+            self._n_lost += 1
+            self._n_calls_at_loss = self._n_calls
+        if self._n_lost > _MAX_LOST:
+            self._n_lost = 0
+            self._fail(error)
+            return
+        self._has_doubts = True
+        await asyncio.sleep((self._n_lost - 1) * _PAUSE_S)
+        self._send_soon()
+
     def _fail(self, error: Exception) -> None:
-        """Raise an error for all runs: the call may have started one or brought its report."""
+        """Raise an error for all runs."""
         gone = isinstance(error, CLUSTER_GONE)
         raised = ClusterError(f"Ray is gone: {first_line(error)}") if gone else error
         waiting, self._waiting = self._waiting, {}
