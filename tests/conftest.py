@@ -34,12 +34,12 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run the whole suite in three processes, because it often waits; run a selection of tests in this one.
+    """Run the whole suite in four processes, because it often waits; run a selection of tests in this one.
 
     A selection ends before other processes have started or, as benchmarks do, needs the machine for itself.
     """
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
-    return 3 if is_whole and config.option.markexpr in config.getini("addopts") else 0
+    return 4 if is_whole and config.option.markexpr in config.getini("addopts") else 0
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,20 +60,6 @@ def test_without_ray_s_library_no_setting_is_passed(
     assert internals.known_settings(connection._SETTINGS) == {}
     assert len(warnings_in(caplog)) == len(connection._SETTINGS)
     internals._is_setting.cache_clear()
-
-
-def test_ray_reads_variables_that_are_set_after_its_import() -> None:
-    script = """
-import os
-import ray
-from batchray.executors.ray import internals
-os.environ["RAY_health_check_period_ms"] = "1234"
-internals.reread_variables()
-print(ray._raylet.Config.health_check_period_ms())
-"""
-    env = {**os.environ, "RAY_AUTH_MODE": "token"}  # with which it reads them at its import
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout == "1234\n"
 
 
 @pytest.mark.parametrize("config", [SimpleNamespace(), SimpleNamespace(initialize=lambda: None)])
