@@ -103,9 +103,16 @@ class Database:
             return self.run(self._transact_relaxed, work)
 
     def run(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
-        """Run a blocking function on the writer thread and wait for it; it may be the caller's."""
+        """Run a blocking function on the writer thread and wait for it; it may be the caller's.
+
+        Raises StoreError if the database is closed.
+        """
         writer = self._writer_thread()
-        return method(*args, **keywords) if writer.is_current else writer.submit(method, *args, **keywords).result()
+        if writer.is_current:
+            return method(*args, **keywords)
+        if (work := writer.submit_if_open(method, *args, **keywords)) is None:
+            raise StoreError(f"{self.backend.name} is closed")
+        return work.result()
 
     def _transact(self, work: Callable[[sa.Connection], T]) -> T:
         with self.transaction() as connection:

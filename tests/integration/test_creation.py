@@ -15,7 +15,7 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
-from batchray.errors import KeyInUseError, StoreFullError, StoreUnavailableError, UnknownJobError
+from batchray.errors import KeyInUseError, StoreError, StoreFullError, StoreUnavailableError, UnknownJobError
 from batchray.jobs.create import create_job
 from batchray.jobs.retention import run_purge
 from batchray.schema import new_job_id
@@ -171,6 +171,17 @@ def test_another_server_removes_what_a_dead_one_left_and_a_late_piece_is_refused
         purge(other)
         purge(store)  # which may have been at it: each leaves out what the other one has locked
         assert n_rows(store, *metadata.sorted_tables) == 0
+
+
+def test_a_store_that_closes_while_a_job_is_stored_says_so(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    def close(number: int) -> None:
+        if number == 2:
+            store.close()
+
+    new = NewJob(new_job_id(), agents_of)
+    with pytest.raises(StoreError, match="is closed"):
+        store.jobs.create_paged(new, pages(close))
+    assert f"what was stored of {new.id} cannot be deleted now" in caplog.text
 
 
 async def test_a_running_server_removes_what_one_left_that_crashed_a_moment_before_its_start(
