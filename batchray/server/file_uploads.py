@@ -96,9 +96,15 @@ def _check_lines(body: Buffer, file: FormFile) -> None:
     longest = min(file.end, here + MAX_REQUEST_BYTES + 1)
     newline = body.find(b"\n", here, longest)
     end = newline if newline >= 0 else longest
-    if end - here > MAX_REQUEST_BYTES or not _is_object(body[here:end]):
-        why = "its first line is not a JSON object" if here < file.end else "it is empty"
-        raise refused(f"Invalid file format for Batch API. Must be .jsonl: JSON Lines in UTF-8; {why}", "file")
+    if here == file.end:
+        why = "it is empty"
+    elif end - here > MAX_REQUEST_BYTES:
+        why = f"its first line is longer than {MAX_REQUEST_BYTES >> 20} MiB"
+    elif not _is_object(body[here:end]):
+        why = "its first line is not a JSON object"
+    else:
+        return
+    raise refused(f"Invalid file format for Batch API. Must be .jsonl: JSON Lines in UTF-8; {why}", "file")
 
 
 def _is_object(line: bytes) -> bool:

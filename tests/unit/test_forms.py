@@ -80,7 +80,7 @@ def test_a_file_longer_than_a_window_of_the_search_is_found_whole(monkeypatch: p
         ([(FILE[0], b"a,b\n1,2\n"), PURPOSE], "file", "its first line is not a JSON object"),
         ([(FILE[0], b"[1]\n"), PURPOSE], "file", "its first line is not a JSON object"),
         ([(FILE[0], b"\n" * 90 + LINE), PURPOSE], "file", "its first line is not a JSON object"),
-        ([(FILE[0], b'{"a": "%080d"}\n' % 0), PURPOSE], "file", "its first line is not a JSON object"),
+        ([(FILE[0], b'{"a": "%080d"}\n' % 0), PURPOSE], "file", "its first line is longer than 0 MiB"),
         ([FILE, PURPOSE, ('name="expires_after[seconds]"', b"3600")], "expires_after.anchor", "'created_at'"),
         (
             [
