@@ -137,6 +137,14 @@ async def test_a_lane_that_cannot_start_is_tried_again_and_the_cluster_is_lost_o
     assert (cluster.open, cluster.lost) == ({}, ["no lane starts on c"])
 
 
+async def test_lanes_that_are_forgotten_while_the_nodes_are_read_start_no_others(cluster: Cluster) -> None:
+    changing = asyncio.ensure_future(cluster.change(node("a"), node("b")))
+    await asyncio.sleep(0)
+    cluster.lanes.forget()
+    await changing
+    assert cluster.open == Counter()
+
+
 async def test_a_call_waits_until_a_lane_has_started(cluster: Cluster) -> None:
     cluster.broken = {"b"}
     await cluster.change(node("b", 1))
@@ -161,16 +169,16 @@ async def test_a_lane_takes_calls_again_if_its_drained_node_stays(cluster: Clust
 
 
 async def test_a_node_that_is_gone_before_its_first_lane_has_started_delays_no_job(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def start_lane(node_id: str, sinks: Any) -> FakeLane:
         if node_id == "gone":
             await asyncio.Event().wait()
         return FakeLane(node_id)
 
+    cluster = Cluster(monkeypatch)
     monkeypatch.setattr(module, "_start_lane", start_lane)
     monkeypatch.setattr(module, "_NODES_S", 0)
-    cluster.lanes.forget()
     cluster.nodes = [node("a", 1), node("gone", 1)]
     starting = asyncio.ensure_future(cluster.lanes.start())
     await run_pending_tasks()
@@ -179,3 +187,4 @@ async def test_a_node_that_is_gone_before_its_first_lane_has_started_delays_no_j
     await run_pending_tasks()
     await starting
     assert cluster.open == {"a": 1}
+    cluster.lanes.forget()

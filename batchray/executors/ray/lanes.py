@@ -86,6 +86,7 @@ class Lanes:
         self._slots: dict[asyncio.Task[LaneClient], str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # diagnoses, checks for silence, and the one that follows the nodes
         self._changed = asyncio.Event()
+        self._is_forgotten = False
 
     async def start(self) -> None:
         """Start the first lanes, and follow the nodes from then on.  Raises RayError."""
@@ -149,7 +150,8 @@ class Lanes:
             ray.kill(lane.actor)
 
     def forget(self) -> None:
-        """Stop all work with the lanes of a cluster that is gone."""
+        """Stop all work with the lanes of a cluster that is gone, and start none."""
+        self._is_forgotten = True
         for lane in self._started():
             lane.forget()
         for task in (*self._slots, *self._tasks):
@@ -168,6 +170,8 @@ class Lanes:
                 self._nodes = await self._read_nodes() or self._nodes
         except UNREADABLE as error:
             logger.debug("the nodes of the cluster cannot be read: %s", first_line(error))
+        if self._is_forgotten:
+            return
         present = []
         for slot, node_id in list(self._slots.items()):
             lane = _lane_of(slot)
