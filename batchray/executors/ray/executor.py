@@ -74,18 +74,21 @@ class RayExecutor:
     async def start(self) -> None:
         """Connect and start the lanes.  Raises ClusterError."""
         try:
-            loop = asyncio.get_running_loop()
-            async with asyncio.timeout(_CONNECT_S):
-                self._owns_connection = await loop.run_in_executor(self._thread, connect, self._settings)
-        except TimeoutError:
-            raise ClusterError(f"no connection to a Ray cluster within {_CONNECT_S:g} s") from None
-        self._monitoring = asyncio.ensure_future(self._monitor(monitor_of_cluster()))
-        try:
+            await self._connect()
+            self._monitoring = asyncio.ensure_future(self._monitor(monitor_of_cluster()))
             await self._start_lanes(self._monitoring)
             self._watching = asyncio.ensure_future(self._queued.watch())
         except BaseException:
             await self.close()  # otherwise the next executor would take this connection for a live one
             raise
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                self._owns_connection = await loop.run_in_executor(self._thread, connect, self._settings)
+        except TimeoutError:
+            raise ClusterError(f"no connection to a Ray cluster within {_CONNECT_S:g} s") from None
 
     async def _start_lanes(self, monitoring: asyncio.Task[None]) -> None:
         starting = asyncio.ensure_future(self._lanes.start())
