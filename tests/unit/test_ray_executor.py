@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -18,21 +17,25 @@ def refuse(settings: Settings) -> bool:
     raise ClusterError("no cluster there")
 
 
-def hang(settings: Settings) -> bool:
-    return never.wait(10)
-
-
-never = threading.Event()
-
-
-@pytest.mark.parametrize(("connect", "said"), [(refuse, "no cluster there"), (hang, "no connection .* within 0 s")])
-async def test_an_executor_that_does_not_connect_leaves_no_thread(
-    connect: Callable[[Settings], bool], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(executor, "connect", connect)
-    monkeypatch.setattr(executor, "_CONNECT_S", 0.0 if connect is hang else 60.0)
+async def test_an_executor_that_does_not_connect_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "connect", refuse)
     before = set(threading.enumerate())
-    with pytest.raises(ClusterError, match=said):
+    with pytest.raises(ClusterError, match="no cluster there"):
         await RayExecutor(load_settings(executor="ray")).start()
-    never.set()
     await wait_until(lambda: not set(threading.enumerate()) - before)
+
+
+async def test_the_thread_of_a_connection_that_comes_late_lives_because_its_cluster_would_end_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connected = threading.Event()
+    monkeypatch.setattr(executor, "connect", lambda settings: connected.wait(10))
+    monkeypatch.setattr(executor, "disconnect", lambda: pytest.fail("the next executor takes the connection"))
+    monkeypatch.setattr(executor, "_CONNECT_S", 0.01)
+    before = set(threading.enumerate())
+    started = RayExecutor(load_settings(executor="ray"))
+    with pytest.raises(ClusterError, match="no connection to a Ray cluster"):
+        await started.start()
+    connected.set()
+    await wait_until(lambda: [thread.name for thread in set(threading.enumerate()) - before] == ["batchray-ray"])
+    started._thread.shutdown()

@@ -7,6 +7,7 @@ import logging
 import time
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 
 import ray
@@ -61,7 +62,7 @@ class RayExecutor:
             settings.lanes,
         )
         self._packed: weakref.WeakKeyDictionary[BoundAgent, bytes] = weakref.WeakKeyDictionary()
-        self._owns_connection = False
+        self._connecting: Future[bool] | None = None
         self._lost_by: str | None = None
         self._running: set[CancelScope] = set()
         self._queued = QueuedProcesses(self._read_nodes)
@@ -83,10 +84,10 @@ class RayExecutor:
             raise
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
+        self._connecting = self._thread.submit(connect, self._settings)
         try:
             async with asyncio.timeout(_CONNECT_S):
-                self._owns_connection = await loop.run_in_executor(self._thread, connect, self._settings)
+                await asyncio.wrap_future(self._connecting)
         except TimeoutError:
             raise ClusterError(f"no connection to a Ray cluster within {_CONNECT_S:g} s") from None
 
@@ -176,14 +177,18 @@ class RayExecutor:
         return (JobActorChannel(job_id, self._job_actor),)
 
     async def close(self) -> None:
-        """End the lanes and what runs on them, and the connection if this executor opened it."""
+        """End the lanes and what runs on them, and the connection if this executor opened it.
+
+        A connection that is still being opened stays: the next executor takes it.
+        """
+        is_connecting = self._connecting is not None and not self._connecting.done()
         for task in (self._monitoring, self._watching):
             if task is not None:
                 task.cancel()
         if self._lost_by is None and ray.is_initialized():  # otherwise a call would start another cluster, or hang
             await self._lanes.close()
         self._lanes.forget()
-        if self._owns_connection:
+        if not is_connecting and _owns_connection(self._connecting):
             try:
                 async with asyncio.timeout(_DISCONNECT_S):
                     await asyncio.get_running_loop().run_in_executor(self._thread, disconnect)
@@ -191,7 +196,8 @@ class RayExecutor:
                 logger.warning("Ray did not disconnect within %g s", _DISCONNECT_S)
         self._job_actor.close()
         self._nodes_thread.shutdown(wait=False)
-        self._thread.shutdown(wait=False)
+        if not is_connecting:  # otherwise its cluster would end with it, unnoticed by this process
+            self._thread.shutdown(wait=False)
 
     async def _run_on_lane(self, spec: AttemptSpec, packed: bytes, save: SaveCheckpoints) -> bytes:
         lane = await self._lanes.least_busy()
@@ -252,6 +258,13 @@ class RayExecutor:
             if found is None:
                 raise await _lost_call(spec, error, ran_s) from error
             raise WorkerDiedError(f"its process died while it ran: {found}", ran_s=ran_s) from error
+
+
+def _owns_connection(connecting: Future[bool] | None) -> bool:
+    """Return whether `connect` has opened a connection."""
+    if connecting is None or connecting.cancelled() or connecting.exception() is not None:
+        return False
+    return connecting.result()
 
 
 async def _lost_call(spec: AttemptSpec, error: Exception, ran_s: float = 0.0) -> WorkerDiedError:
