@@ -13,6 +13,7 @@ from batchray.errors import ClusterError, RequestError, WorkerDiedError
 from batchray.executors.ray import lane_runs
 from batchray.executors.ray.lane_runs import LaneRuns
 from batchray.executors.ray.run_registry import MAX_MESSAGE_BYTES, End, Start, pack_ends, unpack_call
+from tests.builders.virtual_time import in_virtual_time
 from tests.polling import run_pending_tasks
 
 
@@ -131,29 +132,43 @@ async def test_a_lost_call_is_followed_by_one_that_asks_for_all_runs() -> None:
     tasks += await run_all(runs, "b")
     await lane.fail(LOST)
     assert (lane.calls, lane.asked) == ([["a"], ["b"], []], [[], [], ["a", "b"]])
-    await lane.fail(LOST)  # which was on its way together with the first
-    assert (lane.calls[3:], lane.asked[3:]) == ([[]], [["a", "b"]])
-    await lane.answer(End("a", is_unknown=True), End("b", b"2"))
-    assert lane.calls[4:] == [["a"]]
-    await lane.answer()
+    await lane.answer(End("a", is_unknown=True))
+    assert lane.calls[3:] == [["a"]]
+    assert lane.asked[3:] == [["a", "b"]]  # the lost call may have taken an end that came after the first question
+    await lane.answer(End("b", b"2"))
     await lane.answer(End("a", b"1"))
     assert outcomes(tasks) == [b"1", b"2"]
     runs.close()
 
 
-async def test_calls_lost_in_a_row_are_raised_for_every_run_and_one_answer_ends_the_row(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_calls_that_are_lost_together_are_followed_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_runs, "_PAUSE_S", 0.0)
+    lane = FakeLane()
+    runs, tasks = await started(lane, "a")
+    tasks += await run_all(runs, "b")
+    for call in [lane._waiting.popleft() for _ in range(2)]:
+        call.set_exception(LOST)
+    await run_pending_tasks()
+    assert (lane.calls, lane.asked) == ([["a"], ["b"], []], [[], [], ["a", "b"]])
+    await lane.answer(End("a", b"1"), End("b", b"2"))
+    assert outcomes(tasks) == [b"1", b"2"]
+    runs.close()
+
+
+@in_virtual_time
+async def test_losses_in_a_row_are_raised_after_a_time_and_one_answer_ends_the_row() -> None:
     lane = FakeLane()
     runs, tasks = await started(lane, "a", "b")
     for _ in range(2):
-        for _ in range(lane_runs._MAX_LOST):
-            await lane.fail(LOST)
+        await lane.fail(LOST)
+        await asyncio.sleep(lane_runs._LOST_S - 0.1)
+        await lane.fail(LOST)
+        await asyncio.sleep(2 * lane_runs._PAUSE_S)
         await lane.answer()
     assert outcomes(tasks) == [None, None]
-    for _ in range(lane_runs._MAX_LOST + 1):
-        await lane.fail(LOST)
+    await lane.fail(LOST)
+    await asyncio.sleep(lane_runs._LOST_S + 0.1)
+    await lane.fail(LOST)
     assert [task.exception() for task in tasks] == [LOST, LOST]
     assert lane.n_waiting == 0
     (again,) = await run_all(runs, "a")

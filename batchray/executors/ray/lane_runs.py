@@ -8,6 +8,7 @@ the event loop, and while anything runs, a call waits at the lane for the next r
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,11 +18,12 @@ from batchray.errors import ClusterError, RequestError, WorkerDiedError
 from batchray.executors.ray.calls import CLUSTER_GONE, first_line
 from batchray.executors.ray.run_registry import IDLE_S, MAX_MESSAGE_BYTES, End, Start, pack_call, unpack_ends
 
+logger = logging.getLogger(__name__)
+
 # For a lane that is busy, and for a call that was lost without an error.
 _LATE_S = 20.0
-# How many losses of calls in a row leave a lane unsuspected, and the pause before another call, longer for each of them
-# but the first.
-_MAX_LOST = 4
+# For how long calls may be lost in a row before the lane is suspected, and the pause after each but the first.
+_LOST_S = 1.5
 _PAUSE_S = 0.1
 
 
@@ -36,7 +38,7 @@ class LaneRuns:
         self._calls: set[asyncio.Task[None]] = set()
         self._n_calls = self._n_unanswered = 0
         self._has_doubts = False
-        self._n_lost = self._n_calls_at_loss = 0
+        self._lost_since: float | None = None
 
     async def run(self, start: Start) -> bytes:
         """Run an attempt and return its report.  A second call for the attempt joins the same run.
@@ -100,7 +102,7 @@ class LaneRuns:
                 self._send_soon()
             ends = await answer
         except ActorUnavailableError as error:
-            await self._follow_lost_call(error, number)
+            await self._follow_lost_call(error)
         except Exception as error:  # noqa: BLE001  # raised for every run that waits
             self._fail(error)
         else:
@@ -117,7 +119,8 @@ class LaneRuns:
         A lane returns none if it had none for long, or if a newer call has come.  If that is not one of ours, it is one
         whose answer may be lost, and ends with it: the next call asks for all runs.
         """
-        self._n_lost = 0
+        if self._lost_since is not None:  # until now a lost call may have waited at the lane, and taken ends
+            self._lost_since, self._has_doubts = None, True
         for end in ends:
             if end.is_unknown:
                 if end.key in self._waiting:
@@ -129,20 +132,18 @@ class LaneRuns:
         if self._waiting:
             self._send_soon()
 
-    async def _follow_lost_call(self, error: Exception, number: int) -> None:
-        """Ask for all runs in another call: the lost one may have started one or brought its report.
-
-        Calls that were on their way together count as one loss.
-        """
-        if number > self._n_calls_at_loss:
-            self._n_lost += 1
-            self._n_calls_at_loss = self._n_calls
-        if self._n_lost > _MAX_LOST:
-            self._n_lost = 0
+    async def _follow_lost_call(self, error: Exception) -> None:
+        """Ask for all runs in another call: the lost one may have started one or brought its report."""
+        now = asyncio.get_running_loop().time()
+        pause_s = 0.0 if self._lost_since is None else _PAUSE_S
+        self._lost_since = now if self._lost_since is None else self._lost_since
+        if now - self._lost_since > _LOST_S:
+            self._lost_since = None
             self._fail(error)
             return
+        logger.info("a call to a lane was lost and is made again: %s", first_line(error))
         self._has_doubts = True
-        await asyncio.sleep((self._n_lost - 1) * _PAUSE_S)
+        await asyncio.sleep(pause_s)
         self._send_soon()
 
     def _fail(self, error: Exception) -> None:
