@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from batchray.executors.blocking import BlockingBoard
 from batchray.executors.ray.job_actor import JobActor, JobActorChannel, JobActorClient
@@ -33,3 +37,20 @@ async def test_a_job_that_outlives_its_executor_is_neither_shown_nor_held_up() -
     client.close()
     assert await channel.update({"id": "a"}) is None
     channel.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"),
+    [(ActorUnavailableError("it restarts", None), True), (TimeoutError(), True), (ActorDiedError(), False)],
+)
+async def test_an_actor_that_does_not_answer_is_kept_and_one_that_is_dead_is_not(
+    error: Exception, is_kept: bool
+) -> None:
+    async def update(job_id: str, snapshot: dict[str, Any]) -> None:
+        raise error
+
+    client = JobActorClient(lambda: True, BlockingBoard())
+    actor = client._actor = SimpleNamespace(update=SimpleNamespace(remote=update))
+    assert await client.call_update("a", {"id": "a"}) is None
+    assert (client._actor is actor) == is_kept
+    client._thread.shutdown()

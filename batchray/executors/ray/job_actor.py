@@ -150,7 +150,9 @@ class JobActorClient:
                     actor = await asyncio.get_running_loop().run_in_executor(self._thread, self._find_or_start)
                 control: dict[str, Any] = await actor.update.remote(job_id, snapshot)
                 return control
-        except (ray.exceptions.RayError, TimeoutError):
+        except (ray.exceptions.ActorUnavailableError, TimeoutError):
+            return None  # it may be starting; Ray ends an actor without a handle, also for those that have found it
+        except ray.exceptions.RayError:
             if self._actor is actor:
                 self._actor = None  # found or started again at the next update
             return None
