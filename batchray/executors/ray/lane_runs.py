@@ -134,10 +134,10 @@ class LaneRuns:
 
     async def _follow_lost_call(self, error: Exception) -> None:
         """Ask for all runs in another call: the lost one may have started one or brought its report."""
-        now = asyncio.get_running_loop().time()
-        pause_s = 0.0 if self._lost_since is None else _PAUSE_S
-        self._lost_since = now if self._lost_since is None else self._lost_since
-        if now - self._lost_since > _LOST_S:
+        now, pause_s = asyncio.get_running_loop().time(), _PAUSE_S
+        if self._lost_since is None:
+            self._lost_since, pause_s = now, 0.0
+        elif now - self._lost_since > _LOST_S:
             self._lost_since = None
             self._fail(error)
             return
