@@ -13,6 +13,7 @@ from batchray.agents import CheckpointSink
 from batchray.errors import StoreError
 from batchray.executors.ray.checkpoint_reader import CheckpointReader
 from batchray.executors.ray.checkpointed_runs import CheckpointedRuns
+from tests.builders.references import Reference
 from tests.polling import run_pending_tasks
 
 
@@ -21,7 +22,7 @@ class FakeLane:
 
     def __init__(self) -> None:
         self.runs, self.n_collected = CheckpointedRuns(), 0
-        self.collect = SimpleNamespace(remote=self._collect)
+        self.collect = SimpleNamespace(remote=lambda n_kept: Reference(self._collect(n_kept)))
 
     async def _collect(self, n_kept: dict[str, int]) -> Any:
         self.n_collected += 1

@@ -10,6 +10,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from batchray.executors.blocking import BlockingBoard
 from batchray.executors.ray.job_actor import JobActor, JobActorChannel, JobActorClient
+from tests.builders.references import Reference
 
 
 def test_each_job_has_its_own_control_request_and_a_removed_one_is_unknown() -> None:
@@ -50,7 +51,7 @@ async def test_an_actor_that_does_not_answer_is_kept_and_one_that_is_dead_is_not
         raise error
 
     client = JobActorClient(lambda: True, BlockingBoard())
-    actor = client._actor = SimpleNamespace(update=SimpleNamespace(remote=update))
+    actor = client._actor = SimpleNamespace(update=SimpleNamespace(remote=lambda *args: Reference(update(*args))))
     assert await client.call_update("a", {"id": "a"}) is None
     assert (client._actor is actor) == is_kept
     client._thread.shutdown()

@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from batchray.executors.provider_board import ProviderBoard
 from batchray.executors.ray.lane_client import LaneClient, call_until_answered
 from batchray.executors.ray.worker_log import WorkerWarnings
+from tests.builders.references import Reference
 from tests.polling import wait_until
 
 UNAVAILABLE = ActorUnavailableError("the connection broke", None)
@@ -28,7 +29,10 @@ class Calls:
         self._last: Any = None
         self.answered: list[Any] = []
 
-    async def remote(self, *args: Any) -> Any:
+    def remote(self, *args: Any) -> Reference:
+        return Reference(self._answer(*args))
+
+    async def _answer(self, *args: Any) -> Any:
         self._last = next(self._outcomes, self._last)
         if self._last is SILENCE:
             await asyncio.Event().wait()

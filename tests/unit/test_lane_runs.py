@@ -13,6 +13,7 @@ from batchray.errors import ClusterError, RequestError, WorkerDiedError
 from batchray.executors.ray import lane_runs
 from batchray.executors.ray.lane_runs import LaneRuns
 from batchray.executors.ray.run_registry import MAX_MESSAGE_BYTES, End, Start, pack_ends, unpack_call
+from tests.builders.references import Reference
 from tests.builders.virtual_time import in_virtual_time
 from tests.polling import run_pending_tasks
 
@@ -26,12 +27,12 @@ class FakeLane:
         self.asked: list[list[str]] = []
         self._waiting: deque[asyncio.Future[bytes]] = deque()
 
-    def remote(self, starts: bytes) -> asyncio.Future[bytes]:
+    def remote(self, starts: bytes) -> Reference:
         given, asked = unpack_call(starts)
         self.calls.append([start.key for start in given])
         self.asked.append(asked)
         self._waiting.append(asyncio.get_running_loop().create_future())
-        return self._waiting[-1]
+        return Reference(self._waiting[-1])
 
     async def answer(self, *ends: End) -> None:
         self._waiting.popleft().set_result(pack_ends(ends))

@@ -18,6 +18,7 @@ from batchray.executors.ray.provider_reader import ProviderReader
 from batchray.executors.ray.provider_reports import ProviderReports
 from batchray.executors.ray.worker_log import WorkerLog, WorkerWarnings
 from batchray.schema import ProviderWait
+from tests.builders.references import Reference
 from tests.builders.virtual_time import in_virtual_time
 
 WAIT = ProviderWait(
@@ -86,7 +87,7 @@ class FakeLane:
     """A lane that answers with what a test's function returns."""
 
     def __init__(self, remote: Callable[[bool], Awaitable[tuple[list[dict[str, Any]], list[Any]]]]) -> None:
-        self.report, self.remote = self, remote
+        self.report, self.remote = self, lambda is_waiting: Reference(remote(is_waiting))
 
 
 @in_virtual_time
@@ -145,7 +146,7 @@ async def test_the_deadline_of_a_process_starts_again_while_it_waits() -> None:
     async def results() -> AsyncIterator[Any]:
         for n in range(5):
             await asyncio.sleep(8.0)
-            yield _ready([{**_fields(WAIT), "n_waiting": n}] if n < 4 else RunUpdate((), b"report"))
+            yield Reference(_ready([{**_fields(WAIT), "n_waiting": n}] if n < 4 else RunUpdate((), b"report")))
 
     told: list[int] = []
 
@@ -165,7 +166,7 @@ async def test_the_deadline_of_a_process_for_which_a_client_waits_does_not_move(
     async def results() -> AsyncIterator[Any]:
         while True:
             await asyncio.sleep(1.0)
-            yield _ready([_fields(WAIT)])
+            yield Reference(_ready([_fields(WAIT)]))
 
     async def save(checkpoints: object) -> None:
         raise AssertionError("there are none")

@@ -15,6 +15,7 @@ from batchray.agents import SaveCheckpoints
 from batchray.errors import ClusterError
 from batchray.executors.base import AttemptSpec
 from batchray.executors.provider_board import ProviderBoard
+from batchray.executors.ray.answers import next_answer
 from batchray.executors.ray.internals import one_result_at_a_time
 from batchray.executors.ray.lane import run_in_process
 from batchray.schema import ProviderWait
@@ -121,7 +122,7 @@ async def _save_until_report(
 async def _next(results: Any) -> Any:
     """Take a process's next result."""
     try:
-        return await (await anext(results))
+        return await next_answer(results)
     except _FINAL_ERRORS:
         raise
     except CLUSTER_GONE as error:

@@ -11,6 +11,7 @@ from typing import Any
 import ray.exceptions
 
 from batchray.agents import SaveCheckpoints
+from batchray.executors.ray.answers import answer_of
 from batchray.support.cancellation import CancelScope
 
 _PAUSE_S = 0.2
@@ -59,7 +60,7 @@ class CheckpointReader:
         while self._followers:
             reported = self._unreported
             try:
-                collected = await self._lane.collect.remote(reported)
+                collected = await answer_of(self._lane.collect.remote(reported))
             except ray.exceptions.RayError:  # if a run died, its own call reports it
                 await asyncio.sleep(_PAUSE_S)
                 continue

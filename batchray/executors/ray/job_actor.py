@@ -21,6 +21,7 @@ from ray.util import list_named_actors
 from batchray.agents import Blocked
 from batchray.executors.base import own_pause
 from batchray.executors.blocking import BlockingBoard
+from batchray.executors.ray.answers import answer_of
 from batchray.executors.ray.connection import NAMESPACE
 from batchray.support.threads import DaemonThread
 
@@ -148,7 +149,7 @@ class JobActorClient:
                 actor = self._actor
                 if actor is None:  # on a thread: it waits for the GCS
                     actor = await asyncio.get_running_loop().run_in_executor(self._thread, self._find_or_start)
-                control: dict[str, Any] = await actor.update.remote(job_id, snapshot)
+                control: dict[str, Any] = await answer_of(actor.update.remote(job_id, snapshot))
                 return control
         except (ray.exceptions.ActorUnavailableError, TimeoutError):
             return None  # it may be starting; Ray ends an actor without a handle, also for those that have found it

@@ -13,6 +13,7 @@ import ray
 import ray.exceptions
 
 from batchray.executors.provider_board import ProviderBoard
+from batchray.executors.ray.answers import answer_of
 from batchray.executors.ray.calls import first_line
 from batchray.executors.ray.checkpoint_reader import CheckpointReader
 from batchray.executors.ray.exit_report import ExitCause
@@ -167,7 +168,7 @@ async def call_until_answered(method: Any, *args: Any, max_silent_polls: float =
     try:
         while n_silent < max_silent_polls:
             if len(pending) < _MAX_CALLS:
-                pending.add(asyncio.ensure_future(method.remote(*args)))
+                pending.add(answer_of(method.remote(*args)))
             done, pending = await asyncio.wait(pending, timeout=PAUSE_S, return_when=asyncio.FIRST_COMPLETED)
             final = [call for call in done if not isinstance(call.exception(), ray.exceptions.ActorUnavailableError)]
             if final:

@@ -15,6 +15,7 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError
 
 from batchray.errors import ClusterError, RequestError, WorkerDiedError
+from batchray.executors.ray.answers import answer_of
 from batchray.executors.ray.calls import CLUSTER_GONE, first_line
 from batchray.executors.ray.run_registry import IDLE_S, MAX_MESSAGE_BYTES, End, Start, pack_call, unpack_ends
 
@@ -111,7 +112,7 @@ class LaneRuns:
             answer.cancel()
 
     async def _answer(self, packed: bytes) -> list[End]:
-        return unpack_ends(await self._actor.exchange.remote(packed))
+        return unpack_ends(await answer_of(self._actor.exchange.remote(packed)))
 
     def _take(self, ends: Sequence[End], *, is_newest: bool) -> None:
         """Hand out the ends.

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchray.errors import ClusterError
 from batchray.executors.provider_board import ProviderBoard
+from batchray.executors.ray.answers import answer_of
 from batchray.executors.ray.calls import first_line
 from batchray.executors.ray.exit_report import UNKNOWN_CAUSE, ExitCause
 from batchray.executors.ray.lane import Lane
@@ -143,7 +144,7 @@ class Lanes:
         self.forget()
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await asyncio.gather(*(lane.actor.close.remote() for lane in lanes), return_exceptions=True)
+                await asyncio.gather(*(answer_of(lane.actor.close.remote()) for lane in lanes), return_exceptions=True)
         except TimeoutError:
             logger.warning("the lanes did not close within %g s and are killed", _CLOSE_S)
         for lane in lanes:

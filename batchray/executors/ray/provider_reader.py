@@ -10,6 +10,7 @@ from typing import Any
 import ray.exceptions
 
 from batchray.executors.provider_board import ProviderBoard
+from batchray.executors.ray.answers import answer_of
 from batchray.executors.ray.provider_reports import IDLE_S
 from batchray.executors.ray.worker_log import WorkerWarnings
 from batchray.schema import ProviderWait
@@ -50,7 +51,7 @@ class ProviderReader:
             while self._n_running:
                 try:
                     async with asyncio.timeout(IDLE_S + _LATE_S):
-                        waits, warnings = await self._lane.report.remote(is_waiting)
+                        waits, warnings = await answer_of(self._lane.report.remote(is_waiting))
                 except (TimeoutError, ray.exceptions.RayError):  # a run that it concerns reports that itself
                     waits, warnings = [], []
                     await asyncio.sleep(_PAUSE_S)
