@@ -24,6 +24,7 @@ from batchray.jobs.steering import close_channel, sync_control
 from batchray.jobs.timing import JobTiming
 from batchray.jobs.window import Window
 from batchray.store import TALLY_EVERY, JobRecord, PendingItem, RetryingStore, Store
+from batchray.support.interpreter import trim_heap
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,10 @@ async def _watch(job: RunningJob) -> None:
 
 
 async def _keep_tally(job: RunningJob) -> None:
-    """Store the tally of the outcomes from time to time, so that a resume and other processes read few of them."""
+    """Store the tally of the outcomes from time to time, so that a resume and other processes read few of them.
+
+    As often, return memory to the system: the size of this process must not depend on the number of requests.
+    """
     n_counted = job.progress.done
     while True:
         await asyncio.sleep(_WATCH_S)
@@ -220,6 +224,7 @@ async def _keep_tally(job: RunningJob) -> None:
             n_counted = job.progress.done
             with suppress(StoreError, LeaseLostError):  # which the job itself meets too
                 await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
+            await asyncio.to_thread(trim_heap)  # milliseconds, in which the loop continues
 
 
 async def _end(job: RunningJob) -> JobRecord:

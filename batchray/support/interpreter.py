@@ -23,10 +23,18 @@ def tune_interpreter() -> None:
 
 
 def return_free_memory() -> None:
-    """Return to the system the memory that the C library keeps for later allocations; only glibc can do that.
+    """Return to the system the memory that is free, after a collection of young reference cycles.
 
-    Collects young reference cycles first, such as those of closed connections: the thresholds above let them live long.
+    Among those are closed connections, for example: the thresholds above let them live long.
     """
     gc.collect(1)
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return to the system the memory that the C library keeps for later allocations; only glibc can do that.
+
+    It keeps some for each thread.  Without this a process with several threads that exchange buffers grows for hours.
+    """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
