@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from batchray.errors import BatchrayError
+from batchray.store.records import ItemPage
 
 
 class Backend(Protocol):
@@ -27,8 +28,8 @@ class Backend(Protocol):
         """Return the dialect's INSERT, with ON CONFLICT."""
         ...
 
-    def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
-        """Insert rows of job, index, agent_id, custom_id and request."""
+    def insert_items(self, connection: sa.Connection, job: int, first: int, page: ItemPage) -> None:
+        """Insert a page of a job's items, of which the first has this index."""
         ...
 
     def failure(self, error: Exception) -> BatchrayError:

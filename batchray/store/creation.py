@@ -7,7 +7,6 @@ removed with the deleted jobs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import count, repeat
 from typing import Any
 
 import orjson
@@ -68,8 +67,7 @@ class Creation:
         self._agent_ids.update(page.agent_ids)
 
         def insert(connection: sa.Connection, key: int) -> None:
-            rows = list(zip(repeat(key), count(first), *page, strict=False))
-            self._database.backend.insert_items(connection, rows)
+            self._database.backend.insert_items(connection, key, first, page)
 
         return Part(insert, sum(map(len, page.requests)) + _ROW_BYTES * len(page.requests))
 

@@ -91,16 +91,25 @@ class Database:
         """Run a transaction on the writer thread, between the calls of others, and wait for it."""
         return self.run(self._transact, work)
 
-    def write_piece(self, work: Callable[[sa.Connection], T]) -> T:
+    def write_piece_soon(self, work: Callable[[sa.Connection], T]) -> Future[T]:
         """Run one of many transactions that count only when a later `write` has completed them.
 
-        Until then a power cut may undo them.  Of several callers one has a piece in the queue of the writer thread, so
-        that other calls wait for one piece at most.
+        Until then a power cut may undo them.  Of several callers one has a piece in the queue of the writer thread, and
+        the others wait here, so that other calls wait for one piece at most.  Raises StoreError if the database is
+        closed, here or in the future.
         """
-        if self._writer_thread().is_current:  # it must not wait for a caller whose piece is in its queue
-            return self._transact_relaxed(work)
-        with self._piece_lock:
-            return self.run(self._transact_relaxed, work)
+        writer = self._writer_thread()
+        if writer.is_current:  # it must not wait for a caller whose piece is in its queue
+            done: Future[T] = Future()
+            done.set_result(self._transact_relaxed(work))
+            return done
+        self._piece_lock.acquire()
+        piece = writer.submit_if_open(self._transact_relaxed, work)
+        if piece is None:
+            self._piece_lock.release()
+            raise self._closed()
+        piece.add_done_callback(lambda _: self._piece_lock.release())
+        return piece
 
     def run(self, method: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> T:
         """Run a blocking function on the writer thread and wait for it; it may be the caller's.
@@ -111,8 +120,11 @@ class Database:
         if writer.is_current:
             return method(*args, **keywords)
         if (work := writer.submit_if_open(method, *args, **keywords)) is None:
-            raise StoreError(f"{self.backend.name} is closed")
+            raise self._closed()
         return work.result()
+
+    def _closed(self) -> StoreError:
+        return StoreError(f"{self.backend.name} is closed")
 
     def _transact(self, work: Callable[[sa.Connection], T]) -> T:
         with self.transaction() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,6 +18,7 @@ from batchray.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
+from batchray.store.records import ItemPage
 
 _SCHEMA_LOCK = 0x62617463  # of pg_advisory_xact_lock: any number that is ours
 _CONNECTION = {
@@ -66,8 +68,9 @@ class Postgres:
         """Return an INSERT with ON CONFLICT."""
         return postgresql.insert(table)
 
-    def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
-        """Insert rows of job, index, agent_id, custom_id and request."""
+    def insert_items(self, connection: sa.Connection, job: int, first: int, page: ItemPage) -> None:
+        """Insert a page of a job's items, of which the first has this index."""
+        rows = list(zip(itertools.repeat(job), itertools.count(first), *page, strict=False))
         connection.exec_driver_sql(_INSERT_ITEM, rows)
 
     def failure(self, error: Exception) -> BatchrayError:

@@ -7,10 +7,11 @@ connections do (sqlite.org/wal.html, "the WAL-reset bug").  Readers open the fil
 from __future__ import annotations
 
 import functools
+import itertools
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from batchray.errors import BatchrayError, StoreCorruptError, StoreError, StoreFullError, StoreUnavailableError
+from batchray.store.records import ItemPage
 
 _BUSY_S = 10.0
 """How long a statement waits for another program's lock before it fails and is retried."""
@@ -30,10 +32,7 @@ _MAX_CHECKED_BYTES = 64 * 1024 * 1024
 _SHRINK_PAGES = 512
 _MAX_COMPILED = 500  # SQLAlchemy's default
 
-# By hand and many rows at once: compiling, mappings, and a statement for each row cost more than SQLite itself.
 _ROWS_AT_ONCE = 100
-_INSERT_ITEM = "INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES (?, ?, ?, ?, ?)"
-_INSERT_ITEMS = _INSERT_ITEM + ", (?, ?, ?, ?, ?)" * (_ROWS_AT_ONCE - 1)
 
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
@@ -64,14 +63,26 @@ class Sqlite:
         """Return an INSERT with ON CONFLICT."""
         return sqlite.insert(table)
 
-    def insert_items(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
-        """Insert rows of job, index, agent_id, custom_id and request."""
-        n_rest = len(rows) % _ROWS_AT_ONCE
-        starts = range(0, len(rows) - n_rest, _ROWS_AT_ONCE)
-        if many := [tuple(chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])) for start in starts]:
-            connection.exec_driver_sql(_INSERT_ITEMS, many)
-        if n_rest:
-            connection.exec_driver_sql(_INSERT_ITEM, rows[-n_rest:])
+    def insert_items(self, connection: sa.Connection, job: int, first: int, page: ItemPage) -> None:
+        """Insert a page of a job's items, of which the first has this index."""
+        n_rows = len(page.requests)
+        have_one_agent = len(set(page.agent_ids)) == 1
+        have_custom_ids = page.custom_ids.count(None) < n_rows
+        columns: list[Sequence[Any]] = [page.requests]
+        if have_custom_ids:
+            columns.insert(0, page.custom_ids)
+        if not have_one_agent:
+            columns.insert(0, page.agent_ids)
+
+        def insert(start: int, end: int, at_once: int) -> None:
+            starts = range(start, end, at_once)
+            values = (chain.from_iterable(column[n : n + at_once] for column in columns) for n in starts)
+            if rows := [(job, first + n, page.agent_ids[n], *each) for n, each in zip(starts, values, strict=True)]:
+                connection.exec_driver_sql(_insert_items(at_once, have_one_agent, have_custom_ids), rows)
+
+        n_rest = n_rows % _ROWS_AT_ONCE
+        insert(0, n_rows - n_rest, _ROWS_AT_ONCE)
+        insert(n_rows - n_rest, n_rows, 1)
 
     def failure(self, error: Exception) -> BatchrayError:
         """Translate an error of SQLite."""
@@ -150,6 +161,29 @@ class Sqlite:
         with self.engine.connect() as connection, closing(connection.connection.cursor()) as cursor:
             cursor.execute(statement)
             return list(cursor.fetchall())
+
+
+@functools.cache
+def _insert_items(n_rows: int, have_one_agent: bool, have_custom_ids: bool) -> str:
+    """Return the statement that inserts so many items.
+
+    Its parameters are the job, the index and the agent of the first item; the agents unless all have that one; the
+    custom ids if there are any; the requests.  By hand, with many rows and few parameters: compiling, mappings, a
+    statement for each row, and a parameter for each value cost more than SQLite itself.
+    """
+    n_columns = itertools.count(0)
+    agents = None if have_one_agent else next(n_columns)
+    custom_ids = next(n_columns) if have_custom_ids else None
+    requests = next(n_columns)
+
+    def value(column: int | None, row: int, same: str) -> str:
+        return same if column is None else f"?{4 + column * n_rows + row}"
+
+    rows = (
+        f"(?1, ?2 + {row}, {value(agents, row, '?3')}, {value(custom_ids, row, 'NULL')}, {value(requests, row, '')})"
+        for row in range(n_rows)
+    )
+    return f"INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES {', '.join(rows)}"
 
 
 _WRITER = (

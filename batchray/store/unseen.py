@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from batchray.support.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
-PIECE_BYTES = 512 * 1024
+PIECE_BYTES = 1024 * 1024
 """About how many bytes a transaction stores: other writes wait for it, a few milliseconds on a quick disk."""
 _STORING, _DELETED = "storing-", f"{DELETED}-"
 _ALIVE_S = 60.0
@@ -45,11 +46,13 @@ class NewRow:
         self._database, self._table, self._id, self._values = database, table, new_id, values
         self._key_column = _key_column(table)
         self._key: int | None = None
+        self._piece: Future[int] | None = None
 
     def store(self, parts: Iterable[Part], purge: Callable[[], bool]) -> int:
         """Store what belongs to the row, in pieces if it is large, and return the row's key.
 
-        `parts` are iterated on this thread and stored on the writer's; the last one calls `complete`, and has no size.
+        `parts` are iterated on this thread and stored on the writer's, a piece while the next one is iterated; the last
+        one calls `complete`, and has no size.
         All of it is on disk when this returns.  An error leaves nothing that is seen, and `purge` deletes the rest.
         """
         try:
@@ -58,15 +61,23 @@ class NewRow:
                 pending.append(part)
                 n_bytes += part.n_bytes
                 if n_bytes >= PIECE_BYTES:
-                    self._key = self._database.write_piece(partial(self._store, parts=pending))
-                    failpoint("piece-stored")
+                    self._finish_piece()
+                    self._piece = self._database.write_piece_soon(partial(self._store, parts=pending))
                     pending, n_bytes = [], 0
+            self._finish_piece()
             key = self._database.write(partial(self._store_last, parts=pending))
         except BaseException:
             self.discard(purge)
             raise
         failpoint("after-commit")
         return key
+
+    def _finish_piece(self) -> None:
+        """Wait until the piece that is being stored is committed.  Raises the error of its transaction."""
+        if self._piece is not None:
+            self._key = self._piece.result()
+            self._piece = None
+            failpoint("piece-stored")
 
     def _store(self, connection: sa.Connection, parts: Iterable[Part]) -> int:
         key = self._hold(connection)
@@ -100,6 +111,8 @@ class NewRow:
 
     def discard(self, purge: Callable[[], bool]) -> None:
         """Forget an incomplete row, and purge it on the writer's thread, between other calls."""
+        if self._piece is not None and self._piece.exception() is None:  # which waits for it
+            self._key = self._piece.result()
         if self._key is None:
             return
         key = self._key

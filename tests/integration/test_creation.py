@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 from threading import Barrier, Event, Thread
 
@@ -89,6 +90,23 @@ def test_outcomes_of_a_job_are_committed_between_the_pieces_of_another_which_is_
     assert store.integrity.check().problems == []
 
 
+@pytest.mark.parametrize("agent_ids", [["a"], ["a", "b"]])
+@pytest.mark.parametrize("custom_ids", [[None], ["c"], ["c", None, "d"]])
+def test_pages_of_any_length_come_back_as_they_were(
+    agent_ids: list[str], custom_ids: list[str | None], store: Store
+) -> None:
+    lengths = (1, 99, 100, 101, 250)
+    values = zip(range(sum(lengths)), cycle(agent_ids), cycle(custom_ids), strict=False)
+    given = [(agent_id, custom_id, b"%d" % index) for index, agent_id, custom_id in values]
+    rest = iter(given)
+    pages = [ItemPage(*zip(*islice(rest, length), strict=True)) for length in lengths]
+    store.jobs.create_paged(NewJob(new_job_id(), lambda ids: dict.fromkeys(ids)), pages)
+    stored = metadata.tables["items"]
+    with store.database.reading() as connection:
+        rows = connection.execute(sa.select(stored).order_by(stored.c.idx)).all()
+    assert [row[1:] for row in rows] == [(index, *each) for index, each in enumerate(given)]
+
+
 def test_an_error_after_some_pieces_leaves_nothing(store: Store) -> None:
     def fail(number: int) -> None:
         if number >= N_PAGES:
@@ -161,6 +179,7 @@ def test_another_server_removes_what_a_dead_one_left_and_a_late_piece_is_refused
 
     def between(number: int) -> None:
         if number == 2:
+            store.database.call_soon(int).result(TIMEOUT_S)  # a piece that is being stored is left out by a purge
             assert not other.retention.purge()  # the other one may still be at it
             monkeypatch.setattr(other.database.backend, "now", lambda connection: time.time() + 120)
             assert other.retention.purge()
