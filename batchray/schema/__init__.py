@@ -10,114 +10,118 @@ every other package may import it.  Invariants:
 Start reading at `requests` (input), `messages` (what is stored), `visible` (what a caller sees), `outcomes` (results).
 """
 
-from batchray.schema.agents import (
-    AgentState,
-    Block,
-    BlockLabel,
-    CreateAgent,
-    CreateBlock,
-    EmbeddingConfig,
-    LettaResponse,
-    LLMConfig,
-    Memory,
-    Model,
-    Source,
-    Tool,
-    UpdateAgent,
-    UpdateBlock,
-)
-from batchray.schema.content import (
-    Base64Image,
-    Content,
-    ContentPart,
-    ImageContent,
-    ImageSource,
-    LettaImage,
-    OmittedReasoningContent,
-    ReasoningContent,
-    RedactedReasoningContent,
-    SummarizedReasoningContent,
-    SummaryPart,
-    TextContent,
-    ToolCallContent,
-    ToolReturnContent,
-    UrlImage,
-)
-from batchray.schema.ids import (
-    MAX_INPUT_MESSAGES,
-    MAX_ITEMS,
-    MAX_MESSAGES_PER_ITEM,
-    MAX_OTIDS_PER_MESSAGE,
-    index_of,
-    is_id,
-    is_job_id,
-    is_message_id,
-    is_of_job,
-    item_id,
-    job_stem,
-    message_id,
-    new_id,
-    new_job_id,
-    ordinal_of,
-    otid,
-    run_id,
-    step_id,
-)
-from batchray.schema.jobs import TERMINAL_JOB_STATUSES, BatchJob, JobStatus, JobType, RequestCounts, StopReason
-from batchray.schema.letta_messages import (
-    ApprovalRequestMessage,
-    ApprovalResponseMessage,
-    AssistantMessage,
-    CompactionStats,
-    ErrorMessage,
-    EventMessage,
-    HiddenReasoningMessage,
-    LettaMessage,
-    LettaToolCall,
-    Ping,
-    ReasoningMessage,
-    StopReasonMessage,
-    SummaryMessage,
-    SystemMessage,
-    ToolCallMessage,
-    ToolReturnMessage,
-    UsageStatistics,
-    UserMessage,
-)
-from batchray.schema.messages import Message, MessageRole, MessageToolReturn, ToolCall, ToolCallFunction
-from batchray.schema.outcomes import ErrorInfo, ItemStatus, Result, Timing, Usage, status_of
-from batchray.schema.provider_waits import ProviderWait
-from batchray.schema.requests import (
-    AgentRequest,
-    Approval,
-    ApprovalCreate,
-    ApprovalReturn,
-    CallbackUrl,
-    ClientSkill,
-    ClientTool,
-    CreateBatch,
-    LettaRequest,
-    MessageCreate,
-    MessageType,
-    RequestMessage,
-    ToolReturn,
-    ToolReturnCreate,
-    ToolReturnPart,
-    message_options,
-)
-from batchray.schema.runs import (
-    CompletionTokensDetails,
-    Feedback,
-    PromptTokensDetails,
-    ProviderTrace,
-    RequestConfig,
-    Run,
-    RunStatus,
-    RunUsage,
-    Step,
-    StepMetrics,
-)
-from batchray.schema.visible import letta_messages, visible_json, visible_messages
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchray.schema.agents import (
+        AgentState,
+        Block,
+        BlockLabel,
+        CreateAgent,
+        CreateBlock,
+        EmbeddingConfig,
+        LettaResponse,
+        LLMConfig,
+        Memory,
+        Model,
+        Source,
+        Tool,
+        UpdateAgent,
+        UpdateBlock,
+    )
+    from batchray.schema.content import (
+        Base64Image,
+        Content,
+        ContentPart,
+        ImageContent,
+        ImageSource,
+        LettaImage,
+        OmittedReasoningContent,
+        ReasoningContent,
+        RedactedReasoningContent,
+        SummarizedReasoningContent,
+        SummaryPart,
+        TextContent,
+        ToolCallContent,
+        ToolReturnContent,
+        UrlImage,
+    )
+    from batchray.schema.ids import (
+        MAX_INPUT_MESSAGES,
+        MAX_ITEMS,
+        MAX_MESSAGES_PER_ITEM,
+        MAX_OTIDS_PER_MESSAGE,
+        index_of,
+        is_id,
+        is_job_id,
+        is_message_id,
+        is_of_job,
+        item_id,
+        job_stem,
+        message_id,
+        new_id,
+        new_job_id,
+        ordinal_of,
+        otid,
+        run_id,
+        step_id,
+    )
+    from batchray.schema.jobs import TERMINAL_JOB_STATUSES, BatchJob, JobStatus, JobType, RequestCounts, StopReason
+    from batchray.schema.letta_messages import (
+        ApprovalRequestMessage,
+        ApprovalResponseMessage,
+        AssistantMessage,
+        CompactionStats,
+        ErrorMessage,
+        EventMessage,
+        HiddenReasoningMessage,
+        LettaMessage,
+        LettaToolCall,
+        Ping,
+        ReasoningMessage,
+        StopReasonMessage,
+        SummaryMessage,
+        SystemMessage,
+        ToolCallMessage,
+        ToolReturnMessage,
+        UsageStatistics,
+        UserMessage,
+    )
+    from batchray.schema.messages import Message, MessageRole, MessageToolReturn, ToolCall, ToolCallFunction
+    from batchray.schema.outcomes import ErrorInfo, ItemStatus, Result, Timing, Usage, status_of
+    from batchray.schema.provider_waits import ProviderWait
+    from batchray.schema.requests import (
+        AgentRequest,
+        Approval,
+        ApprovalCreate,
+        ApprovalReturn,
+        CallbackUrl,
+        ClientSkill,
+        ClientTool,
+        CreateBatch,
+        LettaRequest,
+        MessageCreate,
+        MessageType,
+        RequestMessage,
+        ToolReturn,
+        ToolReturnCreate,
+        ToolReturnPart,
+        message_options,
+    )
+    from batchray.schema.runs import (
+        CompletionTokensDetails,
+        Feedback,
+        PromptTokensDetails,
+        ProviderTrace,
+        RequestConfig,
+        Run,
+        RunStatus,
+        RunUsage,
+        Step,
+        StepMetrics,
+    )
+    from batchray.schema.visible import visible_json, visible_messages
 
 __all__ = [
     "MAX_INPUT_MESSAGES",
@@ -220,7 +224,6 @@ __all__ = [
     "is_of_job",
     "item_id",
     "job_stem",
-    "letta_messages",
     "message_id",
     "message_options",
     "new_id",
@@ -233,3 +236,30 @@ __all__ = [
     "visible_json",
     "visible_messages",
 ]
+
+# A process that needs few of the names loads few of the models, which take memory: the light ones first.
+_MODULES = (
+    "ids",
+    "jobs",
+    "provider_waits",
+    "content",
+    "requests",
+    "messages",
+    "letta_messages",
+    "outcomes",
+    "visible",
+    "runs",
+    "agents",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            if hasattr(home := import_module(f"{__name__}.{module}"), name):
+                return globals().setdefault(name, getattr(home, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

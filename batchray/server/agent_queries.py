@@ -7,8 +7,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from batchray.schema import LettaMessage, Message, MessageType, StopReason, letta_messages
+from batchray.schema import LettaMessage, Message, MessageType, StopReason
 from batchray.schema.base import WireModel
+from batchray.schema.visible import letta_messages
 from batchray.server.agent_states import ListedAgent
 from batchray.server.pagination import Page
 from batchray.store import SortOrder

@@ -29,13 +29,13 @@ from batchray.schema import (
     StopReason,
     Usage,
     item_id,
-    letta_messages,
     ordinal_of,
     run_id,
     step_id,
     visible_messages,
 )
 from batchray.schema.letta_messages import LettaMessageBase
+from batchray.schema.visible import letta_messages
 from batchray.store import RunPosition, StepFeedback, StoredRun
 from batchray.views.results import parse_time
 

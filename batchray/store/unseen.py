@@ -24,7 +24,7 @@ from batchray.support.failpoints import failpoint
 
 logger = logging.getLogger(__name__)
 
-PIECE_BYTES = 1024 * 1024
+PIECE_BYTES = 1536 * 1024
 """About how many bytes a transaction stores: other writes wait for it, a few milliseconds on a quick disk."""
 _STORING, _DELETED = "storing-", f"{DELETED}-"
 _ALIVE_S = 60.0

@@ -23,9 +23,9 @@ from batchray.schema import (
     Timing,
     Usage,
     item_id,
-    letta_messages,
     visible_messages,
 )
+from batchray.schema.visible import letta_messages
 from batchray.store import JobRecord, StoredResult
 from batchray.views.carried import CarriedRows
 from batchray.views.trajectory_html import result_html

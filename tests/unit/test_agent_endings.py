@@ -9,7 +9,8 @@ import pytest
 
 from batchray.agents import AttemptRunner, Clients, build_agent
 from batchray.errors import ConfigError
-from batchray.schema import Message, letta_messages
+from batchray.schema import Message
+from batchray.schema.visible import letta_messages
 from tests.builders.agents import Conversation, bound, calls, returns
 
 

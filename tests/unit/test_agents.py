@@ -24,12 +24,12 @@ from batchray.schema import (
     Usage,
     is_of_job,
     item_id,
-    letta_messages,
     message_id,
     new_job_id,
     ordinal_of,
     run_id,
 )
+from batchray.schema.visible import letta_messages
 from tests.builders.agents import bound, calls, returns
 
 JOB = new_job_id()

@@ -28,9 +28,9 @@ from batchray.schema import (
     SummarizedReasoningContent,
     ToolCall,
     ToolReturnContent,
-    letta_messages,
     new_job_id,
 )
+from batchray.schema.visible import letta_messages
 from tests.builders.model_calls import KEY, FakeTime, always, call, eager, failure, message
 from tests.provider_server import ProviderServer
 

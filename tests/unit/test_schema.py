@@ -75,7 +75,6 @@ from batchray.schema import (
     is_job_id,
     is_of_job,
     item_id,
-    letta_messages,
     message_id,
     new_id,
     new_job_id,
@@ -86,6 +85,7 @@ from batchray.schema import (
     visible_messages,
 )
 from batchray.schema.openai_files import CreateFile, ExpirySeconds
+from batchray.schema.visible import letta_messages
 from batchray.server.routes.runs import StreamRun
 from batchray.server.routes.tools import SearchTools
 

@@ -23,7 +23,8 @@ from batchray.agents import (
 )
 from batchray.config import Agent, BoundAgent, Tool, bind_agents
 from batchray.executors.ray.checkpointed_runs import CheckpointedRuns, run_isolated
-from batchray.schema import Message, letta_messages, new_job_id
+from batchray.schema import Message, new_job_id
+from batchray.schema.visible import letta_messages
 from batchray.support.timeouts import paused
 from tests.builders.virtual_time import in_virtual_time
 from tests.polling import run_pending_tasks
