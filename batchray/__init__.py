@@ -107,15 +107,17 @@ _DEPRECATED = {"text_of": "batchray.views.results"}
 moved.install()
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    if name in _DEPRECATED:
-        return getattr(import_module(_DEPRECATED[name]), name)
-    if name == "jobs":  # a package that can be called
-        return import_module("batchray.jobs")
-    raise AttributeError(f"module 'batchray' has no attribute {name!r}")
+if not TYPE_CHECKING:  # or a type checker would know every name
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(module), name)
+        if name in _DEPRECATED:
+            return getattr(import_module(_DEPRECATED[name]), name)
+        if name == "jobs":  # a package that can be called
+            return import_module("batchray.jobs")
+        raise AttributeError(f"module 'batchray' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -25,10 +25,13 @@ from batchray.jobs.timing import JobTiming
 from batchray.jobs.window import Window
 from batchray.store import TALLY_EVERY, JobRecord, PendingItem, RetryingStore, Store
 from batchray.support.interpreter import trim_heap
+from batchray.support.threads import on_own_thread
 
 logger = logging.getLogger(__name__)
 
 _WATCH_S = 1.0
+_TRIM_EVERY = 100_000
+"""After how many outcomes the heap is trimmed, which may stop this process for tens of milliseconds."""
 # Of items read ahead that wait for a slot of their provider or agent; an item takes `_ITEM_BYTES` besides its request.
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _ITEM_BYTES = 512
@@ -215,16 +218,18 @@ async def _watch(job: RunningJob) -> None:
 async def _keep_tally(job: RunningJob) -> None:
     """Store the tally of the outcomes from time to time, so that a resume and other processes read few of them.
 
-    As often, return memory to the system: the size of this process must not depend on the number of requests.
+    Less often, return memory to the system: the size of this process must not depend on the number of requests.
     """
-    n_counted = job.progress.done
+    n_counted = n_trimmed = job.progress.done
     while True:
         await asyncio.sleep(_WATCH_S)
         if job.progress.done - n_counted >= TALLY_EVERY:
             n_counted = job.progress.done
             with suppress(StoreError, LeaseLostError):  # which the job itself meets too
                 await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
-            await asyncio.to_thread(trim_heap)  # milliseconds, in which the loop continues
+        if job.progress.done - n_trimmed >= _TRIM_EVERY:
+            n_trimmed = job.progress.done
+            await on_own_thread("batchray-trim", trim_heap)
 
 
 async def _end(job: RunningJob) -> JobRecord:

@@ -22,7 +22,7 @@ from batchray.store.unseen import NewRow, Part
 
 _ROW_BYTES = 256
 """The cost of a row apart from its bytes, in bytes."""
-_TAKEN_BYTES = 8 * 1024
+_TAKEN_BYTES = 16 * 1024
 """The cost of taking over an outcome, in bytes that cost as much."""
 
 

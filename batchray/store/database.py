@@ -104,10 +104,12 @@ class Database:
             done.set_result(self._transact_relaxed(work))
             return done
         self._piece_lock.acquire()
-        piece = writer.submit_if_open(self._transact_relaxed, work)
-        if piece is None:
+        try:
+            if (piece := writer.submit_if_open(self._transact_relaxed, work)) is None:
+                raise self._closed()
+        except BaseException:
             self._piece_lock.release()
-            raise self._closed()
+            raise
         piece.add_done_callback(lambda _: self._piece_lock.release())
         return piece
 

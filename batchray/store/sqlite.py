@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,9 @@ _SHRINK_PAGES = 512
 _MAX_COMPILED = 500  # SQLAlchemy's default
 
 _ROWS_AT_ONCE = 100
+# Python 3.12.0 to 3.12.3 take ?1 for a named parameter, and warn at each one in a sequence (CPython issue 117995).
+_BINDS_BY_NAME = (3, 12) <= sys.version_info < (3, 12, 4)
+_NAMES = [str(number) for number in range(1, 4 + 3 * _ROWS_AT_ONCE)]
 
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
@@ -68,6 +72,7 @@ class Sqlite:
         n_rows = len(page.requests)
         have_one_agent = len(set(page.agent_ids)) == 1
         have_custom_ids = page.custom_ids.count(None) < n_rows
+        agent_id = page.agent_ids[:1] if have_one_agent else ()
         columns: list[Sequence[Any]] = [page.requests]
         if have_custom_ids:
             columns.insert(0, page.custom_ids)
@@ -77,7 +82,10 @@ class Sqlite:
         def insert(start: int, end: int, at_once: int) -> None:
             starts = range(start, end, at_once)
             values = (chain.from_iterable(column[n : n + at_once] for column in columns) for n in starts)
-            if rows := [(job, first + n, page.agent_ids[n], *each) for n, each in zip(starts, values, strict=True)]:
+            rows: list[Any] = [(job, first + n, *agent_id, *each) for n, each in zip(starts, values, strict=True)]
+            if _BINDS_BY_NAME:
+                rows = [dict(zip(_NAMES, row, strict=False)) for row in rows]
+            if rows:
                 connection.exec_driver_sql(_insert_items(at_once, have_one_agent, have_custom_ids), rows)
 
         n_rest = n_rows % _ROWS_AT_ONCE
@@ -167,17 +175,18 @@ class Sqlite:
 def _insert_items(n_rows: int, have_one_agent: bool, have_custom_ids: bool) -> str:
     """Return the statement that inserts so many items.
 
-    Its parameters are the job, the index and the agent of the first item; the agents unless all have that one; the
+    Its parameters are the job, the index of the first item, the agent if they have one or else the agent of each; the
     custom ids if there are any; the requests.  By hand, with many rows and few parameters: compiling, mappings, a
     statement for each row, and a parameter for each value cost more than SQLite itself.
     """
+    n_shared = 3 if have_one_agent else 2
     n_columns = itertools.count(0)
     agents = None if have_one_agent else next(n_columns)
     custom_ids = next(n_columns) if have_custom_ids else None
     requests = next(n_columns)
 
     def value(column: int | None, row: int, same: str) -> str:
-        return same if column is None else f"?{4 + column * n_rows + row}"
+        return same if column is None else f"?{n_shared + 1 + column * n_rows + row}"
 
     rows = (
         f"(?1, ?2 + {row}, {value(agents, row, '?3')}, {value(custom_ids, row, 'NULL')}, {value(requests, row, '')})"

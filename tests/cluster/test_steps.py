@@ -13,6 +13,7 @@ import pytest
 
 import batchray
 from batchray import Job, Result
+from batchray.errors import StoreError
 from batchray.store import Store
 from tests.cluster.processes import processes_named, run_cli
 from tests.cluster.tool_steps import N_STEPS, agent, asked, events
@@ -160,7 +161,7 @@ def n_kept(data_dir: Path) -> int:
     """Return how many checkpoints the newest job has."""
     try:
         store = Store.open_for_reading(data_dir)
-    except batchray.StoreError:  # not created yet
+    except StoreError:  # not created yet
         return 0
     with store:
         newest = store.jobs.find(order="desc", limit=1)

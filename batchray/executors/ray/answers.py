@@ -31,7 +31,9 @@ async def next_answer(answers: Any) -> Any:
 
     Cancelling this is as safe: Ray awaits a reference here too, and continues to.  Raises StopAsyncIteration.
     """
-    return await answer_of(await asyncio.shield(anext(answers)))
+    fetching = asyncio.ensure_future(anext(answers))
+    fetching.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nothing waits for it any more
+    return await answer_of(await asyncio.shield(fetching))
 
 
 def _copy(done: concurrent.futures.Future[Any], answer: asyncio.Future[Any]) -> None:
