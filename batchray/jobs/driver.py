@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from batchray.config import AgentSet, BoundAgent, Settings
@@ -162,7 +163,12 @@ async def _in_background(
     def on_change() -> None:
         job.set_provider_states(providers.states())
 
-    work = (_watch(job), _keep_tally(job), *(sync_control(job, channel) for channel in channels))
+    work = (
+        _watch(job),
+        _every(TALLY_EVERY, job, partial(_store_tally, job)),
+        _every(_TRIM_EVERY, job, _trim),
+        *(sync_control(job, channel) for channel in channels),
+    )
     tasks = [asyncio.create_task(each) for each in work]
     on_change()
     job.clearing.start()
@@ -215,21 +221,25 @@ async def _watch(job: RunningJob) -> None:
     job.expire()
 
 
-async def _keep_tally(job: RunningJob) -> None:
-    """Store the tally of the outcomes from time to time, so that a resume and other processes read few of them.
-
-    Less often, return memory to the system: the size of this process must not depend on the number of requests.
-    """
-    n_counted = n_trimmed = job.progress.done
+async def _every(n_outcomes: int, job: RunningJob, act: Callable[[], Awaitable[None]]) -> None:
+    """Call `act` each time that about so many outcomes more are counted, until cancelled."""
+    n_done = job.progress.done
     while True:
         await asyncio.sleep(_WATCH_S)
-        if job.progress.done - n_counted >= TALLY_EVERY:
-            n_counted = job.progress.done
-            with suppress(StoreError, LeaseLostError):  # which the job itself meets too
-                await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
-        if job.progress.done - n_trimmed >= _TRIM_EVERY:
-            n_trimmed = job.progress.done
-            await on_own_thread("batchray-trim", trim_heap)
+        if job.progress.done - n_done >= n_outcomes:
+            n_done = job.progress.done
+            await act()
+
+
+async def _store_tally(job: RunningJob) -> None:
+    """Store the tally of the outcomes, so that a resume and other processes read few of them."""
+    with suppress(StoreError, LeaseLostError):  # which the job itself meets too
+        await job.store.call_chunked(job.store.sync.tallies.catch_up, job.record)
+
+
+async def _trim() -> None:
+    """Return memory to the system: the size of this process must not depend on the number of requests."""
+    await on_own_thread("batchray-trim", trim_heap)
 
 
 async def _end(job: RunningJob) -> JobRecord:
