@@ -7,14 +7,13 @@ connections do (sqlite.org/wal.html, "the WAL-reset bug").  Readers open the fil
 from __future__ import annotations
 
 import functools
-import itertools
 import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -73,16 +72,14 @@ class Sqlite:
         have_one_agent = len(set(page.agent_ids)) == 1
         have_custom_ids = page.custom_ids.count(None) < n_rows
         agent_id = page.agent_ids[:1] if have_one_agent else ()
-        columns: list[Sequence[Any]] = [page.requests]
-        if have_custom_ids:
-            columns.insert(0, page.custom_ids)
-        if not have_one_agent:
-            columns.insert(0, page.agent_ids)
+        are_bound = ((page.agent_ids, not have_one_agent), (page.custom_ids, have_custom_ids), (page.requests, True))
+        columns: list[Sequence[Any]] = [column for column, is_bound in are_bound if is_bound]
 
         def insert(start: int, end: int, at_once: int) -> None:
-            starts = range(start, end, at_once)
-            values = (chain.from_iterable(column[n : n + at_once] for column in columns) for n in starts)
-            rows: list[Any] = [(job, first + n, *agent_id, *each) for n, each in zip(starts, values, strict=True)]
+            rows: list[Any] = [
+                (job, first + n, *agent_id, *chain.from_iterable(column[n : n + at_once] for column in columns))
+                for n in range(start, end, at_once)
+            ]
             if _BINDS_BY_NAME:
                 rows = [dict(zip(_NAMES, row, strict=False)) for row in rows]
             if rows:
@@ -179,19 +176,15 @@ def _insert_items(n_rows: int, have_one_agent: bool, have_custom_ids: bool) -> s
     custom ids if there are any; the requests.  By hand, with many rows and few parameters: compiling, mappings, a
     statement for each row, and a parameter for each value cost more than SQLite itself.
     """
-    n_shared = 3 if have_one_agent else 2
-    n_columns = itertools.count(0)
-    agents = None if have_one_agent else next(n_columns)
-    custom_ids = next(n_columns) if have_custom_ids else None
-    requests = next(n_columns)
+    numbers = count(4 if have_one_agent else 3)
 
-    def value(column: int | None, row: int, same: str) -> str:
-        return same if column is None else f"?{n_shared + 1 + column * n_rows + row}"
+    def column() -> list[str]:
+        return [f"?{next(numbers)}" for _ in range(n_rows)]
 
-    rows = (
-        f"(?1, ?2 + {row}, {value(agents, row, '?3')}, {value(custom_ids, row, 'NULL')}, {value(requests, row, '')})"
-        for row in range(n_rows)
-    )
+    agents = ["?3"] * n_rows if have_one_agent else column()
+    custom_ids = column() if have_custom_ids else ["NULL"] * n_rows
+    columns = zip(range(n_rows), agents, custom_ids, column(), strict=True)
+    rows = (f"(?1, ?2 + {row}, {agent}, {custom_id}, {request})" for row, agent, custom_id, request in columns)
     return f"INSERT INTO items (job, idx, agent_id, custom_id, request) VALUES {', '.join(rows)}"
 
 
