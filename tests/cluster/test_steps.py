@@ -75,7 +75,7 @@ def test_a_crash_while_a_tool_runs_repeats_no_model_call(place: Any, options: di
     assert (events(ledger, "begun"), events(ledger, "ended")) == (N_STEPS + 1, N_STEPS)
 
 
-def test_an_idempotent_tool_and_the_next_model_call_run_before_the_tools_call_is_stored_and_again_after_a_crash(
+def test_a_step_of_idempotent_tools_runs_before_it_is_stored_and_at_most_once_more_after_a_crash(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     ledger = tmp_path / "ledger"
@@ -90,8 +90,9 @@ def test_an_idempotent_tool_and_the_next_model_call_run_before_the_tools_call_is
         result = the_result(job)
         n_calls = server.n_calls
     assert (str(result.status), result.usage.step_count) == ("succeeded", N_STEPS + 1)
-    assert events(ledger, "ended") == N_STEPS + 1
-    assert n_calls - (N_STEPS + 1) in (1, 2)  # one more if the driver had no checkpoint yet
+    repeated = (events(ledger, "ended") - N_STEPS, n_calls - (N_STEPS + 1))
+    # The driver had collected the whole step, or the model's reply alone, or nothing: it stores what it has.
+    assert repeated in [(0, 1), (1, 1), (1, 2)]
     kinds = [message.message_type for message in result.messages]
     assert kinds == ["tool_call_message", "tool_return_message"] * N_STEPS + ["assistant_message"]
 
