@@ -6,7 +6,8 @@ error.  The run is a real one, on the offline model.  Limits:
 - `status`, first pages of results, and the first part of a cancel, a retry and a retention: 1 s each; each part: 0.5 s
 - a resume and a retry begin requests within 3 s
 - driver and job actor within 10 % of a run of 10,000 requests, and at most 300 MB; a server at most 300 MB
-- rate at the end at least 95 % of that at the start; bytes for each outcome at the end at most 110 %
+- rate at the end at least 95 % of that at the start, on a machine that is as fast as it was then (see `machine_speed`);
+  bytes for each outcome at the end at most 110 %
 
     python -m tests.benchmarks.million --requests 100000 --executor ray --database-url postgresql+psycopg://...
 """
@@ -35,12 +36,14 @@ from batchray.schema.requests import AgentRequest
 from batchray.store import Chunked, LedJob, NewItem, NewJob, Store, run_all
 from batchray.store.tables import attempts, items, jobs, outcomes
 from tests.benchmarks.harness import JobActorPeak, data_dir, peak_kb
+from tests.benchmarks.machine_speed import MachineSpeed
 from tests.server.http_client import BATCHES, ask, results
 from tests.server.live import live_server
 
 _LEFT = 1_000
 _AT_ONCE = 50_000
 _SMALL = 10_000
+_EARLY, _LATE = (0.05, 0.3), (0.7, 0.95)  # shares of the run that are compared
 _AGENTS: dict[str, dict[str, Any]] = {
     "a": {"agent": {"id": "a", "run": "tests.benchmarks.million:answer"}, "provider": None, "import_paths": []}
 }
@@ -298,7 +301,10 @@ def _run(n: int, executor: str) -> list[Line]:
         if large[name]:
             lines.append(Line(f"run of {n:,}: memory of the {name}", large[name], "MB", 300))
             lines.append(Line(f"run of {n:,}: of that of {_SMALL:,}", 100 * large[name] / small[name], "%", 110))
-    lines.append(Line("time of a request at the end, of that at the start", 100 * large["slower"], "%", 100 / 0.95))
+    lines.append(Line("time of a request at the end, of that at the start", 100 * large["slower"], "%"))
+    lines.append(Line("CPU time of unchanged work, of that at the start", 100 * large["machine"], "%"))
+    slower = 100 * large["slower"] / large["machine"]
+    lines.append(Line("time of a request, on an unchanged machine", slower, "%", 100 / 0.95))
     return [*lines, Line("bytes of an outcome at the end, of those at the start", 100 * large["larger"], "%", 110)]
 
 
@@ -312,10 +318,11 @@ def _run_one(data: Path, url: str | None, n: str, executor: Literal["local", "ra
     watch.start()
     job = batchray.submit(data / "requests.jsonl", [_OFFLINE], data_dir=data, executor=executor)
     moments = [_Moment(start, 0, 0)]
-    while not job.is_done:
-        time.sleep(0.2)
-        n_bytes = sum(file.stat().st_size for file in data.glob("batchray.db"))
-        moments.append(_Moment(time.monotonic(), job.progress_now().done, n_bytes))
+    with MachineSpeed() as machine:
+        while not job.is_done:
+            time.sleep(0.2)
+            n_bytes = sum(file.stat().st_size for file in data.glob("batchray.db"))
+            moments.append(_Moment(time.monotonic(), job.progress_now().done, n_bytes))
     assert job.wait().counts["succeeded"] == int(n)
 
     def at(share: float) -> _Moment:
@@ -328,10 +335,19 @@ def _run_one(data: Path, url: str | None, n: str, executor: Literal["local", "ra
             start, end = at(first), at(last)
             return float(getattr(end, field) - getattr(start, field)) / max(end.n_done - start.n_done, 1)
 
-        return of_one(0.7, 0.95) / max(of_one(0.05, 0.3), 1e-9)
+        return of_one(*_LATE) / max(of_one(*_EARLY), 1e-9)
 
-    peaks = {"driver": peak_kb(os.getpid()) / 1024, "job actor": watch.stop() / 1024}
-    return {**peaks, "took_s": moments[-1].at_s - start, "slower": ratio("at_s"), "larger": ratio("n_bytes")}
+    def work_s(share: tuple[float, float]) -> float:
+        return machine.cpu_s(*(at(each).at_s for each in share))
+
+    return {
+        "driver": peak_kb(os.getpid()) / 1024,
+        "job actor": watch.stop() / 1024,
+        "took_s": moments[-1].at_s - start,
+        "slower": ratio("at_s"),
+        "machine": work_s(_LATE) / work_s(_EARLY),
+        "larger": ratio("n_bytes"),
+    }
 
 
 _STEPS: dict[str, Callable[..., Any]] = {
