@@ -30,6 +30,8 @@ from tests.polling import until
 from tests.processes import command_of, descendants, is_alive, listening_on, name_of, named
 from tests.provider_server import run_in_thread
 
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
 
 def test_a_batch_comes_back_whole_and_in_order(options: dict[str, Any]) -> None:
     job = batchray.run(list(echoes(300)), [ECHO], **options)
@@ -284,6 +286,55 @@ print(done, found.progress.total)
     assert job.wait(30).status == "cancelled"
 
 
+FIND_BY_ITSELF = """
+import ray, sys
+import batchray
+
+try:
+    batchray.find_job("job-1", wait_s=0)
+except batchray.errors.ClusterError as error:
+    print(error, ray.is_initialized())
+job = batchray.submit(
+    [{"agent_id": "a", "input": "?"}],
+    [{"id": "a", "model": "offline/scripted", "script": [{"text": "done", "delay_s": 60}]}],
+    data_dir=sys.argv[1], lanes=1, num_cpus=1,
+)
+found = batchray.find_job(job.id, wait_s=60)
+print(found.id == job.id)
+found.cancel()
+print(job.wait().status)
+"""
+
+
+def test_a_look_for_a_job_starts_no_cluster_and_waits_for_the_one_that_its_process_is_starting(
+    ray_session: None, tmp_path: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", FIND_BY_ITSELF, str(tmp_path / "data")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert ran.stdout.splitlines() == [
+        "this process is not connected to a Ray cluster; pass `ray_address` or set RAY_ADDRESS False",
+        "True",
+        "cancelled",
+    ], ran.stderr
+
+
+def test_a_dataset_made_without_a_cluster_starts_one_on_loopback(ray_session: None, tmp_path: Path) -> None:
+    job = batchray.run(list(echoes(3)), [ECHO], data_dir=tmp_path / "data", progress=False, executor="local")
+    script = f"""
+import batchray
+from tests.processes import descendants, is_alive, listening_on
+print(batchray.attach({job.id!r}, data_dir={str(tmp_path / "data")!r}).to_dataset().count())
+print(*set().union(*(listening_on(process) for process in descendants() if is_alive(process))))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+    assert not ran.returncode, ran.stderr
+    count, addresses = ran.stdout.splitlines()
+    assert count == "3"
+    assert {"127.0.0.1"} <= set(addresses.split()) <= LOOPBACK
+
+
 def test_the_handle_of_another_process_is_called_through_remote_too_and_says_that_its_job_is_over(
     options: dict[str, Any],
 ) -> None:
@@ -414,7 +465,7 @@ def test_nothing_of_ours_listens_beyond_loopback(options: dict[str, Any]) -> Non
 
     assert len(addresses) > 3  # driver, GCS, raylet, lanes
     assert set().union(*addresses.values())
-    assert set().union(*addresses.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert set().union(*addresses.values()) <= LOOPBACK
 
 
 def test_an_own_cluster_starts_no_unneeded_process(options: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from batchray.executors.ray import connection, internals, nodes
 from batchray.executors.ray.nodes import Node
 
 PRIVATE = re.compile(
-    r"ray\._private|_raylet\b|\b_global_node\b|\bglobal_worker\b|ENABLE_RAY_CLUSTER|_webui_url|_generator_backpressure"
+    r"ray\._private|_raylet\b|\b_global_node\b|\bglobal_worker\b|ENABLE_RAY_CLUSTER|_webui_url|_generator_backpressure|_system_config"
 )
 
 
@@ -48,7 +48,7 @@ def test_no_other_module_names_a_private_part_of_ray() -> None:
 
 def test_only_settings_that_this_ray_knows_are_passed(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
-        assert internals.known_settings({**connection._SETTINGS, "no_such_setting": 1}) == connection._SETTINGS
+        assert internals.known_settings({**internals.SETTINGS, "no_such_setting": 1}) == internals.SETTINGS
     assert ["no_such_setting" in text for text in warnings_in(caplog)] == [True]
 
 
@@ -57,8 +57,8 @@ def test_without_ray_s_library_no_setting_is_passed(
 ) -> None:
     internals._is_setting.cache_clear()
     monkeypatch.delattr(ray, "_raylet")
-    assert internals.known_settings(connection._SETTINGS) == {}
-    assert len(warnings_in(caplog)) == len(connection._SETTINGS)
+    assert internals.known_settings(internals.SETTINGS) == {}
+    assert len(warnings_in(caplog)) == len(internals.SETTINGS)
     internals._is_setting.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""Starts or joins a Ray cluster.  No other module calls `ray.init` or `ray.shutdown`."""
+"""Starts or joins a Ray cluster.  No other module decides to; `internals` starts one without what it does not need."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import logging
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,39 +26,60 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "batchray"
 # Requests and outcomes travel inside the calls.  Ray's default is 30 % of the memory.
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
-# Ray collects this for a dashboard that a local cluster does not have: 5 to 8 % of the CPU of a job.
-_NO_METRICS = {
-    "event_stats": False,
-    "enable_metrics_collection": False,
-    "task_events_report_interval_ms": 0,
-}
-# How long a failed call waits for news of its actor's death, and how often Ray checks for it.  The driver asks the
-# actor itself, so Ray's default of some seconds for each lost call gains nothing.
-_SHORT_WAITS = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
-# Ray runs its workers at a niceness of 15 to leave CPU for its own processes.  A lane mostly waits; but when many
-# replies come at once, the driver would keep spawning while the lanes hardly got CPU to start what it spawned.
-_NO_NICENESS = {"worker_niceness": 0}
-_SETTINGS = {**_NO_METRICS, **_SHORT_WAITS, **_NO_NICENESS}
 _VARIABLES = {
     # Ray ends the whole process, a server or a notebook, if a call to a GCS that has died is unanswered for this time,
     # also one that a thread still makes when this process has left the cluster.  `monitor` notices the loss before.
     "RAY_gcs_rpc_server_reconnect_timeout_s": str(10**8),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about GPUs
 }
-_REACH_S = 10.0
+_REACH_S, _LOOK_AGAIN_S = 10.0, 0.1
 # More than any system's `struct sigaction` takes.
 _SIGACTION_BYTES = 256
+_connecting = threading.Lock()
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def connect(settings: Settings) -> bool:
+def connect(settings: Settings, *, object_store_bytes: int | None = _OBJECT_STORE_BYTES) -> bool:
     """Connect this process to a cluster.  True if the connection is new, so that the driver has to close it.
 
     In this order: a connection that the process already has; the address in the settings or in RAY_ADDRESS; a new
-    local cluster.  Raises ClusterError.
+    local cluster, whose object store is of Ray's own size if `object_store_bytes` is None.  Raises ClusterError.
     """
-    if ray.is_initialized():
+    with _connecting:  # Ray itself does not notice that another thread is connecting
+        if ray.is_initialized():
+            return False
+        _connect(settings, object_store_bytes)
+        return True
+
+
+def connect_existing(ray_address: str | None, wait_s: float) -> None:
+    """Connect this process to a cluster that exists, as `connect` does; never start one.
+
+    Without an address this waits up to `wait_s` seconds for a connection of this process, which a job may be making.
+    Raises ClusterError.
+    """
+    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        connect(Settings(ray_address=address))
+        return
+    end = time.monotonic() + wait_s
+    while not _is_connected():
+        if time.monotonic() >= end:
+            raise ClusterError("this process is not connected to a Ray cluster; pass `ray_address` or set RAY_ADDRESS")
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _is_connected() -> bool:
+    """Return whether this process is connected; while another thread connects it, that is not known yet."""
+    if not _connecting.acquire(blocking=False):
         return False
+    try:
+        return ray.is_initialized()
+    finally:
+        _connecting.release()
+
+
+def _connect(settings: Settings, object_store_bytes: int | None) -> None:
     address = settings.ray_address or os.environ.get("RAY_ADDRESS")
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
@@ -69,13 +92,12 @@ def connect(settings: Settings) -> bool:
             if address and address != "local":
                 _join(address)
             else:
-                _start_local(settings)
+                _start_local(settings, object_store_bytes)
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(f"cannot use {where}: {_token_advice()}") from error
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         reason = str(error).partition("\n")[0] or repr(error)
         raise ClusterError(f"cannot use {where}: {reason}") from error
-    return True
 
 
 def disconnect() -> None:
@@ -96,27 +118,17 @@ def _join(address: str) -> None:
         ray.init(address=address, **_quiet())
 
 
-def _start_local(settings: Settings) -> None:
+def _start_local(settings: Settings, object_store_bytes: int | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage to its makers
     options = {
         "address": "local",
         "num_cpus": settings.num_cpus,
         "include_dashboard": False,
-        "object_store_memory": _OBJECT_STORE_BYTES,
+        "object_store_memory": object_store_bytes,
         **_quiet(),
     }
     try:
-        with internals.on_loopback(), internals.without_unused_services():
-            ray.init(**options, _system_config=internals.known_settings(_SETTINGS))
-    except (AttributeError, TypeError, RuntimeError) as error:  # of this Ray's private parts
-        if isinstance(error, RuntimeError) and "_system_config" not in str(error):
-            raise
-        logger.warning(
-            "Ray %s did not start with batchray's settings and starts with its own: %s", ray.__version__, error
-        )
-        ray.shutdown()
-        with internals.on_loopback():
-            ray.init(**options)
+        internals.start_lean(options)
     except OSError as error:
         if not error.filename or not (Path.home() / ".ray" / "auth_token").is_relative_to(error.filename):
             raise

@@ -9,6 +9,9 @@ import ray
 import ray.data
 from ray.data import Dataset as Dataset
 
+from batchray.config import Settings
+from batchray.executors.ray.connection import connect
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -16,9 +19,9 @@ if TYPE_CHECKING:
 def dataset_of(tables: Iterable[pa.Table], schema: pa.Schema) -> Dataset:
     """Return a dataset of tables, each in the object store as soon as it is made.
 
-    Without a connection to Ray this process starts a cluster or joins that of RAY_ADDRESS, as Ray Data does.
+    Without a connection to Ray this process joins the cluster of RAY_ADDRESS, or starts one of its own.  Raises
+    ClusterError.
     """
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    connect(Settings(), object_store_bytes=None)
     blocks: list[Any] = [ray.put(table) for table in tables] or [ray.put(schema.empty_table())]
     return ray.data.from_arrow_refs(blocks)

@@ -30,6 +30,19 @@ logger = logging.getLogger(__name__)
 # without a dashboard too.  A cluster of one node and one driver needs none of them.
 _UNUSED_SERVICES = ("start_monitor", "start_log_monitor", "start_api_server")
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# Ray collects this for a dashboard that a local cluster does not have: 5 to 8 % of the CPU of a job.
+_NO_METRICS = {
+    "event_stats": False,
+    "enable_metrics_collection": False,
+    "task_events_report_interval_ms": 0,
+}
+# How long a failed call waits for news of its actor's death, and how often Ray checks for it.  The driver asks the
+# actor itself, so Ray's default of some seconds for each lost call gains nothing.
+_SHORT_WAITS = {"timeout_ms_task_wait_for_death_info": 100, "core_worker_internal_heartbeat_ms": 100}
+# Ray runs its workers at a niceness of 15 to leave CPU for its own processes.  A lane mostly waits; but when many
+# replies come at once, the driver would keep spawning while the lanes hardly got CPU to start what it spawned.
+_NO_NICENESS = {"worker_niceness": 0}
+SETTINGS = {**_NO_METRICS, **_SHORT_WAITS, **_NO_NICENESS}
 _PROBE_S = 3.0
 _NO_CLUSTER_ID = "00" * 28
 # A worker in a report: a lane by the id of its actor, a process of its own by the name of the task it was started for.
@@ -86,6 +99,22 @@ def reread_variables() -> None:
         initialize(b"{}")
     except TypeError:
         _warn_changed("ray._raylet.Config.initialize", fallback)
+
+
+def start_lean(options: Mapping[str, Any]) -> None:
+    """Start a local cluster with `SETTINGS`, without unused services; if this Ray cannot, as it starts by itself."""
+    try:
+        with on_loopback(), without_unused_services():
+            ray.init(**options, _system_config=known_settings(SETTINGS))
+        return
+    except (AttributeError, TypeError, RuntimeError) as error:  # of this Ray's private parts
+        if isinstance(error, RuntimeError) and "_system_config" not in str(error):
+            raise
+        reason = f"did not start with batchray's settings and starts with its own: {error}"
+        logger.warning("Ray %s %s", ray.__version__, reason)
+    ray.shutdown()
+    with on_loopback():
+        ray.init(**options)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 import ray
 import ray.exceptions
 
-from batchray.config import Settings
 from batchray.errors import ClusterError, ConfigError, UnknownJobError
-from batchray.executors.ray.connection import NAMESPACE, connect
+from batchray.executors.ray.connection import NAMESPACE, connect_existing
 from batchray.executors.ray.job_actor import actor_names
 from batchray.schema.progress import Progress
 
@@ -147,14 +146,13 @@ def find_job(
 ) -> RemoteJob:
     """Return a running job's handle, from any process of its cluster.
 
-    A process that is not connected yet joins the cluster at `ray_address`.  Calls of the handle wait at most
-    `timeout_s` seconds.  Raises UnknownJobError if no such job runs there after `wait_s` seconds, because a job is
-    known there a moment after its start, and ClusterError if the cluster cannot be reached, or if a driver on it does
-    not answer and no other runs the job.
+    A process that is not connected yet joins the cluster at `ray_address` or RAY_ADDRESS; it never starts one.  Calls
+    of the handle wait at most `timeout_s` seconds.  Raises UnknownJobError if no such job runs there after `wait_s`
+    seconds, because a job is known there a moment after its start, and ClusterError if there is no cluster or it cannot
+    be reached, or if a driver on it does not answer and no other runs the job.
     """
-    if ray_address is not None:
-        connect(Settings(ray_address=ray_address))
     end = time.monotonic() + wait_s
+    connect_existing(ray_address, wait_s)
     while True:
         is_last = time.monotonic() >= end
         actor, n_silent = _look(job_id, timeout_s if is_last else min(timeout_s, _LOOK_S))
