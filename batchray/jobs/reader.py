@@ -23,7 +23,7 @@ from batchray.views.frames import to_frame
 from batchray.views.line_exports import ExportSource, write_lines
 from batchray.views.plain_text import in_short
 from batchray.views.result_columns import result_columns
-from batchray.views.result_pages import AfterOptions, ResultCursor, ResultOrder, result_pages
+from batchray.views.result_pages import PageQuery, ResultCursor, ResultOrder
 from batchray.views.result_tables import ResultTables
 from batchray.views.results import ResultViews
 
@@ -37,7 +37,7 @@ POLL_S = 0.25
 """How often the store is asked for what another process writes."""
 
 
-class JobReader(ABC):
+class JobReader(ABC):  # more than 20 methods, because half of the public API of a job is here
     """Reads a job from the store.  It holds no results."""
 
     def __init__(self, job_id: str, data_dir: Path, url: str | None) -> None:
@@ -81,18 +81,14 @@ class JobReader(ABC):
         self, order: ResultOrder = "finish", *, wait: bool = True, failed: bool = False, include_input: bool = False
     ) -> AsyncIterator[Result]:
         """Yield results in async code; otherwise as `results`."""
-
-        async def read(after: AfterOptions) -> list[Any]:
-            return await asyncio.to_thread(self._read_page, after, omits_succeeded=failed)
-
-        async def is_final() -> bool:
-            return not wait or await asyncio.to_thread(lambda: self.is_done)
-
         views = await asyncio.to_thread(self._views, include_input)
-        async for page in result_pages(read, is_final, order, POLL_S):
-            for stored in page:
+        pages = self._follow(order, wait=wait, failed=failed)
+        while (page := await asyncio.to_thread(next, pages, ())) != ():
+            for stored in page or ():
                 if not failed or stored.status != "succeeded":
                     yield views.result(stored)
+            if page is None:
+                await asyncio.sleep(POLL_S)
 
     def result(self, index: int | None = None, *, custom_id: str | int | None = None) -> Result:
         """Return the result of one item with its input, found by its index or its `custom_id` (the first that has it).
@@ -208,16 +204,16 @@ class JobReader(ABC):
     def _pages(
         self, order: ResultOrder, *, wait: bool = True, failed: bool = False
     ) -> Iterator[Sequence[StoredResult]]:
-        cursor = ResultCursor(order)
-        while True:
-            is_final = not wait or self.is_done
-            read = functools.partial(self._read_page, is_failed=failed and is_final, omits_succeeded=failed)
-            while page := cursor.take(read(cursor.after), is_final=is_final):
+        for page in self._follow(order, wait=wait, failed=failed):
+            if page is None:
+                time.sleep(POLL_S)
+            else:
                 yield page
-            if is_final:
-                return
-            time.sleep(POLL_S)
 
-    def _read_page(self, after: AfterOptions, *, is_failed: bool = False, omits_succeeded: bool = False) -> list[Any]:
-        options = {"is_failed": is_failed, "omits_succeeded": omits_succeeded}
-        return self._store().items.results(self._accepted, **after, **options)
+    def _follow(self, order: ResultOrder, *, wait: bool, failed: bool) -> Iterator[Sequence[StoredResult] | None]:
+        """Yield pages; None whenever all results so far are read, before the job is over."""
+        cursor = ResultCursor(order, failed=failed)
+        return cursor.follow(self._read_page, lambda: not wait or self.is_done)
+
+    def _read_page(self, query: PageQuery) -> list[StoredResult]:
+        return self._store().items.results(self._accepted, **query)

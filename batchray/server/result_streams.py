@@ -53,15 +53,9 @@ class PageSource:
 
     def page(self, after: ResultPosition, *, is_final: bool) -> Page:
         """Return the page after a position."""
-        cursor, failed = ResultCursor(self.form.order, after), self.form.failed
-        found = self._items.results(
-            self.job,
-            **cursor.after,
-            is_failed=failed and is_final,
-            omits_succeeded=failed and not is_final,
-            limit=_PAGE_RESULTS,
-            max_bytes=_PAGE_BYTES,
-        )
+        cursor = ResultCursor(self.form.order, after, failed=self.form.failed)
+        query = cursor.query(is_final=is_final)
+        found = self._items.results(self.job, **query, limit=_PAGE_RESULTS, max_bytes=_PAGE_BYTES)
         shown = cursor.take(found, is_final=is_final)
         return Page(b"".join(map(self._text, shown)), len(shown), cursor.position)
 

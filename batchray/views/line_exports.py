@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
@@ -17,7 +17,7 @@ from batchray.views.conversations import Conversations
 from batchray.views.export_formats import Target, beside, check_endpoint
 from batchray.views.export_places import make_directory, packed, writing
 from batchray.views.openai_lines import is_in_error_file, openai_line
-from batchray.views.result_pages import AfterOptions, ResultCursor
+from batchray.views.result_pages import ReadPage, ResultCursor
 from batchray.views.results import ResultViews, parse_time
 from batchray.views.training_lines import training_line
 from batchray.views.trajectories import trajectory
@@ -32,12 +32,11 @@ class ExportSource:
     job: JobRecord
     agents: Mapping[str, Any]
     rows: CarriedRows
-    read: Callable[[AfterOptions], Sequence[StoredResult]]
+    read: ReadPage
 
     def stored(self) -> Iterator[StoredResult]:
         """Yield the results of this moment in index order, a page of them in memory."""
-        cursor = ResultCursor("index")
-        while page := cursor.take(self.read(cursor.after), is_final=True):
+        for page in ResultCursor("index").pages(self.read):
             yield from page
 
     def views(self, **options: bool) -> ResultViews:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,7 +13,7 @@ from batchray.views.carried import CarriedRows
 from batchray.views.extras import needing
 from batchray.views.frames import own_names
 from batchray.views.result_columns import COLUMNS, result_columns
-from batchray.views.result_pages import START, AfterOptions, ResultCursor, ResultOrder, ResultPosition
+from batchray.views.result_pages import START, ReadPage, ResultCursor, ResultOrder, ResultPosition
 from batchray.views.results import ResultViews
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ class ResultTables:
     and the columns of `result_columns.COLUMNS`, with JSON for what is neither a text nor a number.
     """
 
-    def __init__(
-        self, views: ResultViews, rows: CarriedRows, read: Callable[[AfterOptions], Sequence[StoredResult]]
-    ) -> None:
+    def __init__(self, views: ResultViews, rows: CarriedRows, read: ReadPage) -> None:
         with needing("pyarrow", "data"):
             import pyarrow as pa
 
@@ -63,7 +61,7 @@ class ResultTables:
         cursor = ResultCursor(order, position)
         block: list[pa.Table] = []
         n_rows, n_bytes = 0, 0
-        while page := cursor.take(self._read(cursor.after), is_final=True):
+        for page in cursor.pages(self._read):
             block.append(self._page(page))
             n_rows, n_bytes = n_rows + len(page), n_bytes + block[-1].nbytes
             if n_rows >= _BLOCK_ROWS or n_bytes >= _BLOCK_BYTES:

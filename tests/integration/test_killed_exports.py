@@ -31,7 +31,7 @@ def page(self, stored):
     return made(self, stored)
 
 result_tables.ResultTables._page = page
-Job._read_page = lambda self, after: read(self, after)[:1]
+Job._read_page = lambda self, query: read(self, query)[:1]
 job = Job(sys.argv[1], Path(sys.argv[2]))
 threading.Thread(target=job.export, args=(sys.argv[3], "parquet")).start()
 job.export(sys.argv[4])

@@ -230,6 +230,23 @@ async def test_results_and_the_end_are_waited_for_in_async_code(options: dict[st
     assert [result async for result in other.aresults(failed=True)] == []
 
 
+async def test_failed_results_of_an_ended_job_are_read_alone(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [{"agent_id": agent, "input": "?"} for agent in ("fails", "a", "a")]
+    job = batchray.run(requests, [FAILING.model_copy(update={"id": "fails"}), AGENT], progress=False, **options)
+    read, pages = type(job)._read_page, []
+
+    def recorded(self: batchray.Job, query: Any) -> Any:
+        pages.append(read(self, query))
+        return pages[-1]
+
+    monkeypatch.setattr(type(job), "_read_page", recorded)
+    assert [result.index for result in job.results(failed=True)] == [0]
+    assert [result.index async for result in job.aresults(failed=True)] == [0]
+    assert [[stored.index for stored in page] for page in pages] == [[0], [], [0], []]
+
+
 async def test_the_end_is_waited_for_only_as_long_as_asked(options: dict[str, Any]) -> None:
     slow = Agent(id="a", model="offline/scripted", script=({"text": "yes", "delay_s": 30},))
     job = batchray.submit(REQUESTS, [slow], **options)
