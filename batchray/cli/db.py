@@ -95,10 +95,11 @@ def _write_all(store: Store, file: IO[str], lost: Callable[[str], None]) -> int:
 def _readable_rows(store: Store, job: JobRecord, lost: Callable[[str], None]) -> CarriedRows | None:
     """Return the readable rows of the table that a job was made of; an older database has none."""
     from batchray.batch.formats.carried import decode
+    from batchray.store.database_schema import is_older
     from batchray.store.integrity import UNREADABLE
     from batchray.views.carried import CarriedRows
 
-    if store.database.is_older():
+    if is_older(store.database):
         return None
 
     def read(index: int) -> CarriedColumns | None:

@@ -1,9 +1,8 @@
-"""The database behind the store: transactions, the writer thread and disk space."""
+"""The database behind the store: its transactions, and the thread that writes."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,13 +12,10 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from batchray.errors import StoreError, StoreFullError
 from batchray.store.backend import Backend
-from batchray.store.disk_reserve import Reserve
-from batchray.store.migrations import migrate
-from batchray.store.tables import SCHEMA_VERSION, metadata
+from batchray.store.disk_reserve import DiskRoom, Reserve
 from batchray.support.threads import DaemonThread
 
 logger = logging.getLogger(__name__)
@@ -37,17 +33,15 @@ PAGE_BYTES = 8 * 1024 * 1024
 
 
 class Database:
-    """One database: its connections, its transactions, its one writer thread and its disk space.
+    """One database: its connections, its transactions, and its one writer thread.
 
-    Methods block; `call` runs a blocking function on the writer thread.  `reserve` is the disk space that is released
-    when the disk is full; None for a reader, and for a database on another machine.
+    Methods block; `call` runs a blocking function on the writer thread.  `reserve` is for
+    `room`.
     """
 
     def __init__(self, data_dir: Path, backend: Backend, reserve: Reserve | None = None) -> None:
         self.data_dir, self.backend = data_dir, backend
-        self._reserve = reserve
-        self._room_lock = threading.Lock()
-        self._is_full = False
+        self.room = DiskRoom(backend.name, reserve)
         self._writer: DaemonThread | None = None
         self._writer_lock, self._piece_lock = threading.Lock(), threading.Lock()
 
@@ -149,79 +143,19 @@ class Database:
             self._writer.shutdown()
         self.backend.close()
 
-    def create_schema(self) -> None:
-        """Create missing tables, and migrate those of an older version.
-
-        Raises StoreError if a newer version made them, and StoreCorruptError if the database is damaged.
-        """
-        with self.transaction() as connection:
-            self.backend.prepare(connection)
-            version = self._check_version(connection)
-            if version < SCHEMA_VERSION:
-                migrate(connection, version)
-                for statement in _ddl(connection.engine.url.drivername):
-                    connection.exec_driver_sql(statement)
-            self.backend.set_version(connection, SCHEMA_VERSION)
-
-    def check_version(self, *, accepts_older: bool = False) -> None:
-        """Raise StoreError if another version made the tables; with `accepts_older`, if a newer one did."""
-        if self.is_older() and not accepts_older:
-            advice = "resume a job or start a server to bring it up to this one"
-            raise StoreError(f"{self.backend.name} was written by an older version of batchray; {advice}")
-
-    def is_older(self) -> bool:
-        """Whether an older version made the tables.  Raises StoreError if a newer one did."""
-        with self.reading() as connection:
-            return 0 < self._check_version(connection) < SCHEMA_VERSION
-
-    def checkpoint(self) -> None:
-        """Move the contents of the log into the database, as far as readers allow."""
-        with self.translate_errors():
-            self.backend.checkpoint()
-
-    def has_room(self) -> bool:
-        """Return whether the disk has space for new work.
-
-        False from the first write that finds the disk full until the reserve is allocated again.
-        """
-        if not self._is_full:
-            return True
-        with self._room_lock:
-            if self._is_full and self._reserve is not None and self._reserve.acquire():
-                logger.info("the disk of %s has space again", self.backend.name)
-                self._is_full = False
-            return not self._is_full
-
-    def acquire_reserve(self) -> None:
-        """Allocate the reserve.  If there is no space for it, the disk counts as full from the start."""
-        self._is_full = self._reserve is not None and not self._reserve.acquire()
-        if self._is_full:
-            logger.warning("the disk of %s is full: nothing new is accepted", self.backend.name)
-
-    def check_room(self) -> None:
-        """Raise StoreFullError while the disk has no space for new work."""
-        if not self.has_room():
-            raise StoreFullError(f"the disk of {self.backend.name} is full; make room there")
-
-    def _release_reserve(self) -> None:
+    def _make_room(self) -> None:
         """Release the reserve because the disk is full, and truncate the log of the failed transaction."""
-        if self._reserve is None:
+        if not self.room.release():
             return
-        with self._room_lock:
-            if not self._is_full:
-                logger.warning("the disk of %s is full: jobs wait until it has space", self.backend.name)
-            self._is_full = True
-            self._reserve.release()
         try:
             self.backend.shrink()
         except self.backend.errors as error:
             logger.debug("no disk space was returned: %s", error)
 
-    def _check_version(self, connection: sa.Connection) -> int:
-        version = self.backend.version(connection)
-        if version > SCHEMA_VERSION:
-            raise StoreError(f"{self.backend.name} was written by a newer version of batchray; upgrade to read it")
-        return version
+    def checkpoint(self) -> None:
+        """Move the contents of the log into the database, as far as readers allow."""
+        with self.translate_errors():
+            self.backend.checkpoint()
 
     def page(
         self,
@@ -247,7 +181,7 @@ class Database:
             with self.translate_errors(), self.backend.alone, self.backend.engine.begin() as connection:
                 yield connection
         except StoreFullError:
-            self._release_reserve()
+            self._make_room()
             raise
 
     @contextmanager
@@ -263,24 +197,6 @@ class Database:
             yield
         except self.backend.errors as error:
             raise self.backend.failure(error) from error
-
-
-@functools.cache
-def _ddl(driver: str) -> tuple[str, ...]:
-    """Return what creates the missing tables and their indexes, for a driver as URLs name it.
-
-    `MetaData.create_all` compiles it for each database, which is a third of the CPU time of opening a new store.
-    """
-    dialect = sa.make_url(f"{driver}://").get_dialect()()
-    statements: list[DDLElement] = []
-    for table in metadata.sorted_tables:
-        statements.append(CreateTable(table, if_not_exists=True))
-        statements += [CreateIndex(index, if_not_exists=True) for index in sorted(table.indexes, key=_name)]
-    return tuple(str(statement.compile(dialect=dialect)) for statement in statements)
-
-
-def _name(index: sa.Index) -> str:
-    return str(index.name)
 
 
 _MORE = object()

@@ -64,7 +64,7 @@ class Files:
         the file is known when all of them are.  Raises StoreFullError if the disk is full, and KeyInUseError for a
         second file of one idempotency key.
         """
-        self._database.check_room()
+        self._database.room.check()
         given = {**new._asdict(), "idempotency_key": None}
         row, created_at = NewRow(self._database, files, new.id, given), utc_now()
         values = {"user_id": user_id, "created_at": created_at, "idempotency_key": new.idempotency_key}

@@ -15,6 +15,7 @@ from batchray.store.blocks import Blocks
 from batchray.store.callbacks import Callbacks
 from batchray.store.conversations import Conversations
 from batchray.store.database import Database
+from batchray.store.database_schema import check_version, create_schema, is_older
 from batchray.store.directory import lock, running_jobs, write_holder
 from batchray.store.disk_reserve import Reserve, is_no_room
 from batchray.store.figures import Figures
@@ -91,8 +92,8 @@ class Store:
             kind_of_error = StoreFullError if is_no_room(error) else StoreError
             raise kind_of_error(f"cannot write to {data_dir}: {error.strerror}") from None
         try:
-            store.database.acquire_reserve()
-            store.database.create_schema()
+            store.database.room.acquire()
+            create_schema(store.database)
         except BaseException:
             store.close()
             raise
@@ -115,9 +116,9 @@ class Store:
         )
         store = cls(Database(data_dir, backend))
         try:
-            if url is None and not accepts_older and store.database.is_older():
+            if url is None and not accepts_older and is_older(store.database):
                 cls._migrate(data_dir)
-            store.database.check_version(accepts_older=accepts_older)
+            check_version(store.database, accepts_older=accepts_older)
         except BaseException:
             store.close()
             raise
@@ -140,12 +141,12 @@ class Store:
         return self.database.is_shared
 
     def has_room(self) -> bool:
-        """Return whether the disk has space for new work.  See `Database.has_room`."""
-        return self.database.has_room()
+        """Return whether the disk has space for new work.  See `DiskRoom`."""
+        return self.database.room.is_free()
 
     def check_room(self) -> None:
         """Raise StoreFullError while the disk has no space for new work."""
-        self.database.check_room()
+        self.database.room.check()
 
     def purge_soon(self) -> None:
         """Delete what earlier processes have left of jobs and files, on the writer's thread between other calls.

@@ -82,7 +82,7 @@ def test_a_migration_that_fails_leaves_the_store_closed(tmp_path: Path, monkeypa
         raise KeyError(version)
 
     with monkeypatch.context() as patched:
-        patched.setattr("batchray.store.database.migrate", fail)
+        patched.setattr("batchray.store.database_schema.migrate", fail)
         with pytest.raises(KeyError):
             Store.open(tmp_path)
     with Store.open(tmp_path):  # not locked
