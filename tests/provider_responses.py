@@ -28,7 +28,7 @@ _UNKNOWN = (
 _DONE = b"data: [DONE]\n\n"
 
 
-class ResponsesReply(Reply):
+class ResponsesReply(Reply):  # more than 20 methods: one for each kind of event
     """OpenAI's Responses.
 
     Further directives: `failed:CODE` (response.failed), `onlyend` (the items come only in response.completed),

@@ -127,21 +127,11 @@ class ToolLoop:
             raise ApprovalError("no_pending_approval", "no tool call waits for an answer")
         answers = answers_by_call(read_answers(run.request), step)
         for call in step.calls:
-            self._check_answer(call, answers.get(call.id), tools)
+            _check_answer(call, answers.get(call.id), tools)
         returns = await asyncio.gather(
             *(self._apply_answer(run, tools, step, call, answers.get(call.id)) for call in step.calls)
         )
         return self._finish_step(run, tools, step.calls, returns, step.step_id or run.next_step_id())
-
-    def _check_answer(self, call: ToolCall, answer: ApprovalReturn | ToolReturn | None, tools: Toolbox) -> None:
-        """Raise ApprovalError for an answer that cannot be used, before any tool of the step runs."""
-        if isinstance(answer, ToolReturn) and has_image(answer):
-            reason = f"the return of the tool call {call.id!r} holds an image; only text can be returned"
-            raise ApprovalError("unsupported_content", reason)
-        is_client_side = call.name in tools.client_side or call.name not in tools.tools
-        if isinstance(answer, ApprovalReturn) and answer.approve and is_client_side:
-            reason = f"{call.name!r} is the caller's own tool; answer its call {call.id!r} with the tool's return"
-            raise ApprovalError("tool_return_needed", reason)
 
     async def _apply_answer(
         self, run: Run, tools: Toolbox, step: PausedStep, call: ToolCall, answer: ApprovalReturn | ToolReturn | None
@@ -263,3 +253,14 @@ class ToolLoop:
                 output.write("stderr", traceback_of(error.__cause__.raised, run.masks))
             return run.tool_return("error", run.masks.clean(str(error)), call.id, output)
         return run.tool_return("success", text, call.id, output)
+
+
+def _check_answer(call: ToolCall, answer: ApprovalReturn | ToolReturn | None, tools: Toolbox) -> None:
+    """Raise ApprovalError for an answer that cannot be used, before any tool of the step runs."""
+    if isinstance(answer, ToolReturn) and has_image(answer):
+        reason = f"the return of the tool call {call.id!r} holds an image; only text can be returned"
+        raise ApprovalError("unsupported_content", reason)
+    is_client_side = call.name in tools.client_side or call.name not in tools.tools
+    if isinstance(answer, ApprovalReturn) and answer.approve and is_client_side:
+        reason = f"{call.name!r} is the caller's own tool; answer its call {call.id!r} with the tool's return"
+        raise ApprovalError("tool_return_needed", reason)

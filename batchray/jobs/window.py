@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 T = TypeVar("T")
 
 
-class Window(Generic[Item, Result]):
+class Window(Generic[Item, Result]):  # more than 20 methods: one state machine in steps of a few lines
     """Keeps at most `size` items in flight, each of which holds the slots that `wanted` returns for it.
 
     Items that want the same slots start in their order.  While slots are not free, items that want others start: items

@@ -35,7 +35,7 @@ _RESTART_S = 2.0
 _PERSIST_CANCEL_S = 5.0
 
 
-class JobScheduler:
+class JobScheduler:  # more than 20 methods: each transition of a job is one
     """Runs up to `max_running_jobs` batches at once, and single runs immediately.  Not thread-safe.
 
     `table` holds the state of each job.  `on_job_end` is called whenever a job stops running or is ended.

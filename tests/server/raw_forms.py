@@ -115,6 +115,60 @@ def _versions() -> Iterator[Form]:
     yield _form("version HTTP/1.0 without Host", "GET /livez HTTP/1.0\r\n\r\n", ANY)
 
 
+_BAD_PATHS = {
+    "an unknown path": f"/{MARK}",
+    "two slashes": f"//{MARK}",
+    "two slashes before a route": "//livez",
+    "dots": f"/../../{MARK}",
+    "dots to a route": f"/{MARK}/../livez",
+    "escaped dots": "/%2e%2e/%2e%2e/etc/passwd",
+    "an escaped slash": "/v1%2fmessages%2fbatches",
+    "an escaped null": "/livez%00",
+    "a bad escape": "/%zz",
+    "half an escape": "/livez%",
+    "escaped bytes that are not UTF-8": "/%ff%fe",
+    "bytes that are not UTF-8": f"/\xff\xfe{MARK}",
+    "letters beyond ASCII": f"/é{MARK}",
+    "a backslash": f"/\\{MARK}",
+    "a null": f"/\0{MARK}",
+    "a control character": f"/\x01{MARK}",
+    "a delete character": f"/\x7f{MARK}",
+    "no slash": MARK,
+    "an asterisk": "*",
+    "a fragment alone": f"#{MARK}",
+    "a quote": f"/\"'<script>{MARK}</script>",
+    "braces": f"/{{{MARK}}}",
+    "many slashes": "/" * 4000,
+    "a deep path": "/a" * 3000 + MARK,
+    "a job of another form": f"{_BATCHES}/{MARK}",
+    "a job with a null": f"{_BATCHES}/%00{MARK}",
+    "a job with a surrogate": f"{_BATCHES}/%ed%a0%80",
+}
+_BAD_URLS = {
+    "a scheme alone": "http://",
+    "a scheme without slashes": f"http:{MARK}",
+    "a URL without a host": "http:///livez",
+    "a URL with a bad port": f"http://{MARK}:99999/livez",
+    "a URL with a port of letters": f"http://localhost:{MARK}/livez",
+    "a URL with a bracket": f"http://[{MARK}/livez",
+    "a URL with two brackets": "http://[::1]x/livez",
+    "a URL with a user": f"http://{MARK}:{MARK}@/livez",
+    "a URL with an escaped host": "http://%5b/livez",
+    "a URL of a file": "file:///etc/passwd",
+    "a URL of no kind": f"{MARK}://",
+    "a host": f"{MARK}.example:80",
+}
+_BAD_QUERIES = {
+    "an unknown query": f"/livez?{MARK}=1",
+    "a query alone": f"?{MARK}",
+    "a query with a null": f"{_BATCHES}?after=%00{MARK}",
+    "a query that is not UTF-8": f"{_BATCHES}?after=%ff",
+    "many parameters": f"{_BATCHES}?" + "&".join(f"a{n}=1" for n in range(900)),
+    "a parameter twice": f"{_BATCHES}?limit=1&limit=2",
+    "a large number": f"{_BATCHES}?limit=" + "9" * 4000,
+}
+
+
 def _targets() -> Iterator[Form]:
     served = {
         "a whole URL": "http://localhost/livez",
@@ -127,55 +181,7 @@ def _targets() -> Iterator[Form]:
     }
     for name, target in served.items():
         yield _form(f"target: {name}", _get(target), SERVED)
-    refused = {
-        "an unknown path": f"/{MARK}",
-        "an unknown query": f"/livez?{MARK}=1",
-        "two slashes": f"//{MARK}",
-        "two slashes before a route": "//livez",
-        "dots": f"/../../{MARK}",
-        "dots to a route": f"/{MARK}/../livez",
-        "escaped dots": "/%2e%2e/%2e%2e/etc/passwd",
-        "an escaped slash": "/v1%2fmessages%2fbatches",
-        "an escaped null": "/livez%00",
-        "a bad escape": "/%zz",
-        "half an escape": "/livez%",
-        "escaped bytes that are not UTF-8": "/%ff%fe",
-        "bytes that are not UTF-8": f"/\xff\xfe{MARK}",
-        "letters beyond ASCII": f"/é{MARK}",
-        "a backslash": f"/\\{MARK}",
-        "a null": f"/\0{MARK}",
-        "a control character": f"/\x01{MARK}",
-        "a delete character": f"/\x7f{MARK}",
-        "no slash": MARK,
-        "an asterisk": "*",
-        "a query alone": f"?{MARK}",
-        "a fragment alone": f"#{MARK}",
-        "a scheme alone": "http://",
-        "a scheme without slashes": f"http:{MARK}",
-        "a URL without a host": "http:///livez",
-        "a URL with a bad port": f"http://{MARK}:99999/livez",
-        "a URL with a port of letters": f"http://localhost:{MARK}/livez",
-        "a URL with a bracket": f"http://[{MARK}/livez",
-        "a URL with two brackets": "http://[::1]x/livez",
-        "a URL with a user": f"http://{MARK}:{MARK}@/livez",
-        "a URL with an escaped host": "http://%5b/livez",
-        "a URL of a file": "file:///etc/passwd",
-        "a URL of no kind": f"{MARK}://",
-        "a host": f"{MARK}.example:80",
-        "a quote": f"/\"'<script>{MARK}</script>",
-        "braces": f"/{{{MARK}}}",
-        "many slashes": "/" * 4000,
-        "a deep path": "/a" * 3000 + MARK,
-        "a job of another form": f"{_BATCHES}/{MARK}",
-        "a job with a null": f"{_BATCHES}/%00{MARK}",
-        "a job with a surrogate": f"{_BATCHES}/%ed%a0%80",
-        "a query with a null": f"{_BATCHES}?after=%00{MARK}",
-        "a query that is not UTF-8": f"{_BATCHES}?after=%ff",
-        "many parameters": f"{_BATCHES}?" + "&".join(f"a{n}=1" for n in range(900)),
-        "a parameter twice": f"{_BATCHES}?limit=1&limit=2",
-        "a large number": f"{_BATCHES}?limit=" + "9" * 4000,
-    }
-    for name, target in refused.items():
+    for name, target in (_BAD_PATHS | _BAD_URLS | _BAD_QUERIES).items():
         yield _form(f"target: {name}", _get(target), ANY)
     yield _form("target: an asterisk of OPTIONS", _get("*", method="OPTIONS"), {404, 405})
     yield _form("target: a whole URL of another host", _get(f"http://{MARK}.example{_BATCHES}"), {421})

@@ -13,6 +13,13 @@ import batchray
 
 ROOT = Path(batchray.__file__).parent
 
+
+@functools.cache
+def tree_of(file: Path) -> ast.Module:
+    """Return the syntax tree of a module."""
+    return ast.parse(file.read_text())
+
+
 # From the bottom up.  Inside a package that is named whole, modules may import each other.
 FLOORS = (
     # words and pure parts
@@ -135,7 +142,7 @@ def imports(file: Path) -> tuple[str, ...]:
 
 
 def _imports(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -192,6 +199,28 @@ def test_what_is_heavy_is_imported_only_where_it_is_needed(package: str) -> None
 
 def test_no_module_is_longer_than_one_can_read_at_a_sitting() -> None:
     assert {module for module, file in MODULES.items() if len(file.read_text().splitlines()) > 350} == set()
+
+
+SOURCES = [*ROOT.rglob("*.py"), *(ROOT.parent / "tests").rglob("*.py")]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def test_functions_are_short() -> None:
+    found = [(file, node) for file in SOURCES for node in ast.walk(tree_of(file)) if isinstance(node, FUNCTIONS)]
+    lengths = {f"{file.name}: {node.name}": (node.end_lineno or 0) - node.lineno + 1 for file, node in found}
+    assert [name for name, length in lengths.items() if length > 60] == []
+    assert sorted(lengths.values())[int(len(lengths) * 0.95)] <= 25
+
+
+def test_a_class_of_many_methods_says_why() -> None:
+    found = [(file, node) for file in SOURCES for node in ast.walk(tree_of(file)) if isinstance(node, ast.ClassDef)]
+    large = [(file, node) for file, node in found if sum(isinstance(each, FUNCTIONS) for each in node.body) > 20]
+    silent = [node.name for file, node in large if "# more than 20 methods" not in _line(file, node.lineno)]
+    assert silent == []
+
+
+def _line(file: Path, number: int) -> str:
+    return file.read_text().splitlines()[number - 1]
 
 
 def test_every_public_name_is_there_and_the_list_is_sorted() -> None:
