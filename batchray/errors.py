@@ -181,7 +181,7 @@ class JobEndedError(UsageError):
         self.job_id = job_id
 
     def __str__(self) -> str:
-        return f"job {self.job_id} has already ended; `batchray retry` runs its failed items again"
+        return f"job {self.job_id} has already ended; `batchray retry {self.job_id}` runs its failed items again"
 
 
 class JobNotEndedError(UsageError):

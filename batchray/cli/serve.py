@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchray.cli.options import agents_options, executor_options, store_options
+from batchray.cli.options import agents_options, executor_options, log_level_option, store_options
 from batchray.errors import BatchrayError
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: 8283, as Letta's server.  0: any free port.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), help="Requests in flight at once, of all jobs together.")
 @executor_options
+@log_level_option
 @store_options
 def serve(agents_files: tuple[Path, ...], config: Path | None, **options: Any) -> None:
-    """Serve Letta's batch API over HTTP until SIGTERM or Ctrl-C.
+    """Serve Letta's and OpenAI's batch APIs over HTTP until SIGTERM or Ctrl-C.
 
     Unfinished jobs of the data directory continue.
 

@@ -33,6 +33,7 @@ from batchray.executors.ray.oom import OUT_OF_MEMORY, is_oom_culprit
 from batchray.executors.ray.queued_processes import QueuedProcesses
 from batchray.executors.ray.run_registry import Start
 from batchray.executors.ray.worker_log import WorkerWarnings
+from batchray.support.backoff import backoff_s
 from batchray.support.cancellation import CancelScope
 from batchray.support.threads import DaemonThread
 
@@ -232,8 +233,8 @@ class RayExecutor:
                     is_suspect = (spec.job_id, spec.index) in found.suspects
                     reason = f"its lane died while it ran: {found.cause}"
                     raise WorkerDiedError(reason, is_suspect, ran_s) from error
+            await asyncio.sleep(backoff_s(n_lost, PAUSE_S, _MAX_PAUSE_S))
             n_lost += 1
-            await asyncio.sleep(min(n_lost * PAUSE_S, _MAX_PAUSE_S))
 
     async def _run_in_process(self, spec: AttemptSpec, packed: bytes, save: SaveCheckpoints) -> bytes:
         wanted = _resources(spec.agent) or {"CPU": 1 / _SUSPECTS_PER_CPU}
@@ -272,7 +273,7 @@ async def _lost_call(spec: AttemptSpec, error: Exception, ran_s: float = 0.0) ->
 
     Without the pause an item could use up its attempts in one second in which Ray has no memory for calls.
     """
-    await asyncio.sleep(min(spec.attempt * PAUSE_S, _MAX_PAUSE_S))
+    await asyncio.sleep(backoff_s(spec.attempt - 1, PAUSE_S, _MAX_PAUSE_S))
     return WorkerDiedError(f"its call was lost: {first_line(error)}", is_suspect=False, ran_s=ran_s)
 
 
