@@ -173,8 +173,8 @@ class StoredResult(OutcomeData):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredItem:
-    """An item with its outcome, without request and messages.  `status` None: it has no outcome yet."""
+class ItemState:
+    """An item and how it ended.  `status` None: it has no outcome yet."""
 
     index: int
     agent_id: str
@@ -184,27 +184,23 @@ class StoredItem:
     stop_reason: str | None
     error: dict[str, str] | None
     usage: dict[str, int]
-    queued_ns: int | None
     ttft_ns: int | None
     duration_ns: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredItem(ItemState):
+    """An item with its outcome, without request and messages."""
+
+    queued_ns: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRun:
-    """An item of any job as a run.  `status` None: it has no outcome yet.  `messages` is empty unless it was read."""
+class StoredRun(ItemState):
+    """An item of any job as a run.  `messages` is empty unless it was read."""
 
     job: JobRecord
-    index: int
-    agent_id: str
-    custom_id: str | None
     request: bytes
-    attempts: int
-    status: str | None
-    stop_reason: str | None
-    error: dict[str, str] | None
-    usage: dict[str, int]
-    ttft_ns: int | None
-    duration_ns: int | None
     finished_at: str | None
     messages: bytes
 
