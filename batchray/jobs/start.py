@@ -84,19 +84,19 @@ def start_again(
             return done
         raise
     try:
-        record = runtime.wait(store.database.call(store.jobs.get, job_id))
+        record = store.database.run(store.jobs.get, job_id)
         if record.counts["succeeded"] == record.total if is_retry else record.is_ended:
             runtime.release_store(store)
             return Job(job_id, chosen.data_dir, url=chosen.url)
         if is_retry and not record.is_ended:
             raise _not_ended(job_id)
-        chosen = runtime.wait(store.database.call(_taking_over, store, job_id, chosen, output))
-        snapshot = runtime.wait(store.database.call(store.jobs.agent_snapshot, job_id))
+        chosen = store.database.run(_taking_over, store, job_id, chosen, output)
+        snapshot = store.database.run(store.jobs.agent_snapshot, job_id)
         bound = AgentSet.from_snapshot(snapshot, given)
         check_agents_build(bound)
         _check_travel(bound, chosen)
         if is_retry:
-            runtime.wait(store.database.call(reopen_job, store, job_id))
+            store.database.run(reopen_job, store, job_id)
         return _started(job_id, bound.only(snapshot.keys()), store, chosen)
     except BaseException:
         runtime.release_store(store)
