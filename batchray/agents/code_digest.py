@@ -34,7 +34,7 @@ def code_digest(bound: BoundAgent) -> str | None:
 
     It covers the compiled code, defaults, constants and variables that the code uses, as far as they are values, and
     the functions, classes and objects of its own module that it uses, but not the code of other modules.  Empty for an
-    agent without code; None for code that is no Python function, such as a builtin or an object with `__call__`, and
+    agent without code; None for code that is not a Python function, such as a builtin or an object with `__call__`, and
     for one that uses values nested too deeply.
     """
     given = (bound.agent.run, *bound.agent.tool_functions)

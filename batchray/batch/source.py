@@ -1,4 +1,4 @@
-"""Opens the input of a batch: unpacks gzip and zstd, converts UTF-16 to UTF-8, and names formats that are no text."""
+"""Opens the input of a batch: unpacks gzip and zstd, converts UTF-16 to UTF-8, and names formats that are not text."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Tool(Strict):
 
 
 def _check_tool(given: Any) -> Any:
-    """Refuse what is no tool in one sentence; otherwise each kind that it could be has one."""
+    """Refuse what is not a tool in one sentence; otherwise each kind that it could be has one."""
     if isinstance(given, Mapping):
         function, idempotent = given.get("function"), given.get("idempotent", False)
         is_tool = _is_function(function) and isinstance(idempotent, bool)

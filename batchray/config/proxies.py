@@ -30,7 +30,7 @@ def checked_proxy(proxy: str) -> str:
     try:
         parts = urlsplit(url)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         is_usable = False
     if not is_usable:
         raise ValueError("a proxy must be http://host:port or https://host:port; other kinds (SOCKS) cannot be used")

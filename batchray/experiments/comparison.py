@@ -142,7 +142,7 @@ def _split(given: Sequence[Job], scores: Job | None) -> tuple[list[Job], list[Jo
 
 
 def _rated_job(job: Job) -> str | None:
-    """Return the id of the job whose outcomes this one rates; None if it is no job of ratings."""
+    """Return the id of the job whose outcomes this one rates; None if it is not a job of ratings."""
     first = next(job.results("index", wait=False), None)
     scored = (first.metadata or {}).get(SCORED) if first is not None else None
     return str(scored["job"]) if isinstance(scored, dict) else None

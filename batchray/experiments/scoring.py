@@ -149,7 +149,7 @@ class _Prompt:
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
         except ValueError as error:
-            raise UsageError(f"the judge's prompt is no template: {error}; write {{{{ for a brace") from None
+            raise UsageError(f"the judge's prompt is not a template: {error}; write {{{{ for a brace") from None
         for name in names:
             first = name.partition("[")[0].partition(".")[0]
             if first != "text" and first not in Result.model_fields:

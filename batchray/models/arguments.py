@@ -1,7 +1,8 @@
 """The arguments of tool calls: JSON objects, as models write them and as providers take them back.
 
 Models write raw line feeds inside strings, trailing commas, a fence of Markdown around the object, the object inside
-a JSON string, or `null` for no arguments.  Text that still is no object stays as it is, so that the model can be told.
+a JSON string, or `null` for no arguments.  Text that still is not an object stays as it is, so that the model gets an
+error.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def as_object(text: str) -> str | None:
 
 
 def object_to_send(text: str) -> str:
-    """Return arguments for a request: some servers refuse a conversation whose arguments are no JSON object.
+    """Return arguments for a request: some servers refuse a conversation whose arguments are not a JSON object.
 
     Unreadable ones are sent as a string inside an object.
     """
@@ -100,5 +101,5 @@ def _read(text: str) -> Any:
 def _written(value: dict[str, Any]) -> str | None:
     try:
         return joined_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
-    except (ValueError, RecursionError):  # NaN and Infinity are no JSON
+    except (ValueError, RecursionError):  # NaN and Infinity are not JSON
         return None

@@ -124,7 +124,7 @@ class JsonReply(ABC):
             self.first_token_ns = int(self._transport.clock() * 1e9)
 
     def _reread(self, event: Event, error: ValueError) -> None:
-        """Process data that is no strict JSON: odd JSON, an end mark, or several events without blank lines."""
+        """Process data that is not strict JSON: odd JSON, an end mark, or several events without blank lines."""
         if event.data.strip().upper() == b"[DONE]":
             self.is_done = True
             return
@@ -176,7 +176,7 @@ def complete_calls(
     """Return the tool calls of a complete reply, each with an id that is not in `used`.
 
     A call's id stays as the server gave it; only a missing id, or one in `used`, is replaced, in `calls` too.
-    Arguments are read leniently; those that are no object stay as they are, so that the model can be told.
+    Arguments are read leniently; those that are not an object stay as they are, so that the model can be told.
     `is_cut` is True if the reply reached its token limit: a call that was cut off is then left out.
     Raises InvalidResponseError for a call without a name.
     """
@@ -205,7 +205,7 @@ def _read_json(data: bytes) -> Any:
 
 
 def _lenient_json(data: bytes) -> Any:
-    """Return the value of JSON with NaN, Infinity, single surrogates, control characters, or bytes that are no UTF-8.
+    """Return the value of JSON with NaN, Infinity, single surrogates, control characters, or bytes that are not UTF-8.
 
     Raises ValueError.
     """

@@ -136,7 +136,7 @@ class ProviderError(NamedTuple):
 
 
 def error_in(content: Any) -> Any:
-    """Return the error in JSON that is no answer of a protocol, or None.
+    """Return the error in JSON that is not an answer of a protocol, or None.
 
     Source: errors of OpenAI, Anthropic, Google (a list), vLLM before 0.9 (no `error`), FastAPI (`detail`), DashScope,
     MiniMax (`base_resp`).

@@ -115,7 +115,7 @@ class AgentMessagesQuery(Page):
     An agent has one conversation, `default`.  `include_return_message_types` are the kinds of message that are listed.
     """
 
-    refused: ClassVar[Mapping[str, str]] = {"include_err": "an error is no message; it is shown with the agent's run"}
+    refused: ClassVar[Mapping[str, str]] = {"include_err": "an error is not a message; see the agent's run"}
 
     conversation_id: str | None = None
     group_id: str | None = None

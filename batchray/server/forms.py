@@ -42,7 +42,7 @@ class Form(NamedTuple):
 
 
 def boundary_of(request: web.Request) -> bytes:
-    """Return the boundary between the parts of a form.  Raises HttpError 415 if the body is no form."""
+    """Return the boundary between the parts of a form.  Raises HttpError 415 if the body is not a form."""
     if request.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
         raise HttpError(415, "only the Content-Encoding identity is supported; send the form uncompressed")
     head = Message()

@@ -37,7 +37,7 @@ def batch_id(job_id: str) -> str:
 
 
 def job_id_of(batch_id: str) -> str | None:
-    """Return the id of a batch's job, or None if this is no id of a batch."""
+    """Return the id of a batch's job, or None if this is not an id of a batch."""
     found = _BATCH_ID.fullmatch(batch_id)
     return _job_id(found[1]) if found else None
 

@@ -93,7 +93,7 @@ def _content(answer: Answer) -> Iterator[dict[str, Any]]:
 
 
 def _object(arguments: str | None) -> dict[str, Any]:
-    """Return the arguments of a call; those that are no JSON object become one with their text."""
+    """Return the arguments of a call; those that are not a JSON object become one with their text."""
     try:
         found = orjson.loads(arguments or "{}")
     except orjson.JSONDecodeError:

@@ -124,7 +124,7 @@ def _add(steps: list[Step], message: Message, timestamp: str | None = None) -> N
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    """Return a tool call; arguments that are no JSON object are kept as their text."""
+    """Return a tool call; arguments that are not a JSON object are kept as their text."""
     found = {"tool_call_id": call.id, "function_name": call.name}
     try:
         arguments = orjson.loads(call.arguments or "{}")

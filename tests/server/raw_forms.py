@@ -242,7 +242,7 @@ def _header_syntax() -> Iterator[Form]:
         "bytes beyond ASCII in the value": f"X: \xff\xfe{MARK}\r\n",
         "a key in a foreign scheme": f"Authorization: Basic {MARK}\r\n",
         "a key of odd bytes": f"Authorization: Bearer \xff{MARK}\r\n",
-        "a cookie that is no cookie": f"Cookie: ;;==;{MARK}=\r\n",
+        "a malformed cookie": f"Cookie: ;;==;{MARK}=\r\n",
         "ranges": "Range: bytes=0-\r\n",
         "conditions": f'If-None-Match: "{MARK}"\r\nIf-Modified-Since: {MARK}\r\n',
         "odd encodings that are accepted": "Accept-Encoding: \xff, *;q=x\r\n",

@@ -51,10 +51,10 @@ ACCEPTED: dict[str, Any] = {
 
 REFUSED: dict[str, tuple[Any, int, str]] = {
     "no requests": ({}, 422, "requests"),
-    "requests that are no list": ({"requests": {}}, 422, "requests"),
+    "requests that are not a list": ({"requests": {}}, 422, "requests"),
     "an empty list": ({"requests": []}, 400, "Empty list of batch_requests passed in!"),
     "no object": ([SUM], 422, ""),
-    "a request that is no object": ({"requests": [SUM, 7]}, 422, "requests[1]"),
+    "a request that is not an object": ({"requests": [SUM, 7]}, 422, "requests[1]"),
     "no agent": ({"requests": [SUM, {"input": "x"}]}, 422, "requests[1]"),
     "an empty agent id": ({"requests": [SUM, {"agent_id": "", "input": "x"}]}, 422, "requests[1]"),
     "an agent id without end": ({"requests": [SUM, {"agent_id": "a" * 257, "input": "x"}]}, 422, "requests[1]"),
@@ -148,7 +148,7 @@ def test_fields_without_effect_are_named_in_the_response_of_an_agent(server: Liv
     assert (answer.status, answer.headers["Warning"]) == (200, warning)
 
 
-ASKED_IN_VAIN = {
+UNSUPPORTED_FIELDS = {
     "client_skills": [{"name": "x", "description": "y", "location": "z"}],
     "override_model": "offline/rules",
     "return_logprobs": True,
@@ -157,10 +157,10 @@ ASKED_IN_VAIN = {
 }
 
 
-@pytest.mark.parametrize("name", ASKED_IN_VAIN)
+@pytest.mark.parametrize("name", UNSUPPORTED_FIELDS)
 @pytest.mark.parametrize("path", [BATCHES, "/v1/agents/calculator/messages", "/v1/agents/calculator/messages/stream"])
-def test_a_field_that_cannot_be_had_is_refused_by_name(server: LiveServer, path: str, name: str) -> None:
-    body = {"input": "x", name: ASKED_IN_VAIN[name]}
+def test_an_unsupported_field_is_refused_by_name(server: LiveServer, path: str, name: str) -> None:
+    body = {"input": "x", name: UNSUPPORTED_FIELDS[name]}
     answer = call(server, "POST", path, {"requests": [SUM, {**SUM, **body}]} if path == BATCHES else body)
     where = f"requests[1].{name}: " if path == BATCHES else f"{name}: "
     assert (answer.status, answer.body["detail"].startswith(where)) == (422, True), answer
@@ -397,8 +397,8 @@ REFUSED_AGENTS: dict[str, tuple[Any, int, str]] = {
     "an unknown model": ({"model": "unknown/model"}, 404, "NOT_FOUND: Handle unknown/model not found"),
     "an unknown tool": ({"model": "offline/rules", "tools": ["os:system"]}, 404, "NOT_FOUND: Tool os:system"),
     "an unknown tool id": ({"model": "offline/rules", "tool_ids": ["tool-1"]}, 404, "NOT_FOUND: Tool with id tool-1"),
-    "a name that is no text": ({"model": "offline/rules", "name": 7}, 422, "name"),
-    "a temperature that is no number": ({"model": "offline/rules", "model_settings": {"temperature": "x"}}, 422, ""),
+    "a name that is not text": ({"model": "offline/rules", "name": 7}, 422, "name"),
+    "a temperature that is not a number": ({"model": "offline/rules", "model_settings": {"temperature": "x"}}, 422, ""),
     "a block without a value": ({"model": "offline/rules", "memory_blocks": [{"label": "x"}]}, 422, "value"),
     "no JSON": (b"{", 422, ""),
 }

@@ -345,7 +345,7 @@ async def test_collateral_crashes_do_not_count_towards_max_attempts(store: Store
     assert store.items.results(record)[0].attempts == 3
 
 
-async def test_an_item_that_is_no_suspect_is_retried_and_not_isolated(store: Store) -> None:
+async def test_an_item_that_is_not_a_suspect_is_retried_and_not_isolated(store: Store) -> None:
     def crash(spec: AttemptSpec) -> None:
         if spec.attempt <= 4:
             raise WorkerDiedError("its lane died", is_suspect=False)

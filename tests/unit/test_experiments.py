@@ -253,7 +253,7 @@ def test_a_judge_is_asked_with_the_fields_of_the_result(options: dict[str, Any])
     ("prompt", "reason"),
     [
         ("{answer}", "has {answer}, which no result has; known: text, index"),
-        ("{text", "is no template"),
+        ("{text", "is not a template"),
         ("{metadata[x]}", "does not fit item 0"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_file_longer_than_a_window_of_the_search_is_found_whole(monkeypatch: p
 def test_an_unusable_upload_is_refused_with_its_parameter(
     parts: list[tuple[str, bytes]], param: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_uploads, "MAX_REQUEST_BYTES", 80)  # a longer line is no request
+    monkeypatch.setattr(file_uploads, "MAX_REQUEST_BYTES", 80)  # a longer line is not a request
     with pytest.raises(HttpError) as refused:
         upload_of(*parts)
     assert (refused.value.status, refused.value.more["param"]) == (400, param)

@@ -35,7 +35,7 @@ def test_a_small_process_that_was_killed_for_a_large_one_is_no_culprit() -> None
     assert is_oom_culprit(PROCESS, LARGE, text)
 
 
-def test_a_small_process_is_no_culprit_if_the_large_one_survives() -> None:
+def test_a_small_process_is_not_a_culprit_if_the_large_one_survives() -> None:
     assert not is_oom_culprit(PROCESS, SMALL, report(killed(process(PROCESS, 0.14)), lane(LANE, 3.9)))
 
 

@@ -214,8 +214,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "other url": ({**chat(), "url": "/v1/embeddings"}, "url: '/v1/embeddings' is not one of /v1/chat/completions"),
     "other method": ({**chat(), "method": "GET"}, "method: is POST, not 'GET'"),
     "unknown key": ({**chat(), "priority": 1}, "priority: unknown key; a line of an OpenAI batch has body, custom_id"),
-    "no body": ({**chat(), "body": []}, "body: is no object"),
-    "no messages": (chat(messages=[]), "body.messages: is no list of messages"),
+    "no body": ({**chat(), "body": []}, "body: is not an object"),
+    "no messages": (chat(messages=[]), "body.messages: is not a list of messages"),
     "several answers": (chat(n=2), "body.n: is 2, and an agent gives one answer; repeat the line"),
     "bad setting": (chat(temperature="hot"), "settings.temperature: Input should be a valid number"),
     "bad role": (chat(messages=[{"role": "robot"}]), "body.messages[0].role: 'robot' is not one of system"),
@@ -234,7 +234,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         message(messages=[{"role": "user", "content": [{"type": "document"}]}]),
         "params.messages[0].content[0].type: 'document' has no counterpart here",
     ),
-    "no params": ({"custom_id": "r1", "params": 5}, "params: is no object"),
+    "no params": ({"custom_id": "r1", "params": 5}, "params: is not an object"),
 }
 
 

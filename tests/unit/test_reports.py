@@ -101,7 +101,7 @@ def test_a_message_in_short_is_a_line_without_colours() -> None:
 
 def test_a_report_as_json_is_one_object_without_nan(job: Job) -> None:
     output = call(job, "report", job.id, "--json")
-    data: dict[str, Any] = json.loads(output, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    data: dict[str, Any] = json.loads(output, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert output.count("\n") == 1
     assert data["done"] == data["total"] == 5
     assert data["failures"][0]["n_items"] == 2

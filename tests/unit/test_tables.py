@@ -595,7 +595,7 @@ def test_an_address_that_cannot_be_read_is_refused_without_its_secrets(
     assert "secret" not in error
 
 
-def test_a_directory_that_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_table_is_refused(tmp_path: Path) -> None:
     assert "without Parquet files" in refusal(tmp_path, QUESTIONS, tmp_path)
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     assert "name the directory of one: train, test" in refusal(tmp_path, QUESTIONS, tmp_path)

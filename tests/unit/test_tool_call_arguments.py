@@ -47,7 +47,7 @@ def test_an_object_is_read_however_it_is_written(written: str, value: dict[str, 
 @pytest.mark.parametrize(
     "written", ["[]", "1", "Oslo", '"Oslo"', '{"a": ', '{"a": NaN}', "[" * 100_000, '{"a": 1} {"b": 2}']
 )
-def test_text_that_is_no_object_is_sent_inside_one(written: str) -> None:
+def test_text_that_is_not_an_object_is_sent_inside_one(written: str) -> None:
     assert as_object(written) is None
     assert orjson.loads(object_to_send(written)) == {"INVALID_JSON": written}
 

@@ -49,7 +49,7 @@ def optional_object(given: Mapping[str, Any], name: str, path: str) -> dict[str,
 def optional_list(given: Mapping[str, Any], name: str, path: str) -> list[Any]:
     """Return the list in a field that may be absent or null.  Raises BatchFormatError if it is anything else."""
     if given.get(name) is not None and not isinstance(given[name], list):
-        raise _refused(f"{path}.{name}", "is no list")
+        raise _refused(f"{path}.{name}", "is not a list")
     return given.get(name) or []
 
 
@@ -191,7 +191,7 @@ def _text_of(content: Any, path: str) -> str:
 
 def _object(value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _refused(path, "is no object")
+        raise _refused(path, "is not an object")
     return value
 
 

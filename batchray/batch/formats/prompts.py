@@ -52,7 +52,7 @@ def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None
     try:
         return list(_FORMATTER.parse(template))
     except ValueError as error:
-        reason = f"prompt: {str(error).lower()}; write {{{{ and }}}} for braces that are no column"
+        reason = f"prompt: {str(error).lower()}; write {{{{ and }}}} for braces that are not a column"
         raise BatchFormatError(reason) from None
 
 

@@ -117,7 +117,7 @@ class OpenAIEntries(Entries):
         if (url := entry.get("url")) not in _URLS:
             raise BatchFormatError(f"{str(url)[:60]!r} is not one of {', '.join(_URLS)}", path="url")
         if not isinstance(body := entry.get("body"), dict):
-            raise BatchFormatError("is no object", path="body")
+            raise BatchFormatError("is not an object", path="body")
         return self.body_request(body, is_responses=url == _URLS[1])
 
     def body_request(self, body: Mapping[str, Any], *, is_responses: bool = False) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class OpenAIEntries(Entries):
 
     def _chat_messages(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(messages := body.get("messages"), list) or not messages:
-            raise BatchFormatError("is no list of messages", path="body.messages")
+            raise BatchFormatError("is not a list of messages", path="body.messages")
         return [openai_message(message, f"body.messages[{i}]") for i, message in enumerate(messages)]
 
     def _responses_messages(self, rest: dict[str, Any], body: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -169,10 +169,10 @@ class AnthropicEntries(Entries):
     def converted(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a request, besides its custom_id."""
         if not isinstance(params := entry.get("params"), dict):
-            raise BatchFormatError("is no object", path="params")
+            raise BatchFormatError("is not an object", path="params")
         agent_id = self.agent_of(params.get("model"))
         if not isinstance(messages := params.get("messages"), list) or not messages:
-            raise BatchFormatError("is no list of messages", path="params.messages")
+            raise BatchFormatError("is not a list of messages", path="params.messages")
         rest = {name: value for name, value in params.items() if name not in (*_WITHOUT_MEANING, "system")}
         system = _system_of(params.get("system"))
         self._unused |= unknown_keys(messages)
@@ -226,7 +226,7 @@ def _chat_settings(rest: dict[str, Any], metadata: Any) -> dict[str, Any]:
 def _client_tool(tool: Any, path: str) -> dict[str, Any]:
     """Return a tool of the line's author, whose calls wait for him."""
     if not isinstance(tool, dict):
-        raise BatchFormatError("is no object", path=path)
+        raise BatchFormatError("is not an object", path=path)
     if tool.get("type", "function") not in ("function", "custom") or ("name" not in tool and "function" not in tool):
         raise BatchFormatError(
             f"{str(tool.get('type'))[:40]!r} is a tool of the provider; give it to the agent", path=path

@@ -15,7 +15,7 @@ from batchray.errors import BatchFormatError
 
 
 def table_of_object(source: Any, directory: Path) -> Generator[Rows] | None:
-    """Return the rows of a frame, a dataset or a table; None for an object that is no table.
+    """Return the rows of a frame, a dataset or a table; None for an object that is not a table.
 
     Takes a pandas DataFrame, a Ray Dataset, a Hugging Face Dataset, a table or reader of pyarrow, and what has Arrow's
     stream interface, such as a Polars DataFrame.  `directory` holds temporary files.
