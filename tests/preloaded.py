@@ -149,14 +149,14 @@ def _read(connection: socket.socket, n_bytes: int) -> bytes:
     return read
 
 
-def _fork_until_told(control: socket.socket) -> list[str] | None:
+def _fork_until_closed(control: socket.socket) -> list[str] | None:
     """Fork a child for each start that is asked for; return its arguments in a child, and None when the asker ends."""
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
                 if key.fileobj is not control:
-                    _tell_end(selector, key)
+                    _send_status(selector, key)
                     continue
                 header, descriptors, _, _ = socket.recv_fds(control, 8, 4)
                 if not header:
@@ -174,7 +174,7 @@ def _fork_until_told(control: socket.socket) -> list[str] | None:
                 control.sendall(pid.to_bytes(8, "big"))
 
 
-def _tell_end(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+def _send_status(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
     selector.unregister(key.fileobj)
     pid, told = key.data
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -211,7 +211,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if (arguments := _fork_until_told(control)) is not None:
+    if (arguments := _fork_until_closed(control)) is not None:
         sys.argv[1:] = arguments
         runpy.run_module("batchray", run_name="__main__", alter_sys=True)
 

@@ -79,7 +79,7 @@ class ProviderServer:
     """The server.
 
     `tokens` are those of a plain answer, `latency_s` the time to its first byte, `fault_rate` the part of the calls
-    that fail; how many of so many calls do is the same for each `seed`.  `clock` gives the seconds of the ledger.
+    that fail; how many of n calls do is the same for each `seed`.  `clock` gives the seconds of the ledger.
     """
 
     def __init__(

@@ -46,8 +46,8 @@ class Clients:
         secret = key.get_secret_value() if key else None
         identity = (name, provider.model_dump_json(), secret, access)
         if identity not in self._clients:
-            patience_s = provider.provider_patience_s or math.inf
-            gate = ProviderGate(patience_s=patience_s, on_change=self._on_provider_wait)
+            max_wait_s = provider.provider_patience_s or math.inf
+            gate = ProviderGate(max_wait_s=max_wait_s, on_change=self._on_provider_wait)
             self._gates.append((name, endpoint_id(name, provider, key, access), gate))
             self._clients[identity] = make_client(
                 name,

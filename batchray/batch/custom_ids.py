@@ -1,10 +1,10 @@
-"""Custom ids that occur more than once in a batch: they are refused, or told to the caller."""
+"""Custom ids that occur more than once in a batch: they are refused, or named in a warning."""
 
 from __future__ import annotations
 
 from array import array
 
-# Of the first so many ids of a batch, a repeated one is named.
+# A repeated id is named if it is among this many first ids of a batch.
 _N_NAMED = 10_000
 _N_PARTS = 256
 
@@ -49,10 +49,10 @@ class CustomIdCounts:
     @property
     def repeated(self) -> str:
         """A sentence about the custom ids that repeat others; empty if all differ."""
-        return _told(sum(len(part) - len(set(part)) for part in self._parts), self._example)
+        return _sentence(sum(len(part) - len(set(part)) for part in self._parts), self._example)
 
 
-def _told(n_repeated: int, example: str) -> str:
+def _sentence(n_repeated: int, example: str) -> str:
     if not n_repeated:
         return ""
     these = "request has a custom_id" if n_repeated == 1 else "requests have custom_ids"

@@ -65,7 +65,7 @@ class LocalExecutor:
             self._reporting = asyncio.ensure_future(self._report_repeatedly())
 
     async def _report_repeatedly(self) -> None:
-        """Report again while calls wait: their number changes, and a provider is open again without a word."""
+        """Report again while calls wait: their number changes, and a provider opens again silently."""
         while waits := self._runner.provider_waits():
             self.providers.report(self, waits)
             await asyncio.sleep(REPORT_S)

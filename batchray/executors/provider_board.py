@@ -23,7 +23,7 @@ class ProviderState:
 
     provider: str
     is_unavailable: bool
-    """It is away, or refuses everybody; otherwise it limits the rate of calls."""
+    """It is away, or refuses every call; otherwise it limits the rate of calls."""
     reason: str
     is_shut: bool
     n_waiting: int

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _RESAMPLES = 2_000
 _CHUNK = 1_000_000
 _MANY = 20_000
-"""From so many values on, the resampled means are normal to more digits than anyone reads."""
+"""From this number of values on, the resampled means are normal to more digits than anyone reads."""
 
 
 class Interval(NamedTuple):
@@ -46,7 +46,7 @@ def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float
     import numpy as np
 
     random = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // len(values))  # so many resamples at once, to bound the memory
+    rows = max(1, _CHUNK // len(values))  # resamples at once, to bound the memory
     parts = [
         values[random.integers(0, len(values), (min(rows, _RESAMPLES - done), len(values)))].mean(axis=1)
         for done in range(0, _RESAMPLES, rows)

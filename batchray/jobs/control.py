@@ -63,7 +63,7 @@ class ControlFile:
             return ControlRequest.model_validate_json(self._file.read_bytes()).model_dump(exclude_none=True)
         except FileNotFoundError:
             return {}
-        except (ValidationError, OSError) as error:  # somebody else wrote or locked it
+        except (ValidationError, OSError) as error:  # another program wrote or locked it
             logger.warning("%s is ignored: %s", self._file, error)
             return None
 

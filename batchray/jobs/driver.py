@@ -222,7 +222,7 @@ async def _watch(job: RunningJob) -> None:
 
 
 async def _every(n_outcomes: int, job: RunningJob, act: Callable[[], Awaitable[None]]) -> None:
-    """Call `act` each time that about so many outcomes more are counted, until cancelled."""
+    """Call `act` each time that about `n_outcomes` more are counted, until cancelled."""
     n_done = job.progress.done
     while True:
         await asyncio.sleep(_WATCH_S)

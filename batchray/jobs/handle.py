@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _N_NEWEST = 5_000
-"""Of so many newest outcomes a notebook shows the failures."""
+"""How many of the newest outcomes a notebook searches for failures."""
 
 
 class Job(JobReader):  # more than 20 methods, because it is the public API of a job

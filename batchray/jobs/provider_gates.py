@@ -2,7 +2,7 @@
 
 A job has a gate for each provider, apart from other jobs.  A gate is a limit of requests in flight:
 
-- It is small until the provider has answered a job of this process, so that few calls are made in vain if it refuses
+- It is small until the provider has answered a job of this process, so that few calls are lost if it refuses
   them all.  After a fifth of a second without an answer it doubles again and again: a refusal would have come sooner.
 - Each failure that all requests of the provider share lowers it, and an answer lifts it.
 - It is 1 while the provider takes no calls, so that one request tries it.  The deadlines of its requests pause then.
@@ -109,12 +109,12 @@ class ProviderGate:
             self.pauses.end()
         self._apply()
 
-    def hopeless_because(self, now: float, left_s: float, patience_s: float) -> str | None:
-        """Return why waiting for the provider is in vain for a job that has `left_s` seconds left, or None."""
+    def hopeless_because(self, now: float, left_s: float, max_unanswered_s: float) -> str | None:
+        """Return why waiting for the provider is useless for a job that has `left_s` seconds left, or None."""
         state = self.state
         if state is None:
             return None
-        if self.unanswered_since is not None and now - self.unanswered_since >= patience_s:
+        if self.unanswered_since is not None and now - self.unanswered_since >= max_unanswered_s:
             for_s = f"{now - self.unanswered_since:.0f} s"
             return f"provider {self.provider!r} has never answered, for {for_s} now; check its base_url: {state.reason}"
         if state.is_shut and not state.is_unavailable and (wait_s := state.opens_at - now) > left_s:
@@ -123,7 +123,7 @@ class ProviderGate:
         return None
 
     def give_time(self) -> None:
-        """Count the time without an answer from now on: somebody may have mended the address."""
+        """Count the time without an answer from now on: the address may have been corrected."""
         self.unanswered_since = None
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ ENABLED, DISABLED, EFFORT = "thinking.type.enabled", "thinking.type.disabled", "
 _MIN_THINKING_TOKENS = 1024  # the API refuses a smaller budget, and a budget that leaves no tokens for the reply
 _ADAPTIVE_MAX_TOKENS = 16_384  # thinking counts too, and every model that decides about it can write far more
 _NOT_WITH_THINKING = frozenset({"temperature", "top_k"})  # the API refuses them together with thinking
-# Words of an error that refuses a parameter as such.  An error about a value is the caller's to mend.
+# Words of an error that refuses a parameter as such.  An error about a value is the caller's to correct.
 _REFUSAL = re.compile(
     r"deprecat|not support|unsupported|does not (accept|allow)|no longer|removed|incompatible|may only be set"
     r"|not (allowed|permitted|available|compatible)|cannot (both )?be (specified|set|used)",

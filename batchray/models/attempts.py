@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from batchray.errors import DeadlineExceededError, ModelAPIError, RequestError
-from batchray.models.gate import Caller, Failure, PatienceError, ProviderGate
+from batchray.models.gate import Caller, Failure, GateTimeoutError, ProviderGate
 from batchray.models.gate_policy import Cause
 from batchray.models.provider_errors import TransientError, UnreachableError, with_detail
 from batchray.models.retry import RetryPolicy
@@ -25,9 +25,9 @@ Held = Callable[[], AbstractContextManager[object]]
 
 # Statuses of a gateway or load balancer, Cloudflare included, without its server, and of an overloaded provider.
 _AWAY_STATUSES = frozenset({502, 503, 520, 521, 522, 523, 525, 529, 530})
-# A request that crashes its server whenever it is tried would otherwise do so for ever.
+# A request that crashes its server whenever it is tried would otherwise do so without end.
 _MAX_OUTAGES = 8
-# Refusals of one call, without a word how long to wait, while other calls are answered.
+# Refusals of one call that do not say how long to wait, while other calls are answered.
 _MAX_REFUSALS = 40
 # A provider that asks for a wait of milliseconds does so again: OpenAI's token limits do.
 _MIN_WAIT_S = 0.1
@@ -137,7 +137,7 @@ class Attempts:
         logger.log(logging.WARNING if is_new else logging.DEBUG, "provider %s takes no calls: %s", self._name, reason)
 
     def _after_refusal(self, failure: TransientError, caller: Caller) -> _Retry:
-        """Wait for as long as the provider asks.  If it does not say how long, only so many refusals in a row."""
+        """Wait for as long as the provider asks.  If it does not say how long, the refusals in a row are limited."""
         caller.is_first = True
         if failure.retry_after_s is not None:
             return _Retry(max(failure.retry_after_s, _MIN_WAIT_S), is_explained=True)
@@ -181,7 +181,7 @@ class Attempts:
         """Await a wait at the gate.  Raises ModelAPIError if it exceeds `provider_patience_s`."""
         try:
             return await waiting
-        except PatienceError:
+        except GateTimeoutError:
             newest = self._gate.newest_failure
             reason = f"{self._name}: waited for it as long as provider_patience_s allows: {newest.reason}"
             raise ModelAPIError(newest.type, reason, self._name) from None

@@ -15,7 +15,7 @@ from batchray.models.gate_policy import Cause, GatePolicy
 from batchray.schema import ProviderWait
 
 
-class PatienceError(Exception):
+class GateTimeoutError(Exception):
     """A call has waited for a shut provider for as long as it may."""
 
 
@@ -67,7 +67,7 @@ class ProviderGate:
     """Starts the calls to one provider, at once or when its `GatePolicy` allows.
 
     Waiting calls start in their order; one that was refused comes before all others.  No call waits longer than
-    `patience_s` for a shut provider.  `on_change` is called when the provider is shut, opened, slowed or sped up.
+    `max_wait_s` for a shut provider.  `on_change` is called when the provider is shut, opened, slowed or sped up.
     `clock` gives monotonic seconds.
     """
 
@@ -77,11 +77,11 @@ class ProviderGate:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
-        patience_s: float = math.inf,
+        max_wait_s: float = math.inf,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._policy, self._clock, self._sleep = GatePolicy(clock, rng or random.Random()), clock, sleep
-        self._patience_s, self._on_change = patience_s, on_change
+        self._max_wait_s, self._on_change = max_wait_s, on_change
         self._queue: deque[_Waiter] = deque()
         self._timer: asyncio.Task[None] | None = None
         self._wakes_at = math.inf
@@ -107,9 +107,9 @@ class ProviderGate:
         return 0
 
     async def begin(self, caller: Caller) -> int:
-        """Wait until an attempt may start, and return its number.  Raises PatienceError."""
+        """Wait until an attempt may start, and return its number.  Raises GateTimeoutError."""
         _, before_s = self._policy.shut_s()
-        waiter = _Waiter(before_s + self._patience_s - caller.waited_s)
+        waiter = _Waiter(before_s + self._max_wait_s - caller.waited_s)
         if caller.is_first:
             self._queue.appendleft(waiter)
         else:
@@ -124,9 +124,9 @@ class ProviderGate:
             caller.waited_s += self._policy.shut_s()[1] - before_s
 
     async def sleep(self, caller: Caller, wait_s: float) -> None:
-        """Wait for as long as the provider has asked this caller to.  Raises PatienceError if that is too long."""
-        if caller.waited_s + wait_s > self._patience_s:
-            raise PatienceError
+        """Wait for as long as the provider has asked this caller to.  Raises GateTimeoutError if that is too long."""
+        if caller.waited_s + wait_s > self._max_wait_s:
+            raise GateTimeoutError
         self._n_asleep += 1
         try:
             await self._sleep(wait_s)
@@ -209,7 +209,7 @@ class ProviderGate:
                 future.set_result(self._policy.begin())
         if not self._queue:
             return
-        if self._patience_s < math.inf and self._policy.is_shut:
+        if self._max_wait_s < math.inf and self._policy.is_shut:
             wait_s = min(wait_s, self._give_up_late())
         wakes_at = self._clock() + wait_s
         if wakes_at < self._wakes_at or self._timer is None:
@@ -236,7 +236,7 @@ class ProviderGate:
         for waiter in [waiter for waiter in self._queue if waiter.until_shut_s <= opening_s]:
             self._queue.remove(waiter)
             if not waiter.future.done():
-                waiter.future.set_exception(PatienceError())
+                waiter.future.set_exception(GateTimeoutError())
         return min((waiter.until_shut_s for waiter in self._queue), default=math.inf) - shut_s
 
     def _withdraw(self, waiter: _Waiter) -> None:

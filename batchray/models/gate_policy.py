@@ -35,7 +35,7 @@ _SHORT_S = 1.0
 # The limit of calls in flight: the part that one refusal among answers leaves, the part that repeated ones leave, and
 # the growth with each success, which is a quarter of the limit in a round of calls.
 _SLOWED, _HALVED, _GROWTH = 0.8, 0.5, 0.25
-# A provider that asks for a wait of this length allows so many calls in a period of time, not so many at once.
+# A provider that asks for a wait of this length limits the calls in a period of time, not those in flight at once.
 _PERIOD_S = 5.0
 
 

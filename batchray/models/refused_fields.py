@@ -32,7 +32,7 @@ _NO_STREAM = re.compile(
     r"|not support stream(ing)?\b",
     re.IGNORECASE,
 )
-# Without these an answer still is an answer.  A refusal of any other field is the caller's to mend.
+# Without these an answer still is an answer.  A refusal of any other field is the caller's to correct.
 _SAMPLING = frozenset({"frequency_penalty", "logprobs", "presence_penalty", "temperature", "top_logprobs", "top_p"})
 _OWN = frozenset({"include", "store"})  # what this client adds for OpenAI's server
 _EFFORTS = frozenset({"reasoning_effort", "reasoning.effort"})

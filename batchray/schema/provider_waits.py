@@ -18,7 +18,7 @@ class ProviderWait:
     endpoint: str
     """Tells it apart from providers of the same name with another address or key, which other jobs may use."""
     kind: Literal["rate_limited", "unavailable"]
-    """`rate_limited`: it asks to wait.  `unavailable`: it is away, or refuses everybody."""
+    """`rate_limited`: it asks to wait.  `unavailable`: it is away, or refuses every call."""
     reason: str
     """Its newest failure in one bounded line, without keys."""
     wait_s: float

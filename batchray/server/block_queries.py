@@ -41,7 +41,7 @@ class BlocksQuery(Page):
         return value
 
     def matches(self, block: Block, n_agents: int) -> bool:
-        """Return whether a block that so many agents have passes the filters."""
+        """Return whether a block that `n_agents` agents have passes the filters."""
         is_like = self._has_names(block) and self._has_texts(block) and self._has_tags(block)
         return is_like and self._has_agents(n_agents)
 

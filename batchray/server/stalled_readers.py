@@ -63,7 +63,7 @@ class StalledReaders:
         return [transport for transport, (_, since) in waiting.items() if now - since >= self._idle_s]
 
     async def run(self, server: web.Server) -> None:
-        """Disconnect the stalled readers of a server, for ever."""
+        """Disconnect the stalled readers of a server, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._idle_s / _LOOKS_PER_LIMIT)

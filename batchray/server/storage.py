@@ -85,7 +85,7 @@ class BulkReader(ThreadedStore):
         return True
 
     async def return_memory(self, forget: Callable[[], None]) -> None:
-        """After each time of reads, `forget` what is kept of them and return their memory to the system; for ever."""
+        """Whenever reads have ceased, `forget` what is kept of them and return their memory; until cancelled."""
         while True:
             await asyncio.sleep(_QUIET_S)
             if self.has_become_quiet():

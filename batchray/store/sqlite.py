@@ -170,7 +170,7 @@ class Sqlite:
 
 @functools.cache
 def _insert_items(n_rows: int, have_one_agent: bool, have_custom_ids: bool) -> str:
-    """Return the statement that inserts so many items.
+    """Return the statement that inserts `n_rows` items.
 
     Its parameters are the job, the index of the first item, the agent if they have one or else the agent of each; the
     custom ids if there are any; the requests.  By hand, with many rows and few parameters: compiling, mappings, a

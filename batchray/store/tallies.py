@@ -20,7 +20,7 @@ from batchray.store.queries import failed_until_seq, is_its_own
 from batchray.store.records import FailureKind, JobRecord, LedJob
 from batchray.store.tables import HAS_FAILED, outcomes, tallies
 
-# A tally is stored when so many outcomes are newer.
+# A tally is stored when this many outcomes are newer.
 TALLY_EVERY = 10_000
 # Failures of more kinds than this count as one more kind, because their types come from users' code.
 _MAX_KINDS = 500
@@ -83,7 +83,7 @@ class Tally:
 
 
 class Tallies:
-    """The tallies of jobs: kept by a job's leader, read by everybody."""
+    """The tallies of jobs: kept by a job's leader, read by every process."""
 
     def __init__(self, database: Database, leases: Leases) -> None:
         self._database, self._leases = database, leases

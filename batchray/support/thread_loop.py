@@ -255,13 +255,13 @@ def _shared() -> tuple[asyncio.AbstractEventLoop, int]:
 def _start_shared_loop() -> tuple[asyncio.AbstractEventLoop, int]:
     loop = asyncio.SelectorEventLoop()
     loop.set_task_factory(_create_task)
-    thread = threading.Thread(target=_run_for_ever, args=(loop,), name="batchray-sync-code", daemon=True)
+    thread = threading.Thread(target=_run_forever, args=(loop,), name="batchray-sync-code", daemon=True)
     thread.start()
     assert thread.ident is not None
     return loop, thread.ident
 
 
-def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
     while True:
         try:
             loop.run_forever()  # ends if code calls `stop`

@@ -8,7 +8,7 @@ import orjson
 
 from batchray.schema.json_values import json_value
 from batchray.views.export_formats import Target
-from batchray.views.line_exports import opened, telling
+from batchray.views.line_exports import config_errors_for, opened
 from batchray.views.result_tables import ResultTables
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def write_csv(target: Target, tables: ResultTables) -> None:
     from pyarrow.csv import CSVWriter
 
     flat = pa.schema([pa.field(field.name, _written_type(field.type)) for field in tables.schema])
-    with telling(target), opened(target) as file, CSVWriter(file, flat) as writer:
+    with config_errors_for(target), opened(target) as file, CSVWriter(file, flat) as writer:
         for table in tables.tables():
             writer.write_table(pa.Table.from_arrays([_column(each) for each in table.columns], schema=flat))
 

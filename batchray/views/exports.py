@@ -85,7 +85,7 @@ class _Directory:
         block = next(blocks, None)
         while block is not None:
             name = f"part-{len(self._parts):05d}.parquet"
-            written = _write_part(self._place.child(name), self._tables.schema, _so_many(block, blocks))
+            written = _write_part(self._place.child(name), self._tables.schema, _blocks_of_part(block, blocks))
             self._parts.append({"file": name, "rows": written.n_rows})
             self._position = written.position
             self._save()
@@ -145,7 +145,7 @@ class _Written:
     position: ResultPosition
 
 
-def _so_many(first: Block, others: Iterator[Block]) -> Iterator[Block]:
+def _blocks_of_part(first: Block, others: Iterator[Block]) -> Iterator[Block]:
     """Yield the blocks of one part."""
     n_rows, n_bytes, block = 0, 0, first
     while True:

@@ -54,7 +54,7 @@ def write_lines(target: Target, name: str, source: ExportSource, endpoint: str) 
     Raises ConfigError if the place cannot be written to, UsageError for an unknown endpoint.
     """
     check_endpoint(endpoint)
-    with telling(target):
+    with config_errors_for(target):
         if name == "openai":
             _write_openai(target, source, endpoint)
         elif name == "atif" and (place := _directory(target)) is not None:
@@ -139,7 +139,7 @@ def opened(target: Target) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def telling(target: Target) -> Iterator[None]:
+def config_errors_for(target: Target) -> Iterator[None]:
     """Raise ConfigError for a place that cannot be written to."""
     try:
         yield

@@ -218,7 +218,7 @@ class _Costs:
         self.n_unknown = 0
 
     def add(self, agent_id: str, usage: Mapping[str, int], n_outcomes: int) -> None:
-        """Add a usage that so many outcomes have."""
+        """Add a usage that `n_outcomes` outcomes have."""
         if agent_id in self._usage and usage.get("total_tokens"):
             self._usage[agent_id].update({name: n * n_outcomes for name, n in usage.items()})
         elif usage.get("step_count"):

@@ -53,7 +53,7 @@ class Turn:
 
 
 @dataclass(slots=True)
-class _Turns:
+class _TurnBuilder:
     """The turns so far, and where the calls without a return are among them, by the ids of the calls."""
 
     turns: list[Turn] = field(default_factory=list)
@@ -86,7 +86,7 @@ def read_turns(result: Result) -> list[Turn]:
 
     The input is among them if the result has it.  At the end are the output of a function agent, and the error.
     """
-    found = _Turns(list(_input_turns(result.input)))
+    found = _TurnBuilder(list(_input_turns(result.input)))
     for message in result.messages:
         _add(found, message)
     return [*found.turns, *_end_turns(result)]
@@ -137,7 +137,7 @@ def _share_of(name: str, n: int) -> str:
     return f" ({n:,} {name})" if n else ""
 
 
-def _add(found: _Turns, message: LettaMessage) -> None:
+def _add(found: _TurnBuilder, message: LettaMessage) -> None:
     match message:
         case AssistantMessage(content=content):
             found.turns.append(Turn("assistant", "assistant", _text_of(content)))
@@ -206,7 +206,7 @@ def _end_turns(result: Result) -> Iterator[Turn]:
 
 
 def _text_of(content: Any) -> str:
-    """Return content as text: parts that are no text are named."""
+    """Return content as text: parts that are not text are named."""
     if isinstance(content, str):
         return content
     return "\n".join(_part_text(part) for part in content or ())
@@ -226,7 +226,7 @@ def _part_text(part: Any) -> str:
 
 
 def _indented(text: str) -> str:
-    """Return JSON on several lines; a text that is no JSON, or is short, as it is."""
+    """Return JSON on several lines; a text that is not JSON, or is short, as it is."""
     try:
         return text if len(text) <= 60 else orjson.dumps(orjson.loads(text), option=orjson.OPT_INDENT_2).decode()
     except ValueError:

@@ -44,11 +44,11 @@ def main() -> None:
 
 
 def _measure(data: Path, n: int) -> None:
-    job_id = _told("--make", str(data), "--outcomes", str(n)).strip()
+    job_id = _output("--make", str(data), "--outcomes", str(n)).strip()
     whole, repeated = data / "parts", data / "repeated"
-    start_mb, peak_mb, took_s = map(float, _told("--export", str(data), job_id, str(whole)).split())
+    start_mb, peak_mb, took_s = map(float, _output("--export", str(data), job_id, str(whole)).split())
     n_parts = _kill_export(data, job_id, repeated)
-    _told("--export", str(data), job_id, str(repeated))
+    _output("--export", str(data), job_id, str(repeated))
     n_once, is_same, above = _n_in_order(whole), _is_same(whole, repeated), peak_mb - start_mb
     report(
         [
@@ -107,7 +107,7 @@ def _is_same(parts: Path, others: Path) -> bool:
     return all(pq.read_table(file).equals(pq.read_table(other)) for file, other in pairs)
 
 
-def _told(*arguments: str) -> str:
+def _output(*arguments: str) -> str:
     """Return what this program says in a process of its own."""
     command = [sys.executable, "-m", __spec__.name, *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -25,13 +25,13 @@ class VirtualProvider:
     """Answers calls as `answer` says, and records when each arrived, in virtual seconds.  Errors come after 5 ms."""
 
     def __init__(
-        self, answer: Answer, *, patience_s: float = float("inf"), max_retries: int = 8, seed: int = 1
+        self, answer: Answer, *, max_wait_s: float = float("inf"), max_retries: int = 8, seed: int = 1
     ) -> None:
         loop, rng = asyncio.get_running_loop(), random.Random(seed)
         self._answer, self._loop = answer, loop
         self.changes: list[bool] = []
         self.gate = ProviderGate(
-            clock=loop.time, sleep=asyncio.sleep, rng=rng, patience_s=patience_s, on_change=self._note_change
+            clock=loop.time, sleep=asyncio.sleep, rng=rng, max_wait_s=max_wait_s, on_change=self._note_change
         )
         self._attempts = Attempts(
             "local",

@@ -96,7 +96,7 @@ def main(data_dir: Path) -> None:
         record = job.wait(120)
         results = list(job.results("index"))
         batchray.shutdown()
-        # Still there: batchray does not stop a cluster of somebody else.
+        # Still there: batchray does not stop a cluster that it did not start.
         ray.init(address=cluster.address, log_to_driver=False)
         report |= {
             "status": record.status,

@@ -191,7 +191,7 @@ def test_a_deleted_block_is_detached_from_all_agents(store: Store) -> None:
     assert store.blocks.agents_of(shared.id) == []
 
 
-def test_a_deleted_agent_takes_only_blocks_along_that_nobody_else_has(store: Store) -> None:
+def test_deleting_an_agent_deletes_only_the_blocks_that_no_other_agent_has(store: Store) -> None:
     own = block(store, "own", "own")
     made = [NewBlock("human", "", SPEC), NewBlock("shared", "", SPEC)]
     store.agents.create("cleo", DEFAULT_USER, {}, made, [own.id])

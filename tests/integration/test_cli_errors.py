@@ -123,7 +123,7 @@ def test_a_bad_line_of_standard_input_is_refused(tmp_path: Path) -> None:
     assert refused(done, tmp_path).startswith("line 2: not JSON: ")
 
 
-def test_a_good_batch_beside_the_bad_ones_is_run(tmp_path: Path) -> None:
+def test_a_good_batch_of_standard_input_is_run(tmp_path: Path) -> None:
     (tmp_path / "agents.yaml").write_text(AGENTS)
     done = command(tmp_path, *local("-", "--output", "results.jsonl"), given=b'{"requests":[%s,%s]}' % (GOOD, GOOD))
     assert (done.status, done.out.startswith("job-")) == (0, True)

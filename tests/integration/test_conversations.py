@@ -151,7 +151,7 @@ def kinds(results: list[Result]) -> list[str]:
 # -- approvals
 
 
-async def test_an_answer_from_another_batch_goes_on_from_exactly_there(tmp_path: Path) -> None:
+async def test_an_answer_in_another_batch_continues_the_run_at_its_approval(tmp_path: Path) -> None:
     agent = guarded(asking("a"), {"text": "done"})
     with Store.open(tmp_path / "data") as store:
         [asked] = await run(store, agent, ask("one"))
@@ -162,7 +162,7 @@ async def test_an_answer_from_another_batch_goes_on_from_exactly_there(tmp_path:
     assert (answered.messages[0].model_dump()["tool_return"], said(answered)) == ("a is gone", ["done"])
 
 
-async def test_a_run_may_wait_again_and_goes_on_with_all_that_was_said(store: Store) -> None:
+async def test_a_run_that_waits_a_second_time_continues_with_its_whole_history(store: Store) -> None:
     seen: list[bytes] = []
     agent = guarded(asking("a"), asking("b"), {"text": "done"})
     [first] = await run(store, agent, ask())
@@ -284,13 +284,13 @@ async def test_an_id_of_any_text_can_be_waited_for(store: Store) -> None:
 async def test_two_processes_do_not_claim_one_run_both(store: Store) -> None:
     paused(store, "call_0")
     jobs = [store.jobs.start(new_job(store, answer("call_0"))) for _ in range(2)]
-    go_on = functools.partial(store.conversations.load, is_stateful=False, answered=frozenset({"call_0"}))
+    load = functools.partial(store.conversations.load, is_stateful=False, answered=frozenset({"call_0"}))
     for _ in range(2):  # again, as after a lost answer
-        found = go_on(jobs[0], 0, "guarded")
+        found = load(jobs[0], 0, "guarded")
         assert found is not None
         assert len(found.history) == 1
     with pytest.raises(ApprovalError, match="already_answered"):
-        go_on(jobs[1], 0, "guarded")
+        load(jobs[1], 0, "guarded")
 
 
 async def test_what_retention_deletes_is_neither_remembered_nor_answered(store: Store) -> None:
@@ -331,11 +331,11 @@ async def test_a_run_waits_again_where_its_answer_came_to_nothing(store: Store) 
     await wait_until(lambda: hanging.running["all"] == 1)
     job.cancel()
     assert (await running).counts["canceled"] == 1
-    mended = guarded(asking("a"), {"text": "done"})
-    assert kinds(await run(store, mended, answer(*waiting(asked)))) == ["end_turn"]
+    working = guarded(asking("a"), {"text": "done"})
+    assert kinds(await run(store, working, answer(*waiting(asked)))) == ["end_turn"]
 
 
-async def test_a_run_waits_again_where_the_job_of_its_answer_is_canceled_at_rest(store: Store) -> None:
+async def test_a_run_waits_again_after_the_job_of_its_answer_was_canceled_while_idle(store: Store) -> None:
     agent = guarded(asking("a"), {"text": "done"})
     [asked] = await run(store, agent, ask())
     job_id = new_job(store, answer(*waiting(asked)))
@@ -365,7 +365,7 @@ def texts(history: list[HistoryItem]) -> list[str]:
     return [message.text for message in messages if message.text]
 
 
-async def test_a_stateful_agent_hears_what_was_said_before_and_others_do_not(store: Store) -> None:
+async def test_only_a_stateful_agent_gets_its_earlier_messages(store: Store) -> None:
     seen: dict[str, list[int]] = defaultdict(list)
 
     def look(spec: AttemptSpec) -> None:

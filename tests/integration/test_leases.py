@@ -85,7 +85,7 @@ def test_what_a_former_leader_hands_in_is_refused(one: Store, two: Store) -> Non
 
 
 def is_waited_for(store: Store) -> bool:
-    """Tell whether somebody waits for a lock of the database."""
+    """Return whether a transaction waits for a lock of the database."""
     waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with store.database.reading() as connection:
         return connection.exec_driver_sql(waiting).first() is not None
@@ -120,7 +120,7 @@ def test_a_second_run_in_one_data_directory_fences_the_first(tmp_path: Path) -> 
         assert len(store.outcomes.write(second, [], [outcome(0)])) == 1
 
 
-def test_a_released_lease_lets_another_go_on_at_once(one: Store, two: Store) -> None:
+def test_a_released_lease_lets_another_server_continue_at_once(one: Store, two: Store) -> None:
     job = new_job(one)
     one.leases.release(job)
     assert two.jobs.start(job.id).epoch == job.epoch + 1
@@ -319,7 +319,7 @@ def lease_of(store: Store, job: LedJob) -> float:
         return float(connection.exec_driver_sql(f"SELECT until FROM leases WHERE job = {job.key}").scalar_one())
 
 
-async def test_a_leader_hears_within_a_second_what_others_ask_and_renews_its_lease_in_time(
+async def test_a_leader_gets_requests_of_other_servers_within_a_second_and_renews_its_lease_in_time(
     one: Store, two: Store
 ) -> None:
     now = 0.0
@@ -338,7 +338,7 @@ async def test_a_leader_hears_within_a_second_what_others_ask_and_renews_its_lea
     assert lease_of(one, job) > renewed
 
 
-async def test_what_a_leader_has_heard_stays_while_nothing_can_be_read(one: Store, two: Store) -> None:
+async def test_a_leader_keeps_the_requests_it_has_read_while_the_leases_cannot_be_read(one: Store, two: Store) -> None:
     now = 0.0
     job = new_job(one)
     two.leases.request(job, is_paused=True)
@@ -353,7 +353,7 @@ async def test_what_a_leader_has_heard_stays_while_nothing_can_be_read(one: Stor
         assert await link.update({}) == {"is_paused": True}
 
 
-async def test_wishes_in_a_file_that_cannot_be_read_for_a_moment_are_not_taken_back(tmp_path: Path) -> None:
+async def test_an_unreadable_control_file_does_not_withdraw_the_requests_read_before(tmp_path: Path) -> None:
     control = ControlFile(tmp_path, "job-1")
     assert await control.update({}) == {}
     control.ask(is_paused=True)
@@ -364,7 +364,7 @@ async def test_wishes_in_a_file_that_cannot_be_read_for_a_moment_are_not_taken_b
     assert await control.update({}) == {}
 
 
-async def test_of_what_was_asked_of_a_run_that_is_over_only_a_cancel_is_for_the_next_one(tmp_path: Path) -> None:
+async def test_closing_a_control_file_keeps_a_requested_cancel_and_drops_other_requests(tmp_path: Path) -> None:
     control = ControlFile(tmp_path, "job-1")
     control.ask(is_paused=True, max_in_flight=3)
     control.ask(is_canceled=True)
@@ -396,7 +396,7 @@ def test_a_job_that_has_ended_meanwhile_is_told_as_it_ended_and_not_as_interrupt
         session.close()
 
 
-def test_a_cancel_that_was_asked_of_a_leader_is_heard_by_the_one_that_takes_over(one: Store, two: Store) -> None:
+def test_a_cancel_requested_of_a_former_leader_reaches_the_server_that_takes_over(one: Store, two: Store) -> None:
     job = new_job(one)
     two.leases.request(job, is_canceled=True, is_paused=True)  # a pause lasts as long as who was asked for it
     run_out(one)
@@ -425,7 +425,7 @@ def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: 
     assert two.leases.requested(two.jobs.start(job.id)) == {}
 
 
-def test_what_a_former_leader_heard_is_not_asked_of_the_one_that_has_the_job_now(one: Store, two: Store) -> None:
+def test_a_request_to_a_former_leader_does_not_reach_the_current_one(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     run_out(one)
     run_all(cancel_idle_job(two, job.id))
@@ -435,7 +435,7 @@ def test_what_a_former_leader_heard_is_not_asked_of_the_one_that_has_the_job_now
     assert two.leases.requested(again) == {}
 
 
-async def test_a_job_that_is_taken_over_stops_here_and_goes_on_there(one: Store, two: Store) -> None:
+async def test_a_job_that_is_taken_over_stops_on_one_server_and_continues_on_the_other(one: Store, two: Store) -> None:
     gates = Scripted(lambda order: None)
     job_id = driver_job(one, *["echo"] * 300)
     job = await started(one, job_id, max_in_flight=4)

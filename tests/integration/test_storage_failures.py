@@ -61,7 +61,7 @@ async def test_a_full_disk_refuses_a_job_whole_and_takes_it_when_there_is_room(s
     assert store_job(store, 100, 1000).total == 100
 
 
-async def test_a_job_waits_while_the_disk_is_full_and_goes_on_by_itself(
+async def test_a_job_waits_while_the_disk_is_full_and_continues_by_itself(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "batchray")
@@ -96,7 +96,7 @@ async def test_a_job_can_be_interrupted_while_it_waits_for_room(store: Store, ca
     assert record.counts["succeeded"] == 2000
 
 
-def test_the_reserve_is_made_only_where_there_is_twice_its_room(tmp_path: Path) -> None:
+def test_the_reserve_is_made_only_if_twice_its_size_is_free(tmp_path: Path) -> None:
     reserve = Reserve(tmp_path, 1 << 60)
     assert (reserve.acquire(), reserve.is_held, list(tmp_path.iterdir())) == (False, False, [])
     reserve = Reserve(tmp_path)
@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_sentence_on_the_command_line(tmp_path: Path) -> None
     assert "Traceback" not in done.err
 
 
-# -- locked by somebody else
+# -- locked by another program
 
 
 @contextlib.contextmanager

@@ -541,7 +541,7 @@ def test_no_data_directory_is_not_locked(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "nowhere")
 
 
-def test_a_reader_sees_each_commit_beside_the_writer_and_after_it(tmp_path: Path) -> None:
+def test_a_reader_sees_each_commit_while_the_writer_is_open_and_after_its_close(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         job = new_job(store, 3)
         with Store.open_for_reading(tmp_path) as reader:
@@ -704,8 +704,8 @@ def test_a_data_directory_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "batchray.db").write_bytes(b"this is no database" * 100)
+def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "batchray.db").write_bytes(b"this is not a database" * 100)
     for opening in (Store.open, Store.open_for_reading):
         with pytest.raises(StoreError, match="file is not a database"):
             opening(tmp_path)

@@ -22,7 +22,7 @@ class Received:
 class Receiver(ThreadingHTTPServer):
     """Answers the n-th POST with the n-th of `statuses`, and all later ones with the last.
 
-    A status of 0 closes the connection without a word; one of 300 to 399 names `location`.
+    A status of 0 closes the connection without a response; one of 300 to 399 names `location`.
     """
 
     def __init__(self, statuses: Sequence[int] = (200,), *, delay_s: float = 0.0, location: str = "") -> None:

@@ -35,7 +35,7 @@ def place_of(variable: str, wanted: str) -> str:
     return str(Path(directory).absolute())
 
 
-def told_by(*command: str, **environment: str) -> dict[str, Any]:
+def json_output(*command: str, **environment: str) -> dict[str, Any]:
     """Run a script and return what it prints."""
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
@@ -57,7 +57,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, hook: Receiver) -> dict[str, 
     sdk = place_of("LETTA_NODE_SDK", "node_modules/@letta-ai/letta-client")
     data_dir = tmp_path_factory.mktemp("node") / "data"
     with live_server(data_dir, BATCHRAY_CALLBACK_NETWORKS='["127.0.0.0/8"]') as server:
-        return told_by("node", str(SCRIPTS / "letta_sdk.mjs"), server.url, hook.url, LETTA_NODE_SDK=sdk)
+        return json_output("node", str(SCRIPTS / "letta_sdk.mjs"), server.url, hook.url, LETTA_NODE_SDK=sdk)
 
 
 def test_npm_is_the_version_that_has_batches(node: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def test_npm_raises_its_own_errors(node: dict[str, Any]) -> None:
 @pytest.mark.parametrize("mode", ["loose", "strict"])
 def test_the_newest_python_sdk_reaches_batches_by_its_low_level_calls(server: LiveServer, mode: str) -> None:
     sdk = place_of("LETTA_NEWEST_SDK", "letta_client")
-    seen = told_by(sys.executable, str(SCRIPTS / "newest.py"), server.url, mode, PYTHONPATH=sdk)
+    seen = json_output(sys.executable, str(SCRIPTS / "newest.py"), server.url, mode, PYTHONPATH=sdk)
     assert tuple(map(int, seen["version"].split("."))) > (1, 7, 0)
     assert (seen["run"]["status"], seen["run"]["background"]) == ("completed", True)
     assert seen["run_events"] == [*SHOWN, "stop_reason", "usage_statistics"]

@@ -130,8 +130,8 @@ def test_a_single_run_waits_for_an_approval_and_continues(server: LiveServer) ->
     assert (again.status, again.body["error"]["type"]) == (409, "already_answered")
     unknown = call(server, "POST", path, {"messages": answer(agent_id, "nowhere")["messages"]})
     assert (unknown.status, unknown.body["error"]["type"]) == (409, "no_pending_approval")
-    heard = call(server, "GET", f"{path}?order=asc").body
-    assert [each["message_type"] for each in heard] == [
+    listed = call(server, "GET", f"{path}?order=asc").body
+    assert [each["message_type"] for each in listed] == [
         "user_message",
         "approval_request_message",
         "approval_response_message",
@@ -219,7 +219,7 @@ def test_the_messages_of_an_agent_are_filtered_by_type(server: LiveServer) -> No
     assert call(server, "GET", f"/v1/agents/{agent_id}/messages?conversation_id=other").body == []
 
 
-def test_an_agent_whose_buffer_is_cleared_starts_every_request_afresh(server: LiveServer) -> None:
+def test_an_agent_whose_buffer_is_cleared_starts_every_request_without_history(server: LiveServer) -> None:
     agent = made(server, message_buffer_autoclear=True)
     asked = {"agent_id": agent["id"], "input": script({"text": "answer"})}
     first, second = run(server, asked, asked)

@@ -201,7 +201,7 @@ async def test_no_tool_of_a_paused_step_runs_before_all_its_waiting_calls_are_an
 @pytest.mark.parametrize("form", ["approval", "tool_return"])
 async def test_a_call_to_a_client_tool_waits_for_its_return(attempt_runner: AttemptRunner, form: str) -> None:
     agent = bound(script=[calls(("locate", {"who": "me"})), {"text": "found"}], tools=[double])
-    tools = [{"name": "locate", "description": "Where somebody is.", "parameters": {"type": "object"}}]
+    tools = [{"name": "locate", "description": "Where a person is.", "parameters": {"type": "object"}}]
     talk = Conversation(attempt_runner, agent)
     report, messages = await talk.ask(client_tools=tools)
     assert (report.stop_reason, shown(messages)) == ("requires_approval", ["approval_request_message"])

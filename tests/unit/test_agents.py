@@ -255,7 +255,7 @@ async def test_a_reply_after_the_deadline_is_a_deadline_error(attempt_runner: At
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (lambda request: f"{request.agent_id} heard {request.input}", "a heard hi"),
+        (lambda request: f"{request.agent_id} got {request.input}", "a got hi"),
         (lambda request: {"n": 1}, '{"n":1}'),
         (lambda request: None, "null"),
         (lambda request: "\ud800", "?"),

@@ -70,7 +70,7 @@ def test_a_call_is_completed_after_the_end_of_the_loop(caplog: pytest.LogCapture
     assert caplog.messages == []  # an error of a future's callback is logged, not raised
 
 
-async def test_the_fetch_of_a_next_answer_goes_on_after_its_taker_was_cancelled() -> None:
+async def test_the_fetch_of_a_next_answer_continues_after_its_reader_was_cancelled() -> None:
     is_ready, fetched = asyncio.Event(), asyncio.Event()
 
     async def references() -> AsyncIterator[Reference]:

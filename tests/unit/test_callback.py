@@ -40,7 +40,7 @@ from batchray.callbacks.transport import MAX_RESPONSE_BYTES, WebhookTransport
 from batchray.errors import ConfigError
 
 NOW = 1_800_000_000.0
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 SECRET, OLD_SECRET = (f"whsec_{base64.b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
 BLOCKED = "the receiver has no public address, and none in an allowed network"
 
@@ -78,7 +78,7 @@ class MemoryOutbox:
         del self.rows[delivery.job_id]
         if attempt.next_at is not None:
             self.rows[delivery.job_id] = (replace(delivery, n_attempts=delivery.n_attempts + 1), attempt.next_at)
-        await self._tell()
+        await self._wake()
 
     async def next_due_at(self) -> float | None:
         return min((at for _, at in self.rows.values()), default=None)
@@ -89,16 +89,16 @@ class MemoryOutbox:
         return self.attempts[number - 1][1]
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S), self._changed:
+        async with asyncio.timeout(TIMEOUT_S), self._changed:
             await self._changed.wait_for(is_so)
 
     async def _fail_at(self, method: str) -> None:
         if method in self.faults:
             self.faults.remove(method)
-            await self._tell()
+            await self._wake()
             raise RuntimeError("the disk is full")
 
-    async def _tell(self) -> None:
+    async def _wake(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
@@ -184,21 +184,21 @@ def loopback(make_socket: Callable[[int, int, int], socket.socket] = socket.sock
 @asynccontextmanager
 async def sending(outbox: MemoryOutbox, transport: Any = None, **settings: Any) -> AsyncIterator[CallbackSender]:
     clock = settings.setdefault("clock", Clock())
-    transport = transport or WebhookTransport(loopback(), limit_s=PATIENCE_S, clock=clock)
+    transport = transport or WebhookTransport(loopback(), limit_s=TIMEOUT_S, clock=clock)
     sender = CallbackSender(outbox, transport, **{"rng": random.Random(1), **settings})
     running = asyncio.create_task(sender.run())
     try:
         yield sender
     finally:
         await sender.close(grace_s=0)
-        await asyncio.wait_for(running, PATIENCE_S)
+        await asyncio.wait_for(running, TIMEOUT_S)
 
 
 @asynccontextmanager
 async def posting(
     guard: AddressGuard | None = None, **settings: Any
 ) -> AsyncIterator[Callable[[str], Awaitable[CallbackResponse]]]:
-    transport = WebhookTransport(guard or loopback(), **{"limit_s": PATIENCE_S, **settings})
+    transport = WebhookTransport(guard or loopback(), **{"limit_s": TIMEOUT_S, **settings})
     try:
         yield lambda url: transport.post(url, b"{}", {})
     finally:
@@ -725,12 +725,12 @@ async def test_a_slow_receiver_holds_up_no_other(outbox: MemoryOutbox) -> None:
         async with sending(outbox, max_per_receiver=4):
             await outbox.attempt()
             for _ in range(4):
-                await asyncio.wait_for(slow.came.acquire(), PATIENCE_S)
+                await asyncio.wait_for(slow.came.acquire(), TIMEOUT_S)
     assert [job_id for job_id, _ in outbox.attempts] == ["job-quick"]
     assert len(slow.bodies) == 4
 
 
-async def test_only_so_many_are_under_way_at_once_and_all_are_sent(outbox: MemoryOutbox) -> None:
+async def test_the_number_in_flight_is_limited_and_all_are_sent(outbox: MemoryOutbox) -> None:
     n_now = most = 0
 
     async def counted(_request: web.BaseRequest) -> web.StreamResponse:
@@ -768,24 +768,24 @@ async def test_what_ends_while_the_outbox_answers_is_not_sent_again(outbox: Memo
                 await self.attempt()
                 for _ in range(10):
                     await asyncio.sleep(0)
-            await self._tell()
+            await self._wake()
             return page
 
     outbox = SlowOutbox()
     async with Receiver(held).serving() as receiver:
         outbox.put(receiver.url)
         async with sending(outbox) as sender:
-            await asyncio.wait_for(receiver.came.acquire(), PATIENCE_S)
+            await asyncio.wait_for(receiver.came.acquire(), TIMEOUT_S)
             sender.wake()
             await outbox.until(lambda: outbox.n_asked >= 3)
     assert (len(receiver.bodies), len(outbox.attempts)) == (1, 1)
 
 
-async def test_the_second_end_of_a_job_is_told_while_the_first_is_still_being_told(outbox: MemoryOutbox) -> None:
+async def test_the_second_end_of_a_job_is_sent_while_the_first_is_still_being_sent(outbox: MemoryOutbox) -> None:
     async with Receiver(never, 200).serving() as receiver:
         outbox.put(receiver.url)
         async with sending(outbox) as sender:
-            await asyncio.wait_for(receiver.came.acquire(), PATIENCE_S)
+            await asyncio.wait_for(receiver.came.acquire(), TIMEOUT_S)
             first, at = outbox.rows["job-1"]
             outbox.rows["job-1"] = replace(first, completed_at="now", webhook_id="job-1-again"), at
             sender.wake()
@@ -805,7 +805,7 @@ async def test_an_unexpected_error_of_one_callback_is_its_own(
     async with Receiver().serving() as receiver:
         outbox.put(receiver.url, "job-bad")
         outbox.put(receiver.url, "job-good")
-        async with sending(outbox, Faulty(loopback(), limit_s=PATIENCE_S)):
+        async with sending(outbox, Faulty(loopback(), limit_s=TIMEOUT_S)):
             await outbox.attempt(2)
     attempts = dict(outbox.attempts)
     assert attempts["job-good"].error is None
@@ -851,8 +851,8 @@ async def test_closing_lets_attempts_end_that_do_so_in_time(outbox: MemoryOutbox
     async with Receiver(held).serving() as receiver:
         outbox.put(receiver.url)
         async with sending(outbox) as sender:
-            await asyncio.wait_for(receiver.came.acquire(), PATIENCE_S)
-            closing = asyncio.create_task(sender.close(PATIENCE_S))
+            await asyncio.wait_for(receiver.came.acquire(), TIMEOUT_S)
+            closing = asyncio.create_task(sender.close(TIMEOUT_S))
             await asyncio.sleep(0)
             outbox.put(receiver.url, "job-late")
             may_answer.set()
@@ -865,7 +865,7 @@ async def test_an_attempt_canceled_by_closing_stays_due(outbox: MemoryOutbox) ->
     async with Receiver(never, 200).serving() as receiver:
         outbox.put(receiver.url)
         async with sending(outbox) as sender:
-            await asyncio.wait_for(receiver.came.acquire(), PATIENCE_S)
+            await asyncio.wait_for(receiver.came.acquire(), TIMEOUT_S)
             await sender.close(grace_s=0.01)
         assert (outbox.attempts, list(outbox.rows)) == ([], ["job-1"])
         async with sending(outbox):  # the next process

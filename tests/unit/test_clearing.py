@@ -24,16 +24,16 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 class Retry:
     """A job of eight items that failed and one that succeeded, reopened; a part of the deletion has two of them.
 
-    The parts after the first are deleted once `may_go_on` is set; until then the store is `error`.
+    The parts after the first are deleted once `may_continue` is set; until then the store is `error`.
     """
 
     def __init__(self, store: Store, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.store, self.job_id, self.may_go_on = store, job_id, False
+        self.store, self.job_id, self.may_continue = store, job_id, False
         self.error: StoreError = StoreUnavailableError("not now")
         clear_part = store.reopenings.clear_part
 
         def clear(job: object, after: int) -> int | None:
-            if after >= 0 and not self.may_go_on:
+            if after >= 0 and not self.may_continue:
                 raise self.error
             return clear_part(job, after)  # type: ignore[arg-type]
 
@@ -60,7 +60,7 @@ async def test_items_run_again_as_soon_as_their_outcomes_are_deleted(store: Stor
 
     def run(spec: AttemptSpec) -> None:
         seen.append((spec.index, retry.counts["errored"]))
-        retry.may_go_on = spec.index >= 1
+        retry.may_continue = spec.index >= 1
 
     job = await started(store, retry.job_id, max_in_flight=1)
     assert (job.progress.done, retry.counts) == (1, {"succeeded": 1, "errored": 6})
@@ -77,7 +77,7 @@ async def test_a_retry_that_is_canceled_early_keeps_no_outcome_of_the_run_before
 
     def cancel(spec: AttemptSpec) -> None:
         job.cancel()
-        retry.may_go_on = True
+        retry.may_continue = True
 
     record = await run_job(job, Scripted(cancel))
     assert (record.status, record.counts["canceled"], record.counts["errored"]) == ("cancelled", 8, 0)
@@ -88,7 +88,7 @@ async def test_a_retry_that_is_stopped_early_is_continued_by_a_resume(store: Sto
     with pytest.raises(JobInterruptedError):
         await run_job(job, Scripted(lambda spec: job.interrupt()))
     assert retry.counts == {"succeeded": 1, "errored": 6}
-    retry.may_go_on = True
+    retry.may_continue = True
     executor = Scripted()
     record = await run_job(await started(store, retry.job_id), executor)
     assert sorted(spec.index for spec in executor.specs) == [0, 1, 2, 3, 5, 6, 7, 8]
@@ -103,6 +103,6 @@ async def test_an_error_of_the_deletion_stops_the_job(store: Store, retry: Retry
 
 
 async def test_an_idle_job_that_was_reopened_is_canceled_whole(store: Store, retry: Retry) -> None:
-    retry.may_go_on = True
+    retry.may_continue = True
     run_all(cancel_idle_job(store, retry.job_id))
     assert retry.counts == {"succeeded": 1, "canceled": 8}

@@ -185,12 +185,12 @@ def test_only_functions_that_can_be_imported_have_a_name() -> None:
     assert function_name(lambda: None) is None
 
 
-def test_the_address_of_openai_comes_from_the_environment_where_it_is_set() -> None:
+def test_the_address_of_openai_comes_from_the_environment_if_it_is_set() -> None:
     assert builtin_providers({})["openai"].base_url == "https://api.openai.com/v1"
     assert builtin_providers({"OPENAI_BASE_URL": "http://h/v1"})["openai"].base_url == "http://h/v1"
 
 
-def test_the_address_of_anthropic_is_its_own_where_none_is_set() -> None:
+def test_the_address_of_anthropic_has_a_default_if_none_is_set() -> None:
     assert builtin_providers({})["anthropic"].base_url is None
     for address in ("http://h", "http://h/v1/"):
         assert builtin_providers({"ANTHROPIC_BASE_URL": address})["anthropic"].base_url == "http://h"

@@ -110,7 +110,7 @@ def test_no_history_exceeds_the_limit_or_drops_a_busy_connection(
 
 
 @pytest.mark.parametrize("n_silent", [0, 2])
-def test_room_can_be_made_if_somebody_is_silent(n_silent: int) -> None:
+def test_room_can_be_made_if_a_client_is_silent(n_silent: int) -> None:
     pool, clients = full_pool(3)
     for client in clients[n_silent:]:
         pool.begin_request(client)

@@ -89,7 +89,7 @@ def test_without_a_rate_there_is_no_end_in_sight() -> None:
     ("seconds", "text"),
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (90_061, "25:01:01")],
 )
-def test_a_clock_has_hours_only_where_there_are_some(seconds: float, text: str) -> None:
+def test_a_clock_has_hours_only_from_one_hour_on(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 

@@ -64,7 +64,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pages_of(job: batchray.Job, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Make the job read its results in pages of so many rows."""
+    """Make the job read its results in pages of `rows` rows."""
     reading = type(job)._read_page
 
     def read(self: batchray.Job, after: Any) -> list[Any]:
@@ -207,9 +207,9 @@ def test_a_retry_begins_the_export_again(options: dict[str, Any], tmp_path: Path
     requests = [{"agent_id": "a", "input": text} for text in ("x", "fails")]
     job = batchray.run(requests, [AGENT], **options)
     job.to_parquet(tmp_path / "out")
-    job = batchray.retry(job.id, [Agent(id="a", run=lambda request: "mended")], **options)
+    job = batchray.retry(job.id, [Agent(id="a", run=lambda request: "fixed")], **options)
     job.to_parquet(tmp_path / "out")
-    assert pq.read_table(tmp_path / "out")["text"].to_pylist() == ["x!", "mended"]
+    assert pq.read_table(tmp_path / "out")["text"].to_pylist() == ["x!", "fixed"]
 
 
 def test_places_with_something_else_are_refused(job: batchray.Job, options: dict[str, Any], tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_pure_part_imports_only_words(module: str) -> None:
 
 
 @pytest.mark.parametrize("package", HEAVY)
-def test_what_is_heavy_is_imported_only_where_it_is_needed(package: str) -> None:
+def test_a_heavy_package_is_imported_only_by_the_modules_that_need_it(package: str) -> None:
     importers = {
         module for module, file in MODULES.items() if package in {name.split(".")[0] for name in imports(file)}
     }

@@ -187,7 +187,7 @@ async def test_the_death_of_a_lane_is_raised_for_every_run() -> None:
     runs.close()
 
 
-async def test_a_call_that_has_waited_in_vain_is_followed_by_one_that_asks_for_all_runs() -> None:
+async def test_a_call_that_returns_no_report_is_followed_by_one_that_asks_for_all_runs() -> None:
     lane = FakeLane()
     runs, tasks = await started(lane, "a", "b")
     await lane.answer()

@@ -191,11 +191,11 @@ async def test_the_local_executor_shows_which_request_of_an_agent_blocks(monkeyp
     executor = LocalExecutor()
     put = executor.blocking.put
 
-    def put_and_tell(job_id: str, blocked: Sequence[Blocked]) -> None:
+    def put_and_set(job_id: str, blocked: Sequence[Blocked]) -> None:
         put(job_id, blocked)
         told.set()
 
-    monkeypatch.setattr(executor.blocking, "put", put_and_tell)
+    monkeypatch.setattr(executor.blocking, "put", put_and_set)
     spec = AttemptSpec(bound(run=answer), "job-1", 3, 1, b'{"agent_id": "a", "input": "?"}', 60)
 
     async def save(checkpoints: object) -> None:

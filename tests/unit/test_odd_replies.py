@@ -158,7 +158,7 @@ def test_the_largest_counts_win() -> None:
     assert (used.prompt_tokens, used.completion_tokens, used.total_tokens) == (9, 3, 12)
 
 
-def test_usage_may_stand_in_the_choice_and_cached_tokens_beside_it() -> None:
+def test_usage_may_stand_in_the_choice_with_the_cached_tokens_at_its_top_level() -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 2, "cached_tokens": 4}
     used = read(events(chunk(content="a"), chunk("stop", choice={"usage": usage}))).usage()
     assert (used.prompt_tokens, used.completion_tokens, used.cached_input_tokens) == (9, 2, 4)

@@ -188,7 +188,7 @@ async def test_more_failures_than_are_allowed_pause_the_job(store: Store, execut
 # -- providers that are away, or ask to wait
 
 
-async def test_an_address_that_never_answers_pauses_the_job_until_it_is_mended(
+async def test_an_address_that_never_answers_pauses_the_job_until_it_is_corrected(
     store: Store, server: ProviderServer, executor: LocalExecutor
 ) -> None:
     agents, job_id = agents_of(server), new_job(store, *["a"] * 100)
@@ -234,7 +234,7 @@ async def test_an_unpaused_job_gives_its_provider_the_same_time_again(
     job.steer(ControlRequest(is_paused=False))
     await wait_until(lambda: job.window is not before)
     [gate] = job.gates
-    assert gate.hopeless_because(time.monotonic(), 1e6, patience_s=0.1) is None
+    assert gate.hopeless_because(time.monotonic(), 1e6, max_unanswered_s=0.1) is None
     job.interrupt()
     with pytest.raises(JobInterruptedError):
         await running
@@ -251,7 +251,7 @@ async def test_a_job_whose_last_requests_finish_during_its_pause_ends(store: Sto
     assert (record.status, record.counts["succeeded"], record.paused_because) == ("completed", 2, None)
 
 
-async def test_outcomes_committed_after_the_end_of_a_pauses_patience_count(store: Store, tmp_path: Path) -> None:
+async def test_outcomes_committed_after_a_pause_has_stopped_its_window_count(store: Store, tmp_path: Path) -> None:
     release = asyncio.Event()
     executor = Scripted(lambda spec: release.wait() if spec.index > 1 else None)
     job = await started(store, new_job(store, "fail", "fail", "echo", "echo"), max_failures=1)

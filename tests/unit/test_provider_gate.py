@@ -203,8 +203,8 @@ async def test_a_request_that_crashes_its_server_ends_at_last() -> None:
 
 
 @in_virtual_time
-async def test_a_call_waits_as_long_as_the_patience_with_the_provider() -> None:
-    provider = VirtualProvider(lambda now, _: AWAY["refused"], patience_s=60)
+async def test_a_call_waits_for_its_provider_as_long_as_the_limit_allows() -> None:
+    provider = VirtualProvider(lambda now, _: AWAY["refused"], max_wait_s=60)
     ends = await provider.calls(20)
     assert all(isinstance(end, ModelAPIError) and end.shared_by == "local" for end in ends)
     assert "provider_patience_s" in str(ends[0])
@@ -212,8 +212,8 @@ async def test_a_call_waits_as_long_as_the_patience_with_the_provider() -> None:
 
 
 @in_virtual_time
-async def test_a_wait_longer_than_the_patience_ends_at_once() -> None:
-    provider = VirtualProvider(lambda now, _: refusal(3600), patience_s=60)
+async def test_a_wait_longer_than_the_limit_ends_at_once() -> None:
+    provider = VirtualProvider(lambda now, _: refusal(3600), max_wait_s=60)
     assert all(isinstance(end, ModelAPIError) for end in await provider.calls(20))
     assert asyncio.get_running_loop().time() < 1
     assert len(provider.arrivals) <= 2

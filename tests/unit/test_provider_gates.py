@@ -155,11 +155,13 @@ async def test_one_worker_that_has_not_tried_again_after_its_wait_holds_up_no_ot
         ),
     ],
 )
-async def test_waiting_in_vain_is_told(state: ProviderState, now: float, left_s: float, expected: str | None) -> None:
+async def test_a_wait_that_cannot_succeed_is_reported_with_its_reason(
+    state: ProviderState, now: float, left_s: float, expected: str | None
+) -> None:
     gate = ProviderGate("p", "job", Slots())
     gate.update(state, now=101.0)
     gate.update(state, now=now)
-    assert gate.hopeless_because(now, left_s, patience_s=120.0) == expected
+    assert gate.hopeless_because(now, left_s, max_unanswered_s=120.0) == expected
 
 
 async def test_an_answer_shows_that_the_address_is_right() -> None:
@@ -167,7 +169,7 @@ async def test_an_answer_shows_that_the_address_is_right() -> None:
     gate.update(AWAY, now=101.0)
     gate.set_answered(101.0)
     gate.update(dataclasses.replace(AWAY, since=150.0), now=151.0)
-    assert gate.hopeless_because(1000.0, 1e6, patience_s=120.0) is None
+    assert gate.hopeless_because(1000.0, 1e6, max_unanswered_s=120.0) is None
 
 
 async def test_a_job_leaves_nothing_in_the_slots_that_others_share() -> None:

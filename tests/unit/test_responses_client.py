@@ -154,7 +154,7 @@ ODD_ITEMS = [
 
 
 @pytest.mark.parametrize("items", ODD_ITEMS, ids=range(len(ODD_ITEMS)))
-async def test_a_field_that_nobody_needs_does_not_spoil_an_answer(items: list[dict[str, Any]]) -> None:
+async def test_an_invalid_value_of_an_unused_field_does_not_spoil_an_answer(items: list[dict[str, Any]]) -> None:
     body = {"status": "completed", "output": items, "usage": {"input_tokens": -1, "output_tokens": "3"}}
     lines = [{"type": "response.output_item.done", "item": item} for item in items]
     end = {"type": "response.completed", "response": {"usage": {"output_tokens": 3.5, "input_tokens_details": []}}}

@@ -122,7 +122,7 @@ def test_repeats_take_over_one_outcome_each(options: dict[str, Any]) -> None:
         {"tools": [double]},
     ],
 )
-def test_another_agent_answers_anew(changed: dict[str, Any], options: dict[str, Any]) -> None:
+def test_an_outcome_of_another_agent_is_not_reused(changed: dict[str, Any], options: dict[str, Any]) -> None:
     first = batchray.run(requests("x"), [MODEL], **options)
     agent = Agent(**{**MODEL.model_dump(exclude_unset=True), **changed})
     second = batchray.run(requests("x"), [agent], reuse=first, **options)

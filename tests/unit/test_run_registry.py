@@ -103,14 +103,14 @@ async def test_a_run_that_is_asked_for_tells_its_end_again_or_that_it_never_star
     runs.stop(["running"])
 
 
-async def test_a_call_that_waits_in_vain_returns_nothing_and_the_next_gets_the_end() -> None:
+async def test_a_call_that_times_out_returns_nothing_and_the_next_gets_the_report() -> None:
     runs, work = RunRegistry(idle_s=0.0), Work()
     runs.start("k", work)
     assert await runs.ends() == []
     assert await end_of(runs, "k", work) == End("k", b"report")
 
 
-async def test_a_stopped_run_ends_without_a_word_and_does_not_start_again() -> None:
+async def test_a_stopped_run_ends_without_a_report_and_does_not_start_again() -> None:
     runs, work, other = RunRegistry(), Work(), Work()
     runs.start("k", work)
     await run_pending_tasks()

@@ -305,7 +305,7 @@ async def test_waiting_for_the_store_does_not_count_towards_the_deadline() -> No
 
 
 @in_virtual_time
-async def test_a_paused_limit_continues_where_it_was() -> None:
+async def test_a_paused_time_limit_keeps_the_time_that_was_left() -> None:
     limit = asyncio.timeout(0.1)
 
     async def wait_twice() -> None:

@@ -214,7 +214,7 @@ def test_code_that_blocks_its_async_code_soon_runs_in_parallel_and_other_code_st
         assert warned.wait(30)
 
     async def meet() -> None:
-        together.wait(30)  # one after another, the first would wait in vain
+        together.wait(30)  # one after another, the first would time out
 
     def start(pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Future[Any]:
         call = partial(call_with_thread_loop, lambda: asyncio.run(work()), "tools.call")

@@ -1,7 +1,7 @@
 """The runs of one lane on the driver's side: calls that start them and bring back their reports.
 
 Runs that start in the same moment share a call, and so do reports that are ready in the same moment, because a call
-costs more CPU than all else around a short request.  Nothing waits for company: a start is sent in the same round of
+costs more CPU than all else around a short request.  No call is delayed for that: a start is sent in the same round of
 the event loop, and while anything runs, a call waits at the lane for the next report.
 """
 

@@ -19,8 +19,8 @@ from batchray.executors.ray.internals import own_processes
 
 _POLL_S = 1.0
 _REACH_S = 3.0
-# A cluster of somebody else may be restarting its GCS, and a network may fail for a moment.  Processes of our own never
-# come back.
+# A cluster that this process did not start may be restarting its GCS, and a network may fail for a moment.  Processes
+# of our own never come back.
 _MAX_UNREACHABLE_S = 10.0
 
 Address = tuple[str, int]

@@ -45,7 +45,7 @@ class ProviderReports:
         """Return what holds calls back and what was logged, as soon as there is something.
 
         A driver that has been told so (`is_waiting`) gets the next report soon: the number of calls that wait changes,
-        and a provider opens without a word.
+        and a provider opens silently.
         """
         self._changed.clear()
         if not self._log and (is_waiting or not self._read()):

@@ -14,7 +14,7 @@ from batchray.executors.ray.nodes import UNREADABLE, Node
 logger = logging.getLogger(__name__)
 
 _POLL_S = 5.0
-_PATIENCE_S = 15.0
+_WARN_AFTER_S = 15.0
 _REPEAT_S = 60.0
 
 
@@ -53,7 +53,7 @@ class QueuedProcesses:
             return
         since, agent_id, wanted = next(iter(self._calls.values()))
         now = self._clock()
-        if now - since < _PATIENCE_S or now - self._warned_at < _REPEAT_S:
+        if now - since < _WARN_AFTER_S or now - self._warned_at < _REPEAT_S:
             return
         nodes = await self._read_nodes()
         cpus = wanted.get("CPU", 0.0)

@@ -182,7 +182,7 @@ class RunRegistry:
         if run.cancelled():
             failed = "RuntimeError: the run cancelled itself"  # by its own code, unless it is marked as stopped
         elif (error := run.exception()) is not None:
-            failed = in_words(error)  # whose class may be anybody's: other runs share the message
+            failed = in_words(error)  # whose class may come from user code: other runs share the message
         else:
             failed = ""
         if key in self._marks:

@@ -146,7 +146,7 @@ class BatchRoutes:
         key = key_of(request)
         user_id = user_of(request)
         try:
-            await asyncio.to_thread(self._store.sync.check_room)  # before a large body is uploaded in vain
+            await asyncio.to_thread(self._store.sync.check_room)  # before a large body is uploaded for nothing
         except StoreFullError:
             if key is None or await self._reader.jobs.find_by_idempotency_key(user_id, key) is None:
                 raise

@@ -96,7 +96,7 @@ class FileRoutes:
         key, user_id = key_of(request), user_of(request)
         if self._scheduler.is_draining:
             raise stopping()
-        await asyncio.to_thread(self._store.sync.check_room)  # before a large body is uploaded in vain
+        await asyncio.to_thread(self._store.sync.check_room)  # before a large body is uploaded for nothing
         async with self._uploads.receive_form(request) as (form, body):
             upload = await asyncio.to_thread(read_upload, form, body, key)
             if (known := await self._known(user_id, upload)) is not None:
