@@ -162,7 +162,7 @@ def load_server_settings(file: Path | None = None, **overrides: Any) -> ServerSe
 def load_store_settings(file: Path | None = None, **overrides: Any) -> StoreSettings:
     """Build the settings of the store alone; see `load_settings`.  The file may be one of a driver or of a server.
 
-    A bad value of any other setting has no effect: a job can be looked at and canceled where no driver could start.
+    A bad value of any other setting has no effect: a job can be shown and canceled even if no driver could start.
     """
     return _load(StoreSettings, file, overrides)
 

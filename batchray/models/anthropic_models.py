@@ -1,7 +1,7 @@
 """The parameters that models of the Messages API accept, and calls fitted to them.
 
 Newer models decide by themselves how much to think, and refuse a budget for it and `temperature`, `top_p`, `top_k`;
-older ones know only the budget.  `GET /v1/models/{id}` says which it is.  Where a server has no such route, its refusal
+older ones know only the budget.  `GET /v1/models/{id}` says which it is.  If a server has no such route, its refusal
 of a call does.
 Source: Anthropic's API reference, "Get a Model" and "Create a Message", as in its Python SDK 2.14
 (`types/model_capabilities.py`, `types/thinking_types.py`); the refusals as public reports quote them.

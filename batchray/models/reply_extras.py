@@ -52,7 +52,7 @@ _FUNCTION_FIELDS = frozenset({"name", "arguments"})
 class ReasoningBack:
     """Whether and where one provider wants its reasoning back.
 
-    Where no setting decides, a refusal of the reasoning ends it.  `provider` is named in the warning.
+    If no setting decides, a refusal of the reasoning ends it.  `provider` is named in the warning.
     """
 
     def __init__(self, setting: SendReasoning = "auto", base_url: str = "", provider: str = "") -> None:

@@ -149,8 +149,8 @@ def _counts() -> sa.Select[Any]:
 
 def _contradictions(job: Any) -> Iterator[str]:
     if job.n_items != job.total:
-        yield f"{job.id}: {job.n_items:,} items where {job.total:,} were accepted"
+        yield f"{job.id}: {job.n_items:,} items, but {job.total:,} were accepted"
     if job.n_outcomes != job.done:
-        yield f"{job.id}: {job.n_outcomes:,} outcomes where {job.done:,} were counted"
+        yield f"{job.id}: {job.n_outcomes:,} outcomes, but {job.done:,} were counted"
     if job.completed_at is not None and job.n_outcomes != job.n_items:
         yield f"{job.id}: {job.status} with {job.n_items - job.n_outcomes:,} items without an outcome"

@@ -54,7 +54,7 @@ class SlowRequest:
 
 
 class NextStep(NamedTuple):
-    """Something to do: why, as a command, and in Python, where the job's handle is `job`."""
+    """Something to do: why, as a command, and in Python, with the job's handle as `job`."""
 
     why: str
     command: str

@@ -1,7 +1,7 @@
 """CPU per request (single step, streamed answer, store on) against bare loops over the same provider.
 
 Limits, for answers of 50 tokens: 0.26 of a bare loop over the OpenAI SDK's async client, and 7.3 bare loops over
-aiohttp (1.9 ms where one takes 0.26 ms).  The cost of a token is the difference to answers of 500 tokens, at most 1.5
+aiohttp (1.9 ms if one takes 0.26 ms).  The cost of a token is the difference to answers of 500 tokens, at most 1.5
 times that of the bare loop over aiohttp.  Both are of the same number of requests, because a job has costs of its own,
 such as the start of its actor.
 """

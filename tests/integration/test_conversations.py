@@ -320,7 +320,7 @@ async def test_an_item_that_was_interrupted_may_bring_its_answer_again(store: St
     assert kinds(results_of(store, record)) == ["end_turn"]
 
 
-async def test_a_run_waits_again_where_its_answer_came_to_nothing(store: Store) -> None:
+async def test_a_run_waits_again_after_the_item_that_answered_it_failed_or_was_canceled(store: Store) -> None:
     failing = guarded(asking("a"), {"fail": {"type": "api_error"}})
     [asked] = await run(store, failing, ask())
     assert kinds(await run(store, failing, answer(*waiting(asked)))) == ["api_error"]

@@ -313,7 +313,7 @@ def test_counts_that_do_not_fit_together_are_named(store: Store) -> None:
     job = store_job(store, 3)
     with contextlib.closing(sqlite3.connect(store.data_dir / "batchray.db", isolation_level=None)) as outsider:
         outsider.execute("DELETE FROM items WHERE idx = 1")
-    assert store.integrity.check().problems == [f"{job.id}: 2 items where 3 were accepted"]
+    assert store.integrity.check().problems == [f"{job.id}: 2 items, but 3 were accepted"]
 
 
 # -- network file systems

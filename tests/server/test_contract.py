@@ -26,7 +26,7 @@ def asking(**fields: Any) -> dict[str, Any]:
     return {"requests": [SUM, {"agent_id": "calculator", **fields}]}
 
 
-# Section 1.1 of the contract, as decided in its section 10: where the real server is broken, what is documented.
+# Section 1.1 of the contract, as decided in its section 10: the documented behaviour if the real server is broken.
 ACCEPTED: dict[str, Any] = {
     "one request": {"requests": [SUM]},
     "messages": asking(messages=[{"role": "user", "content": "What is 2 + 3?"}]),

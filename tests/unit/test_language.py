@@ -25,7 +25,8 @@ BANNED = {
     "`tell whether`, `tell of`": r"\b(?:tell|tells|told|telling) (?:whether|of)\b",
     "`where`, meaning if": (
         r"\b(?:None|True|False|empty|zero|0|\w+Error|nothing) where\b|\bwhere (?:it|they|there|that|this|none|"
-        r"one|no) (?:is|are|was|has|have|can|cannot|does|do|did|may)\b|\bRaises? [^.]{0,80}\bwhere\b"
+        r"one|no) (?:is|are|was|has|have|can|cannot|does|do|did|may)\b|\bRaises? [^.]{0,80}\bwhere\b|"
+        r"\b(?:canceled|faster|slower|lowest|again|only) where\b|\b[Ww]here no\b"
     ),
     "`go on`, meaning continue": r"\b(?:go|goes|going|went) on\b",
     "`take note`": r"\b(?:take|takes|took|taking) note\b",

@@ -1,7 +1,7 @@
 """Behaviour common to all HTTP clients: how they handle a provider's faults, in each protocol.
 
-Each test runs over all three.  Where a test waits, it waits on a clock that only sleeping moves on; those about
-Retry-After wait a real fraction of a second and read the server's ledger, which tells when calls really came.
+Each test runs over all three.  If a test waits, it waits on a clock that only sleeping moves on; those about
+Retry-After wait a real fraction of a second and read the server's ledger, which says when calls really came.
 """
 
 from __future__ import annotations

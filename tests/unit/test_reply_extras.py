@@ -126,7 +126,7 @@ def thought(key: str = "reasoning_content", tool_calls: bool = True, **fields: A
         ("never", "https://api.deepseek.com", "m", False, False),
     ],
 )
-def test_reasoning_goes_back_where_the_provider_wants_it(
+def test_reasoning_goes_back_if_the_provider_wants_it(
     setting: SendReasoning, base_url: str, model: str, with_calls: bool, without: bool
 ) -> None:
     back = ReasoningBack(setting, base_url)
