@@ -1,6 +1,6 @@
 """Failpoints: named places in our own code at which a test can kill the process, as a power cut would.
 
-`BATCHRAY_CRASH_AT=name` kills the process when it reaches that failpoint; `name:n` when it reaches it the n-th time.
+`BATCHRAY_FAILPOINT=name` kills the process when it reaches that failpoint; `name:n` when it reaches it the n-th time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 from collections import Counter
 from typing import Literal
 
-VARIABLE = "BATCHRAY_CRASH_AT"
+VARIABLE = "BATCHRAY_FAILPOINT"
 
 FailpointName = Literal[
     "before-spool",

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, LocalRayletDie
 from batchray.errors import ClusterError, RequestError, WorkerDiedError
 from batchray.executors.ray import lane_runs
 from batchray.executors.ray.lane_runs import LaneRuns
-from batchray.executors.ray.run_registry import MAX_MESSAGE_BYTES, End, Start, pack_ends, unpack_call
+from batchray.executors.ray.run_registry import MAX_MESSAGE_BYTES, RunReport, Start, pack_reports, unpack_call
 from tests.builders.references import Reference
 from tests.builders.virtual_time import in_virtual_time
 from tests.polling import run_pending_tasks
@@ -34,8 +34,8 @@ class FakeLane:
         self._waiting.append(asyncio.get_running_loop().create_future())
         return Reference(self._waiting[-1])
 
-    async def answer(self, *ends: End) -> None:
-        self._waiting.popleft().set_result(pack_ends(ends))
+    async def answer(self, *reports: RunReport) -> None:
+        self._waiting.popleft().set_result(pack_reports(reports))
         await run_pending_tasks()
 
     async def fail(self, error: Exception) -> None:
@@ -66,9 +66,9 @@ async def test_runs_that_start_together_share_a_call_and_reports_come_when_they_
     lane = FakeLane()
     runs, tasks = await started(lane, "a", "b", "c")
     assert lane.calls == [["a", "b", "c"]]
-    await lane.answer(End("b", b"1"))
+    await lane.answer(RunReport("b", b"1"))
     assert outcomes(tasks) == [None, b"1", None]
-    await lane.answer(End("a", b"2"), End("c", b"3"))
+    await lane.answer(RunReport("a", b"2"), RunReport("c", b"3"))
     assert outcomes(tasks) == [b"2", b"1", b"3"]
     assert (lane.calls, lane.n_waiting) == ([["a", "b", "c"], []], 0)
     runs.close()
@@ -81,10 +81,10 @@ async def test_a_call_waits_at_the_lane_while_runs_are_waited_for_even_if_all_ot
     assert lane.n_waiting == 2
     answers = [lane._waiting.popleft() for _ in range(2)]
     for answer in answers:
-        answer.set_result(pack_ends([]))
+        answer.set_result(pack_reports([]))
     await run_pending_tasks()
     assert lane.calls == [["a"], ["b"], []]
-    await lane.answer(End("a", b"1"), End("b", b"2"))
+    await lane.answer(RunReport("a", b"1"), RunReport("b", b"2"))
     assert outcomes(tasks) == [b"1", b"2"]
     runs.close()
 
@@ -93,8 +93,8 @@ async def test_the_report_of_a_run_that_nothing_waits_for_is_dropped() -> None:
     lane = FakeLane()
     runs, (given_up, task) = await started(lane, "a", "b")
     given_up.cancel()
-    await lane.answer(End("a", b"1"), End("unknown", b"2"))
-    await lane.answer(End("b", b"3"))
+    await lane.answer(RunReport("a", b"1"), RunReport("unknown", b"2"))
+    await lane.answer(RunReport("b", b"3"))
     assert task.result() == b"3"
     runs.close()
 
@@ -105,7 +105,7 @@ async def test_large_starts_go_in_several_calls() -> None:
     tasks = await run_all(runs, "a", "b", "c", item=b"x" * (MAX_MESSAGE_BYTES // 2))
     assert lane.calls == [["a"], ["b"], ["c"]]
     for key in "abc":
-        await lane.answer(End(key, b"1"))
+        await lane.answer(RunReport(key, b"1"))
     assert outcomes(tasks) == [b"1"] * 3
     runs.close()
 
@@ -119,7 +119,7 @@ async def test_a_call_counts_each_of_its_agents_once() -> None:
     await run_pending_tasks()
     assert lane.calls == [["a", "b", "c"], ["d"]]
     for keys in lane.calls:
-        await lane.answer(*(End(key, b"1") for key in keys))
+        await lane.answer(*(RunReport(key, b"1") for key in keys))
     assert outcomes(tasks) == [b"1"] * 4
     runs.close()
 
@@ -133,11 +133,11 @@ async def test_a_lost_call_is_followed_by_one_that_asks_for_all_runs() -> None:
     tasks += await run_all(runs, "b")
     await lane.fail(LOST)
     assert (lane.calls, lane.asked) == ([["a"], ["b"], []], [[], [], ["a", "b"]])
-    await lane.answer(End("a", is_unknown=True))
+    await lane.answer(RunReport("a", is_unknown=True))
     assert lane.calls[3:] == [["a"]]
-    assert lane.asked[3:] == [["a", "b"]]  # the lost call may have taken an end that came after the first question
-    await lane.answer(End("b", b"2"))
-    await lane.answer(End("a", b"1"))
+    assert lane.asked[3:] == [["a", "b"]]  # the lost call may have taken a report that came after the first question
+    await lane.answer(RunReport("b", b"2"))
+    await lane.answer(RunReport("a", b"1"))
     assert outcomes(tasks) == [b"1", b"2"]
     runs.close()
 
@@ -151,7 +151,7 @@ async def test_calls_that_are_lost_together_are_followed_by_one(monkeypatch: pyt
         call.set_exception(LOST)
     await run_pending_tasks()
     assert (lane.calls, lane.asked) == ([["a"], ["b"], []], [[], [], ["a", "b"]])
-    await lane.answer(End("a", b"1"), End("b", b"2"))
+    await lane.answer(RunReport("a", b"1"), RunReport("b", b"2"))
     assert outcomes(tasks) == [b"1", b"2"]
     runs.close()
 
@@ -174,7 +174,7 @@ async def test_losses_in_a_row_are_raised_after_a_time_and_one_answer_ends_the_r
     assert lane.n_waiting == 0
     (again,) = await run_all(runs, "a")
     await lane.fail(LOST)
-    await lane.answer(End("a", b"1"))
+    await lane.answer(RunReport("a", b"1"))
     assert again.result() == b"1"
     runs.close()
 
@@ -192,9 +192,9 @@ async def test_a_call_that_returns_no_report_is_followed_by_one_that_asks_for_al
     runs, tasks = await started(lane, "a", "b")
     await lane.answer()
     assert (lane.calls, lane.asked) == ([["a", "b"], []], [[], ["a", "b"]])
-    await lane.answer(End("a", b"1"), End("b", is_unknown=True))
+    await lane.answer(RunReport("a", b"1"), RunReport("b", is_unknown=True))
     assert (lane.calls[2:], lane.asked[2:]) == ([["b"]], [[]])
-    await lane.answer(End("b", b"2"))
+    await lane.answer(RunReport("b", b"2"))
     assert outcomes(tasks) == [b"1", b"2"]
     runs.close()
 
@@ -205,7 +205,7 @@ async def test_a_call_whose_place_a_newer_one_has_taken_asks_for_nothing() -> No
     tasks += await run_all(runs, "b")
     await lane.answer()
     assert (lane.calls, lane.asked) == ([["a"], ["b"]], [[], []])
-    await lane.answer(End("a", b"1"), End("b", b"2"))
+    await lane.answer(RunReport("a", b"1"), RunReport("b", b"2"))
     assert outcomes(tasks) == [b"1", b"2"]
     runs.close()
 
@@ -215,24 +215,24 @@ async def test_a_late_call_is_followed_by_one_that_asks_for_all_runs_and_its_ans
     runs, tasks = await started(lane, "a", "b", late_s=0.0)
     assert lane.calls[:2] == [["a", "b"], []]
     assert lane.asked[:2] == [[], ["a", "b"]]
-    await lane.answer(End("a", b"1"))
-    lane._waiting[-1].set_result(pack_ends([End("b", b"2")]))
+    await lane.answer(RunReport("a", b"1"))
+    lane._waiting[-1].set_result(pack_reports([RunReport("b", b"2")]))
     await run_pending_tasks()
     assert outcomes(tasks) == [b"1", b"2"]
     runs.close()
 
 
 @pytest.mark.parametrize(
-    ("end", "error"),
+    ("report", "error"),
     [
-        (End("a", lost="gone"), WorkerDiedError("gone", is_suspect=False)),
-        (End("a", failed="LookupError: nowhere\nat all"), RequestError("worker_error", "LookupError: nowhere")),
+        (RunReport("a", lost="gone"), WorkerDiedError("gone", is_suspect=False)),
+        (RunReport("a", failed="LookupError: nowhere\nat all"), RequestError("worker_error", "LookupError: nowhere")),
     ],
 )
-async def test_a_run_without_a_report_is_an_error(end: End, error: Exception) -> None:
+async def test_a_run_without_a_report_is_an_error(report: RunReport, error: Exception) -> None:
     lane = FakeLane()
     runs, (task,) = await started(lane, "a")
-    await lane.answer(end)
+    await lane.answer(report)
     raised = task.exception()
     assert (type(raised), vars(raised or error)) == (type(error), vars(error))
     runs.close()

@@ -1,4 +1,4 @@
-"""A lane runs each attempt once, however often it is called for, and tells its driver of each end."""
+"""A lane runs each attempt once, however often it is called for, and reports each to its driver."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from batchray.executors.ray.run_registry import (
     MAX_MESSAGE_BYTES,
-    End,
     RunRegistry,
+    RunReport,
     Start,
     pack_call,
-    pack_ends,
+    pack_reports,
     unpack_call,
-    unpack_ends,
+    unpack_reports,
 )
 from tests.polling import run_pending_tasks
 
@@ -42,12 +42,12 @@ class Work:
         return self._report
 
 
-async def end_of(runs: RunRegistry, key: str, work: Work) -> End:
-    """Start a run that may end, and return its end, which is the only one."""
+async def report_of(runs: RunRegistry, key: str, work: Work) -> RunReport:
+    """Start a run that may end, and return its report, which is the only one."""
     work.may_end.set()
     runs.start(key, work)
-    (end,) = await runs.ends()
-    return end
+    (report,) = await runs.reports()
+    return report
 
 
 async def test_a_second_start_joins_the_run_and_after_its_end_brings_the_same_report() -> None:
@@ -55,8 +55,8 @@ async def test_a_second_start_joins_the_run_and_after_its_end_brings_the_same_re
     runs.start("k", work)
     runs.start("k", work)
     await run_pending_tasks()
-    assert await end_of(runs, "k", work) == End("k", b"report")
-    assert await end_of(runs, "k", work) == End("k", b"report")
+    assert await report_of(runs, "k", work) == RunReport("k", b"report")
+    assert await report_of(runs, "k", work) == RunReport("k", b"report")
     assert work.n_started == 1
 
 
@@ -64,50 +64,50 @@ async def test_a_call_that_waits_gets_all_runs_that_end_in_the_same_moment() -> 
     runs, works = RunRegistry(), [Work(b"%d" % n) for n in range(3)]
     for n, work in enumerate(works):
         runs.start(str(n), work)
-    call = asyncio.ensure_future(runs.ends())
+    call = asyncio.ensure_future(runs.reports())
     await run_pending_tasks()
     for work in works[:2]:
         work.may_end.set()
-    assert await call == [End("0", b"0"), End("1", b"1")]
+    assert await call == [RunReport("0", b"0"), RunReport("1", b"1")]
     works[2].may_end.set()
-    assert await runs.ends() == [End("2", b"2")]
+    assert await runs.reports() == [RunReport("2", b"2")]
 
 
 async def test_a_call_that_waits_returns_when_the_next_comes_because_its_answer_may_be_lost() -> None:
     runs, work = RunRegistry(), Work()
     runs.start("k", work)
-    calls = [asyncio.ensure_future(runs.ends()) for _ in range(3)]
+    calls = [asyncio.ensure_future(runs.reports()) for _ in range(3)]
     await run_pending_tasks()
     assert [call.done() for call in calls] == [True, True, False]
     work.may_end.set()
-    assert [await call for call in calls] == [[], [], [End("k", b"report")]]
+    assert [await call for call in calls] == [[], [], [RunReport("k", b"report")]]
 
 
-async def test_ends_that_are_too_large_for_one_message_come_in_several() -> None:
+async def test_reports_that_are_too_large_for_one_message_come_in_several() -> None:
     runs, work = RunRegistry(), Work(b"x" * (MAX_MESSAGE_BYTES // 2))
     work.may_end.set()
     for n in range(3):
         runs.start(str(n), work)
     await run_pending_tasks()
-    assert [[end.key for end in await runs.ends()] for _ in range(3)] == [["0"], ["1"], ["2"]]
+    assert [[report.key for report in await runs.reports()] for _ in range(3)] == [["0"], ["1"], ["2"]]
 
 
-async def test_a_run_that_is_asked_for_tells_its_end_again_or_that_it_never_started() -> None:
+async def test_asking_for_a_run_returns_its_report_again_or_that_it_is_unknown() -> None:
     runs, work, running = RunRegistry(), Work(), Work()
-    await end_of(runs, "ended", work)
+    await report_of(runs, "ended", work)
     runs.start("running", running)
     runs.stop(["stopped"])
     for key in ("ended", "running", "stopped", "unknown"):
         runs.ask(key)
-    assert await runs.ends() == [End("ended", b"report"), End("unknown", is_unknown=True)]
+    assert await runs.reports() == [RunReport("ended", b"report"), RunReport("unknown", is_unknown=True)]
     runs.stop(["running"])
 
 
 async def test_a_call_that_times_out_returns_nothing_and_the_next_gets_the_report() -> None:
     runs, work = RunRegistry(idle_s=0.0), Work()
     runs.start("k", work)
-    assert await runs.ends() == []
-    assert await end_of(runs, "k", work) == End("k", b"report")
+    assert await runs.reports() == []
+    assert await report_of(runs, "k", work) == RunReport("k", b"report")
 
 
 async def test_a_stopped_run_ends_without_a_report_and_does_not_start_again() -> None:
@@ -117,7 +117,7 @@ async def test_a_stopped_run_ends_without_a_report_and_does_not_start_again() ->
     runs.stop(["k"])
     await run_pending_tasks()
     runs.start("k", work)
-    assert await end_of(runs, "other", other) == End("other", b"report")
+    assert await report_of(runs, "other", other) == RunReport("other", b"report")
     assert (work.n_started, work.n_stopped) == (1, 1)
 
 
@@ -131,9 +131,9 @@ async def test_a_run_that_is_stopped_before_its_start_arrives_does_not_start() -
 
 async def test_a_run_that_is_stopped_after_its_end_keeps_its_report() -> None:
     runs, work = RunRegistry(), Work()
-    await end_of(runs, "k", work)
+    await report_of(runs, "k", work)
     runs.stop(["k"])
-    assert await end_of(runs, "k", work) == End("k", b"report")
+    assert await report_of(runs, "k", work) == RunReport("k", b"report")
 
 
 async def test_an_exception_reaches_the_driver_and_the_run_is_not_repeated() -> None:
@@ -141,9 +141,9 @@ async def test_an_exception_reaches_the_driver_and_the_run_is_not_repeated() -> 
         raise LookupError("nowhere")
 
     runs = RunRegistry()
-    for expected in (End("k", failed="LookupError: nowhere"), End("k", lost=LOST)):
+    for expected in (RunReport("k", failed="LookupError: nowhere"), RunReport("k", lost=LOST)):
         runs.start("k", fails)
-        assert await runs.ends() == [expected]
+        assert await runs.reports() == [expected]
 
 
 class WithoutText(Exception):
@@ -161,9 +161,9 @@ async def test_an_exception_whose_text_is_odd_spoils_no_other_report(error: Exce
     runs.start("k", fails)
     runs.start("other", work)
     await run_pending_tasks()
-    failed, ended = unpack_ends(pack_ends(await runs.ends()))
+    failed, ended = unpack_reports(pack_reports(await runs.reports()))
     assert failed.failed.startswith(type(error).__name__)
-    assert ended == End("other", b"report")
+    assert ended == RunReport("other", b"report")
 
 
 async def test_a_run_that_cancels_itself_is_an_error() -> None:
@@ -172,7 +172,7 @@ async def test_a_run_that_cancels_itself_is_an_error() -> None:
 
     runs = RunRegistry()
     runs.start("k", cancels_itself)
-    assert await runs.ends() == [End("k", failed="RuntimeError: the run cancelled itself")]
+    assert await runs.reports() == [RunReport("k", failed="RuntimeError: the run cancelled itself")]
 
 
 @pytest.mark.parametrize("limits", [{"max_reports": 2}, {"max_bytes": 5}])
@@ -181,23 +181,23 @@ async def test_only_the_newest_reports_are_stored_and_a_run_without_its_report_i
 ) -> None:
     runs, works = RunRegistry(**limits), [Work(f"r{n}".encode()) for n in range(3)]
     for n, work in enumerate(works):
-        await end_of(runs, str(n), work)
-    assert [(await end_of(runs, str(n), works[n])).report for n in (1, 2)] == [b"r1", b"r2"]
-    assert await end_of(runs, "0", works[0]) == End("0", lost=LOST)
+        await report_of(runs, str(n), work)
+    assert [(await report_of(runs, str(n), works[n])).content for n in (1, 2)] == [b"r1", b"r2"]
+    assert await report_of(runs, "0", works[0]) == RunReport("0", lost=LOST)
     assert [work.n_started for work in works] == [1, 1, 1]
 
 
 async def test_the_newest_report_is_stored_whatever_its_length() -> None:
     runs, work = RunRegistry(max_bytes=5), Work(b"longer than that")
-    assert [(await end_of(runs, "k", work)).report for _ in range(2)] == [b"longer than that"] * 2
+    assert [(await report_of(runs, "k", work)).content for _ in range(2)] == [b"longer than that"] * 2
     assert work.n_started == 1
 
 
 async def test_stopped_runs_do_not_displace_reports() -> None:
     runs, work, stopped = RunRegistry(max_reports=1, max_marks=2), Work(), Work()
-    await end_of(runs, "k", work)
+    await report_of(runs, "k", work)
     runs.stop(["s1", "s2", "s3"])
-    assert await end_of(runs, "k", work) == End("k", b"report")
+    assert await report_of(runs, "k", work) == RunReport("k", b"report")
     runs.start("s3", stopped)
     await run_pending_tasks()
     assert stopped.n_started == 0
@@ -214,6 +214,6 @@ def test_starts_survive_the_way_to_a_lane_and_an_agent_is_sent_once(starts: list
     assert pack_call([Start(str(n), agent, b"") for n in range(5)]).count(agent) == 1
 
 
-@given(st.lists(st.builds(End, st.text(), st.binary(), st.text(), st.text(), st.booleans())))
-def test_ends_survive_the_way_to_the_driver(ends: list[End]) -> None:
-    assert unpack_ends(pack_ends(ends)) == ends
+@given(st.lists(st.builds(RunReport, st.text(), st.binary(), st.text(), st.text(), st.booleans())))
+def test_reports_survive_the_way_to_the_driver(reports: list[RunReport]) -> None:
+    assert unpack_reports(pack_reports(reports)) == reports

@@ -31,7 +31,7 @@ from batchray.executors.ray.exit_report import ExitCause
 from batchray.executors.ray.internals import session_directory
 from batchray.executors.ray.job_actor import BlockingReports
 from batchray.executors.ray.provider_reports import LaneReport, ProviderReports
-from batchray.executors.ray.run_registry import RunRegistry, Start, pack_ends, unpack_call
+from batchray.executors.ray.run_registry import RunRegistry, Start, pack_reports, unpack_call
 from batchray.executors.ray.worker_log import WorkerLog
 from batchray.support.captured_output import TO_STDERR
 from batchray.support.descriptors import connections_that_fit, raise_descriptor_limit
@@ -86,7 +86,7 @@ class Lane:
             self._runs.start(start.key, partial(self._run, start))
         for key in asked:
             self._runs.ask(key)
-        return pack_ends(await self._runs.ends())
+        return pack_reports(await self._runs.reports())
 
     def _run(self, start: Start) -> Awaitable[bytes]:
         """Run one request; `collect` returns its checkpoints if it keeps its steps."""

@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError
 from batchray.errors import ClusterError, RequestError, WorkerDiedError
 from batchray.executors.ray.answers import answer_of
 from batchray.executors.ray.calls import CLUSTER_GONE, first_line
-from batchray.executors.ray.run_registry import IDLE_S, MAX_MESSAGE_BYTES, End, Start, pack_call, unpack_ends
+from batchray.executors.ray.run_registry import IDLE_S, MAX_MESSAGE_BYTES, RunReport, Start, pack_call, unpack_reports
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class LaneRuns:
 
     def __init__(self, actor: Any, late_s: float = IDLE_S + _LATE_S) -> None:
         self._actor, self._late_s = actor, late_s
-        self._waiting: dict[str, tuple[Start, asyncio.Future[End | Exception]]] = {}
+        self._waiting: dict[str, tuple[Start, asyncio.Future[RunReport | Exception]]] = {}
         self._unsent: list[Start] = []
         self._sending: asyncio.Handle | None = None
         self._calls: set[asyncio.Task[None]] = set()
@@ -48,20 +48,20 @@ class LaneRuns:
         the attempt has run and its report is gone; RequestError for a defect of the lane; ClusterError if the cluster
         is gone.
         """
-        future: asyncio.Future[End | Exception] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[RunReport | Exception] = asyncio.get_running_loop().create_future()
         self._waiting[start.key] = start, future
         self._send_soon(start)
         try:
-            end = await future
+            report = await future
         finally:
             self._waiting.pop(start.key, None)
-        if isinstance(end, Exception):
-            raise end.with_traceback(None)  # many raise the same one
-        if end.lost:
-            raise WorkerDiedError(end.lost, is_suspect=False)
-        if end.failed:
-            raise RequestError("worker_error", end.failed.splitlines()[0])
-        return end.report
+        if isinstance(report, Exception):
+            raise report.with_traceback(None)  # many raise the same one
+        if report.lost:
+            raise WorkerDiedError(report.lost, is_suspect=False)
+        if report.failed:
+            raise RequestError("worker_error", report.failed.splitlines()[0])
+        return report.content
 
     def close(self) -> None:
         """Make no more calls."""
@@ -101,34 +101,34 @@ class LaneRuns:
             if not answer.done():
                 self._has_doubts = True
                 self._send_soon()
-            ends = await answer
+            reports = await answer
         except ActorUnavailableError as error:
             await self._follow_lost_call(error)
         except Exception as error:  # noqa: BLE001  # raised for every run that waits
             self._fail(error)
         else:
-            self._take(ends, is_newest=number == self._n_calls)
+            self._take(reports, is_newest=number == self._n_calls)
         finally:
             answer.cancel()
 
-    async def _answer(self, packed: bytes) -> list[End]:
-        return unpack_ends(await answer_of(self._actor.exchange.remote(packed)))
+    async def _answer(self, packed: bytes) -> list[RunReport]:
+        return unpack_reports(await answer_of(self._actor.exchange.remote(packed)))
 
-    def _take(self, ends: Sequence[End], *, is_newest: bool) -> None:
-        """Hand out the ends.
+    def _take(self, reports: Sequence[RunReport], *, is_newest: bool) -> None:
+        """Hand out the reports.
 
         A lane returns none if it had none for long, or if a newer call has come.  If that is not one of ours, it is one
         whose answer may be lost, and ends with it: the next call asks for all runs.
         """
-        if self._lost_since is not None:  # until now a lost call may have waited at the lane, and taken ends
+        if self._lost_since is not None:  # until now a lost call may have waited at the lane, and taken reports
             self._lost_since, self._has_doubts = None, True
-        for end in ends:
-            if end.is_unknown:
-                if end.key in self._waiting:
-                    self._send_soon(self._waiting[end.key][0])
-            elif (found := self._waiting.pop(end.key, None)) is not None and not found[1].done():
-                found[1].set_result(end)
-        if not ends and is_newest:
+        for report in reports:
+            if report.is_unknown:
+                if report.key in self._waiting:
+                    self._send_soon(self._waiting[report.key][0])
+            elif (found := self._waiting.pop(report.key, None)) is not None and not found[1].done():
+                found[1].set_result(report)
+        if not reports and is_newest:
             self._has_doubts = True
         if self._waiting:
             self._send_soon()
