@@ -320,11 +320,11 @@ def _watch(job: Job, is_shown: bool) -> Job:
 
 def _say_how_to_resume(job: Job) -> None:
     """Print what an interrupt left, to standard error as the progress is."""
-    from batchray.views.next_steps import Place, in_python
+    from batchray.views.next_steps import JobLocation, in_python
 
     record = job.record()
     if not record.is_ended:
-        call = in_python("resume", record.id, Place(job.data_dir, job.url), job.agents().values())
+        call = in_python("resume", record.id, JobLocation(job.data_dir, job.url), job.agents().values())
         left = f"job {record.id}: interrupted with {record.done:,} of {record.total:,} done; all of them are kept"
         print(f"{left}\nto continue: {call}", file=sys.stderr)  # noqa: T201
 

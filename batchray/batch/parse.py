@@ -21,7 +21,7 @@ from batchray.batch.source import open_file, open_stream, remedy
 from batchray.batch.split import (
     MAX_REQUEST_BYTES,
     Buffer,
-    Document,
+    JsonDocument,
     Lines,
     format_error,
     split_body,
@@ -67,11 +67,11 @@ def read_batch(source: Path | BinaryIO | Iterable[Any], agents: Iterable[str]) -
     return batch_of(source, rules)
 
 
-def batch_of(found: Lines | Document | Iterable[Any], rules: RequestRules) -> Batch:
+def batch_of(found: Lines | JsonDocument | Iterable[Any], rules: RequestRules) -> Batch:
     """Return the batch in lines, in a document, or in an iterable of requests."""
     if isinstance(found, Lines):
         return Batch(_refuse_empty(_from_lines(found, rules)), unused=rules.unused)
-    if isinstance(found, Document):
+    if isinstance(found, JsonDocument):
         return Batch(_refuse_empty(_from_raw_requests(found.requests, rules)), found.callback_url, rules.unused)
     return Batch(_refuse_empty(_from_objects(found, rules)), unused=rules.unused)
 

@@ -38,14 +38,14 @@ class Lines(NamedTuple):
     numbered: Generator[tuple[int, bytes]]
 
 
-class Document(NamedTuple):
+class JsonDocument(NamedTuple):
     """A JSON document: its requests, unparsed."""
 
     requests: Sequence[msgspec.Raw]
     callback_url: str | None = None
 
 
-def split_stream(stream: BinaryIO, *, is_lines: bool, is_document: bool = False) -> Lines | Document:
+def split_stream(stream: BinaryIO, *, is_lines: bool, is_document: bool = False) -> Lines | JsonDocument:
     """Return the lines or the document in a stream of UTF-8, which is closed when all of it has been read.
 
     `is_lines` and `is_document` are what is known without looking.  Raises BatchFormatError.
@@ -110,7 +110,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     callback_url: str | None = None
 
 
-def split_body(buffer: Buffer, *, accepts_array: bool) -> Document:
+def split_body(buffer: Buffer, *, accepts_array: bool) -> JsonDocument:
     """Split a whole body into its requests; with `accepts_array` it may be the array alone."""
     if buffer[: len(BOM)] == BOM:
         buffer = memoryview(buffer)[len(BOM) :]
@@ -121,13 +121,13 @@ def split_body(buffer: Buffer, *, accepts_array: bool) -> Document:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _body_error(buffer, error) from None
     if isinstance(body, list):
-        return Document(body)
+        return JsonDocument(body)
     spelled = _ESCAPED_MEMBER if _ESCAPED_LETTER.search(buffer) else _MEMBER
     names = [orjson.loads(name) for name in spelled.findall(buffer)]
     if len(names) > len(set(names)):  # a duplicate in the body, or a member of a request
         refuse_duplicate_members(buffer)
     callback_url = None if body.callback_url is None else read_callback_url(body.callback_url)
-    return Document(body.requests, callback_url)
+    return JsonDocument(body.requests, callback_url)
 
 
 def _mapped(stream: BinaryIO) -> mmap.mmap | None:

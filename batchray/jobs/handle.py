@@ -19,7 +19,7 @@ from batchray.jobs.reader import POLL_S, JobReader
 from batchray.jobs.states import PAUSED, state_of
 from batchray.schema.progress import TIMINGS, Percentiles, Progress
 from batchray.store import JobRecord, Store, run_all, running_jobs
-from batchray.views.next_steps import Place
+from batchray.views.next_steps import JobLocation
 from batchray.views.report import Report, brief_report, whole_report
 from batchray.views.report_html import report_html, unreadable_html
 
@@ -185,8 +185,8 @@ class Job(JobReader):  # more than 20 methods, because it is the public API of a
             return unreadable_html(f"job {self.id}", error)
 
     @property
-    def _place(self) -> Place:
-        return Place(self.data_dir, self.url)
+    def _place(self) -> JobLocation:
+        return JobLocation(self.data_dir, self.url)
 
     def wait(self, timeout: float | None = None) -> JobRecord:
         """Wait for the job's end and return it.

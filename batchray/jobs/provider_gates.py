@@ -30,7 +30,7 @@ _GROWTH_AFTER_FAILURE, _AFTER_FAILURE_S, _PACE_AFTER_FAILURE_S = 8, 2.0, 0.5
 _MAX_AGO_S = 1.0
 
 
-class ProviderGate:
+class JobProviderGate:
     """The gate of one provider in one job.  `pauses` are those of the deadlines of its requests.
 
     `endpoint` tells it apart from providers of the same name.  `answered` are the endpoints that have answered jobs of
@@ -153,21 +153,21 @@ class ProviderGates:
     """
 
     def __init__(self, job_id: str, agents: AgentSet, slots: Slots, answered: set[str] | None = None) -> None:
-        self._by_endpoint: dict[str, ProviderGate] = {}
-        self._by_agent: dict[str, ProviderGate] = {}
+        self._by_endpoint: dict[str, JobProviderGate] = {}
+        self._by_agent: dict[str, JobProviderGate] = {}
         for agent_id, bound in agents.agents.items():
             name = bound.agent.provider_name
             if name is None or bound.provider is None or bound.provider.protocol == "offline":
                 continue
             endpoint = endpoint_id(name, bound.provider, bound.key, bound.access)
             if endpoint not in self._by_endpoint:
-                self._by_endpoint[endpoint] = ProviderGate(name, job_id, slots, endpoint, answered)
+                self._by_endpoint[endpoint] = JobProviderGate(name, job_id, slots, endpoint, answered)
             self._by_agent[agent_id] = self._by_endpoint[endpoint]
 
-    def __iter__(self) -> Iterator[ProviderGate]:
+    def __iter__(self) -> Iterator[JobProviderGate]:
         return iter(self._by_endpoint.values())
 
-    def of_agent(self, agent_id: str) -> ProviderGate | None:
+    def of_agent(self, agent_id: str) -> JobProviderGate | None:
         """Return the gate of an agent's provider."""
         return self._by_agent.get(agent_id)
 

@@ -17,7 +17,7 @@ from batchray.jobs.endings import CANCELED, Ending, expired, given_up, out_of_tu
 from batchray.jobs.failure_policy import SharedFailures, is_beyond
 from batchray.jobs.group_commit import GroupCommitter
 from batchray.jobs.in_flight import InFlight
-from batchray.jobs.provider_gates import ProviderGate, ProviderGates
+from batchray.jobs.provider_gates import JobProviderGate, ProviderGates
 from batchray.jobs.timing import JobTiming
 from batchray.jobs.window import Window
 from batchray.schema.progress import Progress
@@ -207,7 +207,7 @@ class RunningJob:
         self._continued.set()
 
 
-def _view(gate: ProviderGate, state: ProviderState) -> dict[str, Any]:
+def _view(gate: JobProviderGate, state: ProviderState) -> dict[str, Any]:
     """Return the state of a provider that holds calls back, as JSON-able data."""
     now = time.monotonic()
     return {

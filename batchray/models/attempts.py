@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from batchray.errors import DeadlineExceededError, ModelAPIError, RequestError
-from batchray.models.gate import Caller, Failure, GateTimeoutError, ProviderGate
+from batchray.models.gate import Caller, GateFailure, GateTimeoutError, ProviderGate
 from batchray.models.gate_policy import Cause
 from batchray.models.provider_errors import TransientError, UnreachableError, with_detail
 from batchray.models.retry import RetryPolicy
@@ -117,7 +117,7 @@ class Attempts:
         """Report a failure to the gate, and return when to try again.  Raises ModelAPIError if the call ends."""
         cause, was_shut = _cause_of(failure, caller), self._gate.is_shut
         reason = with_detail(str(failure), self._clean(failure.detail))
-        self._gate.failed(number, Failure(cause, failure.type, reason, failure.retry_after_s), caller)
+        self._gate.failed(number, GateFailure(cause, failure.type, reason, failure.retry_after_s), caller)
         if self._gate.is_shut and not was_shut and cause is not Cause.OWN:
             self._log_shut(reason)
         if cause is Cause.ASKED and (failure.status == 429 or self._gate.is_shut):
@@ -171,9 +171,9 @@ class Attempts:
         if caller.has_answer:
             return
         if error.shared_by:
-            self._gate.failed(number, Failure(Cause.SHARED, error.type, error.message), caller)
+            self._gate.failed(number, GateFailure(Cause.SHARED, error.type, error.message), caller)
         elif isinstance(error, DeadlineExceededError):
-            self._gate.failed(number, Failure(Cause.OWN, error.type, error.message), caller)
+            self._gate.failed(number, GateFailure(Cause.OWN, error.type, error.message), caller)
         else:  # it refuses this request, so it is there
             self._gate.answered(number)
 

@@ -19,7 +19,7 @@ class GateTimeoutError(Exception):
     """A call has waited for a shut provider for as long as it may."""
 
 
-class Failure(NamedTuple):
+class GateFailure(NamedTuple):
     """A failed attempt: its cause, the type and words of its error, and the wait that the provider asks for."""
 
     cause: Cause
@@ -86,7 +86,7 @@ class ProviderGate:
         self._timer: asyncio.Task[None] | None = None
         self._wakes_at = math.inf
         self._n_asleep = 0
-        self.newest_failure = Failure(Cause.OWN, "", "")
+        self.newest_failure = GateFailure(Cause.OWN, "", "")
         """The newest failed attempt of any caller."""
 
     @property
@@ -150,7 +150,7 @@ class ProviderGate:
         with self._changing():
             self._policy.end(is_success=is_success)
 
-    def failed(self, number: int, failure: Failure, caller: Caller) -> None:
+    def failed(self, number: int, failure: GateFailure, caller: Caller) -> None:
         """An attempt has failed."""
         self.newest_failure = failure
         with self._changing():

@@ -16,15 +16,15 @@ OPENAI_HOSTS = frozenset({"api.openai.com", "eu.api.openai.com", "us.api.openai.
 """OpenAI's own server, also by region.  Other servers choose what they offer, so nothing is assumed of them."""
 
 
-class Route(NamedTuple):
+class ProtocolRoute(NamedTuple):
     """Models that need Responses: a pattern of their whole names, and why."""
 
     models: re.Pattern[str]
     reason: str
 
 
-def _route(models: str, reason: str) -> Route:
-    return Route(re.compile(models), reason)
+def _route(models: str, reason: str) -> ProtocolRoute:
+    return ProtocolRoute(re.compile(models), reason)
 
 
 ROUTES = (

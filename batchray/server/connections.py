@@ -26,8 +26,8 @@ LINGER_S = 2.0
 _refused = RareLog(logger, logging.INFO, "a request was refused that is not valid HTTP: %s")
 
 
-class Connection(web.RequestHandler):
-    """A connection.  `is_reserve` is whether it may only answer health checks.
+class ClientConnection(web.RequestHandler):
+    """A connection of a client.  `is_reserve` is whether it may only answer health checks.
 
     Uses a part of aiohttp that has no public name: `_messages`, the requests that have arrived and wait.
     """

@@ -19,34 +19,34 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.5
 
 
-class JobState(NamedTuple):
+class JobSnapshot(NamedTuple):
     """A job at one time, also as JSON."""
 
     record: JobRecord
     text: bytes
 
     @classmethod
-    def of(cls, record: JobRecord) -> JobState:
-        """Return the state of a job."""
+    def of(cls, record: JobRecord) -> JobSnapshot:
+        """Return the snapshot of a job."""
         return cls(record, batch_job(record).model_dump_json().encode())
 
     @property
     def version(self) -> Hashable:
-        """Equal for two states of a job between which it has not changed for its followers."""
+        """Equal for two snapshots of a job between which it has not changed for its followers."""
         record = self.record
         return record.status, record.completed_at, record.paused_because, tuple(record.counts.values())
 
 
 class JobFeed:
-    """The states of one job, for its followers."""
+    """The snapshots of one job, for its followers."""
 
-    def __init__(self, state: JobState) -> None:
+    def __init__(self, state: JobSnapshot) -> None:
         self.state, self.n_followers = state, 0
         self.polling: asyncio.Task[None] | None = None
         self._is_cut = False
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def next(self, seen: JobState, timeout_s: float) -> JobState:
+    async def next(self, seen: JobSnapshot, timeout_s: float) -> JobSnapshot:
         """Return the state that follows `seen`, or `seen` itself if there is none within the time.
 
         Raises StreamCutError if there will be none.
@@ -59,7 +59,7 @@ class JobFeed:
 
     def update(self, record: JobRecord) -> None:
         """Tell the followers of a new state."""
-        state = JobState.of(record)
+        state = JobSnapshot.of(record)
         if state.version != self.state.version:
             self.state = state
             self._wake()
@@ -89,7 +89,7 @@ class JobFeeds:
             raise stopping()
         feed = self._feeds.get(job.id)
         if feed is None:
-            feed = self._feeds[job.id] = JobFeed(JobState.of(job))
+            feed = self._feeds[job.id] = JobFeed(JobSnapshot.of(job))
             feed.polling = asyncio.create_task(self._poll(job.id, feed))
         assert feed.polling is not None
         feed.n_followers += 1

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from batchray.config import ServerSettings
 from batchray.server.connection_pool import RESERVE, ConnectionPool
-from batchray.server.connections import Connection
+from batchray.server.connections import ClientConnection
 from batchray.server.request_rules import guarded, noticed
 from batchray.support.descriptors import connections_that_fit
 from batchray.support.rare_log import RareLog
@@ -69,10 +69,10 @@ async def listening(
 ) -> AsyncIterator[None]:
     """Listen inside the block on `sockets`.  `options` are those of aiohttp's RequestHandler."""
     loop = asyncio.get_running_loop()
-    pool = ConnectionPool[Guest | Connection](max_connections(settings))
+    pool = ConnectionPool[Guest | ClientConnection](max_connections(settings))
     server.request_factory = noticed(server.request_factory)
     server.request_handler = guarded(server.request_handler)
-    listener = Listener(sockets, pool, lambda: Connection(server, pool, loop, **options), settings.upload_idle_s)
+    listener = Listener(sockets, pool, lambda: ClientConnection(server, pool, loop, **options), settings.upload_idle_s)
     listener.start()
     try:
         yield
@@ -121,8 +121,8 @@ class Listener:
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        pool: ConnectionPool[Guest | Connection],
-        connect: Callable[[], Connection],
+        pool: ConnectionPool[Guest | ClientConnection],
+        connect: Callable[[], ClientConnection],
         idle_s: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -186,7 +186,7 @@ class Listener:
         self._starting.add(starting)
         starting.add_done_callback(self._starting.discard)
 
-    async def _read(self, accepted: socket.socket, connection: Connection) -> None:
+    async def _read(self, accepted: socket.socket, connection: ClientConnection) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError:  # its client has gone

@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from batchray.schema import new_id
-from batchray.server.connections import Connection
+from batchray.server.connections import ClientConnection
 from batchray.server.errors import AmbiguousRequestError, HttpError, error_response, unavailable
 from batchray.server.refusals import VERSION_SENTENCE
 from batchray.server.routing import route_of
@@ -33,7 +33,7 @@ def noticed(make_request: RequestFactory) -> RequestFactory:
     It hides the header `Expect`: aiohttp would ask for the body of a request that has no route.
     """
 
-    def make(message: RawRequestMessage, payload: Any, connection: Connection, *rest: Any) -> web.BaseRequest:
+    def make(message: RawRequestMessage, payload: Any, connection: ClientConnection, *rest: Any) -> web.BaseRequest:
         is_unknown = message.method == "UNKNOWN"  # aiohttp's request in place of one that cannot be parsed
         is_spoken = message.version in _SPOKEN and not is_unknown
         own = message if is_spoken else message._replace(version=HttpVersion11)
@@ -72,7 +72,7 @@ def guarded(handle: RequestHandler) -> RequestHandler:
 @web.middleware
 async def only_health_checks(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse everything except health checks on a connection of the reserve."""
-    if isinstance(request.protocol, Connection) and request.protocol.is_reserve:
+    if isinstance(request.protocol, ClientConnection) and request.protocol.is_reserve:
         route = route_of(request)
         if route is None or not route.is_health_check:
             raise unavailable(5, "too many connections are open; try again in a moment")

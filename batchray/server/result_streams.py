@@ -12,8 +12,8 @@ import orjson
 from aiohttp import web
 
 from batchray.server.batch_queries import ResultsQuery
-from batchray.server.job_feeds import JobFeed, JobFeeds, JobState
-from batchray.server.shared_pages import Page, SharedPages
+from batchray.server.job_feeds import JobFeed, JobFeeds, JobSnapshot
+from batchray.server.shared_pages import SharedPage, SharedPages
 from batchray.server.storage import ServerStorage
 from batchray.server.stream import Events, JsonLines, StreamedResponse, event
 from batchray.store import JobRecord, Store, StoredResult
@@ -51,13 +51,13 @@ class PageSource:
         agents = store.jobs.agent_snapshot(job.id)
         self._views = ResultViews(job, agents, include_input=form.include_input, rows=rows)
 
-    def page(self, after: ResultPosition, *, is_final: bool) -> Page:
+    def page(self, after: ResultPosition, *, is_final: bool) -> SharedPage:
         """Return the page after a position."""
         cursor = ResultCursor(self.form.order, after, failed=self.form.failed)
         query = cursor.query(is_final=is_final)
         found = self._items.results(self.job, **query, limit=_PAGE_RESULTS, max_bytes=_PAGE_BYTES)
         shown = cursor.take(found, is_final=is_final)
-        return Page(b"".join(map(self._text, shown)), len(shown), cursor.position)
+        return SharedPage(b"".join(map(self._text, shown)), len(shown), cursor.position)
 
     def _text(self, stored: StoredResult) -> bytes:
         """Return a result as it is sent; empty if it is left out."""
@@ -99,7 +99,7 @@ class ResultStreams:
             return await lines.end()
         source = await self._source(job, ResultForm("lines", query.order, query.failed, query.include_input))
         if not query.follow:
-            await self._send(lines, source, JobState.of(job), position, is_final=True)
+            await self._send(lines, source, JobSnapshot.of(job), position, is_final=True)
             return await lines.end()
         async with self._feeds.follow(job) as feed:
             state = feed.state
@@ -133,7 +133,7 @@ class ResultStreams:
         response = StreamedResponse(request, headers, self._turns)
         if request.method != "HEAD":
             source = await self._source(job, form)
-            await self._send(response, source, JobState.of(job), START, is_final=True)
+            await self._send(response, source, JobSnapshot.of(job), START, is_final=True)
         return await response.end()
 
     async def size(self, job: JobRecord, form: ResultForm) -> int:
@@ -150,7 +150,7 @@ class ResultStreams:
         self,
         response: StreamedResponse,
         source: PageSource,
-        state: JobState,
+        state: JobSnapshot,
         position: ResultPosition,
         *,
         is_final: bool,
@@ -163,7 +163,7 @@ class ResultStreams:
         while True:
             after = position
 
-            async def read(after: ResultPosition = after) -> Page:
+            async def read(after: ResultPosition = after) -> SharedPage:
                 key = (source.job.key, source.form, after, is_final, state.version)
                 return await self._pages.get(key, lambda: self._bulk.call(source.page, after, is_final=is_final))
 
@@ -173,7 +173,7 @@ class ResultStreams:
             position = page.position
 
 
-async def _next(feed: JobFeed, seen: JobState, response: StreamedResponse) -> JobState:
+async def _next(feed: JobFeed, seen: JobSnapshot, response: StreamedResponse) -> JobSnapshot:
     """Return the state after `seen`."""
     while (state := await feed.next(seen, _TICK_S)) is seen:
         await response.idle()

@@ -14,14 +14,14 @@ _RECENT_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class Page:
+class SharedPage:
     """Results as they are sent.  `position` is that of the last one; `n_results` is 0 if there are none yet."""
 
     text: bytes
     n_results: int
     position: ResultPosition
 
-    def without_text(self) -> Page:
+    def without_text(self) -> SharedPage:
         """Return the page without its text."""
         return replace(self, text=b"")
 
@@ -34,12 +34,12 @@ class SharedPages:
 
     def __init__(self, recent_bytes: int = _RECENT_BYTES) -> None:
         self._recent_bytes = recent_bytes
-        self._in_use: WeakValueDictionary[Hashable, Page] = WeakValueDictionary()
-        self._recent: OrderedDict[Hashable, Page] = OrderedDict()
+        self._in_use: WeakValueDictionary[Hashable, SharedPage] = WeakValueDictionary()
+        self._recent: OrderedDict[Hashable, SharedPage] = OrderedDict()
         self._n_recent_bytes = 0
         self._locks: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
-    async def get(self, key: Hashable, make: Callable[[], Awaitable[Page]]) -> Page:
+    async def get(self, key: Hashable, make: Callable[[], Awaitable[SharedPage]]) -> SharedPage:
         """Return the page of this key; `make` makes it unless there is one already."""
         async with self._locks.setdefault(key, asyncio.Lock()):
             if (page := self._in_use.get(key)) is None:
@@ -52,7 +52,7 @@ class SharedPages:
         self._recent.clear()
         self._n_recent_bytes = 0
 
-    def _keep(self, key: Hashable, page: Page) -> None:
+    def _keep(self, key: Hashable, page: SharedPage) -> None:
         if len(page.text) > self._recent_bytes:
             return
         if key not in self._recent:

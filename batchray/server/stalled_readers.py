@@ -21,7 +21,7 @@ _LOOKS_PER_LIMIT = 4
 _TCP_INFO_BYTES, _BYTES_ACKED = 128, struct.Struct("120xQ")
 
 
-class Delivery(NamedTuple):
+class ReaderProgress(NamedTuple):
     """How far a connection has delivered the bytes that were sent on it.
 
     `n_waiting` bytes have not been received by the peer's kernel.  `progress` changes when it receives some.
@@ -31,7 +31,7 @@ class Delivery(NamedTuple):
     progress: int
 
     @classmethod
-    def of(cls, transport: asyncio.Transport) -> Delivery:
+    def of(cls, transport: asyncio.Transport) -> ReaderProgress:
         """Return the state of a connection."""
         n_waiting = transport.get_write_buffer_size()
         progress = -n_waiting
@@ -47,7 +47,7 @@ class Delivery(NamedTuple):
 class StalledReaders:
     """Finds connections whose peers take nothing for `idle_s` seconds although there is something to take."""
 
-    def __init__(self, idle_s: float, look: Callable[[asyncio.Transport], Delivery] = Delivery.of) -> None:
+    def __init__(self, idle_s: float, look: Callable[[asyncio.Transport], ReaderProgress] = ReaderProgress.of) -> None:
         self._idle_s, self._look = idle_s, look
         self._waiting: dict[asyncio.Transport, tuple[int, float]] = {}
 
@@ -55,10 +55,10 @@ class StalledReaders:
         """Look at all open connections; return those that have stalled.  `now` is in seconds."""
         waiting = {}
         for transport in transports:
-            delivery = self._look(transport)
-            if delivery.n_waiting:
+            seen = self._look(transport)
+            if seen.n_waiting:
                 before, since = self._waiting.get(transport, (None, now))
-                waiting[transport] = delivery.progress, since if delivery.progress == before else now
+                waiting[transport] = seen.progress, since if seen.progress == before else now
         self._waiting = waiting
         return [transport for transport, (_, since) in waiting.items() if now - since >= self._idle_s]
 

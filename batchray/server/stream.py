@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 
 from batchray.server.clients import has_left
-from batchray.server.shared_pages import Page
+from batchray.server.shared_pages import SharedPage
 
 # Below the size from which a transport makes its writer wait: an empty transport takes a slice at once.
 _SLICE_BYTES = 32 * 1024
@@ -44,7 +44,7 @@ class StreamedResponse:
         self._request, self._turns = request, turns or asyncio.Semaphore()
         self._response = web.StreamResponse(headers=headers)
         self._loop = asyncio.get_running_loop()
-        self._held: Page | None = None
+        self._held: SharedPage | None = None
 
     async def begin(self) -> None:
         """Send the status and the headers, if they have not been sent yet."""
@@ -62,7 +62,7 @@ class StreamedResponse:
         for start in range(0, len(data), _SLICE_BYTES):
             await self._write_slice(data[start : start + _SLICE_BYTES])
 
-    async def write_page(self, read: Callable[[], Awaitable[Page]]) -> Page:
+    async def write_page(self, read: Callable[[], Awaitable[SharedPage]]) -> SharedPage:
         """Send the page that `read` returns; return it without its text.
 
         A page of one result, which may be large, is released while its reader stalls, and read again later.
@@ -88,7 +88,9 @@ class StreamedResponse:
         await self._response.write_eof()
         return self._response
 
-    async def _slice_of_page(self, read: Callable[[], Awaitable[Page]], start: int, sent: Page, size: int) -> bytes:
+    async def _slice_of_page(
+        self, read: Callable[[], Awaitable[SharedPage]], start: int, sent: SharedPage, size: int
+    ) -> bytes:
         """Return a slice of the page that is sent; read the page again if it was released."""
         if self._held is None:
             self._held = await read()

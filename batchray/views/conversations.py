@@ -34,7 +34,7 @@ class Conversation:
     tools: Sequence[ToolSpec]
 
 
-class Conversations:
+class ConversationReader:
     """Reads the conversations of a job.  `agents` is its snapshot of its agents.
 
     The description of a tool is in its code, which is imported here.  With `needs_tools` a tool that cannot be imported

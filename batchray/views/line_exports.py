@@ -13,7 +13,7 @@ from batchray.errors import BatchFormatError, ConfigError
 from batchray.store import JobRecord, StoredResult
 from batchray.views.anthropic_lines import anthropic_line
 from batchray.views.carried import CarriedRows
-from batchray.views.conversations import Conversations
+from batchray.views.conversations import ConversationReader
 from batchray.views.export_formats import Target, beside, check_endpoint
 from batchray.views.export_places import make_directory, packed, writing
 from batchray.views.openai_lines import is_in_error_file, openai_line
@@ -74,7 +74,7 @@ def _line_of(name: str, source: ExportSource) -> LineOf:
             whole = source.views(every_message=True)
             return lambda stored: anthropic_line(whole.result(stored))
         case "sft":
-            conversations = Conversations(source.job, source.agents, needs_tools=True)
+            conversations = ConversationReader(source.job, source.agents, needs_tools=True)
             return lambda stored: training_line(stored, conversations.of(stored))
         case _:
             return _trajectories(source)
@@ -82,7 +82,7 @@ def _line_of(name: str, source: ExportSource) -> LineOf:
 
 def _trajectories(source: ExportSource) -> LineOf:
     views = source.views()
-    conversations = Conversations(source.job, source.agents, needs_tools=False)
+    conversations = ConversationReader(source.job, source.agents, needs_tools=False)
     return lambda stored: trajectory(views.result(stored), conversations.of(stored))
 
 

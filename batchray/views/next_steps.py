@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 DEFAULT_DATA_DIR = Path(".batchray")
 
 
-class Place(NamedTuple):
+class JobLocation(NamedTuple):
     """Where a job is stored: a data directory, and perhaps a database."""
 
     data_dir: Path
@@ -35,7 +35,7 @@ class Place(NamedTuple):
         return self.data_dir.absolute() == DEFAULT_DATA_DIR.absolute()
 
 
-def in_python(verb: str, job_id: str, place: Place, agents: Iterable[Mapping[str, Any]]) -> str:
+def in_python(verb: str, job_id: str, place: JobLocation, agents: Iterable[Mapping[str, Any]]) -> str:
     """Return the call that resumes or retries a job.  `agents` are their settings as they were stored with the job.
 
     A function that cannot be imported by name, such as one of a notebook, is not stored: it is passed again.
@@ -45,6 +45,6 @@ def in_python(verb: str, job_id: str, place: Place, agents: Iterable[Mapping[str
     return f"batchray.{verb}({job_id!r}{again}{place.arguments})"
 
 
-def on_command_line(words: str, job_id: str, place: Place, *more: str) -> str:
+def on_command_line(words: str, job_id: str, place: JobLocation, *more: str) -> str:
     """Return a command about a job; `more` are its further arguments and options."""
     return " ".join(["batchray", words, job_id, *more]) + place.options

@@ -15,7 +15,7 @@ from batchray.config import Prices
 from batchray.schema import Usage
 from batchray.schema.progress import TIMINGS, Percentiles, Progress
 from batchray.store import Figures, JobRecord, OutcomeFigures, Tally
-from batchray.views.next_steps import Place, in_python, on_command_line
+from batchray.views.next_steps import JobLocation, in_python, on_command_line
 
 _N_SLOWEST = 10
 _N_EXACT, _N_SIMILAR = 20, 500
@@ -130,7 +130,7 @@ class Report:
 
 
 def whole_report(
-    record: JobRecord, status: str, place: Place, snapshot: Mapping[str, Any], tally: Tally, figures: Figures
+    record: JobRecord, status: str, place: JobLocation, snapshot: Mapping[str, Any], tally: Tally, figures: Figures
 ) -> Report:
     """Return the report of the outcomes that are in the tally; of most of them only the usage is read."""
     seen = _Seen(tally.progress(record.total))
@@ -148,7 +148,7 @@ def whole_report(
 def brief_report(
     record: JobRecord,
     status: str,
-    place: Place,
+    place: JobLocation,
     snapshot: Mapping[str, Any],
     failures: Sequence[OutcomeFigures],
     progress: Progress | None,
@@ -249,7 +249,7 @@ def _usage(sums: Mapping[str, Any]) -> Usage:
 
 
 def _report(
-    record: JobRecord, status: str, place: Place, snapshot: Mapping[str, Any], seen: _Seen, *, is_brief: bool
+    record: JobRecord, status: str, place: JobLocation, snapshot: Mapping[str, Any], seen: _Seen, *, is_brief: bool
 ) -> Report:
     failures, n_other = seen.failures.groups()
     counts = record.counts if is_brief else seen.progress.counts
@@ -280,7 +280,7 @@ def _report(
 def _next_steps(
     record: JobRecord,
     status: str,
-    place: Place,
+    place: JobLocation,
     agents: Sequence[Mapping[str, Any]],
     failures: Sequence[FailureGroup],
 ) -> list[NextStep]:

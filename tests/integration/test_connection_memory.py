@@ -12,7 +12,7 @@ from aiohttp import StreamReader, web
 from batchray.config import ServerSettings, load_agents
 from batchray.jobs.runtime import Runtime
 from batchray.server.app import serving
-from batchray.server.connections import Connection
+from batchray.server.connections import ClientConnection
 from tests.polling import until
 from tests.server.live import QUICKSTART
 from tests.server.raw_http import head
@@ -46,7 +46,7 @@ def test_no_cycle_keeps_a_request_or_its_body(tmp_path: Path) -> None:
                 gc.enable()
 
     kept = asyncio.run(main())
-    assert not [each for each in kept if isinstance(each, (Connection, web.Request, StreamReader))]
+    assert not [each for each in kept if isinstance(each, (ClientConnection, web.Request, StreamReader))]
     assert not [each for each in kept if isinstance(each, (bytes, bytearray)) and len(each) > len(TEXT) / 2]
 
 
@@ -57,4 +57,4 @@ def send_all(port: int) -> None:
             client.sendall(sent)
             if "aborts" not in name:
                 assert client.recv(100).startswith(b"HTTP/1.1 4"), name
-    until(lambda: not [each for each in gc.get_objects() if isinstance(each, Connection) and each.connected], 20)
+    until(lambda: not [each for each in gc.get_objects() if isinstance(each, ClientConnection) and each.connected], 20)

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from batchray.server.errors import errors_as_json
-from batchray.server.shared_pages import Page
+from batchray.server.shared_pages import SharedPage
 from batchray.server.stalled_readers import StalledReaders
 from batchray.server.stream import JsonLines, StreamCutError, StreamedResponse
 from batchray.views.result_pages import ResultPosition
@@ -29,10 +29,10 @@ class Pages:
     """Makes the same page each time, and keeps only weak references to those that it has made."""
 
     def __init__(self, n_results: int = 1) -> None:
-        self.n_results, self.made = n_results, list[weakref.ref[Page]]()
+        self.n_results, self.made = n_results, list[weakref.ref[SharedPage]]()
 
-    async def read(self) -> Page:
-        page = Page(b"x" * LARGE + b"\n", self.n_results, ResultPosition(0, 1))
+    async def read(self) -> SharedPage:
+        page = SharedPage(b"x" * LARGE + b"\n", self.n_results, ResultPosition(0, 1))
         self.made.append(weakref.ref(page))
         return page
 

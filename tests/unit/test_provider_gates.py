@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from batchray.config import Agent, Provider, bind_agents
 from batchray.executors import ProviderBoard, ProviderState
 from batchray.jobs.deadlines import PausableDeadlines
-from batchray.jobs.provider_gates import FIRST_IN_FLIGHT, ProviderGate, ProviderGates
+from batchray.jobs.provider_gates import FIRST_IN_FLIGHT, JobProviderGate, ProviderGates
 from batchray.jobs.slots import Slots
 from batchray.schema import ProviderWait
 
@@ -20,19 +20,19 @@ AWAY = ProviderState("p", True, "refused", True, n_waiting=3, opens_at=110.0, si
 LIMITED = dataclasses.replace(AWAY, is_unavailable=False, has_answered=True)
 
 
-def start(gate: ProviderGate, slots: Slots, n: int) -> int:
+def start(gate: JobProviderGate, slots: Slots, n: int) -> int:
     """Start up to `n` requests; return how many the gate lets through."""
     return sum(slots.acquire((gate.slot,)) for _ in range(n))
 
 
-def finish(gate: ProviderGate, slots: Slots, n: int = 1) -> None:
+def finish(gate: JobProviderGate, slots: Slots, n: int = 1) -> None:
     for _ in range(n):
         slots.release((gate.slot,))
 
 
 async def test_few_requests_start_until_the_provider_has_answered() -> None:
     slots = Slots()
-    gate = ProviderGate("p", "job", slots)
+    gate = JobProviderGate("p", "job", slots)
     assert start(gate, slots, 1000) == FIRST_IN_FLIGHT
     gate.grow(10.0)
     gate.grow(10.15)
@@ -49,18 +49,18 @@ async def test_few_requests_start_until_the_provider_has_answered() -> None:
 
 async def test_a_provider_that_has_answered_a_job_is_not_tried_again_by_the_next_one() -> None:
     slots, answered = Slots(), set[str]()
-    first = ProviderGate("p", "job", slots, "http://p", answered)
+    first = JobProviderGate("p", "job", slots, "http://p", answered)
     assert start(first, slots, 1000) == FIRST_IN_FLIGHT
     first.set_answered(1.0)
-    second, other = (ProviderGate("p", "later", slots, each, answered) for each in ("http://p", "http://q"))
+    second, other = (JobProviderGate("p", "later", slots, each, answered) for each in ("http://p", "http://q"))
     assert (start(second, slots, 1000), start(other, slots, 1000)) == (1000, FIRST_IN_FLIGHT)
     second.set_refused(2.0)
-    assert start(ProviderGate("p", "last", slots, "http://p", answered), slots, 1000) == FIRST_IN_FLIGHT
+    assert start(JobProviderGate("p", "last", slots, "http://p", answered), slots, 1000) == FIRST_IN_FLIGHT
 
 
 async def test_refusals_let_nothing_start_in_their_place() -> None:
     slots = Slots()
-    gate = ProviderGate("p", "job", slots)
+    gate = JobProviderGate("p", "job", slots)
     assert start(gate, slots, 100) == 32
     for n in range(20):
         gate.set_refused(10.0 + n)
@@ -74,7 +74,7 @@ async def test_refusals_let_nothing_start_in_their_place() -> None:
 
 async def test_one_request_may_always_be_in_flight() -> None:
     slots = Slots()
-    gate = ProviderGate("p", "job", slots)
+    gate = JobProviderGate("p", "job", slots)
     for n in range(50):
         assert start(gate, slots, 1) == 1
         gate.set_refused(float(n))
@@ -83,7 +83,7 @@ async def test_one_request_may_always_be_in_flight() -> None:
 
 async def test_nothing_starts_on_a_provider_that_is_shut_and_deadlines_pause() -> None:
     slots, deadlines = Slots(), PausableDeadlines()
-    gate = ProviderGate("p", "job", slots)
+    gate = JobProviderGate("p", "job", slots)
     assert start(gate, slots, 5) == 5
     async with deadlines.timeout(100.0, gate.pauses) as limit:
         gate.update(LIMITED, now=101.0)
@@ -97,7 +97,7 @@ async def test_nothing_starts_on_a_provider_that_is_shut_and_deadlines_pause() -
 
 async def test_one_request_tries_a_provider_that_is_shut() -> None:
     slots = Slots()
-    gate = ProviderGate("p", "job", slots)
+    gate = JobProviderGate("p", "job", slots)
     gate.update(AWAY, now=101.0)
     assert start(gate, slots, 5) == 1
     finish(gate, slots)
@@ -106,7 +106,7 @@ async def test_one_request_tries_a_provider_that_is_shut() -> None:
 
 async def test_pauses_of_store_and_provider_may_overlap() -> None:
     slots, deadlines = Slots(), PausableDeadlines(slow_s=0.0)
-    gate = ProviderGate("p", "job", slots)
+    gate = JobProviderGate("p", "job", slots)
     async with deadlines.timeout(100.0, gate.pauses) as limit:
         ends = limit.when()
         gate.update(LIMITED, now=101.0)
@@ -121,7 +121,7 @@ async def test_pauses_of_store_and_provider_may_overlap() -> None:
 
 async def test_one_worker_that_cannot_reach_a_provider_holds_up_no_other() -> None:
     slots = Slots()
-    gate = ProviderGate("p", "job", slots)
+    gate = JobProviderGate("p", "job", slots)
     gate.set_answered(105.0)
     gate.update(AWAY, now=106.0)
     assert start(gate, slots, 100) == 100
@@ -131,7 +131,7 @@ async def test_one_worker_that_cannot_reach_a_provider_holds_up_no_other() -> No
 
 async def test_one_worker_that_has_not_tried_again_after_its_wait_holds_up_no_other() -> None:
     slots = Slots()
-    gate = ProviderGate("p", "job", slots)
+    gate = JobProviderGate("p", "job", slots)
     waited = dataclasses.replace(LIMITED, n_waiting=0, opens_at=110.0)
     gate.set_answered(105.0)
     gate.update(waited, now=109.0)  # the wait has not ended
@@ -158,14 +158,14 @@ async def test_one_worker_that_has_not_tried_again_after_its_wait_holds_up_no_ot
 async def test_a_wait_that_cannot_succeed_is_reported_with_its_reason(
     state: ProviderState, now: float, left_s: float, expected: str | None
 ) -> None:
-    gate = ProviderGate("p", "job", Slots())
+    gate = JobProviderGate("p", "job", Slots())
     gate.update(state, now=101.0)
     gate.update(state, now=now)
     assert gate.hopeless_because(now, left_s, max_unanswered_s=120.0) == expected
 
 
 async def test_an_answer_shows_that_the_address_is_right() -> None:
-    gate = ProviderGate("p", "job", Slots())
+    gate = JobProviderGate("p", "job", Slots())
     gate.update(AWAY, now=101.0)
     gate.set_answered(101.0)
     gate.update(dataclasses.replace(AWAY, since=150.0), now=151.0)
@@ -226,7 +226,7 @@ def test_the_board_adds_up_the_workers() -> None:
 def test_a_gate_never_lets_through_what_it_must_not(story: list[tuple[str]]) -> None:
     async def act() -> None:
         slots = Slots()
-        gate, is_shut, n = ProviderGate("p", "job", slots), False, 0
+        gate, is_shut, n = JobProviderGate("p", "job", slots), False, 0
         for now, (what,) in enumerate(story, start=1):
             if what == "start":
                 n_started = start(gate, slots, 40)

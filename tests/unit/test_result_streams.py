@@ -19,8 +19,8 @@ from batchray.schema import new_id, new_job_id
 from batchray.schema.progress import Progress
 from batchray.server.job_feeds import JobFeeds
 from batchray.server.result_streams import PageSource, ResultForm
-from batchray.server.shared_pages import Page, SharedPages
-from batchray.server.stalled_readers import Delivery, StalledReaders
+from batchray.server.shared_pages import SharedPage, SharedPages
+from batchray.server.stalled_readers import ReaderProgress, StalledReaders
 from batchray.server.stream import StreamCutError
 from batchray.store import JobRecord, LedJob, NewItem, NewJob, Store, ThreadedStore
 from batchray.store.database import n_that_fit
@@ -75,7 +75,7 @@ def finish(store: Store, job: LedJob, *indices: int, size: int = 0) -> None:
         store.outcomes.write(job, [], [replace(outcome(index, status=status, messages=messages))])
 
 
-def pages(source: PageSource, *, is_final: bool) -> list[Page]:
+def pages(source: PageSource, *, is_final: bool) -> list[SharedPage]:
     found, position = [], START
     while (page := source.page(position, is_final=is_final)).n_results:
         found.append(page)
@@ -83,7 +83,7 @@ def pages(source: PageSource, *, is_final: bool) -> list[Page]:
     return found
 
 
-def indices_of(found: list[Page]) -> list[int]:
+def indices_of(found: list[SharedPage]) -> list[int]:
     return [json.loads(line)["index"] for page in found for line in page.text.splitlines()]
 
 
@@ -131,14 +131,14 @@ def test_a_result_that_is_larger_than_a_page_has_one_of_its_own(store: Store, ki
 # -- sharing
 
 
-def a_page(size: int = 1) -> Page:
-    return Page(b"x" * size, 1, ResultPosition(0, 1))
+def a_page(size: int = 1) -> SharedPage:
+    return SharedPage(b"x" * size, 1, ResultPosition(0, 1))
 
 
 async def test_readers_at_the_same_place_share_one_page() -> None:
     shared, made = SharedPages(), []
 
-    async def make() -> Page:
+    async def make() -> SharedPage:
         made.append(1)
         await asyncio.sleep(0)
         return a_page()
@@ -152,7 +152,7 @@ async def test_a_page_that_a_reader_has_is_not_made_again_and_others_are_forgott
     shared, made = SharedPages(recent_bytes=100), list[str]()
 
     def get(key: str, size: int = 40) -> Any:
-        async def make() -> Page:
+        async def make() -> SharedPage:
             made.append(key)
             return a_page(size)
 
@@ -173,7 +173,7 @@ async def test_a_page_that_a_reader_has_is_not_made_again_and_others_are_forgott
 async def test_a_page_that_could_not_be_made_is_made_for_the_next_reader() -> None:
     shared, tries = SharedPages(), itertools.count()
 
-    async def make() -> Page:
+    async def make() -> SharedPage:
         if next(tries) == 0:
             raise UnknownJobError("job-1")
         return a_page()
@@ -234,12 +234,12 @@ async def test_followers_of_a_job_that_is_deleted_are_cut(
 
 def test_only_readers_that_take_nothing_for_the_whole_time_have_stalled() -> None:
     silent, slow, idle = transports = [cast(asyncio.Transport, object()) for _ in range(3)]
-    seen = {silent: Delivery(100, 7), slow: Delivery(100, 0), idle: Delivery(0, 0)}
+    seen = {silent: ReaderProgress(100, 7), slow: ReaderProgress(100, 0), idle: ReaderProgress(0, 0)}
     readers = StalledReaders(30.0, seen.__getitem__)
     for now in range(0, 30, 10):
         assert readers.stalled(transports, now) == []
-        seen[slow] = Delivery(100, now)
+        seen[slow] = ReaderProgress(100, now)
     assert readers.stalled(transports, 30) == [silent]
-    seen[slow] = Delivery(600, 20)  # more was sent, of which it takes nothing
+    seen[slow] = ReaderProgress(600, 20)  # more was sent, of which it takes nothing
     assert readers.stalled([slow, idle], 59) == []
     assert readers.stalled([slow, idle], 60) == [slow]

@@ -25,7 +25,7 @@ from batchray.batch.parse import Batch, batch_of, object_request
 from batchray.batch.places import Place, place_of
 from batchray.batch.rules import KnownAgent, RequestRules
 from batchray.batch.source import first_bytes, is_packed, open_stream, readable, unpacked
-from batchray.batch.split import Document, Lines, split_stream
+from batchray.batch.split import JsonDocument, Lines, split_stream
 from batchray.batch.spool import Spool
 from batchray.errors import BatchFormatError, EmptyBatchError
 
@@ -215,7 +215,7 @@ def _read(stream: BinaryIO, kind: str | None, given: _Input) -> Batch | Table:
     return given.table(json_rows(numbered, given.directory, has_lines=False))
 
 
-def _first_object(found: Lines | Document) -> Any:
+def _first_object(found: Lines | JsonDocument) -> Any:
     first = found.first if isinstance(found, Lines) else bytes(found.requests[0]) if found.requests else b""
     try:
         return orjson.loads(first)
