@@ -30,5 +30,5 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
         "million --requests 100000",
     ],
 )
-def test_limit_is_held(name: str) -> None:
+def test_the_limits_of_the_benchmark_are_held(name: str) -> None:
     subprocess.run([sys.executable, "-m", *f"tests.benchmarks.{name}".split()], check=True)

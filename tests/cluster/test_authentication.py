@@ -96,7 +96,9 @@ REJECTED = "it rejects the authentication token in /"
         (None, None, f"{NO_MODE}, and RAY_AUTH_TOKEN to the cluster's token"),
     ],
 )
-def test_a_cluster_by_its_address(cluster: TokenCluster, token: str | None, mode: str | None, printed: str) -> None:
+def test_a_cluster_at_an_address_is_joined_or_refused_by_its_token(
+    cluster: TokenCluster, token: str | None, mode: str | None, printed: str
+) -> None:
     said = cluster.find_job(cluster.address, token, mode)
     assert printed in said
     assert printed == JOINED or said.startswith(f"ClusterError cannot use the cluster at {cluster.address}: ")
@@ -111,14 +113,16 @@ def test_a_cluster_by_its_address(cluster: TokenCluster, token: str | None, mode
         (None, NO_MODE),
     ],
 )
-def test_the_cluster_of_this_machine(cluster: TokenCluster, token: str | None, printed: str) -> None:
+def test_the_cluster_of_this_machine_is_joined_or_refused_by_its_token(
+    cluster: TokenCluster, token: str | None, printed: str
+) -> None:
     said = cluster.find_job("auto", token, None)
     assert printed in said
     assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])
-def test_a_new_cluster_with_a_home_directory_that_cannot_be_written(token: str | None, tmp_path: Path) -> None:
+def test_a_new_cluster_needs_a_token_or_a_home_directory_that_can_be_written(token: str | None, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "agents.json").write_text('{"agents": [{"id": "echo", "model": "offline/rules"}]}')
     (tmp_path / "requests.jsonl").write_text('{"agent_id": "echo", "input": "2 + 2"}\n')

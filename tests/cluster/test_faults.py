@@ -320,7 +320,7 @@ def test_an_unreachable_cluster_is_one_error_message(tmp_path: Path) -> None:
     assert f"batchray resume {out.strip()}" in err
 
 
-def test_status_tells_running_paused_and_interrupted_apart(tmp_path: Path) -> None:
+def test_status_distinguishes_running_paused_and_interrupted_jobs(tmp_path: Path) -> None:
     write_waiting_batch(tmp_path, 3000, 0.5)  # for longer than all commands take
     options = ("--max-in-flight", "4", "--executor", "local")
     with run_until(tmp_path, 4, *options) as (first, first_id):

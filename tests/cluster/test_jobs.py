@@ -68,7 +68,7 @@ def test_results_stream_while_the_job_runs(options: dict[str, Any]) -> None:
     assert [str(result.status) for result in job.results("index")] == ["succeeded", "canceled"]
 
 
-def test_whatever_code_raises_and_writes_is_in_its_outcome(options: dict[str, Any]) -> None:
+def test_exceptions_and_output_of_user_code_are_in_the_outcome(options: dict[str, Any]) -> None:
     class Panic(BaseException):
         pass
 

@@ -77,14 +77,14 @@ def test_only_the_intended_failures_occur(quickstart: Quickstart) -> None:
     }
 
 
-def test_a_request_over_its_max_steps_succeeds_with_what_was_said(quickstart: Quickstart) -> None:
+def test_a_request_over_its_max_steps_succeeds_with_the_messages_so_far(quickstart: Quickstart) -> None:
     for line in quickstart.of("endless"):
         assert (line["status"], line["stop_reason"]) == ("succeeded", "max_steps")
         assert line["usage"]["step_count"] == 2
         assert line["messages"]
 
 
-def test_what_a_tool_raises_is_told_to_the_model_and_the_run_succeeds(quickstart: Quickstart) -> None:
+def test_the_exception_of_a_tool_is_returned_to_the_model_and_the_run_succeeds(quickstart: Quickstart) -> None:
     raised = [
         line
         for line in quickstart.lines
@@ -141,6 +141,6 @@ def test_calculate_works_out_arithmetic(tools: ModuleType, expression: str, valu
         "1+" * 200,
     ],
 )
-def test_calculate_refuses_all_else(tools: ModuleType, expression: str) -> None:
+def test_calculate_refuses_anything_but_arithmetic(tools: ModuleType, expression: str) -> None:
     with pytest.raises((ValueError, SyntaxError)):
         tools.calculate(expression)

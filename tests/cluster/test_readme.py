@@ -84,7 +84,9 @@ def _with_free_port(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("block", RUNNABLE, ids=_name)
-def test_a_block_runs(block: Block, tmp_path: Path, provider: ProviderServer, request: pytest.FixtureRequest) -> None:
+def test_an_example_of_a_document_runs(
+    block: Block, tmp_path: Path, provider: ProviderServer, request: pytest.FixtureRequest
+) -> None:
     text = INSTALL.sub("", block.text)
     with user_directory(tmp_path) as (directory, environment), _with_free_port(text) as text:
         environment["OPENAI_BASE_URL"] = provider.base_url  # stands in for OpenAI's

@@ -109,7 +109,7 @@ def test_a_bad_agents_file_is_refused(name: str, run: Callable[..., Done], tmp_p
     ],
     ids=["tool", "requests", "output", "config", "agents"],
 )
-def test_what_a_command_names_and_is_not_there_is_refused(
+def test_a_command_without_a_file_module_or_agents_that_it_needs_is_refused(
     agents: str, arguments: list[str], reason: str, run: Callable[..., Done], tmp_path: Path
 ) -> None:
     (tmp_path / "agents.yaml").write_text(agents)

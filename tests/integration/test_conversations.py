@@ -267,7 +267,7 @@ def paused(store: Store, call_id: str) -> str:
     return asked.id
 
 
-async def test_runs_that_wait_for_calls_of_one_id_are_told_apart_by_their_request(store: Store) -> None:
+async def test_runs_that_wait_for_calls_of_one_id_are_distinguished_by_their_request(store: Store) -> None:
     agent = guarded(asking("a"), {"text": "done"})
     _, two = paused(store, "call_0"), paused(store, "call_0")  # as servers do that number their calls
     assert kinds(await run(store, agent, answer("call_0"))) == ["ambiguous_approval"]
@@ -293,7 +293,7 @@ async def test_two_processes_do_not_claim_one_run_both(store: Store) -> None:
         load(jobs[1], 0, "guarded")
 
 
-async def test_what_retention_deletes_is_neither_remembered_nor_answered(store: Store) -> None:
+async def test_a_request_deleted_by_retention_is_neither_remembered_nor_answered(store: Store) -> None:
     agents = [guarded(asking("a"), {"text": "done"}), noting("notes")]
     asked, _ = await run(store, agents, ask(), ask(script({"text": "old"}), "notes"))
     while store.retention.prune("9999"):
@@ -471,7 +471,7 @@ async def test_two_jobs_do_not_ask_a_stateful_agent_at_once(store: Store) -> Non
         assert [prior.index for prior in history if prior.job_id == job.record.id] == list(range(10))
 
 
-async def test_a_long_queue_at_one_agent_does_not_hold_up_who_comes_behind_it(local_store: Store) -> None:
+async def test_a_long_queue_at_one_agent_does_not_delay_requests_to_other_agents(local_store: Store) -> None:
     agents = [noting("notes"), Agent(id="rules", model="offline/rules")]
     requests = [
         *(ask(script({"text": "noted"}), "notes") for _ in range(3000)),

@@ -146,7 +146,7 @@ async def test_a_pipe_may_pause_because_nothing_is_stored_until_it_ends(tmp_path
         assert (n_stored, opened.jobs.get(job_id).total) == ([0], N_PAGES)
 
 
-def test_what_a_crash_left_between_two_pieces_is_removed_when_the_directory_is_opened(tmp_path: Path) -> None:
+def test_pieces_left_by_a_crash_are_removed_when_the_directory_is_opened(tmp_path: Path) -> None:
     def crash(number: int) -> None:
         if number == 2:  # the log of SQLite has all that is committed
             database.call_soon(shutil.copytree, tmp_path / "data", tmp_path / "left").result(TIMEOUT_S)
@@ -172,7 +172,7 @@ def test_what_a_crash_left_between_two_pieces_is_removed_when_the_directory_is_o
             assert after.integrity.check().n_jobs == n_jobs
 
 
-def test_another_server_removes_what_a_dead_one_left_and_a_late_piece_is_refused(
+def test_another_server_removes_the_pieces_of_a_dead_one_and_a_late_piece_is_refused(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = database.new_url()
@@ -203,7 +203,7 @@ def test_a_store_that_closes_while_a_job_is_stored_says_so(store: Store, caplog:
     assert f"what was stored of {new.id} cannot be deleted now" in caplog.text
 
 
-async def test_a_running_server_removes_what_one_left_that_crashed_a_moment_before_its_start(
+async def test_a_running_server_removes_the_pieces_of_one_that_crashed_just_before_its_start(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(number: int) -> None:
@@ -224,7 +224,7 @@ async def test_a_running_server_removes_what_one_left_that_crashed_a_moment_befo
     await asyncio.wait([purging])
 
 
-def test_of_two_large_jobs_with_one_idempotency_key_one_is_stored(database: Database, tmp_path: Path) -> None:
+def test_one_of_two_large_jobs_with_one_idempotency_key_is_stored(database: Database, tmp_path: Path) -> None:
     url, together = database.new_url(), Barrier(2, timeout=TIMEOUT_S)
 
     def between(number: int) -> None:

@@ -52,7 +52,7 @@ def test_a_handle_holds_no_connection_to_postgresql_between_reads(database: Data
     engine.dispose()
 
 
-def test_a_second_run_waits_until_the_first_has_the_directory_no_more(tmp_path: Path) -> None:
+def test_a_second_run_waits_until_the_first_has_released_the_directory(tmp_path: Path) -> None:
     (tmp_path / "agents.yaml").write_text(AGENTS)
     (tmp_path / "requests.jsonl").write_text('{"agent_id": "a", "input": "x"}\n')
     arguments = local("requests.jsonl", "--quiet")

@@ -207,7 +207,7 @@ def test_a_retry_that_is_killed_between_two_parts_is_continued_by_the_next_leade
 
 @pytest.mark.usefixtures("in_small_pieces")
 @pytest.mark.parametrize("finished", [set(), {*range(40)}, {*range(39)}, {*range(30)} - {3, 17}, {0, 5, 6, 39}])
-def test_what_has_no_outcome_is_found_and_ended_wherever_it_is(store: Store, finished: set[int]) -> None:
+def test_items_without_an_outcome_are_found_and_ended_at_any_index(store: Store, finished: set[int]) -> None:
     job = new_job(store, 40)
     finish(store, job, dict.fromkeys(finished, "succeeded"))
     left = [index for index in range(40) if index not in finished]

@@ -69,7 +69,7 @@ def test_a_job_is_led_by_one_process_until_its_lease_runs_out(one: Store, two: S
         one.leases.renew(job)
 
 
-def test_what_a_former_leader_hands_in_is_refused(one: Store, two: Store) -> None:
+def test_writes_of_a_former_leader_are_refused(one: Store, two: Store) -> None:
     job = new_job(one)
     begin(one, job, 0, 1)
     run_out(one)
@@ -91,7 +91,7 @@ def is_waited_for(store: Store) -> bool:
         return connection.exec_driver_sql(waiting).first() is not None
 
 
-def test_a_takeover_in_the_middle_of_a_write_waits_for_it_and_not_both_for_each_other(one: Store, two: Store) -> None:
+def test_a_takeover_in_the_middle_of_a_write_waits_for_the_write_without_a_deadlock(one: Store, two: Store) -> None:
     job = new_job(one)
     begin(one, job, 0)
     run_out(one)
@@ -139,7 +139,7 @@ def test_a_job_that_waits_in_the_queue_of_one_server_can_be_started_by_another_a
         assert store.jobs.unended() == []
 
 
-def test_a_former_leader_releases_nothing(one: Store, two: Store) -> None:
+def test_a_release_by_a_former_leader_has_no_effect(one: Store, two: Store) -> None:
     job = new_job(one)
     run_out(one)
     taken = two.jobs.start(job.id)
@@ -267,7 +267,7 @@ def test_a_late_end_of_an_earlier_run_in_one_data_directory_ends_nothing(tmp_pat
         assert not store.jobs.get(first.id).is_ended
 
 
-def test_of_two_servers_that_open_a_job_again_at_once_one_is_refused(one: Store, two: Store) -> None:
+def test_one_of_two_servers_that_reopen_a_job_at_once_is_refused(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     begin(one, job, 0)
     one.outcomes.write(job, [], [outcome(0, status="errored")])
@@ -379,7 +379,7 @@ async def test_closing_a_control_file_keeps_a_requested_cancel_and_drops_other_r
     assert list((tmp_path / "control").iterdir()) == []
 
 
-def test_a_job_that_has_ended_meanwhile_is_told_as_it_ended_and_not_as_interrupted(
+def test_starting_a_job_that_has_ended_returns_its_record_and_is_no_interruption(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, renewed = Runtime(), list[LedJob]()
@@ -417,7 +417,7 @@ async def test_a_job_that_is_cancelled_elsewhere_before_its_leader_starts_it_is_
     assert (record.status, len(executor.specs) <= 1) == ("cancelled", True)
 
 
-def test_what_was_asked_before_the_end_is_not_asked_of_a_retry(one: Store, two: Store) -> None:
+def test_a_cancel_requested_before_the_end_of_a_job_does_not_reach_its_retry(one: Store, two: Store) -> None:
     job = new_job(one, 1)
     two.leases.request(job, is_canceled=True)
     run_all(cancel_idle_job(one, job.id))

@@ -105,7 +105,7 @@ FILTERS = st.builds(
 
 @settings(max_examples=25)
 @given(st.data())
-def test_every_page_is_what_its_cursors_and_filters_ask_for(
+def test_every_page_has_the_runs_that_its_cursors_and_filters_select(
     filled: tuple[Store, list[StoredRun]], data: st.DataObject
 ) -> None:
     store, runs = filled

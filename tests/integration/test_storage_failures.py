@@ -241,7 +241,7 @@ def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert "Traceback" not in done.err
 
 
-def test_what_is_readable_of_a_damaged_file_is_saved_and_the_rest_is_named(tmp_path: Path) -> None:
+def test_db_export_saves_the_readable_outcomes_of_a_damaged_file_and_names_the_rest(tmp_path: Path) -> None:
     job_ids = damaged_store(tmp_path / ".batchray")
     checked = command(tmp_path, "db", "check")
     assert checked.status == 1

@@ -117,7 +117,7 @@ def test_the_rows_of_a_job_are_found_by_the_index_of_an_item(store: Store) -> No
     assert store.items.carried_columns(other, 0) is None
 
 
-def test_what_the_items_raise_undoes_the_job(store: Store) -> None:
+def test_an_exception_of_the_items_undoes_the_creation_of_a_job(store: Store) -> None:
     def broken() -> Iterator[NewItem]:
         yield from items(1200)
         raise LookupError("line 1201")
@@ -423,7 +423,9 @@ def test_only_a_job_that_has_ended_is_opened_again(store: Store) -> None:
 
 
 @pytest.mark.parametrize("next_at", [None, 5e12])
-def test_what_became_of_the_callback_of_an_end_is_not_kept_of_the_next_one(store: Store, next_at: float | None) -> None:
+def test_a_callback_attempt_for_an_earlier_end_of_a_job_does_not_count_for_its_next_end(
+    store: Store, next_at: float | None
+) -> None:
     def end(attempt: int) -> str:
         job = store.jobs.start(job_id)
         run_all(store.reopenings.clear(job))
@@ -504,7 +506,7 @@ def test_a_second_writer_in_another_process_is_refused_with_the_first_ones_pid(t
     assert not is_locked(tmp_path)
 
 
-def test_of_jobs_that_begin_and_end_at_the_same_moment_none_is_forgotten(sqlite: Store) -> None:
+def test_no_running_job_is_forgotten_while_others_begin_and_end(sqlite: Store) -> None:
     def begin_and_end(name: str) -> None:
         for n in range(300):
             sqlite.mark_running(f"job-{name}-{n}")
@@ -672,7 +674,7 @@ Store.open(data_dir).jobs.create(NewJob(job_id, lambda ids: {}), slow())
     check_integrity(tmp_path)
 
 
-def test_what_is_handed_in_is_written_before_the_store_closes(tmp_path: Path) -> None:
+def test_a_queued_write_is_written_before_the_store_closes(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     job = new_job(store)
     begin(store, job, 0)

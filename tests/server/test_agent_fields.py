@@ -178,7 +178,7 @@ def test_an_unknown_value_is_refused_by_name(server: LiveServer, fields: dict[st
     assert (answer.status, answer.body["detail"][: len(detail)]) == (422, detail)
 
 
-def test_of_two_values_for_one_setting_the_other_is_named(server: LiveServer) -> None:
+def test_the_unused_one_of_two_values_for_a_setting_is_named(server: LiveServer) -> None:
     both = {"max_tokens": 8, "model_settings": {"max_output_tokens": 9}, "parallel_tool_calls": True}
     config = {**CONFIG, "handle": "offline/scripted", "max_tokens": 9, "parallel_tool_calls": False}
     answer = make(server, **both, llm_config=config)

@@ -102,7 +102,9 @@ def test_runs_of_an_agent_are_canceled(letta: Letta, agent: AgentState) -> None:
         letta.agents.messages.cancel(agent.id)
 
 
-def test_what_cannot_be_canceled_is_named(letta: Letta, agent: AgentState, server: LiveServer) -> None:
+def test_runs_that_cannot_be_canceled_are_reported_as_failed(
+    letta: Letta, agent: AgentState, server: LiveServer
+) -> None:
     job = letta.batches.create(requests=[{"agent_id": agent.id, "input": SLOW}])
     [of_a_batch] = letta.runs.list(agent_id=agent.id)
     others = ["run-00000000-0000-4000-8000-000000000000", "nothing", of_a_batch.id]

@@ -135,7 +135,7 @@ def test_results_are_json_lines_of_every_outcome(server: LiveServer, mixed: dict
 
 
 @pytest.mark.parametrize("order", ["index", "finish"])
-def test_results_continue_after_one(server: LiveServer, mixed: dict[str, Any], order: str) -> None:
+def test_results_continue_after_a_given_item(server: LiveServer, mixed: dict[str, Any], order: str) -> None:
     path = f"{BATCHES}/{mixed['id']}/results?order={order}"
     lines = call(server, "GET", path).body.splitlines()
     for n in (1, 5, N_ITEMS):
@@ -147,12 +147,12 @@ def test_results_continue_after_one(server: LiveServer, mixed: dict[str, Any], o
         assert call(server, "GET", f"{path}&after={wrong}").status == 400
 
 
-def test_results_of_failed_items_only(server: LiveServer, mixed: dict[str, Any]) -> None:
+def test_results_can_be_limited_to_failed_items(server: LiveServer, mixed: dict[str, Any]) -> None:
     answer = call(server, "GET", f"{BATCHES}/{mixed['id']}/results?failed=true")
     assert [json.loads(line)["index"] for line in answer.body.splitlines()] == [2, 5, 8, 11]
 
 
-def test_results_stand_alone(server: LiveServer) -> None:
+def test_results_have_the_metadata_the_model_and_on_demand_the_input(server: LiveServer) -> None:
     job_id = create(server, [{**SUM, "metadata": {"row": 3}}])["id"]
     ended(server, job_id)
     without, included = (

@@ -114,7 +114,7 @@ def test_a_hostile_batch_on_disk_is_refused_and_leaves_nothing(
         b'{"model":"offline/rules","%(long)b":1}',
     ],
 )
-def test_an_error_does_not_send_all_that_it_was_sent(client: Client, body: bytes) -> None:
+def test_an_error_quotes_only_a_part_of_a_long_value(client: Client, body: bytes) -> None:
     status, answer = client.send(AGENTS, body % {b"long": b"k" * 100_000})
     assert is_refusal(status, answer)
     assert len(answer) < 2500

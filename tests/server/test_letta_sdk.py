@@ -76,7 +76,7 @@ def texts(message: InternalMessage) -> list[str]:
 # -- around a batch
 
 
-def test_health_and_models(letta: Letta) -> None:
+def test_health_and_models_are_read(letta: Letta) -> None:
     assert letta.health().model_dump() == {"version": __version__, "status": "ok"}
     models = {model.handle: model for model in letta.models.list()}
     assert {"offline/rules", "offline/scripted"} <= models.keys()

@@ -33,7 +33,7 @@ def document(server: LiveServer) -> dict[str, Any]:
     return dict(ask(server.url, "/openapi.json"))
 
 
-def test_it_is_valid_openapi(document: dict[str, Any]) -> None:
+def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
     [folder] = importlib.util.find_spec("openapi_spec_validator").submodule_search_locations  # type: ignore
     schema = json.loads((Path(folder) / "resources/schemas/v3.1/schema.json").read_bytes())
     assert [error.message for error in jsonschema_rs.Draft202012Validator(schema).iter_errors(document)] == []
@@ -51,7 +51,7 @@ def test_it_is_valid_openapi(document: dict[str, Any]) -> None:
     assert len({*ids}) == len(ids)
 
 
-def test_it_names_every_route_and_its_models(document: dict[str, Any]) -> None:
+def test_the_document_names_every_route_and_its_models(document: dict[str, Any]) -> None:
     assert document["openapi"] == "3.1.0"
     assert (document["info"]["title"], document["info"]["version"]) == ("batchray", __version__)
     create_batch = document["paths"][BATCHES]["post"]

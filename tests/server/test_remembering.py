@@ -91,7 +91,7 @@ def test_an_approval_after_a_crash_continues_the_run_where_it_stopped(tmp_path: 
         assert (late["stop_reason"], late["messages"][-1]["content"]) == ("end_turn", "looked up")
 
 
-def test_a_rule_that_names_no_tool_of_the_agent_is_refused(server: LiveServer) -> None:
+def test_a_rule_that_names_an_unknown_tool_is_refused(server: LiveServer) -> None:
     rules = [{"type": "requires_approval", "tool_name": "nowhere"}]
     refused = call(server, "POST", "/v1/agents/", {"model": "offline/rules", "tool_rules": rules})
     assert refused.status == 400

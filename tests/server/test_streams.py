@@ -70,7 +70,7 @@ def test_followers_at_several_places_of_a_job_get_all_of_it(server: LiveServer) 
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_a_list_that_is_longer_than_a_part_is_sent_whole_in_parts(server: LiveServer, order: str) -> None:
+def test_a_long_list_is_sent_in_parts(server: LiveServer, order: str) -> None:
     script = json.dumps({"script": [{"text": "x" * 100_000}]})
     job_id = create(server, [{"agent_id": "planner", "input": script}] * 4)["id"]
     ended(server, job_id)

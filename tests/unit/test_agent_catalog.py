@@ -113,7 +113,7 @@ def test_every_accepted_setting_changes_the_agent(model: Any, place: str) -> Non
         assert (agent.request_body, agent.enable_thinking) != ({}, None), name
 
 
-def test_settings_of_each_protocol() -> None:
+def test_settings_become_the_fields_of_each_protocol() -> None:
     assert options_of({"response_format": SCHEMA}, "openai", None) == {
         "body": {"response_format": {"type": "json_schema", "json_schema": {"name": "response", "schema": {}}}}
     }

@@ -81,7 +81,7 @@ def test_a_failure_has_the_type_of_the_error(type: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("status", "reason"), [("canceled", StopReason.CANCELLED), ("expired", StopReason.ERROR)])
-def test_other_ends_have_their_name_alone(status: str, reason: StopReason) -> None:
+def test_a_line_of_a_canceled_or_expired_item_has_only_the_type(status: str, reason: StopReason) -> None:
     line = orjson.loads(anthropic_line(result(custom_id=None, status=ItemStatus(status), stop_reason=reason)))
     assert line == {"custom_id": ITEM, "result": {"type": status}}
     line_of(result(status=ItemStatus(status), stop_reason=reason))

@@ -126,7 +126,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
         (ALWAYS, None, {"thinking": {"type": "disabled"}}, {}),
     ],
 )
-def test_a_body_has_what_its_model_accepts(
+def test_a_body_has_only_the_parameters_that_its_model_accepts(
     info: Any, thinking: bool | None, given: dict[str, Any], sent: dict[str, Any]
 ) -> None:
     rules = ModelRules.of_model_info(info)

@@ -264,7 +264,7 @@ async def test_the_end_is_waited_for_only_as_long_as_asked(options: dict[str, An
             handle.wait()
 
 
-def test_a_handle_shows_only_what_a_user_needs() -> None:
+def test_a_handle_has_only_the_documented_public_names() -> None:
     public = {name for name in dir(batchray.Job) if not name.startswith("_")}
     assert public == {
         *("record", "status", "counts", "is_done", "is_started", "in_flight", "progress", "progress_now", "timing"),

@@ -30,7 +30,7 @@ def test_any_object_is_read_exactly(written: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "null", "[]", "{}"])
-def test_nothing_stands_for_no_arguments(text: str) -> None:
+def test_empty_text_and_null_are_no_arguments(text: str) -> None:
     assert read_arguments(text).values == {}
 
 
@@ -49,7 +49,7 @@ def test_nothing_stands_for_no_arguments(text: str) -> None:
         ('{"n": ' + "[" * 100_000, "are n"),
     ],
 )
-def test_a_model_is_told_what_its_arguments_are(text: str, told: str) -> None:
+def test_the_error_for_unreadable_arguments_says_what_they_are(text: str, told: str) -> None:
     with pytest.raises(BadArgumentsError) as caught:
         read_arguments(text)
     assert str(caught.value).startswith(told)

@@ -697,7 +697,9 @@ def test_no_address_that_is_not_global_is_allowed_however_it_is_embedded(address
 
 
 @given(st.ip_addresses())
-def test_what_is_allowed_is_global_for_python_too(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+def test_an_address_that_the_guard_allows_is_global_for_python_too(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
     assert address.is_global or not AddressGuard().allows(str(address))
 
 
@@ -750,7 +752,7 @@ async def test_the_number_in_flight_is_limited_and_all_are_sent(outbox: MemoryOu
     assert most <= 5
 
 
-async def test_what_ends_while_the_outbox_answers_is_not_sent_again(outbox: MemoryOutbox) -> None:
+async def test_a_callback_that_ends_while_the_outbox_answers_is_not_sent_again(outbox: MemoryOutbox) -> None:
     may_answer = asyncio.Event()
 
     async def held(_request: web.BaseRequest) -> web.StreamResponse:
@@ -793,7 +795,7 @@ async def test_the_second_end_of_a_job_is_sent_while_the_first_is_still_being_se
     assert [headers["webhook-id"] for headers in receiver.headers] == ["job-1", "job-1-again"]
 
 
-async def test_an_unexpected_error_of_one_callback_is_its_own(
+async def test_an_unexpected_error_of_one_callback_does_not_stop_others(
     outbox: MemoryOutbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Faulty(WebhookTransport):

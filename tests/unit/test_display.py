@@ -63,7 +63,7 @@ WAIT = {
 FAILURE = {"index": 1234, "type": "ValueError", "message": "no \x1b[31mgood"}
 
 
-def test_the_notes_tell_what_holds_a_job_back_and_its_newest_error() -> None:
+def test_the_notes_name_the_provider_that_holds_a_job_back_and_its_newest_error() -> None:
     view = View(100, 10, 1, 60, 0, 1.0, waits=[WAIT], newest_failure=FAILURE)
     assert view.notes() == [
         "openai is rate limited: 40 of 60 in flight wait, next call in 35 s (status 429: slow down)",
@@ -81,7 +81,7 @@ def test_an_end_is_forecast_only_from_enough_outcomes() -> None:
     assert "ETA" not in View(100, 1, 0, 9, 0, 5.0, has_evidence=False).line()
 
 
-def test_without_a_rate_there_is_no_end_in_sight() -> None:
+def test_without_a_rate_the_remaining_time_is_infinite() -> None:
     assert View(10, 0, 0, 2, 0, 0.0).eta_s == math.inf
 
 
@@ -173,7 +173,7 @@ def printed(record: JobRecord, timing: dict[str, Percentiles], *failures: Failur
     return file.getvalue()
 
 
-def test_a_summary_tells_outcomes_durations_and_tokens(tmp_path: Path) -> None:
+def test_a_summary_shows_outcomes_durations_and_tokens(tmp_path: Path) -> None:
     progress = Progress(total=4)
     for _ in range(3):
         progress.record("succeeded", {"queued_ns": 2_000_000, "duration_ns": 1_500_000_000}, {})

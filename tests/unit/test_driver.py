@@ -132,7 +132,7 @@ async def test_an_attempt_has_the_deadline_and_the_grace_of_its_own_job(store: S
     assert [spec.grace_s for spec in executor.attempts_of(0)] == [1.5, 7.0]
 
 
-async def test_a_job_of_which_nothing_succeeded_failed(store: Store) -> None:
+async def test_a_job_without_a_successful_item_is_failed(store: Store) -> None:
     job = await started(store, new_job(store, "fail", "fail"))
     record = await run_job(job, LocalExecutor())
     assert (record.status, record.stop_reason) == ("failed", "error")
@@ -271,7 +271,7 @@ async def test_the_attempts_of_the_next_items_are_counted_before_a_slot_is_free(
     assert [each.attempt for each in store.items.unfinished(job.record, -1)] == [1] * 3 + [0] * 17
 
 
-async def test_an_attempt_that_a_crashed_driver_counted_ahead_is_none(store: Store) -> None:
+async def test_an_attempt_that_a_crashed_driver_only_counted_ahead_is_not_counted(store: Store) -> None:
     job_id = new_job(store, "echo", "echo")
     store.outcomes.write(store.jobs.start(job_id), ahead=AheadCounts([0], [], []))
     executor = Scripted()

@@ -24,7 +24,7 @@ from batchray.schema import Usage
         ("context_length_exceeded", "context_length"),
     ],
 )
-def test_a_good_end_is_known_in_any_case(word: str, end: str) -> None:
+def test_a_known_finish_reason_is_read_in_upper_and_lower_case(word: str, end: str) -> None:
     assert finish_reason(CHAT_ENDS, word, "p") == end
 
 
@@ -40,7 +40,7 @@ def test_a_good_end_is_known_in_any_case(word: str, end: str) -> None:
         ("MALFORMED_FUNCTION_CALL", "malformed_tool_call"),
     ],
 )
-def test_a_passing_end_may_be_tried_again(ends: dict[str, FinishReason], word: str, type: str) -> None:
+def test_a_transient_finish_reason_may_be_tried_again(ends: dict[str, FinishReason], word: str, type: str) -> None:
     with pytest.raises(TransientError) as raised:
         finish_reason(ends, word, "p")
     assert (raised.value.type, repr(word) in raised.value.detail) == (type, True)

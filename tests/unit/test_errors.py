@@ -98,5 +98,5 @@ def test_the_stop_reason_of_every_request_error_is_one_of_lettas(kind: type[Requ
         (ModelAPIError("rate_limited", "try again later"), "rate_limited: try again later"),
     ],
 )
-def test_an_error_says_what_and_where(error: BatchrayError, text: str) -> None:
+def test_the_text_of_an_error_names_the_cause_and_the_place(error: BatchrayError, text: str) -> None:
     assert str(error) == text

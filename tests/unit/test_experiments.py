@@ -89,7 +89,7 @@ def test_variants_of_variants_keep_the_labels_of_both() -> None:
         ({"temperature": ["hot"]}, "temperature"),
     ],
 )
-def test_variants_that_cannot_be_are_refused(values: dict[str, Any], reason: str) -> None:
+def test_variants_with_unknown_fields_or_invalid_values_are_refused(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         batchray.variants(QA, **values)
 
@@ -130,7 +130,7 @@ def test_an_iterator_is_crossed_whole_and_a_request_may_be_typed() -> None:
         (([{"input": "x", "metadata": {"repeat": 1}}], [QA]), "'repeat' in its metadata"),
     ],
 )
-def test_what_cannot_be_crossed_is_refused(arguments: Any, reason: str) -> None:
+def test_arguments_that_cannot_be_crossed_are_refused(arguments: Any, reason: str) -> None:
     with pytest.raises(BatchrayError, match=reason):
         list(batchray.cross(*arguments))
 
@@ -264,7 +264,7 @@ def test_a_prompt_that_does_not_fit_is_refused(prompt: str, reason: str, options
 
 
 @pytest.mark.parametrize("returned", ["good", [1], float("nan"), {"points": 1}])
-def test_a_scorer_that_returns_no_score_is_told(returned: Any, options: dict[str, Any]) -> None:
+def test_a_scorer_that_returns_no_score_is_an_error(returned: Any, options: dict[str, Any]) -> None:
     job = batchray.run([{"agent_id": "fn", "input": "x"}], [Agent(id="fn", run=echo)], **options)
     ratings = batchray.apply(job.id, lambda result: returned, **options)
     [failed] = ratings.results()
@@ -282,7 +282,9 @@ def test_a_scorer_may_be_async_and_explain_itself(options: dict[str, Any]) -> No
     assert next(batchray.apply(job, lambda result: None, **options).results()).text == '{"score":null}'
 
 
-def test_nothing_to_rate_is_told(options: dict[str, Any]) -> None:
+def test_apply_refuses_a_job_without_outcomes_to_rate_and_a_scorer_that_cannot_be_called(
+    options: dict[str, Any],
+) -> None:
     job = batchray.run([{"agent_id": "fn", "input": "refused"}], [Agent(id="fn", run=echo)], **options)
     with pytest.raises(UsageError, match="has no succeeded outcome to rate"):
         batchray.apply(job, is_upper, **options)
@@ -313,7 +315,7 @@ def test_requests_are_crossed_with_all_agents_of_a_file(tmp_path: Path) -> None:
     assert [request["agent_id"] for request in crossed] == ["a", "b"]
 
 
-def test_columns_named_as_the_keys_of_cross_pair_nothing(options: dict[str, Any]) -> None:
+def test_columns_with_the_names_of_crossed_fields_do_not_make_pairs(options: dict[str, Any]) -> None:
     rows = [{"q": q, "agent_id": a, "request": "chat", "metadata": "m"} for a in ("a", "b") for q in ("x", "y", "z")]
     job = batchray.run(
         rows, [Agent(id=name, model="offline/rules") for name in ("a", "b")], input_column="q", **options

@@ -112,7 +112,7 @@ def test_a_frame_has_times_of_day_in_the_units_of_pandas(options: dict[str, Any]
     assert job.to_arrow()["at"].type == pa.time64("ns")
 
 
-def test_a_missing_package_is_told_with_the_extra_that_installs_it(
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(
     job: batchray.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -125,7 +125,7 @@ def test_a_missing_package_is_told_with_the_extra_that_installs_it(
             show()
 
 
-def test_one_file_or_a_directory_of_parts(
+def test_to_parquet_writes_one_file_or_a_directory_of_parts(
     job: batchray.Job, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job.to_parquet(tmp_path / "out.parquet")
@@ -212,7 +212,9 @@ def test_a_retry_begins_the_export_again(options: dict[str, Any], tmp_path: Path
     assert pq.read_table(tmp_path / "out")["text"].to_pylist() == ["x!", "fixed"]
 
 
-def test_places_with_something_else_are_refused(job: batchray.Job, options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_place_that_holds_something_else_is_refused(
+    job: batchray.Job, options: dict[str, Any], tmp_path: Path
+) -> None:
     other = batchray.run([{"agent_id": "a", "input": "x"}], [AGENT], **options)
     other.to_parquet(tmp_path / "other")
     with pytest.raises(ConfigError, match=f"holds an export of job {other.id}; name"):
@@ -259,7 +261,7 @@ def test_an_export_that_fails_leaves_no_half_file_at_an_address(memory: Any) -> 
     assert not memory.find("/bucket")
 
 
-def test_a_column_that_parquet_cannot_hold_is_told(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_column_that_parquet_cannot_hold_is_named_in_the_error(options: dict[str, Any], tmp_path: Path) -> None:
     table = pa.table({"q": ["x"], "empty": pa.array([{}], pa.struct([]))})
     job = batchray.run(table, [AGENT], input_column="q", **options)
     with pytest.raises(ConfigError, match=r"Parquet cannot hold a column; to_arrow can: .*'empty'"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from batchray.jobs.failure_policy import SharedFailures, is_beyond
 
 
-def test_the_last_failure_of_a_row_is_told() -> None:
+def test_hold_returns_true_for_the_failure_that_fills_a_row() -> None:
     held = SharedFailures[int](3)
     assert [held.hold("p", "wrong_key", n, float(n)) for n in range(3)] == [False, False, True]
 
@@ -29,7 +29,7 @@ def test_failures_of_other_kinds_and_providers_are_rows_of_their_own() -> None:
     assert (len(held), held.take_all(), len(held)) == (1, [1], 0)
 
 
-def test_an_attempt_that_began_before_a_failure_proves_nothing_about_it() -> None:
+def test_an_answer_to_an_attempt_from_before_a_failure_does_not_end_its_row() -> None:
     held = SharedFailures[str](9)
     held.hold("p", "wrong_key", "early", 1.0)
     held.hold("p", "wrong_key", "late", 5.0)

@@ -45,7 +45,7 @@ def test_a_file_has_the_given_permissions_even_while_it_is_written(tmp_path: Pat
 
 
 @pytest.mark.parametrize("has_many_writers", [False, True])
-def test_what_a_crashed_writer_left_behind_is_overwritten(tmp_path: Path, has_many_writers: bool) -> None:
+def test_a_temporary_file_left_by_a_crashed_writer_is_overwritten(tmp_path: Path, has_many_writers: bool) -> None:
     left = f"state.{os.getpid()}.{threading.get_ident()}.part" if has_many_writers else "state.part"
     (tmp_path / left).write_text("left behind by a crash, and longer")
     with atomic_write(tmp_path / "state", has_many_writers=has_many_writers) as file:

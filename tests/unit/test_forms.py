@@ -38,7 +38,7 @@ PURPOSE = ('name="purpose"', b"batch")
 
 
 @given(content=st.binary(max_size=200), fields=st.dictionaries(st.sampled_from("abc"), st.text(max_size=20)))
-def test_what_was_sent_is_found(content: bytes, fields: dict[str, str]) -> None:
+def test_read_form_returns_the_fields_and_the_file_that_were_sent(content: bytes, fields: dict[str, str]) -> None:
     boundary = hashlib.sha256(content).hexdigest().encode()
     parts = [(f'name="{name}"', text.encode()) for name, text in fields.items()]
     body = form_of(*parts, ('name="file"; filename="ü %22.jsonl"', content), boundary=boundary)
@@ -116,7 +116,7 @@ def test_the_digest_of_a_file_depends_on_what_was_sent_only() -> None:
     assert upload_of(FILE, PURPOSE)[2] is None
 
 
-def test_a_form_has_no_more_parts_than_anyone_needs_and_each_once() -> None:
+def test_a_form_with_too_many_repeated_or_long_parts_is_refused() -> None:
     for parts, said in (
         ([(f'name="{number}"', b"") for number in range(21)], "more than 20 parts"),
         ([PURPOSE, PURPOSE], "'purpose' occurs twice"),

@@ -44,7 +44,7 @@ async def test_a_lone_write_starts_at_once_and_so_does_the_next_one(store: Timed
 
 
 @in_virtual_time
-async def test_what_comes_during_a_commit_goes_together_into_the_next_one(store: TimedStore) -> None:
+async def test_writes_that_arrive_during_a_commit_share_the_next_one(store: TimedStore) -> None:
     committer = committer_of(store)
     first = asyncio.create_task(committer.begin(NewAttempt(0, 1)))
     await asyncio.sleep(COMMIT_S / 2)

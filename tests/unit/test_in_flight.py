@@ -39,7 +39,7 @@ def test_the_next_attempt_at_an_item_is_reported_again() -> None:
         flights.end(7)
 
 
-def test_the_oldest_come_first() -> None:
+def test_the_oldest_attempts_come_first() -> None:
     clock = Clock()
     flights = InFlight(clock)
     for index in (5, 2, 9):

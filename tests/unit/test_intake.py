@@ -103,11 +103,11 @@ class Pipe(io.RawIOBase):
         ("a-request-on-lines", "a request must be whole on its line"),
     ],
 )
-def test_a_usual_mistake_comes_with_its_remedy(name: str, remedy: str) -> None:
+def test_the_error_of_a_usual_mistake_says_how_to_correct_it(name: str, remedy: str) -> None:
     assert f"; {remedy}" in str(refusal(io.BytesIO(BAD_BODIES[name][0])))
 
 
-def test_other_remedies_are_given_too() -> None:
+def test_the_errors_of_other_inputs_say_how_to_correct_them() -> None:
     assert "write one request a line" in str(refusal(io.BytesIO(GOOD + b" " + GOOD)))
     assert "line 2: not JSON" in str(refusal(io.BytesIO(GOOD + b"\n" + bytes(20))))
     assert "it has NUL bytes" in str(refusal(io.BytesIO(GOOD + b"\n" + bytes(20))))
@@ -119,7 +119,7 @@ def test_other_remedies_are_given_too() -> None:
     assert "not bytes" in str(refusal(GOOD))
 
 
-def test_a_body_over_http_is_no_array() -> None:
+def test_an_array_as_a_body_over_http_is_refused() -> None:
     with pytest.raises(BatchFormatError, match="expected `object`, got `array`; a batch is"):
         read_body(b"[%s]" % GOOD, AGENTS)
 
@@ -288,7 +288,7 @@ def test_any_bytes_are_a_batch_or_refused(raw: bytes) -> None:
 
 @given(st.dictionaries(st.sampled_from(list(AgentRequest.model_fields)), json_values))
 @example({"input": "", "settings": {"": None}})
-def test_what_is_accepted_is_what_the_schema_accepts_without_unknown_keys(fields: dict[str, Any]) -> None:
+def test_a_request_is_accepted_if_the_schema_accepts_it_and_it_has_no_unknown_keys(fields: dict[str, Any]) -> None:
     raw = json.dumps({**fields, "agent_id": "a"})
     try:
         expected: AgentRequest | None = AgentRequest.model_validate_json(raw, strict=True)
@@ -342,7 +342,7 @@ _NEARLY_PLAIN = st.fixed_dictionaries(
 
 
 @given(_NEARLY_PLAIN, st.booleans(), st.sampled_from([None, "agent_id", "input", "custom_id"]))
-def test_what_the_fast_path_accepts_the_models_accept_with_the_same_content(
+def test_the_fast_path_accepts_only_requests_that_the_models_read_the_same(
     request: dict[str, Any], is_ascii: bool, repeated: str | None
 ) -> None:
     text = json.dumps(request, ensure_ascii=is_ascii)

@@ -45,6 +45,7 @@ BANNED = {
     "`so many`, for a number": r"(?i:\bso many\b)",
     "`wait for company`": r"\bwait(?:s|ed|ing)? for company\b",
     "sentences about `what`": r"(?:^|[\"#]\s*|[.:;]\s+)What [a-z]+ [^?]{0,160}\.",
+    "test titles without a subject": r"\bdef test_(?:what|whatever|whoever|of_what|those_who)_",
     "private metaphors": (
         r"\b(?:wish|wishes|obituar\w*|inquest\w*|last words|last_words|bury|buried|attendants?|standstill|"
         r"salvage|sequels?|keeper|fleet|mortal|lame|leave-taking|take leave|takes leave|at rest|at_rest|"

@@ -80,7 +80,7 @@ def test_jsonl_has_the_results_with_their_input(job: Job) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.NDJSON", "x.jsonl.gz", "x.jsonl.zst"])
-def test_the_name_tells_the_format_and_the_packing(job: Job, tmp_path: Path, name: str) -> None:
+def test_the_format_and_the_compression_follow_from_the_name(job: Job, tmp_path: Path, name: str) -> None:
     file = io.BytesIO()
     job.export(file, "jsonl")
     for _ in range(2):  # a second export replaces the first with the same bytes
@@ -238,7 +238,7 @@ def test_a_file_stays_as_it_was_if_the_export_breaks_off(
         (io.BytesIO(), None, "an open file does not tell the format"),
     ],
 )
-def test_a_format_that_cannot_be_is_refused(job: Job, target: Any, format: str | None, reason: str) -> None:
+def test_an_unknown_or_unsuitable_format_is_refused(job: Job, target: Any, format: str | None, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         job.export(target, format)
 

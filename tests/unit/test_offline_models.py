@@ -241,7 +241,7 @@ async def test_the_offline_provider_has_both_models_and_no_other() -> None:
     await client.close()
 
 
-def test_make_client_refuses_what_it_cannot_make() -> None:
+def test_make_client_refuses_a_missing_address_and_an_unknown_protocol() -> None:
     with pytest.raises(ConfigError, match="base_url"):
         make_client("local", "openai")
     with pytest.raises(ConfigError, match="'carrier-pigeon'"):

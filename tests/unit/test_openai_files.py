@@ -73,7 +73,7 @@ def test_a_bad_line_fails_the_batch_with_its_number(bad: object, code: str, para
     assert said in problem.message
 
 
-def test_all_problems_are_told_up_to_a_hundred() -> None:
+def test_all_problems_are_listed_up_to_a_hundred() -> None:
     assert [each.line for each in problems(b"{", line("a"), b"[", line("b", stream=True))] == [1, 3, 4]
     assert len(problems(*[b"{"] * 150)) == 100
 

@@ -128,7 +128,7 @@ def test_another_address_of_the_builtin_provider_stays_with_chat_completions() -
     assert type(client_of(bound(environment, model="openai/gpt-5.6-terra"))) is OpenAIClient
 
 
-def test_the_address_stays() -> None:
+def test_the_protocol_does_not_change_the_address() -> None:
     assert access.OPENAI_URL == routing.OPENAI_URL
     assert "http://127.0.0.1:8000/v1" in repr(client_of(bound(model="local/m", protocol="responses")))
     assert "https://api.openai.com/v1" in repr(client_of(bound(model="default/m", protocol="openai")))

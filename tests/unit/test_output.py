@@ -63,7 +63,7 @@ async def test_a_stream_that_is_not_open_is_an_error_in_one_sentence(ended: Job)
     ("name", "descriptor"),
     [("-", 1), ("/dev/stdout", 1), ("/dev/stderr", 2), ("/proc/self/fd/7", 7), ("x/-", None), ("/dev/null", None)],
 )
-def test_the_names_of_streams(name: str, descriptor: int | None) -> None:
+def test_stream_of_recognises_the_names_of_streams(name: str, descriptor: int | None) -> None:
     assert stream_of(Path(name)) == descriptor
 
 

@@ -56,7 +56,7 @@ def test_the_texts_of_whole_events_are_joined_and_an_unfinished_event_is_left() 
         *(b"\\", b"a\rb", b"a\ndata: b"),
     ],
 )
-def test_what_is_not_a_text_alone_is_left_to_the_parser(text: bytes) -> None:
+def test_a_delta_with_more_than_plain_text_is_left_to_the_parser(text: bytes) -> None:
     chunk = HEAD + b"a" + TAIL + HEAD + text + TAIL
     assert learned().take(chunk) == ("", chunk)
 

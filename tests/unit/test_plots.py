@@ -160,7 +160,7 @@ def test_a_comparison_is_a_frame_and_parts_of_it_are_plain_ones(comparison: pd.D
     pd.testing.assert_frame_equal(copy, comparison)
 
 
-def test_a_comparison_of_many_groups_is_cut(comparison: pd.DataFrame) -> None:
+def test_a_comparison_of_many_groups_shows_only_some(comparison: pd.DataFrame) -> None:
     many = Comparison(pd.concat([pd.DataFrame(comparison)] * 500))
     shown = many._repr_html_()
     assert "950 more groups" in shown

@@ -97,7 +97,7 @@ def test_a_variable_without_a_value_and_a_malformed_one_are_errors(text: str) ->
 
 
 @given(st.text())
-def test_a_text_with_every_dollar_doubled_comes_back(text: str) -> None:
+def test_a_text_with_every_dollar_doubled_is_read_unchanged(text: str) -> None:
     assert expand(text.replace("$", "$$"), {}) == text
 
 

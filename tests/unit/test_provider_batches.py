@@ -314,7 +314,7 @@ def _local(directory: Path) -> Any:
     return {"executor": "local", "data_dir": directory / "data", "progress": False}
 
 
-def test_a_custom_id_that_repeats_another_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_custom_id_is_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     requests = [{"agent_id": "a", "input": "hi", "custom_id": custom_id} for custom_id in (7, "x", 7, None, None)]
     job = batchray.run(requests, [Agent(id="a", model="offline/rules")], **_local(tmp_path))
     assert [result.custom_id for result in job.results("index")] == [7, "x", 7, None, None]

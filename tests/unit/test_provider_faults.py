@@ -137,7 +137,7 @@ async def test_one_call_in_ten_failing_at_random_costs_at_most_a_fifth_more_call
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_no_call_is_repeated_before_the_wait_that_it_was_told(opened: Opened, seed: int) -> None:
+async def test_no_call_is_repeated_before_the_wait_that_the_provider_asked_for(opened: Opened, seed: int) -> None:
     rng = random.Random(seed)
     waits_s = {f"call {i}": [rng.choice((0.2, 1, 17, 60)) for _ in range(rng.randint(0, 2))] for i in range(40)}
     texts = {

@@ -58,7 +58,7 @@ async def test_a_provider_that_has_answered_a_job_is_not_tried_again_by_the_next
     assert start(JobProviderGate("p", "last", slots, "http://p", answered), slots, 1000) == FIRST_IN_FLIGHT
 
 
-async def test_refusals_let_nothing_start_in_their_place() -> None:
+async def test_a_refused_request_is_not_replaced_by_another() -> None:
     slots = Slots()
     gate = JobProviderGate("p", "job", slots)
     assert start(gate, slots, 100) == 32
@@ -223,7 +223,7 @@ def test_the_board_adds_up_the_workers() -> None:
         st.tuples(st.sampled_from(["start", "finish", "refused", "answered", "grow", "shut", "open"])), max_size=80
     )
 )
-def test_a_gate_never_lets_through_what_it_must_not(story: list[tuple[str]]) -> None:
+def test_a_gate_starts_no_more_requests_than_its_state_allows(story: list[tuple[str]]) -> None:
     async def act() -> None:
         slots = Slots()
         gate, is_shut, n = JobProviderGate("p", "job", slots), False, 0

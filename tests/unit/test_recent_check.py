@@ -30,7 +30,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_those_who_ask_first_wait_for_one_check() -> None:
+async def test_the_first_callers_wait_for_one_check() -> None:
     checked = Checked()
     asking = [asyncio.create_task(checked.recent.passed()) for _ in range(10)]
     await settle()
@@ -60,7 +60,7 @@ async def test_a_success_counts_for_a_while_and_is_renewed_meanwhile() -> None:
     await late
 
 
-async def test_a_failure_is_told_to_all_who_ask_from_then_on() -> None:
+async def test_a_failure_of_the_check_is_raised_to_every_later_caller() -> None:
     checked = Checked()
     checked.may_end.set()
     await checked.recent.passed()

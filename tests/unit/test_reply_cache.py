@@ -227,7 +227,9 @@ def test_the_replies_used_longest_ago_go_first(tmp_path: Path) -> None:
     assert sorted(path.name for path in files_of(tmp_path) if path.suffix) == ["writing.1.2.part"]
 
 
-def test_what_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_that_cannot_be_deleted_stops_no_other_deletion(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = ReplyCache(tmp_path, 256 * SHARE, lambda: 0.0)
     stays = tmp_path / "00" / "directory"
     stays.mkdir(parents=True)

@@ -200,7 +200,7 @@ def test_a_part_in_the_wrong_message_is_refused_by_name(protocol: str, given: Me
 
 
 @pytest.mark.parametrize("protocol", BODIES)
-def test_what_is_said_of_tools_is_sent_only_with_tools(protocol: str) -> None:
+def test_settings_about_tools_are_sent_only_with_tools(protocol: str) -> None:
     name = "tool_choice" if protocol == "anthropic" else "parallel_tool_calls"
     with_tools = ModelCall("m", [ASKED], tools=[ToolSpec("add", "Add.", {"type": "object"})], body={name: "x"})
     assert BODIES[protocol](with_tools)[name] == "x"

@@ -219,7 +219,7 @@ async def test_a_reply_cut_at_its_limit_says_so(client: ResponsesClient, form: s
         ("[[error:invalid_image_url]]", "stream_error"),
     ],
 )
-async def test_an_end_that_is_not_good_is_an_error(
+async def test_an_answer_that_ends_without_success_is_an_error(
     client: ResponsesClient, server: ProviderServer, fault: str, type: str
 ) -> None:
     error = await failure(client.ask(call(fault)), InvalidResponseError)

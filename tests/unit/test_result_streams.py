@@ -208,7 +208,9 @@ async def test_followers_of_a_job_share_one_poll_and_see_its_end(store: Store, r
     assert reader.n_calls - n_before <= 2
 
 
-async def test_a_feed_that_is_cut_is_not_an_end_and_a_later_follower_is_refused(store: Store, reader: Counting) -> None:
+async def test_followers_of_a_feed_that_is_cut_get_an_error_and_later_ones_are_refused(
+    store: Store, reader: Counting
+) -> None:
     job, feeds = job_of(store), JobFeeds(reader)
     following = asyncio.create_task(followed(feeds, job))
     await asyncio.sleep(0)

@@ -63,7 +63,7 @@ FUNCTION = Agent(id="a", run=answer)
 MODEL = Agent(id="a", model="offline/rules", prices={"input": 1, "output": 1})
 
 
-def test_only_what_is_new_or_failed_runs(options: dict[str, Any]) -> None:
+def test_only_new_and_failed_requests_run(options: dict[str, Any]) -> None:
     first = batchray.run(requests("x", "fails", "y"), [FUNCTION], **options)
     calls.clear()
     second = batchray.run(requests("new", "y", "fails", "x"), [FUNCTION], reuse=first, **options)
@@ -161,7 +161,7 @@ def test_a_stateful_agent_is_asked_again(options: dict[str, Any]) -> None:
     assert _durations(second) != _durations(first)
 
 
-def test_an_unknown_job_is_told(options: dict[str, Any]) -> None:
+def test_reuse_of_an_unknown_job_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"reuse: .* within one data directory or database"):
         batchray.run(requests("x"), [FUNCTION], reuse=new_job_id(), **options)
     assert calls == []
@@ -201,7 +201,7 @@ def test_a_cell_that_is_run_again_defines_the_same_function() -> None:
         _defined(CELL.replace("return g(y)", "return g(y + 1)"), STEP=1),
     ],
 )
-def test_a_change_in_what_a_function_uses_is_a_change(changed: Callable[..., Any]) -> None:
+def test_a_change_of_code_or_globals_that_a_function_uses_changes_its_digest(changed: Callable[..., Any]) -> None:
     assert _digest(changed) != _digest(_defined(CELL, STEP=1))
 
 
@@ -252,7 +252,7 @@ def _with_used(source: str, number: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("used", USED.values(), ids=USED)
-def test_what_a_function_uses_is_compared_by_its_content(used: str) -> None:
+def test_the_globals_of_a_function_are_compared_by_their_content(used: str) -> None:
     assert _digest(_with_used(used, 1)) == _digest(_with_used(used, 1)) != _digest(_with_used(used, 2))
 
 

@@ -15,7 +15,7 @@ from batchray.jobs.start import Output, output_of, start_again, submit_with
 from batchray.store import Store
 
 
-def test_what_was_chosen_completes_what_is_chosen_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_earlier_run_complete_those_of_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHRAY_LANES", "3")
     earlier = chosen_settings(load_settings(data_dir="there", max_in_flight=7, executor="local"))
     assert earlier == {"max_in_flight": 7, "executor": "local", "lanes": 3}

@@ -222,7 +222,7 @@ AGENTS = named("agent_.*")
 CANCELS = named("batch_cancel_.*")
 
 
-def test_every_successful_sample_is_read_as_something() -> None:
+def test_every_successful_sample_is_read_by_a_test() -> None:
     assert sorted([*RESPONSES, *MESSAGE_LISTS, *JOBS, *JOB_LISTS, *AGENTS, *CANCELS]) == sorted(OK_SAMPLES)
 
 
@@ -832,7 +832,7 @@ def test_an_id_of_another_job_is_recognised() -> None:
     assert not is_of_job(JOB_ID, JOB_ID)
 
 
-def test_a_request_has_no_more_messages_than_there_are_ids_for_with_those_of_its_agent() -> None:
+def test_the_messages_of_a_request_are_limited_so_that_ids_are_left_for_the_agents_own() -> None:
     def asked(n: int) -> AgentRequest:
         message = {"role": "user", "content": "?"}
         return AgentRequest.model_validate({"agent_id": "a", "messages": [message] * n})

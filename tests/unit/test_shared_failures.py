@@ -88,7 +88,7 @@ async def test_a_report_names_the_provider_of_a_shared_failure(
     assert (report.shared_failure, report.status == "succeeded") == (shared, text == "hi")
 
 
-async def test_a_runner_tells_what_a_provider_that_asks_to_wait_holds_back(server: ProviderServer) -> None:
+async def test_a_runner_reports_the_calls_that_a_provider_holds_back(server: ProviderServer) -> None:
     told: list[int] = []
     runner = AttemptRunner(on_provider_wait=lambda: told.append(1))
     assert runner.provider_waits() == []

@@ -61,7 +61,7 @@ def test_any_chunking_of_any_bytes_gives_the_same_events(stream: bytes, places: 
         (b"data: a", []),
     ],
 )
-def test_the_standard_is_followed(stream: bytes, expected: list[Event]) -> None:
+def test_streams_are_parsed_as_the_standard_says(stream: bytes, expected: list[Event]) -> None:
     assert parse(stream) == expected
 
 

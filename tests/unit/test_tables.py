@@ -368,7 +368,7 @@ def test_a_column_of_a_union_is_json(tmp_path: Path, is_untyped: bool) -> None:
     assert [row["u"] for part in parts for row in rows_of(part)] == [7, "z", None]
 
 
-def test_bytes_in_a_union_are_told(tmp_path: Path) -> None:
+def test_bytes_in_a_union_are_an_error(tmp_path: Path) -> None:
     kinds, values = pa.array([0, 1], pa.int8()), [pa.array([7]), pa.array([b"z"])]
     union = pa.UnionArray.from_dense(kinds, pa.array([0, 0], pa.int32()), values)
     table = pa.table({"q": ["x", "y"], "u": union})
@@ -384,7 +384,7 @@ def test_a_time_that_python_has_no_value_for_is_a_text(tmp_path: Path) -> None:
     assert [row["d"] for row in rows] == ["15659-07-15", None, datetime.date(1970, 1, 1)]
 
 
-def test_texts_among_bytes_are_told(tmp_path: Path) -> None:
+def test_texts_among_bytes_are_an_error(tmp_path: Path) -> None:
     rows = [{"q": "x", "v": "text"}, {"q": "x", "v": b"bytes"}]
     error = refusal(rows, InputOptions(agent="a", input_column="q"), tmp_path)
     assert error.startswith("row 1: column 'v': a value of type bytes among values of other types")

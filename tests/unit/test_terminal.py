@@ -15,7 +15,7 @@ LINES = st.lists(st.text("ab ", min_size=1, max_size=40).map(lambda text: f"|{te
 
 
 @given(st.lists(st.tuples(st.integers(2, 50), LINES, st.booleans()), max_size=12))
-def test_what_is_drawn_replaces_what_was_drawn_at_any_width(moments: list[tuple[int, list[str], bool]]) -> None:
+def test_new_lines_replace_the_drawn_ones_at_any_width(moments: list[tuple[int, list[str], bool]]) -> None:
     screen, printed, shown = Screen(30), [], [""]
     with LiveLines(screen, lambda: screen.n_columns) as live:
         for number, (width, lines, has_warning) in enumerate(moments):

@@ -31,7 +31,7 @@ def test_two_edits_of_a_text_are_both_in_the_result(base: str, present: str, lat
 
 
 @given(TEXTS, TEXTS)
-def test_the_only_edit_is_the_result(base: str, edited: str) -> None:
+def test_if_only_one_side_has_edited_the_merge_is_its_text(base: str, edited: str) -> None:
     assert merge_texts(base, base, edited) == merge_texts(base, edited, base) == edited
     assert merge_texts(base, edited, edited) == edited
 

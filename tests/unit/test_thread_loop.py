@@ -130,7 +130,7 @@ async def fail(error: BaseException) -> int:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)], ids=repr)
-def test_what_async_code_raises_is_raised_in_the_thread(way: Callable[[Work], int], error: BaseException) -> None:
+def test_an_exception_of_async_code_is_raised_in_the_thread(way: Callable[[Work], int], error: BaseException) -> None:
     with pytest.raises(type(error), match=str(error)):
         in_thread(way, fail(error))
     assert in_thread(way, Client().ask(7)) == 7  # the shared loop is still there

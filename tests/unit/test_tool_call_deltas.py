@@ -174,7 +174,7 @@ def _named_in_each_piece(call: Call, first: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("fields", [_named_once, _named_with_index_0, _named_in_each_piece])
 @FEW
 @given(given_calls=calls())
-def test_calls_without_ids_are_told_apart_by_name(fields: Any, given_calls: list[Call]) -> None:
+def test_calls_without_ids_are_distinguished_by_name(fields: Any, given_calls: list[Call]) -> None:
     given_calls = [call._replace(pieces=list(filter(None, call.pieces))) for call in given_calls]
     expected = [("", call.name, call.arguments) for call in given_calls]
     assert assembled(list(_in_turn(given_calls, fields))) == expected
@@ -183,7 +183,7 @@ def test_calls_without_ids_are_told_apart_by_name(fields: Any, given_calls: list
 
 @FEW
 @given(given_calls=calls())
-def test_calls_with_one_id_are_told_apart_by_index(given_calls: list[Call]) -> None:
+def test_calls_with_one_id_are_distinguished_by_index(given_calls: list[Call]) -> None:
     same = [call._replace(id="same") for call in given_calls]
     expected = [("same", call.name, call.arguments) for call in given_calls]
     assert assembled(as_documented(same)) == expected

@@ -224,7 +224,7 @@ def test_show_without_an_item_shows_the_job(job: Job) -> None:
 
 
 @pytest.mark.parametrize("item", ["7", "9" * 5000, "-1", "r9", HOSTILE])
-def test_show_refuses_an_item_that_the_job_has_not(item: str, job: Job) -> None:
+def test_show_refuses_an_item_that_is_not_in_the_job(item: str, job: Job) -> None:
     done = CliRunner().invoke(cli, ["show", "--data-dir", str(job.data_dir), "--", job.id, item])
     assert isinstance(done.exception, UnknownItemError)
     assert len(str(done.exception)) < 300

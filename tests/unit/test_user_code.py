@@ -100,7 +100,7 @@ def raising(raised: BaseException) -> list[Callable[[], Any]]:
 
 @each_exception
 @pytest.mark.parametrize("kind", range(7))
-def test_whatever_code_raises_is_an_ordinary_error_for_the_loop(name: str, kind: int) -> None:
+def test_any_exception_of_user_code_is_an_ordinary_error_for_the_loop(name: str, kind: int) -> None:
     async def call() -> str:
         protect_loop(asyncio.get_running_loop())
         with pytest.raises(UserCodeError) as caught:
@@ -112,7 +112,7 @@ def test_whatever_code_raises_is_an_ordinary_error_for_the_loop(name: str, kind:
 
 
 @each_exception
-def test_whatever_a_validator_of_arguments_raises_goes_to_the_model(name: str) -> None:
+def test_any_exception_of_an_argument_validator_goes_to_the_model(name: str) -> None:
     def check(value: int) -> int:
         raise RAISED[name]()
 
@@ -125,7 +125,7 @@ def test_whatever_a_validator_of_arguments_raises_goes_to_the_model(name: str) -
 
 
 @each_exception
-def test_whatever_an_import_raises_is_a_configuration_error(
+def test_any_exception_of_an_import_is_a_configuration_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -278,7 +278,7 @@ def test_a_stream_takes_only_text() -> None:
     assert isinstance(caught.value.raised, TypeError)
 
 
-def test_what_an_import_prints_goes_to_standard_error(
+def test_output_of_an_import_goes_to_standard_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     route_streams()
@@ -333,7 +333,7 @@ async def test_a_traceback_has_the_users_frames_and_no_keys(key: str, monkeypatc
     assert text.endswith("LookupError: no access with ***\n")
 
 
-def test_words_are_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_words_are_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("SORT_KEY", "created_at"), ("NO_TOKEN", "1"), ("AUTHOR", "Jane Doe 1975")):
         monkeypatch.setenv(name, value)
     assert Masks().clean("created_at 1 Jane Doe 1975") == "created_at 1 Jane Doe 1975"
