@@ -14,7 +14,7 @@ import orjson
 from batchray.errors import UsageError
 from batchray.experiments.bootstrap import Interval, interval_of_mean
 from batchray.experiments.cross import REPEAT, REQUEST
-from batchray.experiments.scoring import SCORED, score_of
+from batchray.experiments.scoring import SCORED, read_rating
 from batchray.jobs.handle import Job
 from batchray.schema import Result
 from batchray.views.extras import needing
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Key = Callable[[Result], Any]
+_SET_BY_CROSS = ("agent_id", "custom_id", "metadata")
 _Agents = Mapping[str, Mapping[str, Any]]
 """The settings of agents by id."""
 
@@ -57,7 +58,9 @@ def compare(
     | `p50_s`, `p95_s` | percentiles of the duration of the outcomes that succeeded |
 
     A mean is taken over requests; the answers to one request, such as repeats, are averaged first, because they are
-    not independent.  Two outcomes belong to one request if `cross` made them from it, or if their input is equal.
+    not independent.  Two outcomes of one job belong to one request if `cross` made them from it.  All others do if
+    `cross` took them from requests of one custom_id that is not a number, or if their rows, or else their inputs, are
+    equal.
     `baseline` is a group, by default the first one.  `failed_score` is the score of an outcome that failed; by default
     it has none.  Intervals have the given level and come from a bootstrap with `seed`; from 20,000 requests on, from
     the normal distribution.  An outcome without cost makes the sum of its group missing.
@@ -73,7 +76,8 @@ def compare(
     for each in jobs:
         key_of = _key(by, each, agents)
         for result in each.results("index", wait=False, include_input=True):
-            groups[key_of(result)].add(result, rated.get((each.id, result.index)), failed_score)
+            request = _request_key(result, is_one_job=len(jobs) == 1)
+            groups[key_of(result)].add(request, result, rated.get((each.id, result.index)), failed_score)
     if not groups:
         raise UsageError(f"job {jobs[0].id} has no outcomes to compare")
     reference = next(iter(groups)) if baseline is None else baseline
@@ -95,27 +99,34 @@ class _Group:
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
 
-    def add(self, result: Result, score: float | None, failed_score: float | None) -> None:
-        key, is_success = _request_key(result), result.status == "succeeded"
-        self.succeeded[key].append(float(is_success))
+    def add(self, request: str, result: Result, score: float | None, failed_score: float | None) -> None:
+        is_success = result.status == "succeeded"
+        self.succeeded[request].append(float(is_success))
         if is_success:
             self.durations_s.append(result.timing.duration_ns / 1e9)
         else:
             score = failed_score
         if score is not None:
-            self.scores[key].append(score)
+            self.scores[request].append(score)
         self.prompt_tokens += result.usage.prompt_tokens
         self.completion_tokens += result.usage.completion_tokens
         known = self.cost_usd is not None and result.cost_usd is not None
         self.cost_usd = (self.cost_usd or 0.0) + (result.cost_usd or 0.0) if known else None
 
 
-def _request_key(result: Result) -> str:
-    """Return what all answers to one request share.  Columns of a table may have the names that `cross` uses."""
+def _request_key(result: Result, *, is_one_job: bool) -> str:
+    """Return what all answers to one request share.  Columns of a table may have the names that `cross` uses.
+
+    `cross` names a request by its custom_id, or by its position, which says nothing about the requests of another job.
+    """
     metadata = result.metadata or {}
     if REQUEST in metadata and REPEAT in metadata:
-        return str(metadata[REQUEST])
-    return hashlib.blake2b(orjson.dumps(result.input), digest_size=16).hexdigest()
+        name = str(metadata[REQUEST])
+        if is_one_job or not name.isdecimal():
+            return name
+    content = {key: value for key, value in (result.row or {}).items() if key not in _SET_BY_CROSS} or result.input
+    encoded = orjson.dumps(content, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
 def _given_with(result: Result) -> Mapping[str, Any]:
@@ -152,9 +163,11 @@ def _scores(ratings: Sequence[Job]) -> dict[tuple[str, int], float]:
     scores: dict[tuple[str, int], float] = {}
     for job in ratings:
         for rating in job.results("index", wait=False):
-            scored, score = (rating.metadata or {}).get(SCORED), score_of(rating)
-            if scored is not None and score is not None:
-                scores[scored["job"], scored["index"]] = score
+            scored = (rating.metadata or {}).get(SCORED)
+            if scored is not None and rating.status == "succeeded":
+                score = read_rating(rating.text).score
+                if score is not None:
+                    scores[scored["job"], scored["index"]] = score
     return scores
 
 

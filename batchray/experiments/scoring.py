@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import string
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Unpack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Unpack
 
 import orjson
 from pydantic import SecretStr
@@ -16,9 +18,18 @@ from batchray.config import Agent
 from batchray.errors import UsageError
 from batchray.jobs.handle import Job
 from batchray.schema import AgentRequest, Result
+from batchray.views.plain_text import in_short
+
+logger = logging.getLogger(__name__)
 
 SCORED = "scored"
 """The key in the metadata of a scoring request: `{"job": id, "index": position}` of the outcome that it rates."""
+
+_WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+_MAX_LOOSE = 100
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
+# Models like to write `**Score:** 0.5` or `1.`.
+_DECORATION = re.compile(r"^[*_`\s]*(?:(?:score|rating)[*_`\s]*[:=])?[*_`\s]*|[*_`\s]*\.?[*_`\s]*$", re.IGNORECASE)
 
 JUDGE_PROMPT = """\
 Rate the answer to the task from 0 (wrong) to 1 (right).
@@ -44,9 +55,10 @@ def apply(
 
     `scorer` is a function, sync or async, from a `Result` (with its input) to a number, a bool, None for no score, or a
     mapping with the key `score`; or an agent as a judge, which is asked `prompt` with fields of the result in braces:
-    `{input}`, `{text}`, `{metadata[name]}`, `{row[column]}`.  A judge answers with a number, or JSON with
-    the key `score`.  Nothing of `job` runs again.  A scorer that raises is an errored outcome of the ratings, which
-    `retry` repeats; `compare` reads the scores.  Other options are settings and `providers`, as of `run`.
+    `{input}`, `{text}`, `{metadata[name]}`, `{row[column]}`.  A judge answers with a number, yes or no, or JSON with
+    the key `score`; a warning says how many of its answers hold no score.  Nothing of `job` runs again.  A scorer that
+    raises is an errored outcome of the ratings, which `retry` repeats; `compare` reads the scores.  Other options are
+    settings and `providers`, as of `run`.
 
     The outcomes of a job that still runs are rated as they come.
     Raises UsageError if there is nothing to rate, or the prompt names a field that a result does not have.
@@ -62,7 +74,10 @@ def apply(
     options.setdefault("database_url", source.url)
     if not source.counts["succeeded"] and source.is_done:
         raise UsageError(f"job {source.id} has no succeeded outcome to rate")
-    return run(_scoring_requests(source, judge.id, render), [judge], progress=progress, **options)
+    ratings = run(_scoring_requests(source, judge.id, render), [judge], progress=progress, **options)
+    if judge is scorer:
+        warn_of_unreadable(ratings.id, ratings.results(wait=False))
+    return ratings
 
 
 def _scoring_requests(source: Job, scorer_id: str, render: Callable[[Result], str]) -> Iterator[dict[str, Any]]:
@@ -118,20 +133,47 @@ def _checked(returned: Any) -> Any:
     return {**returned, "score": score} if isinstance(returned, Mapping) else {"score": score}
 
 
-def score_of(rating: Result) -> float | None:
-    """Return the score in a rating: its text is a number, `true` or `false`, or JSON with the key `score`.
+class Rating(NamedTuple):
+    """The score in an answer of a scorer.  `is_readable`: it has one, or says that there is none."""
 
-    None if the rating failed or its text is anything else.
+    score: float | None
+    is_readable: bool
+
+
+def read_rating(text: str) -> Rating:
+    """Return the score in an answer: a number, yes, no, true or false, or JSON with the key `score`.
+
+    Markdown around it, a word such as `Score:` before it and a full stop after it make no difference.
     """
-    if rating.status != "succeeded":
-        return None
+    text = _without_fence(text)
     try:
-        value = orjson.loads(_without_fence(rating.text))
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return None
+        value = _loosely_read(text)
     if isinstance(value, dict):
-        value = value.get("score")
+        return Rating(_number(value.get("score")), "score" in value)
+    return Rating(_number(value), isinstance(value, int | float))
+
+
+def _loosely_read(text: str) -> float | None:
+    text = _DECORATION.sub("", text).casefold() if len(text) <= _MAX_LOOSE else text
+    if text in _WORDS:
+        return _WORDS[text]
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def warn_of_unreadable(job_id: str, ratings: Iterable[Result]) -> None:
+    """Log how many answers of a judge hold no score, with an example; nothing if all do."""
+    answers = [rating.text for rating in ratings if rating.status == "succeeded"]
+    unreadable = [text for text in answers if not read_rating(text).is_readable]
+    if unreadable:
+        example = in_short(unreadable[0].strip() or "an empty text", 80)
+        counted = f"{len(unreadable):,} of {len(answers):,} answers hold no score, such as {example!r}"
+        logger.warning("ratings %s: %s; ask the judge for a number alone", job_id, counted)
 
 
 def _without_fence(text: str) -> str:

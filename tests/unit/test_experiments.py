@@ -226,19 +226,60 @@ def test_other_tables_are_crossed_by_their_rows() -> None:
         ("0.5", 0.5),
         (" 1 ", 1.0),
         ("true", 1.0),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("No.", 0.0),
+        ("**Score:** 0.5", 0.5),
+        ("`Rating = 3`", 3.0),
+        ("", None),
+        ("7/10", None),
         ('```json\n{"score": 0.25, "reason": "short"}\n```', 0.25),
         ("Good!", None),
         ('{"points": 3}', None),
         ("[1]", None),
     ],
 )
-def test_a_judge_answers_with_a_number_or_json(answer: str, score: float | None, options: dict[str, Any]) -> None:
+def test_a_judge_answers_with_a_number_or_json(
+    answer: str, score: float | None, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     job = batchray.run([{"agent_id": "fn", "input": "x"}], [Agent(id="fn", run=echo)], **options)
     judge = Agent(id="judge", model="offline/scripted", script=[{"text": answer}])
     ratings = batchray.apply(job, judge, **options)
+    assert ("1 of 1 answers hold no score" in caplog.text) == (score is None)
     frame = batchray.compare(ratings)
     assert frame["scored"].tolist() == [int(score is not None)]
     assert frame["score"].tolist() == [score] or frame["score"].isna().all()
+
+
+def test_a_judge_that_gives_no_score_on_purpose_causes_no_warning(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = batchray.run([{"agent_id": "fn", "input": "x"}], [Agent(id="fn", run=echo)], **options)
+    judge = Agent(id="judge", model="offline/scripted", script=[{"text": '{"score": null}'}])
+    assert batchray.compare(batchray.apply(job, judge, **options))["scored"].tolist() == [0]
+    assert caplog.text == ""
+
+
+def test_requests_of_several_jobs_are_paired_by_what_they_ask(options: dict[str, Any]) -> None:
+    agents = [Agent(id="fn", run=echo)]
+    rows: list[dict[str, Any]] = [{"question": "one"}, {"question": "two"}, {"question": "three"}]
+    first, reordered = (
+        batchray.run(batchray.cross(these, agents, repeats=2), agents, prompt=prompt, **options)
+        for these, prompt in ((rows, "{question}"), (rows[::-1], "{question}?"))
+    )
+    other = batchray.run(batchray.cross(["four", "five", "six"], agents), agents, **options)
+    ratings = [batchray.apply(job, lambda result: len(result.text), **options) for job in (first, reordered, other)]
+    compared = batchray.compare(ratings, by="job")
+    assert compared["pairs"].tolist() == [3, 3, 0]
+    assert compared["score_difference"].tolist()[:2] == [0, 1]  # of the question mark
+    assert compared["score_difference"].isna().tolist() == [False, False, True]
+
+
+def test_requests_of_several_jobs_with_ids_of_their_own_are_paired_by_them(options: dict[str, Any]) -> None:
+    agents = [Agent(id="fn", run=echo)]
+    asked = ([{"custom_id": f"q{n}", "input": f"{n}{end}"} for n in (1, 2)] for end in ("", "?"))
+    jobs = [batchray.run(batchray.cross(requests, agents), agents, **options) for requests in asked]
+    assert batchray.compare(jobs, by="job")["pairs"].tolist() == [2, 2]
 
 
 def test_a_judge_is_asked_with_the_fields_of_the_result(options: dict[str, Any]) -> None:
