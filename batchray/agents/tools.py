@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, Validation
 from batchray.agents.arguments import check_exact
 from batchray.agents.failures import in_words, message_of
 from batchray.agents.user_code import UserCodeError, call_for_text, contained, is_cancelled
-from batchray.config import Tool
+from batchray.config import Agent, Tool
+from batchray.config.agents import tool_to_data
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
 from batchray.schema.validation_text import all_problems
@@ -27,12 +28,14 @@ from batchray.support.captured_output import TO_STDERR, CapturedOutput
 
 __all__ = [
     "MAX_RETURN_CHARS",
+    "TOOL_SPECS",
     "FunctionTool",
     "ToolError",
     "is_cancelled",
     "load_function",
     "load_tools",
     "make_tool",
+    "specs_of_nameless",
 ]
 
 MAX_RETURN_CHARS = 50_000
@@ -131,6 +134,19 @@ def load_tools(
             raise ConfigError(f"two tools are named {tool.name!r}")
         tools[tool.name] = tool
     return tools
+
+
+TOOL_SPECS = "tool_specs"
+"""The key of `specs_of_nameless` in a job's snapshot of its agents."""
+
+
+def specs_of_nameless(agent: Agent) -> list[dict[str, Any]]:
+    """Return the specs of an agent's tools that cannot be imported by name, as JSON, for readers without their code.
+
+    Raises ConfigError for a tool without a JSON schema.
+    """
+    nameless = [tool for tool in agent.tools if tool_to_data(tool) is None]
+    return [asdict(tool.spec) for tool in load_tools(nameless, agent.tool_timeout_s).values()]
 
 
 def load_function(named: str | Callable[..., Any], import_paths: Sequence[str] = ()) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from batchray.agents.build import protocol_of
+from batchray.agents.tools import TOOL_SPECS, specs_of_nameless
 from batchray.batch.custom_ids import CustomIdCounts
 from batchray.batch.formats.options import NO_OPTIONS, InputOptions
 from batchray.batch.formats.recognize import ObjectInput, Table, open_batch
@@ -62,7 +63,7 @@ async def create_job(
     def snapshot(agent_ids: Set[str]) -> Mapping[str, Any]:
         used = agents.only(agent_ids)
         check(used)
-        return with_code(used.snapshot(), code)
+        return _with_specs(with_code(used.snapshot(), code), used)
 
     def take_in() -> None:
         intake = requests if isinstance(requests, Intake) else _taken_in(requests, agents, store.data_dir, options)
@@ -71,6 +72,12 @@ async def create_job(
     new = NewJob(new_job_id(), snapshot, callback_url, run_options=run_options)
     await on_own_thread("batchray-intake", take_in)
     return new.id
+
+
+def _with_specs(snapshot: Mapping[str, Any], agents: AgentSet) -> Mapping[str, Any]:
+    """Return the snapshot with what it says of tools that cannot be found by name, for exports without their code."""
+    specs = {agent_id: specs_of_nameless(bound.agent) for agent_id, bound in agents.agents.items()}
+    return {key: {**kept, TOOL_SPECS: specs[key]} if specs[key] else kept for key, kept in snapshot.items()}
 
 
 class Intake:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from batchray.agents.base import input_messages
 from batchray.agents.memory import memory_tools
 from batchray.agents.toolbox import Toolbox
-from batchray.agents.tools import load_tools
+from batchray.agents.tools import TOOL_SPECS, load_tools
 from batchray.config.agents import MemoryBlock
 from batchray.errors import ConfigError
 from batchray.models import ToolSpec
@@ -72,11 +72,12 @@ class ConversationReader:
         timeout_s = settings.get("tool_timeout_s", 0.0)
         blocks = [MemoryBlock.model_validate(each) for each in settings.get("memory_blocks", ())]
         specs = [tool.spec for tool in memory_tools(blocks, timeout_s).values()]
-        names = [each["function"] if isinstance(each, dict) else each for each in settings.get("tools", ())]
+        specs += [ToolSpec(**spec) for spec in kept.get(TOOL_SPECS, ())]
+        entries = [each["function"] if isinstance(each, dict) else each for each in settings.get("tools", ())]
         try:
-            if None in names:
+            if None in entries and TOOL_SPECS not in kept:  # a job of an older version
                 raise ConfigError("a tool is a function that cannot be found by name")
-            tools = load_tools(names, timeout_s, kept["import_paths"])
+            tools = load_tools([name for name in entries if name is not None], timeout_s, kept["import_paths"])
         except ConfigError as error:
             if self._needs_tools:
                 raise ConfigError(f"agent {agent_id!r}: {error.reason}; its code describes the tools") from None

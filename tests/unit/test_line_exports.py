@@ -138,10 +138,29 @@ def test_sft_has_the_conversations_that_show_a_good_answer(job: Job) -> None:
     assert len(waits["messages"][-1]["tool_calls"]) == 2
 
 
-def test_sft_needs_the_code_of_the_tools_and_trajectories_do_without(tmp_path: Path) -> None:
+def test_tools_without_a_name_are_described_as_the_job_had_them(tmp_path: Path) -> None:
+    def local_tool(count: int) -> int:
+        """Count."""
+        return count
+
+    agent = Agent(id="m", model="offline/scripted", tools=(local_tool, add), script=({"text": "x"},))
+    request = {"agent_id": "m", "input": "x"}
+    job = batchray.run([request], [agent], data_dir=tmp_path, executor="local", progress=False)
+    [line], [trajectory] = lines_of(job, "sft"), lines_of(job, "atif")
+    described = {tool["function"]["name"]: tool["function"] for tool in line["tools"]}
+    assert described.keys() == {"local_tool", "add"}
+    assert described["local_tool"]["description"] == "Count."
+    assert described["local_tool"]["parameters"]["properties"] == {"count": {"title": "Count", "type": "integer"}}
+    assert trajectory["agent"]["tool_definitions"] == line["tools"]
+
+
+def test_sft_of_an_older_job_needs_the_code_of_the_tools_and_trajectories_do_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def local_tool() -> int:
         return 1
 
+    monkeypatch.setattr("batchray.jobs.create.specs_of_nameless", lambda agent: [])
     agent = Agent(id="m", model="offline/scripted", tools=(local_tool,), script=({"text": "x"},))
     request = {"agent_id": "m", "input": "x"}
     job = batchray.run([request], [agent], data_dir=tmp_path, executor="local", progress=False)
