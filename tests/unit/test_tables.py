@@ -445,6 +445,27 @@ def test_rows_that_are_requests_need_no_mapping(tmp_path: Path) -> None:
     assert json.loads(request.body) == {"agent_id": "a", "input": "hi"}
 
 
+@pytest.mark.parametrize(
+    ("first", "is_table"),
+    [
+        ({"id": 1, "q": "x"}, True),
+        ({"question": "x"}, True),
+        ({"agent_id": "a", "q": "x"}, True),
+        ({"agent_id": "a", "question": "x"}, False),  # did you mean 'input'?
+        ({"agentid": "a", "q": "x"}, False),
+        ({"inptu": "x", "q": "y"}, False),
+        ({"agent_id": "a"}, False),
+        ({}, False),
+    ],
+)
+def test_objects_with_keys_of_their_own_are_rows(first: dict[str, Any], is_table: bool, tmp_path: Path) -> None:
+    found = open_batch([first], {"a": KnownAgent()}, tmp_path)
+    assert isinstance(found, Table) == is_table
+    with pytest.raises(BatchFormatError) as raised:
+        list(found.parts if isinstance(found, Table) else found.requests)
+    assert ("which column is the input?" in str(raised.value)) == is_table
+
+
 def test_a_single_agent_need_not_be_named(tmp_path: Path) -> None:
     texts = open_batch(["x", "y"], {"only": KnownAgent()}, tmp_path)
     assert isinstance(texts, Table)
@@ -458,7 +479,12 @@ BAD: dict[str, tuple[Any, InputOptions, str]] = {
     "no mapping": (
         TABLE,
         InputOptions(agent="a"),
-        'which column is the input?  Say so with --input-column question (input_column="question"), or --prompt',
+        "which column is the input?  Name it (--input-column question, input_column=), or give a template",
+    ),
+    "no mapping of rows with agents": (
+        [{"agent_id": "a", "q": "x"}],
+        InputOptions(),
+        'or give a template (--prompt "Answer: {q}", prompt=); the columns are: agent_id, q',
     ),
     "no agent": (TABLE, InputOptions(input_column="question"), "which agent answers the rows?"),
     "unknown agent": (TABLE, InputOptions(agent="c"), "there is no agent 'c'; known: a, b"),

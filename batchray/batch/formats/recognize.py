@@ -8,6 +8,8 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from io import IOBase, TextIOBase
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar, cast
@@ -28,6 +30,7 @@ from batchray.batch.source import first_bytes, is_packed, open_stream, readable,
 from batchray.batch.split import JsonDocument, Lines, split_stream
 from batchray.batch.spool import Spool
 from batchray.errors import BatchFormatError, EmptyBatchError
+from batchray.schema import AgentRequest
 
 _SUFFIXES = {
     ".jsonl": "jsonl",
@@ -41,6 +44,7 @@ _SUFFIXES = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
+_CONTENT = ("input", "messages")
 _PACKED = (".gz", ".zst")
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 _READERS: dict[str | None, Callable[[BinaryIO], Generator[Rows]]] = {"parquet": parquet_rows, "arrow": arrow_rows}
@@ -55,13 +59,15 @@ class Table(NamedTuple):
     parts: Generator[TablePart]
 
 
-class _Input(NamedTuple):
-    """The options and rules for reading an input."""
+@dataclass(slots=True)
+class _Input:
+    """The options and rules for reading an input.  `is_row`: its first entry has no content of a request."""
 
     options: InputOptions
     agents: Mapping[str, KnownAgent]
     rules: RequestRules
     directory: Path
+    is_row: bool = False
 
     def table(self, rows: Generator[Rows]) -> Table:
         return Table(table_parts(rows, self.options, self.rules))
@@ -76,12 +82,27 @@ class _Input(NamedTuple):
         else:
             converter = None
         self.rules.convert = None if converter is None else converter.request
+        self.is_row = options.format in (None, "json", "jsonl") and _is_row(first)
 
     @property
     def has_rows(self) -> bool:
-        """Whether objects of our own format are rows of a table: the caller says how they become requests."""
+        """Whether objects of our own format are rows of a table: by what the caller says of them, or by their keys."""
         is_mapped = self.options.maps_rows or self.options.agent is not None
-        return is_mapped and self.rules.convert is None
+        return (is_mapped or self.is_row) and self.rules.convert is None
+
+
+def _is_row(first: Any) -> bool:
+    """Return whether an object has keys of its own, and none that a request has for its input, nor one like it.
+
+    If it names its agent, a usual name of the input in other APIs is a mistake in a request.
+    """
+    if not isinstance(first, Mapping) or not all(isinstance(key, str) for key in first):
+        return False
+    own = [key for key in first if key not in AgentRequest.model_fields]
+    names = _CONTENT if "agent_id" in first else (*_CONTENT, "agent_id")
+    is_request = any(get_close_matches(key.lower(), names, 1, 0.75) for key in first)
+    is_mistake = "agent_id" in first and any(key in AgentRequest.other_names for key in own)
+    return bool(own) and not is_request and not is_mistake
 
 
 def open_batch(

@@ -90,11 +90,11 @@ class _Rows:
         if not {"input", "messages"}.isdisjoint(self._columns):
             return [name for name in self._columns if name in _REQUEST_FIELDS]
         usual = next((name for name in self._columns if name.lower() in _USUAL_INPUTS), "question")
-        ask = f'--input-column {usual} (input_column="{usual}")' if usual in self._columns else "--input-column NAME"
-        how = f'{ask}, or --prompt "Answer: {{{usual if usual in self._columns else self._columns[0]}}}"'
-        raise BatchFormatError(
-            f"which column is the input?  Say so with {how}; the columns are: {listed(self._columns)}"
-        )
+        name = usual if usual in self._columns else "NAME"
+        other = next((column for column in self._columns if column not in _REQUEST_FIELDS), self._columns[0])
+        prompt = f'"Answer: {{{usual if usual in self._columns else other}}}"'
+        how = f"Name it (--input-column {name}, input_column=), or give a template (--prompt {prompt}, prompt=)"
+        raise BatchFormatError(f"which column is the input?  {how}; the columns are: {listed(self._columns)}")
 
     def _maker(self) -> Callable[[dict[str, Any]], Any]:
         """Return the function that makes a row's fields of a request, besides its agent and its id."""
