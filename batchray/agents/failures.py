@@ -98,13 +98,13 @@ def type_name(error: BaseException) -> str:
 
 def message_of(error: BaseException) -> str:
     """Return what an error says, which its own code decides; with the first parts of a group."""
-    told = _safely(lambda: str(error) or repr(error), "(its message cannot be read)")
+    text = _safely(lambda: str(error) or repr(error), "(its message cannot be read)")
     if isinstance(error, BaseExceptionGroup):
         parts = "; ".join(in_words(part) for part in error.exceptions[:_MAX_PARTS])
-        told = f"{told}: {parts}"
+        text = f"{text}: {parts}"
     if (advice := _safely(lambda: advice_for(error), None)) is not None:
-        told = f"{told} ({advice})"
-    return told.encode("utf-8", "replace").decode()
+        text = f"{text} ({advice})"
+    return text.encode("utf-8", "replace").decode()
 
 
 def in_words(error: BaseException) -> str:

@@ -30,9 +30,9 @@ def advice_for(error: BaseException) -> str | None:
         if cause is None:
             return None
         if type(cause) is RuntimeError:
-            told = str(cause)
+            message = str(cause)
             for pattern, advice in _ADVICE:
-                if pattern.search(told):
+                if pattern.search(message):
                     return advice
         cause = cause.__cause__ or cause.__context__
     return None

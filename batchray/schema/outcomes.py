@@ -144,10 +144,10 @@ class Result(WireModel):
 
     def __repr__(self) -> str:
         """Return the request, its end and the start of the answer: messages may have megabytes."""
-        told = {"index": self.index, "custom_id": self.custom_id, "agent_id": self.agent_id, "status": str(self.status)}
+        info = {"index": self.index, "custom_id": self.custom_id, "agent_id": self.agent_id, "status": str(self.status)}
         end = self.text if self.error is None else f"{self.error.type}: {self.error.message}"
-        told["text" if self.error is None else "error"] = end
-        return f"Result({', '.join(f'{name}={_short_repr(value)}' for name, value in told.items())})"
+        info["text" if self.error is None else "error"] = end
+        return f"Result({', '.join(f'{name}={_short_repr(value)}' for name, value in info.items())})"
 
     def _repr_html_(self) -> str | None:
         """Return the conversation as HTML, for notebooks; None, and so the repr, if no view is loaded."""

@@ -1,4 +1,4 @@
-"""A small form of the benchmark of peers: each contender of this environment answers, and what it took is told."""
+"""A small form of the benchmark of peers: each contender of this environment answers, and what it took is printed."""
 
 from __future__ import annotations
 

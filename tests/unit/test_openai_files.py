@@ -1,4 +1,4 @@
-"""The input files of OpenAI batches: every problem is told with its line, in the words of OpenAI's API."""
+"""The input files of OpenAI batches: every problem is reported with its line, in the words of OpenAI's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input file of an OpenAI batch, checked as OpenAI's API does: all that is wrong with it is told at once.
+"""The input file of an OpenAI batch, checked as OpenAI's API does: all problems are reported at once.
 
 Source: the API reference and the Batch guide; codes and sentences are those of the errors of batches that have failed
 there.  Unlike OpenAI's API, the lines of a file may name several models, and a line that names an unknown one fails
