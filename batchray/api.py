@@ -33,8 +33,8 @@ from batchray.jobs.states import state_of
 from batchray.schema.validation_text import first_problem
 from batchray.store import Store
 
-AgentsLike = Sequence[Agent | Mapping[str, Any]] | str | Path | AgentSet
-"""Agents, or the path of an agents file."""
+AgentsLike = Sequence[Agent | Mapping[str, Any]] | Sequence[str | Path] | str | Path | AgentSet
+"""Agents, or the path of an agents file, or of several."""
 
 Providers = Mapping[str, Provider | Mapping[str, Any]]
 """Providers by name."""
@@ -280,19 +280,20 @@ def jobs(data_dir: str | Path | None = None, database_url: str | None = None, *,
 def _agent_set(agents: AgentsLike, providers: Providers | None = None) -> AgentSet:
     """Return the agents bound to their providers.  Raises ConfigError for one that is not valid."""
     if isinstance(agents, AgentSet):
-        agent_set = agents
-    elif isinstance(agents, str | Path):
-        agent_set = load_agents([Path(agents)])
-    else:
-        if not isinstance(agents, Iterable) or isinstance(agents, Agent | Mapping):
-            kind = type(agents).__name__
-            raise ConfigError(f"agents is a list of agents, or the path of an agents file, not {kind}")
-        if not isinstance(providers or {}, Mapping):
-            raise ConfigError(f"providers is a mapping of names to providers, not a {type(providers).__name__}")
-        parsed = [_validated(Agent, agent, f"agents[{position}]") for position, agent in enumerate(agents)]
-        known = {name: _validated(Provider, given, f"providers[{name!r}]") for name, given in (providers or {}).items()}
-        agent_set = bind_agents(parsed, known, import_paths=[str(Path.cwd())])
-    return agent_set
+        return agents
+    if isinstance(agents, str | Path):
+        return load_agents(agents)
+    if not isinstance(agents, Iterable) or isinstance(agents, Agent | Mapping):
+        kind = type(agents).__name__
+        raise ConfigError(f"agents is a list of agents, or the path of an agents file, not {kind}")
+    given: list[Any] = list(agents)
+    if given and all(isinstance(each, str | Path) for each in given):
+        return load_agents(given)
+    if not isinstance(providers or {}, Mapping):
+        raise ConfigError(f"providers is a mapping of names to providers, not a {type(providers).__name__}")
+    parsed = [_validated(Agent, agent, f"agents[{position}]") for position, agent in enumerate(given)]
+    known = {name: _validated(Provider, each, f"providers[{name!r}]") for name, each in (providers or {}).items()}
+    return bind_agents(parsed, known, import_paths=[str(Path.cwd())])
 
 
 def _validated(model: type[M], given: M | Mapping[str, Any], place: str) -> M:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,10 @@ class AgentSet:
     providers: Mapping[str, Provider] = field(default_factory=dict)
     tools: tuple[str | Tool, ...] = ()
     import_paths: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Agent]:
+        """Yield the agents, without their providers."""
+        return (bound.agent for bound in self.agents.values())
 
     def bind(self, agent: Agent, environment: Mapping[str, str] | None = None) -> BoundAgent:
         """Return an agent bound to a provider of this set or a built-in one.  Raises ConfigError."""
@@ -143,7 +147,10 @@ def bind_agents(
 
 
 def load_agents(
-    files: Sequence[Path], environment: Mapping[str, str] | None = None, *, needs_agents: bool = True
+    files: Sequence[str | Path] | str | Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    needs_agents: bool = True,
 ) -> AgentSet:
     """Read agents and providers from YAML or JSON files; a provider in one file can be used in all of them.
 
@@ -156,7 +163,8 @@ def load_agents(
     agents: list[Agent] = []
     locations: list[str] = []
     paths: list[str] = []
-    for file in files:
+    named = [files] if isinstance(files, str | Path) else files
+    for file in map(Path, named):
         document, content = _read(file, os.environ if environment is None else environment)
         providers.update(content.providers)
         tools.extend(content.tools)
@@ -164,7 +172,7 @@ def load_agents(
         locations.extend(document.location(("agents", i)) for i in range(len(content.agents)))
         paths.append(str(file.resolve().parent))
     if needs_agents and not agents:
-        raise ConfigError("no agents in it", ", ".join(str(file) for file in files) or "agents")
+        raise ConfigError("no agents in it", ", ".join(map(str, named)) or "agents")
     bound = bind_agents(agents, providers, environment, list(dict.fromkeys([*paths, str(Path.cwd())])), locations)
     return replace(bound, tools=tuple(dict.fromkeys(tools)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from batchray.experiments.scoring import SCORED, read_rating
 from batchray.jobs.handle import Job
 from batchray.schema import Result
 from batchray.views.extras import needing
+from batchray.views.plain_text import in_short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,7 @@ def compare(
     """
     with needing("pandas", "pandas"):
         importlib.import_module("pandas")
-    jobs, ratings = _split([job] if isinstance(job, Job) else list(job), scores)
+    jobs, ratings = _split(job, scores)
     rated = _scores(ratings)
     groups: dict[Any, _Group] = defaultdict(_Group)
     agents = {each.id: each.agents() for each in jobs}
@@ -136,8 +137,11 @@ def _given_with(result: Result) -> Mapping[str, Any]:
     return {**row, **(of_row if isinstance(of_row, Mapping) else {}), **(result.metadata or {})}
 
 
-def _split(given: Sequence[Job], scores: Job | None) -> tuple[list[Job], list[Job]]:
+def _split(given: Job | Sequence[Job], scores: Job | None) -> tuple[list[Job], list[Job]]:
     """Return the jobs to compare, and those with ratings of them, which bring the jobs that they rate."""
+    given = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if wrong := next((each for each in given if not isinstance(each, Job)), None):
+        raise UsageError(f"compare: it takes a job, or a list of jobs, not {in_short(repr(wrong), 60)}")
     jobs: dict[str, Job] = {}
     ratings = [scores] if scores is not None else []
     for each in given:

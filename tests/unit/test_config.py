@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import batchray.api
 from batchray.agents import Clients, build_agent
 from batchray.config import (
     Agent,
@@ -93,6 +94,14 @@ def test_a_bad_agents_file_is_refused_with_its_location(
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "agents.yaml" in str(caught.value)
+
+
+def test_agents_files_are_given_as_paths_or_texts_and_their_agents_are_iterated(tmp_path: Path) -> None:
+    file = tmp_path / "agents.yaml"
+    file.write_text("agents: [{id: a, model: offline/rules}]")
+    for named in (file, str(file), [file], [str(file)]):
+        assert [agent.id for agent in load_agents(named)] == ["a"]
+    assert [agent.id for agent in batchray.api._agent_set([str(file)])] == ["a"]
 
 
 def test_an_agents_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -176,6 +176,9 @@ def test_groups_may_come_from_several_names_metadata_or_a_function(experiment: J
         batchray.compare(experiment, by="size")
     with pytest.raises(UsageError, match="no group is 'x', which is named as the baseline; groups: 'echo', 'shout'"):
         batchray.compare(experiment, by="run", baseline="x")
+    wrong: Any = "job-1"
+    with pytest.raises(UsageError, match="it takes a job, or a list of jobs, not 'job-1'"):
+        batchray.compare(wrong)
 
 
 def test_jobs_are_compared_by_equal_input(options: dict[str, Any]) -> None:
