@@ -105,6 +105,22 @@ def test_a_frame_has_the_columns_of_the_table_too(job: batchray.Job) -> None:
     )
 
 
+def test_a_frame_keeps_carried_integers_and_booleans_with_nulls(options: dict[str, Any]) -> None:
+    integers = {f"{sign}int{bits}": 2 ** (bits - (not sign)) - 1 for sign in ("", "u") for bits in (8, 16, 32, 64)}
+    columns = {name: pa.array([value, None], name) for name, value in integers.items()}
+    big = 2**53 + 1
+    nested = {"flags": [True, None], "lists": [[big, None], None], "structs": [{"x": big}, {"x": None}]}
+    table = pa.table({"question": ["x", "y"], **columns, **nested})
+    job = batchray.run(table, [AGENT], input_column="question", **options)
+    frame = job.to_pandas()
+    assert {name: frame[name].iloc[0] for name in integers} == integers
+    assert all(frame[name].isna().tolist() == [False, True] for name in [*integers, "flags"])
+    assert [str(frame[name].dtype) for name in integers] == [f"{s}Int{n}" for s in ("", "U") for n in (8, 16, 32, 64)]
+    assert str(frame["flags"].dtype) == "boolean"
+    assert list(frame["lists"].iloc[0]) == [big, None]
+    assert frame["structs"].tolist() == [{"x": big}, {"x": None}]
+
+
 def test_a_frame_has_times_of_day_in_the_units_of_pandas(options: dict[str, Any]) -> None:
     table = pa.table({"question": ["x"], "at": pa.array([1_001], pa.time64("ns"))})
     job = batchray.run(table, [AGENT], input_column="question", **options)
