@@ -1,13 +1,16 @@
 """Results written as Parquet: one file, or a directory of parts that a later call continues.
 
 `_manifest.json` in the directory names the parts that are complete, and where the next one begins.  A part gets its
-name only once it is whole, and is named in the manifest after that; what is not in the manifest is written again.
+name only once it is whole, and is named in the manifest after that; what is not in the manifest is written again, and
+so is everything from the first part on that is missing or damaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 MANIFEST = "_manifest.json"
 _FORMAT = 1
 _PART_ROWS = 100_000
+_PART = re.compile(r"part-\d{5,}\.parquet")
 _PART_BYTES = 256 * 1024 * 1024
 
 Block = tuple["pa.Table", ResultPosition]
@@ -86,14 +90,15 @@ class _Directory:
         while block is not None:
             name = f"part-{len(self._parts):05d}.parquet"
             written = _write_part(self._place.child(name), self._tables.schema, _blocks_of_part(block, blocks))
-            self._parts.append({"file": name, "rows": written.n_rows})
-            self._position = written.position
+            end = written.position
+            self._parts.append({"file": name, "rows": written.n_rows, "index": end.index, "seq": end.seq})
+            self._position = end
             self._save()
             block = next(blocks, None)
         self._save()
 
     def _continue(self) -> None:
-        """Read the manifest.  Parts of an earlier run of the job are deleted; anything else is refused."""
+        """Read the manifest.  Parts that are not continued are deleted; anything else than an export is refused."""
         names = self._place.names()
         if MANIFEST not in names:
             if others := [name for name in names if not name.startswith((".", "part-"))]:
@@ -110,11 +115,35 @@ class _Directory:
         if job_id != self._export.job_id:
             raise ConfigError(f"holds an export of job {job_id}; name another directory", self._place.shown)
         if opened_at == self._export.opened_at and found.get("columns") == self._columns:
-            self._parts, self._order, self._position = parts, order, position
-            return
-        self._save()
-        for part in parts:
-            delete(self._place.child(part["file"]))
+            self._order = order
+            self._parts = list(takewhile(lambda part: part["file"] in names and self._is_whole(part), parts))
+            if len(self._parts) == len(parts):
+                self._position = position
+            elif self._parts and "seq" in self._parts[-1]:
+                self._position = ResultPosition(self._parts[-1]["index"], self._parts[-1]["seq"])
+            else:  # an older version noted only the position at the end of all parts
+                self._parts, self._order = [], self._export.order
+        self._delete_others(names)
+
+    def _is_whole(self, part: Mapping[str, Any]) -> bool:
+        """Whether the file of a part can be read and has the rows that the manifest says.  Reads only its end."""
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+
+        with self._place.child(part["file"]).open() as file:
+            try:
+                return bool(ParquetFile(file).metadata.num_rows == part["rows"])
+            except ArrowInvalid:
+                return False
+
+    def _delete_others(self, names: Sequence[str]) -> None:
+        """Delete the parts that are not continued, which a reader of the directory would take for results."""
+        kept = {part["file"] for part in self._parts}
+        others = [name for name in names if _PART.fullmatch(name) and name not in kept]
+        if others:
+            self._save()
+        for name in others:
+            delete(self._place.child(name))
 
     @property
     def _columns(self) -> dict[str, str]:

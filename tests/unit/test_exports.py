@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,45 @@ def test_a_part_without_a_place_in_the_manifest_is_written_again(job: batchray.J
     (tmp_path / "out" / MANIFEST).unlink()
     (tmp_path / "out" / "part-00000.parquet").write_bytes(b"half")
     job.to_parquet(tmp_path / "out")
+    assert pq.read_table(tmp_path / "out").equals(job.to_arrow())
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda part: part.write_bytes(part.read_bytes()[:-9])])
+@pytest.mark.parametrize("is_older", [False, True])
+def test_parts_from_the_first_missing_or_damaged_one_on_are_written_again(
+    job: batchray.Job,
+    tmp_path: Path,
+    small_parts: None,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], object],
+    is_older: bool,
+) -> None:
+    out = tmp_path / "out"
+    pages_of(job, monkeypatch, 1)
+    job.to_parquet(out)
+    complete = manifest(out)
+    if is_older:
+        parts = [{"file": part["file"], "rows": part["rows"]} for part in complete["parts"]]
+        (out / MANIFEST).write_bytes(orjson.dumps(complete | {"parts": parts}))
+    os.utime(out / "part-00000.parquet", (1, 1))
+    damage(out / "part-00001.parquet")
+    job.to_parquet(out)
+    assert pq.read_table(out).equals(job.to_arrow())
+    assert manifest(out) == complete
+    assert ((out / "part-00000.parquet").stat().st_mtime == 1) is not is_older  # an older manifest begins again
+
+
+def test_a_later_part_that_is_written_into_an_earlier_one_is_deleted(
+    job: batchray.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(result_tables, "_BLOCK_ROWS", 1)
+        patched.setattr(exports, "_PART_ROWS", 2)
+        pages_of(job, patched, 1)
+        job.to_parquet(tmp_path / "out")
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    job.to_parquet(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00000.parquet"]
     assert pq.read_table(tmp_path / "out").equals(job.to_arrow())
 
 
