@@ -598,6 +598,78 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_line(name: str,
     assert reason in error
 
 
+def _parts(directory: Path, **columns: tuple[pa.Array, pa.Array]) -> Path:
+    """Write a.parquet and b.parquet with the columns `q` and those given, each with the values in the two files."""
+    directory.mkdir()
+    for number, name in enumerate("ab"):
+        own = {column: arrays[number] for column, arrays in columns.items() if arrays[number] is not None}
+        n_rows = len(next(iter(own.values())))
+        pyarrow.parquet.write_table(pa.table({"q": ["x"] * n_rows} | own), directory / f"{name}.parquet")
+    return directory
+
+
+def test_a_bad_row_of_a_directory_has_the_place_in_its_own_file(tmp_path: Path) -> None:
+    one = InputOptions(agent="a", input_column="n")
+    empty = _parts(tmp_path / "d", n=(pa.array(["x", "x"]), pa.array(["x", None])))
+    assert (
+        refusal(empty, one, tmp_path) == f"{empty}/b.parquet, row 1: column 'n': is empty (null), and it is the input"
+    )
+    broken = _parts(tmp_path / "e", n=(pa.array(["x"]), pa.array([b"\xff"]).view(pa.string())))
+    assert refusal(broken, one, tmp_path).startswith(f"{broken}/b.parquet, row 0: column 'n': cannot be read: Invalid")
+    by_id = InputOptions(agent="a", input_column="q", id_column="n")
+    wrong_id = _parts(tmp_path / "f", n=(pa.array([1, 2]), pa.array([1, 2.5])))
+    assert f"{wrong_id}/b.parquet, row 1: column 'n': an id is" in refusal(wrong_id, by_id, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"n": (pa.array(["7"]), pa.array([7]))}, "'n': has type int64, and string in a.parquet; write all files with"),
+        ({"n": (pa.array([7]), pa.array(["7"]))}, "'n': has type string, and int64 in a.parquet; write all files with"),
+        ({"n": (pa.array([7]), pa.array([True]))}, "'n': has type bool, and int64 in a.parquet; write all files with"),
+        ({"n": (pa.array([2**53 + 1]), pa.array([0.5]))}, "'n': has type int64, and other files double: Integer value"),
+        ({"m": (pa.array([1]), None), "n": (pa.array([1]), pa.array([1]))}, "'m': is missing, and it is in a.parquet;"),
+        ({"m": (None, pa.array([1])), "n": (pa.array([1]), pa.array([1]))}, "'m': is not in a.parquet; give all files"),
+    ],
+)
+def test_files_of_a_directory_with_different_columns_are_refused(
+    columns: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    error = refusal(_parts(tmp_path / "d", **columns), InputOptions(agent="a", input_column="q"), tmp_path)
+    assert f".parquet: column {reason}" in error.replace("a.parquet, row 0: ", "a.parquet: ")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ((pa.array([1], pa.int32()), pa.array([2**40])), pa.array([1, 2**40])),
+        ((pa.array([2**40]), pa.array([1], pa.int32())), pa.array([2**40, 1])),
+        ((pa.nulls(1), pa.array(["x"])), pa.array([None, "x"])),
+        ((pa.array(["x"]), pa.nulls(1)), pa.array(["x", None])),
+        ((pa.array(["x"]), pa.array(["y"]).dictionary_encode()), pa.array(["x", "y"])),
+        ((pa.array([{"k": 1}]), pa.nulls(1)), pa.array([{"k": 1}, None])),
+    ],
+)
+def test_types_of_the_files_of_a_directory_are_promoted_if_no_value_changes(
+    arrays: tuple[pa.Array, pa.Array], expected: pa.Array, tmp_path: Path
+) -> None:
+    directory = _parts(tmp_path / "d", n=arrays)
+    batch = open_batch(directory, AGENTS, tmp_path, InputOptions(agent="a", input_column="q"))
+    assert isinstance(batch, Table)
+    carried = [decode(part.data).column("n") for part in batch.parts]
+    assert pa.chunked_array(carried).equals(pa.chunked_array([expected]))
+
+
+def test_a_file_without_rows_in_a_directory_needs_no_columns(tmp_path: Path) -> None:
+    directory = _parts(tmp_path / "d", n=(pa.array([1]), pa.array([2])))
+    pyarrow.parquet.write_table(pa.table({"other": pa.array([], pa.string())}), directory / "0.parquet")
+    _, rows = read(directory, InputOptions(agent="a", input_column="q"), tmp_path)
+    assert [row["n"] for row in rows] == [1, 2]
+    for name in "ab":
+        (directory / f"{name}.parquet").unlink()
+    assert "the batch is empty" in refusal(directory, InputOptions(agent="a", input_column="q"), tmp_path)
+
+
 def test_a_dataset_of_several_splits_is_refused(tmp_path: Path) -> None:
     import datasets
 

@@ -30,12 +30,23 @@ _BOOLEANS = ({"true", "false"}, {"True", "False"}, {"TRUE", "FALSE"})
 class Rows(NamedTuple):
     """A part of a table: `batch` is an Arrow RecordBatch, whose first row is row `first` of the table.
 
-    `lines` are the lines of the file that the rows begin on; None for input without lines.
+    `lines` are the lines of the file that the rows begin on; None for input without lines.  In a table of several files
+    `file` is the one that the rows are in, and `file_first` is the row of it that comes first.
     """
 
     first: int
     batch: Any
     lines: Sequence[int] | None = None
+    file: str | None = None
+    file_first: int = 0
+
+    def placed(self, error: BatchFormatError, position: int) -> BatchFormatError:
+        """Return an error with the place of a row of this part."""
+        if self.lines is not None:
+            return error.at(line=self.lines[position])
+        if self.file is not None:
+            return error.at(row=self.file_first + position, file=self.file)
+        return error.at(row=self.first + position)
 
 
 def without_unions(rows: Rows) -> Rows:
@@ -44,13 +55,19 @@ def without_unions(rows: Rows) -> Rows:
     batch = rows.batch
     if not any("union<" in str(field.type) for field in batch.schema):
         return rows
-    fields, arrays = list(batch.schema), list(batch.columns)
+    arrays = list(batch.columns)
     for number, (field, array) in enumerate(zip(batch.schema, batch.columns, strict=True)):
         if "union<" in str(field.type):
-            fields[number] = pa.field(field.name, pa.string(), metadata=JSON_FIELD)
             texts = [_text_of(value, field.name, rows.first + i) for i, value in enumerate(values_of(array, field))]
             arrays[number] = pa.array(texts, pa.string())
-    return Rows(rows.first, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), rows.lines)
+    return rows._replace(batch=pa.RecordBatch.from_arrays(arrays, schema=schema_without_unions(batch.schema)))
+
+
+def schema_without_unions(schema: Any) -> Any:
+    """Return the schema of what `without_unions` returns."""
+    pa = arrow()
+    json_or = [pa.field(f.name, pa.string(), metadata=JSON_FIELD) if "union<" in str(f.type) else f for f in schema]
+    return pa.schema(json_or)
 
 
 def _text_of(value: Any, column: str, row: int) -> str | None:

@@ -7,7 +7,7 @@ import io
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import IOBase, TextIOBase
@@ -21,7 +21,7 @@ from batchray.batch.formats.column_types import Rows, UntypedTable
 from batchray.batch.formats.options import NO_OPTIONS, TABLES, InputOptions
 from batchray.batch.formats.provider_batches import ENTRIES, Entries, provider_batch
 from batchray.batch.formats.row_requests import TablePart, table_parts
-from batchray.batch.formats.sources import arrow_rows, dataset_files, files_rows, parquet_rows, table_of_object
+from batchray.batch.formats.sources import READERS, dataset_files, files_rows, table_of_object
 from batchray.batch.formats.text_rows import add_objects, csv_rows, json_rows, object_rows
 from batchray.batch.parse import Batch, batch_of, object_request
 from batchray.batch.places import Place, place_of
@@ -47,7 +47,6 @@ _SUFFIXES = {
 _CONTENT = ("input", "messages")
 _PACKED = (".gz", ".zst")
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
-_READERS: dict[str | None, Callable[[BinaryIO], Generator[Rows]]] = {"parquet": parquet_rows, "arrow": arrow_rows}
 
 
 T = TypeVar("T")
@@ -192,7 +191,7 @@ class ObjectInput:
 def _batch_at(place: Place, given: _Input) -> Batch | Table:
     if place.is_directory():
         files = dataset_files(place)
-        return given.table(files_rows(files, _READERS["arrow" if files[0].name.endswith(".arrow") else "parquet"]))
+        return given.table(files_rows(files, "arrow" if files[0].name.endswith(".arrow") else "parquet"))
     return _batch_in(place.open(), place.name, given)
 
 
@@ -218,9 +217,9 @@ def _format_of(head: bytes, name: str, said: str | None) -> str | None:
 
 
 def _read(stream: BinaryIO, kind: str | None, given: _Input) -> Batch | Table:
-    if kind in _READERS:
+    if kind in READERS:
         file = _seekable(stream, given.directory)
-        return given.table(_closing(_READERS[kind](file), file, stream))
+        return given.table(_closing(READERS[kind](file), file, stream))
     if kind == "datasets":
         raise BatchFormatError("format datasets is that of a directory, not of a file")
     text = open_stream(stream)

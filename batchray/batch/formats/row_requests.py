@@ -50,7 +50,8 @@ def _check_values(part: Rows) -> None:
             column.validate(full=True)
         except ValueError as error:  # pyarrow's own, which is one
             reason = " ".join(str(error).split())[:200]
-            raise BatchFormatError(f"cannot be read: {reason}", row=part.first, path=f"column {name!r}") from None
+            error_of_column = BatchFormatError(f"cannot be read: {reason}", path=f"column {name!r}")
+            raise part.placed(error_of_column, 0) from None
 
 
 class _Rows:
@@ -122,7 +123,7 @@ class _Rows:
                 bodies.append(self._body(row))  # noqa: PERF401  # an error needs those before it
         except BatchFormatError as error:
             self._parsed(bodies, part)  # an error of an earlier row comes first
-            raise _placed(error, part, len(bodies)) from None
+            raise part.placed(error, len(bodies)) from None
         return self._parsed(bodies, part)
 
     def _parsed(self, bodies: Sequence[bytes], part: Rows) -> list[RawRequest]:
@@ -131,7 +132,7 @@ class _Rows:
             for request in parse_bodies(bodies, self._rules):
                 made.append(request)  # noqa: PERF402  # an error needs those before it
         except BatchFormatError as error:
-            raise _placed(error, part, len(made)) from None
+            raise part.placed(error, len(made)) from None
         return made
 
     def _values(self, part: Rows) -> Iterator[dict[str, Any]]:
@@ -142,7 +143,7 @@ class _Rows:
                 return iter(rows_of(needed))
             columns = [values_of(column, field) for column, field in zip(needed.columns, needed.schema, strict=True)]
         except UnicodeDecodeError as error:
-            raise BatchFormatError(f"a text is not UTF-8: {error.reason}", row=part.first) from None
+            raise part.placed(BatchFormatError(f"a text is not UTF-8: {error.reason}"), 0) from None
         if not columns:
             return ({} for _ in range(part.batch.num_rows))
         return (dict(zip(self._needed, values, strict=True)) for values in zip(*columns, strict=True))
@@ -159,12 +160,6 @@ class _Rows:
             return object_body(given, self._rules)
         fields = {**given, **fields} if self._fields else {**fields, **given}
         return object_body(fields, self._rules)
-
-
-def _placed(error: BatchFormatError, part: Rows, position: int) -> BatchFormatError:
-    if part.lines is not None:
-        return error.at(line=part.lines[position])
-    return error.at(row=part.first + position)
 
 
 def _custom_id(value: Any, column: str) -> str | int | None:

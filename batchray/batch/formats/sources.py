@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from batchray.batch.formats.arrow import PART_BYTES, PART_ROWS, arrow, check_names
-from batchray.batch.formats.column_types import Rows, UntypedTable, without_unions
+from batchray.batch.formats.column_types import Rows, UntypedTable, schema_without_unions, without_unions
 from batchray.batch.places import Place
 from batchray.errors import BatchFormatError
 
@@ -57,37 +57,121 @@ def arrow_rows(file: BinaryIO) -> Generator[Rows]:
     """Yield the rows of an Arrow IPC file (Feather) or stream."""
     pa = arrow()
     with readable("Arrow"):
-        head = file.read(6)
-        file.seek(0)
-        if head == b"ARROW1":
-            reader = pa.ipc.open_file(file)
-            yield from _typed(reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            yield from _typed(pa.ipc.open_stream(file))
+        reader = _arrow_reader(file)
+        is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
+        yield from _typed((reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader)
 
 
-def files_rows(files: Iterable[Place], read: Any) -> Generator[Rows]:
-    """Yield the rows of several files one after another, in the schema of the first."""
-    first, schema = 0, None
+def _arrow_reader(file: BinaryIO) -> Any:
+    pa = arrow()
+    head = file.read(6)
+    file.seek(0)
+    return pa.ipc.open_file(file) if head == b"ARROW1" else pa.ipc.open_stream(file)
+
+
+READERS: dict[str | None, Callable[[Any], Generator[Rows]]] = {"parquet": parquet_rows, "arrow": arrow_rows}
+"""The formats that are read at any position of a file."""
+
+
+def files_rows(files: Sequence[Place], kind: str) -> Generator[Rows]:
+    """Yield the rows of several files of Parquet or Arrow one after another, in one schema.
+
+    Raises BatchFormatError if their columns differ, or have types that no lossless promotion unites.
+    """
+    schema = _common_schema(files, _SCHEMAS[kind])
+    first = 0
     for place in files:
-        try:
-            with place.open() as file:
-                for rows in read(file):
-                    schema = schema or rows.batch.schema
-                    yield Rows(first, _in_schema(rows.batch, schema))
-                    first += rows.batch.num_rows
-        except BatchFormatError as error:
-            raise error.at(file=place.shown) from None
+        with _errors_name(place), place.open() as file:
+            for rows in READERS[kind](file):
+                yield Rows(first, _in_schema(rows.batch, schema), file=place.shown, file_first=rows.first)
+                first += rows.batch.num_rows
+
+
+@contextmanager
+def _errors_name(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except BatchFormatError as error:
+        raise error.at(file=place.shown) from None
+
+
+def _parquet_schema(file: Any) -> Any:
+    """Return the schema of a Parquet file; None for one without rows, whose columns may have no types."""
+    import pyarrow.parquet
+
+    with readable("Parquet"):
+        parquet = pyarrow.parquet.ParquetFile(file)
+        return parquet.schema_arrow if parquet.metadata.num_rows else None
+
+
+def _arrow_schema(file: BinaryIO) -> Any:
+    with readable("Arrow"):
+        return _arrow_reader(file).schema
+
+
+_SCHEMAS: dict[str, Callable[[Any], Any]] = {"parquet": _parquet_schema, "arrow": _arrow_schema}
+
+
+def _common_schema(files: Sequence[Place], schema_of: Callable[[Any], Any]) -> Any:
+    """Return the columns of the first file in types that hold those of all; None if no file has rows."""
+    pa = arrow()
+    fields: dict[str, Any] = {}
+    givers: dict[str, Place] = {}  # the file that a column has its type from
+    for place in files:
+        with _errors_name(place), place.open() as file:
+            if (schema := schema_of(file)) is None:
+                continue
+            check_names(schema.names)
+            found = {field.name: field for field in schema_without_unions(schema)}
+            if fields and (different := fields.keys() ^ found.keys()):
+                name = min(different)
+                has = "is missing, and it is in" if name in fields else "is not in"
+                other = givers.get(name) or next(iter(givers.values()))
+                raise BatchFormatError(f"{has} {other.name}; give all files the same columns", path=_column(name))
+            for name, field in found.items():
+                before = fields.setdefault(name, field)
+                fields[name] = _common_field(before, field, givers.get(name, place))
+                if not fields[name].type.equals(before.type) or name not in givers:
+                    givers[name] = place
+    return pa.schema(list(fields.values())) if fields else None
+
+
+def _common_field(before: Any, field: Any, giver: Place) -> Any:
+    """Return a column that holds the values of both.  Raises BatchFormatError if there is no such type."""
+    pa = arrow()
+    pair = [before, field]
+    if not before.type.equals(field.type):
+        pair = [_without_categories(each) for each in pair]
+    try:
+        united = pa.unify_schemas([pa.schema([each]) for each in pair], promote_options="permissive").field(0)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        reason = f"has type {field.type}, and {before.type} in {giver.name}; write all files with one type"
+        raise BatchFormatError(reason, path=_column(field.name)) from None
+    return before.with_type(united.type).with_nullable(before.nullable or field.nullable)
+
+
+def _without_categories(field: Any) -> Any:
+    return field.with_type(field.type.value_type) if arrow().types.is_dictionary(field.type) else field
+
+
+def _column(name: str) -> str:
+    return f"column {name!r}"
 
 
 def _in_schema(batch: Any, schema: Any) -> Any:
+    """Return a part of a file in the common schema.  Raises BatchFormatError if a value would change."""
     pa = arrow()
     if batch.schema.equals(schema):
         return batch
-    try:
-        return batch.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, KeyError, ValueError):
-        raise BatchFormatError("its columns are not those of the first file") from None
+    arrays = []
+    for field in schema:
+        column = batch.column(field.name)
+        try:
+            arrays.append(column.cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            reason = f"has type {column.type}, and other files {field.type}: {' '.join(str(error).split())[:200]}"
+            raise BatchFormatError(reason, path=_column(field.name)) from None
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def dataset_files(directory: Place) -> list[Place]:
