@@ -344,6 +344,14 @@ def test_values_of_python_come_back_unchanged(values: list[Any], expected: list[
         assert [row["v"] for part in carried for row in rows_of(part)] == expected
 
 
+def test_periods_of_a_frame_are_carried_as_texts(tmp_path: Path) -> None:
+    periods = pd.Series([pd.Period("2024-01", "M"), pd.NaT], dtype="period[M]")
+    frame = pd.DataFrame({"q": "x", "p": periods, "c": periods.astype("category")})
+    for source in (frame, frame.set_index("p")):
+        _, rows = read(source, InputOptions(agent="a", input_column="q"), tmp_path)
+        assert [(row["p"], row["c"]) for row in rows] == [("2024-01", "2024-01"), (None, None)]
+
+
 def test_nan_within_a_list_stays(tmp_path: Path) -> None:
     values = [[1.5, float("nan"), None], None, [2.5]]
     rows = [{"q": "x", "v": value} for value in values]
@@ -539,7 +547,37 @@ BAD: dict[str, tuple[Any, InputOptions, str]] = {
     "values that fit nowhere": (
         [{"q": "x", "v": 1}, {"q": "y", "v": {1, 2}}],
         InputOptions(agent="a", input_column="q"),
-        "row 1: column 'v': a value of type set",
+        "row 1: column 'v': a value of type set cannot be kept",
+    ),
+    "an integer beyond 64 bits": (
+        [{"q": "x", "v": 2**70}],
+        InputOptions(agent="a", input_column="q"),
+        "row 0: column 'v': the integer 1180591620717411303424 is beyond 64 bits; give it as a text, because it cannot",
+    ),
+    "an integer of many digits in a list": (
+        [{"q": "x", "v": [{"w": 10**9999}]}],
+        InputOptions(agent="a", input_column="q"),
+        "row 0: column 'v': the integer of 33,216 bits is beyond 64 bits",
+    ),
+    "an object": (
+        [{"q": "x", "v": object()}],
+        InputOptions(agent="a", input_column="q"),
+        "row 0: column 'v': a value of type object cannot be kept",
+    ),
+    "a complex number in a frame": (
+        pd.DataFrame({"q": ["x"], "v": [1j]}),
+        InputOptions(agent="a", input_column="q"),
+        "row 0: column 'v': a value of type complex cannot be kept",
+    ),
+    "texts and bytes in different parts": (
+        [{"q": "x", "v": b"bytes"}] * 1000 + [{"q": "x", "v": "text"}],
+        InputOptions(agent="a", input_column="q"),
+        "row 0: column 'v': a value of type bytes among values of other types cannot be kept",
+    ),
+    "missing in a later part": (
+        [{"q": "x", "v": "y"}] * 1000 + [{"q": "x"}],
+        InputOptions(agent="a", prompt="{v[0]}"),
+        "row 1000: column 'v': is missing, and the prompt needs it",
     ),
     "half a surrogate pair": (
         [{"q": "x"}, {"q": "\ud800"}],
@@ -580,8 +618,17 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "jsonl": ("t.jsonl", b'{"id":1,"question":"x"}\n\n{"id":2,"question":}\n', "t.jsonl, line 3: not JSON: "),
     "csv without a name": ("t", b"id,question\n1,2\n", "line 1: not JSON: unexpected character, expected a JSON value"),
     "jsonl list": ("t.jsonl", b'{"id":1,"question":"x"}\n[1]\n', "t.jsonl, line 2: a row is a JSON object, not list"),
-    "jsonl null": ("t.jsonl", b'{"id":1,"question":"x"}\n{"id":2}\n', "t.jsonl, line 2: column 'question': is empty"),
-    "json": ("t.json", b'[{"id":1,"question":"x"},{"id":2}]', "t.json, row 1: column 'question': is empty"),
+    "jsonl null": ("t.jsonl", b'{"id":1,"question":"x"}\n{"id":2}\n', "t.jsonl, line 2: column 'question': is missing"),
+    "jsonl key": (
+        "t.jsonl",
+        b'{"id":1,"question":"x"}\n{"question":null}\n',
+        "line 2: column 'question': is empty (null)",
+    ),
+    "json": (
+        "t.json",
+        b'[{"id":1,"question":"x"},{"id":2}]',
+        "t.json, row 1: column 'question': is missing, and it is",
+    ),
     "parquet": ("t.parquet", b"PAR1....PAR1", "t.parquet: cannot be read as Parquet: "),
     "not parquet": ("t.parquet", b"id,question\n1,2\n", "t.parquet: cannot be read as Parquet: "),
     "arrow": ("t.arrow", b"ARROW1\0\0....", "t.arrow: cannot be read as Arrow: "),

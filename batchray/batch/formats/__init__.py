@@ -5,6 +5,7 @@ have one Arrow schema.  Each row becomes one request, and the whole row is carri
 with the result.
 
 `options` is what the caller says about the input, `recognize` finds its format, `sources` and `text_rows` read it,
-`column_types` gives rows without types a schema, `row_requests` makes requests of rows, and `carried` encodes the parts
-that are stored.  pyarrow is imported when the first table is read.
+`column_types` gives rows without types a schema, `json_texts` writes the values of columns without one type,
+`row_requests` makes requests of rows, and `carried` encodes the parts that are stored.  pyarrow is imported when the
+first table is read.
 """

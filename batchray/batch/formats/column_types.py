@@ -6,22 +6,19 @@ Meanwhile they are in a temporary file.
 
 from __future__ import annotations
 
-import datetime
-import math
 import pickle
 import re
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
-
-import orjson
 
 from batchray.batch.formats.arrow import arrow, check_names
 from batchray.batch.formats.carried import JSON_FIELD, decode, encode, values_of
+from batchray.batch.formats.json_texts import is_missing, json_text
 from batchray.errors import BatchFormatError
 
-_MISSING = ("NAType", "NaTType")
 _EXACT = 2**53  # larger integers are not all exact as floats
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _BOOLEANS = ({"true", "false"}, {"True", "False"}, {"TRUE", "FALSE"})
@@ -31,7 +28,8 @@ class Rows(NamedTuple):
     """A part of a table: `batch` is an Arrow RecordBatch, whose first row is row `first` of the table.
 
     `lines` are the lines of the file that the rows begin on; None for input without lines.  In a table of several files
-    `file` is the one that the rows are in, and `file_first` is the row of it that comes first.
+    `file` is the one that the rows are in, and `file_first` is the row of it that comes first.  `missing` has the
+    positions of rows that came without a column; they are null in `batch`.
     """
 
     first: int
@@ -39,6 +37,7 @@ class Rows(NamedTuple):
     lines: Sequence[int] | None = None
     file: str | None = None
     file_first: int = 0
+    missing: Mapping[str, Container[int]] = MappingProxyType({})
 
     def placed(self, error: BatchFormatError, position: int) -> BatchFormatError:
         """Return an error with the place of a row of this part."""
@@ -73,10 +72,9 @@ def schema_without_unions(schema: Any) -> Any:
 def _text_of(value: Any, column: str, row: int) -> str | None:
     """Return a value as JSON.  Raises BatchFormatError with its place."""
     try:
-        return as_json(value)
-    except TypeError:
-        reason = f"a value of type {type(value).__name__} in a union cannot be kept"
-        raise BatchFormatError(reason, row=row, path=f"column {column!r}") from None
+        return json_text(value, column, "in a union")
+    except BatchFormatError as error:
+        raise error.at(row=row) from None
 
 
 class UntypedTable:
@@ -101,12 +99,20 @@ class UntypedTable:
     def add_objects(self, rows: Sequence[Mapping[str, Any]], lines: Sequence[int] | None = None) -> None:
         """Add rows of Python values."""
         names = dict.fromkeys(name for row in rows for name in row)
-        self.add_values({name: [row.get(name) for row in rows] for name in names}, len(rows), lines)
+        short = [i for i, row in enumerate(rows) if len(row) < len(names)]
+        missing = {str(name): {i for i in short if name not in rows[i]} for name in names} if short else {}
+        self.add_values({name: [row.get(name) for row in rows] for name in names}, len(rows), lines, missing)
 
-    def add_values(self, columns: Mapping[str, Any], n_rows: int, lines: Sequence[int] | None = None) -> None:
+    def add_values(
+        self,
+        columns: Mapping[str, Any],
+        n_rows: int,
+        lines: Sequence[int] | None = None,
+        missing: Mapping[str, Container[int]] = MappingProxyType({}),
+    ) -> None:
         """Add `n_rows` rows, by column: lists of Python values, series of pandas, or arrays of Arrow."""
         found = [self._column(str(name), values, lines) for name, values in columns.items()]
-        self._write([field for field, _ in found], [array for _, array in found], n_rows, lines)
+        self._write([field for field, _ in found], [array for _, array in found], n_rows, lines, dict(missing))
 
     def add_texts(self, columns: Mapping[str, Sequence[str | None]], lines: Sequence[int]) -> None:
         """Add rows of texts, by column, whose types are found out."""
@@ -114,7 +120,7 @@ class UntypedTable:
         for name, values in columns.items():
             self._kind(name).add_texts([value for value in values if value is not None])
         arrays = [pa.array(values, pa.string()) for values in columns.values()]
-        self._write([pa.field(name, pa.string()) for name in columns], arrays, len(lines), lines)
+        self._write([pa.field(name, pa.string()) for name in columns], arrays, len(lines), lines, {})
 
     def parts(self) -> Generator[Rows]:
         """Yield all rows in their order, in one schema."""
@@ -122,21 +128,34 @@ class UntypedTable:
         schema, first = pa.schema([kind.field(name) for name, kind in self._kinds.items()]), 0
         self._file.seek(0)
         for _ in range(self._n_parts):
-            lines, n_rows, data = pickle.load(self._file)
+            lines, n_rows, data, missing = pickle.load(self._file)
             batch = decode(data)
             given = {field.name: (field, column) for field, column in zip(batch.schema, batch.columns, strict=True)}
-            arrays = [
-                kind.cast(*given[name]) if name in given else pa.nulls(n_rows, schema.field(name).type)
-                for name, kind in self._kinds.items()
-            ]
-            yield Rows(first, pa.RecordBatch.from_arrays(arrays, schema=schema), lines)
+            arrays = []
+            for name, kind in self._kinds.items():
+                if name not in given:
+                    missing[name] = range(n_rows)
+                    arrays.append(pa.nulls(n_rows, schema.field(name).type))
+                elif kind.is_json and given[name][0].metadata != JSON_FIELD:
+                    field, array = given[name]
+                    arrays.append(_json_texts(values_of(array, field), name, first, lines))
+                else:
+                    arrays.append(given[name][1].cast(schema.field(name).type))
+            yield Rows(first, pa.RecordBatch.from_arrays(arrays, schema=schema), lines, missing=missing)
             first += n_rows
 
-    def _write(self, fields: list[Any], arrays: list[Any], n_rows: int, lines: Sequence[int] | None) -> None:
+    def _write(
+        self,
+        fields: list[Any],
+        arrays: list[Any],
+        n_rows: int,
+        lines: Sequence[int] | None,
+        missing: dict[str, Container[int]],
+    ) -> None:
         pa = arrow()
         check_names([field.name for field in fields])
         batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-        pickle.dump((lines, n_rows, encode(batch)), self._file)
+        pickle.dump((lines, n_rows, encode(batch), missing), self._file)
         self._n_rows += n_rows
         self._n_parts += 1
 
@@ -155,42 +174,19 @@ class UntypedTable:
             kind.is_json = True
         if isinstance(values, pa.Array):
             values = values.to_pylist()
-        texts = [self._as_json(name, value, i, lines) for i, value in enumerate(values)]
-        return pa.field(name, pa.string(), metadata=JSON_FIELD), pa.array(texts, pa.string())
-
-    def _as_json(self, name: str, value: Any, position: int, lines: Sequence[int] | None) -> str | None:
-        try:
-            return as_json(value)
-        except TypeError:
-            is_text = isinstance(value, str)
-            what = "with half of a surrogate pair" if is_text else "among values of other types"
-            reason = f"a value of type {type(value).__name__} {what} cannot be kept"
-            error = BatchFormatError(reason, path=f"column {name!r}")
-            raise error.at(row=self._n_rows + position) if lines is None else error.at(line=lines[position]) from None
+        return pa.field(name, pa.string(), metadata=JSON_FIELD), _json_texts(values, name, self._n_rows, lines)
 
 
-def as_json(value: Any) -> str | None:
-    """Return a value as a text of JSON; None for a missing value of a frame.  Raises TypeError."""
-    if _is_missing(value):
-        return None
-    if isinstance(value, float) and math.isinf(value):
-        raise TypeError("JSON has no infinity")
-    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    return orjson.dumps(value, default=_json_of, option=options).decode()
-
-
-def _json_of(value: Any) -> Any:
-    """Return a value of a subclass or of pandas as one that JSON has.  Raises TypeError."""
-    if _is_missing(value):
-        return None
-    if isinstance(value, datetime.datetime):
-        return value.isoformat()
-    raise TypeError
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether a value is None, or what frames have for it: NaN, NA or NaT."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in _MISSING
+def _json_texts(values: Iterable[Any], name: str, first: int, lines: Sequence[int] | None) -> Any:
+    """Return the values of a column from row `first` on as texts of JSON.  Raises BatchFormatError with the place."""
+    texts: list[str | None] = []
+    try:
+        for value in values:
+            texts.append(json_text(value, name))  # noqa: PERF401  # an error needs their number
+    except BatchFormatError as error:
+        position = len(texts)
+        raise error.at(row=first + position) if lines is None else error.at(line=lines[position]) from None
+    return arrow().array(texts, arrow().string())
 
 
 def _typed(values: Any) -> Any:
@@ -198,6 +194,7 @@ def _typed(values: Any) -> Any:
     pa = arrow()
     if isinstance(values, pa.Array):
         return None if "union<" in str(values.type) else values  # no format but Arrow's own has unions
+    values = _without_periods(values)
     try:
         array = pa.array(values, from_pandas=not isinstance(values, list))
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -206,17 +203,24 @@ def _typed(values: Any) -> Any:
         array = array.combine_chunks()
     is_list = isinstance(values, list)
     if not is_list and pa.types.is_nested(array.type):  # pandas' NaN is a missing value, but not within a list
-        array = pa.array([None if _is_missing(value) else value for value in values], array.type)
+        array = pa.array([None if is_missing(value) else value for value in values], array.type)
     if (is_list or str(values.dtype) == "object") and not _has_one_type(array.type, values):
         return None
     return array if not is_list or _is_exact(array, values) else None
+
+
+def _without_periods(values: Any) -> Any:
+    """Return a series of pandas with texts such as 2024-01 for periods, of which Arrow keeps only a number."""
+    kind = getattr(values, "dtype", None)
+    kind = getattr(getattr(kind, "categories", None), "dtype", kind)
+    return values.map(str, na_action="ignore") if str(kind).startswith("period[") else values
 
 
 def _has_one_type(kind: Any, values: Any) -> bool:
     """Whether Arrow made its type of values of one: no text became bytes, no time a date, no local time one of UTC."""
     if not _is_kind(kind, "binary", "large_binary", "date32", "timestamp"):
         return True
-    return len({(type(each), getattr(each, "tzinfo", None) is None) for each in values if not _is_missing(each)}) <= 1
+    return len({(type(each), getattr(each, "tzinfo", None) is None) for each in values if not is_missing(each)}) <= 1
 
 
 def _is_exact(array: Any, values: list[Any]) -> bool:
@@ -236,6 +240,10 @@ def _is_exact(array: Any, values: list[Any]) -> bool:
 
 def _is_kind(kind: Any, *names: str) -> bool:
     return any(getattr(arrow().types, f"is_{name}")(kind) for name in names)
+
+
+def _is_binary(kind: Any) -> bool:
+    return _is_kind(kind, "binary", "large_binary", "fixed_size_binary", "binary_view")
 
 
 class _Kind:
@@ -272,6 +280,8 @@ class _Kind:
         numbers = [pa.types.is_integer(each) or pa.types.is_floating(each) for each in (self.type, kind)]
         if all(numbers) and self._has_inexact and any(map(pa.types.is_floating, (self.type, kind))):
             return None
+        if any(map(_is_binary, (self.type, kind))) and not all(map(_is_binary, (self.type, kind))):
+            return None  # a text would become bytes
         try:
             pair = [pa.schema([("x", each)]) for each in (self.type, kind)]
             common = pa.unify_schemas(pair, promote_options="permissive").field(0).type
@@ -297,14 +307,6 @@ class _Kind:
             return pa.float64()
         is_boolean = len(self._texts) == 1 and self._texts < {"true", "True", "TRUE"}
         return pa.bool_() if is_boolean else pa.string()
-
-    def cast(self, field: Any, array: Any) -> Any:
-        """Return an array that `add` was given in the type of the whole column."""
-        if not self.is_json:
-            return array.cast(self.field("").type)
-        if field.metadata == JSON_FIELD:
-            return array
-        return arrow().array([as_json(value) for value in values_of(array, field)], arrow().string())
 
 
 def _bounds(array: Any) -> Sequence[Any]:

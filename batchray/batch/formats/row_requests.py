@@ -120,11 +120,24 @@ class _Rows:
         bodies: list[bytes] = []
         try:
             for row in self._values(part):
-                bodies.append(self._body(row))  # noqa: PERF401  # an error needs those before it
+                self._check_presence(part, len(bodies))
+                bodies.append(self._body(row))  # an error needs those before it
         except BatchFormatError as error:
             self._parsed(bodies, part)  # an error of an earlier row comes first
             raise part.placed(error, len(bodies)) from None
         return self._parsed(bodies, part)
+
+    def _check_presence(self, part: Rows, position: int) -> None:
+        """Raise BatchFormatError for a row that came without a column that its input is made of."""
+        if not part.missing:
+            return
+        column = self._options.input_column
+        columns, use = ([] if column is None else [column], "it is the input")
+        if self._prompt is not None:
+            columns, use = (self._prompt.columns, "the prompt needs it")
+        for name in columns:
+            if position in part.missing.get(name, ()):
+                raise BatchFormatError(f"is missing, and {use}", path=f"column {name!r}")
 
     def _parsed(self, bodies: Sequence[bytes], part: Rows) -> list[RawRequest]:
         made: list[RawRequest] = []
