@@ -9,8 +9,10 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from batchray.cli.exits import saying_if_stopped
 from batchray.cli.job_names import place_of
 from batchray.cli.options import store_options, store_settings
+from batchray.cli.output import text_output
 from batchray.errors import BatchrayError
 
 if TYPE_CHECKING:
@@ -52,8 +54,8 @@ def check(config: Path | None, data_dir: Path | None, database_url: str | None) 
 def export(output: Path, config: Path | None, data_dir: Path | None, database_url: str | None) -> None:
     """Write the outcomes of all jobs as JSON Lines.
 
-    Each line has its job_id.  Of a damaged database it writes all that can be read, lists the rest on standard error,
-    and exits with status 1.
+    Each line has its job_id.  The file appears whole or not at all.  Of a damaged database it writes all that can be
+    read, lists the rest on standard error, and exits with status 1.
 
     Example: batchray db export --output outcomes.jsonl
     """
@@ -62,9 +64,12 @@ def export(output: Path, config: Path | None, data_dir: Path | None, database_ur
     lost: list[str] = []
     settings = store_settings(config, data_dir, database_url)
     reader = Store.open_for_reading(settings.data_dir, settings.url, accepts_older=True)
+    stopped = f"export stopped; {output} was not written; run the command again"
     try:
-        with reader as store, output.open("w", encoding="utf-8") as file:
+        with saying_if_stopped(stopped), reader as store, text_output(output) as file:
             n_outcomes = _write_all(store, file, lost.append)
+    except BrokenPipeError:  # the reader of the output has closed it
+        raise
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}") from None
     click.echo(f"{n_outcomes:,} outcomes written to {output}")

@@ -23,6 +23,22 @@ def raise_terminated(*_: object) -> NoReturn:
     raise Terminated
 
 
+def abort_status(abort: BaseException) -> int:
+    """Return the exit status of an interrupt; of SIGTERM also if click made its own Abort of it."""
+    return 143 if isinstance(abort, Terminated) or isinstance(abort.__cause__, Terminated) else 130
+
+
+@contextmanager
+def saying_if_stopped(sentence: str) -> Iterator[None]:
+    """Print what an interrupt or SIGTERM left undone, to standard error."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        closing = "" if isinstance(interrupt, Terminated) else "\n"  # of the line on which a terminal shows ^C
+        click.echo(f"{closing}batchray: {sentence}", err=True)
+        raise click.Abort from interrupt
+
+
 def leave(status: int) -> NoReturn:
     """End executors and stores, then exit."""
     if "batchray.jobs.start" in sys.modules:

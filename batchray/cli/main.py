@@ -14,7 +14,7 @@ import sys
 import click
 
 from batchray.cli.db import db
-from batchray.cli.exits import Terminated, complain, leave, raise_terminated
+from batchray.cli.exits import abort_status, complain, leave, raise_terminated
 from batchray.cli.jobs import cancel, export, pause, results, status, unpause
 from batchray.cli.keys import keys
 from batchray.cli.options import log_level_option
@@ -44,10 +44,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(0)
-    except Terminated:
-        leave(143)
-    except (KeyboardInterrupt, click.Abort):
-        leave(130)
+    except (KeyboardInterrupt, click.Abort) as abort:
+        leave(abort_status(abort))
     leave(0)
 
 

@@ -7,11 +7,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from batchray.cli.exits import saying_if_stopped
 from batchray.errors import BatchrayError, ConfigError, UsageError
 from batchray.support.files import atomic_write
 from batchray.views.export_formats import EXPORT_FORMATS
@@ -94,20 +95,29 @@ def write_results(jobs: Sequence[Job], output: Path, shown: Shown) -> None:
 
     Raises BatchrayError if it cannot be written.
     """
+    undone = "the output is not complete" if stream_of(output) is not None else f"{output} was not written"
     try:
-        if (descriptor := stream_of(output)) is not None:
-            sys.stdout.flush()
-            with open(descriptor, "w", encoding="utf-8", closefd=False) as file:  # in UTF-8 whatever the locale
-                return _write(jobs, file, shown)
-        if output.exists() and not output.is_file():  # write into a pipe or a device, do not replace it
-            with output.open("w", encoding="utf-8") as file:
-                return _write(jobs, file, shown)
-        with atomic_write(output.resolve(), encoding="utf-8") as file:  # the file behind a link, not the link
+        with saying_if_stopped(f"results stopped; {undone}; they are kept in the job"), text_output(output) as file:
             _write(jobs, file, shown)
     except BrokenPipeError:  # the reader of the output has closed it
         raise
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}; the results are kept in the job") from None
+
+
+@contextmanager
+def text_output(output: Path) -> Iterator[IO[str]]:
+    """Open an output for text: a file that appears whole or not at all, a pipe or a device, or an open stream."""
+    if (descriptor := stream_of(output)) is not None:
+        sys.stdout.flush()
+        with open(descriptor, "w", encoding="utf-8", closefd=False) as file:  # in UTF-8 whatever the locale
+            yield file
+    elif output.exists() and not output.is_file():  # write into a pipe or a device, do not replace it
+        with output.open("w", encoding="utf-8") as file:
+            yield file
+    else:
+        with atomic_write(output.resolve(), encoding="utf-8") as file:  # the file behind a link, not the link
+            yield file
 
 
 def _write(jobs: Sequence[Job], file: IO[str], shown: Shown) -> None:
@@ -126,18 +136,30 @@ def _lines(jobs: Sequence[Job], shown: Shown) -> Iterator[str]:
 def export_results(job: Job, output: str, format_name: str | None, endpoint: str) -> None:
     """Write an export; `-` and the like are standard output.  Raises UsageError and ConfigError."""
     if (descriptor := stream_of(Path(output))) is None:
-        job.export(output, format_name, endpoint=endpoint)
+        with saying_if_stopped(f"export stopped; {_left(output, format_name)}"):
+            job.export(output, format_name, endpoint=endpoint)
         return
     if format_name is None:
         raise UsageError(f"name the --format of standard output: {', '.join(EXPORT_FORMATS)}")
     sys.stdout.flush()
     try:
-        with open(descriptor, "wb", closefd=False) as file:
+        stopped = "export stopped; the output is not complete; run the command again"
+        with saying_if_stopped(stopped), open(descriptor, "wb", closefd=False) as file:
             job.export(file, format_name, endpoint=endpoint)
     except BrokenPipeError:  # the reader of the output has closed it
         raise
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", output) from None
+
+
+def _left(output: str, format_name: str | None) -> str:
+    """Return what an export that was stopped has left, and what to do."""
+    is_directory = Path(output).is_dir() or (format_name in ("parquet", "atif") and not PurePosixPath(output).suffix)
+    if not is_directory:
+        return f"{output} was not written; run the command again"
+    if format_name == "atif":
+        return f"{output} has some of the files; run the command again"
+    return f"{output} has the parts that are complete; run the command again to continue it"
 
 
 def print_summary(record: JobRecord, state: str, settings: StoreSettings) -> None:

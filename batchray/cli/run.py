@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from batchray.cli.exits import Terminated, complain, interruptible, leave
+from batchray.cli.exits import abort_status, complain, interruptible, leave
 from batchray.cli.job_names import find_id_to_start
 from batchray.cli.options import (
     DEFAULT_DATA_DIR,
@@ -165,7 +165,7 @@ def _watch(start: Callable[[Settings], Job], output: Path | None, options: dict[
     except KeyboardInterrupt as interrupt:
         if job is not None:
             _stop(job, place)
-        leave(143 if isinstance(interrupt, Terminated) else 130)
+        leave(abort_status(interrupt))
     except JobPausedError as error:
         click.echo(f"batchray: job {error.job_id} is paused: {error.reason}", err=True)
         click.echo(_how_to_resume(error.job_id, place), err=True)

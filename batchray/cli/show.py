@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batchray.cli.exits import saying_if_stopped
 from batchray.cli.job_names import find_jobs
 from batchray.cli.options import store_options, store_settings
 
@@ -47,10 +48,11 @@ def show(
 
     [job] = find_jobs(store_settings(config, data_dir, database_url), [name])
     console = Console(highlight=False)
-    if item is None:
-        print_report(job.brief_report(), console)
-    else:
-        print_trajectory(_result(job, item), console, is_full=is_full)
+    with saying_if_stopped("show stopped; run the command again"):
+        if item is None:
+            print_report(job.brief_report(), console)
+        else:
+            print_trajectory(_result(job, item), console, is_full=is_full)
 
 
 @click.command()
@@ -73,7 +75,8 @@ def report(name: str, form: str | None, config: Path | None, data_dir: Path | No
     from batchray.views.report_text import print_report
 
     [job] = find_jobs(store_settings(config, data_dir, database_url), [name])
-    made = job.report()
+    with saying_if_stopped("report stopped; run the command again"):
+        made = job.report()
     if form == "json":
         click.echo(json.dumps(made.to_dict()))
     elif form == "markdown":

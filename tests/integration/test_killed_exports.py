@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import orjson
 import pyarrow.parquet as pq
+import pytest
 
 import batchray
 from batchray import Agent, AgentRequest
@@ -35,6 +37,22 @@ Job._read_page = lambda self, query: read(self, query)[:1]
 job = Job(sys.argv[1], Path(sys.argv[2]))
 threading.Thread(target=job.export, args=(sys.argv[3], "parquet")).start()
 job.export(sys.argv[4])
+"""
+
+
+# A command that stops where it reads its first results.
+_COMMAND = """
+import sys, time
+from batchray.cli.main import main
+from batchray.jobs.handle import Job
+from batchray.store.integrity import Integrity
+
+def wait(*_):
+    print("now", flush=True)
+    time.sleep(60)
+
+Job._read_page = Job.report = Job.brief_report = Integrity.readable_results = wait
+main()
 """
 
 
@@ -69,3 +87,59 @@ def test_a_killed_export_leaves_nothing_half_and_the_next_one_has_the_same_conte
     job.export(tmp_path / "whole.csv")
     assert file.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not list(tmp_path.glob("*.part"))
+
+
+_NOT_WRITTEN = "export stopped; x.csv was not written; run the command again"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "command", "sentence"),
+    [
+        (signal.SIGTERM, 143, "export last --output x.csv", _NOT_WRITTEN),
+        (signal.SIGINT, 130, "export last --output x.csv", _NOT_WRITTEN),
+        (
+            signal.SIGTERM,
+            143,
+            "export last --output x --format parquet",
+            "export stopped; x has the parts that are comp",
+        ),
+        (
+            signal.SIGTERM,
+            143,
+            "export last --output x --format atif",
+            "export stopped; x has some of the files; run the",
+        ),
+        (
+            signal.SIGTERM,
+            143,
+            "export last --format jsonl",
+            "export stopped; the output is not complete; run the comma",
+        ),
+        (
+            signal.SIGTERM,
+            143,
+            "results last --output x.jsonl",
+            "results stopped; x.jsonl was not written; they are kept in",
+        ),
+        (signal.SIGTERM, 143, "db export --output x.csv", _NOT_WRITTEN),
+        (signal.SIGTERM, 143, "report last", "report stopped; run the command again"),
+        (signal.SIGTERM, 143, "show last", "show stopped; run the command again"),
+    ],
+)
+def test_a_command_that_is_stopped_says_what_it_left(
+    number: int, status: int, command: str, sentence: str, tmp_path: Path
+) -> None:
+    requests = [{"agent_id": "a", "input": "x"}]
+    batchray.run(
+        requests, [Agent(id="a", run=answer)], data_dir=tmp_path / ".batchray", executor="local", progress=False
+    )
+    line = [sys.executable, "-c", _COMMAND, *command.split()]
+    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"now\n"
+        process.send_signal(number)
+        assert process.wait(60) == status
+        [said] = process.stderr.read().decode().strip().splitlines()
+    assert said.removeprefix("batchray: ").startswith(sentence)
+    assert not list(tmp_path.glob("x.*"))
