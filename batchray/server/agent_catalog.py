@@ -181,6 +181,10 @@ class AgentLookup:
         """Return the ids of the agents that a user may ask."""
         return {*self.configured.agents, *await self._reader.agents.ids(user_id)}
 
+    async def creation_times(self, user_id: str) -> dict[str, str | None]:
+        """Return the agents that a user may ask by id, with when they were created; None for the operator's."""
+        return {**dict.fromkeys(self.configured.agents), **await self._reader.agents.creation_times(user_id)}
+
     def known(self, user_id: str) -> dict[str, KnownAgent]:
         """Return the agents that a user may ask, with their models and protocols.  Blocks."""
         configured = self.configured.agents.items()

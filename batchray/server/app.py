@@ -258,7 +258,7 @@ def _application(
     routes = [
         *BatchRoutes(storage, uploads, accepts, scheduler, streams).routes(),
         *agent_routes.routes(),
-        *ModelRoutes(catalog).routes(),
+        *ModelRoutes(catalog, lookup).routes(),
         *BlockRoutes(settings, storage, states, catalog).routes(),
         *ToolRoutes(settings, states, lookup, catalog.tools, agent_routes.change, runs, clients).routes(),
         *MessageRoutes(settings, storage, lookup, runs, clients).routes(),

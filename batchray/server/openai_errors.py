@@ -11,7 +11,8 @@ from typing import Any
 
 from batchray.schema.base import WireModel
 
-_PATHS = re.compile("/v1/(?:files|batches)(?:/|$)")
+# `/v1/models/` itself is Letta's, and so are the embedding models below it.
+_PATHS = re.compile("/v1/(?:(?:files|batches)(?:/|$)|models(?:$|/(?!embedding(?:/|$)).))")
 _CODES = {401: "invalid_api_key", 405: "method_not_supported", 507: "disk_full"}
 
 

@@ -137,12 +137,16 @@ def warning_of(unused_fields: Collection[str]) -> dict[str, str]:
 def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
     """Register routes, each with and without a trailing slash: Letta's clients use both forms.
 
-    What can be read with GET has HEAD as well.
+    A form that is the path of another route belongs to that one: `/v1/models` is OpenAI's, `/v1/models/` Letta's.  What
+    can be read with GET has HEAD as well.
     """
     app.on_response_prepare.append(_warn_of_unknown)
+    exact = {(route.method, route.path) for route in routes}
     for route in routes:
         bare = route.path.rstrip("/")
         for path in (bare, f"{bare}/"):
+            if path != route.path and (route.method, path) in exact:
+                continue
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 pattern = path.replace("{block_label}", "{block_label:.+}")  # Letta's clients do not escape its slashes
                 app.router.add_route(method, pattern, route.handle, name=None)

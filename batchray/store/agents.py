@@ -93,6 +93,12 @@ class Agents:
         with self._database.reading() as connection:
             return list(connection.execute(query).scalars())
 
+    def creation_times(self, user_id: str) -> dict[str, str]:
+        """Return when each of a user's agents was created, by its id, oldest first."""
+        query = sa.select(agents.c.id, agents.c.created_at).where(agents.c.user_id == user_id).order_by(agents.c.agent)
+        with self._database.reading() as connection:
+            return {row.id: row.created_at for row in connection.execute(query)}
+
     def views(self, user_id: str, view: Callable[[str, Mapping[str, Any]], T], name: str | None = None) -> list[T]:
         """Return `view` of the id and the spec of each of a user's agents, oldest first; `name` as in `ids`."""
         query = sa.select(agents.c.id, agents.c.spec).where(agents.c.user_id == user_id).order_by(agents.c.agent)

@@ -195,6 +195,7 @@ class AsyncAgents:
         self.find = store.on(agents.find)
         self.find_of_any_user = store.on(agents.find_of_any_user)
         self.ids = store.on(agents.ids)
+        self.creation_times = store.on(agents.creation_times)
 
 
 class AsyncBlocks:

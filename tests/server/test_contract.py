@@ -259,7 +259,7 @@ def test_an_unknown_path_is_404(server: LiveServer, path: str) -> None:
     "path",
     [
         *(f"{BATCHES}/{{job}}{rest}" for rest in ("", "/messages", "/items", "/results")),
-        *("/v1/agents", "/v1/agents/calculator", "/v1/models", "/v1/health", "/readyz"),
+        *("/v1/agents", "/v1/agents/calculator", "/v1/health", "/readyz"),
     ],
 )
 def test_a_trailing_slash_changes_nothing(server: LiveServer, job_ids: list[str], path: str) -> None:

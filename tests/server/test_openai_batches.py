@@ -164,6 +164,30 @@ def test_batches_are_listed_in_pages_and_those_of_letta_s_routes_too(client: ope
     assert [each.id for each in client.batches.list(limit=1, after=newest.id).data] == [first.id]
 
 
+def test_agents_are_the_models_of_openai_s_client(client: openai.OpenAI, server: LiveServer) -> None:
+    import openai
+
+    made = call(server, "POST", "/v1/agents/", {"name": "clerk", "model": "offline/rules"}).body
+    models = {model.id: model for model in client.models.list()}
+    assert {"calculator", made["id"]} <= models.keys()
+    assert (models["calculator"].object, models["calculator"].owned_by) == ("model", "operator")
+    assert models["calculator"].created > 1_700_000_000
+    assert client.models.retrieve(made["id"]) == models[made["id"]]
+    with pytest.raises(openai.NotFoundError, match="'nothing' does not exist") as missing:
+        client.models.retrieve("nothing")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    assert finished(client, create(client, line(1, made["id"]))).status == "completed"
+    assert call(server, "DELETE", f"/v1/agents/{made['id']}").status == 200
+
+
+def test_the_models_of_letta_s_clients_have_a_slash(server: LiveServer) -> None:
+    of_letta, of_openai = (call(server, "GET", path).body for path in ("/v1/models/", "/v1/models"))
+    assert "offline/rules" in {model["handle"] for model in of_letta}
+    assert {model["id"] for model in of_openai["data"]} >= {"calculator"}
+    absent = call(server, "GET", "/v1/models/embedding")
+    assert (absent.status, absent.body["detail"][:20]) == (404, "embedding models are")
+
+
 def test_an_idempotency_key_yields_one_batch(client: openai.OpenAI) -> None:
     import openai
 
