@@ -74,8 +74,33 @@ class OpenAIRequestCounts(WireModel):
     failed: NonNegativeInt
 
 
+class OpenAIInputTokensDetails(WireModel):
+    """Which of the input tokens the provider had cached."""
+
+    cached_tokens: NonNegativeInt
+
+
+class OpenAIOutputTokensDetails(WireModel):
+    """Which of the output tokens were reasoning."""
+
+    reasoning_tokens: NonNegativeInt
+
+
+class OpenAIBatchUsage(WireModel):
+    """The tokens of all requests of a batch that has ended."""
+
+    input_tokens: NonNegativeInt
+    input_tokens_details: OpenAIInputTokensDetails
+    output_tokens: NonNegativeInt
+    output_tokens_details: OpenAIOutputTokensDetails
+    total_tokens: NonNegativeInt
+
+
 class OpenAIBatch(WireModel):
-    """A batch.  `input_file_id` is empty for one that was made in another way than from a file."""
+    """A batch.  `input_file_id` is empty for one that was made in another way than from a file.
+
+    `usage` is null until the batch has ended.
+    """
 
     id: str
     object: Literal["batch"] = "batch"
@@ -99,7 +124,7 @@ class OpenAIBatch(WireModel):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: OpenAIRequestCounts
-    usage: None = None
+    usage: OpenAIBatchUsage | None
     metadata: Mapping[str, str] | None
 
 

@@ -91,13 +91,18 @@ def measured(queued_ns: int | None, ttft_ns: int | None, duration_ns: int | None
 
 @dataclass
 class Progress:
-    """Counts by outcome, tokens and timings of a job.  `total` is the number of its items."""
+    """Counts by outcome, tokens and timings of a job.  `total` is the number of its items.
+
+    `prompt_tokens` include `cached_input_tokens`; `completion_tokens` include `reasoning_tokens`.
+    """
 
     total: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
     prompt_tokens: int = 0
     completion_tokens: int = 0
     n_steps: int = 0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
     timings: dict[str, Histogram] = field(default_factory=lambda: {name: Histogram() for name in TIMINGS})
 
     @property
@@ -116,6 +121,8 @@ class Progress:
         self.prompt_tokens += usage.get("prompt_tokens", 0)
         self.completion_tokens += usage.get("completion_tokens", 0)
         self.n_steps += usage.get("step_count", 0)
+        self.cached_input_tokens += usage.get("cached_input_tokens", 0)
+        self.reasoning_tokens += usage.get("reasoning_tokens", 0)
         for name, field_name in _FIELDS_OF_TIMINGS:
             duration_ns = timing.get(field_name)
             if duration_ns is not None:
@@ -129,6 +136,8 @@ class Progress:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.n_steps + other.n_steps,
+            self.cached_input_tokens + other.cached_input_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
             {name: self.timings[name].plus(other.timings[name]) for name in TIMINGS},
         )
 
@@ -140,11 +149,13 @@ class Progress:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "n_steps": self.n_steps,
+            "cached_input_tokens": self.cached_input_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
             "timings": {name: histogram.to_dict() for name, histogram in self.timings.items()},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Progress:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote; an older version wrote neither cached nor reasoning tokens, which are then 0."""
         timings = {name: Histogram.from_dict(data["timings"][name]) for name in TIMINGS}
         return cls(**{**data, "counts": dict(data["counts"]), "timings": timings})

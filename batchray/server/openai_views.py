@@ -12,8 +12,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from batchray.schema.openai_batches import OpenAIBatch, OpenAIBatchProblems, OpenAIRequestCounts
+from batchray.schema.openai_batches import (
+    OpenAIBatch,
+    OpenAIBatchProblems,
+    OpenAIBatchUsage,
+    OpenAIInputTokensDetails,
+    OpenAIOutputTokensDetails,
+    OpenAIRequestCounts,
+)
 from batchray.schema.openai_files import OpenAIFile
+from batchray.schema.progress import Progress
 from batchray.store import JobRecord, StoredFile
 
 ResultKind = Literal["output", "error"]
@@ -120,6 +128,7 @@ def batch_view(job: JobRecord, spec: Spec | None, deadline_s: float) -> OpenAIBa
         cancelling_at=given.get("cancelling_at") if status in ("cancelling", "cancelled") else None,
         cancelled_at=ended_at if status == "cancelled" else None,
         request_counts=OpenAIRequestCounts(total=job.total, completed=n_completed, failed=job.done - n_completed),
+        usage=_usage_of(job.progress) if job.is_ended and job.progress is not None else None,
         metadata=given.get("metadata"),
     )
 
@@ -127,6 +136,16 @@ def batch_view(job: JobRecord, spec: Spec | None, deadline_s: float) -> OpenAIBa
 def seconds(time: str | None) -> int | None:
     """Return a time of the store in seconds since 1970."""
     return None if time is None else int(datetime.fromisoformat(time).timestamp())
+
+
+def _usage_of(progress: Progress) -> OpenAIBatchUsage:
+    return OpenAIBatchUsage(
+        input_tokens=progress.prompt_tokens,
+        input_tokens_details=OpenAIInputTokensDetails(cached_tokens=progress.cached_input_tokens),
+        output_tokens=progress.completion_tokens,
+        output_tokens_details=OpenAIOutputTokensDetails(reasoning_tokens=progress.reasoning_tokens),
+        total_tokens=progress.prompt_tokens + progress.completion_tokens,
+    )
 
 
 def _status_of(

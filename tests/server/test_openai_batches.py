@@ -57,6 +57,20 @@ def job_id_of(batch: Batch) -> str:
     return "job-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
+def summed(usages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the usage of a batch whose chat completions have these."""
+    cached = sum(each["prompt_tokens_details"]["cached_tokens"] for each in usages)
+    reasoning = sum(each["completion_tokens_details"]["reasoning_tokens"] for each in usages)
+    given, made = (sum(each[name] for each in usages) for name in ("prompt_tokens", "completion_tokens"))
+    return {
+        "input_tokens": given,
+        "input_tokens_details": {"cached_tokens": cached},
+        "output_tokens": made,
+        "output_tokens_details": {"reasoning_tokens": reasoning},
+        "total_tokens": given + made,
+    }
+
+
 def run_lines(client: openai.OpenAI, n_lines: int, padding: int) -> Batch:
     """Run a batch whose line 7 names an unknown agent, and compare its files with it."""
     models = {7: "unknown"}
@@ -68,6 +82,9 @@ def run_lines(client: openai.OpenAI, n_lines: int, padding: int) -> Batch:
     assert batch.request_counts is not None
     assert batch.request_counts.to_dict() == {"total": n_lines, "completed": n_lines - 1, "failed": 1}
     answers = {each["custom_id"]: each["response"] for each in lines_of(client, batch.output_file_id)}
+    assert created.usage is None
+    assert batch.usage is not None
+    assert batch.usage.to_dict() == summed([each["body"]["usage"] for each in answers.values()])
     assert answers.keys() == {f"r{number}" for number in range(n_lines) if number != 7}
     for number in (0, n_lines - 1):
         answer = answers[f"r{number}"]
@@ -91,6 +108,14 @@ def test_a_batch_runs_from_upload_to_deletion(client: openai.OpenAI, server: Liv
     listed = [file.id for file in client.files.list(purpose="batch_output", limit=1)]  # over pages
     assert listed[:2] == [output_id, batch.error_file_id]
     assert listed[::-1] == [file.id for file in client.files.list(purpose="batch_output", order="asc", limit=1)]
+    whole = client.files.list(limit=10_000).data
+    uploaded = [file for file in whole if file.purpose == "batch"]
+    results = [file for file in whole if file.purpose == "batch_output"]
+    assert whole == uploaded + results
+    assert [file.id for file in results] == listed
+    assert [*client.files.list(limit=1)] == [*client.files.list(limit=3)] == whole  # a page ends in either part
+    assert [*client.files.list(order="asc", limit=2)] == uploaded[::-1] + results[::-1]
+    assert [*client.files.list(purpose="batch", limit=2)] == uploaded
     output = client.files.retrieve(output_id)
     assert output.bytes == len(client.files.content(output_id).read())
     assert (output.purpose, output.filename) == ("batch_output", f"{batch.id}_output.jsonl")

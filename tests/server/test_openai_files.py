@@ -34,7 +34,7 @@ def test_a_file_is_uploaded_listed_read_and_deleted(client: openai.OpenAI) -> No
     assert client.files.retrieve(uploaded.id) == uploaded
     assert client.files.content(uploaded.id).read() == large
     assert [file.id for file in client.files.list(limit=1)][:2] == [small.id, uploaded.id]  # over pages
-    assert client.files.list(order="asc", after=uploaded.id).data == [small]
+    assert client.files.list(order="asc", purpose="batch", after=uploaded.id).data == [small]
     assert client.files.delete(uploaded.id).deleted
     for ask in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError, match="No such File object: file-") as unknown:

@@ -60,12 +60,21 @@ def test_counts_tokens_and_timings_add_up(outcomes: list[tuple[str, int, int | N
     progress = Progress(total=len(outcomes))
     for status, duration_ns, ttft_ns, n in outcomes:
         usage = {"prompt_tokens": n, "completion_tokens": 2 * n, "step_count": 1}
+        usage |= {"cached_input_tokens": n, "reasoning_tokens": n}
         progress.record(status, {"queued_ns": 1, "ttft_ns": ttft_ns, "duration_ns": duration_ns}, usage)
     assert progress.done == progress.n_steps == progress.timings["duration"].count == len(outcomes)
     assert progress.timings["ttft"].count == sum(ttft is not None for _, _, ttft, _ in outcomes)
     assert progress.failed == sum(status != "succeeded" for status, *_ in outcomes)
+    assert progress.cached_input_tokens == progress.reasoning_tokens == progress.prompt_tokens
     assert progress.completion_tokens == 2 * progress.prompt_tokens == 2 * sum(n for *_, n in outcomes)
     assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
+
+
+def test_the_progress_that_an_older_version_stored_can_be_read() -> None:
+    stored = Progress(total=2, prompt_tokens=7).to_dict()
+    for name in ("cached_input_tokens", "reasoning_tokens"):
+        del stored[name]
+    assert Progress.from_dict(stored) == Progress(total=2, prompt_tokens=7)
 
 
 def test_two_progresses_share_nothing() -> None:

@@ -21,7 +21,7 @@ from batchray.server.errors import NO_RETRY, HttpError, stopping, unavailable
 from batchray.server.file_uploads import FileUpload, read_upload, refused
 from batchray.server.idempotency import KEY_PATTERN, key_of
 from batchray.server.openai_errors import OpenAIErrorBody
-from batchray.server.openai_views import file_view
+from batchray.server.openai_views import file_view, result_file_of
 from batchray.server.result_files import ResultFiles
 from batchray.server.result_streams import ResultStreams
 from batchray.server.routing import NoQuery, ResponseBody, Route
@@ -109,17 +109,25 @@ class FileRoutes:
                 raise unavailable(1, "a file with this Idempotency-Key is being stored") from None
 
     async def index(self, request: web.Request, query: FilesQuery) -> ResponseBody:
-        """List a user's uploads; those of `batch_output` are the files of results."""
-        user_id, after = user_of(request), None
-        if query.purpose == "batch_output":
-            results = await self._results.listed(user_id, query.order, query.limit + 1, query.after)
-            return _page(results, query.limit)
+        """List a user's uploads, and then the files of results, whose purpose is `batch_output`."""
+        user_id, after, n_wanted = user_of(request), query.after, query.limit + 1
+        found: list[OpenAIFile] = []
+        is_in_results = after is not None and result_file_of(after) is not None and query.purpose is None
+        if query.purpose != "batch_output" and not is_in_results:
+            found, after = await self._uploaded(user_id, query), None
+        if query.purpose != "batch" and len(found) < n_wanted:
+            found += await self._results.listed(user_id, query.order, n_wanted - len(found), after)
+        return _page(found, query.limit)
+
+    async def _uploaded(self, user_id: str, query: FilesQuery) -> list[OpenAIFile]:
+        """Return a page of uploads, and one more if there are more.  Raises HttpError 400 for an unknown cursor."""
+        after = None
         if query.after is not None:
             if (last := await self._reader.files.find(query.after, user_id)) is None:
                 raise refused(f"No such File object: {query.after[:60]}", "after")
             after = last.file
-        found = await self._reader.files.listed(user_id, query.order, query.limit + 1, after, query.purpose)
-        return _page([file_view(file) for file in found], query.limit)
+        found = await self._reader.files.listed(user_id, query.order, query.limit + 1, after, "batch")
+        return [file_view(file) for file in found]
 
     async def retrieve(self, request: web.Request, query: NoQuery) -> ResponseBody:
         """Return one file."""
