@@ -12,10 +12,25 @@ from batchray.schema import AgentRequest
 from batchray.schema.keys import did_you_mean, unused_keys
 from batchray.schema.validation_text import path_text
 
+
+class _Foreign(NamedTuple):
+    """A request of another API: its name, where its messages are, and what takes it over HTTP or as a file."""
+
+    name: str
+    messages: str
+    takers: str
+
+
 # Keys that no request here has, and the format that they belong to.
 _FOREIGN = {
-    frozenset({"body", "url"}): "an OpenAI batch line; write its body.messages as messages",
-    frozenset({"params"}): "an Anthropic batch entry; write its params.messages as messages",
+    frozenset({"body", "url"}): _Foreign(
+        "an OpenAI batch line", "body.messages", "OpenAI's /v1/batches and `batchray run FILE` take files of such lines"
+    ),
+    frozenset({"params"}): _Foreign(
+        "an Anthropic batch entry",
+        "params.messages",
+        "`batchray run FILE` takes a file of Anthropic's, and OpenAI's /v1/batches one of OpenAI's",
+    ),
 }
 
 
@@ -35,8 +50,8 @@ class RequestRules:
     """Checks agents and keys.
 
     A key that is unknown, or that its model refuses, is always refused.  A field of Letta's API that has no effect is
-    refused too, unless `accepts_unused`: then its name is collected in `unused`.  `convert` makes a request of an entry
-    of another API's batch; None for requests of our own.
+    refused too, unless `accepts_unused`, as Letta's routes do: then its name is collected in `unused`.
+    `convert` makes a request of an entry of another API's batch; None for requests of our own.
     """
 
     convert: Callable[[Any], dict[str, Any]] | None = None
@@ -56,18 +71,23 @@ class RequestRules:
         """Raise BatchFormatError for a key that is unknown or refused, or that has no effect and is not accepted."""
         for path, level, is_known, refusal in unused_keys(model, request):
             if not is_known:
-                raise _unknown(path, level, request)
+                raise self._unknown(path, level, request)
             if refusal is not None:
                 raise BatchFormatError(refusal, path=path_text(path))
             if not self._accepts_unused:
                 raise BatchFormatError("has no effect here; leave it out", path=path_text(path))
             self.unused.add(path_text([part for part in path if isinstance(part, str)]))
 
-
-def _unknown(path: tuple[int | str, ...], level: type[BaseModel], request: Mapping[str, Any]) -> BatchFormatError:
-    for keys, remedy in _FOREIGN.items():
-        if keys <= request.keys() and "agent_id" not in request:
-            return BatchFormatError(f"{remedy}, and name an agent of the agents file in agent_id")
-    given: Collection[str] = request.keys() if len(path) == 1 else ()
-    reason = f"unknown key{did_you_mean(str(path[-1]), level, given)}"
-    return BatchFormatError(reason, path=path_text(path))
+    def _unknown(
+        self, path: tuple[int | str, ...], level: type[BaseModel], request: Mapping[str, Any]
+    ) -> BatchFormatError:
+        for keys, foreign in _FOREIGN.items():
+            if keys <= request.keys() and "agent_id" not in request:
+                # Files may be of another API as a whole; a route of Letta's takes Letta's requests only.
+                if self._accepts_unused:
+                    return BatchFormatError(f"{foreign.name}; this route takes Letta's requests, {foreign.takers}")
+                remedy = f"write its {foreign.messages} as messages, and name an agent of the agents file in agent_id"
+                return BatchFormatError(f"{foreign.name}; {remedy}")
+        given: Collection[str] = request.keys() if len(path) == 1 else ()
+        reason = f"unknown key{did_you_mean(str(path[-1]), level, given)}"
+        return BatchFormatError(reason, path=path_text(path))

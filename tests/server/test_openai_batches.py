@@ -253,4 +253,6 @@ def test_an_entry_of_anthropic_s_api_is_refused_in_one_sentence(server: LiveServ
     entry = {"custom_id": "a", "params": {"model": "calculator", "messages": [{"role": "user", "content": "hi"}]}}
     answer = call(server, "POST", BATCHES, {"requests": [entry]})
     assert answer.status == 422
-    assert answer.body["detail"].startswith("requests[0]: an Anthropic batch entry; write its params.messages")
+    said = "`batchray run FILE` takes a file of Anthropic's, and OpenAI's /v1/batches one of OpenAI's"
+    refused = f"requests[0]: an Anthropic batch entry; this route takes Letta's requests, {said}"
+    assert answer.body["detail"] == refused

@@ -57,6 +57,12 @@ def test_a_bad_request_of_a_body_is_refused_with_its_index(bad: Bad) -> None:
     assert (bad.in_body or bad.reason) in str(error)
 
 
+@pytest.mark.parametrize("name", ["openai-batch", "anthropic-batch"])
+def test_a_batch_of_another_api_that_is_posted_is_told_what_takes_it(name: str) -> None:
+    with pytest.raises(BatchFormatError, match="this route takes Letta's requests"):
+        list(read_body(b'{"requests":[%s]}' % BAD_REQUESTS[name].request, AGENTS).requests)
+
+
 @pytest.mark.parametrize("name", sorted(BAD_REQUESTS.keys() - {"a-list", "utf16"}))
 def test_a_bad_first_line_of_a_stream_is_still_a_line(name: str) -> None:
     error = refusal(io.BytesIO(BAD_REQUESTS[name].request + b"\n" + GOOD + b"\n"))
