@@ -11,6 +11,8 @@ import click
 from batchray.cli.exits import saying_if_stopped
 from batchray.cli.job_names import find_jobs
 from batchray.cli.options import store_options, store_settings
+from batchray.errors import UsageError
+from batchray.views.next_steps import JobLocation, on_command_line
 
 if TYPE_CHECKING:
     from batchray.jobs.handle import Job
@@ -22,11 +24,13 @@ _MAX_DIGITS = 19
 @click.command()
 @click.argument("name", metavar="JOB")
 @click.argument("item", metavar="[INDEX|CUSTOM_ID]", required=False)
+@click.option("--custom-id", metavar="ID", help="Show the request with this custom_id, also if it is a number.")
 @click.option("--full", "is_full", is_flag=True, help="Print long texts and conversations whole.")
 @store_options
 def show(
     name: str,
     item: str | None,
+    custom_id: str | None,
     is_full: bool,
     config: Path | None,
     data_dir: Path | None,
@@ -34,12 +38,14 @@ def show(
 ) -> None:
     """Show what one request of a JOB said and did: its conversation, tool calls, error, usage and timing.
 
-    The request is named by its index, which counts from 0, or by its custom_id.  Without one the job is shown.
+    The request is named by its index, which counts from 0, or by its custom_id.  A number is an index if the job has
+    such an index; with --custom-id it is a custom_id.  Without either the job is shown.
 
     \b
     Examples:
       batchray show last 17
       batchray show last question-4 --full
+      batchray show last --custom-id 17
     """
     from rich.console import Console
 
@@ -49,10 +55,14 @@ def show(
     [job] = find_jobs(store_settings(config, data_dir, database_url), [name])
     console = Console(highlight=False)
     with saying_if_stopped("show stopped; run the command again"):
-        if item is None:
+        if custom_id is not None:
+            if item is not None:
+                raise UsageError(f"show: give {item[:60]!r} or --custom-id, not both")
+            print_trajectory(job.result(custom_id=custom_id), console, is_full=is_full)
+        elif item is None:
             print_report(job.brief_report(), console)
         else:
-            print_trajectory(_result(job, item), console, is_full=is_full)
+            print_trajectory(_result(job, item, name), console, is_full=is_full)
 
 
 @click.command()
@@ -85,8 +95,15 @@ def report(name: str, form: str | None, config: Path | None, data_dir: Path | No
         print_report(made, Console(highlight=False))
 
 
-def _result(job: Job, item: str) -> Result:
-    """Return the result of an item: a number is its index, or a custom_id if the job has no such index."""
+def _result(job: Job, item: str, name: str) -> Result:
+    """Return the result of an item: a number is its index, or a custom_id if the job has no such index.
+
+    A number that is both is told on standard error; `name` is the job's in the command that is printed there.
+    """
     is_number = item.isascii() and item.isdigit() and len(item) <= _MAX_DIGITS
-    is_index = is_number and int(item) < job.record().total
-    return job.result(int(item)) if is_index else job.result(custom_id=item)
+    if not is_number or int(item) >= job.record().total:
+        return job.result(custom_id=item)
+    if (other := job.index_of(item)) not in (None, int(item)):
+        command = on_command_line("show", name, JobLocation(job.data_dir, job.url), "--custom-id", item)
+        click.echo(f"batchray: {item} is an index here; item {other} has it as its custom_id: {command}", err=True)
+    return job.result(int(item))

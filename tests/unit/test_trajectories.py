@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import io
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,6 +216,22 @@ def test_show_prints_the_conversation_of_an_item(item: str, job: Job) -> None:
     assert done.exit_code == 0, done
     assert "[user]\nWhat is 2 * 4?\n" in done.output
     assert '[tool double] (success)\narguments: {"n":4}\nreturn: 8\nstdout: doubling\n' in done.output
+
+
+def test_a_number_that_is_an_index_and_a_custom_id_is_told_with_the_other_command(tmp_path: Path) -> None:
+    requests = [{"agent_id": "a", "input": f"{n} apples", "custom_id": str(n)} for n in (1, 2, 3)]
+    agent = Agent(id="a", model="offline/rules")
+    ended = batchray.run(requests, [agent], executor="local", data_dir=tmp_path, progress=False)
+    place = ("--data-dir", str(tmp_path))
+    as_index = CliRunner().invoke(cli, ["show", "last", "2", *place])
+    assert "3 apples" in as_index.stdout
+    said = f"2 is an index here; item 1 has it as its custom_id: batchray show last --custom-id 2 {' '.join(place)}"
+    assert as_index.stderr == f"batchray: {said}\n"
+    as_custom_id = CliRunner().invoke(cli, ["show", ended.id, "--custom-id", "2", *place])
+    assert ("2 apples" in as_custom_id.stdout, as_custom_id.stderr) == (True, "")
+    assert CliRunner().invoke(cli, ["show", ended.id, "3", *place]).stderr == ""  # there is no index 3
+    both = CliRunner().invoke(cli, ["show", ended.id, "2", "--custom-id", "2", *place])
+    assert isinstance(both.exception, UsageError)
 
 
 def test_show_without_an_item_shows_the_job(job: Job) -> None:
