@@ -41,7 +41,7 @@ def compare(
 ) -> pd.DataFrame:
     """Return a frame with one row per group of outcomes.  Needs the extra `batchray[pandas]`.
 
-    A notebook shows it as a table for people, each mean with its interval.
+    A notebook and `print` show it as a table for people, each mean with its interval.
 
     `job` is a job, the job of its ratings (what `apply` returns), or several of them; `scores` are the ratings of
     `job`.  `by` names what to group by, one name or several: `agent_id`, `model`, `job`, another field of a result, a
@@ -52,9 +52,9 @@ def compare(
     |---|---|
     | `requests`, `success_rate` | outcomes in the group; the share of them that succeeded |
     | `scored`, `score`, `score_low`, `score_high` | outcomes with a score; their mean, and the interval of the mean |
-    | `pairs` | requests that both this group and the baseline have |
+    | `pairs`, `score_pairs` | requests that both this group and the baseline have; those that both have scored |
     | `success_difference`, `..._low`, `..._high` | success rate minus that of the baseline, over these pairs |
-    | `score_difference`, `..._low`, `..._high` | the same of the score, over pairs that both have scored |
+    | `score_difference`, `..._low`, `..._high` | the same of the score, over the `score_pairs` |
     | `prompt_tokens`, `completion_tokens`, `cost_usd` | sums |
     | `p50_s`, `p95_s` | percentiles of the duration of the outcomes that succeeded |
 
@@ -86,7 +86,7 @@ def compare(
         known = ", ".join(repr(key) for key in list(groups)[:8])
         raise UsageError(f"no group is {reference!r}, which is named as the baseline; groups: {known}")
     rows = [_row(group, groups[reference], level, seed) for group in groups.values()]
-    return _frame(list(groups), rows, by)
+    return _frame(list(groups), rows, by, reference, level)
 
 
 @dataclass
@@ -236,6 +236,7 @@ def _row(group: _Group, baseline: _Group, level: float, seed: int) -> dict[str, 
         "scored": sum(map(len, group.scores.values())),
         **_columns("score", score),
         "pairs": len(success.keys() & success_reference.keys()),
+        "score_pairs": len(means.keys() & reference.keys()),
         **_columns("success_difference", _difference(success, success_reference, level, seed)),
         **_columns("score_difference", _difference(means, reference, level, seed)),
         "prompt_tokens": group.prompt_tokens,
@@ -261,7 +262,13 @@ def _columns(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _frame(keys: Sequence[Any], rows: Sequence[Mapping[str, Any]], by: str | Sequence[str] | Key) -> pd.DataFrame:
+def _frame(
+    keys: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
+    by: str | Sequence[str] | Key,
+    reference: Any,
+    level: float,
+) -> pd.DataFrame:
     import pandas as pd
 
     from batchray.experiments.comparison_frame import Comparison
@@ -271,5 +278,6 @@ def _frame(keys: Sequence[Any], rows: Sequence[Mapping[str, Any]], by: str | Seq
     else:
         index = pd.MultiIndex.from_tuples(keys, names=list(by))
     frame = pd.DataFrame(list(rows), index=index)
-    integers = ("requests", "scored", "pairs", "prompt_tokens", "completion_tokens")
-    return Comparison(frame.astype({name: "Int64" if name in integers else "Float64" for name in frame}))
+    integers = ("requests", "scored", "pairs", "score_pairs", "prompt_tokens", "completion_tokens")
+    typed = frame.astype({name: "Int64" if name in integers else "Float64" for name in frame})
+    return Comparison(typed, baseline=keys.index(reference), level=level)

@@ -10,8 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from batchray.views.html import AMBER, BLUE, GREEN, GREY
 from batchray.views.plain_text import in_short
-from batchray.views.plots import INK, NotebookFigure, titled_axes
-from batchray.views.summary import duration
+from batchray.views.plots import INK, NotebookFigure, round_duration, titled_axes
 from batchray.views.trajectory import dollars
 
 _MAX_GROUPS = 30
@@ -60,7 +59,7 @@ def _draw_durations(axes: Axes, frame: pd.DataFrame) -> None:
     p50, p95 = frame["p50_s"].astype(float), frame["p95_s"].astype(float)
     axes.barh(range(len(frame)), p95, _BAR, color=GREY, alpha=0.3, label="p95")
     axes.barh(range(len(frame)), p50, _BAR, color=AMBER, alpha=0.7, label="p50")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value) if value > 0 else "0"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: round_duration(value) if value > 0 else "0"))
     axes.locator_params(axis="x", nbins=4)
 
 

@@ -162,7 +162,7 @@ def _label_time(axes: Axes, span_s: float) -> None:
     """Label an axis of seconds with marks at whole seconds, minutes or hours if it is long enough."""
     step_s = next((step for step in _STEPS_S if span_s / step <= 8), None) if span_s >= _STEPS_S[0] * 4 else None
     if step_s is None:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round_duration(value) if value else "0"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: round_duration(value) if value else "0"))
     else:
         axes.xaxis.set_major_locator(MultipleLocator(step_s))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
@@ -189,7 +189,7 @@ def _draw_durations(axes: Axes, histogram: Histogram, colour: str) -> None:
     if not histogram.buckets:
         return _draw_nothing(axes, "not measured")
     _draw_histogram(axes, histogram, colour, scale=1e-9)
-    _label_x(axes, _round_duration)
+    _label_x(axes, round_duration)
     percentiles = histogram.percentiles()
     for name, value, style in (("p50", percentiles.p50, "-"), ("p95", percentiles.p95, "--")):
         axes.axvline(value, ymax=0.82, color=INK, linewidth=1, linestyle=style, label=f"{name} {duration(value)}")
@@ -242,7 +242,7 @@ def _label_x(axes: Axes, form: Callable[[float], str]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _round_duration(seconds: float) -> str:
+def round_duration(seconds: float) -> str:
     """Return a duration as an axis shows it, in the largest unit."""
     for size, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "\u00b5s")):
         if seconds >= size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -136,6 +137,47 @@ def test_a_comparison_shows_what_was_measured(comparison: pd.DataFrame) -> None:
     assert "score" not in shown  # nothing was scored
 
 
+def test_a_comparison_names_its_baseline_its_intervals_and_its_pairs(tmp_path: Path) -> None:
+    agents = batchray.variants(Agent(id="fn", run=echo), run={"echo": echo, "shout": shout})
+    requests = batchray.cross(["one", "two", "refused"], agents)
+    job = batchray.run(requests, agents, executor="local", progress=False, data_dir=tmp_path / "data")
+    rated = batchray.apply(job, lambda result: len(result.text), executor="local", progress=False)
+    compared = batchray.compare(rated, by="run", baseline="shout", level=0.9)
+    assert compared[["pairs", "score_pairs"]].to_numpy().tolist() == [[3, 2], [3, 3]]
+    html = re.sub("<[^>]*>", " ", compared._repr_html_() or "")  # type: ignore[operator]
+    for shown in (html, str(compared), repr(compared)):
+        words = " ".join(shown.split())
+        assert re.search("shout (?:3 100.0% 0 )?.*\\(baseline\\)", words)
+        assert "success minus baseline" in " ".join(html.split())
+        assert "minus baseline: the mean difference to the baseline, shout" in words
+        assert "the 90 % bootstrap interval" in words
+        assert "(2 scored)" in words
+    lines = str(compared).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert str(pickle.loads(pickle.dumps(compared))) == str(compared)
+    compared["note"] = 1
+    assert "note" in str(compared)  # as pandas prints it
+
+
+def test_a_comparison_of_long_names_and_numbers_fits_a_terminal(comparison: pd.DataFrame) -> None:
+    wide = pd.DataFrame(comparison).assign(
+        score=0.123456,
+        score_low=0.1,
+        score_high=0.4567,
+        prompt_tokens=10**6,
+        completion_tokens=10**6,
+        cost_usd=99.5,
+    )
+    wide = wide.assign(score_difference=-0.5, score_difference_low=-0.9123, score_difference_high=-0.1234)
+    text = str(Comparison(wide.rename(index={"shout": "long " * 30}), baseline=0))
+    assert max(map(len, text.splitlines())) <= 120
+    assert "\x1b" not in text
+    for shown in ("+33.3%", "0.123", "-0.5", "1,000,000 in", "(baseline)", "$99.50", "p95"):
+        assert shown in text
+    larger = str(Comparison(wide.assign(prompt_tokens=10**12), baseline=0))
+    assert "1,000,000,000,000 in" in larger
+
+
 def test_a_figure_of_a_comparison_has_a_panel_for_what_was_measured(comparison: pd.DataFrame) -> None:
     from batchray.experiments.comparison_figure import comparison_figure
 
@@ -150,6 +192,16 @@ def test_a_figure_of_a_comparison_has_a_panel_for_what_was_measured(comparison: 
     assert len(names) == 30
     assert "\x1b" not in "".join(names)
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("p95_s", [2.1e-7, 3.3e-4, 0.011, 0.9, 4.2, 130, 9000])
+def test_the_durations_of_a_figure_have_different_marks(p95_s: float, comparison: pd.DataFrame) -> None:
+    from batchray.experiments.comparison_figure import comparison_figure
+
+    figure = comparison_figure(comparison.assign(p50_s=p95_s / 2, p95_s=p95_s))
+    figure.draw_without_rendering()
+    marks = [text.get_text() for text in figure.axes[1].get_xticklabels()]
+    assert len({*marks}) == len(marks) >= 3
 
 
 def test_a_comparison_is_a_frame_and_parts_of_it_are_plain_ones(comparison: pd.DataFrame) -> None:
