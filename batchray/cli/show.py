@@ -67,10 +67,17 @@ def show(
 
 @click.command()
 @click.argument("name", metavar="JOB")
-@click.option("--json", "form", flag_value="json", help="Print one JSON object.")
-@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
+@click.option("--markdown", "is_markdown", is_flag=True, help="Print Markdown.")
 @store_options
-def report(name: str, form: str | None, config: Path | None, data_dir: Path | None, database_url: str | None) -> None:
+def report(
+    name: str,
+    is_json: bool,
+    is_markdown: bool,
+    config: Path | None,
+    data_dir: Path | None,
+    database_url: str | None,
+) -> None:
     """Report on a JOB: outcomes, failures by message, slowest requests, tokens, cost, and what to do next.
 
     Of a running job it has the outcomes so far.
@@ -84,12 +91,14 @@ def report(name: str, form: str | None, config: Path | None, data_dir: Path | No
 
     from batchray.views.report_text import print_report
 
+    if is_json and is_markdown:
+        raise UsageError("give only one of --json and --markdown")
     [job] = find_jobs(store_settings(config, data_dir, database_url), [name])
     with saying_if_stopped("report stopped; run the command again"):
         made = job.report()
-    if form == "json":
+    if is_json:
         click.echo(json.dumps(made.to_dict()))
-    elif form == "markdown":
+    elif is_markdown:
         click.echo(made.to_markdown(), nl=False)
     else:
         print_report(made, Console(highlight=False))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import batchray
 from batchray import Agent, AgentRequest, Job
 from batchray.cli.main import cli
+from batchray.errors import UsageError
 from batchray.schema import new_job_id
 from batchray.store import NewAttempt, NewItem, NewJob, NewOutcome, OutcomeFigures, Store
 from batchray.views.plain_text import in_short
@@ -106,6 +107,12 @@ def test_a_report_as_json_is_one_object_without_nan(job: Job) -> None:
     assert data["done"] == data["total"] == 5
     assert data["failures"][0]["n_items"] == 2
     assert data["timing"]["ttft"]["p50"] is None
+
+
+def test_two_forms_of_a_report_at_once_are_refused(job: Job) -> None:
+    done = CliRunner().invoke(cli, ["report", job.id, "--json", "--markdown", "--data-dir", str(job.data_dir)])
+    assert isinstance(done.exception, UsageError)
+    assert (str(done.exception), done.output) == ("give only one of --json and --markdown", "")
 
 
 def test_a_job_without_outcomes_has_a_report(tmp_path: Path) -> None:
