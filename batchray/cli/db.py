@@ -10,9 +10,9 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from batchray.cli.exits import saying_if_stopped
-from batchray.cli.job_names import place_of
+from batchray.cli.job_names import place_of, reading_settings
 from batchray.cli.options import store_options, store_settings
-from batchray.cli.output import text_output
+from batchray.cli.output import check_can_be_written, text_output
 from batchray.errors import BatchrayError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check(config: Path | None, data_dir: Path | None, database_url: str | None) 
     """
     from batchray.store import Store
 
-    settings = store_settings(config, data_dir, database_url)
+    settings = reading_settings(config, data_dir, database_url)
     with Store.open_for_reading(settings.data_dir, settings.url, accepts_older=True) as store:
         counted = store.integrity.check()
     click.echo(f"{counted.n_jobs:,} jobs, {counted.n_items:,} items, {counted.n_outcomes:,} outcomes")
@@ -62,7 +62,8 @@ def export(output: Path, config: Path | None, data_dir: Path | None, database_ur
     from batchray.store import Store
 
     lost: list[str] = []
-    settings = store_settings(config, data_dir, database_url)
+    check_can_be_written(output)
+    settings = reading_settings(config, data_dir, database_url)
     reader = Store.open_for_reading(settings.data_dir, settings.url, accepts_older=True)
     stopped = f"export stopped; {output} was not written; run the command again"
     try:

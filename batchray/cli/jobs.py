@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batchray.cli.exits import complain, leave
-from batchray.cli.job_names import find_ids, find_jobs, place_of
+from batchray.cli.job_names import find_ids, find_jobs, place_of, reading_settings
 from batchray.cli.options import Command, include_input_option, store_options, store_settings
 from batchray.cli.output import (
     Shown,
@@ -47,7 +47,7 @@ def status(
     from batchray.jobs.states import state_of
     from batchray.store import Store
 
-    settings = store_settings(config, data_dir, database_url)
+    settings = reading_settings(config, data_dir, database_url)
     with Store.open_for_reading(settings.data_dir, settings.url) as store:
         records = [store.jobs.get(job_id) for job_id in find_ids(store, names, place_of(settings))] or store.jobs.find()
         running = store.running_jobs()

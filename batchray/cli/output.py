@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ import click
 
 from batchray.cli.exits import saying_if_stopped
 from batchray.errors import BatchrayError, ConfigError, UsageError
-from batchray.support.files import atomic_write
+from batchray.support.files import atomic_write, check_can_write
 from batchray.views.export_formats import EXPORT_FORMATS
 
 if TYPE_CHECKING:
@@ -53,11 +54,23 @@ def check_output(output: Path | None, include_input: bool = False) -> Output | N
         return None
     from batchray.jobs.start import Output
 
-    if not os.access(output if output.exists() else output.absolute().parent, os.W_OK):
-        raise ConfigError(f"--output {output} cannot be written")
+    check_can_be_written(output)
     if (remedy := _OTHER_FORMATS.get(output.suffix.lower())) is not None:
         click.echo(f"batchray: --output {output} will hold JSON Lines; {remedy}", err=True)
     return Output(output, include_input)
+
+
+def check_can_be_written(output: Path) -> None:
+    """Raise ConfigError for a file, a pipe or a device that cannot be written.  A stream is not looked at."""
+    if stream_of(output) is not None:
+        return
+    try:
+        if output.exists() and not os.access(output, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if output.is_file() or not output.exists():
+            check_can_write(output.resolve())
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
 
 
 def stream_of(output: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import uuid
@@ -43,6 +44,10 @@ _NETWORK_FS = (
 )
 
 
+# Errors of a directory that no later try can write to.
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
 class Store:
     """One data directory, or one PostgreSQL database.  Methods block; `AsyncStore` calls them from async code."""
 
@@ -75,8 +80,9 @@ class Store:
         """Open a store for reading and writing: the PostgreSQL database of `url`, or else the data directory.
 
         Makes the directory if it does not exist.  Raises StoreLockedError while another process, or another store of
-        this process, writes to it; ConfigError if it is on a network file system, unless that is allowed; and
-        StoreError if the store cannot be written, is damaged, or was made by a newer version.
+        this process, writes to it; ConfigError if the directory cannot be made or written to, or is on a network file
+        system, unless that is allowed; and StoreError if the store cannot be used now, is damaged, or was made by a
+        newer version.
         """
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
@@ -89,8 +95,10 @@ class Store:
                 descriptor = lock(data_dir)
                 store = cls(Database(data_dir, sqlite, Reserve(data_dir)), lease_s, descriptor)
         except OSError as error:
-            kind_of_error = StoreFullError if is_no_room(error) else StoreError
-            raise kind_of_error(f"cannot write to {data_dir}: {error.strerror}") from None
+            reason = f"cannot write to {data_dir}: {error.strerror}"
+            if error.errno in _UNUSABLE:
+                raise ConfigError(reason) from None
+            raise (StoreFullError if is_no_room(error) else StoreError)(reason) from None
         try:
             store.database.room.acquire()
             create_schema(store.database)

@@ -52,6 +52,17 @@ def atomic_write(
         sync_directory(path.parent)
 
 
+def check_can_write(path: Path) -> None:
+    """Raise OSError if `atomic_write` cannot write a file: make its temporary file and remove it."""
+    temporary = path.with_name(path.name + UNFINISHED)
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:  # another process is writing, or was killed while it did
+        os.close(os.open(temporary, os.O_WRONLY))
+    else:
+        temporary.unlink()
+
+
 def sync_directory(directory: Path) -> None:
     """Write a directory's entries to disk, so that a file created or renamed in it survives a power cut.
 

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchray.errors import JobEndedError, JobNotEndedError, StoreError, StoreLockedError, UnknownJobError
+from batchray.errors import ConfigError, JobEndedError, JobNotEndedError, StoreError, StoreLockedError, UnknownJobError
 from batchray.schema import new_job_id
 from batchray.schema.progress import STATUSES, Progress
 from batchray.store import (
@@ -724,7 +724,7 @@ def test_a_data_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for data_dir in (file, file / "data"):
-        with pytest.raises(StoreError, match=f"cannot write to {data_dir}"):
+        with pytest.raises(ConfigError, match=f"cannot write to {data_dir}"):
             Store.open(data_dir)
 
 
@@ -741,7 +741,7 @@ except BatchrayError as error:
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o555)
         with child(code, Path(directory)) as line:
-            assert line() == f"StoreError cannot write to {directory}: Permission denied\n"
+            assert line() == f"ConfigError cannot write to {directory}: Permission denied\n"
         os.chmod(directory, 0o755)
 
 

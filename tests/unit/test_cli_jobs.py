@@ -112,6 +112,23 @@ def test_a_directory_without_jobs_is_named(command: str, name: str, tmp_path: Pa
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize(
+    "command", ["status", "status last", "results last", "export last", "show last", "cancel last", "db check"]
+)
+def test_a_directory_without_jobs_has_nothing_to_read(command: str, tmp_path: Path) -> None:
+    sentence = refused(ConfigError, *command.split(), "--data-dir", str(tmp_path / "nowhere"))
+    assert sentence == f"no batchray data in {tmp_path}/nowhere; give the --data-dir that the job was run with"
+
+
+def test_a_data_directory_that_cannot_be_made_is_unusable_input(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "agents.yaml").write_text("agents: [{id: a, model: offline/rules}]")
+    (tmp_path / "requests.jsonl").write_text('{"agent_id": "a", "input": "x"}')
+    inputs = [str(tmp_path / "requests.jsonl"), "--agents", str(tmp_path / "agents.yaml"), "--executor", "local"]
+    sentence = refused(ConfigError, "run", *inputs, "--data-dir", str(tmp_path / "file" / "data"))
+    assert sentence == f"cannot write to {tmp_path}/file/data: Not a directory"
+
+
 def test_one_unknown_name_among_others_stops_all_of_them(data: Path) -> None:
     refused(UnknownJobError, "cancel", FIRST, "job-9", "--data-dir", str(data))
     with Store.open_for_reading(data) as store:

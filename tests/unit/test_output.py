@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from batchray.cli.main import cli
 from batchray.cli.output import Shown, check_output, stream_of, write_results
 from batchray.errors import BatchrayError, ConfigError
 from batchray.executors import LocalExecutor
@@ -91,3 +93,28 @@ def test_only_a_file_is_kept_for_a_later_run_and_it_must_be_writable(tmp_path: P
     assert [check_output(each) for each in (None, Path("-"), Path("/dev/stdout"))] == [None] * 3
     with pytest.raises(ConfigError, match="cannot be written"):
         check_output(tmp_path / "no" / "such" / "directory.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("/proc/x.jsonl", "No such file or directory"), ("long" * 63 + ".jsonl", "File name too long")],
+)
+def test_a_directory_that_takes_no_file_is_refused_before_the_run(
+    output: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        check_output(Path(output))
+    assert str(caught.value) == f"--output {output} cannot be written: {reason}"
+    done = CliRunner().invoke(cli, ["db", "export", "--output", output])
+    assert isinstance(done.exception, ConfigError)
+
+
+def test_the_check_of_an_output_leaves_files_as_they_are(tmp_path: Path) -> None:
+    file, unfinished = tmp_path / "x.jsonl", tmp_path / "x.jsonl.part"
+    check_output(file)
+    assert list(tmp_path.iterdir()) == []
+    file.write_text("earlier")
+    unfinished.write_text("of another process")
+    check_output(file)
+    assert (file.read_text(), unfinished.read_text()) == ("earlier", "of another process")
