@@ -10,7 +10,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
 
 from batchray.errors import BatchFormatError
@@ -34,7 +34,8 @@ _CSV = "looks like CSV; if it is, give --format csv (format='csv')"
 _GZIP, _ZSTD = b"\x1f\x8b", b"(\xb5/\xfd"
 _LETTERS = bytes(range(0x20, 0x7F)) + b"\t\n\r"
 """The characters that a text of ASCII has."""
-_HEAD = 6
+_PACKERS = {".gz": "gzip", ".zst": "zstd"}
+_HEAD, _SAMPLE = 6, 512
 _CHUNK = 256 * 1024
 
 
@@ -82,6 +83,23 @@ def unpacked(head: bytes, stream: BinaryIO) -> BinaryIO:
         reason = "zstd is unpacked with pyarrow, which is not installed: pip install 'batchray[data]'; or use gzip"
         raise BatchFormatError(reason) from None
     return cast(BinaryIO, io.BufferedReader(_Unzstd(stream, pyarrow.CompressedInputStream(stream, "zstd")), _CHUNK))
+
+
+def check_is_text(head: bytes, stream: BinaryIO, name: str) -> None:
+    """Raise BatchFormatError for data that are named as packed, and are neither packed nor text.
+
+    `head` are their first bytes, and `stream` is what `first_bytes` has returned.
+    """
+    packer = _PACKERS.get(PurePath(name.lower()).suffix)
+    if packer is None or is_packed(head) or head.startswith(tuple(_UNREADABLE)) or _utf16(head) is not None:
+        return
+    sample = cast(io.BufferedReader, stream).peek(_SAMPLE)[:_SAMPLE]
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError:
+        text = "\0"
+    if any(letter < " " and not letter.isspace() for letter in text):
+        raise BatchFormatError(f"is named as {packer} data, and is neither that nor text in UTF-8; compress it again")
 
 
 def first_bytes(stream: BinaryIO) -> tuple[bytes, BinaryIO]:

@@ -633,6 +633,9 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "not parquet": ("t.parquet", b"id,question\n1,2\n", "t.parquet: cannot be read as Parquet: "),
     "arrow": ("t.arrow", b"ARROW1\0\0....", "t.arrow: cannot be read as Arrow: "),
     "zstd": ("t.csv.zst", pa.compress(b"id,question\n1,2\n" * 99, "zstd", asbytes=True)[:-9], "zst: the zstd data is"),
+    "not gzip": ("t.csv.gz", b"\x8f\x02junk" * 200, "t.csv.gz: is named as gzip data, and is neither that nor text"),
+    "not zstd": ("t.jsonl.zst", b"junk\0" * 200, "t.jsonl.zst: is named as zstd data, and is neither that nor text"),
+    "gzip with latin-1": ("t.csv.gz", gzip.compress(b"id,question\n1,\xe4\n"), "t.csv.gz, line 2: not UTF-8: invalid"),
     "gzip": ("t.csv.gz", gzip.compress(b"id,question\n1,2\n" * 99)[:-9], "t.csv.gz: the gzip data is cut off"),
 }
 
@@ -715,6 +718,13 @@ def test_a_file_without_rows_in_a_directory_needs_no_columns(tmp_path: Path) -> 
     for name in "ab":
         (directory / f"{name}.parquet").unlink()
     assert "the batch is empty" in refusal(directory, InputOptions(agent="a", input_column="q"), tmp_path)
+
+
+def test_a_text_that_is_named_as_packed_is_read(tmp_path: Path) -> None:
+    text = "id,question\n1," + "ä" * 2000 + "\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le"):
+        _, [row] = read(_file(tmp_path, "t.csv.gz", text.encode(encoding)), QUESTIONS, tmp_path)
+        assert row == {"id": 1, "question": "ä" * 2000}
 
 
 def test_a_dataset_of_several_splits_is_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from batchray.batch.formats.text_rows import add_objects, csv_rows, json_rows, o
 from batchray.batch.parse import Batch, batch_of, object_request
 from batchray.batch.places import Place, place_of
 from batchray.batch.rules import KnownAgent, RequestRules
-from batchray.batch.source import first_bytes, is_packed, open_stream, readable, unpacked
+from batchray.batch.source import check_is_text, first_bytes, is_packed, open_stream, readable, unpacked
 from batchray.batch.split import JsonDocument, Lines, split_stream
 from batchray.batch.spool import Spool
 from batchray.errors import BatchFormatError, EmptyBatchError
@@ -201,6 +201,8 @@ def _batch_in(stream: BinaryIO, name: str, given: _Input) -> Batch | Table:
         head, stream = first_bytes(stream)
         if is_packed(head):
             head, stream = first_bytes(unpacked(head, stream))
+        elif _format_of(head, name, given.options.format) not in READERS:
+            check_is_text(head, stream, name)
         return _read(stream, _format_of(head, name, given.options.format), given)
     except BaseException:
         stream.close()
