@@ -111,7 +111,7 @@ def export(
     parquet    one file, or a directory of parts that the next export continues
     csv        the same columns, with JSON for nested ones
     jsonl      a line for each outcome, with its input
-    openai     OpenAI's batch output file; the errors are in x.errors.jsonl for x.jsonl
+    openai     OpenAI's batch output file; errors, if any, are in x.errors.jsonl for x.jsonl
     anthropic  Anthropic's batch results
     sft        chat messages with tools of the requests that succeeded, to fine-tune a model
     atif       Harbor's trajectories: lines, or one file each in a directory

@@ -149,7 +149,7 @@ class JobReader(ABC):  # more than 20 methods, because half of the public API of
         - `parquet`: as `to_parquet`.
         - `csv`: the columns of `to_arrow`, with JSON for nested ones.
         - `jsonl`: a line for each result, with its input.
-        - `openai`: the output file of OpenAI's Batch API, and the error file, `x.errors.jsonl` for `x.jsonl`.
+        - `openai`: the output file of OpenAI's Batch API, and if there are errors the error file, `x.errors.jsonl`.
           `endpoint` is the one whose objects the lines have.
         - `anthropic`: the results file of Anthropic's Message Batches.
         - `sft`: chat messages with tools of the requests that succeeded, to fine-tune a model.

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+
 def write_csv(target: Target, tables: ResultTables) -> None:
     """Write the results of this moment in index order.  An absent value is empty, an empty text is `""`.
 
@@ -32,6 +35,10 @@ def write_csv(target: Target, tables: ResultTables) -> None:
 def _written_type(kind: pa.DataType) -> pa.DataType:
     import pyarrow as pa
 
+    if pa.types.is_duration(kind):
+        return pa.float64()
+    if pa.types.is_dictionary(kind):
+        return _written_type(kind.value_type)
     return kind if _is_plain(kind) else pa.string()
 
 
@@ -45,8 +52,15 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column in the type in which it is written: durations as seconds, and categories as their values."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(column.type):
+        return _column(column.cast(column.type.value_type))
+    if pa.types.is_duration(column.type):
+        counts = column.cast(pa.int64()).to_pylist()
+        per_second = _PER_SECOND[column.type.unit]
+        return pa.chunked_array([[None if n is None else n / per_second for n in counts]], pa.float64())
     if _is_plain(column.type):
         return column
     return pa.chunked_array([[_text(value) for value in column.to_pylist()]], pa.string())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -93,14 +93,17 @@ def _write(file: BinaryIO, source: ExportSource, line_of: LineOf) -> None:
 
 
 def _write_openai(target: Target, source: ExportSource, endpoint: str) -> None:
-    """Write the output file and the error file; an open file gets the lines of both."""
+    """Write the output file, and the error file if there are errors; an open file gets the lines of both."""
     views = source.views(every_message=True)
     created = parse_time(source.job.created_at)
     seconds = int(created.timestamp()) if created else 0
-    with opened(target) as output, opened(beside(target)) as errors:
+    with ExitStack() as files:
+        output, errors = files.enter_context(opened(target)), None
         for stored in source.stored():
             result = views.result(stored)
-            file = errors if is_in_error_file(result) else output
+            if (is_error := is_in_error_file(result)) and errors is None:
+                errors = files.enter_context(opened(beside(target)))
+            file = errors if is_error and errors is not None else output
             file.write(openai_line(result, endpoint, seconds) + b"\n")
 
 

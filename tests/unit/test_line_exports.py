@@ -110,6 +110,17 @@ def test_openai_has_an_output_file_and_an_error_file(job: Job, tmp_path: Path) -
     assert names == ["add", "ask"]
 
 
+def test_openai_has_no_error_file_if_nothing_failed(tmp_path: Path) -> None:
+    requests = [{"agent_id": "a", "input": "x"}]
+    agent = Agent(id="a", run=lambda request: "y")
+    job = batchray.run(requests, [agent], data_dir=tmp_path / "data", executor="local", progress=False)
+    job.export(tmp_path / "out.jsonl", "openai")
+    assert names_in(tmp_path) == ["data", "out.jsonl"]
+    (tmp_path / "out.errors.jsonl").write_text("of an earlier export")
+    job.export(tmp_path / "out.jsonl", "openai")
+    assert (tmp_path / "out.errors.jsonl").read_text() == "of an earlier export"
+
+
 def test_an_open_file_gets_both_in_the_order_of_the_batch(job: Job) -> None:
     from openai.types.responses import Response
 
@@ -224,6 +235,27 @@ def test_csv_has_json_for_nested_columns(tmp_path: Path) -> None:
     assert read["tags"].to_pylist() == ['["x",null]', ""]
     assert (read["raw"].to_pylist(), read["level"].to_pylist()) == (["/w==", ""], [1, None])
     assert read["kind"].to_pylist() == ["u", "v"]
+
+
+def test_csv_has_durations_and_categories_as_numbers_without_quotes(tmp_path: Path) -> None:
+    rows = pa.table(
+        {
+            "q": ["a", "b", "c"],
+            "took": pa.array([3_000, None, 1_500], pa.duration("ms")),
+            "lag": pa.array([1_800_000_000_000_000_000, 5, 0], pa.duration("ns")),
+            "level": pa.array([7, None, 8]).dictionary_encode(),
+        }
+    )
+    job = batchray.run(
+        rows, [AGENTS[0]], input_column="q", data_dir=tmp_path / "data", executor="local", progress=False
+    )
+    job.export(tmp_path / "x.csv")
+    lines = (tmp_path / "x.csv").read_text().splitlines()
+    assert [line.split(",")[:4] for line in lines[1:]] == [
+        ['"a"', "3", "1800000000", "7"],
+        ['"b"', "", "5e-9", ""],
+        ['"c"', "1.5", "0", "8"],
+    ]
 
 
 @pytest.mark.parametrize("format", ["jsonl", "openai", "csv", "sft", "atif"])
