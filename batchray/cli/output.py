@@ -154,6 +154,8 @@ def export_results(job: Job, output: str, format_name: str | None, endpoint: str
         return
     if format_name is None:
         raise UsageError(f"name the --format of standard output: {', '.join(EXPORT_FORMATS)}")
+    if format_name == "parquet":
+        raise UsageError("Parquet is not written to standard output; name a file or a directory with --output PATH")
     sys.stdout.flush()
     try:
         stopped = "export stopped; the output is not complete; run the command again"

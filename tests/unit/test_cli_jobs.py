@@ -236,7 +236,10 @@ def test_an_export_has_the_results_of_a_job_in_another_format(data: Path, tmp_pa
     [
         ((), "name the --format of standard output: parquet, jsonl"),
         (("--output", "x"), "the name 'x' does not tell the format; name it: parquet, jsonl"),
-        (("--format", "parquet"), "Parquet is written to a file or a directory, not to an open file; name one"),
+        (
+            ("--format", "parquet"),
+            "Parquet is not written to standard output; name a file or a directory with --output PATH",
+        ),
         (("--output", "no/x.csv"), "no/x.csv: cannot be written: No such file or directory"),
     ],
 )
