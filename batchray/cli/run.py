@@ -232,3 +232,5 @@ def _summarize(job: Job, record: JobRecord, output: Path | None, place: str) -> 
     click.echo(f"results: {output}" if output else f"results: {command}")
     if record.counts["succeeded"] < record.total:
         click.echo(f"failures: {command} --failed")
+        again = f"batchray retry {job.id}{place}{env_file_options()}"
+        click.echo(f"next: batchray report {job.id}{place}; {again}")

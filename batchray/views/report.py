@@ -66,8 +66,8 @@ class Report:
     """A job at one moment.  Durations are in seconds.
 
     `failures` are the most frequent first; `n_other_failures` are in none of them.  `cost_usd` is None without prices;
-    `n_without_cost` outcomes with model calls are not in it.  A brief report has the newest failures only, and neither
-    `slowest` nor `cost_usd`.
+    `n_without_cost` outcomes with model calls are not in it.  A brief report sums up the newest failures only, and
+    has neither `slowest` nor `cost_usd`.
     """
 
     job_id: str
@@ -94,6 +94,12 @@ class Report:
     def done(self) -> int:
         """Items that have an outcome."""
         return sum(self.counts.values())
+
+    @property
+    def n_sampled(self) -> int | None:
+        """Number of failures that `failures` sum up; None if that is all of them."""
+        n_seen = sum(group.n_items for group in self.failures) + self.n_other_failures
+        return n_seen if self.is_brief and n_seen < self.counts["errored"] else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON; a percentile that was not measured is None."""

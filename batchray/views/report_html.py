@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from batchray.views.html import AMBER, BLUE, GREEN, GREY, RED, element, escaped, stacked_bar, table
 from batchray.views.plain_text import in_short
 from batchray.views.report import Report
-from batchray.views.report_text import facts, failure_text, headline, outcome_rows, request_name, timing_rows
+from batchray.views.report_text import (
+    NAME_HEAD,
+    facts,
+    failure_heads,
+    failure_text,
+    headline,
+    outcome_rows,
+    request_name,
+    timing_rows,
+)
 from batchray.views.summary import duration, share
 
 _COLOURS: Mapping[str, str] = {
@@ -36,7 +45,7 @@ def report_html(report: Report) -> str:
             (escaped(request_name(each)), escaped(in_short(each.agent_id)), each.status, duration(each.duration_s))
             for each in report.slowest
         ]
-        parts.append(_folded("slowest requests", table(rows, ("request", "agent", "outcome", "start to end"))))
+        parts.append(_folded("slowest requests", table(rows, (NAME_HEAD, "agent", "outcome", "start to end"))))
     parts.append(element("div", escaped("; ".join(facts(report))), "opacity:.8"))
     if steps := [(escaped(step.why), element("code", escaped(step.call))) for step in report.next_steps]:
         parts.append(table(steps))
@@ -66,7 +75,9 @@ def _failures(report: Report) -> str:
     ]
     if report.n_other_failures:
         rows.append((f"{report.n_other_failures:,}", "", "", "others"))
-    return table(rows, ("newest failures" if report.is_brief else "failures", "stop reason", "example", "error"))
+    title, counted = failure_heads(report)
+    heads = (counted if report.n_sampled is not None else "failures", "stop reason", f"example: {NAME_HEAD}", "error")
+    return (element("div", escaped(title)) if report.n_sampled is not None else "") + table(rows, heads)
 
 
 def _folded(summary: str, content: str) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _TIMED = {"queued": "before its start", "ttft": "start to first token", "duration": "start to end"}
+NAME_HEAD = "index (custom_id)"
+"""The head of a column of requests, as `request_name` names them."""
 _MAX_MESSAGE_CHARS, _N_COLUMNS = 200, 100
 
 
@@ -91,8 +93,8 @@ def timing_rows(report: Report) -> list[tuple[str, Percentiles]]:
 
 
 def request_name(request: FailureGroup | SlowRequest) -> str:
-    """Return a request's index, and its custom_id if it has one."""
-    return f"{request.index}" if request.custom_id is None else f"{request.index} {in_short(request.custom_id, 40)}"
+    """Return a request's index, and its custom_id in brackets if it has one; the head of its column is `NAME_HEAD`."""
+    return f"{request.index}" if request.custom_id is None else f"{request.index} ({in_short(request.custom_id, 40)})"
 
 
 def failure_text(group: FailureGroup) -> str:
@@ -111,7 +113,8 @@ def _tables(report: Report) -> Iterator[tuple[str, Sequence[str], Iterable[Seque
         ]
         if report.n_other_failures:
             rows.append(("", f"{report.n_other_failures:,}", "", "others"))
-        yield _failures_title(report), ("stop reason", "requests", "example", "error"), rows
+        title, counted = failure_heads(report)
+        yield title, ("stop reason", counted, f"example: {NAME_HEAD}", "error"), rows
     timing = (
         (name, *(duration(value) for value in (each.p50, each.p95, each.max))) for name, each in timing_rows(report)
     )
@@ -121,11 +124,14 @@ def _tables(report: Report) -> Iterator[tuple[str, Sequence[str], Iterable[Seque
             (request_name(each), plain(in_short(each.agent_id, 30)), each.status, duration(each.duration_s))
             for each in report.slowest
         )
-        yield "slowest requests", ("request", "agent", "outcome", "start to end"), slow
+        yield "slowest requests", (NAME_HEAD, "agent", "outcome", "start to end"), slow
 
 
-def _failures_title(report: Report) -> str:
-    return "newest failures" if report.is_brief else "failures by message"
+def failure_heads(report: Report) -> tuple[str, str]:
+    """Return the title of the failures and the head of their counts, which say if these are those of a sample."""
+    if (n_sampled := report.n_sampled) is None:
+        return "failures by message", "requests"
+    return f"failures: the newest {n_sampled:,} of {report.counts['errored']:,}", f"of these {n_sampled:,}"
 
 
 def _cell(text: str) -> str:

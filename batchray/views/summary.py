@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _N_FAILURES = 8
 TIMING_NOTE = """\
 p50, p95: half of the requests, 95 % of them, took at most this long (at most 4.4 % too high)
-before its start: since the batch was accepted, including the start of Ray
+before its start: since the batch was accepted; on Ray, with Ray's own start
 """
 
 

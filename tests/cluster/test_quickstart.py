@@ -111,7 +111,8 @@ def test_the_output_starts_with_the_job_and_ends_with_where_to_look(quickstart: 
     assert "240 requests: job completed" in printed
     assert "errored            9    3.8%" in printed
     assert "results: results.jsonl" in printed
-    assert rest[-1] == f"failures: batchray results {job} --failed"
+    assert rest[-2] == f"failures: batchray results {job} --failed"
+    assert rest[-1] == f"next: batchray report {job}; batchray retry {job}"
 
 
 def test_no_process_is_left(quickstart: Quickstart) -> None:

@@ -115,6 +115,38 @@ def test_two_forms_of_a_report_at_once_are_refused(job: Job) -> None:
     assert (str(done.exception), done.output) == ("give only one of --json and --markdown", "")
 
 
+def test_a_sample_of_the_failures_says_of_how_many(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "data") as store:
+        job_id = new_job_id()
+        store.jobs.create(NewJob(job_id, lambda ids: {}), [NewItem("a", f"f{n}", b"{}") for n in range(700)])
+        led = store.jobs.start(job_id)
+        store.outcomes.write(led, [NewAttempt(index, 1) for index in range(700)])
+        store.outcomes.write(led, [], [_failed(index, {"type": "E", "message": "refused"}) for index in range(700)])
+    job = batchray.attach(job_id, tmp_path / "data")
+    title, counted = "failures: the newest 500 of 700", "of these 500"
+    for shown in (str(job.brief_report()), job._repr_html_()):
+        assert title in shown
+        assert counted in shown
+    whole = str(job.report())
+    assert "failures by message" in whole
+    rows = [" ".join(line.split()) for line in whole.splitlines()]
+    assert "stop reason requests example: index (custom_id) error" in rows
+    assert "error 700 0 (f0) E: refused" in rows
+    assert "index (custom_id) agent outcome start to end" in rows
+
+
+def test_a_run_with_failures_ends_with_the_commands_that_come_next(tmp_path: Path) -> None:
+    agents, requests, data = tmp_path / "agents.yaml", tmp_path / "requests.jsonl", tmp_path / "data"
+    agents.write_text(f"agents:\n- id: a\n  run: {__name__}:answer\n")
+    requests.write_text('{"agent_id": "a", "input": "fail"}\n{"agent_id": "a", "input": "fine"}\n')
+    run = ["run", str(requests), "--agents", str(agents), "--executor", "local", "--data-dir", str(data)]
+    done = CliRunner().invoke(cli, run)
+    assert done.exit_code == 1, done
+    place = f"{done.output.split()[0]} --data-dir {data}"
+    assert done.output.splitlines()[-1] == f"next: batchray report {place}; batchray retry {place}"
+    assert "since the batch was accepted; on Ray, with Ray's own start" in done.output
+
+
 def test_a_job_without_outcomes_has_a_report(tmp_path: Path) -> None:
     with Store.open(tmp_path / "data") as store:
         job_id = new_job_id()
