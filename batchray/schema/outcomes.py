@@ -91,6 +91,12 @@ class ErrorInfo(WireModel):
     message: str
     traceback: str | None = None
 
+    def __repr__(self) -> str:
+        """Return the type and the start of the message, without the traceback."""
+        return f"ErrorInfo(type={_short_repr(self.type)}, message={_short_repr(self.message)})"
+
+    __str__ = __repr__
+
 
 class Timing(WireModel):
     """Durations of an item, in nanoseconds of a monotonic clock.
@@ -148,6 +154,8 @@ class Result(WireModel):
         end = self.text if self.error is None else f"{self.error.type}: {self.error.message}"
         info["text" if self.error is None else "error"] = end
         return f"Result({', '.join(f'{name}={_short_repr(value)}' for name, value in info.items())})"
+
+    __str__ = __repr__
 
     def _repr_html_(self) -> str | None:
         """Return the conversation as HTML, for notebooks; None, and so the repr, if no view is loaded."""

@@ -20,6 +20,13 @@ class Percentiles(NamedTuple):
     p99: float
     max: float
 
+    def __repr__(self) -> str:
+        """Return the seconds with three significant digits, or whole ones from 1000 on."""
+        shown = (
+            f"{name}={value:.0f}" if value >= 1000 else f"{name}={value:.3g}" for name, value in self._asdict().items()
+        )
+        return f"Percentiles({', '.join(shown)})"
+
 
 @dataclass
 class Histogram:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batchray.schema.progress import STATUSES, Histogram, Progress
+from batchray.schema.progress import STATUSES, Histogram, Percentiles, Progress
 
 durations = st.integers(0, 2**63 - 1)
 TOO_HIGH = 2 ** (1 / 16)
@@ -43,6 +43,13 @@ def test_a_histogram_of_any_durations_stays_small() -> None:
 
 def test_the_longest_duration_is_exact() -> None:
     assert histogram([1_000_000_007, 5]).percentiles().max == 1.000000007
+
+
+def test_percentiles_are_printed_with_three_digits() -> None:
+    assert str(Percentiles(0.0123456, 1.23456, 123.456, 12345.6)) == (
+        "Percentiles(p50=0.0123, p95=1.23, p99=123, max=12346)"
+    )
+    assert repr(Histogram().percentiles()) == "Percentiles(p50=nan, p95=nan, p99=nan, max=nan)"
 
 
 def test_an_empty_histogram_has_no_percentiles() -> None:

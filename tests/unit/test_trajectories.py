@@ -187,6 +187,15 @@ def test_html_and_repr_are_small_whatever_is_in_a_result(char: str) -> None:
     assert "turns are left out" in shown
     assert _is_balanced(shown)
     assert len(repr(result)) < 1_500
+    assert str(result) == repr(result)
+
+
+def test_an_error_is_printed_without_its_traceback() -> None:
+    error = ErrorInfo(type="ValueError", message="no " * 1000, traceback="Traceback (most recent call last): ...")
+    for shown in (str(error), repr(error), str(made(error=error))):
+        assert "ValueError" in shown
+        assert "Traceback" not in shown
+        assert len(shown) < 300
 
 
 @given(st.text(), st.text())
