@@ -32,6 +32,7 @@ from batchray.jobs.start import start_again, submit_with
 from batchray.jobs.states import state_of
 from batchray.schema.validation_text import first_problem
 from batchray.store import Store
+from batchray.support.keywords import check_keywords
 
 AgentsLike = Sequence[Agent | Mapping[str, Any]] | Sequence[str | Path] | str | Path | AgentSet
 """Agents, or the path of an agents file, or of several."""
@@ -96,6 +97,7 @@ def _short_errors(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            check_keywords(function, kwargs)
             return function(*args, **kwargs)
         except UsageError as error:
             raise error.with_traceback(None) from None
@@ -109,6 +111,7 @@ def _short_async_errors(function: Callable[P, Coroutine[Any, Any, T]]) -> Callab
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            check_keywords(function, kwargs)
             return await function(*args, **kwargs)
         except UsageError as error:
             raise error.with_traceback(None) from None

@@ -61,6 +61,23 @@ def test_a_typo_in_an_option_is_refused_with_a_suggestion(name: str, options: di
     assert not Path(options["data_dir"]).exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("run", "promt", "prompt"),
+        ("submit", "agnet", "agent"),
+        ("run", "progres", "progress"),
+        ("retry", "provider", "providers"),
+        ("run", "callback", "callback_url"),
+        ("attach", "data_dirs", "data_dir"),
+    ],
+)
+def test_a_typo_of_any_keyword_is_refused_with_the_one_that_was_meant(name: str, given: str, meant: str) -> None:
+    first = (REQUESTS, [AGENT]) if name in ("run", "submit") else (new_job_id(),)
+    with pytest.raises(ConfigError, match=f"^{name}: unknown key '{given}'; did you mean '{meant}'\\?$"):
+        getattr(batchray, name)(*first, **{given: "x"})
+
+
 # Untyped, because mypy refuses these calls too.
 UNKNOWN: Any = "opnai"
 MISSPELT: Any = {"modle": "m/n"}
