@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
+from batchray.batch.formats.options import NO_OPTIONS
 from batchray.batch.formats.sources import with_index
 from batchray.config import Agent, AgentSet
 from batchray.errors import UsageError
@@ -40,6 +41,7 @@ def cross(
     requests: Iterable[str | Mapping[str, Any] | AgentRequest] | Any,
     agents: Iterable[Agent | Mapping[str, Any] | str] | AgentSet | Agent | str,
     repeats: int = 1,
+    **options: Never,
 ) -> CrossedRequests:
     """Return each request for each agent, `repeats` times, as the requests of one batch.
 
@@ -53,8 +55,14 @@ def cross(
 
     Raises UsageError for arguments that cannot be crossed, BatchFormatError when it is read for a request that is none.
     """
+    if options:
+        raise _unknown_option(next(iter(options)))
+    if isinstance(requests, str | Path):
+        given = f"{str(requests)[:60]!r}"
+        remedy = "read a file first, such as pandas.read_csv(path), and put a single request into a list"
+        raise UsageError(f"cross: requests is a list of requests or the rows of a table, not {given}; {remedy}")
     requests = _rows_of(requests)
-    if isinstance(requests, str | bytes | Path | Mapping) or not isinstance(requests, Iterable):
+    if isinstance(requests, bytes | Mapping) or not isinstance(requests, Iterable):
         raise UsageError(f"cross: requests is a list of requests, not a {type(requests).__name__}")
     if isinstance(agents, AgentSet):
         agents = list(agents.agents)
@@ -68,6 +76,13 @@ def cross(
     if not isinstance(repeats, int) or repeats < 1:
         raise UsageError(f"cross: repeats is a whole number from 1, not {repeats!r}")
     return CrossedRequests(requests if isinstance(requests, Collection) else list(requests), agent_ids, repeats)
+
+
+def _unknown_option(name: str) -> UsageError:
+    if name in NO_OPTIONS.__dataclass_fields__:
+        call = f"batchray.run(batchray.cross(rows, agents), agents, {name}=...)"
+        return UsageError(f"cross: {name} says how a row becomes a request; give it to run: {call}")
+    return UsageError(f"cross: unknown argument {name!r}; it takes requests, agents and repeats, and run the others")
 
 
 def _rows_of(requests: Any) -> Any:

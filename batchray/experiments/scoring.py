@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from batchray.agents.user_code import is_async
 from batchray.api import ResumeOptions, attach, run
+from batchray.batch.formats.prompts import has_attribute
 from batchray.config import Agent
 from batchray.errors import UsageError
 from batchray.jobs.handle import Job
@@ -197,6 +198,10 @@ class _Prompt:
             if first != "text" and first not in Result.model_fields:
                 known = ", ".join(("text", *Result.model_fields))
                 raise UsageError(f"the judge's prompt has {{{name}}}, which no result has; known: {known}")
+            if has_attribute(name):
+                raise UsageError(
+                    f"the judge's prompt has {{{name}}}, an attribute; write {{{first}}} or {{{first}[name]}}"
+                )
         self._template = template
 
     def render(self, result: Result) -> str:

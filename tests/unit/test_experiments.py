@@ -121,7 +121,8 @@ def test_an_iterator_is_crossed_whole_and_a_request_may_be_typed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("a text", [QA]), "a list of requests, not a str"),
+        (("a text", [QA]), "a list of requests or the rows of a table, not 'a text'"),
+        (({"input": "x"}, [QA]), "a list of requests, not a dict"),
         ((["x"], []), "no agents"),
         ((["x"], [QA, "qa"]), "agent 'qa' is given twice"),
         ((["x"], [QA], 0), "a whole number from 1, not 0"),
@@ -379,6 +380,23 @@ def test_a_setting_of_one_job_groups_the_agents_of_another(options: dict[str, An
     assert batchray.compare(plain, by=lambda result: [result.agent_id]).index[0] == '["a"]'
     with pytest.raises(UsageError, match="nothing to group by"):
         batchray.compare(plain, by=[])
+
+
+def test_cross_says_what_takes_a_path_or_an_option_of_run() -> None:
+    cross: Any = batchray.cross  # mypy refuses these calls too
+    for path in ("s.csv", Path("s.csv")):
+        with pytest.raises(UsageError, match=r"not 's\.csv'; read a file first, such as pandas\.read_csv"):
+            cross(path, ["a"])
+    with pytest.raises(UsageError, match=r"give it to run: batchray\.run\(batchray\.cross\(.*prompt=\.\.\.\)"):
+        cross(["x"], ["a"], prompt="{x}")
+    with pytest.raises(UsageError, match="unknown argument 'repeat'; it takes requests, agents and repeats"):
+        cross(["x"], ["a"], repeat=2)
+
+
+def test_a_judges_prompt_takes_no_attributes(options: dict[str, Any]) -> None:
+    job = batchray.run([{"agent_id": "fn", "input": "x"}], [Agent(id="fn", run=echo)], **options)
+    with pytest.raises(UsageError, match=r"has \{text.__class__\}, an attribute; write \{text\}"):
+        batchray.apply(job, Agent(id="judge", model="offline/rules"), prompt="{text.__class__}", **options)
 
 
 def test_missing_values_of_a_crossed_frame_are_none() -> None:

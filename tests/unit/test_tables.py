@@ -508,6 +508,12 @@ BAD: dict[str, tuple[Any, InputOptions, str]] = {
         "prompt: there is no column 'questio'",
     ),
     "bad braces": (TABLE, InputOptions(agent="a", prompt="{question"), "prompt: expected '}' before end of string"),
+    "an attribute": (
+        TABLE,
+        InputOptions(agent="a", prompt="{question.__class__}"),
+        "is an attribute of a value; write a",
+    ),
+    "an attribute of an item": (TABLE, InputOptions(agent="a", prompt="{question[0].x}"), "is an attribute of a value"),
     "no braces": (TABLE, InputOptions(agent="a", prompt="$question"), "prompt names no column; write one in braces"),
     "two inputs": (TABLE, InputOptions(agent="a", prompt="x", input_column="y"), "give only one of input_column and"),
     "null input": (TABLE, InputOptions(agent="a", input_column="note"), "row 1: column 'note': is empty (null)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from string import Formatter
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from batchray.errors import BatchFormatError
 
 _FORMATTER = Formatter()
+_ITEMS = re.compile(r"\[[^\]]*\]")
 
 
 class _Piece(NamedTuple):
@@ -23,7 +25,7 @@ class _Piece(NamedTuple):
 
 
 class Prompt:
-    """A template with the names of columns in braces, in the format of `str.format`."""
+    """A template with the names of columns in braces, in the format of `str.format` without attributes of values."""
 
     def __init__(self, template: str, columns: Sequence[str]) -> None:
         self._pieces = [_piece(*parsed, columns) for parsed in _parsed(template)]
@@ -48,6 +50,11 @@ def listed(columns: Collection[str]) -> str:
     return ", ".join([name[:60] for name in columns][:12]) + (", ..." if len(columns) > 12 else "")
 
 
+def has_attribute(field: str) -> bool:
+    """Whether a field of a template asks for an attribute: `{text.__class__}` would be the same for every row."""
+    return "." in _ITEMS.sub("", field)
+
+
 def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
     try:
         return list(_FORMATTER.parse(template))
@@ -62,6 +69,9 @@ def _piece(text: str, field: str | None, spec: str | None, conversion: str | Non
     column = field.partition("[")[0].partition(".")[0]
     if column not in columns:
         raise missing_column(field, columns, "prompt")
+    if has_attribute(field):
+        allowed = f"write a column, such as {{{column}}}, or an item of one, such as {{{column}[name]}}"
+        raise BatchFormatError(f"prompt: {{{field[:60]}}} is an attribute of a value; {allowed}")
     return _Piece(text, field, column, conversion, spec or "")
 
 
