@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import click
 from batchray.cli.exits import saying_if_stopped
 from batchray.cli.job_names import find_jobs
 from batchray.cli.options import store_options, store_settings
-from batchray.errors import UsageError
+from batchray.errors import UnknownItemError, UsageError
 from batchray.views.next_steps import JobLocation, on_command_line
 
 if TYPE_CHECKING:
@@ -112,7 +113,10 @@ def _result(job: Job, item: str, name: str) -> Result:
     is_number = item.isascii() and item.isdigit() and len(item) <= _MAX_DIGITS
     if not is_number or int(item) >= job.record().total:
         return job.result(custom_id=item)
-    if (other := job.index_of(item)) not in (None, int(item)):
+    other = int(item)
+    with suppress(UnknownItemError):  # or it has no outcome yet, and so nothing to show
+        other = job.result(custom_id=item).index
+    if other != int(item):
         command = on_command_line("show", name, JobLocation(job.data_dir, job.url), "--custom-id", item)
         click.echo(f"batchray: {item} is an index here; item {other} has it as its custom_id: {command}", err=True)
     return job.result(int(item))

@@ -99,18 +99,16 @@ class JobReader(ABC):  # more than 20 methods, because half of the public API of
             raise UsageError("result: give an index or a custom_id")
         store, job = self._store(), self._accepted
         known = f"it has {job.total:,} items, with the indices 0 to {job.total - 1}"
-        if index is None and (index := self.index_of(str(custom_id))) is None:
-            raise UnknownItemError(self.id, f"no item has the custom_id {in_short(str(custom_id))!r}; {known}")
+        if index is None:
+            named = store.items.find(job, custom_id=str(custom_id), limit=1)
+            if not named:
+                raise UnknownItemError(self.id, f"no item has the custom_id {in_short(str(custom_id))!r}; {known}")
+            index = named[0].index
         if not 0 <= index < job.total:
             raise UnknownItemError(self.id, f"there is no item {index}; {known}")
         if (stored := store.items.result(job, index)) is None:
             raise UnknownItemError(self.id, f"item {index} has no outcome yet")
         return self._views(include_input=True).result(stored)
-
-    def index_of(self, custom_id: str) -> int | None:
-        """Return the index of the first item that has this `custom_id`, or None."""
-        named = self._store().items.find(self._accepted, custom_id=custom_id, limit=1)
-        return named[0].index if named else None
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the results as a frame, one row per item in index order.  Needs the extra `batchray[pandas]`.
