@@ -52,7 +52,7 @@ class Document:
     def operation(self, method: str, path: str) -> Operation | None:
         """Return the operation that a request calls, or None.  The most specific path wins, as in the server."""
         found = [each for each in self.operations if each.method == method.lower() and each.pattern.fullmatch(path)]
-        return min(found, key=lambda each: each.path.count("{"), default=None)
+        return min(found, key=lambda each: (each.path.count("{"), each.path != path), default=None)
 
     def parameters(self, operation: Operation) -> dict[str, str]:
         """Return the description of each parameter of an operation: of its query, and of the members of its body."""

@@ -46,6 +46,7 @@ IDS: dict[str, dict[str, Value]] = {
     "update_agent_tool_approval": {"agent_id": World.new_agent},
     "cancel_batch": {"batch_id": World.new_batch},
     "cancel_openai_batch": {"openai_batch_id": World.cancelled_openai_batch},
+    "retrieve_openai_model": {"model": "calculator"},
     "cancel_job": {"job_id": World.new_batch},
     "delete_batch": {"batch_id": World.new_batch},
     "delete_job": {"job_id": World.new_batch},
