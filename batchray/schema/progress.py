@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 # A bucket spans one sixteenth of a doubling: a percentile is at most 4.4 % above the true value.
@@ -163,6 +163,10 @@ class Progress:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Progress:
-        """Read what `to_dict` wrote; an older version wrote neither cached nor reasoning tokens, which are then 0."""
+        """Read what `to_dict` wrote, of this version or another.
+
+        An older one wrote neither cached nor reasoning tokens, which are then 0; what a newer one adds is left out.
+        """
         timings = {name: Histogram.from_dict(data["timings"][name]) for name in TIMINGS}
-        return cls(**{**data, "counts": dict(data["counts"]), "timings": timings})
+        known = {each.name: data[each.name] for each in fields(cls) if each.name in data}
+        return cls(**{**known, "counts": dict(data["counts"]), "timings": timings})
