@@ -45,16 +45,19 @@ class Shown(NamedTuple):
     include_input: bool = False
 
 
-def check_output(output: Path | None, include_input: bool = False) -> Output | None:
+def check_output(output: Path | None, include_input: bool = False, inputs: Sequence[str | Path] = ()) -> Output | None:
     """Return the output that a later run of the job has too: a file, not a stream.  Called before anything runs.
 
-    Raises ConfigError if the file cannot be written; prints a notice if its name promises another format.
+    Raises ConfigError if the file cannot be written, or is one of the `inputs`; prints a notice if its name promises
+    another format.
     """
     if output is None or stream_of(output) is not None:
         return None
     from batchray.jobs.start import Output
 
     check_can_be_written(output)
+    if output.is_file() and any(os.path.isfile(each) and output.samefile(each) for each in inputs):
+        raise ConfigError(f"--output {output} is an input of this command, which would be lost; name another file")
     if (remedy := _OTHER_FORMATS.get(output.suffix.lower())) is not None:
         click.echo(f"batchray: --output {output} will hold JSON Lines; {remedy}", err=True)
     return Output(output, include_input)

@@ -89,7 +89,7 @@ def run(requests: str, agents_files: tuple[Path, ...], output: Path | None, **op
 
     if not agents_files:
         raise ConfigError("give the agents that the requests name: --agents FILE")
-    kept = check_output(output, options["include_input"])
+    kept = check_output(output, options["include_input"], [requests, *agents_files])
     # Not sys.stdin: after an interrupt a thread may still wait for it, and Python would wait for that thread at exit.
     source = open(0, "rb", closefd=False) if requests == "-" else requests  # noqa: SIM115
 
@@ -110,9 +110,8 @@ def resume(name: str, agents_files: tuple[Path, ...], output: Path | None, **opt
 
     Example: batchray resume last --output results.jsonl
     """
-    _watch(
-        _starter(name, agents_files, check_output(output, options["include_input"]), is_retry=False), output, options
-    )
+    kept = check_output(output, options["include_input"], agents_files)
+    _watch(_starter(name, agents_files, kept, is_retry=False), output, options)
 
 
 @click.command()
@@ -126,7 +125,8 @@ def retry(name: str, agents_files: tuple[Path, ...], output: Path | None, **opti
 
     Example: batchray retry last
     """
-    _watch(_starter(name, agents_files, check_output(output, options["include_input"]), is_retry=True), output, options)
+    kept = check_output(output, options["include_input"], agents_files)
+    _watch(_starter(name, agents_files, kept, is_retry=True), output, options)
 
 
 def _starter(

@@ -15,7 +15,7 @@ from batchray.views.anthropic_lines import anthropic_line
 from batchray.views.carried import CarriedRows
 from batchray.views.conversations import ConversationReader
 from batchray.views.export_formats import Target, beside, check_endpoint
-from batchray.views.export_places import make_directory, packed, writing
+from batchray.views.export_places import delete, make_directory, packed, writing
 from batchray.views.openai_lines import is_in_error_file, openai_line
 from batchray.views.result_pages import ReadPage, ResultCursor
 from batchray.views.results import ResultViews, parse_time
@@ -105,6 +105,8 @@ def _write_openai(target: Target, source: ExportSource, endpoint: str) -> None:
                 errors = files.enter_context(opened(beside(target)))
             file = errors if is_error and errors is not None else output
             file.write(openai_line(result, endpoint, seconds) + b"\n")
+    if errors is None and isinstance(target, str | PurePath):  # an earlier export may have left one
+        delete(place_of(str(beside(target))))
 
 
 def _directory(target: Target) -> Place | None:
