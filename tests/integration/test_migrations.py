@@ -180,7 +180,10 @@ def test_everything_reads_back_as_the_older_version_read_it(old: OldDatabase) ->
     with old.open() as store:
         for name, job_id in answers["ids"].items():
             job = store.jobs.get(job_id)
-            assert plain(job) == {**answers["jobs"][name], "paused_because": None, "unused_fields": None}
+            before = {**answers["jobs"][name], "paused_because": None, "unused_fields": None}
+            if before["progress"] is not None:  # it did not count these tokens
+                before["progress"] = {**before["progress"], "cached_input_tokens": 0, "reasoning_tokens": 0}
+            assert plain(job) == before
             assert plain(store.items.results(job)) == answers["results"][name]
             assert plain(store.items.unfinished(job, after=-1)) == renamed(answers["unfinished"][name])
             assert plain(store.items.checkpoints(job, 1)) == answers["steps"][name]
