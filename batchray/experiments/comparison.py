@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Key = Callable[[Result], Any]
+_Means = dict[str | int, float]
+"""Means by request."""
 _SET_BY_CROSS = ("agent_id", "custom_id", "metadata")
 _Agents = Mapping[str, Mapping[str, Any]]
 """The settings of agents by id."""
@@ -60,8 +62,8 @@ def compare(
 
     A mean is taken over requests; the answers to one request, such as repeats, are averaged first, because they are
     not independent.  Two outcomes of one job belong to one request if `cross` made them from it.  All others do if
-    `cross` took them from requests of one custom_id that is not a number, or if their rows, or else their inputs, are
-    equal.
+    `cross` took them from requests of one custom_id that is not a number, or if their inputs, or in several jobs their
+    rows, are equal.
     `baseline` is a group, by default the first one.  `failed_score` is the score of an outcome that failed; by default
     it has none.  Intervals have the given level and come from a bootstrap with `seed`; from 20,000 requests on, from
     the normal distribution.  An outcome without cost makes the sum of its group missing.
@@ -73,12 +75,13 @@ def compare(
     jobs, ratings = _split(job, scores)
     rated = _scores(ratings)
     groups: dict[Any, _Group] = defaultdict(_Group)
+    requests = _Requests(is_one_job=len(jobs) == 1)
     agents = {each.id: each.agents() for each in jobs}
     for each in jobs:
         key_of = _key(by, each, agents)
         for result in each.results("index", wait=False, include_input=True):
-            request = _request_key(result, is_one_job=len(jobs) == 1)
-            groups[key_of(result)].add(request, result, rated.get((each.id, result.index)), failed_score)
+            request, score = requests.name_of(result), rated.get((each.id, result.index))
+            groups[key_of(result)].add(request, result, score, failed_score)
     if not groups:
         raise UsageError(f"job {jobs[0].id} has no outcomes to compare")
     reference = next(iter(groups)) if baseline is None else baseline
@@ -93,14 +96,14 @@ def compare(
 class _Group:
     """The outcomes of a group, kept as numbers; successes and scores by request."""
 
-    succeeded: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    scores: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    succeeded: dict[str | int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    scores: dict[str | int, list[float]] = field(default_factory=lambda: defaultdict(list))
     durations_s: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
 
-    def add(self, request: str, result: Result, score: float | None, failed_score: float | None) -> None:
+    def add(self, request: str | int, result: Result, score: float | None, failed_score: float | None) -> None:
         is_success = result.status == "succeeded"
         self.succeeded[request].append(float(is_success))
         if is_success:
@@ -115,19 +118,38 @@ class _Group:
         self.cost_usd = (self.cost_usd or 0.0) + (result.cost_usd or 0.0) if known else None
 
 
-def _request_key(result: Result, *, is_one_job: bool) -> str:
-    """Return what all answers to one request share.  Columns of a table may have the names that `cross` uses.
+class _Requests:
+    """Finds out which answers belong to one request, and names it.
 
     `cross` names a request by its custom_id, or by its position, which says nothing about the requests of another job.
+    Others are the same if their inputs are equal, and in several jobs, whose prompts may differ, if their rows are.
+    Columns of a table may have the names that `cross` uses.
     """
-    metadata = result.metadata or {}
-    if REQUEST in metadata and REPEAT in metadata:
-        name = str(metadata[REQUEST])
-        if is_one_job or not name.isdecimal():
-            return name
-    content = {key: value for key, value in (result.row or {}).items() if key not in _SET_BY_CROSS} or result.input
+
+    def __init__(self, *, is_one_job: bool) -> None:
+        self._is_one_job = is_one_job
+        self._known: dict[bytes, int] = {}
+
+    def name_of(self, result: Result) -> str | int:
+        """Return what all answers to one request share."""
+        metadata = result.metadata or {}
+        if REQUEST in metadata and REPEAT in metadata:
+            name = str(metadata[REQUEST])
+            if self._is_one_job or not name.isdecimal():
+                return name
+        digests = [_digest(result.input)]
+        row = {key: value for key, value in (result.row or {}).items() if key not in _SET_BY_CROSS}
+        if row and not self._is_one_job:
+            digests.append(_digest(row))
+        number = next((self._known[each] for each in digests if each in self._known), len(self._known))
+        for each in digests:
+            self._known.setdefault(each, number)
+        return number
+
+
+def _digest(content: Any) -> bytes:
     encoded = orjson.dumps(content, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)
-    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+    return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
 def _given_with(result: Result) -> Mapping[str, Any]:
@@ -247,11 +269,11 @@ def _row(group: _Group, baseline: _Group, level: float, seed: int) -> dict[str, 
     }
 
 
-def _means(by_request: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def _means(by_request: Mapping[str | int, Sequence[float]]) -> _Means:
     return {key: sum(values) / len(values) for key, values in by_request.items()}
 
 
-def _difference(values: Mapping[str, float], reference: Mapping[str, float], level: float, seed: int) -> Interval:
+def _difference(values: _Means, reference: _Means, level: float, seed: int) -> Interval:
     import numpy as np
 
     both = [key for key in values if key in reference]
@@ -280,4 +302,4 @@ def _frame(
     frame = pd.DataFrame(list(rows), index=index)
     integers = ("requests", "scored", "pairs", "score_pairs", "prompt_tokens", "completion_tokens")
     typed = frame.astype({name: "Int64" if name in integers else "Float64" for name in frame})
-    return Comparison(typed, baseline=keys.index(reference), level=level)
+    return Comparison(typed, baseline=typed.index[keys.index(reference)], level=level)

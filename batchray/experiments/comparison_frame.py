@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_ROWS, _N_COLUMNS, _MIN_NAME = 50, 120, 10
 _GAP = "  "
+_NO_ROW = object()
 _Justify = Callable[[str, int], str]
 _BASELINE, _MINUS = " (baseline)", " minus baseline"
 
@@ -26,13 +27,12 @@ _BASELINE, _MINUS = " (baseline)", " minus baseline"
 class Comparison(pd.DataFrame):
     """A DataFrame in all respects; only how it is printed and its HTML differ.  Parts and copies of it are plain ones.
 
-    `baseline` is the position of the row that the differences are to, None if no row is it; `level` is that of the
-    intervals.
+    `baseline` is the label of the row that the differences are to; `level` is that of the intervals.
     """
 
     _metadata: ClassVar[list[str]] = ["baseline", "level"]
 
-    def __init__(self, data: Any = None, *, baseline: int | None = None, level: float = 0.95) -> None:
+    def __init__(self, data: Any = None, *, baseline: Any = _NO_ROW, level: float = 0.95) -> None:
         super().__init__(data)  # type: ignore[call-arg]
         self.baseline, self.level = baseline, level
 
@@ -131,8 +131,8 @@ def _table(frame: Comparison) -> tuple[list[str], list[tuple[list[str], list[_Ce
     columns = [(name, show) for name, needs, show in _COLUMNS if not _is_empty(frame, needs)]
     heads = [in_short(str(name or "group")) for name in frame.index.names] + [name for name, _ in columns]
     rows = [
-        (_names(key, is_baseline=position == frame.baseline and len(frame) > 1), [show(row) for _, show in columns])
-        for position, (key, (_, row)) in enumerate(zip(frame.index, frame.head(_MAX_ROWS).iterrows(), strict=False))
+        (_names(key, is_baseline=_is_same(key, frame.baseline) and len(frame) > 1), [show(row) for _, show in columns])
+        for key, (_, row) in zip(frame.index, frame.head(_MAX_ROWS).iterrows(), strict=False)
     ]
     legend = [f"... {len(frame) - len(rows):,} more groups"] if len(frame) > len(rows) else []
     return heads, rows, [*legend, *_legend(frame)]
@@ -141,7 +141,7 @@ def _table(frame: Comparison) -> tuple[list[str], list[tuple[list[str], list[_Ce
 def _legend(frame: Comparison) -> Iterator[str]:
     has_scores = not _is_empty(frame, "score")
     if len(frame) > 1:
-        named = f", {_name(frame.index[frame.baseline])}" if frame.baseline is not None else ""
+        named = "" if frame.baseline is _NO_ROW else f", {_name(frame.baseline)}"
         pairs = "`pairs` is the number of requests that both have"
         scored = "; differences of the score are over those that both have scored" if has_scores else ""
         yield f"minus baseline: the mean difference to the baseline{named}, request by request; {pairs}{scored}"
@@ -157,6 +157,10 @@ def _is_empty(frame: Comparison, name: str) -> bool:
 def _names(key: Hashable, *, is_baseline: bool) -> list[str]:
     parts = [in_short(str(part), 60) for part in (key if isinstance(key, tuple) else (key,))]
     return [*parts[:-1], f"{parts[-1]}{_BASELINE}"] if is_baseline else parts
+
+
+def _is_same(key: Any, other: Any) -> bool:
+    return bool(key == other) or (key != key and other != other)  # NaN is the label of a missing value
 
 
 def _name(key: Hashable) -> str:

@@ -151,9 +151,14 @@ def read_rating(text: str) -> Rating:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
         value = _loosely_read(text)
-    if isinstance(value, dict):
-        return Rating(_number(value.get("score")), "score" in value)
-    return Rating(_number(value), isinstance(value, int | float))
+    if isinstance(value, dict) and "score" in value:
+        value = value["score"]
+        if value is None:
+            return Rating(None, True)
+    if isinstance(value, str):
+        value = _loosely_read(value)
+    score = float(value) if isinstance(value, int | float) else None
+    return Rating(score, score is not None)
 
 
 def _loosely_read(text: str) -> float | None:
@@ -161,10 +166,6 @@ def _loosely_read(text: str) -> float | None:
     if text in _WORDS:
         return _WORDS[text]
     return float(text) if _NUMBER.fullmatch(text) else None
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 def warn_of_unreadable(job_id: str, ratings: Iterable[Result]) -> None:

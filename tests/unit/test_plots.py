@@ -169,12 +169,12 @@ def test_a_comparison_of_long_names_and_numbers_fits_a_terminal(comparison: pd.D
         cost_usd=99.5,
     )
     wide = wide.assign(score_difference=-0.5, score_difference_low=-0.9123, score_difference_high=-0.1234)
-    text = str(Comparison(wide.rename(index={"shout": "long " * 30}), baseline=0))
+    text = str(Comparison(wide.rename(index={"shout": "long " * 30}), baseline=wide.index[0]))
     assert max(map(len, text.splitlines())) <= 120
     assert "\x1b" not in text
     for shown in ("+33.3%", "0.123", "-0.5", "1,000,000 in", "(baseline)", "$99.50", "p95"):
         assert shown in text
-    larger = str(Comparison(wide.assign(prompt_tokens=10**12), baseline=0))
+    larger = str(Comparison(wide.assign(prompt_tokens=10**12), baseline=wide.index[0]))
     assert "1,000,000,000,000 in" in larger
 
 
