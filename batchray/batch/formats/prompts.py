@@ -25,7 +25,10 @@ class _Piece(NamedTuple):
 
 
 class Prompt:
-    """A template with the names of columns in braces, in the format of `str.format` without attributes of values."""
+    """A template with the names of columns in braces, in the format of `str.format`.
+
+    `{when.year}` is fine; `{text.upper}`, a method, and `{text.__class__}` are refused.
+    """
 
     def __init__(self, template: str, columns: Sequence[str]) -> None:
         self._pieces = [_piece(*parsed, columns) for parsed in _parsed(template)]
@@ -51,8 +54,13 @@ def listed(columns: Collection[str]) -> str:
 
 
 def has_attribute(field: str) -> bool:
-    """Whether a field of a template asks for an attribute: `{text.__class__}` would be the same for every row."""
+    """Whether a field of a template asks for an attribute."""
     return "." in _ITEMS.sub("", field)
+
+
+def _has_private_attribute(field: str) -> bool:
+    """Whether it asks for one such as `{text.__class__}`, which would be the same for every row."""
+    return "._" in _ITEMS.sub("", field)
 
 
 def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
@@ -69,7 +77,7 @@ def _piece(text: str, field: str | None, spec: str | None, conversion: str | Non
     column = field.partition("[")[0].partition(".")[0]
     if column not in columns:
         raise missing_column(field, columns, "prompt")
-    if has_attribute(field):
+    if _has_private_attribute(field):
         allowed = f"write a column, such as {{{column}}}, or an item of one, such as {{{column}[name]}}"
         raise BatchFormatError(f"prompt: {{{field[:60]}}} is an attribute of a value; {allowed}")
     return _Piece(text, field, column, conversion, spec or "")
@@ -82,6 +90,8 @@ def _written(piece: _Piece, row: Mapping[str, Any]) -> str:
             value, _ = _FORMATTER.get_field(field, (), row)
         if value is None:
             raise BatchFormatError("is empty (null), and the prompt needs it", path=f"column {piece.column!r}")
+        if callable(value):
+            raise TypeError("it is a method, not a value")
         return format(_FORMATTER.convert_field(value, piece.conversion), piece.spec)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         reason = f"cannot be written as {{{field}{':' if piece.spec else ''}{piece.spec}}}: {error}"

@@ -143,11 +143,29 @@ def _common_field(before: Any, field: Any, giver: Place) -> Any:
     if not before.type.equals(field.type):
         pair = [_without_categories(each) for each in pair]
     try:
+        if _loses(*(each.type for each in pair)):
+            raise pa.ArrowTypeError
         united = pa.unify_schemas([pa.schema([each]) for each in pair], promote_options="permissive").field(0)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         reason = f"has type {field.type}, and {before.type} in {giver.name}; write all files with one type"
         raise BatchFormatError(reason, path=_column(field.name)) from None
     return before.with_type(united.type).with_nullable(before.nullable or field.nullable)
+
+
+_KINDS = (("string", "text"), ("binary", "bytes"), ("decimal", "decimal"), ("float", "float"), ("double", "float"))
+_LOSSES = ({"text", "bytes"}, {"decimal", "float"})
+
+
+def _loses(first: Any, second: Any) -> bool:
+    """Whether pyarrow unites two types, or those inside of them, in one that does not hold their values as they are."""
+    types = arrow().types
+    if types.is_nested(first) and types.is_nested(second):
+        own, other = ([each.field(i) for i in range(each.num_fields)] for each in (first, second))
+        if types.is_struct(first) and types.is_struct(second):
+            return any(_loses(a.type, b.type) for a in own for b in other if a.name == b.name)
+        return len(own) == len(other) and any(_loses(a.type, b.type) for a, b in zip(own, other, strict=True))
+    kinds = {next((kind for part, kind in _KINDS if part in str(each)), "") for each in (first, second)}
+    return kinds in _LOSSES
 
 
 def _without_categories(field: Any) -> Any:
