@@ -151,8 +151,8 @@ def find_job(
     seconds, because a job is known there a moment after its start, and ClusterError if there is no cluster or it cannot
     be reached, or if a driver on it does not answer and no other runs the job.
     """
-    end = time.monotonic() + wait_s
     connect_existing(ray_address, wait_s)
+    end = time.monotonic() + wait_s
     while True:
         is_last = time.monotonic() >= end
         actor, n_silent = _look(job_id, timeout_s if is_last else min(timeout_s, _LOOK_S))
@@ -171,6 +171,8 @@ def _look(job_id: str, timeout_s: float) -> tuple[Any, int]:
 
     An actor that starts at this moment, of any driver, is one of those.
     """
+    if not ray.is_initialized():  # any call would start another cluster
+        raise ClusterError(f"job {job_id}: this process's connection to the cluster was closed")
     asked = {}
     for name in actor_names():
         with contextlib.suppress(ValueError):  # it has ended meanwhile
