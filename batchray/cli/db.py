@@ -12,7 +12,7 @@ import click
 from batchray.cli.exits import saying_if_stopped
 from batchray.cli.job_names import place_of, reading_settings
 from batchray.cli.options import store_options, store_settings
-from batchray.cli.output import check_can_be_written, text_output
+from batchray.cli.output import check_can_be_written, stream_of, text_output
 from batchray.errors import BatchrayError
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def export(output: Path, config: Path | None, data_dir: Path | None, database_ur
     check_can_be_written(output)
     settings = reading_settings(config, data_dir, database_url)
     reader = Store.open_for_reading(settings.data_dir, settings.url, accepts_older=True)
-    stopped = f"export stopped; {output} was not written; run the command again"
+    undone = f"{output} was not written" if stream_of(output) is None else "the output is not complete"
+    stopped = f"export stopped; {undone}; run the command again"
     try:
         with saying_if_stopped(stopped), reader as store, text_output(output) as file:
             n_outcomes = _write_all(store, file, lost.append)
@@ -73,7 +74,7 @@ def export(output: Path, config: Path | None, data_dir: Path | None, database_ur
         raise
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}") from None
-    click.echo(f"{n_outcomes:,} outcomes written to {output}")
+    click.echo(f"{n_outcomes:,} outcomes written to {output}", err=stream_of(output) is not None)
     for what in lost:
         click.echo(f"not readable: {what}", err=True)
     if lost:

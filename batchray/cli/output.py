@@ -56,11 +56,23 @@ def check_output(output: Path | None, include_input: bool = False, inputs: Seque
     from batchray.jobs.start import Output
 
     check_can_be_written(output)
-    if output.is_file() and any(os.path.isfile(each) and output.samefile(each) for each in inputs):
+    if output.is_file() and any(_is_in(output, each) for each in inputs):
         raise ConfigError(f"--output {output} is an input of this command, which would be lost; name another file")
     if (remedy := _OTHER_FORMATS.get(output.suffix.lower())) is not None:
         click.echo(f"batchray: --output {output} will hold JSON Lines; {remedy}", err=True)
     return Output(output, include_input)
+
+
+def _is_in(output: Path, given: str | Path) -> bool:
+    """Whether a file is an input: a path, a `file://` address, or standard input."""
+    from batchray.batch.places import LocalPlace, place_of
+
+    if str(given) == "-":
+        return os.path.samestat(output.stat(), os.fstat(0))
+    if "://" in str(given) and not str(given).startswith("file://"):
+        return False
+    place = place_of(given)
+    return isinstance(place, LocalPlace) and place.path.exists() and output.samefile(place.path)
 
 
 def check_can_be_written(output: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batchray.schema import Result
 
 _MAX_DIGITS = 19
+_MAX_SEARCHED = 20_000  # items; there is no index of custom_ids, so a search reads them all
 
 
 @click.command()
@@ -111,11 +112,13 @@ def _result(job: Job, item: str, name: str) -> Result:
     A number that is both is told on standard error; `name` is the job's in the command that is printed there.
     """
     is_number = item.isascii() and item.isdigit() and len(item) <= _MAX_DIGITS
-    if not is_number or int(item) >= job.record().total:
+    total = job.record().total
+    if not is_number or int(item) >= total:
         return job.result(custom_id=item)
     other = int(item)
-    with suppress(UnknownItemError):  # or it has no outcome yet, and so nothing to show
-        other = job.result(custom_id=item).index
+    if total <= _MAX_SEARCHED:
+        with suppress(UnknownItemError):  # or it has no outcome yet, and so nothing to show
+            other = job.result(custom_id=item).index
     if other != int(item):
         command = on_command_line("show", name, JobLocation(job.data_dir, job.url), "--custom-id", item)
         click.echo(f"batchray: {item} is an index here; item {other} has it as its custom_id: {command}", err=True)

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
+
 from batchray.agents.build import protocol_of
 from batchray.agents.tools import TOOL_SPECS, specs_of_nameless
 from batchray.batch.custom_ids import CustomIdCounts
@@ -76,8 +78,17 @@ async def create_job(
 
 def _with_specs(snapshot: Mapping[str, Any], agents: AgentSet) -> Mapping[str, Any]:
     """Return the snapshot with what it says of tools that cannot be found by name, for exports without their code."""
-    specs = {agent_id: specs_of_nameless(bound.agent) for agent_id, bound in agents.agents.items()}
+    specs = {agent_id: _storable(specs_of_nameless(bound.agent)) for agent_id, bound in agents.agents.items()}
     return {key: {**kept, TOOL_SPECS: specs[key]} if specs[key] else kept for key, kept in snapshot.items()}
+
+
+def _storable(specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what JSON can hold: all specs, or none if a default value or a docstring has no JSON."""
+    try:
+        orjson.dumps(specs)
+    except orjson.JSONEncodeError:
+        return []
+    return specs
 
 
 class Intake:

@@ -23,7 +23,7 @@ class Percentiles(NamedTuple):
     def __repr__(self) -> str:
         """Return the seconds with three significant digits, or whole ones from 1000 on."""
         shown = (
-            f"{name}={value:.0f}" if value >= 1000 else f"{name}={value:.3g}" for name, value in self._asdict().items()
+            f"{name}={value:.0f}" if value >= 999.5 else f"{name}={value:.3g}" for name, value in self._asdict().items()
         )
         return f"Percentiles({', '.join(shown)})"
 

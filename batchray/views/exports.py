@@ -127,13 +127,13 @@ class _Directory:
 
     def _is_whole(self, part: Mapping[str, Any]) -> bool:
         """Whether the file of a part can be read and has the rows that the manifest says.  Reads only its end."""
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
         with self._place.child(part["file"]).open() as file:
             try:
                 return bool(ParquetFile(file).metadata.num_rows == part["rows"])
-            except ArrowInvalid:
+            except (ArrowException, OSError):  # OSError: the metadata at its end cannot be parsed
                 return False
 
     def _delete_others(self, names: Sequence[str]) -> None:

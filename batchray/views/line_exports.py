@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from batchray.batch.places import Place, place_of
+from batchray.batch.places import LocalPlace, Place, place_of
 from batchray.errors import BatchFormatError, ConfigError
 from batchray.store import JobRecord, StoredResult
 from batchray.views.anthropic_lines import anthropic_line
@@ -16,7 +16,7 @@ from batchray.views.carried import CarriedRows
 from batchray.views.conversations import ConversationReader
 from batchray.views.export_formats import Target, beside, check_endpoint
 from batchray.views.export_places import delete, make_directory, packed, writing
-from batchray.views.openai_lines import is_in_error_file, openai_line
+from batchray.views.openai_lines import is_in_error_file, is_openai_line, openai_line
 from batchray.views.result_pages import ReadPage, ResultCursor
 from batchray.views.results import ResultViews, parse_time
 from batchray.views.training_lines import training_line
@@ -105,8 +105,18 @@ def _write_openai(target: Target, source: ExportSource, endpoint: str) -> None:
                 errors = files.enter_context(opened(beside(target)))
             file = errors if is_error and errors is not None else output
             file.write(openai_line(result, endpoint, seconds) + b"\n")
-    if errors is None and isinstance(target, str | PurePath):  # an earlier export may have left one
-        delete(place_of(str(beside(target))))
+    if errors is None and isinstance(target, str | PurePath):
+        _delete_earlier_errors(place_of(str(beside(target))))
+
+
+def _delete_earlier_errors(place: Place) -> None:
+    """Delete the error file that an earlier export left on this machine; another file of its name stays."""
+    if not isinstance(place, LocalPlace) or not place.path.is_file():
+        return
+    with place.open() as lines:
+        first = lines.readline()
+    if not first or is_openai_line(first):
+        delete(place)
 
 
 def _directory(target: Target) -> Place | None:

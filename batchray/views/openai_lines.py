@@ -57,6 +57,15 @@ def openai_line(result: Result, endpoint: str = CHAT_COMPLETIONS, created_at: in
     return _line(digits, custom_id, status, error_body(status, _CODES.get(error.type, error.type), error.message))
 
 
+def is_openai_line(line: bytes) -> bool:
+    """Whether a line is one of an output or error file."""
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(found, dict) and found.keys() == {"id", "custom_id", "response", "error"}
+
+
 def openai_failure(batch_item_id: str, custom_id: str, status: int, code: str, message: str) -> bytes:
     """Return the line of a request that was refused with an HTTP status, such as 404 and `model_not_found`."""
     return _line(batch_item_id.removeprefix("batch_item-"), custom_id, status, error_body(status, code, message))

@@ -235,6 +235,9 @@ def test_other_tables_are_crossed_by_their_rows() -> None:
         ("No.", 0.0),
         ("**Score:** 0.5", 0.5),
         ("`Rating = 3`", 3.0),
+        ('{"score": "0.8"}', 0.8),
+        ('"yes"', 1.0),
+        ('{"score": "good"}', None),
         ("", None),
         ("7/10", None),
         ('```json\n{"score": 0.25, "reason": "short"}\n```', 0.25),
@@ -277,6 +280,16 @@ def test_requests_of_several_jobs_are_paired_by_what_they_ask(options: dict[str,
     assert compared["pairs"].tolist() == [3, 3, 0]
     assert compared["score_difference"].tolist()[:2] == [0, 1]  # of the question mark
     assert compared["score_difference"].isna().tolist() == [False, False, True]
+
+
+def test_requests_with_equal_inputs_are_one_whatever_else_their_rows_have(options: dict[str, Any]) -> None:
+    agents = [Agent(id=name, run=echo) for name in ("x", "y")]
+    rows = [{"id": f"{q}-{a.id}", "agent_id": a.id, "question": q} for q in ("one", "two") for a in agents]
+    job = batchray.run(rows, agents, input_column="question", id_column="id", **options)
+    assert batchray.compare(job)["pairs"].tolist() == [2, 2]
+    frame = pd.DataFrame({"q": ["two", "one"], "old": [1, 2]})
+    other = batchray.run(frame, agents, agent="x", input_column="q", **options)
+    assert batchray.compare([job, other], by="job")["pairs"].tolist() == [2, 2]
 
 
 def test_requests_of_several_jobs_with_ids_of_their_own_are_paired_by_them(options: dict[str, Any]) -> None:

@@ -189,7 +189,16 @@ def test_a_part_without_a_place_in_the_manifest_is_written_again(job: batchray.J
     assert pq.read_table(tmp_path / "out").equals(job.to_arrow())
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda part: part.write_bytes(part.read_bytes()[:-9])])
+def _break_metadata(part: Path) -> None:
+    """Overwrite what describes the rows, but neither its length nor the magic bytes after it."""
+    content = part.read_bytes()
+    n_metadata = int.from_bytes(content[-8:-4], "little")
+    part.write_bytes(content[: -8 - n_metadata] + b"\xff" * n_metadata + content[-8:])
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda part: part.write_bytes(part.read_bytes()[:-9]), _break_metadata]
+)
 @pytest.mark.parametrize("is_older", [False, True])
 def test_parts_from_the_first_missing_or_damaged_one_on_are_written_again(
     job: batchray.Job,

@@ -116,9 +116,13 @@ def test_openai_has_no_error_file_if_nothing_failed(tmp_path: Path) -> None:
     job = batchray.run(requests, [agent], data_dir=tmp_path / "data", executor="local", progress=False)
     job.export(tmp_path / "out.jsonl", "openai")
     assert names_in(tmp_path) == ["data", "out.jsonl"]
-    (tmp_path / "out.errors.jsonl").write_text("of an earlier export")
+    earlier = {"id": "batch_req_1", "custom_id": "1", "response": None, "error": {"code": "x", "message": "y"}}
+    (tmp_path / "out.errors.jsonl").write_bytes(orjson.dumps(earlier))
     job.export(tmp_path / "out.jsonl", "openai")
     assert names_in(tmp_path) == ["data", "out.jsonl"]
+    (tmp_path / "out.errors.jsonl").write_text("of another program")
+    job.export(tmp_path / "out.jsonl", "openai")
+    assert names_in(tmp_path) == ["data", "out.errors.jsonl", "out.jsonl"]
 
 
 def test_an_open_file_gets_both_in_the_order_of_the_batch(job: Job) -> None:
@@ -163,6 +167,17 @@ def test_tools_without_a_name_are_described_as_the_job_had_them(tmp_path: Path) 
     assert described["local_tool"]["description"] == "Count."
     assert described["local_tool"]["parameters"]["properties"] == {"count": {"title": "Count", "type": "integer"}}
     assert trajectory["agent"]["tool_definitions"] == line["tools"]
+
+
+def test_a_tool_whose_description_json_cannot_hold_runs_without_one_in_exports(tmp_path: Path) -> None:
+    def large(count: int = 2**70) -> int:
+        return count
+
+    agent = Agent(id="m", model="offline/scripted", tools=(large,), script=({"text": "x"},))
+    request = {"agent_id": "m", "input": "x"}
+    job = batchray.run([request], [agent], data_dir=tmp_path, executor="local", progress=False)
+    assert job.counts["succeeded"] == 1
+    assert "tool_definitions" not in lines_of(job, "atif")[0]["agent"]
 
 
 def test_sft_of_an_older_job_needs_the_code_of_the_tools_and_trajectories_do_without(

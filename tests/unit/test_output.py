@@ -110,16 +110,24 @@ def test_a_directory_that_takes_no_file_is_refused_before_the_run(
     assert isinstance(done.exception, ConfigError)
 
 
-@pytest.mark.parametrize("name", ["requests.jsonl", "agents.yaml", "link.jsonl"])
+@pytest.mark.parametrize(
+    ("requests", "name"),
+    [
+        ("requests.jsonl", "requests.jsonl"),
+        ("requests.jsonl", "agents.yaml"),
+        ("requests.jsonl", "link.jsonl"),
+        ("file://{}/requests.jsonl", "requests.jsonl"),
+    ],
+)
 def test_an_output_that_is_an_input_is_refused_before_the_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    requests: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("requests.jsonl").write_text('{"agent_id": "a", "input": "x"}\n')
     Path("agents.yaml").write_text("agents: [{id: a, model: offline/rules}]")
     Path("link.jsonl").symlink_to("requests.jsonl")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    run = ["run", "requests.jsonl", "--agents", "agents.yaml", "--executor", "local", "--output", name]
+    run = ["run", requests.format(tmp_path), "--agents", "agents.yaml", "--executor", "local", "--output", name]
     done = CliRunner().invoke(cli, run)
     assert isinstance(done.exception, ConfigError)
     assert f"--output {name} is an input of this command" in str(done.exception)

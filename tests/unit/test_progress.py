@@ -93,6 +93,13 @@ def test_two_progresses_share_nothing() -> None:
     assert one.done == 1
 
 
+def test_percentiles_show_three_digits_and_no_exponent() -> None:
+    assert (
+        repr(Percentiles(0.00123456, 1.23456, 999.7, 12345.6))
+        == "Percentiles(p50=0.00123, p95=1.23, p99=1000, max=12346)"
+    )
+
+
 def test_stored_progress_of_a_newer_version_is_read_without_its_additions() -> None:
     stored = Progress(total=3, prompt_tokens=5, reasoning_tokens=2).to_dict()
     assert Progress.from_dict({**stored, "of_a_newer_version": 1}) == Progress.from_dict(stored)
