@@ -242,6 +242,16 @@ def _is_kind(kind: Any, *names: str) -> bool:
     return any(getattr(arrow().types, f"is_{name}")(kind) for name in names)
 
 
+def united_type(first: Any, second: Any) -> Any:
+    """Return the type in which pyarrow unites two, perhaps with a loss; None if there is none."""
+    pa = arrow()
+    try:
+        pair = [pa.schema([("x", each)]) for each in (first, second)]
+        return pa.unify_schemas(pair, promote_options="permissive").field(0).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return None
+
+
 def _is_binary(kind: Any) -> bool:
     return _is_kind(kind, "binary", "large_binary", "fixed_size_binary", "binary_view")
 
@@ -282,11 +292,7 @@ class _Kind:
             return None
         if any(map(_is_binary, (self.type, kind))) and not all(map(_is_binary, (self.type, kind))):
             return None  # a text would become bytes
-        try:
-            pair = [pa.schema([("x", each)]) for each in (self.type, kind)]
-            common = pa.unify_schemas(pair, promote_options="permissive").field(0).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-            return None
+        common = united_type(self.type, kind)
         return None if "struct<" in str(common) else common
 
     def field(self, name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from batchray.batch.formats.arrow import PART_BYTES, PART_ROWS, arrow, check_names
-from batchray.batch.formats.column_types import Rows, UntypedTable, schema_without_unions, without_unions
+from batchray.batch.formats.column_types import Rows, UntypedTable, schema_without_unions, united_type, without_unions
 from batchray.batch.places import Place
 from batchray.errors import BatchFormatError
 
@@ -138,18 +138,14 @@ def _common_schema(files: Sequence[Place], schema_of: Callable[[Any], Any]) -> A
 
 def _common_field(before: Any, field: Any, giver: Place) -> Any:
     """Return a column that holds the values of both.  Raises BatchFormatError if there is no such type."""
-    pa = arrow()
-    pair = [before, field]
+    pair = [before.type, field.type]
     if not before.type.equals(field.type):
         pair = [_without_categories(each) for each in pair]
-    try:
-        if _loses(*(each.type for each in pair)):
-            raise pa.ArrowTypeError
-        united = pa.unify_schemas([pa.schema([each]) for each in pair], promote_options="permissive").field(0)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    common = None if _loses(*pair) else united_type(*pair)
+    if common is None:
         reason = f"has type {field.type}, and {before.type} in {giver.name}; write all files with one type"
-        raise BatchFormatError(reason, path=_column(field.name)) from None
-    return before.with_type(united.type).with_nullable(before.nullable or field.nullable)
+        raise BatchFormatError(reason, path=_column(field.name))
+    return before.with_type(common).with_nullable(before.nullable or field.nullable)
 
 
 _KINDS = (("string", "text"), ("binary", "bytes"), ("decimal", "decimal"), ("float", "float"), ("double", "float"))
@@ -168,8 +164,8 @@ def _loses(first: Any, second: Any) -> bool:
     return kinds in _LOSSES
 
 
-def _without_categories(field: Any) -> Any:
-    return field.with_type(field.type.value_type) if arrow().types.is_dictionary(field.type) else field
+def _without_categories(kind: Any) -> Any:
+    return kind.value_type if arrow().types.is_dictionary(kind) else kind
 
 
 def _column(name: str) -> str:
