@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchray.cli.options import store_settings
-from batchray.errors import AmbiguousJobError, ConfigError, UnknownJobError, UsageError
+from batchray.errors import AmbiguousJobError, UnknownJobError, UsageError
 
 if TYPE_CHECKING:
     from batchray.config import StoreSettings
@@ -24,7 +24,7 @@ def find_jobs(settings: StoreSettings, names: Sequence[str]) -> list[Job]:
     from batchray.jobs.handle import Job
     from batchray.store import Store
 
-    _check_there(settings)
+    settings.check_exists()
     with Store.open_for_reading(settings.data_dir, settings.url) as store:
         job_ids = find_ids(store, names, place_of(settings))
     return [Job(job_id, settings.data_dir, url=settings.url) for job_id in job_ids]
@@ -40,7 +40,7 @@ def find_id_to_start(settings: StoreSettings, name: str) -> str:
 
     if is_job_id(name):
         return name
-    _check_there(settings)
+    settings.check_exists()
     with Store.open(settings.data_dir, settings.url, allow_network_fs=settings.allow_network_fs) as store:
         return find_ids(store, [name], place_of(settings))[0]
 
@@ -48,13 +48,8 @@ def find_id_to_start(settings: StoreSettings, name: str) -> str:
 def reading_settings(config: Path | None, data_dir: Path | None, database_url: str | None) -> StoreSettings:
     """Return where the jobs are that a command reads.  Raises ConfigError if there are none."""
     settings = store_settings(config, data_dir, database_url)
-    _check_there(settings)
+    settings.check_exists()
     return settings
-
-
-def _check_there(settings: StoreSettings) -> None:
-    if settings.url is None and not settings.database.exists():
-        raise ConfigError(f"no batchray data in {settings.data_dir}; give the --data-dir that the job was run with")
 
 
 def find_ids(store: Store, names: Sequence[str], place: str) -> list[str]:

@@ -50,6 +50,11 @@ class StoreSettings(BaseSettings):
         """The SQLite file inside the data directory."""
         return self.data_dir / "batchray.db"
 
+    def check_exists(self) -> None:
+        """Raise ConfigError if the data directory has no database.  A database with a URL is not asked."""
+        if self.url is None and not self.database.exists():
+            raise ConfigError(f"no batchray data in {self.data_dir}; give the --data-dir that the job was run with")
+
     @property
     def url(self) -> str | None:
         """The URL of the database, with the password; None: SQLite in the data directory."""

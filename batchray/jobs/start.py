@@ -74,8 +74,7 @@ def start_again(
     `given` agents replace those of the job with the same ids.  Settings that are not chosen, and `output`, are those of
     the job's last run.
     """
-    if chosen.url is None and not chosen.database.exists():
-        raise ConfigError(f"no batchray data in {chosen.data_dir}; give the --data-dir that the job was run with")
+    chosen.check_exists()
     runtime = session()
     try:
         store = runtime.open_store(chosen)  # for writing: it brings a database of an older version up to this one
