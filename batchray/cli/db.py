@@ -12,7 +12,7 @@ import click
 from batchray.cli.exits import saying_if_stopped
 from batchray.cli.job_names import place_of, reading_settings
 from batchray.cli.options import store_options, store_settings
-from batchray.cli.output import check_can_be_written, stream_of, text_output
+from batchray.cli.output import check_can_be_written, stream_of, text_output, undone_of
 from batchray.errors import BatchrayError
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ def export(output: Path, config: Path | None, data_dir: Path | None, database_ur
     check_can_be_written(output)
     settings = reading_settings(config, data_dir, database_url)
     reader = Store.open_for_reading(settings.data_dir, settings.url, accepts_older=True)
-    undone = f"{output} was not written" if stream_of(output) is None else "the output is not complete"
-    stopped = f"export stopped; {undone}; run the command again"
+    stopped = f"export stopped; {undone_of(output)}; run the command again"
     try:
         with saying_if_stopped(stopped), reader as store, text_output(output) as file:
             n_outcomes = _write_all(store, file, lost.append)

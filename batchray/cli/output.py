@@ -123,14 +123,19 @@ def write_results(jobs: Sequence[Job], output: Path, shown: Shown) -> None:
 
     Raises BatchrayError if it cannot be written.
     """
-    undone = "the output is not complete" if stream_of(output) is not None else f"{output} was not written"
+    stopped = f"results stopped; {undone_of(output)}; they are kept in the job"
     try:
-        with saying_if_stopped(f"results stopped; {undone}; they are kept in the job"), text_output(output) as file:
+        with saying_if_stopped(stopped), text_output(output) as file:
             _write(jobs, file, shown)
     except BrokenPipeError:  # the reader of the output has closed it
         raise
     except OSError as error:
         raise BatchrayError(f"{output} cannot be written: {error.strerror}; the results are kept in the job") from None
+
+
+def undone_of(output: Path) -> str:
+    """Return what is not done if the writing of an output is stopped."""
+    return f"{output} was not written" if stream_of(output) is None else "the output is not complete"
 
 
 @contextmanager
@@ -173,7 +178,7 @@ def export_results(job: Job, output: str, format_name: str | None, endpoint: str
         raise UsageError("Parquet is not written to standard output; name a file or a directory with --output PATH")
     sys.stdout.flush()
     try:
-        stopped = "export stopped; the output is not complete; run the command again"
+        stopped = f"export stopped; {undone_of(Path(output))}; run the command again"
         with saying_if_stopped(stopped), open(descriptor, "wb", closefd=False) as file:
             job.export(file, format_name, endpoint=endpoint)
     except BrokenPipeError:  # the reader of the output has closed it
@@ -186,7 +191,7 @@ def _left(output: str, format_name: str | None) -> str:
     """Return what an export that was stopped has left, and what to do."""
     is_directory = Path(output).is_dir() or (format_name in ("parquet", "atif") and not PurePosixPath(output).suffix)
     if not is_directory:
-        return f"{output} was not written; run the command again"
+        return f"{undone_of(Path(output))}; run the command again"
     if format_name == "atif":
         return f"{output} has some of the files; run the command again"
     return f"{output} has the parts that are complete; run the command again to continue it"
