@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Key = Callable[[Result], Any]
-_Means = dict[str | int, float]
+_Name = str | int
+"""The name of a request, which all answers to it share."""
+_Means = dict[_Name, float]
 """Means by request."""
 _SET_BY_CROSS = ("agent_id", "custom_id", "metadata")
 _Agents = Mapping[str, Mapping[str, Any]]
@@ -96,14 +98,14 @@ def compare(
 class _Group:
     """The outcomes of a group, kept as numbers; successes and scores by request."""
 
-    succeeded: dict[str | int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    scores: dict[str | int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    succeeded: dict[_Name, list[float]] = field(default_factory=lambda: defaultdict(list))
+    scores: dict[_Name, list[float]] = field(default_factory=lambda: defaultdict(list))
     durations_s: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
 
-    def add(self, request: str | int, result: Result, score: float | None, failed_score: float | None) -> None:
+    def add(self, request: _Name, result: Result, score: float | None, failed_score: float | None) -> None:
         is_success = result.status == "succeeded"
         self.succeeded[request].append(float(is_success))
         if is_success:
@@ -130,7 +132,7 @@ class _Requests:
         self._is_one_job = is_one_job
         self._known: dict[bytes, int] = {}
 
-    def name_of(self, result: Result) -> str | int:
+    def name_of(self, result: Result) -> _Name:
         """Return what all answers to one request share."""
         metadata = result.metadata or {}
         if REQUEST in metadata and REPEAT in metadata:
@@ -269,7 +271,7 @@ def _row(group: _Group, baseline: _Group, level: float, seed: int) -> dict[str, 
     }
 
 
-def _means(by_request: Mapping[str | int, Sequence[float]]) -> _Means:
+def _means(by_request: Mapping[_Name, Sequence[float]]) -> _Means:
     return {key: sum(values) / len(values) for key, values in by_request.items()}
 
 

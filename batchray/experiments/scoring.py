@@ -77,7 +77,7 @@ def apply(
         raise UsageError(f"job {source.id} has no succeeded outcome to rate")
     ratings = run(_scoring_requests(source, judge.id, render), [judge], progress=progress, **options)
     if judge is scorer:
-        warn_of_unreadable(ratings.id, ratings.results(wait=False))
+        _warn_of_unreadable(ratings.id, ratings.results(wait=False))
     return ratings
 
 
@@ -168,7 +168,7 @@ def _loosely_read(text: str) -> float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
-def warn_of_unreadable(job_id: str, ratings: Iterable[Result]) -> None:
+def _warn_of_unreadable(job_id: str, ratings: Iterable[Result]) -> None:
     """Log how many answers of a judge hold no score, with an example; nothing if all do."""
     answers = [rating.text for rating in ratings if rating.status == "succeeded"]
     unreadable = [text for text in answers if not read_rating(text).is_readable]

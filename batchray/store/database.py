@@ -35,8 +35,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 class Database:
     """One database: its connections, its transactions, and its one writer thread.
 
-    Methods block; `call` runs a blocking function on the writer thread.  `reserve` is for
-    `room`.
+    Methods block; `call` runs a blocking function on the writer thread.  `reserve` is for `room`.
     """
 
     def __init__(self, data_dir: Path, backend: Backend, reserve: Reserve | None = None) -> None:
